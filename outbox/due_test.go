@@ -1,0 +1,469 @@
+package outbox_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/outbox"
+)
+
+func TestDue(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store, fence := acquired(t, db)
+	first, second, empty := newEndpoint(t, db.Pool, "org_1"), newEndpoint(t, db.Pool, "org_1"), newEndpoint(t, db.Pool, "org_1")
+	// Due n minutes ago, in a shuffled order; two are due at the same time, two are not due.
+	rs := owedOf(t, db, first, 7, "payment.failed", 0, 24*time.Hour, 90*24*time.Hour) // in three partitions
+	for i, minutes := range []int{3, 9, 1, 9, 5, -1, -1} {
+		rs[i].Status, rs[i].Wait = outbox.Pending, -time.Duration(minutes)*time.Minute
+	}
+	rs[4] = outcome(rs[4], outbox.Retrying, 2, 500)
+	rs[4].SeriesStart, rs[4].Wait = 1, -5*time.Minute
+	done := outcome(owed(t, db, first, 1)[0], outbox.Success, 1, 200)
+	others := owed(t, db, second, 3)
+	for i := range others {
+		others[i].Status, others[i].Wait = outbox.Pending, -time.Hour
+	}
+	insert(t, store, fence, slices.Concat(rs, others, []outbox.Record{done})...)
+	exec(t, db.Pool, `UPDATE webhook_deliveries SET next_attempt_at = (SELECT next_attempt_at FROM webhook_deliveries WHERE id = $1) WHERE id = $2`, rs[1].ID, rs[3].ID)
+
+	fetch := func(pages ...outbox.Page) map[string][]outbox.Due {
+		t.Helper()
+		got := map[string][]outbox.Due{}
+		if err := store.Due(t.Context(), pages, func(d *outbox.Due) {
+			got[d.EndpointID.String()] = append(got[d.EndpointID.String()], *d)
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	ids := func(due []outbox.Due) (ids []uuid.UUID) {
+		for _, d := range due {
+			ids = append(ids, d.ID)
+		}
+		return ids
+	}
+	byID := []uuid.UUID{rs[1].ID, rs[3].ID}
+	slices.SortFunc(byID, func(a, b uuid.UUID) int { return strings.Compare(a.String(), b.String()) })
+	want := append(byID, rs[4].ID, rs[0].ID, rs[2].ID)
+
+	t.Run("hands out the longest due of each endpoint, in order", func(t *testing.T) {
+		got := fetch(outbox.Page{EndpointID: uuid.MustParse(first), Limit: 4}, outbox.Page{EndpointID: uuid.MustParse(empty), Limit: 4},
+			outbox.Page{EndpointID: uuid.MustParse(second), Limit: 2}, outbox.Page{EndpointID: uuid.New(), Limit: 2})
+		if got := ids(got[first]); !slices.Equal(got, want[:4]) {
+			t.Errorf("first endpoint: %v, want %v", got, want[:4])
+		}
+		if len(got) != 2 || len(got[second]) != 2 {
+			t.Errorf("%d endpoints, %d of the second", len(got), len(got[second]))
+		}
+		d := got[first][2]
+		if d.Status != outbox.Retrying || d.Attempts != 2 || d.SeriesStart != 1 || d.Orphaned || d.Event.ID != rs[4].EventID || d.Event.OrganizationID != "org_1" ||
+			d.Event.Type != "payment.failed" || string(d.Event.Payload) != `{"n": 5}` || time.Since(d.Event.CreatedAt) > time.Minute {
+			t.Errorf("%+v", d)
+		}
+	})
+
+	t.Run("goes on behind a page", func(t *testing.T) {
+		var got []uuid.UUID
+		page := outbox.Page{EndpointID: uuid.MustParse(first), Limit: 1}
+		for range len(want) + 1 {
+			for _, d := range fetch(page)[first] {
+				got, page.After = append(got, d.ID), d.End()
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("page by page: %v, want %v", got, want)
+		}
+	})
+
+	t.Run("takes what an operator made due since ever", func(t *testing.T) {
+		exec(t, db.Pool, `UPDATE webhook_deliveries SET status = 'pending', next_attempt_at = '-infinity' WHERE id = $1`, done.ID)
+		got := fetch(outbox.Page{EndpointID: uuid.MustParse(first), Limit: 1})[first]
+		if len(got) != 1 || got[0].ID != done.ID {
+			t.Fatalf("%v, want %s", ids(got), done.ID)
+		}
+		got = fetch(outbox.Page{EndpointID: uuid.MustParse(first), Limit: 10, After: got[0].End()})[first]
+		if !slices.Equal(ids(got), want) {
+			t.Errorf("behind it: %v, want %v", ids(got), want)
+		}
+	})
+
+	t.Run("marks what has lost its event", func(t *testing.T) {
+		exec(t, db.Pool, `DELETE FROM webhook_outbox WHERE id = $1`, rs[4].EventID)
+		settled(t, db)
+		got := fetch(outbox.Page{EndpointID: uuid.MustParse(first), Limit: 10})[first]
+		for _, d := range got {
+			if d.Orphaned != (d.ID == rs[4].ID) || d.Orphaned != (d.Event.Payload == nil) {
+				t.Errorf("%s: orphaned %t, payload %q", d.ID, d.Orphaned, d.Event.Payload)
+			}
+		}
+		if len(got) != 6 {
+			t.Errorf("%d rows", len(got))
+		}
+	})
+}
+
+// settled waits until every transaction of the server that was under way when a
+// delivery was written has ended.
+func settled(t testing.TB, db *pgtest.DB) {
+	t.Helper()
+	pgtest.Eventually(t, 30*time.Second, "all that was under way has ended", func() bool {
+		return query[bool](t, db.Pool, `SELECT coalesce(bool_and(age(xmin) > age(pg_snapshot_xmin(pg_current_snapshot())::xid)), true) FROM webhook_deliveries WHERE next_attempt_at IS NOT NULL`)
+	})
+}
+
+func TestNewlyDue(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store, fence := acquired(t, db)
+	start, oldest, err := store.Clock(t.Context())
+	if err != nil || oldest.After(start) {
+		t.Fatalf("clock %s, oldest transaction %s, %v", start, oldest, err)
+	}
+	look := func(since time.Time, all bool, want ...string) time.Time {
+		t.Helper()
+		got, now, complete, err := store.NewlyDue(t.Context(), since)
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts := []string{}
+		for _, id := range got {
+			texts = append(texts, id.String())
+		}
+		slices.Sort(texts)
+		slices.Sort(want)
+		if !slices.Equal(texts, want) || complete != all {
+			t.Errorf("got %q, all %t; want %q, %t", texts, complete, want, all)
+		}
+		return now
+	}
+	look(start, true)
+	var endpoints []string
+	for i, wait := range []time.Duration{-time.Hour, 0, 0, time.Hour} {
+		endpoint := newEndpoint(t, db.Pool, "org_1")
+		endpoints = append(endpoints, endpoint)
+		rs := owed(t, db, endpoint, 2)
+		for j := range rs {
+			rs[j].Status, rs[j].Wait = outbox.Pending, wait
+		}
+		if i == 2 {
+			rs[0] = outcome(rs[0], outbox.Retrying, 1, 500)
+			rs[0].Wait = 0
+		}
+		insert(t, store, fence, rs...)
+	}
+	now := look(start, true, endpoints[1], endpoints[2])
+	if now.Before(start) {
+		t.Errorf("the look was at %s, before %s", now, start)
+	}
+	look(now, true)
+	look(now.Add(-2*time.Hour), true, endpoints[0], endpoints[1], endpoints[2])
+
+	exec(t, db.Pool, `INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status, next_attempt_at)
+		SELECT webhook_uuidv7(), webhook_uuidv7(), $1, 'o', 't', 'pending', now() - interval '90 minutes' FROM generate_series(1, 5000)`, endpoints[3])
+	look(now.Add(-2*time.Hour), false, endpoints[3])
+}
+
+func TestWaiting(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store := outbox.NewStore(db.Pool, db.Slot, 0)
+	// 300 endpoints with rows in one to five of 17 partitions, a tenth of them disabled, a tenth deleted.
+	exec(t, db.Pool, `INSERT INTO webhook_endpoints (organization_id, url) SELECT 'org_' || n, 'https://example.com' FROM generate_series(1, 300) n`)
+	exec(t, db.Pool, `INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status, next_attempt_at)
+		SELECT webhook_uuid_at(now() + n * interval '1 millisecond' + (n * 7 + m * 3) % 17 * interval '1 day'), webhook_uuidv7(), e.id, 'o', 't',
+		       CASE m % 2 WHEN 0 THEN 'pending' ELSE 'retrying' END, now() + interval '1 day'
+		FROM (SELECT row_number() OVER (ORDER BY id) AS n, id FROM webhook_endpoints) e, generate_series(0, n % 5) m ON CONFLICT DO NOTHING`)
+	exec(t, db.Pool, `INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status)
+		SELECT webhook_uuidv7(), webhook_uuidv7(), gen_random_uuid(), 'o', 't', unnest('{success,failed,cancelled}'::text[])`)
+	exec(t, db.Pool, `UPDATE webhook_endpoints SET enabled = false WHERE organization_id LIKE '%3'`)
+	exec(t, db.Pool, `DELETE FROM webhook_endpoints WHERE organization_id LIKE '%7'`)
+	want := column[string](t, db.Pool, `SELECT DISTINCT d.endpoint_id || ' ' || coalesce(e.enabled, false) FROM webhook_deliveries d LEFT JOIN webhook_endpoints e ON e.id = d.endpoint_id
+		WHERE status IN ('pending', 'retrying') ORDER BY 1`)
+	if len(want) != 300 {
+		t.Fatalf("%d endpoints wait", len(want))
+	}
+	for _, limit := range []int{1000, 300, 7, 1} {
+		var got []string
+		var last uuid.UUID
+		for {
+			page, err := store.Waiting(t.Context(), last, limit)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, w := range page {
+				got = append(got, fmt.Sprintf("%s %t", w.EndpointID, w.Enabled))
+				last = w.EndpointID
+			}
+			if len(page) > limit {
+				t.Fatalf("a page of %d has %d", limit, len(page))
+			}
+			if len(page) < limit {
+				break
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("in pages of %d: %d endpoints, want %d", limit, len(got), len(want))
+		}
+	}
+}
+
+func TestCancelRows(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store, fence := acquired(t, db)
+	endpoint := newEndpoint(t, db.Pool, "org_1")
+	id := uuid.MustParse(endpoint)
+	rs := owed(t, db, endpoint, 5)
+	rs[0].Status = outbox.Pending
+	rs[1] = outcome(rs[1], outbox.Retrying, 1, 503)
+	rs[2] = outcome(rs[2], outbox.Success, 1, 200)
+	rs[3] = outcome(rs[3], outbox.Failed, 1, 500)
+	rs[4].Status = outbox.Pending
+	insert(t, store, fence, rs...)
+	bystander := owed(t, db, newEndpoint(t, db.Pool, "org_1"), 1)[0]
+	bystander.Status = outbox.Pending
+	insert(t, store, fence, bystander)
+	exec(t, db.Pool, `INSERT INTO webhook_endpoint_failures VALUES ($1, now() - interval '10 days')`, endpoint)
+	cancel := func(want int) {
+		t.Helper()
+		total := 0
+		pgtest.Eventually(t, 30*time.Second, "other tests' transactions have ended", func() bool {
+			n, more, err := store.CancelRows(t.Context(), fence, id, "the endpoint is disabled")
+			if err != nil {
+				t.Fatal(err)
+			}
+			total += n
+			return !more
+		})
+		if total != want {
+			t.Errorf("cancelled %d, want %d", total, want)
+		}
+	}
+
+	cancel(0)
+	if n := query[int](t, db.Pool, `SELECT count(*) FROM webhook_endpoint_failures`); n != 1 {
+		t.Error("an enabled endpoint's failures are forgotten")
+	}
+	exec(t, db.Pool, `UPDATE webhook_endpoints SET enabled = false WHERE id = $1`, endpoint)
+	exec(t, db.Pool, `UPDATE webhook_deliveries SET updated_at = updated_at - interval '30 seconds' WHERE id = $1`, rs[1].ID)
+	settled(t, db)
+	tx := begin(t, db.Pool)
+	exec(t, tx, `SELECT FROM webhook_deliveries WHERE id = $1 FOR UPDATE`, rs[4].ID)
+	cancel(2)
+	if n, more, err := store.CancelRows(t.Context(), fence, id, "the endpoint is disabled"); err != nil || n != 0 || more {
+		t.Errorf("cancelled %d, some wait %t, %v beside a locked row", n, more, err)
+	}
+	for i, want := range []string{"cancelled 0", "cancelled 1", "success 1", "failed 1", "pending 0"} {
+		if got := statusOf(t, db, rs[i].ID); got != want {
+			t.Errorf("%d: %s, want %s", i, got, want)
+		}
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	cancel(1)
+	got := column[string](t, db.Pool, `SELECT concat_ws('|', error, next_attempt_at, completed_at = updated_at) FROM webhook_deliveries WHERE status = 'cancelled' ORDER BY event_id`)
+	if want := []string{"the endpoint is disabled|t", "answered 503|t", "the endpoint is disabled|t"}; !slices.Equal(got, want) {
+		t.Errorf("rows: %q, want %q", got, want)
+	}
+	if got := statusOf(t, db, bystander.ID); got != "pending 0" {
+		t.Errorf("another endpoint's: %s", got)
+	}
+	// The attempt's own time is not lost with updated_at, and the attempt not with a replay.
+	checkLog(t, db, rs[1].ID, "1 http_5xx 503 35")
+	if !query[bool](t, db.Pool, `SELECT at < now() - interval '29 seconds' FROM webhook_attempts WHERE delivery_id = $1`, rs[1].ID) {
+		t.Error("the attempt seems to have been when it was cancelled")
+	}
+	if n := query[int](t, db.Pool, `SELECT count(*) FROM webhook_endpoint_failures`); n != 0 {
+		t.Error("once it is enabled again, its failures of before would count")
+	}
+
+	t.Run("waits until what was written beside it is visible", func(t *testing.T) {
+		r := owed(t, db, endpoint, 1)[0]
+		r.Status = outbox.Pending
+		tx := begin(t, db.Pool) // as if it had inserted the event and enabled the endpoint
+		exec(t, tx, `UPDATE webhook_endpoints SET enabled = true WHERE id = $1`, endpoint)
+		insert(t, store, fence, r)
+		if n, more, err := store.CancelRows(t.Context(), fence, id, "the endpoint is disabled"); err != nil || n != 0 || !more {
+			t.Errorf("cancelled %d, some wait %t, %v", n, more, err)
+		}
+		if err := tx.Rollback(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		cancel(1)
+	})
+
+	t.Run("works for a deleted endpoint, in chunks", func(t *testing.T) {
+		exec(t, db.Pool, `INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status, next_attempt_at)
+			SELECT webhook_uuidv7(), webhook_uuidv7(), $1, 'o', 't', 'pending', now() + n * interval '1 day' FROM generate_series(1, 1001) n`, endpoint)
+		exec(t, db.Pool, `DELETE FROM webhook_endpoints WHERE id = $1`, endpoint)
+		cancel(500)
+		cancel(500)
+		cancel(1)
+		cancel(0)
+	})
+}
+
+func TestCancelOrphans(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store, fence := acquired(t, db)
+	rs := owed(t, db, newEndpoint(t, db.Pool, "org_1"), 4)
+	rs[0].Status, rs[1].Status = outbox.Pending, outbox.Pending
+	rs[2] = outcome(rs[2], outbox.Retrying, 1, 500)
+	rs[3] = outcome(rs[3], outbox.Success, 1, 200)
+	insert(t, store, fence, rs...)
+	ids := []uuid.UUID{uuid.New()}
+	for _, r := range rs {
+		ids = append(ids, r.ID)
+	}
+	tx := begin(t, db.Pool)
+	exec(t, tx, `SELECT FROM webhook_deliveries WHERE id = $1 FOR UPDATE`, rs[1].ID)
+	if err := store.CancelOrphans(t.Context(), fence, ids); err != nil {
+		t.Fatalf("beside a locked row: %v", err)
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{"cancelled 0", "pending 0", "cancelled 1", "success 1"} {
+		if got := statusOf(t, db, rs[i].ID); got != want {
+			t.Errorf("%d: %s, want %s", i, got, want)
+		}
+	}
+	checkLog(t, db, rs[2].ID, "1 http_5xx 500 35")
+	if got := query[string](t, db.Pool, `SELECT error FROM webhook_deliveries WHERE id = $1 AND next_attempt_at IS NULL AND completed_at IS NOT NULL`, rs[0].ID); !strings.Contains(got, "deleted") {
+		t.Errorf("error %q", got)
+	}
+}
+
+func TestExisting(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store, fence := acquired(t, db)
+	rs := owed(t, db, newEndpoint(t, db.Pool, "org_1"), 3)
+	for i := range rs {
+		rs[i].Status = outbox.Pending
+	}
+	insert(t, store, fence, rs[:2]...)
+	before := uuid.New()
+	known := map[uuid.UUID]bool{before: true}
+	if err := store.Existing(t.Context(), nil, known); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Existing(t.Context(), []uuid.UUID{rs[0].ID, rs[1].ID, rs[2].ID, rs[0].ID, uuid.New()}, known); err != nil {
+		t.Fatal(err)
+	}
+	if len(known) != 3 || !known[before] || !known[rs[0].ID] || !known[rs[1].ID] {
+		t.Errorf("known: %v", known)
+	}
+}
+
+func TestListen(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store, fence := acquired(t, db)
+	endpoint := newEndpoint(t, db.Pool, "org_1")
+	rs := owed(t, db, endpoint, 2)
+	rs[0], rs[1] = outcome(rs[0], outbox.Failed, 1, 500), outcome(rs[1], outbox.Retrying, 1, 500)
+	insert(t, store, fence, rs...)
+	ctx, cancel := context.WithCancel(t.Context())
+	conn, err := pgx.Connect(ctx, db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	woken, ended := make(chan struct{}, 100), make(chan error, 1)
+	go func() { ended <- outbox.Listen(ctx, conn, func() { woken <- struct{}{} }) }()
+	wake := func(what string) {
+		t.Helper()
+		select {
+		case <-woken:
+		case err := <-ended:
+			t.Fatalf("%s: it ended: %v", what, err)
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%s wakes nobody", what)
+		}
+	}
+	wake("the beginning")
+	exec(t, db.Pool, `SELECT webhook_replay($1)`, rs[0].ID)
+	wake("a replay")
+	// walhook's own writes are silent: the next that wakes is the endpoint.
+	update(t, store, fence, outcome(rs[1], outbox.Retrying, 2, 500))
+	exec(t, db.Pool, `UPDATE webhook_endpoints SET enabled = false WHERE id = $1`, endpoint)
+	wake("a disabled endpoint")
+	if _, _, err := store.CancelRows(t.Context(), fence, uuid.MustParse(endpoint), "x"); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, db.Pool, `DELETE FROM webhook_endpoints WHERE id = $1`, endpoint)
+	wake("a deleted endpoint")
+	if n := len(woken); n != 0 {
+		t.Errorf("%d notifications too many", n)
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("after the end of its context: %v", err)
+	}
+
+	t.Run("ends with its connection", func(t *testing.T) {
+		conn, err := pgx.Connect(t.Context(), db.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close(context.WithoutCancel(t.Context()))
+		pid := conn.PgConn().PID()
+		go func() { ended <- outbox.Listen(t.Context(), conn, func() { woken <- struct{}{} }) }()
+		wake("the beginning")
+		exec(t, db.Pool, `SELECT pg_terminate_backend($1)`, pid)
+		if err := <-ended; err == nil {
+			t.Error("no error")
+		}
+	})
+}
+
+func TestEndpoints(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store := outbox.NewStore(db.Pool, db.Slot, 0)
+	plain, full, broken := newEndpoint(t, db.Pool, "org_1"), newEndpoint(t, db.Pool, "org_2"), newEndpoint(t, db.Pool, "org_3")
+	exec(t, db.Pool, `UPDATE webhook_endpoints SET headers = '{"X-A": "ü"}', enabled = false, max_in_flight = 3, rate_per_second = 0.5 WHERE id = $1`, full)
+	older := query[string](t, db.Pool, `SELECT secret FROM webhook_secrets WHERE endpoint_id = $1`, full)
+	newer := query[string](t, db.Pool, `SELECT webhook_rotate_secret($1)`, full)
+	exec(t, db.Pool, `INSERT INTO webhook_secrets (endpoint_id, secret, expires_at) VALUES ($1, 'an expired one, long enough', now() - interval '1 second')`, full)
+	// A restore that goes past triggers.
+	tx := begin(t, db.Pool)
+	exec(t, tx, `SET LOCAL session_replication_role = replica`)
+	exec(t, tx, `UPDATE webhook_endpoints SET headers = '{"X-A": 1}' WHERE id = $1`, broken)
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	found, err := store.Endpoints(t.Context(), []uuid.UUID{uuid.MustParse(plain), uuid.New(), uuid.MustParse(full), uuid.MustParse(broken)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	byID := map[string]outbox.Endpoint{}
+	for _, e := range found {
+		byID[e.ID.String()] = e
+	}
+	if e := byID[plain]; len(byID) != 3 || e.OrganizationID != "org_1" || e.URL != "https://example.com/hook" || !e.Enabled || len(e.Headers) != 0 ||
+		e.MaxInFlight != 0 || e.RatePerSecond != 0 || len(e.Secrets) != 1 || e.Problem != "" {
+		t.Errorf("of %d: %+v", len(byID), e)
+	}
+	if e := byID[full]; e.Enabled || e.Headers["X-A"] != "ü" || e.MaxInFlight != 3 || e.RatePerSecond != 0.5 ||
+		!slices.Equal(e.Secrets, []outbox.Secret{outbox.Secret(older), outbox.Secret(newer)}) {
+		t.Errorf("%+v", e)
+	}
+	if e := byID[broken]; !strings.Contains(e.Problem, "headers") {
+		t.Errorf("one endpoint's headers: %+v", e)
+	}
+}

@@ -1,0 +1,40 @@
+package outbox
+
+import (
+	"crypto/sha256"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// DeliveryID computes the id of the delivery of an event to an endpoint. It is
+// a pure function, so that every path (crash, replay, rescan, restore) arrives
+// at the same id and a receiver can drop duplicates. The result has the form of
+// a UUIDv7 whose 48 bits of time are the event's and whose 74 other free bits
+// are the first of SHA-256(event id ‖ endpoint id). The SQL function
+// webhook_delivery_id computes the same.
+func DeliveryID(event, endpoint uuid.UUID) uuid.UUID {
+	return hashedID([6]byte(event[:6]), event[:], endpoint[:])
+}
+
+// hashedID makes a UUIDv7 from a time and the SHA-256 of the parts.
+func hashedID(millis [6]byte, parts ...[]byte) uuid.UUID {
+	h := sha256.New()
+	for _, p := range parts {
+		h.Write(p)
+	}
+	var sum [sha256.Size]byte
+	h.Sum(sum[:0])
+	var id uuid.UUID
+	copy(id[:6], millis[:])
+	copy(id[6:], sum[:10])
+	id[6] = id[6]&0x0f | 0x70 // version 7, RFC 9562 section 5.7
+	id[8] = id[8]&0x3f | 0x80 // variant 10
+	return id
+}
+
+// IDTime returns the time in a UUIDv7, with millisecond precision.
+func IDTime(id uuid.UUID) time.Time {
+	ms := int64(id[0])<<40 | int64(id[1])<<32 | int64(id[2])<<24 | int64(id[3])<<16 | int64(id[4])<<8 | int64(id[5])
+	return time.UnixMilli(ms)
+}

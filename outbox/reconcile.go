@@ -1,0 +1,82 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// A Candidate is an owed delivery without a row, at one look.
+type Candidate struct {
+	ID, EventID, EndpointID uuid.UUID
+	OrganizationID          string
+	EventType               string
+}
+
+// An exact anti-join: each event's row says to whom it is owed. The id is
+// computed in SQL, so that only what is missing travels.
+const selectMissing = `
+WITH page AS MATERIALIZED (
+    SELECT id, organization_id, event_type, endpoint_ids FROM webhook_outbox
+    WHERE id > @after::uuid AND id < @until::uuid
+    ORDER BY id LIMIT @limit::int
+)
+SELECT p.last, p.n, coalesce(c.id, p.last), coalesce(c.event_id, p.last), coalesce(c.endpoint_id, p.last),
+       coalesce(c.organization_id, ''), coalesce(c.event_type, ''), c.id IS NOT NULL
+FROM (SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1) AS last, count(*) AS n FROM page) p
+LEFT JOIN (
+    SELECT d.id, page.id AS event_id, e.id AS endpoint_id, page.organization_id, page.event_type
+    FROM page CROSS JOIN unnest(page.endpoint_ids) AS e(id)
+    CROSS JOIN LATERAL webhook_delivery_id(page.id, e.id) AS d(id)
+    WHERE NOT EXISTS (SELECT FROM webhook_deliveries x WHERE x.id = d.id)
+) c ON true
+WHERE p.n > 0`
+
+// Missing looks at up to limit events with ids in (after, until) and returns
+// the owed deliveries that have no row now, and the last id looked at, which is
+// the next call's after; uuid.Nil when there was nothing more to look at. A
+// missing row may be in flight: only a second look, after everything that was
+// committed by the first has been recorded, tells.
+func (s *Store) Missing(ctx context.Context, after, until uuid.UUID, limit int) (missing []Candidate, last uuid.UUID, err error) {
+	args := pgx.NamedArgs{"after": after, "until": until, "limit": limit}
+	err = s.read(ctx, selectMissing, args, func(rows pgx.Rows) error {
+		for rows.Next() {
+			var c Candidate
+			var n int
+			var found bool
+			if err := rows.Scan(&last, &n, &c.ID, &c.EventID, &c.EndpointID, &c.OrganizationID, &c.EventType, &found); err != nil {
+				return err
+			}
+			if found {
+				missing = append(missing, c)
+			}
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, uuid.Nil, fmt.Errorf("look for owed deliveries without a row: %w", err)
+	}
+	return missing, last, nil
+}
+
+// TimeID returns the smallest UUID whose time is t: a bound for ranges of ids.
+func TimeID(t time.Time) uuid.UUID {
+	ms := uint64(t.UnixMilli())
+	return uuid.UUID{byte(ms >> 40), byte(ms >> 32), byte(ms >> 24), byte(ms >> 16), byte(ms >> 8), byte(ms)}
+}
+
+const selectNow = `
+SELECT now(), least(now(), (SELECT min(xact_start) FROM pg_stat_activity WHERE backend_type = 'client backend'),
+                    (SELECT min(prepared) FROM pg_prepared_xacts))`
+
+// Clock returns PostgreSQL's time and the start of the oldest transaction that
+// is still open: what that one inserted has ids from then on.
+func (s *Store) Clock(ctx context.Context) (now, oldest time.Time, err error) {
+	if err := s.pool.QueryRow(ctx, selectNow).Scan(&now, &oldest); err != nil {
+		return time.Time{}, time.Time{}, fmt.Errorf("read the clock: %w", err)
+	}
+	return now, oldest, nil
+}

@@ -1,0 +1,124 @@
+package outbox_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/outbox"
+)
+
+func TestMissing(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store, fence := acquired(t, db)
+	begun := time.Now()
+	from, until := outbox.TimeID(begun.Add(-40*24*time.Hour)), outbox.TimeID(begun.Add(time.Hour))
+	all := func(limit int) (found []outbox.Candidate, pages int) {
+		t.Helper()
+		for after := from; after != uuid.Nil; pages++ {
+			page, last, err := store.Missing(t.Context(), after, until, limit)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if last != uuid.Nil && strings.Compare(last.String(), after.String()) <= 0 {
+				t.Fatalf("a page from %s ends at %s", after, last)
+			}
+			found, after = append(found, page...), last
+		}
+		return found, pages
+	}
+	if got, _ := all(10); len(got) != 0 {
+		t.Errorf("an empty outbox: %v", got)
+	}
+
+	// Events of several days, the DEFAULT partition included, owed to none, one or three.
+	var endpoints []string
+	for range 3 {
+		endpoints = append(endpoints, newEndpoint(t, db.Pool, "org_1", "payment.*"))
+	}
+	one := newEndpoint(t, db.Pool, "org_2")
+	var want []outbox.Candidate
+	owedBy := func(organization, eventType string, age time.Duration, to ...string) {
+		t.Helper()
+		id := outbox.DeliveryID(outbox.TimeID(begun.Add(-age)), uuid.New())
+		exec(t, db.Pool, `INSERT INTO webhook_outbox (id, organization_id, event_type, payload) VALUES ($1, $2, $3, '{}')`, id, organization, eventType)
+		for _, e := range to {
+			want = append(want, outbox.Candidate{ID: outbox.DeliveryID(id, uuid.MustParse(e)), EventID: id, EndpointID: uuid.MustParse(e), OrganizationID: organization, EventType: eventType})
+		}
+	}
+	for _, age := range []time.Duration{0, time.Hour, 26 * time.Hour, 30 * 24 * time.Hour} {
+		owedBy("org_1", "payment.failed", age, endpoints...)
+		owedBy("org_1", "org.created", age+time.Minute)
+		owedBy("org_2", "org.created", age+2*time.Minute, one)
+		owedBy("org_3", "org.created", age+3*time.Minute)
+	}
+	owedBy("org_1", "payment.failed", 41*24*time.Hour)               // before the range
+	owedBy("org_1", "payment.failed", -59*time.Minute, endpoints...) // an id that is ahead
+	byID := func(a, b outbox.Candidate) int { return strings.Compare(a.ID.String(), b.ID.String()) }
+	slices.SortFunc(want, byID)
+
+	for _, limit := range []int{1, 2, 3, 17, 1000} {
+		got, pages := all(limit)
+		slices.SortFunc(got, byID)
+		if !slices.Equal(got, want) {
+			t.Errorf("in pages of %d: %d candidates, want %d", limit, len(got), len(want))
+		}
+		if most := 17/limit + 2; pages > most {
+			t.Errorf("in pages of %d: %d pages, want at most %d", limit, pages, most)
+		}
+	}
+
+	t.Run("leaves out what has a row", func(t *testing.T) {
+		for i, c := range want {
+			if i%2 == 0 {
+				insert(t, store, fence, outbox.Record{ID: c.ID, EventID: c.EventID, EndpointID: c.EndpointID, OrganizationID: c.OrganizationID, EventType: c.EventType, Status: outbox.Pending})
+			}
+		}
+		var rest []outbox.Candidate
+		for i, c := range want {
+			if i%2 == 1 {
+				rest = append(rest, c)
+			}
+		}
+		got, _ := all(3)
+		slices.SortFunc(got, byID)
+		if !slices.Equal(got, rest) {
+			t.Errorf("%d candidates, want %d", len(got), len(rest))
+		}
+	})
+}
+
+func TestTimeID(t *testing.T) {
+	t.Parallel()
+	db := pgtest.Empty(t)
+	if err := apply(t.Context(), db.Pool, readSchema(t)); err != nil {
+		t.Fatal(err)
+	}
+	for _, at := range []time.Time{time.UnixMilli(0), time.UnixMilli(1), time.Now(), time.UnixMilli(1<<48 - 1)} {
+		at = at.Truncate(time.Millisecond)
+		got := outbox.TimeID(at)
+		if want := query[string](t, db.Pool, `SELECT webhook_uuid_at(to_timestamp($1::bigint / 1000.0))::text`, at.UnixMilli()); got.String() != want {
+			t.Errorf("%s: %s, want %s", at, got, want)
+		}
+		if !outbox.IDTime(got).Equal(at) {
+			t.Errorf("%s: back again %s", at, outbox.IDTime(got))
+		}
+	}
+}
+
+func TestClock(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store := outbox.NewStore(db.Pool, db.Slot, 0)
+	tx := begin(t, db.Pool)
+	began := query[time.Time](t, tx, `SELECT now()`)
+	now, oldest, err := store.Clock(t.Context())
+	if err != nil || oldest.After(began) || now.Before(began) {
+		t.Errorf("now %s, oldest %s, %v; a transaction is open since %s", now, oldest, err, began)
+	}
+}

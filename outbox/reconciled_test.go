@@ -1,0 +1,65 @@
+package outbox_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/outbox"
+)
+
+func TestReconcilingIsRememberedUntilItIsDone(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store := outbox.NewStore(db.Pool, db.Slot, 0)
+	acquire := func(start int) outbox.Fence {
+		t.Helper()
+		s := &outbox.Session{SystemID: "system 1", Timeline: 1, Start: 100, Confirmed: 100}
+		if start == 0 {
+			s.Start = 0
+		}
+		fence, err := store.Acquire(t.Context(), uuid.New(), s, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fence
+	}
+	do := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(what string, f outbox.Fence, reconcile bool, from time.Time) {
+		t.Helper()
+		if f.Reconcile != reconcile || reconcile && !f.ReconcileFrom.Equal(from) {
+			t.Errorf("%s: %t from %v, want %t from %v", what, f.Reconcile, f.ReconcileFrom, reconcile, from)
+		}
+	}
+	epoch := time.Unix(0, 0)
+	commit := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+
+	first := acquire(0)
+	want("the first start", first, true, epoch)
+	do(store.Mark(t.Context(), first, outbox.Mark{Durable: 200, CommitAt: commit}))
+	second := acquire(100)
+	want("the next process, after a crash before it was done", second, true, epoch)
+	do(store.Reconciled(t.Context(), first)) // fenced: it is not for that one to say
+	want("which a fenced process cannot end", acquire(100), true, epoch)
+	last := acquire(100)
+	do(store.Reconciled(t.Context(), last))
+	want("after it was done", acquire(100), false, epoch)
+
+	do(store.AwaitSlot(t.Context()))
+	st, err := store.State(t.Context())
+	if err != nil || st.DurableLSN != 0 {
+		t.Errorf("durable %v, %v; want none: the new slot begins after it", st.DurableLSN, err)
+	}
+	anew := acquire(100)
+	want("the process that finds the new slot", anew, true, commit.Add(-time.Microsecond))
+	do(store.AwaitSlot(t.Context())) // lost once more, while it compares
+	do(store.Reconciled(t.Context(), anew))
+	want("which does not count for the slot after it", acquire(100), true, commit.Add(-2*time.Microsecond))
+}

@@ -1,0 +1,930 @@
+package outbox_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/outbox"
+)
+
+// owed enqueues n events for an endpoint and returns its deliveries, without a status.
+func owed(t testing.TB, db *pgtest.DB, endpoint string, n int) []outbox.Record {
+	t.Helper()
+	return owedOf(t, db, endpoint, n, "payment.failed")
+}
+
+// owedOf is owed of a type. The events' ids are of now, or of these ages in turn.
+func owedOf(t testing.TB, db *pgtest.DB, endpoint string, n int, eventType string, ages ...time.Duration) []outbox.Record {
+	t.Helper()
+	id := uuid.MustParse(endpoint)
+	organization := query[string](t, db.Pool, `SELECT organization_id FROM webhook_endpoints WHERE id = $1`, id)
+	records := make([]outbox.Record, n)
+	tx := begin(t, db.Pool)
+	for i := range records {
+		var made uuid.UUID
+		if len(ages) > 0 {
+			made = outbox.DeliveryID(outbox.TimeID(time.Now().Add(-ages[i%len(ages)])), uuid.New())
+		}
+		event, err := outbox.Enqueue(t.Context(), tx, outbox.Event{
+			ID: made, OrganizationID: organization, Type: eventType, Payload: fmt.Appendf(nil, `{"n": %d}`, i+1), EndpointIDs: []uuid.UUID{id}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		records[i] = outbox.Record{ID: outbox.DeliveryID(event, id), EventID: event, EndpointID: id, OrganizationID: organization, EventType: eventType}
+	}
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return records
+}
+
+func newAttempt(status int, response string) *outbox.Attempt {
+	a := &outbox.Attempt{EndedAt: time.Now(), Duration: 35 * time.Millisecond, StatusCode: status, Response: response}
+	switch {
+	case status == 0:
+		a.Class, a.Error = outbox.ErrConnect, "refused"
+	case status >= 500:
+		a.Class, a.Error = outbox.ErrHTTP5xx, fmt.Sprintf("answered %d", status)
+	case status >= 400:
+		a.Class, a.Error = outbox.ErrHTTP4xx, fmt.Sprintf("answered %d", status)
+	}
+	return a
+}
+
+// outcome is a record with an attempt's outcome.
+func outcome(r outbox.Record, status outbox.Status, attempts, code int) outbox.Record {
+	r.Status, r.Attempts, r.Attempt = status, attempts, newAttempt(code, "")
+	if status == outbox.Retrying {
+		r.Wait = time.Minute
+	}
+	return r
+}
+
+func insert(t testing.TB, store *outbox.Store, fence outbox.Fence, records ...outbox.Record) {
+	t.Helper()
+	if _, err := store.Insert(t.Context(), fence, outbox.Mark{}, records); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func update(t testing.TB, store *outbox.Store, fence outbox.Fence, records ...outbox.Record) (busy []uuid.UUID) {
+	t.Helper()
+	busy, err := store.Update(t.Context(), fence, outbox.Mark{}, records)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return busy
+}
+
+func statusOf(t testing.TB, db *pgtest.DB, id uuid.UUID) string {
+	t.Helper()
+	return query[string](t, db.Pool, `SELECT status || ' ' || attempts FROM webhook_deliveries WHERE id = $1`, id)
+}
+
+func TestInsert(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store, fence := acquired(t, db)
+	endpoint := newEndpoint(t, db.Pool, "org_1")
+
+	t.Run("writes every column", func(t *testing.T) {
+		rs := owed(t, db, endpoint, 5)
+		rs[0] = outcome(rs[0], outbox.Success, 1, 200)
+		rs[0].Attempt.Response, rs[0].Attempt.EndedAt = "thanks: ü ✓", time.Now().Add(-10*time.Minute)
+		rs[1] = outcome(rs[1], outbox.Retrying, 3, 0)
+		rs[1].SeriesStart, rs[1].Wait, rs[1].Attempt.EndedAt = 2, time.Hour, time.Now().Add(-10*time.Minute)
+		rs[2].Status, rs[2].Wait = outbox.Pending, -time.Minute
+		rs[3].Status = outbox.Cancelled
+		rs[4] = outcome(rs[4], outbox.Failed, 1, 503)
+		rs[4].Attempt.Duration = 26 * 24 * time.Hour // more milliseconds than an int has: a process that was stopped
+		fresh, err := store.Insert(t.Context(), fence, outbox.Mark{}, rs)
+		if err != nil || !fresh {
+			t.Fatalf("all new %t, %v", fresh, err)
+		}
+		const ago = `round(extract(epoch FROM now() - %s) / 60)`
+		for i, want := range []string{
+			`success|1|0|<NULL>|200|<NULL>|<NULL>|thanks: ü ✓|35|10|10`,
+			`retrying|3|2|-50|<NULL>|connect|refused|<NULL>|35|10|<NULL>`,
+			`pending|0|0|1|<NULL>|<NULL>|<NULL>|<NULL>|<NULL>|0|<NULL>`,
+			`cancelled|0|0|<NULL>|<NULL>|<NULL>|<NULL>|<NULL>|<NULL>|0|0`,
+			fmt.Sprintf(`failed|1|0|<NULL>|503|http_5xx|answered 503|<NULL>|%d|0|0`, math.MaxInt32),
+		} {
+			got := query[string](t, db.Pool, `SELECT array_to_string(ARRAY[status, attempts::text, series_start::text, `+fmt.Sprintf(ago, "next_attempt_at")+`::text,
+				status_code::text, error_class, error, response, duration_ms::text, `+fmt.Sprintf(ago, "updated_at")+`::text, `+fmt.Sprintf(ago, "completed_at")+`::text], '|', '<NULL>')
+				FROM webhook_deliveries WHERE id = $1`, rs[i].ID)
+			if got != want {
+				t.Errorf("%d: %s\nwant %s", i, got, want)
+			}
+			if !query[bool](t, db.Pool, `SELECT event_id = $2 AND endpoint_id = $3 AND organization_id = 'org_1' AND event_type = 'payment.failed' AND attempt_log IS NULL
+				AND id = webhook_delivery_id(event_id, endpoint_id) FROM webhook_deliveries WHERE id = $1`, rs[i].ID, rs[i].EventID, rs[i].EndpointID) {
+				t.Errorf("%d: ids, organization, type or log", i)
+			}
+		}
+	})
+
+	t.Run("leaves a row that is there as it is, and says so", func(t *testing.T) {
+		rs := owed(t, db, endpoint, 2)
+		rs[0].Status = outbox.Pending
+		insert(t, store, fence, rs[0])
+		rs[0], rs[1] = outcome(rs[0], outbox.Success, 1, 200), outcome(rs[1], outbox.Success, 1, 200)
+		fresh, err := store.Insert(t.Context(), fence, outbox.Mark{}, rs)
+		if err != nil || fresh {
+			t.Errorf("all new %t, %v", fresh, err)
+		}
+		if got := statusOf(t, db, rs[0].ID); got != "pending 0" {
+			t.Errorf("the one that was there: %s", got)
+		}
+		if got := statusOf(t, db, rs[1].ID); got != "success 1" {
+			t.Errorf("the new one: %s", got)
+		}
+	})
+
+	t.Run("takes no records, and many", func(t *testing.T) {
+		if fresh, err := store.Insert(t.Context(), fence, outbox.Mark{}, nil); err != nil || !fresh {
+			t.Errorf("none: all new %t, %v", fresh, err)
+		}
+		rs := make([]outbox.Record, 2000)
+		for i := range rs {
+			event := uuid.Must(uuid.NewV7())
+			rs[i] = outbox.Record{ID: outbox.DeliveryID(event, uuid.MustParse(endpoint)), EventID: event, EndpointID: uuid.MustParse(endpoint), OrganizationID: "many", EventType: "t"}
+			rs[i] = outcome(rs[i], outbox.Failed, 1, 500)
+			rs[i].Attempt.Response = strings.Repeat("x", 4096)
+		}
+		if fresh, err := store.Insert(t.Context(), fence, outbox.Mark{}, rs); err != nil || !fresh {
+			t.Errorf("many: all new %t, %v", fresh, err)
+		}
+	})
+
+	t.Run("writes all of a batch or nothing", func(t *testing.T) {
+		rs := owed(t, db, endpoint, 2)
+		rs[0], rs[1] = outcome(rs[0], outbox.Success, 1, 200), outcome(rs[1], outbox.Success, 1, 200)
+		before, err := store.State(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for what, spoil := range map[string]func(*outbox.Attempt){
+			"a NUL":         func(a *outbox.Attempt) { a.Response = "a\x00b" },
+			"invalid UTF-8": func(a *outbox.Attempt) { a.Error = "a\xffb" },
+		} {
+			rs[1].Attempt = newAttempt(200, "")
+			spoil(rs[1].Attempt)
+			_, err := store.Insert(t.Context(), fence, outbox.Mark{Seq: 9, Durable: 1 << 50}, rs)
+			if pg, ok := errors.AsType[*pgconn.PgError](err); !ok || pg.Code[:2] != "22" {
+				t.Errorf("%s: %v, want a data exception", what, err)
+			}
+		}
+		if n := query[int](t, db.Pool, `SELECT count(*) FROM webhook_deliveries WHERE id = ANY($1)`, []uuid.UUID{rs[0].ID, rs[1].ID}); n != 0 {
+			t.Errorf("%d rows of a refused batch", n)
+		}
+		if after, err := store.State(t.Context()); err != nil || after.DurableLSN != before.DurableLSN {
+			t.Errorf("the position moved from %s to %s, %v", before.DurableLSN, after.DurableLSN, err)
+		}
+	})
+}
+
+// What fails as late as the commit has failed.
+func TestInsertFailsAtCommit(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store, fence := acquired(t, db)
+	exec(t, db.Pool, `CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'refused at commit' USING ERRCODE = '23000'; END $$`)
+	exec(t, db.Pool, `CREATE CONSTRAINT TRIGGER refuse AFTER INSERT OR UPDATE ON webhook_deliveries DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()`)
+	rs := owed(t, db, newEndpoint(t, db.Pool, "org_1"), 1)
+	rs[0].Status = outbox.Pending
+	fresh, err := store.Insert(t.Context(), fence, outbox.Mark{Seq: 2, Durable: 77}, rs)
+	if pg, ok := errors.AsType[*pgconn.PgError](err); !ok || pg.Code != "23000" {
+		t.Errorf("all new %t, %v, want a refusal", fresh, err)
+	}
+	if st, err := store.State(t.Context()); err != nil || st.DurableLSN != 0 {
+		t.Errorf("durable %s, %v", st.DurableLSN, err)
+	}
+}
+
+func TestFencedWritesNothing(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store, old := acquired(t, db)
+	endpoint := newEndpoint(t, db.Pool, "org_1", "*", "webhook.*")
+	rs := owed(t, db, endpoint, 6)
+	for i := range rs[:3] {
+		rs[i].Status = outbox.Pending
+	}
+	insert(t, store, old, rs[:3]...)
+	exec(t, db.Pool, `INSERT INTO webhook_endpoint_failures VALUES ($1, now() - interval '10 days')`, endpoint)
+	acquire(t, store)
+	snapshot := func() string {
+		return query[string](t, db.Pool, `SELECT concat_ws('|', (SELECT string_agg(d::text, ',' ORDER BY id) FROM webhook_deliveries d), (SELECT string_agg(o::text, ',' ORDER BY id) FROM webhook_outbox o),
+			(SELECT string_agg(e::text, ',') FROM webhook_endpoints e), (SELECT string_agg(f::text, ',') FROM webhook_endpoint_failures f), (SELECT string_agg(s::text, ',') FROM webhook_state s))`)
+	}
+	before := snapshot()
+	bad := func(r outbox.Record, health outbox.EndpointHealth) outbox.Record {
+		r = outcome(r, outbox.Failed, 1, 500)
+		r.Exhausted, r.Health = true, health
+		return r
+	}
+	mark := outbox.Mark{Seq: 5, Durable: 99, CommitAt: time.Now()}
+	for what, write := range map[string]func() error{
+		"insert": func() error {
+			_, err := store.Insert(t.Context(), old, mark, []outbox.Record{bad(rs[3], outbox.Gone), bad(rs[4], outbox.StillFailing), bad(rs[5], outbox.Recovered)})
+			return err
+		},
+		"update": func() error {
+			_, err := store.Update(t.Context(), old, mark, []outbox.Record{bad(rs[0], outbox.Gone), bad(rs[1], outbox.StillFailing), bad(rs[2], outbox.Recovered)})
+			return err
+		},
+		"mark":           func() error { return store.Mark(t.Context(), old, mark) },
+		"cancel orphans": func() error { return store.CancelOrphans(t.Context(), old, []uuid.UUID{rs[0].ID}) },
+		"cancel rows": func() error {
+			_, _, err := store.CancelRows(t.Context(), old, uuid.New(), "gone")
+			return err
+		},
+	} {
+		if err := write(); !errors.Is(err, outbox.ErrFenced) {
+			t.Errorf("%s: %v, want %v", what, err, outbox.ErrFenced)
+		}
+		if after := snapshot(); after != before {
+			t.Errorf("%s wrote:\n%s\n%s", what, before, after)
+		}
+	}
+}
+
+// With what pgoutput streams: the messages of a recording transaction that
+// committed, and of no other.
+func TestEchoesAreInTheWAL(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	exec(t, db.Pool, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, db.Slot)
+	store, fence := acquired(t, db)
+	rs := owed(t, db, newEndpoint(t, db.Pool, "org_1"), 3)
+	for i := range rs {
+		rs[i] = outcome(rs[i], outbox.Success, 1, 200)
+	}
+	write := func(mark outbox.Mark, r outbox.Record) {
+		if _, err := store.Insert(t.Context(), fence, mark, []outbox.Record{r}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(outbox.Mark{Seq: 2}, rs[0])
+	write(outbox.Mark{}, rs[1]) // no echo
+	rs[2].Attempt.Response = "\x00"
+	if _, err := store.Insert(t.Context(), fence, outbox.Mark{Seq: 3}, rs[2:]); err == nil {
+		t.Fatal("a NUL was stored")
+	}
+	if _, err := store.Update(t.Context(), fence, outbox.Mark{Seq: 4}, rs[:1]); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Mark(t.Context(), fence, outbox.Mark{Seq: 5}); err != nil {
+		t.Fatal(err)
+	}
+	acquire(t, store) // its marker is the newcomer's
+	if err := store.Mark(t.Context(), fence, outbox.Mark{Seq: 6}); !errors.Is(err, outbox.ErrFenced) {
+		t.Fatal(err)
+	}
+
+	var got []uint64
+	others := 0
+	for _, data := range column[[]byte](t, db.Pool, `SELECT data FROM pg_logical_slot_peek_binary_changes($1, NULL, NULL, 'proto_version', '1', 'publication_names', 'walhook', 'messages', 'true')`, db.Slot) {
+		m, err := pglogrepl.Parse(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		message, ok := m.(*pglogrepl.LogicalDecodingMessage)
+		if !ok {
+			continue
+		}
+		if !message.Transactional || message.Prefix != outbox.MessagePrefix {
+			t.Errorf("message %+v", message)
+		}
+		if seq, ours := fence.ParseEcho(string(message.Content)); ours {
+			got = append(got, seq)
+		} else {
+			others++
+		}
+	}
+	if want := []uint64{1, 2, 4, 5}; !slices.Equal(got, want) || others != 1 {
+		t.Errorf("echoes %v, want %v; %d others, want 1", got, want, others)
+	}
+}
+
+func TestUpdate(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store, fence := acquired(t, db)
+	endpoint := newEndpoint(t, db.Pool, "org_1")
+
+	t.Run("applies only what is later than the row", func(t *testing.T) {
+		for _, c := range []struct {
+			row      string
+			attempts int
+			what     outbox.Status
+			attempt  int
+			want     string
+		}{
+			{"pending", 0, outbox.Success, 1, "success 1"},
+			{"pending", 0, outbox.Pending, 0, "pending 0"}, // a lease says nothing new
+			{"pending", 1, outbox.Success, 1, "pending 1"}, // a replay of what an old outcome tells
+			{"pending", 1, outbox.Retrying, 2, "retrying 2"},
+			{"retrying", 2, outbox.Retrying, 2, "retrying 2"},
+			{"retrying", 2, outbox.Success, 1, "retrying 2"},
+			{"retrying", 2, outbox.Failed, 3, "failed 3"},
+			{"success", 1, outbox.Failed, 2, "success 1"},
+			{"success", 1, outbox.Success, 2, "success 1"},
+			{"failed", 3, outbox.Success, 4, "success 4"},
+			{"failed", 3, outbox.Success, 3, "failed 3"},
+			{"cancelled", 1, outbox.Failed, 2, "cancelled 1"},
+			{"cancelled", 1, outbox.Retrying, 2, "cancelled 1"},
+			{"cancelled", 1, outbox.Success, 2, "success 2"},
+			{"cancelled", 0, outbox.Success, 1, "success 1"},
+		} {
+			r := owed(t, db, endpoint, 1)[0]
+			newDelivery(t, db.Pool, r.EventID.String(), endpoint, c.row)
+			exec(t, db.Pool, `UPDATE webhook_deliveries SET attempts = $2 WHERE id = $1`, r.ID, c.attempts)
+			r = outcome(r, c.what, c.attempt, 500)
+			if busy := update(t, store, fence, r); len(busy) != 0 {
+				t.Errorf("%s %d, then %s %d: busy", c.row, c.attempts, c.what, c.attempt)
+			}
+			if got := statusOf(t, db, r.ID); got != c.want {
+				t.Errorf("%s %d, then %s %d: %s, want %s", c.row, c.attempts, c.what, c.attempt, got, c.want)
+			}
+		}
+	})
+
+	t.Run("logs every attempt from the second on", func(t *testing.T) {
+		r := owed(t, db, endpoint, 1)[0]
+		insert(t, store, fence, outcome(r, outbox.Retrying, 1, 0))
+		for n, code := range map[int]int{2: 503} {
+			update(t, store, fence, outcome(r, outbox.Retrying, n, code))
+		}
+		third := outcome(r, outbox.Success, 3, 200)
+		third.SeriesStart = 1
+		update(t, store, fence, third)
+		checkLog(t, db, r.ID, "1 connect 0 35", "2 http_5xx 503 35", "3  200 35")
+		got := query[string](t, db.Pool, `SELECT concat_ws('|', status, attempts, series_start, next_attempt_at, status_code, error_class, error, duration_ms, completed_at = updated_at) FROM webhook_deliveries WHERE id = $1`, r.ID)
+		if want := "success|3|1|200|35|t"; got != want {
+			t.Errorf("row: %s, want %s", got, want)
+		}
+	})
+
+	t.Run("keeps the newest hundred", func(t *testing.T) {
+		r := owed(t, db, endpoint, 1)[0]
+		insert(t, store, fence, outcome(r, outbox.Retrying, 1, 500))
+		exec(t, db.Pool, `UPDATE webhook_deliveries SET attempts = 99, attempt_log = (SELECT jsonb_agg(jsonb_build_object('attempt', n)) FROM generate_series(1, 99) n) WHERE id = $1`, r.ID)
+		for n := 100; n <= 102; n++ {
+			update(t, store, fence, outcome(r, outbox.Retrying, n, 500))
+		}
+		if got := query[string](t, db.Pool, `SELECT jsonb_array_length(attempt_log) || ' ' || (attempt_log -> 0 ->> 'attempt') || ' ' || (attempt_log -> -1 ->> 'attempt') FROM webhook_deliveries WHERE id = $1`, r.ID); got != "100 3 102" {
+			t.Errorf("length, first and last: %s", got)
+		}
+	})
+
+	t.Run("is not held up by a log that is no list", func(t *testing.T) {
+		for _, log := range []string{`{}`, `"x"`, `null`, `1`} {
+			r := owed(t, db, endpoint, 1)[0]
+			insert(t, store, fence, outcome(r, outbox.Retrying, 1, 500))
+			exec(t, db.Pool, `UPDATE webhook_deliveries SET attempt_log = $2 WHERE id = $1`, r.ID, log)
+			update(t, store, fence, outcome(r, outbox.Retrying, 2, 0))
+			checkLog(t, db, r.ID, "1 http_5xx 500 35", "2 connect 0 35")
+		}
+	})
+
+	t.Run("returns what someone else has locked, at once, and writes the rest", func(t *testing.T) {
+		rs := owed(t, db, endpoint, 5)
+		for i := range rs {
+			rs[i] = outcome(rs[i], outbox.Retrying, 1, 500)
+		}
+		insert(t, store, fence, rs[:4]...)
+		exec(t, db.Pool, `DELETE FROM webhook_deliveries WHERE id = $1`, rs[2].ID)
+		tx := begin(t, db.Pool)
+		exec(t, tx, `UPDATE webhook_deliveries SET next_attempt_at = now() WHERE id = $1`, rs[0].ID)
+		exec(t, tx, `SELECT FROM webhook_deliveries WHERE id = $1 FOR SHARE`, rs[1].ID)
+		for i := range rs {
+			rs[i] = outcome(rs[i], outbox.Success, 2, 200)
+		}
+		began := time.Now()
+		busy := update(t, store, fence, rs...)
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("it took %s", took)
+		}
+		if want := []uuid.UUID{rs[0].ID, rs[1].ID}; len(busy) != 2 || !slices.Contains(busy, want[0]) || !slices.Contains(busy, want[1]) {
+			t.Errorf("busy: %v, want %v", busy, want)
+		}
+		if got := statusOf(t, db, rs[3].ID); got != "success 2" {
+			t.Errorf("the free one: %s", got)
+		}
+		if err := tx.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if busy := update(t, store, fence, rs...); len(busy) != 0 {
+			t.Errorf("busy still: %v", busy)
+		}
+		for _, i := range []int{0, 1} {
+			if got := statusOf(t, db, rs[i].ID); got != "success 2" {
+				t.Errorf("afterwards: %s", got)
+			}
+		}
+		if n := query[int](t, db.Pool, `SELECT count(*) FROM webhook_deliveries WHERE id IN ($1, $2)`, rs[2].ID, rs[4].ID); n != 0 {
+			t.Errorf("%d rows came back", n)
+		}
+	})
+}
+
+// Rows that change between the snapshot of the recording statement and its locks:
+// a policy, evaluated as the statement comes to the first row, holds it there.
+func TestUpdateDecidesByTheNewestVersion(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store, fence := acquired(t, db)
+	rs := owed(t, db, newEndpoint(t, db.Pool, "org_1"), 5)
+	for i := range rs {
+		rs[i] = outcome(rs[i], outbox.Retrying, 1, 500)
+	}
+	insert(t, store, fence, rs...)
+	for i := range rs {
+		rs[i] = outcome(rs[i], outbox.Retrying, 3, 503)
+	}
+	role := roleWithGrants(t, db)
+	const key = 42
+	exec(t, db.Pool, fmt.Sprintf(`CREATE FUNCTION hold(id uuid) RETURNS boolean LANGUAGE plpgsql SET lock_timeout = '1min' AS $$
+		BEGIN IF id = '%s' THEN PERFORM pg_advisory_xact_lock_shared(%d); END IF; RETURN true; END $$`, rs[0].ID, key))
+	exec(t, db.Pool, `CREATE POLICY hold ON webhook_deliveries USING (hold(id)) WITH CHECK (true)`)
+	exec(t, db.Pool, `ALTER TABLE webhook_deliveries ENABLE ROW LEVEL SECURITY`)
+
+	gate, tx := begin(t, db.Pool), begin(t, db.Pool)
+	exec(t, gate, `SELECT pg_advisory_xact_lock($1)`, key)
+	slow := outbox.NewStore(newPool(t, db, asRole(role)), db.Slot, disableAfter)
+	done := make(chan []uuid.UUID, 1)
+	go func() {
+		busy, err := slow.Update(t.Context(), fence, outbox.Mark{}, rs)
+		if err != nil {
+			t.Error(err)
+		}
+		done <- busy
+	}()
+	waiting(t, db, 1)
+	exec(t, tx, `UPDATE webhook_deliveries SET status = 'success', attempts = 2, next_attempt_at = NULL WHERE id = $1`, rs[1].ID)
+	exec(t, tx, `UPDATE webhook_deliveries SET status = 'cancelled', next_attempt_at = NULL WHERE id = $1`, rs[2].ID)
+	exec(t, tx, `UPDATE webhook_deliveries SET attempts = 2, status_code = 418 WHERE id = $1`, rs[3].ID)
+	exec(t, tx, `DELETE FROM webhook_deliveries WHERE id = $1`, rs[4].ID)
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := gate.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if busy := <-done; len(busy) != 0 {
+		t.Errorf("busy: %v", busy)
+	}
+	for i, want := range []string{"retrying 3", "success 2", "cancelled 1", "retrying 3"} {
+		if got := statusOf(t, db, rs[i].ID); got != want {
+			t.Errorf("%d: %s, want %s", i, got, want)
+		}
+	}
+	checkLog(t, db, rs[3].ID, "2 http_5xx 418 35", "3 http_5xx 503 35")
+}
+
+func checkLog(t testing.TB, db *pgtest.DB, id uuid.UUID, want ...string) {
+	t.Helper()
+	var log []struct {
+		Attempt    int       `json:"attempt"`
+		At         time.Time `json:"at"`
+		Status     int       `json:"status_code"`
+		Class      string    `json:"error_class"`
+		DurationMS int       `json:"duration_ms"`
+	}
+	if err := json.Unmarshal(query[[]byte](t, db.Pool, `SELECT attempt_log FROM webhook_deliveries WHERE id = $1`, id), &log); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, a := range log {
+		got = append(got, fmt.Sprintf("%d %s %d %d", a.Attempt, a.Class, a.Status, a.DurationMS))
+		if time.Since(a.At).Abs() > time.Minute {
+			t.Errorf("attempt %d was at %s", a.Attempt, a.At)
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("log: %q, want %q", got, want)
+	}
+}
+
+func TestExhausted(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store, fence := acquired(t, db)
+	endpoint := newEndpoint(t, db.Pool, "org_1")
+	listener := newEndpoint(t, db.Pool, "org_1", outbox.TypeDeliveryExhausted)
+	told := func() []string {
+		return column[string](t, db.Pool, `SELECT id::text FROM webhook_outbox WHERE event_type = $1 ORDER BY id`, outbox.TypeDeliveryExhausted)
+	}
+	last := func(r outbox.Record, attempts int) outbox.Record {
+		r = outcome(r, outbox.Failed, attempts, 503)
+		r.Exhausted = true
+		return r
+	}
+	rs := owed(t, db, endpoint, 4)
+
+	r := last(rs[0], 1)
+	for range 2 { // the second is a commit that was not heard of
+		insert(t, store, fence, r)
+		update(t, store, fence, r)
+	}
+	ids := told()
+	if len(ids) != 1 {
+		t.Fatalf("told %d times", len(ids))
+	}
+	var payload map[string]any
+	if err := json.Unmarshal(query[[]byte](t, db.Pool, `SELECT payload FROM webhook_outbox WHERE id = $1`, ids[0]), &payload); err != nil {
+		t.Fatal(err)
+	}
+	for key, want := range map[string]any{"deliveryId": r.ID.String(), "eventId": r.EventID.String(), "event": "payment.failed", "endpointId": endpoint,
+		"attempts": 1.0, "statusCode": 503.0, "errorClass": "http_5xx", "error": "answered 503"} {
+		if payload[key] != want {
+			t.Errorf("%s: %v, want %v", key, payload[key], want)
+		}
+	}
+	if got := query[string](t, db.Pool, `SELECT organization_id || array_to_string(endpoint_ids, ',') FROM webhook_outbox WHERE id = $1`, ids[0]); got != "org_1"+listener {
+		t.Errorf("owed to %s", got)
+	}
+	if at := outbox.IDTime(uuid.MustParse(ids[0])); at.Sub(r.Attempt.EndedAt).Abs() > time.Second {
+		t.Errorf("its id is from %s", at)
+	}
+
+	t.Run("is told again after a replay", func(t *testing.T) {
+		exec(t, db.Pool, `SELECT webhook_replay($1)`, r.ID)
+		update(t, store, fence, last(rs[0], 2))
+		if n := len(told()); n != 2 {
+			t.Errorf("told %d times in all, want 2", n)
+		}
+	})
+	t.Run("is not told of what did not happen", func(t *testing.T) {
+		rs[1].Status, rs[2].Status = outbox.Pending, outbox.Pending
+		insert(t, store, fence, rs[1], rs[2], outcome(rs[3], outbox.Success, 1, 200))
+		exec(t, db.Pool, `UPDATE webhook_deliveries SET status = 'cancelled', next_attempt_at = NULL WHERE id = $1`, rs[1].ID)
+		tx := begin(t, db.Pool)
+		exec(t, tx, `SELECT FROM webhook_deliveries WHERE id = $1 FOR UPDATE`, rs[2].ID)
+		late := []outbox.Record{last(rs[1], 1), last(rs[2], 1), last(rs[3], 1)}
+		if busy := update(t, store, fence, late...); len(busy) != 1 {
+			t.Errorf("busy: %v", busy)
+		}
+		if n := len(told()); n != 2 {
+			t.Errorf("a cancelled, a busy or a delivered one was told of: %d in all, want 2", n)
+		}
+		if err := tx.Rollback(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		update(t, store, fence, late...)
+		if n := len(told()); n != 3 {
+			t.Errorf("once it was free: %d in all, want 3", n)
+		}
+	})
+	t.Run("is not told of walhook's own events", func(t *testing.T) {
+		own := owedOf(t, db, endpoint, 1, outbox.TypeTest)
+		insert(t, store, fence, last(own[0], 1))
+		if n := len(told()); n != 3 {
+			t.Errorf("%d in all, want 3", n)
+		}
+	})
+}
+
+func TestGoneDisables(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store, fence := acquired(t, db)
+	listener := newEndpoint(t, db.Pool, "org_1", outbox.TypeEndpointDisabled)
+	told := func(endpoint string) []string {
+		return column[string](t, db.Pool, `SELECT array_to_string(endpoint_ids, ',') FROM webhook_outbox WHERE event_type = $1 AND payload ->> 'endpointId' = $2 AND payload ->> 'reason' LIKE '%410%'`,
+			outbox.TypeEndpointDisabled, endpoint)
+	}
+	enabled := func(endpoint string) bool {
+		return query[bool](t, db.Pool, `SELECT enabled FROM webhook_endpoints WHERE id = $1`, endpoint)
+	}
+	gone := func(r outbox.Record) outbox.Record {
+		r = outcome(r, outbox.Failed, 1, 410)
+		r.Health = outbox.Gone
+		return r
+	}
+
+	t.Run("and tells once, but not the endpoint itself", func(t *testing.T) {
+		endpoint := newEndpoint(t, db.Pool, "org_1", "*", "webhook.*")
+		rs := owed(t, db, endpoint, 3)
+		exec(t, db.Pool, `INSERT INTO webhook_endpoint_failures VALUES ($1, now())`, endpoint)
+		insert(t, store, fence, gone(rs[0]), gone(rs[1]))
+		insert(t, store, fence, gone(rs[2]), gone(rs[0]))
+		if got := told(endpoint); !slices.Equal(got, []string{listener}) {
+			t.Errorf("told %q, want once, to %s", got, listener)
+		}
+		if got := query[string](t, db.Pool, `SELECT concat_ws('|', enabled, disabled_at IS NOT NULL, disabled_reason) FROM webhook_endpoints WHERE id = $1`, endpoint); got != "f|t|answered 410 Gone" {
+			t.Errorf("endpoint: %s", got)
+		}
+		if query[bool](t, db.Pool, `SELECT EXISTS (SELECT FROM webhook_endpoint_failures WHERE endpoint_id = $1)`, endpoint) {
+			t.Error("its failures will count once it is enabled again")
+		}
+	})
+	t.Run("a failure after that does not count", func(t *testing.T) {
+		endpoint := newEndpoint(t, db.Pool, "org_1")
+		rs := owed(t, db, endpoint, 2)
+		late := outcome(rs[1], outbox.Failed, 1, 500)
+		late.Health = outbox.Failing
+		insert(t, store, fence, gone(rs[0]))
+		insert(t, store, fence, late)
+		if query[bool](t, db.Pool, `SELECT EXISTS (SELECT FROM webhook_endpoint_failures WHERE endpoint_id = $1)`, endpoint) {
+			t.Error("it counts from before the endpoint is enabled again")
+		}
+	})
+	t.Run("not while somebody has the endpoint's row", func(t *testing.T) {
+		endpoint := newEndpoint(t, db.Pool, "org_1")
+		rs := owed(t, db, endpoint, 2)
+		tx := begin(t, db.Pool)
+		exec(t, tx, `UPDATE webhook_endpoints SET description = 'mine' WHERE id = $1`, endpoint)
+		insert(t, store, fence, gone(rs[0]))
+		if got := statusOf(t, db, rs[0].ID); got != "failed 1" {
+			t.Errorf("the outcome: %s", got)
+		}
+		if err := tx.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if !enabled(endpoint) || len(told(endpoint)) != 0 {
+			t.Errorf("enabled %t, told %q", enabled(endpoint), told(endpoint))
+		}
+		insert(t, store, fence, gone(rs[1]))
+		if enabled(endpoint) || len(told(endpoint)) != 1 {
+			t.Errorf("afterwards: enabled %t, told %q", enabled(endpoint), told(endpoint))
+		}
+	})
+	t.Run("for one of walhook's own events, without telling", func(t *testing.T) {
+		endpoint := newEndpoint(t, db.Pool, "org_1")
+		insert(t, store, fence, gone(owedOf(t, db, endpoint, 1, outbox.TypeTest)[0]))
+		if enabled(endpoint) || len(told(endpoint)) != 0 {
+			t.Errorf("enabled %t, told %q", enabled(endpoint), told(endpoint))
+		}
+	})
+	t.Run("a deleted or disabled endpoint is left as it is", func(t *testing.T) {
+		endpoint := newEndpoint(t, db.Pool, "org_1")
+		rs := owed(t, db, endpoint, 2)
+		exec(t, db.Pool, `UPDATE webhook_endpoints SET enabled = false, disabled_reason = 'by hand' WHERE id = $1`, endpoint)
+		insert(t, store, fence, gone(rs[0]))
+		if got := query[string](t, db.Pool, `SELECT disabled_reason FROM webhook_endpoints WHERE id = $1`, endpoint); got != "by hand" {
+			t.Errorf("reason %q", got)
+		}
+		exec(t, db.Pool, `DELETE FROM webhook_endpoints WHERE id = $1`, endpoint)
+		insert(t, store, fence, gone(rs[1]))
+		if got := told(endpoint); len(got) != 0 {
+			t.Errorf("told %q", got)
+		}
+	})
+}
+
+func TestFailingEndpoints(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store, fence := acquired(t, db)
+	endpoint := newEndpoint(t, db.Pool, "org_1")
+	news := func(endpoint string, health ...outbox.EndpointHealth) (rs []outbox.Record) {
+		rs = owed(t, db, endpoint, len(health))
+		for i, h := range health {
+			if rs[i] = outcome(rs[i], outbox.Retrying, 1, 500); h == outbox.Recovered || h == outbox.Unchanged {
+				rs[i] = outcome(rs[i], outbox.Success, 1, 200)
+			}
+			rs[i].Health = h
+		}
+		return rs
+	}
+	since := func(endpoint string) string {
+		return query[string](t, db.Pool, `SELECT coalesce((SELECT CASE WHEN failing_since > now() - interval '1 minute' THEN 'now' ELSE 'long' END FROM webhook_endpoint_failures WHERE endpoint_id = $1), 'not')`, endpoint)
+	}
+	age := func(endpoint string, by time.Duration) {
+		exec(t, db.Pool, `UPDATE webhook_endpoint_failures SET failing_since = now() - $2 * interval '1 second' WHERE endpoint_id = $1`, endpoint, by.Seconds())
+	}
+	check := func(what, want string) {
+		t.Helper()
+		if got := since(endpoint); got != want {
+			t.Errorf("%s: failing since %q, want %q", what, got, want)
+		}
+	}
+
+	insert(t, store, fence, news(endpoint, outbox.Unchanged)...)
+	check("nothing new", "not")
+	insert(t, store, fence, news(endpoint, outbox.Failing)...)
+	check("failing", "now")
+	age(endpoint, time.Hour)
+	insert(t, store, fence, news(endpoint, outbox.Failing)...)
+	check("failing, from a process that did not know", "long")
+	insert(t, store, fence, news(endpoint, outbox.Recovered)...)
+	check("recovered", "not")
+	insert(t, store, fence, news(endpoint, outbox.Recovered)...)
+	check("recovered again", "not")
+
+	t.Run("the last of a batch counts", func(t *testing.T) {
+		other := newEndpoint(t, db.Pool, "org_2")
+		for what, health := range map[string][]outbox.EndpointHealth{
+			"not": {outbox.Failing, outbox.StillFailing, outbox.Recovered, outbox.Unchanged},
+			"now": {outbox.Failing, outbox.Recovered, outbox.Failing, outbox.Unchanged},
+		} {
+			exec(t, db.Pool, `DELETE FROM webhook_endpoint_failures`)
+			insert(t, store, fence, slices.Concat(news(endpoint, health...), news(other, outbox.Failing))...)
+			check(fmt.Sprint(health), what)
+			if got := since(other); got != "now" {
+				t.Errorf("the other endpoint: %q", got)
+			}
+		}
+	})
+
+	t.Run("one that fails for longer than DISABLE_AFTER is disabled", func(t *testing.T) {
+		exec(t, db.Pool, `DELETE FROM webhook_endpoint_failures`)
+		enabled := func() bool {
+			return query[bool](t, db.Pool, `SELECT enabled FROM webhook_endpoints WHERE id = $1`, endpoint)
+		}
+		told := func() int {
+			return query[int](t, db.Pool, `SELECT count(*) FROM webhook_outbox WHERE event_type = $1 AND payload ->> 'endpointId' = $2`, outbox.TypeEndpointDisabled, endpoint)
+		}
+		insert(t, store, fence, news(endpoint, outbox.StillFailing)...)
+		check("still failing, and nobody has said since when", "now")
+		age(endpoint, disableAfter-time.Minute)
+		insert(t, store, fence, news(endpoint, outbox.StillFailing)...)
+		if !enabled() {
+			t.Fatal("disabled a minute early")
+		}
+		age(endpoint, disableAfter+time.Minute)
+		insert(t, store, fence, news(endpoint, outbox.Failing)...)
+		if !enabled() {
+			t.Fatal("disabled at the first failure that a process sees")
+		}
+		insert(t, store, fence, news(endpoint, outbox.StillFailing, outbox.Recovered)...)
+		if !enabled() {
+			t.Fatal("disabled although it has recovered")
+		}
+		insert(t, store, fence, news(endpoint, outbox.Failing)...)
+		age(endpoint, disableAfter+time.Minute)
+		never := outbox.NewStore(db.Pool, db.Slot, 0)
+		insert(t, never, fence, news(endpoint, outbox.StillFailing)...)
+		if !enabled() {
+			t.Fatal("0 does not mean never")
+		}
+		insert(t, store, fence, news(endpoint, outbox.StillFailing)...)
+		insert(t, store, fence, outcome(owedOf(t, db, endpoint, 1, outbox.TypeTest)[0], outbox.Success, 1, 200))
+		if enabled() || told() != 1 {
+			t.Fatalf("enabled %t, told %d times", enabled(), told())
+		}
+		exec(t, db.Pool, `UPDATE webhook_endpoints SET enabled = true WHERE id = $1`, endpoint)
+		insert(t, store, fence, news(endpoint, outbox.Failing)...)
+		insert(t, store, fence, news(endpoint, outbox.StillFailing)...)
+		if !enabled() {
+			t.Error("enabled by hand, it was disabled at once, for what was before")
+		}
+	})
+}
+
+// While somebody has the table locked, no statement waits for longer than the
+// lock timeout, nor does it keep the state row from others for longer.
+func TestLockedTable(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	pool := newPool(t, db, func(c *pgxpool.Config) { c.MaxConns = 1 })
+	store := outbox.NewStore(pool, db.Slot, disableAfter)
+	everyStatement(t, db, store) // prepares them all
+	fence := acquire(t, store)
+	endpoint := newEndpoint(t, db.Pool, "org_1")
+	rs := owed(t, db, endpoint, 2)
+	rs[0], rs[1] = outcome(rs[0], outbox.Retrying, 1, 500), outcome(rs[1], outbox.Success, 1, 200)
+	insert(t, store, fence, rs[0])
+
+	tx := begin(t, db.Pool)
+	exec(t, tx, `LOCK TABLE webhook_deliveries`)
+	for what, run := range map[string]func() error{
+		"insert": func() error {
+			_, err := store.Insert(t.Context(), fence, outbox.Mark{Seq: 2, Durable: 99}, rs[1:])
+			return err
+		},
+		"update": func() error {
+			_, err := store.Update(t.Context(), fence, outbox.Mark{}, rs[:1])
+			return err
+		},
+		"due": func() error {
+			return store.Due(t.Context(), []outbox.Page{{EndpointID: rs[0].EndpointID, Limit: 1}}, func(*outbox.Due) {})
+		},
+		"existing": func() error { return store.Existing(t.Context(), []uuid.UUID{rs[0].ID}, map[uuid.UUID]bool{}) },
+		"newly due": func() error {
+			_, _, _, err := store.NewlyDue(t.Context(), time.Now())
+			return err
+		},
+		"waiting": func() error {
+			_, err := store.Waiting(t.Context(), uuid.Nil, 1)
+			return err
+		},
+		"cancel rows": func() error {
+			_, _, err := store.CancelRows(t.Context(), fence, rs[0].EndpointID, "x")
+			return err
+		},
+		"cancel orphans": func() error { return store.CancelOrphans(t.Context(), fence, []uuid.UUID{rs[0].ID}) },
+		"missing": func() error {
+			_, _, err := store.Missing(t.Context(), outbox.TimeID(time.Now().Add(-time.Hour)), outbox.TimeID(time.Now().Add(time.Hour)), 10)
+			return err
+		},
+	} {
+		began := time.Now()
+		err := run()
+		if pg, ok := errors.AsType[*pgconn.PgError](err); !ok || pg.Code != "55P03" {
+			t.Errorf("%s: %v, want lock_not_available", what, err)
+		}
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("%s waited %s", what, took)
+		}
+	}
+	for what, run := range map[string]func() error{ // these go on
+		"mark": func() error { return store.Mark(t.Context(), fence, outbox.Mark{Seq: 3}) },
+		"endpoints": func() error {
+			_, err := store.Endpoints(t.Context(), []uuid.UUID{rs[0].EndpointID})
+			return err
+		},
+		"check the schema": func() error { return store.CheckSchema(t.Context()) },
+	} {
+		if err := run(); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if st, err := store.State(t.Context()); err != nil || st.DurableLSN == 99 {
+		t.Errorf("durable %s, %v: the position of a batch that was not written", st.DurableLSN, err)
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	insert(t, store, fence, rs[1])
+}
+
+// Everybody at once: the recorder's two kinds of batches, the sweep, the
+// reconciler and operators who update the same rows in whatever order.
+func TestNoDeadlocks(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	pool := newPool(t, db, func(c *pgxpool.Config) { c.MaxConns = 8 })
+	store := outbox.NewStore(pool, db.Slot, disableAfter)
+	fence := acquire(t, store)
+	a, b := newEndpoint(t, db.Pool, "org_1", "*", "webhook.*"), newEndpoint(t, db.Pool, "org_1", "*", "webhook.*")
+	rs := slices.Concat(owed(t, db, a, 200), owed(t, db, b, 200))
+	for i := range rs {
+		rs[i] = outcome(rs[i], outbox.Retrying, 1, 500)
+	}
+	insert(t, store, fence, rs...)
+	const rounds = 25
+	shuffled := func(attempts int) []outbox.Record {
+		batch := slices.Clone(rs)
+		rand.Shuffle(len(batch), func(i, j int) { batch[i], batch[j] = batch[j], batch[i] })
+		for i := range batch {
+			batch[i] = outcome(batch[i], outbox.Failed, attempts, 500)
+			batch[i].Exhausted = i%50 == 0
+			batch[i].Health = []outbox.EndpointHealth{outbox.Unchanged, outbox.Recovered, outbox.Failing, outbox.StillFailing, outbox.Gone}[rand.N(5)]
+		}
+		return batch
+	}
+	var wg sync.WaitGroup
+	run := func(what string, once func(round int) error) {
+		wg.Go(func() {
+			for round := range rounds {
+				if err := once(round); err != nil {
+					t.Errorf("%s: %v", what, err)
+					return
+				}
+			}
+		})
+	}
+	run("update", func(round int) error {
+		_, err := store.Update(t.Context(), fence, outbox.Mark{Seq: 1}, shuffled(round+2))
+		return err
+	})
+	run("insert", func(round int) error {
+		_, err := store.Insert(t.Context(), fence, outbox.Mark{Seq: 1}, shuffled(round+2))
+		return err
+	})
+	run("cancel", func(round int) error {
+		_, _, err := store.CancelRows(t.Context(), fence, rs[round%2*200].EndpointID, "x")
+		return err
+	})
+	run("orphans", func(round int) error {
+		return store.CancelOrphans(t.Context(), fence, []uuid.UUID{rs[round].ID, rs[399-round].ID})
+	})
+	for _, order := range []string{"id", "id DESC"} { // an operator's are allowed to wait for each other, and so to deadlock
+		run("operator", func(int) error {
+			_, err := pool.Exec(t.Context(), `WITH o AS (SELECT id FROM webhook_deliveries ORDER BY `+order+` FOR UPDATE SKIP LOCKED)
+				UPDATE webhook_deliveries d SET status = 'pending', next_attempt_at = now() FROM o WHERE d.id = o.id`)
+			return err
+		})
+	}
+	run("operator of endpoints", func(round int) error {
+		_, err := pool.Exec(t.Context(), `UPDATE webhook_endpoints SET enabled = true WHERE id = $1`, rs[round%2*200].EndpointID)
+		return err
+	})
+	wg.Wait()
+}

@@ -1,0 +1,374 @@
+package outbox_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/outbox"
+)
+
+// A querier is a pool, a connection or a transaction.
+type querier interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// query returns the one value of the one row of a query.
+func query[T any](t testing.TB, q querier, sql string, args ...any) T {
+	t.Helper()
+	rows, err := q.Query(t.Context(), sql, args...)
+	if err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	v, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[T])
+	if err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	return v
+}
+
+// column returns the one column of a query.
+func column[T any](t testing.TB, q querier, sql string, args ...any) []T {
+	t.Helper()
+	rows, err := q.Query(t.Context(), sql, args...)
+	if err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	v, err := pgx.CollectRows(rows, pgx.RowTo[T])
+	if err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	return v
+}
+
+func exec(t testing.TB, q querier, sql string, args ...any) int64 {
+	t.Helper()
+	tag, err := q.Exec(t.Context(), sql, args...)
+	if err != nil {
+		if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
+			t.Fatalf("%s: %v: %s %s", sql, err, pg.Detail, pg.Hint)
+		}
+		t.Fatalf("%s: %v", sql, err)
+	}
+	return tag.RowsAffected()
+}
+
+// refused fails unless the statement is refused with a text, and a hint where it is one of ours.
+func refused(t testing.TB, q querier, want, sql string, args ...any) {
+	t.Helper()
+	_, err := q.Exec(t.Context(), sql, args...)
+	checkRefusal(t, err, want, sql)
+}
+
+func checkRefusal(t testing.TB, err error, want, what string) {
+	t.Helper()
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok {
+		t.Errorf("%s: got %v, want a refusal: %s", what, err, want)
+		return
+	}
+	if !strings.Contains(pg.Message, want) {
+		t.Errorf("%s: got %q, want %q in it", what, pg.Message, want)
+	}
+	if strings.HasPrefix(pg.Message, "webhook_outbox") && pg.Hint == "" {
+		t.Errorf("%s: %q says nothing about what to do", what, pg.Message)
+	}
+}
+
+func begin(t testing.TB, pool *pgxpool.Pool) pgx.Tx {
+	t.Helper()
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
+	return tx
+}
+
+func readSchema(t testing.TB) string {
+	t.Helper()
+	schema, err := os.ReadFile("../schema.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(schema)
+}
+
+// apply sends schema.sql as one simple-protocol string.
+func apply(ctx context.Context, pool *pgxpool.Pool, schema string) error {
+	conn, err := pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	_, err = conn.Conn().PgConn().Exec(ctx, schema).ReadAll()
+	return err
+}
+
+func TestSchemaAndCodeAgree(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+
+	if got := query[int](t, db.Pool, `SELECT webhook_schema_version()`); got != outbox.SchemaVersion {
+		t.Errorf("schema.sql is version %d, the code's SchemaVersion %d", got, outbox.SchemaVersion)
+	}
+
+	want := []string{}
+	for _, typ := range outbox.EventTypes {
+		want = append(want, typ.Name+" "+typ.Category)
+	}
+	for _, name := range []string{outbox.TypeTest, outbox.TypeEndpointDisabled, outbox.TypeDeliveryExhausted} {
+		want = append(want, name+" "+outbox.OwnCategory)
+	}
+	slices.Sort(want)
+	got := column[string](t, db.Pool, `SELECT name || ' ' || category FROM webhook_event_types`)
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		t.Errorf("webhook_event_types has\n%q, the code\n%q", got, want)
+	}
+
+	if got := query[int](t, db.Pool, `SELECT substring(prosrc FROM 'size > ([0-9]+)')::int FROM pg_proc WHERE proname = 'webhook_outbox_before_insert'`); got != outbox.MaxPayloadBytes {
+		t.Errorf("the trigger's limit is %d bytes, MaxPayloadBytes %d", got, outbox.MaxPayloadBytes)
+	}
+}
+
+func TestSchemaExplainsItself(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	bare := column[string](t, db.Pool, `
+		SELECT format('%s.%s', c.relname, a.attname) FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+		WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition
+		  AND a.attnum > 0 AND col_description(c.oid, a.attnum) IS NULL
+		UNION ALL
+		SELECT c.relname FROM pg_class c
+		WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition
+		  AND obj_description(c.oid, 'pg_class') IS NULL
+		UNION ALL
+		SELECT p.proname FROM pg_proc p
+		WHERE p.pronamespace = 'public'::regnamespace AND obj_description(p.oid, 'pg_proc') IS NULL`)
+	if len(bare) > 0 {
+		t.Errorf("without a comment: %q", bare)
+	}
+	if unsafe := column[string](t, db.Pool, `
+		SELECT p.proname FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace AND p.prosecdef
+		  AND NOT coalesce(p.proconfig @> '{"search_path=public, pg_temp"}', false)`); len(unsafe) > 0 {
+		t.Errorf("SECURITY DEFINER without a search_path of its own: %q", unsafe)
+	}
+}
+
+func TestSchemaAppliedAgain(t *testing.T) {
+	t.Parallel()
+	schema := readSchema(t)
+
+	t.Run("keeps everything, and waits for nobody's open transaction", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		endpoint, event := newEndpoint(t, db.Pool, "org_1"), newEvent(t, db.Pool, "org_1", "payment.failed")
+		newDelivery(t, db.Pool, event, endpoint, "success")
+		exec(t, db.Pool, `UPDATE webhook_event_types SET description = 'ours' WHERE name = 'payment.failed'`)
+
+		tx := begin(t, db.Pool)
+		newEvent(t, tx, "org_1", "payment.failed")
+		exec(t, tx, `UPDATE webhook_deliveries SET error = 'x'`)
+		exec(t, tx, `UPDATE webhook_endpoints SET description = 'x'`)
+		exec(t, tx, `INSERT INTO webhook_secrets (endpoint_id, secret) VALUES ($1, 'a secret of sixteen')`, endpoint)
+		exec(t, tx, `INSERT INTO webhook_state (slot) VALUES ('s')`)
+		exec(t, tx, `INSERT INTO webhook_event_types (name, category) VALUES ('a.b', 'a')`)
+		if err := apply(t.Context(), db.Pool, schema); err != nil {
+			t.Fatalf("beside an open transaction: %v", err)
+		}
+		if err := tx.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := query[string](t, db.Pool, `
+			SELECT concat_ws(' ', (SELECT count(*) FROM webhook_outbox), (SELECT count(*) FROM webhook_deliveries), (SELECT count(*) FROM webhook_endpoints),
+				(SELECT count(*) FROM webhook_secrets), (SELECT description FROM webhook_event_types WHERE name = 'payment.failed'))`); got != "2 1 1 2 ours" {
+			t.Errorf("events, deliveries, endpoints, secrets, description: got %s", got)
+		}
+	})
+
+	t.Run("holds no lock that an application waits for", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		conn, err := db.Pool.Acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Release()
+		if _, err := conn.Conn().PgConn().Exec(t.Context(), strings.TrimSuffix(strings.TrimSpace(schema), "COMMIT;")).ReadAll(); err != nil {
+			t.Fatal(err)
+		}
+		strong := column[string](t, conn, `
+			SELECT format('%s %s', c.relname, l.mode) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+			WHERE l.pid = pg_backend_pid() AND c.relname LIKE 'webhook%' AND c.relkind IN ('r', 'p')
+			  AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')`)
+		exec(t, conn, `ROLLBACK`)
+		if len(strong) > 0 {
+			t.Errorf("locks: %q", strong)
+		}
+	})
+
+	t.Run("by two at once", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.Empty(t)
+		var wg sync.WaitGroup
+		errs := make([]error, 3)
+		for i := range errs {
+			wg.Go(func() { errs[i] = outbox.NewStore(db.Pool, db.Slot, 0).Migrate(t.Context(), schema) })
+		}
+		wg.Wait()
+		if err := errors.Join(errs...); err != nil {
+			t.Error(err)
+		}
+	})
+
+	t.Run("not over a newer one", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		exec(t, db.Pool, `CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int LANGUAGE sql IMMUTABLE RETURN 2`)
+		checkRefusal(t, apply(t.Context(), db.Pool, schema), "newer walhook", "apply")
+		if err := outbox.NewStore(db.Pool, db.Slot, 0).Migrate(t.Context(), schema); err != nil {
+			t.Errorf("an older walhook beside a newer schema: %v", err)
+		}
+	})
+}
+
+func TestSchemaInstallsIntoTheFirstSchema(t *testing.T) {
+	t.Parallel()
+	db := pgtest.Empty(t)
+	exec(t, db.Pool, `CREATE SCHEMA "Odd name"`)
+	exec(t, db.Pool, `ALTER DATABASE "`+query[string](t, db.Pool, `SELECT current_database()`)+`" SET search_path = "Odd name", public`)
+	pool, err := pgxpool.New(t.Context(), db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	if err := outbox.NewStore(pool, db.Slot, 0).Migrate(t.Context(), readSchema(t)); err != nil {
+		t.Fatal(err)
+	}
+	if stray := column[string](t, pool, `SELECT relname FROM pg_class WHERE relname LIKE 'webhook%' AND relnamespace <> '"Odd name"'::regnamespace`); len(stray) > 0 {
+		t.Errorf("outside of the schema: %q", stray)
+	}
+
+	// Whoever inserts can have any search_path, and temporary tables of our names.
+	conn, err := pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	endpoint := newEndpoint(t, conn, "org_1")
+	exec(t, conn, `SET search_path = pg_temp, public`)
+	exec(t, conn, `CREATE TEMP TABLE webhook_endpoints (id uuid, organization_id text, enabled boolean, event_types text[])`)
+	exec(t, conn, `CREATE TEMP TABLE webhook_event_types (name text, patterns text[])`)
+	if got := query[[]string](t, conn, `
+		INSERT INTO "Odd name".webhook_outbox (organization_id, event_type, payload) VALUES ('org_1', 'org.created', '{}')
+		RETURNING endpoint_ids::text[]`); !slices.Equal(got, []string{endpoint}) {
+		t.Errorf("owed to %q, want %s", got, endpoint)
+	}
+}
+
+func TestCheckSchema(t *testing.T) {
+	t.Parallel()
+	schema := readSchema(t)
+
+	empty := pgtest.Empty(t)
+	err := outbox.NewStore(empty.Pool, empty.Slot, 0).CheckSchema(t.Context())
+	if !errors.Is(err, outbox.ErrNotPrepared) || !strings.Contains(err.Error(), "walhook init") {
+		t.Errorf("an empty database: %v", err)
+	}
+
+	db := pgtest.New(t)
+	store := outbox.NewStore(db.Pool, db.Slot, 0)
+	if err := store.CheckSchema(t.Context()); err != nil {
+		t.Fatalf("a prepared database: %v", err)
+	}
+	newer := query[int](t, db.Pool, `SELECT current_setting('server_version_num')::int`) >= 150000
+	for _, c := range []struct {
+		damage, want string
+		mended       bool // by applying the schema again
+		newer        bool // PostgreSQL 15
+	}{
+		{`DROP PUBLICATION walhook`, "publication walhook is missing", true, false},
+		{`ALTER PUBLICATION walhook DROP TABLE webhook_outbox`, "does not carry webhook_outbox", true, false},
+		{`ALTER PUBLICATION walhook SET (publish_via_partition_root = false)`, "publish_via_partition_root", true, false},
+		{`ALTER PUBLICATION walhook SET (publish = 'update')`, "publish = 'insert'", true, false},
+		{`ALTER PUBLICATION walhook SET TABLE webhook_outbox WHERE (organization_id = 'x')`, "some of its rows", true, true},
+		{`ALTER PUBLICATION walhook SET TABLE webhook_outbox (id, payload)`, "or columns", true, true},
+		{`DROP TABLE webhook_state CASCADE`, "missing tables: webhook_state", true, false},
+		{`CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int LANGUAGE sql IMMUTABLE RETURN 0`, "version 0", true, false},
+		{`ALTER TABLE webhook_outbox ENABLE TRIGGER webhook_outbox_before_insert`, "ENABLE ALWAYS", false, false},
+		{`ALTER TABLE webhook_outbox RENAME COLUMN payload TO body`, "missing columns of webhook_outbox: payload", false, false},
+	} {
+		if c.newer && !newer {
+			continue
+		}
+		tx := begin(t, db.Pool)
+		exec(t, tx, c.damage)
+		if err := tx.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := store.CheckSchema(t.Context()); !errors.Is(err, outbox.ErrNotPrepared) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("after %s: got %v, want %q in it", c.damage, err, c.want)
+		}
+		if !c.mended {
+			continue
+		}
+		if err := store.Migrate(t.Context(), schema); err != nil {
+			t.Errorf("mend after %s: %v", c.damage, err)
+		}
+	}
+}
+
+func TestCheckSchemaWaitsForNobody(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	exec(t, begin(t, db.Pool), `LOCK TABLE webhook_outbox, webhook_deliveries, webhook_state IN ACCESS EXCLUSIVE MODE`)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := outbox.NewStore(db.Pool, db.Slot, 0).CheckSchema(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestMigrateWithoutPrivilege(t *testing.T) {
+	t.Parallel()
+	db := pgtest.Empty(t)
+	role := `"` + db.Slot + `"`
+	exec(t, db.Pool, `CREATE ROLE `+role)
+	t.Cleanup(func() {
+		_, _ = db.Pool.Exec(context.Background(), `DROP OWNED BY `+role)
+		_, _ = db.Pool.Exec(context.Background(), `DROP ROLE `+role)
+	})
+	exec(t, db.Pool, `GRANT CREATE ON SCHEMA public TO `+role)
+	config, err := pgxpool.ParseConfig(db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.ConnConfig.RuntimeParams["role"] = db.Slot
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	store := outbox.NewStore(pool, db.Slot, 0)
+	if err := store.Migrate(t.Context(), readSchema(t)); !errors.Is(err, outbox.ErrNotPrepared) || !strings.Contains(err.Error(), "GRANT CREATE ON DATABASE") {
+		t.Errorf("got %v, want the privilege that is missing", err)
+	}
+	exec(t, db.Pool, `DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %I TO %I', current_database(), '`+db.Slot+`'); END $$`)
+	if err := store.Migrate(t.Context(), readSchema(t)); err != nil {
+		t.Errorf("with that privilege: %v", err)
+	}
+	newEndpoint(t, pool, "org_1")
+	newEvent(t, pool, "org_1", "payment.failed")
+}

@@ -1,0 +1,242 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// LockTimeout bounds how long any of walhook's statements waits for a lock that
+// somebody else holds. Under a second, so that one locked row or table never
+// holds up the outcomes of everything else for longer.
+const LockTimeout = "900ms"
+
+// ErrFenced means that another process has taken the slot over since: nothing
+// was written, and nothing that this process holds may be written any more.
+var ErrFenced = errors.New("another walhook has taken over the slot")
+
+// MessagePrefix marks walhook's own logical messages in the WAL.
+const MessagePrefix = "walhook"
+
+// A Fence is the right to write, as of one acquisition of the slot. Every
+// statement that writes deliveries carries it.
+type Fence struct {
+	Holder uuid.UUID // this process
+	Epoch  int64
+
+	// LastWrite is when the last holder last wrote, by PostgreSQL's clock: what was
+	// committed after that can have no rows. Zero: never.
+	LastWrite time.Time
+
+	// Reconcile says that events which were committed since ReconcileFrom may be
+	// owed without a row, and will not come by the stream.
+	Reconcile     bool
+	ReconcileFrom time.Time
+}
+
+// Echo is the text of the logical message with which batch number seq ends.
+func (f Fence) Echo(seq uint64) string { return fmt.Sprintf("%s/%d/%d", f.Holder, f.Epoch, seq) }
+
+// ParseEcho returns the number of the batch that an echo proves durable, and
+// whether it is one of this fence's own.
+func (f Fence) ParseEcho(message string) (uint64, bool) {
+	number := message[strings.LastIndexByte(message, '/')+1:]
+	seq, err := strconv.ParseUint(number, 10, 64)
+	if err != nil || f.Echo(seq) != message {
+		return 0, false
+	}
+	return seq, true
+}
+
+// A State is the row of webhook_state: how far outcomes are known to be recorded.
+type State struct {
+	Epoch       int64
+	DurableLSN  pglogrepl.LSN
+	DurableAt   time.Time // commit time of the transaction that ends at DurableLSN
+	SystemID    string
+	Timeline    int32
+	Environment string
+}
+
+const selectState = `
+SELECT epoch, coalesce(durable_lsn, '0/0')::text, coalesce(durable_at, 'epoch'), coalesce(system_identifier, ''),
+       coalesce(timeline, 0), coalesce(environment, '')
+FROM webhook_state WHERE slot = $1`
+
+// State reads the state row. A slot that was never acquired has the zero State.
+func (s *Store) State(ctx context.Context) (State, error) {
+	var st State
+	var lsn string
+	err := s.pool.QueryRow(ctx, selectState, s.slot).Scan(&st.Epoch, &lsn, &st.DurableAt, &st.SystemID, &st.Timeline, &st.Environment)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return State{}, nil
+	}
+	if err != nil {
+		return State{}, fmt.Errorf("read webhook_state: %w", err)
+	}
+	st.DurableLSN, err = pglogrepl.ParseLSN(lsn)
+	return st, err
+}
+
+// StartLSN decides where the stream is asked to begin: at the durable position,
+// which may be ahead of the slot on disk after a crash of PostgreSQL. But
+// PostgreSQL accepts a position in the future and then skips in silence, so
+// after a failover or a restore (another system, another timeline, a position
+// beyond what is flushed) it is 0, the slot's own.
+func (s *Store) StartLSN(ctx context.Context, systemID string, timeline int32, flushed pglogrepl.LSN) (pglogrepl.LSN, error) {
+	st, err := s.State(ctx)
+	if err != nil || st.SystemID != systemID || st.Timeline != timeline || st.DurableLSN > flushed {
+		return 0, err
+	}
+	return st.DurableLSN, nil
+}
+
+const selectLastWrite = `SELECT updated_at FROM webhook_state WHERE slot = @slot AND holder IS NOT NULL FOR UPDATE`
+
+// Where the slot was made just now, what was committed before it does not come by
+// the stream: the position of before is forgotten, so that a process that dies
+// before it has found all of that leaves this to the next. The message is the
+// marker: its echo says that everything written before this acquisition has passed.
+const acquireState = `
+INSERT INTO webhook_state AS s (slot, epoch, holder, system_identifier, timeline, reconcile_from, updated_at)
+VALUES (@slot, 1, @holder::uuid, @system, @timeline::int, 'epoch', now())
+ON CONFLICT (slot) DO UPDATE SET
+    epoch             = s.epoch + CASE WHEN s.holder IS DISTINCT FROM excluded.holder THEN 1 ELSE 0 END,
+    holder            = excluded.holder,
+    durable_lsn       = CASE WHEN @goes_on::bool THEN s.durable_lsn END,
+    reconcile_from    = CASE WHEN @goes_on::bool THEN s.reconcile_from ELSE least(s.reconcile_from, coalesce(s.durable_at, 'epoch')) END,
+    system_identifier = excluded.system_identifier,
+    timeline          = excluded.timeline,
+    updated_at        = now()
+RETURNING epoch, reconcile_from IS NOT NULL, coalesce(reconcile_from, 'epoch')`
+
+// The microsecond makes every call another value, so that a comparison that was
+// under way before does not take this one's mark for its own.
+const awaitSlot = `
+INSERT INTO webhook_state AS s (slot, reconcile_from) VALUES (@slot, 'epoch')
+ON CONFLICT (slot) DO UPDATE SET
+    durable_lsn    = NULL,
+    reconcile_from = least(s.reconcile_from, coalesce(s.durable_at, 'epoch')) - interval '1 microsecond'`
+
+// AwaitSlot is called before a slot is made. What was committed before that does
+// not come by the stream, and has to be looked for, by another process if this
+// one dies first.
+func (s *Store) AwaitSlot(ctx context.Context) error {
+	if _, err := s.pool.Exec(ctx, awaitSlot, pgx.NamedArgs{"slot": s.slot}); err != nil {
+		return fmt.Errorf("note in webhook_state that the slot is made anew: %w", err)
+	}
+	return nil
+}
+
+const reconciled = `
+UPDATE webhook_state SET reconcile_from = NULL
+WHERE slot = @slot AND holder = @holder AND epoch = @epoch AND reconcile_from = @from`
+
+// Reconciled says that nothing is owed without a row any more, as far as this
+// acquisition of the slot had to look.
+func (s *Store) Reconciled(ctx context.Context, f Fence) error {
+	args := s.fenceArgs(f)
+	args["from"] = f.ReconcileFrom
+	if _, err := s.pool.Exec(ctx, reconciled, args); err != nil {
+		return fmt.Errorf("note in webhook_state that the outbox is reconciled: %w", err)
+	}
+	return nil
+}
+
+const emitMessage = `SELECT pg_logical_emit_message(true, '` + MessagePrefix + `', @echo::text)`
+
+// Acquire claims the right to write for a process that has just got the slot:
+// it raises the epoch if the last holder was another process, and emits marker
+// number seq. A holder that froze inside its transaction would block it for
+// ever, so after the lock timeout whoever holds the row is terminated: he has to
+// be of the same role, or this one a member of pg_signal_backend.
+func (s *Store) Acquire(ctx context.Context, holder uuid.UUID, session *Session, seq uint64) (Fence, error) {
+	fence, err := s.acquire(ctx, holder, session, seq)
+	if hasCode(err, "55P03") { // lock_not_available
+		if err := s.terminateHolder(ctx); err != nil {
+			return Fence{}, fmt.Errorf("terminate the former holder's writer: %w", err)
+		}
+		fence, err = s.acquire(ctx, holder, session, seq)
+	}
+	if err != nil {
+		return Fence{}, fmt.Errorf("claim the slot in webhook_state: %w", err)
+	}
+	return fence, nil
+}
+
+func (s *Store) acquire(ctx context.Context, holder uuid.UUID, session *Session, seq uint64) (fence Fence, err error) {
+	fence.Holder = holder
+	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, prepareWrite); err != nil {
+			return err
+		}
+		args := pgx.NamedArgs{"slot": s.slot, "holder": holder, "system": session.SystemID, "timeline": session.Timeline,
+			"goes_on": session.Start != 0 && !session.SlotCreated}
+		err := tx.QueryRow(ctx, selectLastWrite, args).Scan(&fence.LastWrite)
+		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+			return err
+		}
+		if err := tx.QueryRow(ctx, acquireState, args).Scan(&fence.Epoch, &fence.Reconcile, &fence.ReconcileFrom); err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, emitMessage, pgx.NamedArgs{"echo": fence.Echo(seq)})
+		return err
+	})
+	return fence, err
+}
+
+// A row's xmax is the transaction that has it locked, and every transaction holds
+// its own id. So nobody else is terminated: no walhook with another slot, and
+// nobody who reads or has locked the whole table.
+const terminateHolder = `
+SELECT pg_terminate_backend(l.pid) FROM webhook_state s
+JOIN pg_locks l ON l.locktype = 'transactionid' AND l.transactionid = s.xmax AND l.mode = 'ExclusiveLock' AND l.granted
+WHERE s.slot = @slot AND l.pid <> pg_backend_pid()`
+
+func (s *Store) terminateHolder(ctx context.Context) error {
+	// Not a batch, which is prepared before it begins: the lock timeout is to hold for that too.
+	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, prepareWrite)
+		if err == nil {
+			_, err = tx.Exec(ctx, terminateHolder, pgx.NamedArgs{"slot": s.slot})
+		}
+		return err
+	})
+}
+
+// prepareWrite opens every transaction that writes deliveries: bounded lock
+// waits, index access whatever the statistics say, no notice to ourselves, and a
+// commit that is at least locally durable whatever the role's default is.
+const prepareWrite = prepareRead + `,
+       set_config('walhook.recording', 'on', true),
+       set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'local'
+                                        ELSE current_setting('synchronous_commit') END, true)`
+
+const currentInsertLSN = `SELECT pg_current_wal_insert_lsn()::text`
+
+// InsertLSN returns where the WAL ends now: everything visible by now ends before it.
+func (s *Store) InsertLSN(ctx context.Context) (pglogrepl.LSN, error) {
+	var lsn string
+	if err := s.pool.QueryRow(ctx, currentInsertLSN).Scan(&lsn); err != nil {
+		return 0, fmt.Errorf("read the insert LSN: %w", err)
+	}
+	return pglogrepl.ParseLSN(lsn)
+}
+
+// hasCode reports whether err is PostgreSQL's with one of the SQLSTATEs.
+func hasCode(err error, codes ...string) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok {
+		return false
+	}
+	return slices.Contains(codes, pg.Code)
+}

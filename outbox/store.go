@@ -1,0 +1,31 @@
+package outbox
+
+import (
+	"errors"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// ErrNotPrepared marks an error that an operator has to mend in the database
+// (wal_level, a privilege, a missing table). Its text says how.
+var ErrNotPrepared = errors.New("database not prepared")
+
+// A Store runs walhook's statements. Every exported method is one statement or
+// one transaction; none holds a lock while it waits for anything but PostgreSQL.
+type Store struct {
+	pool         *pgxpool.Pool
+	slot         string
+	disableAfter time.Duration
+	sealer       *Sealer // nil: signing secrets are stored as they are
+}
+
+// NewStore returns a Store on a pool. The slot's name is the key of its state
+// row. An endpoint with nothing but failures for disableAfter is disabled; 0: never.
+func NewStore(pool *pgxpool.Pool, slot string, disableAfter time.Duration) *Store {
+	return &Store{pool: pool, slot: slot, disableAfter: disableAfter}
+}
+
+// Sealing makes the Store keep signing secrets sealed at rest. It is called
+// before the Store is used.
+func (s *Store) Sealing(sealer *Sealer) { s.sealer = sealer }

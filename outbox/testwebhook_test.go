@@ -1,0 +1,96 @@
+package outbox_test
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/outbox"
+)
+
+func TestSendTest(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store := outbox.NewStore(db.Pool, db.Slot, 0)
+	send := func(w outbox.TestWebhook) (uuid.UUID, []uuid.UUID) {
+		t.Helper()
+		event, deliveries, err := store.SendTest(t.Context(), w)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return event, deliveries
+	}
+	refuses := func(w outbox.TestWebhook, want string) {
+		t.Helper()
+		_, _, err := store.SendTest(t.Context(), w)
+		checkRefusal(t, err, want, "SendTest")
+	}
+
+	if _, _, err := store.SendTest(t.Context(), outbox.TestWebhook{EventType: "webhook.test"}); !errors.Is(err, outbox.ErrWhichOrganization) {
+		t.Errorf("no organization at all: got %v, want ErrWhichOrganization", err)
+	}
+
+	payments := uuid.MustParse(newEndpoint(t, db.Pool, "org_1", "payment.*"))
+	other := uuid.MustParse(newEndpoint(t, db.Pool, "org_1", "org.*"))
+	event, deliveries := send(outbox.TestWebhook{EventType: "payment.failed"})
+	if want := []uuid.UUID{outbox.DeliveryID(event, payments)}; !slices.Equal(deliveries, want) {
+		t.Errorf("the only organization: deliveries %v, want %v", deliveries, want)
+	}
+	if got := query[bool](t, db.Pool, `SELECT payload = '{"test": true, "message": "A test webhook"}' FROM webhook_outbox WHERE id::text = $1`, event.String()); !got {
+		t.Error("the sample is not what was inserted")
+	}
+	event, deliveries = send(outbox.TestWebhook{EventType: "payment.failed", OrganizationID: "org_1", EndpointID: other, Data: []byte(`[1]`)})
+	if want := []uuid.UUID{outbox.DeliveryID(event, other)}; !slices.Equal(deliveries, want) {
+		t.Errorf("a chosen endpoint: deliveries %v, want %v", deliveries, want)
+	}
+	if got := query[string](t, db.Pool, `SELECT payload::text FROM webhook_outbox WHERE id::text = $1`, event.String()); got != `[1]` {
+		t.Errorf("payload %s, want [1]", got)
+	}
+	if _, deliveries := send(outbox.TestWebhook{EventType: "api_key.created"}); len(deliveries) != 0 {
+		t.Errorf("nobody subscribes: deliveries %v, want none", deliveries)
+	}
+
+	newEndpoint(t, db.Pool, "org_2")
+	if _, _, err := store.SendTest(t.Context(), outbox.TestWebhook{EventType: "webhook.test"}); !errors.Is(err, outbox.ErrWhichOrganization) {
+		t.Errorf("two organizations: got %v, want ErrWhichOrganization", err)
+	}
+	refuses(outbox.TestWebhook{EventType: "payment.won", OrganizationID: "org_1"}, "not a known event type")
+	refuses(outbox.TestWebhook{EventType: "payment.failed", OrganizationID: "org_2", EndpointID: payments}, "not an endpoint of organization")
+	refuses(outbox.TestWebhook{EventType: "payment.failed", OrganizationID: "org_1", Data: []byte(`{`)}, "invalid input syntax for type json")
+}
+
+func TestOverview(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store := outbox.NewStore(db.Pool, db.Slot, 0)
+	overview := func() outbox.Overview {
+		t.Helper()
+		o, err := store.Overview(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o
+	}
+	if got := overview(); got != (outbox.Overview{}) {
+		t.Errorf("a new database: %+v, want the zero Overview", got)
+	}
+	endpoint := newEndpoint(t, db.Pool, "org_1")
+	waiting := newDelivery(t, db.Pool, newEvent(t, db.Pool, "org_1", "payment.failed"), endpoint, "retrying")
+	newDelivery(t, db.Pool, newEvent(t, db.Pool, "org_1", "payment.failed"), endpoint, "pending")
+	exec(t, db.Pool, `UPDATE webhook_deliveries SET next_attempt_at = now() - interval '1 hour' WHERE id::text = $1`, waiting)
+	exec(t, db.Pool, `INSERT INTO webhook_state (slot, environment) VALUES ($1, 'production')`, db.Slot)
+	exec(t, db.Pool, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, db.Slot)
+	got := overview()
+	if got.Overdue < time.Hour || got.Overdue > 2*time.Hour || got.LagBytes < 0 {
+		t.Errorf("overdue %s, lag %d", got.Overdue, got.LagBytes)
+	}
+	got.Overdue, got.LagBytes = 0, 0
+	want := outbox.Overview{Environment: "production", Slot: db.Slot, SlotExists: true, WALStatus: "reserved", Pending: 1, Retrying: 1}
+	if got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}

@@ -1,0 +1,116 @@
+package outbox_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/outbox"
+)
+
+func TestDropSlot(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store := outbox.NewStore(db.Pool, db.Slot, 0)
+	if dropped, err := store.DropSlot(t.Context()); dropped || err != nil {
+		t.Errorf("without a slot: %t, %v", dropped, err)
+	}
+	exec(t, db.Pool, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, db.Slot)
+	config, err := pgx.ParseConfig(db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.RuntimeParams["replication"] = "database"
+	config.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
+	conn, err := pgx.ConnectConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	streaming := conn.PgConn().Exec(t.Context(), `START_REPLICATION SLOT `+db.Slot+` LOGICAL 0/0 (proto_version '1', publication_names 'walhook')`)
+	pgtest.Eventually(t, 10*time.Second, "the slot is in use", func() bool {
+		return query[bool](t, db.Pool, `SELECT active FROM pg_replication_slots WHERE slot_name = $1`, db.Slot)
+	})
+	if dropped, err := store.DropSlot(t.Context()); dropped || err == nil || !strings.Contains(err.Error(), "in use by pid") {
+		t.Errorf("in use: %t, %v", dropped, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_ = conn.Close(ctx) // a stream does not end by being asked to
+	_ = streaming
+	pgtest.Eventually(t, 10*time.Second, "the slot is free", func() bool {
+		dropped, _ := store.DropSlot(t.Context())
+		return dropped
+	})
+	if n := query[int](t, db.Pool, `SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1`, db.Slot); n != 0 {
+		t.Error("the slot is there")
+	}
+}
+
+func TestUninstall(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store, fence := acquired(t, db)
+	rs := owed(t, db, newEndpoint(t, db.Pool, "org_1"), 2)
+	rs[0], rs[1] = outcome(rs[0], outbox.Success, 1, 200), outcome(rs[1], outbox.Retrying, 1, 500)
+	insert(t, store, fence, rs...)
+	// The application's own.
+	exec(t, db.Pool, `CREATE TABLE webhook_mine (id uuid PRIMARY KEY DEFAULT gen_random_uuid())`)
+	exec(t, db.Pool, `CREATE VIEW webhook_theirs AS SELECT 1 AS one`)
+	ours := func() int {
+		return query[int](t, db.Pool, `SELECT (SELECT count(*) FROM pg_class WHERE relname LIKE 'webhook\_%' AND relname NOT LIKE 'webhook\_mine%' AND relname <> 'webhook_theirs')
+			+ (SELECT count(*) FROM pg_proc WHERE proname LIKE 'webhook\_%')`)
+	}
+	before := ours()
+
+	for _, c := range []struct{ make, unmake, what string }{
+		{`CREATE VIEW report AS SELECT status, count(*) FROM webhook_deliveries GROUP BY 1`, `DROP VIEW report`, "view report"},
+		{`ALTER TABLE webhook_mine ADD other uuid DEFAULT webhook_uuidv7()`, `ALTER TABLE webhook_mine DROP other`, "column other of table webhook_mine"},
+	} {
+		exec(t, db.Pool, c.make)
+		if err := store.DropTables(t.Context(), readSchema(t)); err == nil || !strings.Contains(err.Error(), c.what) {
+			t.Errorf("%s: %v, want an error that names %s", c.make, err, c.what)
+		}
+		if n := ours(); n != before {
+			t.Errorf("%s: %d of %d are left", c.make, n, before)
+		}
+		exec(t, db.Pool, c.unmake)
+	}
+
+	t.Run("does not make applications wait", func(t *testing.T) {
+		tx := begin(t, db.Pool)
+		newEvent(t, tx, "org_1", "payment.failed")
+		began := time.Now()
+		if err := store.DropTables(t.Context(), readSchema(t)); err == nil {
+			t.Error("it dropped a table that somebody writes")
+		}
+		if took := time.Since(began); took > 10*time.Second {
+			t.Errorf("it waited %s", took)
+		}
+		if err := tx.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
+
+	for range 2 { // again, it finds nothing
+		if err := store.DropPublication(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := store.DropTables(t.Context(), readSchema(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := ours(); n != 0 {
+		t.Errorf("left over: %q", column[string](t, db.Pool, `SELECT relname::text FROM pg_class WHERE relname LIKE 'webhook\_%' UNION ALL SELECT proname FROM pg_proc WHERE proname LIKE 'webhook\_%'`))
+	}
+	if n := query[int](t, db.Pool, `SELECT count(*) FROM pg_publication`); n != 0 {
+		t.Error("the publication is there")
+	}
+	exec(t, db.Pool, `INSERT INTO webhook_mine DEFAULT VALUES; SELECT * FROM webhook_theirs`)
+	if err := apply(t.Context(), db.Pool, readSchema(t)); err != nil {
+		t.Errorf("installed again: %v", err)
+	}
+}
