@@ -1,0 +1,153 @@
+// Package sign makes and verifies the signatures of walhook's requests.
+//
+// Two schemes stand beside each other in every request:
+//
+//   - X-Webhook-Signature: the lower-case hex HMAC-SHA256 of the raw body; the
+//     key is the secret's own text.
+//   - webhook-id, webhook-timestamp and webhook-signature: Standard Webhooks
+//     (https://www.standardwebhooks.com), "v1," and the base64 HMAC-SHA256 of
+//     "id.timestamp.body", one per live secret.
+//
+// A receiver written in Go imports this package and calls Verify; any Standard
+// Webhooks library does as well. The package imports nothing else of walhook
+// and nothing outside the standard library.
+package sign
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"hash"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// The headers that carry signatures, spelled as walhook sends them.
+const (
+	HeaderBodySignature = "X-Webhook-Signature"
+	HeaderID            = "webhook-id"
+	HeaderTimestamp     = "webhook-timestamp"
+	HeaderSignature     = "webhook-signature"
+)
+
+// ErrNoSecret means that there is no secret to sign or verify with. An empty
+// secret is none: everyone knows its signature.
+var ErrNoSecret = errors.New("no signing secret")
+
+// A Signer signs with an endpoint's live secrets. Build it once for each
+// version of the secrets: it keeps what can be computed before the body is
+// known. It is safe for concurrent use.
+type Signer struct {
+	body     *key   // the oldest secret's text
+	standard []*key // all live secrets as Standard Webhooks reads them, oldest first
+}
+
+// New returns a Signer for the live secrets, oldest first. While two overlap
+// in a rotation, X-Webhook-Signature is made with the oldest, so that its
+// single value keeps verifying at receivers that have not switched, and
+// webhook-signature carries one signature per secret.
+func New(secrets ...string) (*Signer, error) {
+	live := nonEmpty(secrets)
+	if len(live) == 0 {
+		return nil, ErrNoSecret
+	}
+	s := &Signer{body: newKey([]byte(live[0]))}
+	for _, secret := range live {
+		s.standard = append(s.standard, newKey(standardKey(secret)))
+	}
+	return s, nil
+}
+
+// Body returns the value of X-Webhook-Signature for a raw body.
+func (s *Signer) Body(body []byte) string {
+	m := s.body.borrow()
+	defer s.body.giveBack(m)
+	m.hash.Write(body)
+	m.sum = m.hash.Sum(m.sum[:0])
+	m.text = hex.AppendEncode(m.text[:0], m.sum)
+	return string(m.text)
+}
+
+// Standard returns the value of webhook-signature for a message id, the
+// attempt's time in Unix seconds and a raw body.
+func (s *Signer) Standard(id string, unix int64, body []byte) string {
+	var room [2 * (standardLen + 1)]byte // a rotation overlaps two secrets; more still fit, elsewhere
+	all := room[:0]
+	for i, k := range s.standard {
+		if i > 0 {
+			all = append(all, ' ')
+		}
+		all = k.standard(all, id, unix, body)
+	}
+	return string(all)
+}
+
+// nonEmpty returns the secrets that are not empty.
+func nonEmpty(secrets []string) []string {
+	var live []string
+	for _, s := range secrets {
+		if s != "" {
+			live = append(live, s)
+		}
+	}
+	return live
+}
+
+// standardKey returns the key that the Standard Webhooks libraries make of a
+// secret: "whsec_" is stripped and the rest base64-decoded. Where that does not
+// decode, the libraries refuse the secret; the key is then its own bytes, which
+// is what their raw constructors take.
+func standardKey(secret string) []byte {
+	k, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(secret, "whsec_"))
+	if err != nil || len(k) == 0 {
+		return []byte(secret)
+	}
+	return k
+}
+
+// A key pools HMACs that are keyed already: keying costs two SHA-256 blocks and
+// several allocations, as much as hashing a small body.
+type key struct{ pool sync.Pool }
+
+// A mac is a keyed HMAC with the scratch space of one signature.
+type mac struct {
+	hash hash.Hash
+	sum  []byte // the raw MAC
+	text []byte // what is signed before the body, then the encoded MAC
+}
+
+func newKey(secret []byte) *key {
+	k := &key{}
+	k.pool.New = func() any { return &mac{hash: hmac.New(sha256.New, secret)} }
+	return k
+}
+
+func (k *key) borrow() *mac { return k.pool.Get().(*mac) }
+
+func (k *key) giveBack(m *mac) {
+	m.hash.Reset()
+	k.pool.Put(m)
+}
+
+// The version of a Standard Webhooks signature, and the length of all of one.
+const (
+	version     = "v1,"
+	standardLen = len(version) + (sha256.Size+2)/3*4
+)
+
+// standard appends one Standard Webhooks signature to dst.
+func (k *key) standard(dst []byte, id string, unix int64, body []byte) []byte {
+	m := k.borrow()
+	defer k.giveBack(m)
+	m.text = append(m.text[:0], id...)
+	m.text = append(m.text, '.')
+	m.text = strconv.AppendInt(m.text, unix, 10)
+	m.text = append(m.text, '.')
+	m.hash.Write(m.text)
+	m.hash.Write(body)
+	m.sum = m.hash.Sum(m.sum[:0])
+	return base64.StdEncoding.AppendEncode(append(dst, version...), m.sum)
+}

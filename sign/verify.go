@@ -1,0 +1,140 @@
+package sign
+
+import (
+	"cmp"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Why a request was refused. Answer it with a 4xx.
+var (
+	ErrNoSignature = errors.New("request is not signed")
+	ErrMalformed   = errors.New("signature headers are malformed")
+	ErrMismatch    = errors.New("no signature matches")
+	ErrStale       = errors.New("webhook-timestamp is outside the tolerance")
+)
+
+// DefaultTolerance is how far webhook-timestamp may be from the receiver's
+// clock. It bounds how long a captured request can be replayed, and is what the
+// Standard Webhooks libraries use.
+const DefaultTolerance = 5 * time.Minute
+
+// A Verifier checks that requests were signed with one of a receiver's secrets.
+// Its zero fields are sensible; it is safe for concurrent use.
+type Verifier struct {
+	Secrets   []string      // any of them is enough: during a rotation, the old and the new one
+	Tolerance time.Duration // 0: DefaultTolerance; negative: the timestamp is not checked
+
+	// StandardOnly refuses requests that carry X-Webhook-Signature alone. That
+	// scheme covers no time: whoever captured a request could take the other
+	// headers away and replay it. Set it unless what calls you is not walhook,
+	// or drop deliveries whose X-Webhook-Delivery-ID you know.
+	StandardOnly bool
+}
+
+// Verify checks a request's headers and raw body with the default tolerance.
+// See Verifier.Verify.
+func Verify(h http.Header, body []byte, secrets ...string) error {
+	return Verifier{Secrets: secrets}.Verify(h, body)
+}
+
+// Verify checks a request's headers and its raw body: the bytes as they came,
+// before any parsing.
+//
+// Where webhook-signature is present, it decides alone: one of its signatures
+// must verify and its timestamp be within the tolerance, whatever
+// X-Webhook-Signature says (which during a rotation is made with the older
+// secret only). Where it is absent, X-Webhook-Signature decides.
+//
+// The error is nil, ErrNoSecret, ErrNoSignature, ErrMalformed, ErrMismatch or
+// ErrStale, possibly wrapped. A request that is stale is authentic: the
+// signature is checked first.
+func (v Verifier) Verify(h http.Header, body []byte) error {
+	secrets := nonEmpty(v.Secrets)
+	if len(secrets) == 0 {
+		return ErrNoSecret
+	}
+	if signatures := values(h, HeaderSignature); len(signatures) > 0 {
+		return v.verifyStandard(h, signatures, body, secrets)
+	}
+	signatures := values(h, HeaderBodySignature)
+	if len(signatures) == 0 || v.StandardOnly {
+		return ErrNoSignature
+	}
+	return verifyBody(signatures, body, secrets)
+}
+
+// values is Header.Values, but also finds the spelling that walhook sends, for
+// headers that did not come through net/http.
+func values(h http.Header, name string) []string {
+	if vs := h.Values(name); len(vs) > 0 {
+		return vs
+	}
+	return h[name]
+}
+
+func (v Verifier) verifyStandard(h http.Header, signatures []string, body []byte, secrets []string) error {
+	ids, times := values(h, HeaderID), values(h, HeaderTimestamp)
+	if len(ids) != 1 || len(times) != 1 || ids[0] == "" {
+		return fmt.Errorf("%w: want one %s and one %s", ErrMalformed, HeaderID, HeaderTimestamp)
+	}
+	unix, err := strconv.ParseInt(times[0], 10, 64)
+	if err != nil || times[0] != strconv.FormatInt(unix, 10) {
+		return fmt.Errorf("%w: %s is not a number of seconds", ErrMalformed, HeaderTimestamp)
+	}
+	if !matchStandard(signatures, ids[0], unix, body, secrets) {
+		return ErrMismatch
+	}
+	tolerance := cmp.Or(v.Tolerance, DefaultTolerance)
+	if age := time.Since(time.Unix(unix, 0)); tolerance > 0 && (age > tolerance || age < -tolerance) {
+		return ErrStale
+	}
+	return nil
+}
+
+// matchStandard reports whether any v1 signature was made with any secret. What
+// it takes time over depends on the request and on how many secrets there are,
+// not on which of them matches where.
+func matchStandard(signatures []string, id string, unix int64, body []byte, secrets []string) bool {
+	matched := false
+	for _, secret := range secrets {
+		want := newKey(standardKey(secret)).standard(nil, id, unix, body)
+		for _, list := range signatures {
+			for got := range strings.FieldsSeq(list) {
+				matched = hmac.Equal([]byte(got), want) || matched
+			}
+		}
+	}
+	return matched
+}
+
+// verifyBody checks X-Webhook-Signature.
+func verifyBody(signatures []string, body []byte, secrets []string) error {
+	if len(signatures) != 1 {
+		return fmt.Errorf("%w: want one %s", ErrMalformed, HeaderBodySignature)
+	}
+	var got [sha256.Size]byte
+	if len(signatures[0]) != hex.EncodedLen(len(got)) {
+		return fmt.Errorf("%w: %s is not 64 hex digits", ErrMalformed, HeaderBodySignature)
+	}
+	if _, err := hex.Decode(got[:], []byte(signatures[0])); err != nil {
+		return fmt.Errorf("%w: %s is not 64 hex digits", ErrMalformed, HeaderBodySignature)
+	}
+	matched := false
+	for _, secret := range secrets {
+		h := hmac.New(sha256.New, []byte(secret))
+		h.Write(body)
+		matched = hmac.Equal(got[:], h.Sum(nil)) || matched
+	}
+	if !matched {
+		return ErrMismatch
+	}
+	return nil
+}
