@@ -1,0 +1,369 @@
+package cdc
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pglogrepl"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// This file is the pure part: messages of pgoutput, protocol version 1, in;
+// Batches out. It keeps nothing of the bytes that it is given. It is not
+// pglogrepl.Parse, which allocates twice for every column of every row; a test
+// holds the two against each other.
+
+const (
+	outboxTable = "webhook_outbox"
+	echoPrefix  = "walhook"
+
+	// maxEcho bounds the content of an echo that is kept. Ours are some dozen
+	// bytes; anyone may emit a message with our prefix.
+	maxEcho = 4 << 10
+
+	// maxInterned bounds each of the two tables of strings that repeat
+	// (organizations, event types). A full table is emptied.
+	maxInterned = 4096
+)
+
+// A field is what a column of the outbox means to us.
+type field uint8
+
+const (
+	ignored field = iota
+	fieldID
+	fieldOrganizationID
+	fieldEventType
+	fieldPayload
+	fieldCreatedAt
+	fieldEndpointIDs
+	fieldCount
+)
+
+var fieldNames = [fieldCount]string{
+	fieldID:             "id",
+	fieldOrganizationID: "organization_id",
+	fieldEventType:      "event_type",
+	fieldPayload:        "payload",
+	fieldCreatedAt:      "created_at",
+	fieldEndpointIDs:    "endpoint_ids",
+}
+
+// fieldOf finds a column by its name, so that columns can be added, dropped and moved.
+func fieldOf(column []byte) field {
+	for f := fieldID; f < fieldCount; f++ {
+		if string(column) == fieldNames[f] {
+			return f
+		}
+	}
+	return ignored
+}
+
+// A decoder collects the events of the transaction that is coming in. The zero
+// value is ready, for one session.
+type decoder struct {
+	relations map[uint32][]field // by OID; nil is a table that is not the outbox
+
+	inTx  bool
+	batch outbox.Batch // what will be handed on next; its last piece always has an event or an echo
+	bytes int          // of payloads and endpoint ids in batch
+
+	organizations interned
+	types         interned
+}
+
+// decode takes one message. It returns a batch, and true, when one is complete.
+func (d *decoder) decode(message []byte) (outbox.Batch, bool, error) {
+	r := reader{rest: message}
+	kind := r.byte()
+	switch kind {
+	case 'B':
+		return d.begin(&r)
+	case 'C':
+		return d.commit(&r)
+	case 'I':
+		return d.insert(&r)
+	case 'M':
+		return d.message(&r)
+	case 'R':
+		return outbox.Batch{}, false, d.relation(&r)
+	case 'U', 'D', 'T', 'Y', 'O': // update, delete, truncate, type, origin
+		return outbox.Batch{}, false, nil
+	}
+	return outbox.Batch{}, false, malformed(fmt.Sprintf("message of unknown kind %q", kind))
+}
+
+func (d *decoder) begin(r *reader) (outbox.Batch, bool, error) {
+	r.uint64() // the commit record's start: not a position that may be confirmed
+	committed := r.time()
+	r.uint32() // xid
+	if r.short {
+		return outbox.Batch{}, false, malformed("Begin is cut short")
+	}
+	if d.inTx {
+		return outbox.Batch{}, false, malformed("Begin inside of a transaction")
+	}
+	d.inTx = true
+	d.bytes = 0
+	d.batch = outbox.Batch{CommitTime: committed}
+	return outbox.Batch{}, false, nil
+}
+
+func (d *decoder) commit(r *reader) (outbox.Batch, bool, error) {
+	r.byte()   // flags, none defined
+	r.uint64() // the commit record's start
+	end := r.uint64()
+	committed := r.time()
+	if r.short {
+		return outbox.Batch{}, false, malformed("Commit is cut short")
+	}
+	if !d.inTx {
+		return outbox.Batch{}, false, malformed("Commit without Begin")
+	}
+	d.inTx = false
+	b := d.batch
+	d.batch, d.bytes = outbox.Batch{}, 0
+	b.End, b.CommitTime = pglogrepl.LSN(end), committed
+	return b, true, nil
+}
+
+func (d *decoder) insert(r *reader) (outbox.Batch, bool, error) {
+	fields, known := d.relations[r.uint32()]
+	if r.short || r.byte() != 'N' {
+		return outbox.Batch{}, false, malformed("Insert is cut short")
+	}
+	if !known {
+		return outbox.Batch{}, false, malformed("Insert into a relation that was not described")
+	}
+	if fields == nil {
+		return outbox.Batch{}, false, nil
+	}
+	if !d.inTx {
+		return outbox.Batch{}, false, malformed("Insert outside of a transaction")
+	}
+	event, err := d.event(r, fields)
+	if err != nil {
+		return outbox.Batch{}, false, err
+	}
+	return d.add(event)
+}
+
+// add puts an event into the batch, and returns the batch before where it no longer fits.
+func (d *decoder) add(event outbox.Event) (full outbox.Batch, ok bool, err error) {
+	size := len(event.Payload) + len(event.EndpointIDs)*len(uuid.UUID{})
+	if n := len(d.batch.Events); n == batchEvents || n > 0 && d.bytes+size > batchBytes {
+		full, ok = d.cut(), true
+		d.batch.Events = make([]outbox.Event, 0, n)
+	}
+	d.batch.Events = append(d.batch.Events, event)
+	d.bytes += size
+	return full, ok, nil
+}
+
+// cut takes what has been collected, in the middle of a transaction.
+func (d *decoder) cut() outbox.Batch {
+	b := d.batch
+	d.batch = outbox.Batch{CommitTime: b.CommitTime}
+	d.bytes = 0
+	return b
+}
+
+// event decodes the tuple of an Insert.
+func (d *decoder) event(r *reader, fields []field) (e outbox.Event, err error) {
+	if n := int(r.uint16()); n != len(fields) && !r.short {
+		return e, malformed("Insert with another number of columns than its relation")
+	}
+	for _, f := range fields {
+		var value []byte
+		kind := r.byte()
+		switch kind {
+		case 't':
+			value = r.next(int(r.uint32()))
+		case 'n', 'u':
+		default:
+			if !r.short {
+				return e, malformed(fmt.Sprintf("column of unknown kind %q", kind))
+			}
+		}
+		if r.short {
+			return e, malformed("Insert is cut short")
+		}
+		if f == ignored {
+			continue
+		}
+		if kind != 't' {
+			return e, &ColumnError{Column: fieldNames[f], Problem: "is null"}
+		}
+		if err := d.set(&e, f, value); err != nil {
+			return e, err
+		}
+	}
+	if e.CreatedAt.IsZero() { // infinity and other times that Go or a receiver could not read
+		e.CreatedAt = outbox.IDTime(e.ID).UTC()
+	}
+	return e, nil
+}
+
+// set decodes one value, and copies what is kept of it.
+func (d *decoder) set(e *outbox.Event, f field, value []byte) error {
+	ok := true
+	switch f {
+	case fieldID:
+		e.ID, ok = parseUUID(value)
+	case fieldOrganizationID:
+		e.OrganizationID = d.organizations.string(value)
+	case fieldEventType:
+		e.Type = d.types.string(value)
+	case fieldPayload:
+		e.Payload = bytes.Clone(value)
+	case fieldCreatedAt:
+		e.CreatedAt, ok = parseTimestamp(value)
+	case fieldEndpointIDs:
+		e.EndpointIDs, ok = parseUUIDs(value)
+	}
+	if !ok {
+		return &ColumnError{Column: fieldNames[f], Problem: fmt.Sprintf("has a value that cannot be read: %.60q", value)}
+	}
+	return nil
+}
+
+// message takes a logical message. One outside of a transaction proves nothing
+// about what was committed before it.
+func (d *decoder) message(r *reader) (full outbox.Batch, ok bool, err error) {
+	transactional := r.byte() == 1
+	r.uint64() // its own position
+	prefix := r.string()
+	content := r.next(int(r.uint32()))
+	if r.short {
+		return outbox.Batch{}, false, malformed("Message is cut short")
+	}
+	if !transactional || string(prefix) != echoPrefix || len(content) > maxEcho {
+		return outbox.Batch{}, false, nil
+	}
+	if !d.inTx {
+		return outbox.Batch{}, false, malformed("transactional Message outside of a transaction")
+	}
+	if len(d.batch.Echoes) == batchEvents {
+		full, ok = d.cut(), true
+	}
+	d.batch.Echoes = append(d.batch.Echoes, string(content))
+	return full, ok, nil
+}
+
+// relation learns the columns of a table. The server repeats it after every change.
+func (d *decoder) relation(r *reader) error {
+	oid := r.uint32()
+	r.string() // schema: the publication says which one
+	table := r.string()
+	r.byte() // replica identity
+	n := int(r.uint16())
+	if r.short {
+		return malformed("Relation is cut short")
+	}
+	if d.relations == nil {
+		d.relations = map[uint32][]field{}
+	}
+	if string(table) != outboxTable {
+		d.relations[oid] = nil
+		return nil
+	}
+	fields := make([]field, n)
+	var found [fieldCount]bool
+	for i := range fields {
+		r.byte() // part of the key
+		fields[i] = fieldOf(r.string())
+		found[fields[i]] = true
+		r.next(8) // type and its modifier
+		if r.short {
+			return malformed("Relation is cut short")
+		}
+	}
+	for f := fieldID; f < fieldCount; f++ {
+		if !found[f] {
+			return &ColumnError{Column: fieldNames[f], Problem: "is missing"}
+		}
+	}
+	d.relations[oid] = fields
+	return nil
+}
+
+// interned holds strings that come again and again, so that each is one allocation.
+type interned map[string]string
+
+func (t *interned) string(b []byte) string {
+	if s, ok := (*t)[string(b)]; ok {
+		return s
+	}
+	if *t == nil || len(*t) >= maxInterned {
+		*t = make(interned)
+	}
+	s := string(b)
+	(*t)[s] = s
+	return s
+}
+
+// A reader takes a message apart. Reading beyond its end returns zeros and sets short.
+type reader struct {
+	rest  []byte
+	short bool
+}
+
+// next returns the next n bytes, of the message's own memory.
+func (r *reader) next(n int) []byte {
+	if n < 0 || n > len(r.rest) {
+		r.rest, r.short = nil, true
+		return nil
+	}
+	b := r.rest[:n:n]
+	r.rest = r.rest[n:]
+	return b
+}
+
+func (r *reader) byte() byte {
+	if b := r.next(1); b != nil {
+		return b[0]
+	}
+	return 0
+}
+
+func (r *reader) uint16() uint16 {
+	if b := r.next(2); b != nil {
+		return binary.BigEndian.Uint16(b)
+	}
+	return 0
+}
+
+func (r *reader) uint32() uint32 {
+	if b := r.next(4); b != nil {
+		return binary.BigEndian.Uint32(b)
+	}
+	return 0
+}
+
+func (r *reader) uint64() uint64 {
+	if b := r.next(8); b != nil {
+		return binary.BigEndian.Uint64(b)
+	}
+	return 0
+}
+
+// time reads microseconds since 2000-01-01.
+func (r *reader) time() time.Time {
+	return time.UnixMicro(int64(r.uint64()) + postgresEpoch).UTC()
+}
+
+// string reads up to a NUL, which it takes away.
+func (r *reader) string() []byte {
+	i := bytes.IndexByte(r.rest, 0)
+	if i < 0 {
+		r.rest, r.short = nil, true
+		return nil
+	}
+	s := r.next(i)
+	r.next(1)
+	return s
+}

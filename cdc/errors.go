@@ -1,0 +1,134 @@
+package cdc
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// This file says what an error means: whether an operator has to mend it, and how.
+
+// SQLSTATEs that mean something here.
+const (
+	codeAdminShutdown      = "57P01"
+	codeCannotConnectNow   = "57P03"
+	codeObjectInUse        = "55006" // another process holds the slot
+	codeNotInRequiredState = "55000" // the slot cannot be used any more; wal_level
+	codeUndefinedObject    = "42704" // the slot, or the publication at the point of the WAL that is being decoded
+	codeDuplicateObject    = "42710" // another process made the slot first
+	codeUndefinedFile      = "58P01" // the WAL that the slot needs has gone
+	codePrivilege          = "42501"
+	codeConfigurationLimit = "53400" // max_replication_slots
+	codeTooManyConnections = "53300" // max_wal_senders, max_connections
+	codeAuthorization      = "28000" // pg_hba.conf
+	codePassword           = "28P01"
+	codeUnknownDatabase    = "3D000"
+)
+
+// sqlState returns the SQLSTATE in an error, or nothing.
+func sqlState(err error) string {
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return e.Code
+	}
+	return ""
+}
+
+// Errors that end a session. The stream reconnects.
+var (
+	errSilent       = errors.New("the server has not been heard for too long")
+	errShuttingDown = errors.New("PostgreSQL shuts down")
+	errServerEnded  = errors.New("the server ended the replication stream")
+	errBackwards    = errors.New("the server sent a position smaller than one before")
+	errReadOnly     = errors.New("the server is a standby (pg_is_in_recovery): waiting for a primary")
+)
+
+// errSlotHeld means that another process streams from the slot. We are a standby.
+var errSlotHeld = errors.New("another process holds the slot")
+
+// errSlotUnreadable means that the slot can never be decoded again.
+var errSlotUnreadable = errors.New("the slot cannot be decoded any more")
+
+// errAlive wraps the watchdog's error, to end Run with it.
+type errAlive struct{ error }
+
+func (e errAlive) Unwrap() error { return e.error }
+
+// A preparationError is what an operator has to mend, and how.
+type preparationError struct {
+	what  string
+	mend  string
+	cause error // may be nil
+	waits bool  // it may well go away by itself: retried also at the first start
+}
+
+func (e *preparationError) Error() string {
+	if e.cause == nil {
+		return e.what + ": " + e.mend
+	}
+	return fmt.Sprintf("%s: %s (%v)", e.what, e.mend, e.cause)
+}
+
+func (e *preparationError) Unwrap() []error {
+	if e.cause == nil {
+		return []error{outbox.ErrNotPrepared}
+	}
+	return []error{outbox.ErrNotPrepared, e.cause}
+}
+
+// notPrepared makes a preparationError.
+func notPrepared(what, mend string, args ...any) error {
+	return &preparationError{what: what, mend: fmt.Sprintf(mend, args...)}
+}
+
+// withRemedy says what to do about an error of PostgreSQL, where that is known.
+func withRemedy(err error, user string) error {
+	remedy := preparationError{cause: err}
+	switch sqlState(err) {
+	case codePrivilege:
+		remedy.what = "the role may not replicate"
+		remedy.mend = "ALTER ROLE " + quoteIdentifier(user) + " REPLICATION (on managed services: GRANT rds_replication, or the like)"
+	case codeAuthorization:
+		remedy.what = "the server refused the role"
+		remedy.mend = "allow it in pg_hba.conf (a replication connection to a database needs a line for that database), and LOGIN"
+	case codePassword:
+		remedy.what = "the server refused the password"
+		remedy.mend = "correct it in the connection string"
+	case codeUnknownDatabase:
+		remedy.what = "the database does not exist"
+		remedy.mend = "correct the connection string, or create it"
+	case codeConfigurationLimit, codeNotInRequiredState: // the latter where there can be none at all
+		remedy.what = "no replication slot is left"
+		remedy.mend = "drop one that is not used (SELECT slot_name, active FROM pg_replication_slots), or raise max_replication_slots and restart PostgreSQL"
+	case codeTooManyConnections:
+		remedy.what = "no connection is left for replication"
+		remedy.mend = "raise max_wal_senders or max_connections and restart PostgreSQL, or end other connections"
+		remedy.waits = true
+	default:
+		return err
+	}
+	return &remedy
+}
+
+// A ColumnError is a column of the outbox that is missing or cannot be read.
+// Nothing behind it can be confirmed.
+type ColumnError struct {
+	Column  string
+	Problem string
+}
+
+func (e *ColumnError) Error() string {
+	return fmt.Sprintf("%s.%s %s: nothing is confirmed until the column is again as in schema.sql; if it is and this remains, "+
+		"the WAL holds rows from before: drop the slot, and walhook makes it again and finds in the table what is owed",
+		outboxTable, e.Column, e.Problem)
+}
+
+// Unwrap makes it an outbox.ErrNotPrepared.
+func (e *ColumnError) Unwrap() error { return outbox.ErrNotPrepared }
+
+// A malformed error means that the server does not speak the protocol that we read.
+type malformed string
+
+func (e malformed) Error() string { return "replication protocol: " + string(e) }

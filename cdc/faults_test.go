@@ -1,0 +1,834 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/walhook/walhook/internal/postgres"
+	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/outbox"
+)
+
+// newServer is a database on a server that the test may stop.
+func newServer(t *testing.T, settings map[string]string) (*database, *postgres.Server) {
+	t.Helper()
+	server := pgtest.Server(t, postgres.Options{Settings: settings})
+	pool, err := pgxpool.New(t.Context(), server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	d := &database{TB: t, url: server.URL(), slot: "walhook", pool: pool}
+	d.exec(minimalSchema)
+	return d, server
+}
+
+// shortTimeout makes the server's patience short, so that a test need not wait long.
+func shortTimeout(s *Stream) { s.walSenderTimeout = time.Second }
+
+func TestTheServerIsAnsweredWhileTheConsumerIsNotTaking(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	r := start(t, d.config(), shortTimeout)
+	r.streaming(1)
+	r.pause()
+	d.exec(`INSERT INTO webhook_outbox (payload) SELECT jsonb_build_object('x', repeat('x', 1000)) FROM generate_series(1, 30000)`)
+	pid := d.walsender()
+	blocked := time.Now()
+	r.eventually(10*time.Second, "five timeouts", func() bool { return time.Since(blocked) > 5*time.Second })
+	if got := d.walsender(); got != pid {
+		t.Errorf("walsender %s became %q", pid, got)
+	}
+	if n := len(r.batchesChannel()); n != batchesAhead {
+		t.Errorf("%d batches wait", n)
+	}
+	r.resume()
+	r.eventually(20*time.Second, "all events", func() bool { return r.count() == 30000 })
+	if got := d.walsender(); got != pid {
+		t.Errorf("walsender %s became %q", pid, got)
+	}
+}
+
+func TestEchoes(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	r := start(t, d.config())
+	r.streaming(1)
+	d.exec(`SELECT pg_logical_emit_message(false, 'walhook', 'not transactional')`)
+	d.exec(`SELECT pg_logical_emit_message(true, 'other', 'not ours')`)
+	d.exec(`DO $$ BEGIN
+		BEGIN PERFORM pg_logical_emit_message(true, 'walhook', 'rolled back'); RAISE 'back'; EXCEPTION WHEN raise_exception THEN END;
+	END $$`)
+	d.exec(`SELECT pg_logical_emit_message(true, 'walhook', 'one'), pg_logical_emit_message(true, 'walhook', 'two')`)
+	r.eventually(5*time.Second, "two echoes", func() bool { _, e, _ := r.snapshot(); return len(e) >= 2 })
+	if _, e, _ := r.snapshot(); fmt.Sprint(e) != "[one two]" {
+		t.Errorf("echoes %q", e)
+	}
+}
+
+func TestAnIdleOutboxInABusyDatabaseAdvances(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	r := start(t, d.config())
+	r.streaming(1)
+	began := time.Now()
+	for range 300 {
+		d.exec(`INSERT INTO other (t) VALUES (repeat('x', 1000))`)
+	}
+	lsn, err := pglogrepl.ParseLSN(d.value(`SELECT pg_current_wal_lsn()`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.eventually(10*time.Second, "the slot passes what others wrote", func() bool { return d.confirmed() >= lsn })
+	if _, _, ends := r.snapshot(); len(ends) > int(time.Since(began)/tailEvery)+1 {
+		t.Errorf("%d positions in %s", len(ends), time.Since(began))
+	}
+}
+
+func TestAnIdleServerIsNotSilent(t *testing.T) {
+	t.Parallel()
+	d, _ := newServer(t, nil)
+	r := start(t, d.config(), shortTimeout)
+	r.streaming(1)
+	began := time.Now()
+	r.eventually(10*time.Second, "some timeouts", func() bool { return time.Since(began) > 4*time.Second })
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.sessions) != 1 {
+		t.Errorf("%d sessions", len(r.sessions))
+	}
+}
+
+func TestReconnect(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	r := start(t, d.config())
+	r.streaming(1)
+	d.insert(1)
+	r.wantPayloads(number(1))
+	r.eventually(5*time.Second, "the confirmation", func() bool { return d.confirmed() >= r.newest() })
+	d.exec(`SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1`, d.slot)
+	d.insert(2)
+	r.wantPayloads(number(1), number(2))
+	if s := r.streaming(2); s.SlotCreated {
+		t.Error("the slot was made again")
+	}
+}
+
+func TestWhatWasNotConfirmedIsRepeated(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	r := start(t, d.config())
+	first := r.streaming(1)
+	r.hold(true)
+	d.insert(1)
+	r.wantPayloads(number(1))
+	d.exec(`SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1`, d.slot)
+	r.streaming(2)
+	first.Confirm(1 << 60) // of a session that is over
+	r.wantPayloads(number(1), number(1))
+	if err := r.end(); err != nil {
+		t.Error(err)
+	}
+	if got, want := d.confirmed(), first.Confirmed; got != want {
+		t.Errorf("confirmed %s, want %s", got, want)
+	}
+}
+
+func TestStartAtAPositionBeyondTheSlots(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	var at atomic.Uint64
+	config := d.config()
+	config.Start = func(_ context.Context, systemID string, timeline int32, flushed pglogrepl.LSN) (pglogrepl.LSN, error) {
+		if systemID == "" || timeline != 1 || flushed == 0 {
+			return 0, errors.New("asked without identity")
+		}
+		return pglogrepl.LSN(at.Load()), nil
+	}
+	r := start(t, config)
+	r.streaming(1)
+	r.hold(true)
+	d.insert(1)
+	r.wantPayloads(number(1))
+	r.eventually(time.Second, "its end", func() bool { return r.newest() != 0 })
+	at.Store(uint64(r.newest()))
+	d.exec(`SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1`, d.slot)
+	s := r.streaming(2)
+	d.insert(2)
+	r.wantPayloads(number(1), number(2))
+	if s.Start != pglogrepl.LSN(at.Load()) || s.Confirmed >= s.Start {
+		t.Errorf("session %+v", s)
+	}
+}
+
+func TestServerRestarts(t *testing.T) {
+	t.Parallel()
+	d, server := newServer(t, map[string]string{"max_prepared_transactions": "5"})
+	r := start(t, d.config())
+	r.streaming(1)
+	n := 0
+	for _, stop := range []func() error{
+		func() error { return server.Stop("immediate") },
+		func() error { return server.Stop("fast") },
+		server.Kill,
+	} {
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		r.eventually(5*time.Second, "an error in the status", func() bool { return r.Status().Err != "" })
+		if err := server.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		accepts := time.Now()
+		pgtest.Eventually(t, 5*time.Second, "SQL", func() bool { return d.pool.Ping(t.Context()) == nil })
+		n++
+		d.insert(n)
+		r.eventually(5*time.Second, "the event after the restart", func() bool {
+			p := r.payloads()
+			return len(p) > 0 && p[len(p)-1] == number(n)
+		})
+		t.Logf("back after %s", time.Since(accepts))
+	}
+	d.exec(`BEGIN; INSERT INTO webhook_outbox (payload) VALUES ('"prepared"'); PREPARE TRANSACTION 'one'`)
+	d.exec(`BEGIN; INSERT INTO webhook_outbox (payload) VALUES ('"lost"'); PREPARE TRANSACTION 'two'`)
+	d.insert(100)
+	d.exec(`COMMIT PREPARED 'one'`)
+	d.exec(`ROLLBACK PREPARED 'two'`)
+	d.insert(101)
+	r.eventually(5*time.Second, "the prepared one", func() bool {
+		return strings.HasSuffix(fmt.Sprint(r.payloads()), fmt.Sprintf(`%s "prepared" %s]`, number(100), number(101)))
+	})
+}
+
+func TestFastShutdownDoesNotWaitForUs(t *testing.T) {
+	for _, taking := range []bool{true, false} {
+		t.Run(fmt.Sprintf("consumer takes: %v", taking), func(t *testing.T) {
+			t.Parallel()
+			d, server := newServer(t, nil)
+			r := start(t, d.config())
+			r.streaming(1)
+			r.hold(true)
+			if !taking {
+				r.pause()
+			}
+			d.exec(`INSERT INTO webhook_outbox (payload) SELECT jsonb_build_object('x', repeat('x', 1000)) FROM generate_series(1, 30000)`)
+			if taking {
+				r.eventually(20*time.Second, "all events", func() bool { return r.count() == 30000 })
+			} else {
+				r.eventually(20*time.Second, "a full channel", func() bool { return len(r.batchesChannel()) == batchesAhead })
+			}
+			began := time.Now()
+			if err := server.Stop("fast"); err != nil {
+				t.Fatal(err)
+			}
+			if took := time.Since(began); took > 8*time.Second {
+				t.Errorf("the shutdown took %s", took)
+			}
+			t.Logf("shut down in %s", time.Since(began))
+		})
+	}
+}
+
+func TestStandbyTakesOver(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	active := start(t, d.config())
+	active.streaming(1)
+	standby := start(t, d.config())
+	standby.eventually(5*time.Second, "the standby", func() bool { return standby.Status().Role == Standby })
+	if got := standby.Status(); got.Err != "" {
+		t.Errorf("a standby is not an error: %q", got.Err)
+	}
+	standby.eventually(10*time.Second, "the holder's name", func() bool { return standby.log.count("another process streams from the slot") == 1 })
+	d.insert(1)
+	active.wantPayloads(number(1))
+	active.eventually(5*time.Second, "the confirmation", func() bool { return d.confirmed() >= active.newest() })
+	began := time.Now()
+	if err := active.end(); err != nil {
+		t.Error(err)
+	}
+	if s := standby.streaming(1); s.SlotCreated {
+		t.Error("the slot was made again")
+	}
+	if took := time.Since(began); took > 3*time.Second {
+		t.Errorf("the takeover took %s", took)
+	}
+	d.insert(2)
+	standby.wantPayloads(number(2))
+}
+
+func TestASlotDroppedUnderLoadIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	r := start(t, d.config())
+	r.streaming(1)
+	stop := make(chan struct{})
+	var load sync.WaitGroup
+	load.Go(func() {
+		for n := 0; ; n++ {
+			select {
+			case <-stop:
+				return
+			default:
+				d.insert(n)
+			}
+		}
+	})
+	r.eventually(10*time.Second, "some events", func() bool { return r.count() > 50 })
+	dropped := time.Now()
+	r.eventually(10*time.Second, "the slot is gone", func() bool {
+		_, err := d.pool.Exec(context.Background(), `SELECT pg_terminate_backend(active_pid, 1000) FROM pg_replication_slots WHERE slot_name = $1`, d.slot)
+		if err == nil {
+			_, err = d.pool.Exec(context.Background(), `SELECT pg_drop_replication_slot($1)`, d.slot)
+		}
+		return err == nil
+	})
+	r.eventually(30*time.Second, "a new slot", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.sessions[len(r.sessions)-1].SlotCreated && len(r.sessions) > 1
+	})
+	t.Logf("again after %s", time.Since(dropped))
+	before := r.count()
+	r.eventually(10*time.Second, "events by the new slot", func() bool { return r.count() > before+50 })
+	close(stop)
+	load.Wait()
+}
+
+func TestBlockedSlotCreationNamesTheBlocker(t *testing.T) {
+	t.Parallel()
+	d, _ := newServer(t, nil)
+	tx, err := d.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pid int
+	if err := tx.QueryRow(t.Context(), `INSERT INTO other (t) VALUES ('open') RETURNING pg_backend_pid()`).Scan(&pid); err != nil {
+		t.Fatal(err)
+	}
+	r := start(t, d.config())
+	r.eventually(10*time.Second, "the blocker's pid in the log", func() bool {
+		return r.log.count(fmt.Sprintf("SELECT pg_terminate_backend(%d)", pid)) == 1
+	})
+	if got := r.Status(); got.Role != Connecting || !strings.Contains(got.Err, fmt.Sprint(pid)) {
+		t.Errorf("status %+v", got)
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.streaming(1)
+	d.insert(1)
+	r.wantPayloads(number(1))
+}
+
+func TestBlockedSlotCreationCanBeCancelled(t *testing.T) {
+	t.Parallel()
+	d, _ := newServer(t, nil)
+	tx, err := d.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.Background())
+	if _, err := tx.Exec(t.Context(), `INSERT INTO other (t) VALUES ('open')`); err != nil {
+		t.Fatal(err)
+	}
+	r := start(t, d.config())
+	r.eventually(5*time.Second, "a waiting creation", func() bool {
+		return d.value(`SELECT count(*) FROM pg_replication_slots`) == "1"
+	})
+	if err := r.end(); err != nil {
+		t.Error(err)
+	}
+	r.eventually(5*time.Second, "no slot left behind", func() bool {
+		return d.value(`SELECT count(*) FROM pg_replication_slots`) == "0"
+	})
+}
+
+func TestPrepare(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	if created, err := Prepare(t.Context(), d.config()); err != nil || !created {
+		t.Fatalf("got %v, %v", created, err)
+	}
+	r := start(t, d.config())
+	if s := r.streaming(1); s.SlotCreated {
+		t.Error("the slot was made twice")
+	}
+	if created, err := Prepare(t.Context(), d.config()); err != nil || created {
+		t.Errorf("beside a running stream: %v, %v", created, err)
+	}
+}
+
+func TestNotPrepared(t *testing.T) {
+	t.Parallel()
+	cases := map[string]struct {
+		settings map[string]string
+		sql      string
+		change   func(*Config)
+		want     string
+	}{
+		"wal_level":            {settings: map[string]string{"wal_level": "replica"}, want: "ALTER SYSTEM SET wal_level = 'logical'"},
+		"no slot left":         {settings: map[string]string{"max_replication_slots": "0"}, want: "max_replication_slots"},
+		"publication missing":  {sql: `DROP PUBLICATION walhook`, want: "CREATE PUBLICATION"},
+		"slot missing":         {change: func(c *Config) { c.CreateSlot = false }, want: "pg_create_logical_replication_slot"},
+		"slot of another kind": {sql: `SELECT pg_create_logical_replication_slot('walhook', 'test_decoding')`, want: "pg_drop_replication_slot"},
+		"physical slot":        {sql: `SELECT pg_create_physical_replication_slot('walhook')`, want: "pg_drop_replication_slot"},
+		"role may not replicate": {sql: `CREATE ROLE plain LOGIN`, want: `ALTER ROLE "plain" REPLICATION`,
+			change: func(c *Config) { c.URL = withUser(c.URL, "plain") }},
+		"database missing": {want: "the database does not exist", change: func(c *Config) { c.URL = withDatabase(c.URL, "nowhere") }},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d, _ := newServer(t, c.settings)
+			if c.sql != "" {
+				d.exec(c.sql)
+			}
+			config := d.config()
+			if c.change != nil {
+				c.change(&config)
+			}
+			r := start(t, config)
+			select {
+			case <-r.done:
+			case <-time.After(20 * time.Second):
+				t.Fatal("Run goes on")
+			}
+			if err := r.error(); !errors.Is(err, outbox.ErrNotPrepared) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v", err)
+			}
+			t.Log(r.error())
+		})
+	}
+}
+
+func withUser(u, user string) string {
+	parsed, err := url.Parse(u)
+	if err != nil {
+		panic(err)
+	}
+	parsed.User = url.User(user)
+	return parsed.String()
+}
+
+func withDatabase(u, name string) string {
+	parsed, err := url.Parse(u)
+	if err != nil {
+		panic(err)
+	}
+	parsed.Path = "/" + name
+	return parsed.String()
+}
+
+func TestASlotWhoseWALIsGoneIsMadeAnew(t *testing.T) {
+	t.Parallel()
+	d, _ := newServer(t, map[string]string{"max_slot_wal_keep_size": "1MB", "min_wal_size": "32MB", "max_wal_size": "32MB"})
+	d.exec(`SELECT pg_create_logical_replication_slot('walhook', 'pgoutput')`)
+	d.insert(1)
+	r := func() bool {
+		d.exec(`INSERT INTO other (t) SELECT repeat('x', 1000) FROM generate_series(1, 20000)`)
+		d.exec(`SELECT pg_switch_wal()`)
+		d.exec(`CHECKPOINT`)
+		return d.value(`SELECT wal_status FROM pg_replication_slots`) == "lost"
+	}
+	pgtest.Eventually(t, 60*time.Second, "a lost slot", r)
+	s := start(t, d.config())
+	if session := s.streaming(1); !session.SlotCreated {
+		t.Error("the session does not say that the slot is new")
+	}
+	if s.log.count("level=ERROR") != 1 {
+		t.Error("not one alarm")
+	}
+	d.insert(2)
+	s.wantPayloads(number(2))
+}
+
+func TestPublicationDroppedAndMadeAgain(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	var events atomic.Int64
+	config := d.config()
+	config.Check = func(ctx context.Context) error {
+		var exists bool
+		if err := d.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = 'walhook')`).Scan(&exists); err != nil {
+			return err
+		}
+		if !exists {
+			return errors.New("publication missing")
+		}
+		return nil
+	}
+	r := start(t, config)
+	r.streaming(1)
+	d.exec(`DROP PUBLICATION walhook`)
+	d.insert(1) // in the WAL where there is no publication
+	r.eventually(30*time.Second, "a status that says so", func() bool { return strings.Contains(r.Status().Err, "publication") })
+	stuck := d.confirmed()
+	d.exec(`CREATE PUBLICATION walhook FOR TABLE webhook_outbox WITH (publish = 'insert')`)
+	r.eventually(30*time.Second, "streaming again", func() bool {
+		events.Add(1)
+		d.insert(100)
+		p := r.payloads()
+		return len(p) > 0 && p[len(p)-1] == number(100)
+	})
+	if d.confirmed() < stuck {
+		t.Error("backwards")
+	}
+	if n := r.log.count("will be tried again"); n > 8 {
+		t.Errorf("%d warnings", n)
+	}
+}
+
+func TestNothingIsConfirmedWhileTheCheckFails(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	var failing atomic.Bool
+	failing.Store(true)
+	config := d.config()
+	config.Check = func(context.Context) error {
+		if failing.Load() {
+			return errors.New("the table is not in the publication")
+		}
+		return nil
+	}
+	r := start(t, config)
+	s := r.streaming(1)
+	d.insert(1)
+	r.wantPayloads(number(1))
+	r.eventually(10*time.Second, "the reason in the status", func() bool { return strings.Contains(r.Status().Err, "not in the publication") })
+	watched := time.Now()
+	r.eventually(10*time.Second, "some answers", func() bool { return time.Since(watched) > 4*time.Second })
+	if got := d.confirmed(); got != s.Confirmed {
+		t.Errorf("confirmed %s, the session began at %s", got, s.Confirmed)
+	}
+	if n := r.log.count("nothing is confirmed"); n != 1 {
+		t.Errorf("said %d times", n)
+	}
+	failing.Store(false)
+	r.eventually(10*time.Second, "the confirmation", func() bool { return d.confirmed() >= r.newest() })
+	if got := r.Status().Err; got != "" {
+		t.Errorf("status still says %q", got)
+	}
+}
+
+func TestColumnsComeAndGo(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	r := start(t, d.config())
+	r.streaming(1)
+	d.insert(1)
+	d.exec(`ALTER TABLE webhook_outbox ADD COLUMN extra text DEFAULT 'x'`)
+	d.insert(2)
+	d.exec(`ALTER TABLE webhook_outbox DROP COLUMN shard`)
+	d.insert(3)
+	d.exec(`ALTER TABLE webhook_outbox RENAME COLUMN extra TO more`)
+	d.exec(`DELETE FROM webhook_outbox`)
+	d.exec(`TRUNCATE webhook_outbox`)
+	d.insert(4)
+	r.wantPayloads(number(1), number(2), number(3), number(4))
+
+	r.eventually(5*time.Second, "the confirmation", func() bool { return d.confirmed() >= r.newest() })
+	d.exec(`BEGIN; ALTER TABLE webhook_outbox RENAME COLUMN payload TO body;
+		INSERT INTO webhook_outbox (body) VALUES ('{"n": 5}'); COMMIT`)
+	r.eventually(5*time.Second, "the column in the status", func() bool { return strings.Contains(r.Status().Err, "webhook_outbox.payload is missing") })
+	stuck := d.confirmed()
+	r.streaming(4) // it keeps trying
+	if got := d.confirmed(); got != stuck {
+		t.Errorf("confirmed moved from %s to %s", stuck, got)
+	}
+	if n := r.log.count("payload is missing"); n != 1 {
+		t.Errorf("said %d times:\n%s", n, r.log)
+	}
+	select {
+	case <-r.done:
+		t.Errorf("Run ended: %v", r.error())
+	default:
+	}
+}
+
+func TestBlackHole(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	p := newProxy(t, d.url)
+	config := d.config()
+	config.URL = p.url
+	r := start(t, config)
+	r.streaming(1)
+	d.insert(1)
+	r.wantPayloads(number(1))
+	r.eventually(5*time.Second, "the confirmation", func() bool { return d.confirmed() >= r.newest() })
+	p.swallow() // this connection for ever; new ones are fine
+	began := time.Now()
+	d.insert(2)
+	r.wantPayloads(number(1))
+	r.eventually(15*time.Second, "the end of the session", func() bool { return r.Status().Role != Streaming })
+	t.Logf("noticed after %s", time.Since(began))
+	r.eventually(15*time.Second, "the next event", func() bool { return r.count() == 2 })
+}
+
+func TestSlowLineIsNotSilence(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	p := newProxy(t, d.url)
+	config := d.config()
+	config.URL = p.url
+	r := start(t, config, shortTimeout) // so that silence is 1.2 s
+	r.streaming(1)
+	p.slow.Store(64 << 10)
+	d.exec(`INSERT INTO webhook_outbox (payload) SELECT jsonb_build_object('x', string_agg(gen_random_uuid()::text, '')) FROM generate_series(1, 7000)`)
+	r.eventually(20*time.Second, "the event of 250 KB", func() bool { return r.count() == 1 })
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.sessions) != 1 {
+		t.Errorf("%d sessions", len(r.sessions))
+	}
+}
+
+func TestStopDropsEventsButNotEchoes(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	r := start(t, d.config())
+	r.streaming(1)
+	d.insert(1)
+	r.wantPayloads(number(1))
+	r.eventually(time.Second, "its end", func() bool { return r.newest() != 0 })
+	r.Stop()
+	d.exec(`SELECT pg_logical_emit_message(true, 'walhook', 'before')`)
+	r.eventually(5*time.Second, "an echo", func() bool { _, e, _ := r.snapshot(); return len(e) == 1 })
+	complete := r.newest()
+	d.insert(2)
+	d.exec(`SELECT pg_logical_emit_message(true, 'walhook', 'behind')`)
+	r.eventually(5*time.Second, "an echo behind a dropped event", func() bool { _, e, _ := r.snapshot(); return len(e) == 2 })
+	if got := r.payloads(); len(got) != 1 {
+		t.Errorf("events after Stop: %s", got)
+	}
+	if err := r.end(); err != nil {
+		t.Error(err)
+	}
+	if got := r.newest(); got > d.lsnBefore(2) {
+		t.Errorf("position %s behind a dropped event", got)
+	}
+	if got := d.confirmed(); got < complete || got > r.newest() {
+		t.Errorf("confirmed %s, want %s to %s", got, complete, r.newest())
+	}
+	again := start(t, d.config())
+	again.wantPayloads(number(2))
+}
+
+func TestCancellationSendsTheLastConfirmation(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	r := start(t, d.config())
+	s := r.streaming(1)
+	r.hold(true)
+	d.exec(`INSERT INTO webhook_outbox (payload) SELECT '{}' FROM generate_series(1, 1000)`)
+	r.eventually(5*time.Second, "its end", func() bool { return r.newest() > s.Confirmed && r.count() == 1000 })
+	s.Confirm(r.newest())
+	began := time.Now()
+	if err := r.end(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("took %s", took)
+	}
+	if got := d.confirmed(); got != r.newest() {
+		t.Errorf("confirmed %s, want %s", got, r.newest())
+	}
+}
+
+func TestCancellationWhileTheConsumerIsNotTaking(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	r := start(t, d.config())
+	r.streaming(1)
+	r.pause()
+	d.exec(`INSERT INTO webhook_outbox (payload) SELECT jsonb_build_object('x', repeat('x', 1000)) FROM generate_series(1, 30000)`)
+	r.eventually(20*time.Second, "a full channel", func() bool { return len(r.batchesChannel()) == batchesAhead })
+	began := time.Now()
+	if err := r.end(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > 3*time.Second {
+		t.Errorf("took %s", took)
+	}
+}
+
+func TestAWedgedProcessLosesTheSlot(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	var wedged atomic.Bool
+	errWedged := errors.New("the recorder has not turned for 10s")
+	config := d.config()
+	config.Alive = func() error {
+		if wedged.Load() {
+			return errWedged
+		}
+		return nil
+	}
+	r := start(t, config)
+	r.streaming(1)
+	wedged.Store(true)
+	select {
+	case <-r.done:
+	case <-time.After(5 * time.Second):
+		t.Fatal("Run goes on")
+	}
+	if err := r.error(); !errors.Is(err, errWedged) {
+		t.Errorf("got %v", err)
+	}
+	r.eventually(5*time.Second, "a free slot", func() bool { return d.walsender() == "" })
+}
+
+func TestAnUnreachableServerIsTriedForEver(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := listener.Addr().String()
+	listener.Close()
+	r := start(t, Config{URL: "postgres://u:secret@" + address + "/d?sslmode=disable", Slot: "s", Publication: "p"})
+	r.eventually(5*time.Second, "the reason", func() bool { return r.Status().Err != "" })
+	since := time.Now()
+	r.eventually(5*time.Second, "some attempts", func() bool { return time.Since(since) > 3*time.Second })
+	if n := r.log.count("will be tried again"); n != 1 {
+		t.Errorf("said %d times", n)
+	}
+	if strings.Contains(r.log.String(), "secret") {
+		t.Error("the password is in the log")
+	}
+	if err := r.end(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestBadConfiguration(t *testing.T) {
+	t.Parallel()
+	for _, config := range []Config{
+		{URL: "postgres://127.0.0.1/x", Slot: "Not-A-Slot", Publication: "p"},
+		{URL: "postgres://u:secret@127.0.0.1:notaport/x", Slot: "s", Publication: "p"},
+	} {
+		err := New(config).Run(t.Context())
+		if err == nil || strings.Contains(err.Error(), "secret") {
+			t.Errorf("got %v", err)
+		}
+	}
+}
+
+// newest is the newest position that was handed on.
+func (r *run) newest() pglogrepl.LSN {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.ends) == 0 {
+		return 0
+	}
+	return r.ends[len(r.ends)-1]
+}
+
+// batchesChannel is what waits for the consumer.
+func (r *run) batchesChannel() <-chan outbox.Batch { return r.Batches() }
+
+// lsnBefore is a position before the transaction of the n-th insert ended.
+func (d *database) lsnBefore(n int) pglogrepl.LSN {
+	d.Helper()
+	lsn, err := pglogrepl.ParseLSN(d.value(`SELECT pg_current_wal_lsn()`))
+	if err != nil {
+		d.Fatal(err)
+	}
+	return lsn
+}
+
+// A proxy stands between a stream and its server.
+type proxy struct {
+	url  string
+	slow atomic.Int64 // bytes per second to the client; 0: no limit
+
+	mu    sync.Mutex
+	holes []*atomic.Bool // of every connection: swallow what comes
+}
+
+func newProxy(t *testing.T, target string) *proxy {
+	t.Helper()
+	u, err := url.Parse(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := u.Host
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Host = listener.Addr().String()
+	p := &proxy{url: u.String()}
+	var all sync.WaitGroup
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(func() {
+		cancel()
+		listener.Close()
+		all.Wait()
+	})
+	all.Go(func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			backend, err := net.Dial("tcp", server)
+			if err != nil {
+				client.Close()
+				continue
+			}
+			hole := &atomic.Bool{}
+			p.mu.Lock()
+			p.holes = append(p.holes, hole)
+			p.mu.Unlock()
+			stop := context.AfterFunc(ctx, func() { client.Close(); backend.Close() })
+			all.Go(func() { p.copy(backend, client, hole, nil) })
+			all.Go(func() { defer stop(); p.copy(client, backend, hole, &p.slow) })
+		}
+	})
+	return p
+}
+
+func (p *proxy) copy(to, from net.Conn, hole *atomic.Bool, slow *atomic.Int64) {
+	buffer := make([]byte, 4096)
+	for {
+		n, err := from.Read(buffer)
+		if n > 0 && !hole.Load() {
+			if slow != nil && slow.Load() > 0 {
+				time.Sleep(time.Duration(n) * time.Second / time.Duration(slow.Load())) // this is the line's speed
+			}
+			if _, err := to.Write(buffer[:n]); err != nil {
+				return
+			}
+		}
+		if err != nil {
+			if errors.Is(err, io.EOF) && !hole.Load() {
+				to.Close()
+			}
+			return
+		}
+	}
+}
+
+// swallow makes black holes of the connections there are.
+func (p *proxy) swallow() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, hole := range p.holes {
+		hole.Store(true)
+	}
+}

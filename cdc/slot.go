@@ -1,0 +1,470 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// This file finds the slot, makes it where it is missing, makes it anew where
+// PostgreSQL has invalidated it, and starts replication. All of it is done on the
+// replication connection, where simple queries work.
+
+const (
+	// commandTimeout bounds every statement but the making of a slot, which waits
+	// for the transactions of others.
+	commandTimeout = 10 * time.Second
+
+	// blockedAfter is how long making a slot may take before the log names who is
+	// waited for, and blockedEvery how often it says so again.
+	blockedAfter = 3 * time.Second
+	blockedEvery = time.Minute
+
+	// standbyEvery is how often a standby looks whether the slot is free: with the
+	// time that PostgreSQL needs to see a killed process it bounds the takeover.
+	standbyEvery = 500 * time.Millisecond
+
+	// standbyAfter is how long the slot may be held before the log names the holder.
+	standbyAfter = 5 * time.Second
+
+	// remakeFirst and remakeMost bound the pause before a slot is made anew once
+	// more; remakeForget is after how long an earlier one no longer counts.
+	remakeFirst  = 5 * time.Second
+	remakeMost   = time.Minute
+	remakeForget = 10 * time.Minute
+)
+
+var slotName = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
+
+// parseConfig reads the connection string and adds what the session needs.
+func parseConfig(url string, walSenderTimeout time.Duration) (*pgconn.Config, error) {
+	config, err := pgconn.ParseConfig(url)
+	if err != nil {
+		return nil, fmt.Errorf("connection string for replication: %w", err)
+	}
+	set := config.RuntimeParams
+	set["replication"] = "database"
+	if set["application_name"] == "" {
+		set["application_name"] = "walhook"
+	}
+	set["client_encoding"] = "UTF8"
+	set["DateStyle"] = "ISO, YMD"
+	set["TimeZone"] = "UTC"
+	set["search_path"] = "pg_catalog" // nobody else's functions and operators in our queries
+	set["statement_timeout"] = "0"
+	set["idle_session_timeout"] = "0" // a standby is idle
+	set["wal_sender_timeout"] = strconv.FormatInt(walSenderTimeout.Milliseconds(), 10)
+	return config, nil
+}
+
+// ordinary is the same server without replication.
+func ordinary(config *pgconn.Config) *pgconn.Config {
+	c := config.Copy()
+	delete(c.RuntimeParams, "replication")
+	delete(c.RuntimeParams, "wal_sender_timeout")
+	return c
+}
+
+func connect(ctx context.Context, config *pgconn.Config) (*pgconn.PgConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	pg, err := pgconn.ConnectConfig(ctx, config)
+	if err != nil {
+		return nil, withRemedy(err, config.User)
+	}
+	return pg, nil
+}
+
+// hangUp closes a connection, whatever its state, within politely.
+func hangUp(pg *pgconn.PgConn) {
+	ctx, cancel := context.WithTimeout(context.Background(), politely)
+	defer cancel()
+	_ = pg.Conn().SetDeadline(time.Now().Add(politely))
+	_ = pg.Close(ctx)
+	select {
+	case <-pg.CleanupDone():
+	case <-ctx.Done():
+	}
+}
+
+// open connects, sees that everything is there, and starts replication. As long
+// as another process holds the slot it waits.
+func (s *Stream) open(ctx context.Context) (*connection, error) {
+	pg, err := connect(ctx, s.server)
+	if err != nil {
+		return nil, err
+	}
+	c, err := s.start(ctx, pg)
+	if err != nil {
+		hangUp(pg)
+		return nil, err
+	}
+	return c, nil
+}
+
+// Prepare makes the slot where it is missing, and reports whether it did. It
+// checks what a stream would need.
+func Prepare(ctx context.Context, config Config) (created bool, err error) {
+	s := New(config)
+	if s.server, err = parseConfig(config.URL, s.walSenderTimeout); err != nil {
+		return false, err
+	}
+	pg, err := connect(ctx, s.server)
+	if err != nil {
+		return false, err
+	}
+	defer hangUp(pg)
+	if _, _, err := s.identify(ctx, pg); err != nil {
+		return false, err
+	}
+	slot, err := s.lookUpSlot(ctx, pg)
+	if err != nil || slot != nil && slot.activePID != 0 { // in use: ensureSlot would stand by
+		return false, err
+	}
+	return s.ensureSlot(ctx, pg)
+}
+
+func (s *Stream) start(ctx context.Context, pg *pgconn.PgConn) (*connection, error) {
+	if _, _, err := s.identify(ctx, pg); err != nil {
+		return nil, err
+	}
+	created, err := s.ensureSlot(ctx, pg)
+	if err != nil {
+		return nil, err
+	}
+	// Again, because a standby may have waited for the slot for days: what is
+	// flushed has moved.
+	session, flushed, err := s.identify(ctx, pg)
+	if err != nil {
+		return nil, err
+	}
+	session.SlotCreated = created
+	if s.config.Start != nil {
+		if session.Start, err = s.config.Start(ctx, session.SystemID, session.Timeline, flushed); err != nil {
+			return nil, fmt.Errorf("where to begin: %w", err)
+		}
+	}
+	// Again, because Start may have taken its time: a status must never carry a
+	// position before the slot's own.
+	slot, err := s.lookUpSlot(ctx, pg)
+	if err != nil {
+		return nil, err
+	}
+	if slot == nil || slot.activePID != 0 {
+		return nil, errSlotHeld
+	}
+	session.Confirmed = slot.confirmed
+	if err := s.startReplication(ctx, pg, session.Start); err != nil {
+		return nil, err
+	}
+	return newConnection(s, pg, session), nil
+}
+
+const serverSQL = `SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('wal_level'),
+	pg_catalog.current_setting('server_version_num'),
+	EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = %s)`
+
+// identify asks who the server is, and whether it can serve us at all.
+func (s *Stream) identify(ctx context.Context, pg *pgconn.PgConn) (*outbox.Session, pglogrepl.LSN, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	system, err := pglogrepl.IdentifySystem(ctx, pg)
+	if err != nil {
+		return nil, 0, fmt.Errorf("identify the server: %w", err)
+	}
+	rows, err := query(ctx, pg, fmt.Sprintf(serverSQL, quoteLiteral(s.config.Publication)))
+	if err != nil || len(rows) != 1 {
+		return nil, 0, fmt.Errorf("ask for the server's settings: %w", err)
+	}
+	recovery, walLevel, version, publication := rows[0][0], rows[0][1], rows[0][2], rows[0][3]
+	switch {
+	case recovery == "t":
+		return nil, 0, errReadOnly
+	case walLevel != "logical":
+		return nil, 0, notPrepared("wal_level is "+walLevel, "ALTER SYSTEM SET wal_level = 'logical', then restart PostgreSQL "+
+			"(on managed services a parameter such as rds.logical_replication)")
+	case publication != "t":
+		return nil, 0, notPrepared("publication "+s.config.Publication+" does not exist", "apply schema.sql (walhook init), "+
+			"or CREATE PUBLICATION %s FOR TABLE webhook_outbox WITH (publish = 'insert')", quoteIdentifier(s.config.Publication))
+	}
+	session := &outbox.Session{SystemID: system.SystemID, Timeline: system.Timeline}
+	session.ServerVersion, _ = strconv.Atoi(version)
+	return session, system.XLogPos, nil
+}
+
+// A slotRow is what pg_replication_slots says about our slot.
+type slotRow struct {
+	plugin, database string
+	here             bool // its database is ours
+	activePID        int
+	lost             bool
+	confirmed        pglogrepl.LSN
+}
+
+// The columns that came after PostgreSQL 14 are read by way of json.
+const slotSQL = `SELECT coalesce(plugin, ''), coalesce(database, ''), coalesce(database = current_database(), false),
+	coalesce(active_pid, 0), coalesce(confirmed_flush_lsn, '0/0'),
+	coalesce(wal_status = 'lost', false) OR coalesce((pg_catalog.to_jsonb(s)->>'conflicting')::boolean, false)
+		OR pg_catalog.to_jsonb(s)->>'invalidation_reason' IS NOT NULL
+	FROM pg_catalog.pg_replication_slots s WHERE slot_name = %s`
+
+// lookUpSlot returns nil where there is no slot.
+func (s *Stream) lookUpSlot(ctx context.Context, pg *pgconn.PgConn) (*slotRow, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	rows, err := query(ctx, pg, fmt.Sprintf(slotSQL, quoteLiteral(s.config.Slot)))
+	if err != nil {
+		return nil, fmt.Errorf("look up the slot: %w", err)
+	}
+	if len(rows) == 0 {
+		return nil, nil
+	}
+	row := rows[0]
+	slot := &slotRow{plugin: row[0], database: row[1], here: row[2] == "t", lost: row[5] == "t"}
+	if slot.activePID, err = strconv.Atoi(row[3]); err != nil {
+		return nil, fmt.Errorf("look up the slot: %w", err)
+	}
+	if slot.confirmed, err = pglogrepl.ParseLSN(row[4]); err != nil {
+		return nil, fmt.Errorf("look up the slot: %w", err)
+	}
+	return slot, nil
+}
+
+// afterNotice makes a slot when it has been noted that it will be.
+func (s *Stream) afterNotice(ctx context.Context, pg *pgconn.PgConn, makeSlot func(context.Context, *pgconn.PgConn) error) error {
+	if s.config.Creating != nil {
+		if err := s.config.Creating(ctx); err != nil {
+			return err
+		}
+	}
+	return makeSlot(ctx, pg)
+}
+
+// ensureSlot returns when there is a usable slot that nobody holds, and whether
+// it was made just now.
+func (s *Stream) ensureSlot(ctx context.Context, pg *pgconn.PgConn) (created bool, err error) {
+	since, named := time.Now(), false
+	for {
+		slot, err := s.lookUpSlot(ctx, pg)
+		switch {
+		case err != nil:
+			return false, err
+		case slot == nil:
+			return true, s.afterNotice(ctx, pg, s.createSlot)
+		case slot.plugin != "pgoutput" || !slot.here:
+			return false, notPrepared(fmt.Sprintf("slot %s is not one of pgoutput in this database (plugin %q, database %q)", s.config.Slot, slot.plugin, slot.database),
+				"choose another name with WALHOOK_SLOT, or drop it: SELECT pg_drop_replication_slot(%s)", quoteLiteral(s.config.Slot))
+		case slot.activePID != 0:
+			s.standBy()
+			if !named && time.Since(since) > standbyAfter {
+				named = true
+				s.logHolder(ctx, pg, slot.activePID)
+			}
+			if err := s.aliveWithin(ctx, standbyEvery); err != nil {
+				return false, err
+			}
+		case slot.lost || s.unreadable >= unreadableTwice:
+			return true, s.afterNotice(ctx, pg, s.remakeSlot)
+		default:
+			return false, nil
+		}
+	}
+}
+
+const holderSQL = `SELECT coalesce(client_addr::text, 'local'), coalesce(application_name, ''), coalesce(backend_start::text, '')
+	FROM pg_catalog.pg_stat_activity WHERE pid = %d`
+
+// logHolder says who has the slot.
+func (s *Stream) logHolder(ctx context.Context, pg *pgconn.PgConn, pid int) {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	rows, err := query(ctx, pg, fmt.Sprintf(holderSQL, pid))
+	if err != nil || len(rows) == 0 {
+		return
+	}
+	s.log.InfoContext(ctx, "standing by: another process streams from the slot", "slot", s.config.Slot, "active_pid", pid,
+		"client_addr", rows[0][0], "application_name", rows[0][1], "since", rows[0][2])
+}
+
+// createSlot makes the slot. The server waits for every transaction that runs,
+// so a second connection says for whom.
+func (s *Stream) createSlot(ctx context.Context, pg *pgconn.PgConn) error {
+	if !s.config.CreateSlot {
+		return notPrepared("slot "+s.config.Slot+" does not exist", "run walhook init, or SELECT pg_create_logical_replication_slot(%s, 'pgoutput')",
+			quoteLiteral(s.config.Slot))
+	}
+	watch, cancel := context.WithCancel(ctx)
+	blocked := make(chan struct{})
+	go func() {
+		defer close(blocked)
+		s.watchCreation(watch)
+	}()
+	_, err := query(ctx, pg, fmt.Sprintf("CREATE_REPLICATION_SLOT %s LOGICAL pgoutput NOEXPORT_SNAPSHOT", quoteIdentifier(s.config.Slot)))
+	cancel()
+	<-blocked
+	switch {
+	case sqlState(err) == codeDuplicateObject: // another process was faster
+		return errSlotHeld
+	case err != nil:
+		return fmt.Errorf("create the slot: %w", withRemedy(err, s.server.User))
+	}
+	s.log.InfoContext(ctx, "replication slot created", "slot", s.config.Slot)
+	return nil
+}
+
+// remakeSlot drops a slot that PostgreSQL can no longer decode, and makes it
+// anew. What lies between is for the reconciler (rule 10).
+func (s *Stream) remakeSlot(ctx context.Context, pg *pgconn.PgConn) error {
+	if !s.config.CreateSlot {
+		return notPrepared("slot "+s.config.Slot+" was invalidated by PostgreSQL", "SELECT pg_drop_replication_slot(%[1]s), "+
+			"SELECT pg_create_logical_replication_slot(%[1]s, 'pgoutput'); consider a larger max_slot_wal_keep_size", quoteLiteral(s.config.Slot))
+	}
+	if !sleep(ctx, s.remakePause(time.Now())) {
+		return ctx.Err()
+	}
+	s.log.ErrorContext(ctx, "the replication slot was invalidated by PostgreSQL: it is dropped and made anew, "+
+		"and what it would have brought is looked up in the outbox", "slot", s.config.Slot)
+	drop, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	_, err := query(drop, pg, "DROP_REPLICATION_SLOT "+quoteIdentifier(s.config.Slot))
+	switch sqlState(err) {
+	case codeObjectInUse:
+		return errSlotHeld
+	case codeUndefinedObject:
+	default:
+		if err != nil {
+			return fmt.Errorf("drop the slot: %w", err)
+		}
+	}
+	s.unreadable = 0
+	return s.createSlot(ctx, pg)
+}
+
+// remakePause says how long to wait before making the slot anew, and counts it.
+func (s *Stream) remakePause(now time.Time) time.Duration {
+	if now.Sub(s.remade) > remakeForget {
+		s.remakes = 0
+	}
+	s.remade = now
+	s.remakes++
+	if s.remakes == 1 {
+		return 0
+	}
+	return min(remakeFirst<<min(s.remakes-2, 10), remakeMost)
+}
+
+// blockersSQL finds the oldest transaction that writes: the server waits for it
+// before it gives out a consistent point. pg_locks tells every role.
+const blockersSQL = `SELECT coalesce(l.pid, 0), coalesce(p.gid, ''), coalesce(a.application_name, ''), coalesce(a.state, ''),
+	coalesce(extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, p.prepared))::bigint, 0)
+	FROM pg_catalog.pg_locks l
+	LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+	LEFT JOIN pg_catalog.pg_prepared_xacts p ON p.transaction = l.transactionid
+	WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted
+	ORDER BY age(l.transactionid) DESC LIMIT 1`
+
+// watchCreation names, until ctx is done, whom the making of the slot waits for.
+func (s *Stream) watchCreation(ctx context.Context) {
+	for wait := blockedAfter; sleep(ctx, wait); wait = blockedEvery {
+		pg, err := connect(ctx, ordinary(s.server))
+		if err != nil {
+			continue
+		}
+		look, cancel := context.WithTimeout(ctx, commandTimeout)
+		rows, err := query(look, pg, blockersSQL)
+		cancel()
+		hangUp(pg)
+		if err == nil && len(rows) == 1 {
+			reason := blockedBy(rows[0])
+			s.log.WarnContext(ctx, "the slot cannot be made yet", "slot", s.config.Slot, "reason", reason)
+			s.setStatus(func(st *Status) { st.Err = reason })
+		}
+	}
+}
+
+// blockedBy puts a row of blockersSQL into words.
+func blockedBy(row []string) string {
+	pid, gid, application, state, seconds := row[0], row[1], row[2], row[3], row[4]
+	age, _ := time.ParseDuration(seconds + "s")
+	if gid != "" {
+		return fmt.Sprintf("slot creation waits for the prepared transaction %s (for %s): end it with COMMIT PREPARED or ROLLBACK PREPARED %s",
+			gid, age, quoteLiteral(gid))
+	}
+	if application != "" {
+		application = " of " + application
+	}
+	if state == "" {
+		state = "state not visible to this role"
+	}
+	return fmt.Sprintf("slot creation waits for transaction of pid %s%s (%s for %s): end it with SELECT pg_terminate_backend(%s)",
+		pid, application, state, age, pid)
+}
+
+// startReplication sends START_REPLICATION.
+func (s *Stream) startReplication(ctx context.Context, pg *pgconn.PgConn, at pglogrepl.LSN) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*commandTimeout)
+	defer cancel()
+	err := pglogrepl.StartReplication(ctx, pg, quoteIdentifier(s.config.Slot), at, pglogrepl.StartReplicationOptions{PluginArgs: []string{
+		"proto_version '1'",
+		"publication_names " + quoteLiteral(quoteIdentifier(s.config.Publication)),
+		"messages 'true'",
+	}})
+	switch sqlState(err) {
+	case codeObjectInUse:
+		return errSlotHeld
+	case codeNotInRequiredState:
+		return fmt.Errorf("start replication: %w: %w", errSlotUnreadable, err)
+	}
+	if err != nil {
+		return fmt.Errorf("start replication: %w", err)
+	}
+	return nil
+}
+
+// query runs one statement by the simple protocol, and returns its rows as text
+// (NULL as "").
+func query(ctx context.Context, pg *pgconn.PgConn, sql string) ([][]string, error) {
+	results, err := pg.Exec(ctx, sql).ReadAll()
+	if err != nil {
+		return nil, err
+	}
+	if len(results) != 1 {
+		return nil, errors.New("no result")
+	}
+	rows := make([][]string, len(results[0].Rows))
+	for i, row := range results[0].Rows {
+		for _, value := range row {
+			rows[i] = append(rows[i], string(value))
+		}
+	}
+	return rows, nil
+}
+
+func quoteIdentifier(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
+
+// quoteLiteral quotes for SQL and for the replication grammar, which knows no E”.
+func quoteLiteral(text string) string { return `'` + strings.ReplaceAll(text, `'`, `''`) + `'` }
+
+// sleep waits, and reports false where ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}

@@ -1,0 +1,251 @@
+package cdc
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// This file decides what happens between connections: what is retried, how soon,
+// what is told to the operator, and what ends the stream.
+
+// A Stream follows a slot for as long as Run runs, across any number of connections.
+type Stream struct {
+	config  Config
+	log     *slog.Logger
+	batches chan outbox.Batch
+
+	stopped context.Context // done after Stop
+	stop    context.CancelFunc
+
+	// What only Run's goroutine touches.
+	server     *pgconn.Config // of the replication connection
+	prepared   bool           // the slot was once streamed from, or seen in another's hands
+	failures   int            // since a session was last healthy
+	unreadable int            // sessions in a row that ended because the slot cannot be decoded
+	remakes    int            // how often the slot was made anew lately
+	remade     time.Time      // when it was last
+
+	walSenderTimeout time.Duration // tests make it short
+
+	mu           sync.Mutex
+	status       Status
+	checkTrouble string // Config.Check's last answer
+}
+
+// New returns a Stream that does nothing until Run.
+func New(config Config) *Stream {
+	s := &Stream{
+		config:           config,
+		log:              cmp.Or(config.Logger, slog.Default()),
+		batches:          make(chan outbox.Batch, batchesAhead),
+		walSenderTimeout: walSenderTimeout,
+		status:           Status{Role: Connecting},
+	}
+	s.stopped, s.stop = context.WithCancel(context.Background())
+	return s
+}
+
+// Batches is where the stream hands on, to one consumer. It is closed when Run
+// returns. While it is full the stream stops reading, but keeps answering the server.
+func (s *Stream) Batches() <-chan outbox.Batch { return s.batches }
+
+// Stop begins the drain: no further event is handed on. What comes by the stream
+// all the same is dropped, and no position behind it is handed on, so it will
+// come again; echoes still come, so that what the drain records can be confirmed.
+// The sequence for a clean end is: Stop; let what is in flight end, be recorded,
+// echoed and confirmed; cancel Run's context, upon which the last confirmed
+// position is sent. After Stop a lost connection ends Run.
+func (s *Stream) Stop() { s.stop() }
+
+// Status returns what the stream is doing now.
+func (s *Stream) Status() Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	status := s.status
+	status.Err = cmp.Or(status.Err, s.checkTrouble)
+	return status
+}
+
+// Run streams until ctx is cancelled, and then returns nil within about two
+// seconds; it is called once. It returns an error that wraps outbox.ErrNotPrepared where an operator
+// has to mend something before the stream could begin for the first time, and
+// the watchdog's error. Everything else is retried for ever, what an operator
+// has to mend included once the stream has run: its reason is logged once and
+// shown by Status.
+func (s *Stream) Run(ctx context.Context) error {
+	defer close(s.batches)
+	if !slotName.MatchString(s.config.Slot) {
+		return fmt.Errorf("slot name %q: only lower-case letters, digits and underscores, at most 63", s.config.Slot)
+	}
+	var err error
+	if s.server, err = parseConfig(s.config.URL, s.walSenderTimeout); err != nil {
+		return err
+	}
+	for {
+		err := s.runOnce(ctx)
+		if ctx.Err() != nil || s.stopped.Err() != nil {
+			s.log.InfoContext(ctx, "the stream has ended", "slot", s.config.Slot, "confirmed", s.Status().Confirmed.String(), "reason", err)
+			return nil
+		}
+		if s.fatal(err) {
+			return err
+		}
+		s.report(ctx, err)
+		if err := s.aliveWithin(ctx, s.backoff(err)); err != nil && s.fatal(err) {
+			return err
+		}
+	}
+}
+
+// runOnce is one session, from connecting to hanging up.
+func (s *Stream) runOnce(ctx context.Context) error {
+	opening, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.stopped, cancel)() // there is nothing to stream any more
+	c, err := s.open(opening)
+	if err != nil {
+		if errors.Is(err, errSlotUnreadable) {
+			s.unreadable = unreadableTwice
+		}
+		return err
+	}
+	defer hangUp(c.pg)
+	s.prepared = true
+	s.setStatus(func(st *Status) { st.Role = Streaming })
+	err = c.run(ctx)
+	s.progress(c)
+	s.noteUnreadable(c, err)
+	return err
+}
+
+// unreadableTwice sessions in a row that ended because the slot cannot be decoded
+// are enough to make it anew. One is not: a publication may just have been
+// dropped, and then the slot is not what has to be mended.
+const unreadableTwice = 2
+
+// noteUnreadable counts sessions that ended at a point of the WAL that no later
+// session can pass: the WAL has gone, or the publication did not exist there (up
+// to PostgreSQL 17, also when it exists now).
+func (s *Stream) noteUnreadable(c *connection, err error) {
+	if time.Since(c.began) > remakeForget {
+		s.unreadable = 0
+	}
+	if code := sqlState(err); code == codeUndefinedObject || code == codeUndefinedFile {
+		s.unreadable++
+	} else {
+		s.unreadable = 0
+	}
+}
+
+// fatal reports whether an error ends Run.
+func (s *Stream) fatal(err error) bool {
+	if _, ok := errors.AsType[errAlive](err); ok {
+		return true
+	}
+	if e, ok := errors.AsType[*preparationError](err); ok && e.waits {
+		return false
+	}
+	return !s.prepared && errors.Is(err, outbox.ErrNotPrepared)
+}
+
+// backoff says how long to wait before the next connection. The steps are short,
+// because PostgreSQL's restart should be over for us as soon as it is over.
+func (s *Stream) backoff(err error) time.Duration {
+	s.failures++
+	first, most := 100*time.Millisecond, time.Second
+	if errors.Is(err, outbox.ErrNotPrepared) {
+		first, most = 500*time.Millisecond, 5*time.Second
+	}
+	if errors.Is(err, errSlotHeld) {
+		return standbyEvery
+	}
+	return min(first<<min(s.failures-1, 10), most)
+}
+
+// aliveWithin waits, and returns an error where the watchdog barked or ctx ended.
+func (s *Stream) aliveWithin(ctx context.Context, d time.Duration) error {
+	if s.config.Alive != nil {
+		if err := s.config.Alive(); err != nil {
+			return errAlive{err}
+		}
+	}
+	if !sleep(ctx, d) {
+		return ctx.Err()
+	}
+	return nil
+}
+
+// report logs an error that ended a session or an attempt at one, once per change.
+func (s *Stream) report(ctx context.Context, err error) {
+	if errors.Is(err, errSlotHeld) {
+		s.standBy()
+		return
+	}
+	text := err.Error()
+	known := false
+	s.setStatus(func(st *Status) {
+		known = st.Err == text
+		st.Role, st.Err = Connecting, text
+	})
+	if !known {
+		s.log.WarnContext(ctx, "the stream is interrupted and will be tried again", "slot", s.config.Slot, "reason", err)
+	}
+}
+
+// reportCheck logs what Config.Check says, once per change.
+func (s *Stream) reportCheck(ctx context.Context, err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	s.mu.Lock()
+	known := s.checkTrouble == text
+	s.checkTrouble = text
+	s.mu.Unlock()
+	switch {
+	case known:
+	case err != nil:
+		s.log.ErrorContext(ctx, "nothing is confirmed until this is mended", "slot", s.config.Slot, "reason", err)
+	default:
+		s.log.InfoContext(ctx, "the outbox is as it must be again: confirming goes on", "slot", s.config.Slot)
+	}
+}
+
+// standBy notes that another process holds the slot.
+func (s *Stream) standBy() {
+	s.prepared = true
+	s.setStatus(func(st *Status) { st.Role, st.Err = Standby, "" })
+}
+
+// progress publishes where a connection stands, and forgets the trouble before
+// it once it has lived long enough.
+func (s *Stream) progress(c *connection) {
+	healthy := time.Since(c.began) > healthyAfter
+	if healthy && !c.announced {
+		c.announced = true
+		s.failures = 0
+		s.log.Info("streaming", "slot", s.config.Slot, "start", c.session.Start.String(), "confirmed", c.flushed.String())
+	}
+	s.setStatus(func(st *Status) {
+		st.Received, st.Confirmed, st.LastMessage = c.received, c.flushed, c.heard
+		if healthy {
+			st.Err = ""
+		}
+	})
+}
+
+// setStatus changes the snapshot that Status returns.
+func (s *Stream) setStatus(change func(*Status)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change(&s.status)
+}
