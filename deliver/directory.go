@@ -1,0 +1,132 @@
+package deliver
+
+import (
+	"context"
+	"log/slog"
+	"reflect"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// directoryPage bounds one look-up of endpoints: about 2 ms of PostgreSQL's time.
+const directoryPage = 500
+
+// A directory looks up the endpoints that lanes want to send to. It caches
+// nothing itself: a lane relies on what it was told for staleAfter, so that a
+// change in the table is in force within a second, however far behind the stream
+// is and whatever becomes of a notification. Only endpoints in use cost anything.
+type directory struct {
+	window *window
+	store  *outbox.Store
+	sender *Sender
+	pulse  *pulse
+	log    *slog.Logger
+}
+
+func (d *directory) run(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		d.pulse.beat()
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-tick.C:
+			d.window.mu.Lock()
+			d.window.forget(now)
+			d.window.mu.Unlock()
+		case <-d.window.toLookUp:
+			d.lookUpAll(ctx)
+		}
+	}
+}
+
+// lookUpAll answers every wanted lane. While the database is away nothing is
+// sent to an endpoint that may have been disabled meanwhile.
+func (d *directory) lookUpAll(ctx context.Context) {
+	failing := false
+	for {
+		d.pulse.beat()
+		lanes := d.take()
+		if len(lanes) == 0 {
+			return
+		}
+		attempt, cancel := context.WithTimeout(ctx, statementTimeout)
+		err := d.lookUp(attempt, lanes)
+		cancel()
+		if err == nil {
+			continue
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if !failing {
+			failing = true
+			d.log.Warn("cannot look up endpoints; nothing new is sent until it works", "error", err)
+		}
+		d.giveBack(lanes)
+		if !sleep(ctx, 4*retryPause) {
+			return
+		}
+	}
+}
+
+func (d *directory) take() []*lane {
+	d.window.mu.Lock()
+	defer d.window.mu.Unlock()
+	n := min(len(d.window.wanted), directoryPage)
+	lanes := d.window.wanted[:n:n]
+	d.window.wanted = d.window.wanted[n:]
+	return lanes
+}
+
+func (d *directory) giveBack(lanes []*lane) {
+	d.window.mu.Lock()
+	defer d.window.mu.Unlock()
+	d.window.wanted = append(d.window.wanted, lanes...)
+}
+
+func (d *directory) lookUp(ctx context.Context, lanes []*lane) error {
+	ids := make([]uuid.UUID, len(lanes))
+	for i, l := range lanes {
+		ids[i] = l.id
+	}
+	asOf := time.Now()
+	found, err := d.store.Endpoints(ctx, ids)
+	if err != nil {
+		return err
+	}
+	byID := make(map[uuid.UUID]*outbox.Endpoint, len(found))
+	for i := range found {
+		byID[found[i].ID] = &found[i]
+	}
+	targets := d.targets(lanes, byID)
+	w := d.window
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i, l := range lanes {
+		w.lookedUp(l, byID[l.id], targets[i], asOf)
+	}
+	w.dispatch(time.Now())
+	return nil
+}
+
+// targets parses what has changed since the last look-up.
+func (d *directory) targets(lanes []*lane, byID map[uuid.UUID]*outbox.Endpoint) []*Target {
+	targets := make([]*Target, len(lanes))
+	for i, l := range lanes {
+		e := byID[l.id]
+		switch {
+		case e == nil:
+		// Only this goroutine writes a lane's endpoint and target, so it may read them unlocked.
+		case l.endpoint != nil && reflect.DeepEqual(l.endpoint, e):
+			targets[i] = l.target
+		default:
+			targets[i] = d.sender.Target(e)
+		}
+	}
+	return targets
+}

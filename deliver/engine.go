@@ -1,0 +1,228 @@
+// Package deliver sends what is owed and records what became of it.
+//
+//	fanout       stream → a delivery for each endpoint that is owed the event
+//	window       what is in memory, bounded; the one mutex
+//	lane         one endpoint's queue and limit
+//	workers      attempts under way; sender, request, response, guard: one attempt
+//	verdict      what an attempt means; backoff: when to try again
+//	parker       what has no outcome in time is written as pending
+//	recorder     outcomes → rows, in batches
+//	ledger       pure: what may be confirmed
+//	retrier      due rows → lanes
+//	directory    endpoints as they are now
+//	reconciler   what the stream will never bring
+//
+// A delivery passes them once, downwards. The only thing that travels back is
+// the LSN up to which everything is recorded.
+package deliver
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pglogrepl"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// Config is what an Engine needs. Store, Sender and Log are required.
+type Config struct {
+	Limits
+	Schedule       Schedule
+	RecoveryWindow time.Duration // how far back a first start looks for events that are still owed
+	Store          *outbox.Store
+	Sender         *Sender
+	Log            *slog.Logger
+	// Observe, where not nil, is called after each attempt, concurrently.
+	Observe func(eventType string, a outbox.Attempt)
+}
+
+// A Source is the stream as the Engine sees it.
+type Source interface {
+	// Batches is closed when the stream has ended.
+	Batches() <-chan outbox.Batch
+	// Stop ends the reading of events; echoes still come.
+	Stop()
+}
+
+// An Engine is the pipeline behind the stream.
+type Engine struct {
+	window     *window
+	sender     *Sender
+	observe    func(string, outbox.Attempt)
+	log        *slog.Logger
+	timeout    time.Duration
+	attempts   sync.WaitGroup
+	running    atomic.Bool
+	stopped    chan struct{} // closed when idle workers should end
+	pulses     []*pulse
+	fanOut     *fanOut
+	recorder   *recorder
+	retrier    *retrier
+	directory  *directory
+	parker     *parker
+	reconciler *reconciler
+}
+
+// New returns an Engine that waits for its first session.
+func New(c Config) *Engine {
+	w := newWindow(c.Limits, c.Schedule)
+	e := &Engine{window: w, sender: c.Sender, observe: c.Observe, log: c.Log, timeout: c.Timeout, stopped: make(chan struct{})}
+	e.recorder = &recorder{window: w, store: c.Store, pulse: e.newPulse("recorder"), log: c.Log, turn: make(turn, 1)}
+	e.retrier = &retrier{window: w, store: c.Store, pulse: e.newPulse("retrier"), log: c.Log, hint: newSignal(), later: map[*lane]bool{}}
+	e.directory = &directory{window: w, store: c.Store, sender: c.Sender, pulse: e.newPulse("directory"), log: c.Log}
+	e.parker = &parker{window: w, pulse: e.newPulse("parker")}
+	e.reconciler = &reconciler{window: w, store: c.Store, recorder: e.recorder, horizon: c.RecoveryWindow,
+		found: e.retrier.hint.raise, log: c.Log, wake: newSignal()}
+	e.fanOut = &fanOut{window: w, store: c.Store, recorder: e.recorder, holder: uuid.New(), acquired: e.acquired,
+		pulse: e.newPulse("fan-out"), log: c.Log}
+	return e
+}
+
+func (e *Engine) newPulse(name string) *pulse {
+	p := newPulse(name)
+	e.pulses = append(e.pulses, p)
+	return p
+}
+
+// acquired starts what a session needs besides the stream.
+func (e *Engine) acquired(fence outbox.Fence) {
+	e.retrier.hint.raise()
+	if fence.Reconcile {
+		e.reconciler.wake.raise()
+	}
+}
+
+// Hint says that somebody else may have changed what is due or who is enabled.
+func (e *Engine) Hint() { e.retrier.hint.raise() }
+
+// Alive returns an error where a loop no longer turns. Before Run, and after it,
+// none has to.
+func (e *Engine) Alive() error {
+	if !e.running.Load() {
+		return nil
+	}
+	now := time.Now()
+	var errs []error
+	for _, p := range e.pulses {
+		errs = append(errs, p.check(now))
+	}
+	return errors.Join(errs...)
+}
+
+// drainMargin is what a graceful stop may take beyond the attempts under way:
+// recording their outcomes, and their echo.
+const drainMargin = 3 * time.Second
+
+// Run delivers what the source brings until the context ends, and then drains:
+// it starts nothing more, lets the attempts under way end, records their
+// outcomes and confirms them, within Timeout and drainMargin. It returns
+// outbox.ErrFenced where another process has taken over.
+func (e *Engine) Run(ctx context.Context, source Source) error {
+	loops, kill := context.WithCancel(context.WithoutCancel(ctx))
+	defer kill()
+	e.window.workers.work = make(chan *delivery, e.window.limits.MaxInFlight)
+	e.window.workers.run = func(d *delivery) { e.attempts.Go(func() { e.work(loops, d) }) }
+	for _, p := range e.pulses {
+		p.beat()
+	}
+	e.running.Store(true)
+	defer e.running.Store(false)
+	died := make(chan error, 8)
+	var wg sync.WaitGroup
+	for _, run := range []func(context.Context) error{
+		e.recorder.run, e.retrier.run, e.directory.run, e.parker.run, e.reconciler.run,
+		func(ctx context.Context) error { return e.fanOut.run(ctx, source.Batches()) },
+	} {
+		wg.Go(func() { died <- run(loops) })
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+		err = e.drain(source, died)
+	case err = <-died:
+		source.Stop()
+	}
+	kill()
+	close(e.stopped)
+	wg.Wait()
+	e.attempts.Wait()
+	return err
+}
+
+// drain waits until what was started is recorded and confirmed.
+func (e *Engine) drain(source Source, died <-chan error) error {
+	w := e.window
+	w.mu.Lock()
+	w.stopping = true
+	w.mu.Unlock()
+	source.Stop()
+	deadline := time.NewTimer(e.timeout + drainMargin)
+	defer deadline.Stop()
+	tick := time.NewTicker(parkEvery)
+	defer tick.Stop()
+	echoes := true // still to be had
+	for {
+		select {
+		case err := <-died:
+			if err != nil {
+				return err
+			}
+			echoes = false // the stream has ended; what can be recorded is recorded all the same
+		case <-deadline.C:
+			e.log.Warn("stopped before everything was recorded; the next process sends again what is not")
+			return nil
+		case <-tick.C:
+			w.toRecord.raise()
+			if e.drained(echoes) {
+				return nil
+			}
+		}
+	}
+}
+
+func (e *Engine) drained(echoes bool) bool {
+	w := e.window
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	recorded := w.running == 0 && w.ended == 0 && w.parked == 0 && len(w.newRows) == 0
+	return recorded && (len(w.ledger.gates) == 0 || !echoes)
+}
+
+// Stats is a snapshot for metrics.
+type Stats struct {
+	Counts
+	Window       int   // deliveries in memory
+	InFlight     int   // attempts under way
+	Unrecorded   int   // attempts whose outcome is not committed
+	Bytes        int64 // of bodies
+	Lanes        int
+	Spilled      int // lanes that are fed from the table
+	Active       bool
+	RecordedLSN  pglogrepl.LSN // every transaction up to here has its rows
+	ConfirmedLSN pglogrepl.LSN // and they are durable
+}
+
+// Stats returns a snapshot.
+func (e *Engine) Stats() Stats {
+	w := e.window
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := Stats{
+		Counts: w.counts, Window: len(w.deliveries), InFlight: w.running, Unrecorded: w.ended, Bytes: w.bytes,
+		Lanes: len(w.lanes), Active: w.fence.Epoch != 0, RecordedLSN: w.ledger.recorded.lsn, ConfirmedLSN: w.ledger.confirmed,
+	}
+	s.Errors = maps.Clone(w.counts.Errors)
+	for _, l := range w.lanes {
+		if l.spilled {
+			s.Spilled++
+		}
+	}
+	return s
+}

@@ -1,0 +1,277 @@
+package deliver
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// clockSlack is by how much the clocks of two primaries, before and after a
+// failover, may differ for the last write to tell what can have rows.
+const clockSlack = time.Minute
+
+// oldOnArrival is the age, at its commit, from which an event may be a repetition
+// (a bulk rewrite of the outbox) and is looked up before it is sent.
+const oldOnArrival = time.Minute
+
+// A fanOut takes what the stream brings: a delivery for each endpoint that the
+// event is owed to, as the application's own transaction decided.
+type fanOut struct {
+	window   *window
+	store    *outbox.Store
+	recorder *recorder
+	holder   uuid.UUID
+	acquired func(outbox.Fence) // a new session may write
+	pulse    *pulse
+	log      *slog.Logger
+}
+
+func (f *fanOut) run(ctx context.Context, batches <-chan outbox.Batch) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		f.pulse.beat()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case b, ok := <-batches:
+			if !ok {
+				return nil
+			}
+			if err := f.takeAll(ctx, f.gather(b, batches)); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// lookUpGroup is how many batches that may have rows share one look-up.
+const lookUpGroup = 256
+
+// gather takes what else has arrived, where it will be looked up together.
+func (f *fanOut) gather(first outbox.Batch, batches <-chan outbox.Batch) []outbox.Batch {
+	group := []outbox.Batch{first}
+	if !f.mayHaveRows(&first) {
+		return group
+	}
+	for len(group) < lookUpGroup {
+		select {
+		case b, ok := <-batches:
+			if !ok {
+				return group
+			}
+			group = append(group, b)
+		default:
+			return group
+		}
+	}
+	return group
+}
+
+func (f *fanOut) takeAll(ctx context.Context, group []outbox.Batch) error {
+	known, err := f.known(ctx, group)
+	if err != nil {
+		return err
+	}
+	for i := range group {
+		if err := f.take(ctx, &group[i], known); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *fanOut) take(ctx context.Context, b *outbox.Batch, known map[uuid.UUID]bool) error {
+	if b.Session != nil {
+		return f.begin(ctx, b.Session)
+	}
+	received := time.Now()
+	for i := range b.Events {
+		if !f.admit(ctx, &b.Events[i], known, received) {
+			return nil // the context has ended: the rest will come again
+		}
+	}
+	w := f.window
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.counts.Events += uint64(len(b.Events))
+	for _, message := range b.Echoes {
+		if seq, ours := w.fence.ParseEcho(message); ours {
+			w.ledger.echo(seq)
+			w.replaying = w.replaying && seq < w.marker
+		}
+	}
+	if b.End != 0 {
+		w.ledger.end(b.End, b.CommitTime)
+	}
+	w.confirm()
+	return nil
+}
+
+// admit takes in an event's deliveries, waiting for room where there is none,
+// and reports whether it did before the context ended.
+func (f *fanOut) admit(ctx context.Context, e *outbox.Event, known map[uuid.UUID]bool, received time.Time) bool {
+	if len(e.EndpointIDs) == 0 {
+		return true
+	}
+	w := f.window
+	ev := newEvent(e)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, endpoint := range e.EndpointIDs {
+		id := outbox.DeliveryID(e.ID, endpoint)
+		for !w.stopping && !w.adopt(id) && !known[id] && !w.admit(ev, endpoint, id, received, time.Now()) {
+			if !f.awaitRoom(ctx) {
+				return false
+			}
+		}
+		if w.stopping { // it will come again: nothing from here on may be confirmed
+			w.ledger.current().pending++
+			return true
+		}
+	}
+	w.dispatch(time.Now())
+	return true
+}
+
+// awaitRoom gives up the window's mutex until there may be room, or for as long
+// as the parker takes between two looks.
+func (f *fanOut) awaitRoom(ctx context.Context) bool {
+	w := f.window
+	w.dispatch(time.Now())
+	w.waiting = true
+	w.mu.Unlock()
+	defer w.mu.Lock()
+	f.pulse.beat()
+	timer := time.NewTimer(parkEvery)
+	defer timer.Stop()
+	select {
+	case <-w.roomFreed:
+	case <-timer.C:
+	case <-ctx.Done():
+		return false
+	}
+	return true
+}
+
+// mayHaveRows says whether deliveries of a batch may have rows already: because
+// a former process, or a former session, may have recorded them, or because the
+// outbox was rewritten and an old event is repeated.
+func (f *fanOut) mayHaveRows(b *outbox.Batch) bool {
+	for i := range b.Events {
+		if b.CommitTime.Sub(outbox.IDTime(b.Events[i].ID)) > oldOnArrival {
+			return true
+		}
+	}
+	f.window.mu.Lock()
+	defer f.window.mu.Unlock()
+	return f.window.replaying && len(b.Events) > 0 && !b.CommitTime.After(f.window.fence.LastWrite.Add(clockSlack))
+}
+
+// known looks up which of the group's deliveries are in memory or have a row.
+// The look at memory comes first: what has left it since was committed.
+func (f *fanOut) known(ctx context.Context, group []outbox.Batch) (map[uuid.UUID]bool, error) {
+	var ids []uuid.UUID
+	for i := range group {
+		if !f.mayHaveRows(&group[i]) {
+			continue
+		}
+		for j := range group[i].Events {
+			e := &group[i].Events[j]
+			for _, endpoint := range e.EndpointIDs {
+				ids = append(ids, outbox.DeliveryID(e.ID, endpoint))
+			}
+		}
+	}
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	known := map[uuid.UUID]bool{}
+	f.window.mu.Lock()
+	for _, id := range ids {
+		if f.window.deliveries[id] != nil {
+			known[id] = true
+		}
+	}
+	f.window.mu.Unlock()
+	for chunk := range slices.Chunk(ids, lookUpIDs) {
+		if err := f.lookUp(ctx, chunk, known); err != nil {
+			return nil, err
+		}
+	}
+	return known, nil
+}
+
+// lookUpIDs bounds one look-up: about 2 ms of PostgreSQL's time.
+const lookUpIDs = 1000
+
+// lookUp tries until the database answers: sending without knowing would repeat.
+func (f *fanOut) lookUp(ctx context.Context, ids []uuid.UUID, known map[uuid.UUID]bool) error {
+	for warned := false; ; {
+		f.pulse.beat()
+		attempt, cancel := context.WithTimeout(ctx, statementTimeout)
+		err := f.store.Existing(attempt, ids, known)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if !warned {
+			warned = true
+			f.log.Warn("cannot look up deliveries that may have rows; trying until it works", "error", err)
+		}
+		sleep(ctx, 4*retryPause)
+	}
+}
+
+// begin claims the right to write for a new session. Its marker is the first
+// batch of the session: until it is echoed the stream may repeat what has rows.
+func (f *fanOut) begin(ctx context.Context, s *outbox.Session) error {
+	// No batch may be under way: the marker's echo would prove it durable too.
+	if !f.recorder.turn.take(ctx, f.pulse.beat) {
+		return nil
+	}
+	defer f.recorder.turn.giveBack()
+	w := f.window
+	w.mu.Lock()
+	marker, before := w.ledger.take(), w.fence
+	w.mu.Unlock()
+
+	fence, err := f.acquire(ctx, s, marker)
+	if err != nil || ctx.Err() != nil {
+		return err
+	}
+	if before.Epoch != 0 && before.Epoch != fence.Epoch {
+		return outbox.ErrFenced // somebody else held the slot meanwhile, and has gone on with what we hold
+	}
+	w.mu.Lock()
+	w.ledger.reset(s.Confirmed)
+	w.session, w.fence, w.marker, w.replaying = s, fence, marker, true
+	w.mu.Unlock()
+	f.log.Info("claimed the slot", "epoch", fence.Epoch, "start", s.Start.String(), "confirmed", s.Confirmed.String(), "slot_created", s.SlotCreated)
+	f.acquired(fence)
+	return nil
+}
+
+// acquire tries until the database lets it: the stream answers meanwhile.
+func (f *fanOut) acquire(ctx context.Context, s *outbox.Session, marker uint64) (outbox.Fence, error) {
+	for warned := false; ; {
+		f.pulse.beat()
+		attempt, cancel := context.WithTimeout(ctx, statementTimeout)
+		fence, err := f.store.Acquire(attempt, f.holder, s, marker)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return fence, nil
+		}
+		if !warned {
+			warned = true
+			f.log.Warn("cannot claim the slot; trying until it works", "error", err)
+		}
+		sleep(ctx, 4*retryPause)
+	}
+}

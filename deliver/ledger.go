@@ -1,0 +1,136 @@
+package deliver
+
+import (
+	"time"
+
+	"github.com/jackc/pglogrepl"
+)
+
+// A ledger decides what may be confirmed. It is a pure data structure: no
+// clock, no lock, no I/O; the window's mutex guards it.
+//
+// Transactions stand in it in commit order, each with the number of its
+// deliveries that have no row yet. The longest prefix of transactions without
+// such deliveries is recorded. It may be confirmed once it is also durable: when
+// the echo of the last batch that had a part in it has come back through the
+// stream. Only the end of a commit, or a position without events, is ever
+// confirmed.
+type ledger struct {
+	transactions []*transaction // in commit order; the last may be open
+	recorded     position       // the end of the longest recorded prefix
+	gates        []gate         // recorded positions that wait for an echo, ascending in both fields
+	taken        uint64         // number of the last batch that was handed to the database
+	echoed       uint64         // number of the last batch that is durable
+	confirmed    pglogrepl.LSN
+	generation   int // of the session: transactions of the ones before are void
+}
+
+type position struct {
+	lsn pglogrepl.LSN
+	at  time.Time // commit time of the last transaction up to there
+}
+
+type gate struct {
+	batch uint64
+	lsn   pglogrepl.LSN
+}
+
+// maxGates bounds the gates while echoes stand behind someone's huge
+// transaction. Beyond it neighbours are merged, which only confirms later.
+const maxGates = 4096
+
+// A transaction is one that the stream has begun to hand on.
+type transaction struct {
+	end     position // zero while more of it may come
+	pending int      // deliveries without a row
+
+	generation int
+}
+
+// reset begins a session: what was not confirmed will come again.
+func (l *ledger) reset(start pglogrepl.LSN) {
+	l.generation++
+	l.transactions, l.gates = nil, nil
+	l.recorded = position{lsn: start, at: l.recorded.at}
+	l.confirmed = start
+}
+
+// current returns the open transaction, beginning one where none is open.
+func (l *ledger) current() *transaction {
+	if n := len(l.transactions); n > 0 && l.transactions[n-1].end.lsn == 0 {
+		return l.transactions[n-1]
+	}
+	t := &transaction{generation: l.generation}
+	l.transactions = append(l.transactions, t)
+	return t
+}
+
+// end closes the open transaction. Where none is open it is a position without
+// events, and extends the transaction before: between the two there is nothing.
+func (l *ledger) end(lsn pglogrepl.LSN, at time.Time) {
+	n := len(l.transactions)
+	switch {
+	case n == 0:
+		l.transactions = append(l.transactions, &transaction{generation: l.generation})
+		n++
+	case l.transactions[n-1].end.lsn != 0:
+		at = later(l.transactions[n-1].end.at, at)
+	}
+	l.transactions[n-1].end = position{lsn: lsn, at: at}
+	l.advance()
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
+// take gives the next batch its number. Its records count from here on: what
+// they complete is confirmed by the batch's own echo, never before.
+func (l *ledger) take() uint64 {
+	l.taken++
+	return l.taken
+}
+
+// advance drops the recorded prefix and returns where it ends.
+func (l *ledger) advance() position {
+	i := 0
+	for ; i < len(l.transactions); i++ {
+		t := l.transactions[i]
+		if t.end.lsn == 0 || t.pending > 0 {
+			break
+		}
+		l.recorded = position{lsn: max(l.recorded.lsn, t.end.lsn), at: later(l.recorded.at, t.end.at)}
+	}
+	if i > 0 {
+		clear(l.transactions[:i])
+		l.transactions = l.transactions[i:]
+		l.gate()
+	}
+	return l.recorded
+}
+
+// gate lets the recorded position be confirmed when every batch that was taken
+// so far is durable.
+func (l *ledger) gate() {
+	if l.taken <= l.echoed {
+		l.gates = nil
+		l.confirmed = max(l.confirmed, l.recorded.lsn)
+		return
+	}
+	if n := len(l.gates); n > 0 && (l.gates[n-1].batch == l.taken || n == maxGates) {
+		l.gates = l.gates[:n-1]
+	}
+	l.gates = append(l.gates, gate{batch: l.taken, lsn: l.recorded.lsn})
+}
+
+// echo says that batches up to this number are durable.
+func (l *ledger) echo(batch uint64) {
+	l.echoed = max(l.echoed, batch)
+	for len(l.gates) > 0 && l.gates[0].batch <= l.echoed {
+		l.confirmed = max(l.confirmed, l.gates[0].lsn)
+		l.gates = l.gates[1:]
+	}
+}

@@ -1,0 +1,190 @@
+package deliver
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pglogrepl"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+const (
+	// reconcilePage is how many events one look takes in: about 20 ms of
+	// PostgreSQL's time, and 2 MiB of candidates when each is owed to ten endpoints.
+	reconcilePage = 2000
+
+	// idsAhead is how far ahead of the clock an event's id may be.
+	idsAhead = time.Hour
+
+	// longTransaction is how long before its commit an event's id may have been
+	// made: the reconciler starts that much before the last recorded commit.
+	longTransaction = time.Hour
+)
+
+// A reconciler finds owed deliveries that the stream will never bring: what was
+// committed before the slot was made. One look cannot tell missing from in
+// flight, so it takes two: it collects candidates, waits until everything that
+// was committed by then has been recorded and confirmed, and looks again. What
+// is still missing is missing, and is inserted as a pending row.
+type reconciler struct {
+	window   *window
+	store    *outbox.Store
+	recorder *recorder
+	horizon  time.Duration // how far back it looks at most
+	found    func()        // rows were inserted: somebody should fetch them
+	log      *slog.Logger
+	wake     signal
+}
+
+func (r *reconciler) run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.wake:
+		}
+		for {
+			err := r.reconcile(ctx)
+			if ctx.Err() != nil {
+				return nil
+			}
+			if err == nil {
+				break
+			}
+			r.log.Warn("cannot reconcile the outbox with its deliveries; trying again", "error", err)
+			sleep(ctx, time.Second)
+		}
+	}
+}
+
+func (r *reconciler) reconcile(ctx context.Context) error {
+	fence := r.fence()
+	if !fence.Reconcile {
+		return nil
+	}
+	now, _, err := r.store.Clock(ctx)
+	if err != nil {
+		return err
+	}
+	from := now.Add(-r.horizon)
+	if start := fence.ReconcileFrom.Add(-longTransaction); start.After(from) {
+		from = start
+	}
+	total := 0
+	for after, until := outbox.TimeID(from), outbox.TimeID(now.Add(idsAhead)); after != uuid.Nil; {
+		var candidates []outbox.Candidate
+		var last uuid.UUID
+		if err := bounded(ctx, func(ctx context.Context) (err error) {
+			candidates, last, err = r.store.Missing(ctx, after, until, reconcilePage)
+			return err
+		}); err != nil {
+			return err
+		}
+		n, err := r.insertMissing(ctx, candidates)
+		if err != nil {
+			return err
+		}
+		total += n
+		after = last
+	}
+	if err := bounded(ctx, func(ctx context.Context) error { return r.store.Reconciled(ctx, fence) }); err != nil {
+		return err
+	}
+	r.log.Info("reconciled the outbox with its deliveries", "from", from.UTC(), "inserted", total)
+	return nil
+}
+
+// insertMissing takes the second look and returns how many it inserted.
+func (r *reconciler) insertMissing(ctx context.Context, candidates []outbox.Candidate) (int, error) {
+	if len(candidates) == 0 {
+		return 0, nil
+	}
+	if err := r.settled(ctx); err != nil {
+		return 0, err
+	}
+	inserted := 0
+	for chunk := range slices.Chunk(candidates, recordBatch) {
+		known := map[uuid.UUID]bool{}
+		ids := make([]uuid.UUID, len(chunk))
+		for i, c := range chunk {
+			ids[i] = c.ID
+		}
+		if err := bounded(ctx, func(ctx context.Context) error { return r.store.Existing(ctx, ids, known) }); err != nil {
+			return inserted, err
+		}
+		var records []outbox.Record
+		for _, c := range chunk {
+			if !known[c.ID] {
+				records = append(records, outbox.Record{ID: c.ID, EventID: c.EventID, EndpointID: c.EndpointID,
+					OrganizationID: c.OrganizationID, EventType: c.EventType, Status: outbox.Pending})
+			}
+		}
+		if len(records) == 0 {
+			continue
+		}
+		if err := bounded(ctx, func(ctx context.Context) error {
+			_, err := r.store.Insert(ctx, r.fence(), outbox.Mark{}, records)
+			return err
+		}); err != nil {
+			return inserted, err
+		}
+		inserted += len(records)
+		r.window.mu.Lock()
+		r.window.counts.Found += uint64(len(records))
+		r.window.mu.Unlock()
+		r.found()
+	}
+	return inserted, nil
+}
+
+// settled waits until everything that is committed by now is recorded and
+// confirmed. A marker makes an idle database move.
+func (r *reconciler) settled(ctx context.Context) error {
+	lsn, err := r.store.InsertLSN(ctx)
+	if err != nil {
+		return err
+	}
+	if err := r.mark(ctx); err != nil {
+		return err
+	}
+	for r.confirmed() < lsn {
+		if !sleep(ctx, parkEvery) {
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func (r *reconciler) mark(ctx context.Context) error {
+	if !r.recorder.turn.take(ctx, func() {}) {
+		return ctx.Err()
+	}
+	defer r.recorder.turn.giveBack()
+	r.window.mu.Lock()
+	seq := r.window.ledger.take()
+	r.window.mu.Unlock()
+	return bounded(ctx, func(ctx context.Context) error { return r.store.Mark(ctx, r.fence(), outbox.Mark{Seq: seq}) })
+}
+
+// bounded runs a statement within statementTimeout.
+func bounded(ctx context.Context, statement func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
+	return statement(ctx)
+}
+
+func (r *reconciler) fence() outbox.Fence {
+	r.window.mu.Lock()
+	defer r.window.mu.Unlock()
+	return r.window.fence
+}
+
+func (r *reconciler) confirmed() pglogrepl.LSN {
+	r.window.mu.Lock()
+	defer r.window.mu.Unlock()
+	return r.window.ledger.confirmed
+}

@@ -1,0 +1,322 @@
+package deliver
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"io"
+	"maps"
+	"net/http"
+	"net/textproto"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+
+	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/sign"
+)
+
+// timestampLayout is the form of "timestamp" in the body: UTC, milliseconds.
+const timestampLayout = "2006-01-02T15:04:05.000Z"
+
+// timestampRoom is what AppendFormat needs: it writes nanoseconds and cuts them.
+const timestampRoom = len(timestampLayout) + 6
+
+// Body returns the body of every request for an event: the same bytes for each
+// endpoint, each attempt and each process, because they are signed and
+// receivers may compare them. The payload stands in it as PostgreSQL printed it.
+func Body(e *outbox.Event) []byte {
+	const frame = len(`{"id":"","event":,"data":,"organizationId":,"timestamp":""}`) + 36 + timestampRoom
+	b := make([]byte, 0, frame+quotedLen(e.Type)+len(e.Payload)+quotedLen(e.OrganizationID))
+	b = append(b, `{"id":"`...)
+	b = appendUUID(b, e.ID)
+	b = append(b, `","event":`...)
+	b = appendQuoted(b, e.Type)
+	b = append(b, `,"data":`...)
+	b = append(b, e.Payload...)
+	b = append(b, `,"organizationId":`...)
+	b = appendQuoted(b, e.OrganizationID)
+	b = append(b, `,"timestamp":"`...)
+	b = e.CreatedAt.UTC().AppendFormat(b, timestampLayout)
+	return append(b, `"}`...)
+}
+
+// appendUUID appends what UUID.String returns, which allocates.
+func appendUUID(b []byte, id uuid.UUID) []byte {
+	for i, group := range [...][]byte{id[:4], id[4:6], id[6:8], id[8:10], id[10:]} {
+		if i > 0 {
+			b = append(b, '-')
+		}
+		b = hex.AppendEncode(b, group)
+	}
+	return b
+}
+
+const hexDigits = "0123456789abcdef"
+
+// appendQuoted appends a JSON string. It escapes what JSON requires and nothing
+// else (no HTML), and writes U+FFFD for bytes that are no UTF-8.
+func appendQuoted(b []byte, s string) []byte {
+	b = append(b, '"')
+	for _, r := range s {
+		switch {
+		case r == '"' || r == '\\':
+			b = append(b, '\\', byte(r))
+		case r < ' ':
+			b = append(b, '\\', 'u', '0', '0', hexDigits[r>>4], hexDigits[r&0xf])
+		default:
+			b = utf8.AppendRune(b, r)
+		}
+	}
+	return append(b, '"')
+}
+
+// quotedLen returns how many bytes appendQuoted appends.
+func quotedLen(s string) int {
+	n := len(`""`)
+	for _, r := range s {
+		switch {
+		case r == '"' || r == '\\':
+			n += 2
+		case r < ' ':
+			n += 6
+		default:
+			n += utf8.RuneLen(r)
+		}
+	}
+	return n
+}
+
+// The headers of every request beside those of package sign, spelled as the
+// contract spells them: net/http writes a key as it stands in the map.
+const (
+	headerEvent      = "X-Webhook-Event"
+	headerDeliveryID = "X-Webhook-Delivery-ID"
+	headerRetry      = "X-Webhook-Retry"
+	headerUserAgent  = "User-Agent"
+	headerType       = "Content-Type"
+)
+
+// reserved are the headers that an endpoint's own cannot be, in canonical
+// spelling: ours, those of the message's framing and those of the connection
+// (RFC 9110, section 7.6.1, and its predecessors).
+var reserved = reservedHeaders(
+	sign.HeaderBodySignature, sign.HeaderID, sign.HeaderTimestamp, sign.HeaderSignature,
+	headerEvent, headerDeliveryID, headerRetry, headerUserAgent, headerType,
+	"Host", "Content-Length", "Content-Encoding", "Expect",
+	"Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection",
+	"TE", "Trailer", "Transfer-Encoding", "Upgrade", "HTTP2-Settings",
+)
+
+func reservedHeaders(names ...string) map[string]bool {
+	set := make(map[string]bool, len(names))
+	for _, n := range names {
+		set[textproto.CanonicalMIMEHeaderKey(n)] = true
+	}
+	return set
+}
+
+// A field is a header that is the same in all requests to a target.
+type field struct {
+	name   string
+	values []string
+}
+
+// customFields returns an endpoint's own headers that may be sent, sorted. The
+// database refused the others at INSERT; what got there all the same is ignored.
+// Of two spellings of one name the first in byte order counts.
+func customFields(headers map[string]string) []field {
+	var fields []field
+	seen := map[string]bool{}
+	for _, name := range slices.Sorted(maps.Keys(headers)) {
+		canonical := textproto.CanonicalMIMEHeaderKey(name)
+		if reserved[canonical] || seen[canonical] || !validName(name) || !validValue(headers[name]) {
+			continue
+		}
+		seen[canonical] = true
+		fields = append(fields, field{unreplayable(name), []string{headers[name]}})
+	}
+	return fields
+}
+
+// unreplayable lower-cases the names that would let net/http send a POST again
+// after a part of it was written: it looks for exactly these keys, and whether
+// there is another attempt is the schedule's to say.
+func unreplayable(name string) string {
+	if name == "Idempotency-Key" || name == "X-Idempotency-Key" {
+		return strings.ToLower(name)
+	}
+	return name
+}
+
+// validName reports whether a header's name is a token (RFC 9110, section 5.6.2).
+func validName(name string) bool {
+	for _, c := range []byte(name) {
+		alphanumeric := '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
+		if !alphanumeric && strings.IndexByte("!#$%&'*+-.^_`|~", c) < 0 {
+			return false
+		}
+	}
+	return name != ""
+}
+
+// validValue reports whether a header's value has no control characters.
+func validValue(value string) bool {
+	for _, c := range []byte(value) {
+		if c < ' ' && c != '\t' || c == 0x7f {
+			return false
+		}
+	}
+	return true
+}
+
+// A Target is an endpoint made ready for sending: build it once for each version
+// of the endpoint's row. A target that cannot be sent to is one too: its
+// attempts fail without a connection. It prints without path, query and secrets.
+type Target struct {
+	request http.Request // what all requests have in common
+	fields  []field
+	signer  *sign.Signer
+	refusal refusal
+}
+
+// A refusal is why a target cannot be sent to. The zero refusal is none.
+type refusal struct {
+	class outbox.ErrorClass
+	text  string
+}
+
+// String returns scheme and host.
+func (t *Target) String() string {
+	if t.request.URL == nil {
+		return "[invalid URL]"
+	}
+	return t.request.URL.Scheme + "://" + t.request.URL.Host
+}
+
+// Refused returns why nothing can be sent to the target, if so.
+func (t *Target) Refused() (class outbox.ErrorClass, text string, refused bool) {
+	return t.refusal.class, t.refusal.text, t.refusal.class != ""
+}
+
+// Target makes an endpoint ready for sending.
+func (s *Sender) Target(e *outbox.Endpoint) *Target {
+	t := &Target{}
+	if e.Problem != "" {
+		t.refusal = refusal{outbox.ErrBadRequest, cutText(e.Problem)}
+		return t
+	}
+	u, err := endpointURL(e.URL)
+	if err != nil {
+		t.refusal = refusal{outbox.ErrBadRequest, err.Error()}
+		return t
+	}
+	t.request = http.Request{Method: http.MethodPost, URL: u, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
+	if err := s.guard.allowedURL(u, s.proxied); err != nil {
+		t.refusal = refusal{outbox.ErrBlocked, cutText(err.Error())}
+		return t
+	}
+	if t.signer, err = newSigner(e.Secrets); err != nil {
+		t.refusal = refusal{outbox.ErrBadRequest, "the endpoint has no live secret"}
+		return t
+	}
+	t.fields = s.fields(u, e.Headers)
+	return t
+}
+
+var (
+	errURL    = errors.New("the endpoint's URL cannot be parsed") // the parser's own text would quote parts of it
+	errScheme = errors.New("the endpoint's URL is neither https:// nor http://")
+	errHost   = errors.New("the endpoint's URL has no host")
+	errPort   = errors.New("the endpoint's URL has no valid port")
+)
+
+func endpointURL(text string) (*url.URL, error) {
+	u, err := url.Parse(text)
+	switch {
+	case err != nil:
+		return nil, errURL
+	case u.Scheme != "https" && u.Scheme != "http":
+		return nil, errScheme
+	case u.Hostname() == "":
+		return nil, errHost
+	case urlPort(u) == 0:
+		return nil, errPort
+	}
+	u.Fragment, u.RawFragment = "", ""
+	return u, nil
+}
+
+func newSigner(secrets []outbox.Secret) (*sign.Signer, error) {
+	texts := make([]string, len(secrets))
+	for i, s := range secrets {
+		texts[i] = string(s)
+	}
+	return sign.New(texts...)
+}
+
+// fields returns the headers that are the same in all requests to an endpoint.
+func (s *Sender) fields(u *url.URL, headers map[string]string) []field {
+	fields := append(customFields(headers),
+		field{headerType, []string{"application/json"}},
+		field{headerUserAgent, []string{s.userAgent}})
+	authorized := slices.ContainsFunc(fields, func(f field) bool { return strings.EqualFold(f.name, "Authorization") })
+	if u.User != nil && !authorized {
+		fields = append(fields, field{"Authorization", []string{basicAuth(u.User)}})
+	}
+	return fields
+}
+
+func basicAuth(user *url.Userinfo) string {
+	password, _ := user.Password()
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user.Username()+":"+password))
+}
+
+// A call is one HTTP request with all that is its own, in one piece of memory.
+type call struct {
+	body   bytes.Reader
+	values [callHeaders]string
+}
+
+// begun reports whether anything of the body was read. It may be asked when the
+// request has failed.
+func (c *call) begun() bool { return int64(c.body.Len()) < c.body.Size() }
+
+const callHeaders = 7 // how many headers differ between the requests to a target
+
+// newCall returns the request of an attempt, made and signed at a time.
+func newCall(ctx context.Context, r Request, at time.Time) (*http.Request, *call) {
+	t, unix, id := r.Endpoint, at.Unix(), r.DeliveryID.String()
+	c := &call{}
+	c.body.Reset(r.Body)
+	h := make(http.Header, callHeaders+len(t.fields))
+	for _, f := range t.fields {
+		h[f.name] = f.values
+	}
+	for i, f := range [callHeaders]struct{ name, value string }{
+		{headerEvent, r.EventType},
+		{headerDeliveryID, id},
+		{headerRetry, strconv.Itoa(r.Retry)},
+		{sign.HeaderBodySignature, t.signer.Body(r.Body)},
+		{sign.HeaderID, id},
+		{sign.HeaderTimestamp, strconv.FormatInt(unix, 10)},
+		{sign.HeaderSignature, t.signer.Standard(id, unix, r.Body)},
+	} {
+		c.values[i] = f.value
+		h[f.name] = c.values[i : i+1 : i+1]
+	}
+	req := t.request.WithContext(ctx)
+	req.Header = h
+	req.ContentLength = int64(len(r.Body))
+	// net/http knows this type to be in memory, and writes headers and body at once.
+	req.Body = io.NopCloser(&c.body)
+	req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(r.Body)), nil }
+	return req, c
+}

@@ -1,0 +1,315 @@
+package deliver
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+const (
+	// dueEvery is how often the table is asked what has become due.
+	dueEvery = 250 * time.Millisecond
+
+	// dueOverlap looks a little further back than the last time: a row that was
+	// made due by a transaction is visible only after its commit.
+	dueOverlap = time.Second
+
+	// walkEvery and walkPage pace the walk over all endpoints with unfinished rows,
+	// which finds what no lane, no notification and no clock told of. A page costs
+	// about 20 ms of PostgreSQL's time, on a table with 46 partitions.
+	walkEvery = 2 * time.Second
+	walkPage  = 100
+
+	// walkPages is how many pages of a walk that goes on at once are read before
+	// the lanes have their turn.
+	walkPages = 5
+
+	// pagedLanes is how many lanes one query fetches for.
+	pagedLanes = 32
+)
+
+// A retrier brings due rows back to their lanes: retries whose time has come,
+// parked deliveries, and what an operator replays. It asks for each lane by
+// itself, and only as much as the lane has room for, so that one endpoint's
+// hundred thousand rows do not stand before another's ten.
+type retrier struct {
+	window *window
+	store  *outbox.Store
+	pulse  *pulse
+	log    *slog.Logger
+	hint   signal // someone else has changed deliveries or endpoints
+
+	later  map[*lane]bool // with rows of transactions that are not visible yet
+	since  time.Time      // by PostgreSQL's clock: what was due by then has been seen
+	looked time.Time
+	cursor uuid.UUID // of the walk
+	walked time.Time
+	rounds int // of the walk, to be made at once: one under way, and one for what came meanwhile
+}
+
+func (r *retrier) run(ctx context.Context) error {
+	r.rounds = 1
+	tick := time.NewTicker(dueEvery)
+	defer tick.Stop()
+	failing := false
+	for {
+		r.pulse.beat()
+		err := r.runOnce(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, outbox.ErrFenced):
+			return err
+		case err != nil && !failing:
+			failing = true
+			r.log.Warn("cannot look for due deliveries; trying until it works", "error", err)
+		case err == nil && failing:
+			failing = false
+			r.log.Info("looking for due deliveries again")
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-r.hint:
+			r.walkSoon()
+		case <-r.window.toFetch:
+			if err != nil && !sleep(ctx, dueEvery) {
+				return nil
+			}
+		}
+	}
+}
+
+// runOnce looks for what is newly due, walks a piece, and fills the lanes.
+func (r *retrier) runOnce(ctx context.Context) error {
+	r.window.mu.Lock()
+	acquired := r.window.fence.Epoch != 0 && !r.window.stopping
+	r.window.mu.Unlock()
+	if !acquired { // a standby leaves the rows to the active one
+		return nil
+	}
+	if time.Since(r.looked) >= dueEvery/2 {
+		if err := r.look(ctx); err != nil {
+			return err
+		}
+	}
+	for range walkPages {
+		if r.rounds == 0 && time.Since(r.walked) < walkEvery {
+			break
+		}
+		if err := r.walk(ctx); err != nil {
+			return err
+		}
+	}
+	if r.rounds > 0 {
+		r.window.toFetch.raise()
+	}
+	if err := r.sweep(ctx); err != nil {
+		return err
+	}
+	return r.fetch(ctx)
+}
+
+func (r *retrier) look(ctx context.Context) error {
+	r.again()
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
+	if r.since.IsZero() {
+		now, _, err := r.store.Clock(ctx)
+		if err != nil {
+			return err
+		}
+		r.since = now // the first walk finds what is older
+	}
+	endpoints, now, all, err := r.store.NewlyDue(ctx, r.since.Add(-dueOverlap))
+	if err != nil {
+		return err
+	}
+	r.since, r.looked = now, time.Now()
+	if !all {
+		r.walkSoon()
+	}
+	r.window.mu.Lock()
+	defer r.window.mu.Unlock()
+	for _, id := range endpoints {
+		r.window.hasRows(r.window.lane(id, time.Now()))
+	}
+	return nil
+}
+
+func (r *retrier) walk(ctx context.Context) error {
+	r.pulse.beat()
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
+	found, err := r.store.Waiting(ctx, r.cursor, walkPage)
+	if err != nil {
+		return err
+	}
+	r.walked = time.Now()
+	r.window.mu.Lock()
+	defer r.window.mu.Unlock()
+	for _, f := range found {
+		l := r.window.lane(f.EndpointID, r.walked)
+		if r.window.hasRows(l); !f.Enabled {
+			r.window.want(l) // the look-up finds it refused, and has it swept
+		}
+		r.cursor = f.EndpointID
+	}
+	if len(found) < walkPage {
+		r.cursor, r.rounds = uuid.Nil, max(r.rounds-1, 0)
+	}
+	return nil
+}
+
+// walkSoon has the walk made at once, from the beginning. One that is under way
+// has passed some endpoints already, so another follows it.
+func (r *retrier) walkSoon() {
+	r.rounds = 1
+	if r.cursor != uuid.Nil {
+		r.rounds = 2
+	}
+}
+
+// fetch asks for pages, back to back, while lanes have room.
+func (r *retrier) fetch(ctx context.Context) error {
+	for ctx.Err() == nil {
+		r.pulse.beat()
+		more, err := r.fetchPages(ctx)
+		if err != nil || !more {
+			return err
+		}
+	}
+	return nil
+}
+
+// A request for a page, and what was true when it was made.
+type pageRequest struct {
+	lane  *lane
+	parks uint64
+	got   int
+	end   outbox.PageEnd // of what was taken in
+}
+
+func (r *retrier) fetchPages(ctx context.Context) (more bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
+	w := r.window
+	w.mu.Lock()
+	lanes := w.toAsk(pagedLanes)
+	pages := make([]outbox.Page, len(lanes))
+	asked := make(map[uuid.UUID]*pageRequest, len(lanes))
+	for i, l := range lanes {
+		pages[i] = outbox.Page{EndpointID: l.id, After: l.after, Limit: l.page()}
+		asked[l.id] = &pageRequest{lane: l, parks: l.parks, end: l.after}
+	}
+	w.removed = map[uuid.UUID]bool{}
+	w.mu.Unlock()
+	if len(lanes) == 0 {
+		w.mu.Lock()
+		w.removed = nil
+		w.mu.Unlock()
+		return false, nil
+	}
+
+	var orphans []uuid.UUID
+	err = r.store.Due(ctx, pages, func(due *outbox.Due) {
+		req := asked[due.EndpointID]
+		req.got++
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		switch {
+		case due.Orphaned:
+			orphans = append(orphans, due.ID)
+		case due.Unseen:
+			r.later[req.lane] = true
+		default:
+			w.admitDue(due, time.Now())
+		}
+		if !req.lane.overflown {
+			req.end = due.End()
+		}
+	})
+
+	w.mu.Lock()
+	w.removed = nil
+	for _, p := range pages {
+		req := asked[p.EndpointID]
+		if err != nil {
+			w.hasRows(req.lane)
+			continue
+		}
+		w.paged(req.lane, p.Limit, req.got, req.end, req.parks, time.Now())
+	}
+	w.dispatch(time.Now())
+	fence := w.fence
+	w.mu.Unlock()
+	if err == nil && len(orphans) > 0 {
+		err = r.store.CancelOrphans(ctx, fence, orphans)
+	}
+	return err == nil, err
+}
+
+// sweep cancels what is owed to endpoints that are disabled or deleted: a chunk
+// of each in turn, so that none keeps due rows waiting.
+func (r *retrier) sweep(ctx context.Context) error {
+	w := r.window
+	w.mu.Lock()
+	lanes, fence := w.sweeping, w.fence
+	w.sweeping = nil
+	w.mu.Unlock()
+	for i, l := range lanes {
+		err := r.sweepLane(ctx, fence, l)
+		if err != nil {
+			w.mu.Lock()
+			w.sweeping = append(w.sweeping, lanes[i:]...)
+			w.mu.Unlock()
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *retrier) sweepLane(ctx context.Context, fence outbox.Fence, l *lane) error {
+	r.pulse.beat()
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
+	w := r.window
+	w.mu.Lock()
+	reason := l.refusal()
+	w.mu.Unlock()
+	n, more, err := r.store.CancelRows(ctx, fence, l.id, reason)
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	l.sweep = false
+	switch {
+	case n > 0:
+		w.toSweep(l)
+	case more:
+		r.later[l] = true
+	}
+	return nil
+}
+
+// again takes up what could not be done because a transaction that has
+// committed was not visible yet.
+func (r *retrier) again() {
+	r.window.mu.Lock()
+	defer r.window.mu.Unlock()
+	for l := range r.later {
+		if l.refused {
+			r.window.toSweep(l)
+		} else {
+			r.window.hasRows(l)
+		}
+	}
+	clear(r.later)
+}

@@ -1,0 +1,395 @@
+package deliver
+
+import (
+	"container/list"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// Limits bound what is in memory and what is under way.
+type Limits struct {
+	ParkAfter        time.Duration // a delivery without an outcome for this long is written as pending; 0: every one, before its first attempt
+	MaxInFlight      int           // concurrent attempts
+	EndpointInFlight int           // concurrent attempts of one endpoint that does not say itself
+	Window           int           // deliveries in memory
+	MaxMemory        int64         // bytes of their bodies
+	Timeout          time.Duration // of one attempt
+}
+
+// laneQueue bounds a lane's queue: an eighth of the window, which an endpoint
+// that answers 2,000 times a second works off within the default ParkAfter. So
+// a backlog for a fast endpoint is read no faster than it is delivered, and
+// written once.
+func (l Limits) laneQueue() int { return max(l.Window/8, 1) }
+
+const (
+	// unrecordedRoom bounds the attempts that were made and are not recorded, beside
+	// those in flight: what a crash may repeat. At 20,000 a second and 50 ms between
+	// two batches about 1,000 are needed.
+	unrecordedRoom = 2048
+
+	// leaseMargin is how long after its attempt's timeout the row of a delivery that
+	// was parked while it ran may become due: time to record the outcome.
+	leaseMargin = 10 * time.Second
+
+	// maxAside bounds the outcomes whose rows an operator's long transaction has
+	// locked before no more rows are fetched: they must not use up the room that
+	// fresh events' outcomes need.
+	maxAside = unrecordedRoom / 4
+
+	// parkedDue is how long ago a parked delivery became due, as its row says: so
+	// that first attempts come before retries, and that the look at what has newly
+	// become due is not crowded with rows whose lane knows of them.
+	parkedDue = time.Minute
+)
+
+// A window holds every delivery that is in memory, with the lanes, and the
+// ledger of what may be confirmed. One mutex guards all of it and is never held
+// during I/O. The window decides; the loops around it (fan-out, parker, workers,
+// recorder, retrier, directory) act.
+//
+// A delivery goes one way:
+//
+//	queued ──▶ running ──▶ ended ──▶ gone
+//	   └─────▶ parked ───────────────▲
+//
+// It is gone from memory when its outcome, or its pending row, is committed.
+type window struct {
+	limits   Limits
+	schedule Schedule
+
+	mu         sync.Mutex
+	ledger     ledger
+	session    *outbox.Session
+	fence      outbox.Fence
+	marker     uint64 // the session's first batch: until its echo, the stream may repeat what has rows
+	replaying  bool
+	stopping   bool // nothing is admitted, no attempt is started
+	deliveries map[uuid.UUID]*delivery
+	lanes      map[uuid.UUID]*lane
+	ready      []*lane            // may have something to start, in turn
+	wanted     []*lane            // whose endpoint must be looked up
+	aging      *list.List         // deliveries that the table does not know, in order of receipt
+	hungry     []*lane            // with rows that may be due, in turn
+	sweeping   []*lane            // with rows to cancel
+	removed    map[uuid.UUID]bool // gone since the page under way was asked for; nil: none is
+
+	held    int   // deliveries that are queued, running or ended
+	fetched int   // those of them that came from the table
+	bytes   int64 // of the bodies of the queued and running
+	running int
+	ended   int // attempts whose outcome is not committed
+	parked  int // deliveries without a body whose row is not committed
+	aside   int // outcomes whose row someone else has locked
+
+	newRows  []*delivery // to be recorded by INSERT
+	existing []*delivery // to be recorded by UPDATE
+	waiting  bool        // the fan-out waits for room
+	waitsFor *lane       // and this one had none, or the window for it
+	starved  bool        // the retrier waits for room
+
+	workers workers
+	counts  Counts
+
+	roomFreed signal // wakes the fan-out
+	toRecord  signal // wakes the recorder
+	toFetch   signal // wakes the retrier
+	toLookUp  signal // wakes the directory
+}
+
+func newWindow(limits Limits, schedule Schedule) *window {
+	return &window{
+		limits:     limits,
+		schedule:   schedule,
+		deliveries: map[uuid.UUID]*delivery{},
+		lanes:      map[uuid.UUID]*lane{},
+		aging:      list.New(),
+		roomFreed:  newSignal(),
+		toRecord:   newSignal(),
+		toFetch:    newSignal(),
+		toLookUp:   newSignal(),
+	}
+}
+
+// A signal wakes one loop; several before it wakes are one.
+type signal chan struct{}
+
+func newSignal() signal { return make(signal, 1) }
+
+func (s signal) raise() {
+	select {
+	case s <- struct{}{}:
+	default:
+	}
+}
+
+type stage uint8
+
+const (
+	queued  stage = iota
+	running       // an attempt is under way
+	ended         // the attempt's outcome waits to be committed
+	parked        // a pending row waits to be committed; the body is released
+)
+
+// A delivery is one event owed to one endpoint, while it is in memory.
+type delivery struct {
+	id       uuid.UUID
+	event    *event
+	lane     *lane
+	stage    stage
+	attempts int // that have ended, as the row says
+	series   int // how many had ended when the present series began
+	fetched  bool
+	target   *Target // running: the endpoint as of the start
+	attempt  *outbox.Attempt
+	health   outbox.EndpointHealth
+
+	received time.Time
+	age      *list.Element // in window.aging
+	tx       *transaction  // that cannot be confirmed before this is recorded; nil: the table or a taken batch has it
+	inTable  bool          // a row is committed
+	writing  bool          // a row is being written
+	enlisted bool          // in newRows or existing
+}
+
+// An event is held once, however many endpoints it is owed to.
+type event struct {
+	id           uuid.UUID
+	organization string
+	typ          string
+	body         []byte // of the request; nil when no queued or running delivery needs it
+	size         int64  // of the body, while it counts
+	users        int
+}
+
+func newEvent(e *outbox.Event) *event {
+	return &event{id: e.ID, organization: e.OrganizationID, typ: e.Type, body: Body(e)}
+}
+
+// use counts an event's body once, for its first user.
+func (w *window) use(e *event) {
+	if e.users == 0 {
+		e.size = int64(len(e.body))
+		w.bytes += e.size
+	}
+	e.users++
+}
+
+// release lets the body go with its last user.
+func (w *window) release(e *event) {
+	e.users--
+	if e.users == 0 {
+		w.bytes -= e.size
+		e.body = nil
+	}
+}
+
+// admit takes in a delivery that the stream brought, or reports that there is
+// no room for it yet. A lane that is behind parks it at once; for the others a
+// full window is waited for, but not beyond ParkAfter.
+func (w *window) admit(e *event, endpoint, id uuid.UUID, received, now time.Time) bool {
+	l := w.lane(endpoint, now)
+	d := &delivery{id: id, event: e, lane: l, received: received}
+	switch {
+	case w.limits.ParkAfter > 0 && !l.spilled && len(l.queue) < w.limits.laneQueue() && w.fits(e):
+		w.add(d)
+		d.age = w.aging.PushBack(d)
+		w.enqueue(d)
+	case w.limits.ParkAfter > 0 && !l.spilled && now.Sub(received) < w.limits.ParkAfter:
+		w.waitsFor = l
+		return false
+	case w.parked >= w.limits.Window:
+		w.waitsFor = l
+		return false
+	default:
+		w.deliveries[id] = d
+		l.spilled = true
+		w.toPark(d)
+	}
+	d.tx = w.ledger.current()
+	d.tx.pending++
+	return true
+}
+
+// fits says whether an event's delivery has room. A body that is larger than
+// all of MaxMemory must pass too, alone.
+func (w *window) fits(e *event) bool {
+	size := int64(len(e.body))
+	if e.users > 0 {
+		size = 0
+	}
+	return w.held < w.limits.Window && (w.bytes+size <= w.limits.MaxMemory || w.bytes == 0)
+}
+
+// adopt lets a delivery that is still in memory stand for its repetition by a
+// new session, and reports whether it is.
+func (w *window) adopt(id uuid.UUID) bool {
+	d := w.deliveries[id]
+	if d == nil {
+		return false
+	}
+	if d.tx != nil && d.tx.generation != w.ledger.generation {
+		d.tx = w.ledger.current()
+		d.tx.pending++
+	}
+	return true
+}
+
+// admitDue takes in a row that is due, unless it is in memory already or there
+// is no room: then it stays in the table, where it is safe.
+func (w *window) admitDue(due *outbox.Due, now time.Time) {
+	l := w.lane(due.EndpointID, now)
+	if l.overflown || w.stopping || w.removed[due.ID] || w.deliveries[due.ID] != nil {
+		return
+	}
+	e := newEvent(&due.Event)
+	if l.overflown = !w.fetchRoom() || !w.fits(e); l.overflown {
+		return
+	}
+	d := &delivery{id: due.ID, event: e, lane: l, attempts: due.Attempts, series: due.SeriesStart, inTable: true, fetched: true}
+	if due.Status == outbox.Pending {
+		d.series = due.Attempts // a replay begins a new series; a first attempt, the first
+	}
+	w.fetched++
+	w.counts.Fetched++
+	w.add(d)
+	w.enqueue(d)
+}
+
+// fetchRoom says whether rows may be fetched: half of the window is for what the
+// stream brings, so that rows never keep it from reading.
+func (w *window) fetchRoom() bool {
+	return w.fetched < w.limits.Window/2 && w.bytes <= w.limits.MaxMemory/2 && w.aside <= maxAside
+}
+
+func (w *window) add(d *delivery) {
+	w.deliveries[d.id] = d
+	w.use(d.event)
+	w.held++
+}
+
+// remove takes a delivery out of memory.
+func (w *window) remove(d *delivery) {
+	delete(w.deliveries, d.id)
+	if w.removed != nil {
+		w.removed[d.id] = true
+	}
+	if d.stage == parked {
+		w.parked--
+	} else {
+		w.held--
+	}
+	if d.fetched {
+		w.fetched--
+	}
+	if w.starved && w.fetchRoom() {
+		w.starved = false
+		w.toFetch.raise()
+	}
+	w.room()
+}
+
+// room tells the fan-out that there is some, when it is worth waking up for: of
+// a full lane's queue, a quarter.
+func (w *window) room() {
+	if w.waiting && len(w.waitsFor.queue) <= w.limits.laneQueue()*3/4 {
+		w.waiting = false
+		w.roomFreed.raise()
+	}
+}
+
+// parkOverdue parks what has had no outcome for ParkAfter: what is queued gives
+// up its place and its lane goes on from the table; for what is running a row
+// is written beside the attempt, with a lease.
+func (w *window) parkOverdue(now time.Time) {
+	for w.parked < w.limits.Window {
+		front := w.aging.Front()
+		if front == nil {
+			return
+		}
+		d := front.Value.(*delivery)
+		if now.Sub(d.received) < w.limits.ParkAfter {
+			return
+		}
+		w.young(d)
+		switch d.stage {
+		case queued:
+			d.lane.spilled = true
+			d.lane.held--
+			w.held--
+			w.release(d.event)
+			w.toPark(d)
+			d.lane.trim()
+		case running:
+			w.counts.Leased++
+			w.enlist(d)
+		}
+	}
+}
+
+// young takes a delivery off the list of those that grow old.
+func (w *window) young(d *delivery) {
+	if d.age != nil {
+		w.aging.Remove(d.age)
+		d.age = nil
+	}
+}
+
+// toPark hands a delivery, whose body is released, to the recorder.
+func (w *window) toPark(d *delivery) {
+	d.stage = parked
+	w.parked++
+	d.lane.parking++
+	w.counts.Parked++
+	w.enlist(d)
+}
+
+// finish takes an attempt's outcome, for the recorder.
+func (w *window) finish(d *delivery, a outbox.Attempt, now time.Time) {
+	l := d.lane
+	w.running--
+	l.running--
+	l.held--
+	w.young(d)
+	w.release(d.event)
+	d.stage = ended
+	d.attempt = &a
+	d.health = l.judge(Judge(a), now)
+	w.ended++
+	w.counts.attempt(a)
+	w.enlist(d)
+	if l.page() > 0 {
+		w.toFetch.raise()
+	}
+	w.makeReady(l)
+	w.room()
+}
+
+// enlist hands a delivery to the recorder, which looks at its stage only when
+// it takes it: a lease that was overtaken by its outcome is never written.
+func (w *window) enlist(d *delivery) {
+	if d.enlisted {
+		return
+	}
+	d.enlisted = true
+	if d.inTable || d.writing {
+		w.existing = append(w.existing, d)
+	} else {
+		w.newRows = append(w.newRows, d)
+	}
+	if n := len(w.newRows) + len(w.existing); n == 1 || n == recordBatch {
+		w.toRecord.raise()
+	}
+}
+
+// confirm passes on how far the slot may move.
+func (w *window) confirm() {
+	if w.session != nil {
+		w.session.Confirm(w.ledger.confirmed)
+	}
+}

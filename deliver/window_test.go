@@ -1,0 +1,511 @@
+package deliver
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// A rig is a window whose attempts, commits and look-ups the test makes.
+type rig struct {
+	t       *testing.T
+	w       *window
+	started []*delivery // attempts under way
+	target  *Target
+}
+
+func newRig(t *testing.T, limits Limits) *rig {
+	r := &rig{t: t, w: newWindow(limits, Schedule{time.Minute, time.Hour}), target: &Target{}}
+	r.w.workers.run = func(d *delivery) { r.started = append(r.started, d) }
+	return r
+}
+
+var small = Limits{ParkAfter: 500 * time.Millisecond, MaxInFlight: 8, EndpointInFlight: 2, Window: 32, MaxMemory: 1 << 20, Timeout: 10 * time.Second}
+
+// endpoint makes an endpoint that is known and enabled.
+func (r *rig) endpoint() uuid.UUID {
+	id := uuid.New()
+	r.lookUp(id, true)
+	return id
+}
+
+func (r *rig) lookUp(id uuid.UUID, enabled bool) {
+	r.w.lookedUp(r.w.lane(id, time.Now()), &outbox.Endpoint{ID: id, Enabled: enabled}, r.target, time.Now())
+}
+
+// event offers one event of its own transaction, and reports whether it was taken in.
+func (r *rig) event(endpoints ...uuid.UUID) (id uuid.UUID, admitted bool) {
+	e := newEvent(&outbox.Event{ID: uuid.Must(uuid.NewV7()), OrganizationID: "org_1", Type: "payment.succeeded", Payload: []byte(`{}`)})
+	for _, endpoint := range endpoints {
+		if !r.w.admit(e, endpoint, outbox.DeliveryID(e.id, endpoint), time.Now(), time.Now()) {
+			return e.id, false
+		}
+	}
+	r.w.ledger.end(r.w.ledger.recorded.lsn+100, time.Now())
+	r.w.dispatch(time.Now())
+	return e.id, true
+}
+
+func (r *rig) answer(d *delivery, status int) {
+	r.t.Helper()
+	for i, s := range r.started {
+		if s == d {
+			r.started = append(r.started[:i:i], r.started[i+1:]...)
+			a := outbox.Attempt{StatusCode: status, EndedAt: time.Now()}
+			if status > 299 {
+				a.Class = outbox.ErrHTTP5xx
+			}
+			r.w.finish(d, a, time.Now())
+			r.w.dispatch(time.Now())
+			return
+		}
+	}
+	r.t.Fatal("this delivery was not started")
+}
+
+// commit writes everything that waits, and returns the new rows and the updates.
+func (r *rig) commit() (inserts, updates []outbox.Record) {
+	for len(r.w.newRows) > 0 {
+		taken, records := r.w.takeNew()
+		r.w.ledger.take()
+		r.w.recordedBy(taken)
+		r.w.ledger.advance()
+		r.w.inserted(taken, true)
+		inserts = append(inserts, records...)
+	}
+	for len(r.w.existing) > 0 {
+		taken, records := r.w.takeExisting()
+		r.w.updated(taken, nil)
+		updates = append(updates, records...)
+	}
+	r.w.ledger.echo(r.w.ledger.taken)
+	return inserts, updates
+}
+
+// page lets the retrier fetch one page of a lane, of rows that are due.
+func (r *rig) page(endpoint uuid.UUID, rows ...outbox.Record) {
+	r.t.Helper()
+	lanes := r.w.toAsk(pagedLanes)
+	if len(lanes) != 1 || lanes[0].id != endpoint {
+		r.t.Fatalf("%d lanes want a page, want the one", len(lanes))
+	}
+	asked, parks := lanes[0].page(), lanes[0].parks
+	rows = rows[:min(asked, len(rows))]
+	for _, row := range rows {
+		r.w.admitDue(&outbox.Due{ID: row.ID, EndpointID: endpoint, Status: row.Status, Attempts: row.Attempts,
+			Event: outbox.Event{ID: row.EventID, Payload: []byte(`{}`)}}, time.Now())
+	}
+	r.w.paged(lanes[0], asked, len(rows), outbox.PageEnd{}, parks, time.Now())
+	r.w.dispatch(time.Now())
+}
+
+func statuses(records []outbox.Record) map[outbox.Status]int {
+	n := map[outbox.Status]int{}
+	for _, r := range records {
+		n[r.Status]++
+	}
+	return n
+}
+
+func (r *rig) wantEmpty() {
+	r.t.Helper()
+	w := r.w
+	if len(w.deliveries) != 0 || w.held != 0 || w.fetched != 0 || w.bytes != 0 || w.running != 0 || w.ended != 0 || w.parked != 0 || w.aging.Len() != 0 {
+		r.t.Errorf("left in the window: deliveries %d, held %d, fetched %d, bytes %d, running %d, ended %d, parked %d, aging %d",
+			len(w.deliveries), w.held, w.fetched, w.bytes, w.running, w.ended, w.parked, w.aging.Len())
+	}
+	for _, l := range w.lanes {
+		if l.held != 0 || l.running != 0 || l.parking != 0 {
+			r.t.Errorf("left in a lane: held %d, running %d, parking %d", l.held, l.running, l.parking)
+		}
+	}
+}
+
+func TestWindow(t *testing.T) {
+	t.Parallel()
+	tests := map[string]func(t *testing.T){
+		"a delivery that succeeds at once is written once": func(t *testing.T) {
+			r := newRig(t, small)
+			r.event(r.endpoint())
+			if inserts, _ := r.commit(); len(inserts) != 0 {
+				t.Fatalf("%d rows before there is an outcome", len(inserts))
+			}
+			r.answer(r.started[0], 200)
+			inserts, updates := r.commit()
+			if statuses(inserts)[outbox.Success] != 1 || len(inserts) != 1 || len(updates) != 0 {
+				t.Errorf("inserts %v, updates %v; want one row", statuses(inserts), statuses(updates))
+			}
+			if r.w.ledger.confirmed == 0 {
+				t.Error("nothing may be confirmed")
+			}
+			r.wantEmpty()
+		},
+		"an endpoint's limit holds": func(t *testing.T) {
+			r := newRig(t, small)
+			endpoint := r.endpoint()
+			for range 5 {
+				r.event(endpoint)
+			}
+			if len(r.started) != 2 {
+				t.Fatalf("%d attempts at once, want 2", len(r.started))
+			}
+			r.answer(r.started[0], 200)
+			if len(r.started) != 2 {
+				t.Errorf("%d attempts after one has ended, want 2", len(r.started))
+			}
+		},
+		"lanes take turns": func(t *testing.T) {
+			limits := small
+			limits.MaxInFlight, limits.EndpointInFlight = 1, 1
+			r := newRig(t, limits)
+			a, b := r.endpoint(), r.endpoint()
+			for range 3 {
+				r.event(a)
+			}
+			r.event(b)
+			r.answer(r.started[0], 200)
+			r.answer(r.started[0], 200)
+			if got := r.started[0].lane.id; got != a && r.w.lanes[b].held != 0 {
+				t.Error("the other endpoint's only delivery waits behind all of the first")
+			}
+			if r.w.lanes[b].held != 0 && r.started[0].lane.id != b {
+				t.Error("the second endpoint had no turn among three attempts")
+			}
+		},
+		"what waits for longer than ParkAfter is parked, and its lane goes on from the table": func(t *testing.T) {
+			r := newRig(t, small)
+			endpoint := r.endpoint()
+			for range 4 {
+				r.event(endpoint)
+			}
+			time.Sleep(small.ParkAfter)
+			r.w.parkOverdue(time.Now())
+			inserts, _ := r.commit()
+			var waits []outbox.Record // the queued ones: due at once
+			for _, row := range inserts {
+				if row.Wait <= 0 {
+					waits = append(waits, row)
+				} else if row.Wait <= small.Timeout+leaseMargin/2 {
+					t.Errorf("a running attempt's row is due again after %v, within its own timeout", row.Wait)
+				}
+			}
+			if statuses(inserts)[outbox.Pending] != 4 || len(waits) != 2 {
+				t.Fatalf("%v rows, %d of them due; want 4 pending, 2 due", statuses(inserts), len(waits))
+			}
+			if r.w.ledger.confirmed == 0 {
+				t.Error("parked deliveries keep the slot from moving")
+			}
+			r.event(endpoint)
+			more, _ := r.commit()
+			if len(more) != 1 || more[0].Status != outbox.Pending {
+				t.Fatalf("a lane that is behind did not park what follows at once: %v", statuses(more))
+			}
+			r.answer(r.started[0], 200)
+			r.answer(r.started[0], 200)
+			r.lookUp(endpoint, true)
+			waits = append(waits, more...)
+			r.page(endpoint, waits...)
+			for len(r.started) > 0 {
+				r.answer(r.started[0], 200)
+			}
+			r.page(endpoint, waits[2:]...)
+			if r.w.lanes[endpoint].spilled {
+				t.Error("one page held all that was left, and the lane does not go direct again")
+			}
+			for len(r.started) > 0 {
+				r.answer(r.started[0], 200)
+			}
+			inserts, updates := r.commit()
+			if len(inserts) != 0 || statuses(updates)[outbox.Success] != 5 {
+				t.Errorf("inserts %v, updates %v; want 5 updates", statuses(inserts), statuses(updates))
+			}
+			r.wantEmpty()
+		},
+		"an outcome that overtakes its lease is written once": func(t *testing.T) {
+			r := newRig(t, small)
+			r.event(r.endpoint())
+			time.Sleep(small.ParkAfter)
+			r.w.parkOverdue(time.Now())
+			r.answer(r.started[0], 200)
+			inserts, updates := r.commit()
+			if statuses(inserts)[outbox.Success] != 1 || len(inserts)+len(updates) != 1 {
+				t.Errorf("inserts %v, updates %v; want one success", statuses(inserts), statuses(updates))
+			}
+			r.wantEmpty()
+		},
+		"an outcome that comes while its lease is written follows as an update": func(t *testing.T) {
+			r := newRig(t, small)
+			r.event(r.endpoint())
+			time.Sleep(small.ParkAfter)
+			r.w.parkOverdue(time.Now())
+			taken, _ := r.w.takeNew()
+			r.w.recordedBy(taken)
+			r.answer(r.started[0], 200)
+			r.w.inserted(taken, true)
+			inserts, updates := r.commit()
+			if len(inserts) != 0 || statuses(updates)[outbox.Success] != 1 {
+				t.Errorf("inserts %v, updates %v; want one update", statuses(inserts), statuses(updates))
+			}
+			r.wantEmpty()
+		},
+		"an outcome whose row was there already is applied as an update": func(t *testing.T) {
+			r := newRig(t, small)
+			r.event(r.endpoint())
+			r.answer(r.started[0], 200)
+			taken, _ := r.w.takeNew()
+			r.w.recordedBy(taken)
+			r.w.inserted(taken, false)
+			if _, updates := r.commit(); statuses(updates)[outbox.Success] != 1 {
+				t.Errorf("updates %v, want the outcome", statuses(updates))
+			}
+			r.wantEmpty()
+		},
+		"PARK_AFTER=0 parks before the first attempt": func(t *testing.T) {
+			limits := small
+			limits.ParkAfter = 0
+			r := newRig(t, limits)
+			endpoint := r.endpoint()
+			r.event(endpoint)
+			if len(r.started) != 0 {
+				t.Fatal("an attempt was made before the row is written")
+			}
+			inserts, _ := r.commit()
+			r.page(endpoint, inserts...)
+			r.answer(r.started[0], 200)
+			if _, updates := r.commit(); statuses(updates)[outbox.Success] != 1 {
+				t.Errorf("updates %v, want one success", statuses(updates))
+			}
+			r.wantEmpty()
+		},
+		"a full window is waited for, but not beyond ParkAfter": func(t *testing.T) {
+			r := newRig(t, small)
+			other := r.endpoint()
+			for range small.Window {
+				if _, ok := r.event(r.endpoint()); !ok {
+					t.Fatal("no room before the window is full")
+				}
+			}
+			received := time.Now()
+			e := newEvent(&outbox.Event{ID: uuid.Must(uuid.NewV7()), Payload: []byte(`{}`)})
+			id := outbox.DeliveryID(e.id, other)
+			if r.w.admit(e, other, id, received, time.Now()) {
+				t.Fatal("the window has no bound")
+			}
+			time.Sleep(small.ParkAfter)
+			if !r.w.admit(e, other, id, received, time.Now()) {
+				t.Error("reading stands still beyond ParkAfter")
+			}
+		},
+		"one endpoint cannot fill the window": func(t *testing.T) {
+			r := newRig(t, small)
+			endpoint := r.endpoint()
+			admitted := 0
+			for range small.Window {
+				if _, ok := r.event(endpoint); ok {
+					admitted++
+				}
+			}
+			if want := small.EndpointInFlight + small.laneQueue(); admitted != want {
+				t.Errorf("%d deliveries of one endpoint in memory, want %d", admitted, want)
+			}
+			if _, ok := r.event(r.endpoint()); !ok {
+				t.Error("no room for another endpoint")
+			}
+		},
+		"no attempt is started without room for its outcome": func(t *testing.T) {
+			limits := small
+			limits.Window, limits.EndpointInFlight, limits.ParkAfter = 32*unrecordedRoom, 8, time.Hour
+			r := newRig(t, limits)
+			endpoint := r.endpoint()
+			for range 2 * unrecordedRoom {
+				r.event(endpoint)
+			}
+			attempts := 0
+			for len(r.started) > 0 {
+				r.lookUp(endpoint, true)
+				r.answer(r.started[0], 200)
+				attempts++
+			}
+			if want := limits.MaxInFlight + unrecordedRoom; attempts != want {
+				t.Errorf("%d attempts while nothing can be recorded, want %d", attempts, want)
+			}
+			r.commit()
+			if len(r.started) == 0 {
+				t.Error("nothing goes on when outcomes are recorded again")
+			}
+		},
+		"an endpoint that was not looked up within a second gets nothing": func(t *testing.T) {
+			r := newRig(t, small)
+			endpoint := r.endpoint()
+			time.Sleep(staleAfter)
+			r.event(endpoint)
+			if len(r.started) != 0 || len(r.w.wanted) != 1 {
+				t.Fatalf("%d attempts, %d look-ups wanted; want 0 and 1", len(r.started), len(r.w.wanted))
+			}
+			r.lookUp(endpoint, true)
+			r.w.dispatch(time.Now())
+			if len(r.started) != 1 {
+				t.Errorf("%d attempts after the look-up, want 1", len(r.started))
+			}
+		},
+		"what is owed to a disabled endpoint is cancelled": func(t *testing.T) {
+			r := newRig(t, small)
+			endpoint := r.endpoint()
+			for range 4 {
+				r.event(endpoint)
+			}
+			r.lookUp(endpoint, false)
+			r.answer(r.started[0], 503)
+			r.answer(r.started[0], 503)
+			inserts, _ := r.commit()
+			if got := statuses(inserts); got[outbox.Pending] != 2 || got[outbox.Retrying] != 2 || len(inserts) != 4 {
+				t.Errorf("%v, want all in the table, where the sweep cancels", got)
+			}
+			if len(r.w.sweeping) != 1 {
+				t.Error("rows in the table are not swept")
+			}
+			r.wantEmpty()
+		},
+		"after 410 nothing is sent until the endpoint was looked up again": func(t *testing.T) {
+			r := newRig(t, small)
+			endpoint := r.endpoint()
+			for range 4 {
+				r.event(endpoint)
+			}
+			first, second := r.started[0], r.started[1]
+			r.answer(first, 410)
+			r.answer(second, 200)
+			if len(r.started) != 0 {
+				t.Fatal("sent after 410")
+			}
+			asOf := time.Now()
+			time.Sleep(time.Millisecond)
+			inserts, _ := r.commit()
+			if inserts[0].Status != outbox.Failed || inserts[0].Health != outbox.Gone || inserts[0].Exhausted {
+				t.Errorf("410 is recorded as %+v, want failed, gone, not exhausted", inserts[0])
+			}
+			r.w.lookedUp(r.w.lanes[endpoint], &outbox.Endpoint{ID: endpoint, Enabled: true}, r.target, asOf)
+			r.w.dispatch(time.Now())
+			if len(r.started) != 0 {
+				t.Error("sent on the strength of a look-up from before the endpoint was disabled")
+			}
+			r.lookUp(endpoint, false)
+			if inserts, _ := r.commit(); statuses(inserts)[outbox.Pending] != 2 || len(r.w.sweeping) != 1 {
+				t.Errorf("%v, %d sweeps; want the rest in the table, to be cancelled there", statuses(inserts), len(r.w.sweeping))
+			}
+			r.wantEmpty()
+		},
+		"the last attempt of the schedule ends as failed": func(t *testing.T) {
+			r := newRig(t, small)
+			endpoint := r.endpoint()
+			row := outbox.Record{ID: uuid.New(), EventID: uuid.New(), Status: outbox.Retrying, Attempts: 2}
+			r.w.hasRows(r.w.lane(endpoint, time.Now()))
+			r.page(endpoint, row)
+			r.answer(r.started[0], 500)
+			_, updates := r.commit()
+			if u := updates[0]; u.Status != outbox.Failed || !u.Exhausted || u.Attempts != 3 {
+				t.Errorf("%+v, want the third attempt failed, and the schedule exhausted", u)
+			}
+		},
+		"a replay begins a new series": func(t *testing.T) {
+			r := newRig(t, small)
+			endpoint := r.endpoint()
+			row := outbox.Record{ID: uuid.New(), EventID: uuid.New(), Status: outbox.Pending, Attempts: 3}
+			r.w.hasRows(r.w.lane(endpoint, time.Now()))
+			r.page(endpoint, row)
+			r.answer(r.started[0], 500)
+			_, updates := r.commit()
+			if u := updates[0]; u.Status != outbox.Retrying || u.SeriesStart != 3 || u.Attempts != 4 || u.Wait < time.Minute {
+				t.Errorf("%+v, want a retry after the first wait of the schedule", u)
+			}
+		},
+		"a row that was recorded while its page was read is not sent again": func(t *testing.T) {
+			r := newRig(t, small)
+			endpoint := r.endpoint()
+			r.event(endpoint)
+			d := r.started[0]
+			r.w.removed = map[uuid.UUID]bool{} // the page is asked for
+			r.answer(d, 200)
+			r.commit()
+			r.w.admitDue(&outbox.Due{ID: d.id, EndpointID: endpoint, Status: outbox.Pending}, time.Now())
+			r.w.dispatch(time.Now())
+			if len(r.started) != 0 {
+				t.Error("sent twice")
+			}
+		},
+		"a row that an operator has locked waits aside": func(t *testing.T) {
+			r := newRig(t, small)
+			endpoint := r.endpoint()
+			row := outbox.Record{ID: uuid.New(), EventID: uuid.New(), Status: outbox.Pending}
+			r.w.hasRows(r.w.lane(endpoint, time.Now()))
+			r.page(endpoint, row)
+			r.answer(r.started[0], 200)
+			taken, _ := r.w.takeExisting()
+			aside := r.w.updated(taken, map[uuid.UUID]bool{row.ID: true})
+			if len(aside) != 1 || r.w.deliveries[row.ID] == nil {
+				t.Fatal("the outcome is lost")
+			}
+			r.w.enlist(aside[0])
+			if _, updates := r.commit(); statuses(updates)[outbox.Success] != 1 {
+				t.Error("the outcome is not written when the row is free again")
+			}
+			r.wantEmpty()
+		},
+		"a new session adopts what is in memory": func(t *testing.T) {
+			r := newRig(t, small)
+			endpoint := r.endpoint()
+			id, _ := r.event(endpoint)
+			r.w.ledger.reset(0)
+			if !r.w.adopt(outbox.DeliveryID(id, endpoint)) {
+				t.Fatal("not adopted: it would be sent twice")
+			}
+			r.w.ledger.end(100, time.Now())
+			if r.commit(); r.w.ledger.confirmed != 0 {
+				t.Fatal("confirmed before the adopted delivery is recorded")
+			}
+			r.answer(r.started[0], 200)
+			if r.commit(); r.w.ledger.confirmed != 100 {
+				t.Errorf("confirmed %v when the adopted delivery is recorded, want 0/64", r.w.ledger.confirmed)
+			}
+		},
+		"an old event that is repeated while it is in memory holds no later transaction": func(t *testing.T) {
+			r := newRig(t, small)
+			endpoint := r.endpoint()
+			id, _ := r.event(endpoint)
+			r.w.adopt(outbox.DeliveryID(id, endpoint))
+			r.w.ledger.end(500, time.Now())
+			r.answer(r.started[0], 200)
+			if r.commit(); r.w.ledger.confirmed != 500 {
+				t.Errorf("confirmed %v, want 0/1F4", r.w.ledger.confirmed)
+			}
+		},
+		"rows leave half of the window to the stream": func(t *testing.T) {
+			limits := small
+			limits.EndpointInFlight = 100
+			r := newRig(t, limits)
+			endpoint := r.endpoint()
+			r.w.hasRows(r.w.lane(endpoint, time.Now()))
+			rows := make([]outbox.Record, 3*limits.Window)
+			for i := range rows {
+				rows[i] = outbox.Record{ID: uuid.New(), EventID: uuid.New(), Status: outbox.Pending}
+			}
+			r.page(endpoint, rows...)
+			if r.w.held != limits.Window/2 || !r.w.lanes[endpoint].rows {
+				t.Fatalf("%d rows in memory, more wait: %v; want %d and true", r.w.held, r.w.lanes[endpoint].rows, limits.Window/2)
+			}
+			if lanes := r.w.toAsk(1); len(lanes) != 0 {
+				t.Error("asks again and again for rows that have no room")
+			}
+		},
+	}
+	for name, run := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, run)
+		})
+	}
+}
