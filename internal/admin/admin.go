@@ -1,0 +1,123 @@
+// Package admin is walhook's HTTP server for operators: health, metrics, a test
+// webhook, a status page.
+//
+//	admin        the routes, and the server
+//	guard        who may ask
+//	database     one statement at a time
+//	health       /healthz and /readyz, for everybody
+//	metrics      /metrics
+//	testwebhook  POST /api/test-webhook
+//	status       the page at /
+//
+// It only looks, except for the test webhook, which goes through the outbox like
+// any event. Nothing waits for it: without it deliveries go on all the same.
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/walhook/walhook/cdc"
+	"github.com/walhook/walhook/deliver"
+	"github.com/walhook/walhook/outbox"
+)
+
+// Options are what the server asks, and whom it answers. All but Token are required.
+type Options struct {
+	Version string
+	Token   string // bearer token for everything but health; "": only requests to a loopback name are answered
+
+	// Alive returns an error where a loop no longer turns.
+	Alive func() error
+	// Ready returns the role, "active" or "standby", or an error that says why
+	// there is none: the database is away, or not prepared.
+	Ready func(context.Context) (role string, err error)
+
+	Metrics *Metrics
+	Stats   func() deliver.Stats
+	Stream  func() cdc.Status
+	Store   *outbox.Store
+}
+
+// databasePatience bounds how long a request waits for the database before it
+// says that it cannot be reached. Probes and scrapers give up after 10 s.
+const databasePatience = 5 * time.Second
+
+// New returns the server's handler.
+func New(o Options) http.Handler {
+	db := &database{store: o.Store, turn: newGate()}
+	restricted := http.NewServeMux()
+	restricted.Handle("GET /{$}", statusPage(o, db))
+	restricted.Handle("GET /metrics", metricsHandler(o, db))
+	restricted.Handle("POST /api/test-webhook", testWebhook(db))
+	restricted.Handle("/api/test-webhook", onlyPost())
+
+	all := http.NewServeMux()
+	all.Handle("GET /healthz", healthz(o.Alive))
+	all.Handle("GET /readyz", readyz(o.Ready))
+	all.Handle("/", guard(o.Token, restricted))
+	return all
+}
+
+// These bound what a client can hold of the process, which has better things to do.
+const (
+	headerPatience = 5 * time.Second  // for the request's head
+	readPatience   = 10 * time.Second // for its body, at most maxTestBody
+	writePatience  = 15 * time.Second // to answer: databasePatience and more
+	idlePatience   = time.Minute
+	maxHeader      = 16 << 10
+	stopPatience   = 2 * time.Second // for the requests under way at the end
+)
+
+// Serve answers on a listener until the context ends, and then lets the requests
+// under way end. It closes the listener.
+func Serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
+	server := &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: headerPatience,
+		ReadTimeout:       readPatience,
+		WriteTimeout:      writePatience,
+		IdleTimeout:       idlePatience,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- server.Serve(l) }()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("admin server: %w", err)
+	case <-ctx.Done():
+	}
+	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopPatience)
+	defer cancel()
+	err := server.Shutdown(ending)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = server.Close()
+	}
+	if served := <-failed; !errors.Is(served, http.ErrServerClosed) {
+		err = errors.Join(err, served)
+	}
+	if err != nil {
+		return fmt.Errorf("stop the admin server: %w", err)
+	}
+	return nil
+}
+
+// answer writes JSON.
+func answer(w http.ResponseWriter, status int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(body) // the client has gone: there is nobody to tell
+}
+
+// refuse writes why not, as {"error":"…"}.
+func refuse(w http.ResponseWriter, status int, reason string) {
+	answer(w, status, map[string]string{"error": reason})
+}

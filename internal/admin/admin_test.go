@@ -1,0 +1,448 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	"go.uber.org/goleak"
+
+	"github.com/walhook/walhook/cdc"
+	"github.com/walhook/walhook/deliver"
+	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/outbox"
+)
+
+// options are those of a process in which all is well, on a pool.
+func options(t *testing.T, pool *pgxpool.Pool) Options {
+	t.Helper()
+	return Options{
+		Version: "v1.2.3",
+		Alive:   func() error { return nil },
+		Ready:   func(context.Context) (string, error) { return "active", nil },
+		Metrics: NewMetrics(),
+		Stats:   func() deliver.Stats { return deliver.Stats{Window: 7} },
+		Stream:  func() cdc.Status { return cdc.Status{Role: cdc.Streaming} },
+		Store:   outbox.NewStore(pool, "walhook", 0),
+	}
+}
+
+// away returns a pool on a database that refuses connections.
+func away(t *testing.T) *pgxpool.Pool {
+	t.Helper()
+	pool, err := pgxpool.New(t.Context(), "postgres://nobody@127.0.0.1:1/none?connect_timeout=1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	return pool
+}
+
+// ask makes a request to localhost, with headers as "Name: value".
+func ask(h http.Handler, method, path, body string, headers ...string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(method, "http://localhost:8080"+path, strings.NewReader(body))
+	for _, header := range headers {
+		name, value, _ := strings.Cut(header, ": ")
+		if name == "Host" {
+			r.Host = value
+			continue
+		}
+		r.Header.Set(name, value)
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w
+}
+
+// reason reads {"error":"…"}.
+func reason(t *testing.T, w *httptest.ResponseRecorder) string {
+	t.Helper()
+	var body map[string]string
+	if err := json.Unmarshal(w.Body.Bytes(), &body); err != nil || len(body) != 1 || body["error"] == "" {
+		t.Errorf("got the body %q, want an error as JSON", w.Body)
+	}
+	if got := w.Header().Get("Content-Type"); got != "application/json" {
+		t.Errorf("content type %q", got)
+	}
+	return body["error"]
+}
+
+func TestHealth(t *testing.T) {
+	t.Parallel()
+	o := options(t, away(t))
+	o.Token = "t0ken"
+	h := New(o)
+	if w := ask(h, "GET", "/healthz", ""); w.Code != http.StatusOK || w.Body.String() != "ok" {
+		t.Errorf("healthz: %d %q", w.Code, w.Body)
+	}
+	if w := ask(h, "GET", "/readyz", "", "Host: 10.0.0.1"); w.Code != http.StatusOK || strings.TrimSpace(w.Body.String()) != `{"role":"active"}` {
+		t.Errorf("readyz: %d %q", w.Code, w.Body)
+	}
+
+	o.Alive = func() error { return errors.New("the recorder has not turned for 13s") }
+	o.Ready = func(context.Context) (string, error) { return "", errors.New("the publication is missing") }
+	h = New(o)
+	if w := ask(h, "GET", "/healthz", ""); w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "the recorder") {
+		t.Errorf("healthz, wedged: %d %q", w.Code, w.Body)
+	}
+	if w := ask(h, "GET", "/readyz", ""); w.Code != http.StatusServiceUnavailable || reason(t, w) != "the publication is missing" {
+		t.Errorf("readyz, not ready: %d %q", w.Code, w.Body)
+	}
+}
+
+func TestWhoMayAsk(t *testing.T) {
+	t.Parallel()
+	const tooFar, fine = http.StatusForbidden, http.StatusOK
+	open := New(options(t, away(t)))
+	o := options(t, away(t))
+	o.Token = "t0ken"
+	closed := New(o)
+	for _, tt := range []struct {
+		what    string
+		h       http.Handler
+		headers []string
+		want    int
+	}{
+		{"localhost", open, nil, fine},
+		{"an address of loopback", open, []string{"Host: 127.0.0.2:8080"}, fine},
+		{"IPv6", open, []string{"Host: [::1]:8080"}, fine},
+		{"IPv6 without a port", open, []string{"Host: [::1]"}, fine},
+		{"a name that was rebound", open, []string{"Host: rebound.example:8080"}, tooFar},
+		{"a name that looks like it", open, []string{"Host: localhost.example"}, tooFar},
+		{"another address", open, []string{"Host: 10.0.0.1:8080"}, tooFar},
+		{"no token", closed, nil, http.StatusUnauthorized},
+		{"a wrong token", closed, []string{"Authorization: Bearer t0kem"}, http.StatusUnauthorized},
+		{"half a token", closed, []string{"Authorization: Bearer t0k"}, http.StatusUnauthorized},
+		{"another scheme", closed, []string{"Authorization: Basic t0ken"}, http.StatusUnauthorized},
+		{"the token", closed, []string{"Authorization: Bearer t0ken", "Host: walhook.internal"}, fine},
+		{"the token, in other case", closed, []string{"Authorization: bearer t0ken"}, fine},
+	} {
+		for _, path := range []string{"/", "/metrics"} {
+			if w := ask(tt.h, "GET", path, "", tt.headers...); w.Code != tt.want {
+				t.Errorf("%s: GET %s answers %d, want %d", tt.what, path, w.Code, tt.want)
+			}
+		}
+		want := tt.want
+		if want == fine {
+			want = http.StatusBadRequest // it was asked, and found no event
+		}
+		if w := ask(tt.h, "POST", "/api/test-webhook", "{}", tt.headers...); w.Code != want || reason(t, w) == "" {
+			t.Errorf("%s: POST answers %d, want %d", tt.what, w.Code, want)
+		}
+	}
+}
+
+// A page that the operator's browser shows must not send test webhooks.
+func TestOtherOriginsMayNotPost(t *testing.T) {
+	t.Parallel()
+	h := New(options(t, away(t)))
+	for header, want := range map[string]int{
+		"Sec-Fetch-Site: cross-site":    http.StatusForbidden,
+		"Sec-Fetch-Site: same-site":     http.StatusForbidden,
+		"Sec-Fetch-Site: same-origin":   http.StatusBadRequest,
+		"Origin: https://evil.example":  http.StatusForbidden,
+		"Origin: null":                  http.StatusForbidden,
+		"Origin: http://localhost:8080": http.StatusBadRequest,
+	} {
+		if w := ask(h, "POST", "/api/test-webhook", "{}", header, "Content-Type: text/plain"); w.Code != want || reason(t, w) == "" {
+			t.Errorf("%s: %d, want %d", header, w.Code, want)
+		}
+	}
+}
+
+func TestTestWebhook(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	h := New(options(t, db.Pool))
+	post := func(body string) *httptest.ResponseRecorder {
+		return ask(h, "POST", "/api/test-webhook", body, "Content-Type: application/x-www-form-urlencoded")
+	}
+	endpoint := func(organization string) (id uuid.UUID) {
+		t.Helper()
+		const sql = `INSERT INTO webhook_endpoints (organization_id, url) VALUES ($1, 'https://example.com/hook') RETURNING id`
+		if err := db.Pool.QueryRow(t.Context(), sql, organization).Scan(&id); err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	// accepted posts, and checks the answer against the outbox.
+	accepted := func(body string, endpoints ...uuid.UUID) {
+		t.Helper()
+		w := post(body)
+		var got testResponse
+		if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || w.Code != http.StatusAccepted {
+			t.Errorf("%s: %d %s", body, w.Code, w.Body)
+			return
+		}
+		var owed []uuid.UUID
+		if err := db.Pool.QueryRow(t.Context(), `SELECT endpoint_ids FROM webhook_outbox WHERE id = $1`, got.EventID).Scan(&owed); err != nil {
+			t.Fatal(err)
+		}
+		var want []uuid.UUID
+		for _, e := range endpoints {
+			want = append(want, outbox.DeliveryID(got.EventID, e))
+		}
+		if !slices.Equal(owed, endpoints) || !slices.Equal(got.DeliveryIDs, want) {
+			t.Errorf("%s: owed to %v with deliveries %v, want %v and %v", body, owed, got.DeliveryIDs, endpoints, want)
+		}
+	}
+	refused := func(status int, says, body string) {
+		t.Helper()
+		if w := post(body); w.Code != status || !strings.Contains(reason(t, w), says) {
+			t.Errorf("%.100s: %d %s, want %d and %q", body, w.Code, w.Body, status, says)
+		}
+	}
+
+	refused(http.StatusBadRequest, "none has endpoints: organizationId is required", `{"event":"payment.succeeded"}`)
+	one := endpoint("org_1")
+	accepted(`{"event":"payment.succeeded"}`, one)
+	accepted(`{"event":"payment.succeeded","organizationId":null,"endpointId":null,"data":null}`, one)
+	accepted(`{"event":"payment.succeeded","organizationId":"org_1","data":{"a":[1,2]}}`, one)
+	accepted(`{"event":"webhook.test"}`) // nobody names it
+	if w := post(`{"event":"webhook.test"}`); !strings.Contains(w.Body.String(), `"deliveryIds":[]`) {
+		t.Errorf("no deliveries have to be an empty list: %s", w.Body)
+	}
+	two := endpoint("org_1")
+	accepted(`{"event":"webhook.test","endpointId":"`+two.String()+`"}`, two)
+
+	refused(http.StatusBadRequest, "the body is empty", ``)
+	refused(http.StatusBadRequest, "event is required", `{}`)
+	refused(http.StatusBadRequest, "event is required", `null`)
+	refused(http.StatusBadRequest, "not an object", `["payment.succeeded"]`)
+	refused(http.StatusBadRequest, "event has to be a string, not a number", `{"event":1}`)
+	refused(http.StatusBadRequest, `unknown field "events"`, `{"event":"payment.succeeded","events":1}`)
+	refused(http.StatusBadRequest, "not as expected", `{"event":`)
+	refused(http.StatusBadRequest, "not as expected", `event=payment.succeeded`)
+	refused(http.StatusBadRequest, "nothing else", `{"event":"payment.succeeded"} {}`)
+	refused(http.StatusBadRequest, "a UUID", `{"event":"payment.succeeded","endpointId":"1"}`)
+	refused(http.StatusBadRequest, "a UUID", `{"event":"payment.succeeded","endpointId":"00000000-0000-0000-0000-000000000000"}`)
+	refused(http.StatusUnprocessableEntity, "'payment.won' is not a known event type. Known types: ", `{"event":"payment.won"}`)
+	refused(http.StatusUnprocessableEntity, "is not an endpoint of organization 'org_1'", `{"event":"payment.succeeded","endpointId":"`+uuid.NewString()+`"}`)
+	refused(http.StatusUnprocessableEntity, "unsupported Unicode escape", `{"event":"payment.succeeded","data":"\u0000"}`)
+	refused(http.StatusUnprocessableEntity, "byte sequence", "{\"event\":\"payment.succeeded\",\"data\":\"\xff\"}")
+	refused(http.StatusUnprocessableEntity, "byte sequence", `{"event":"payment\u0000"}`)
+	refused(http.StatusUnprocessableEntity, "more than 256 KiB", `{"event":"payment.succeeded","data":"`+strings.Repeat("x", outbox.MaxPayloadBytes)+`"}`)
+	refused(http.StatusRequestEntityTooLarge, "larger than 320 KiB", `{"event":"payment.succeeded","data":"`+strings.Repeat("x", maxTestBody)+`"}`)
+	if w := ask(h, "GET", "/api/test-webhook", ""); w.Code != http.StatusMethodNotAllowed || w.Header().Get("Allow") != "POST" || reason(t, w) == "" {
+		t.Errorf("GET: %d %s", w.Code, w.Body)
+	}
+	accepted(`{"event":"payment.succeeded","endpointId":"`+one.String()+`","data":"`+strings.Repeat("x", outbox.MaxPayloadBytes-2)+`"}`, one)
+
+	endpoint("org_2")
+	refused(http.StatusBadRequest, "several have endpoints: organizationId is required", `{"event":"payment.succeeded"}`)
+}
+
+func TestWithoutADatabase(t *testing.T) {
+	t.Parallel()
+	h := New(options(t, away(t)))
+	if w := ask(h, "POST", "/api/test-webhook", `{"event":"payment.succeeded"}`); w.Code != http.StatusServiceUnavailable || reason(t, w) == "" {
+		t.Errorf("test webhook: %d %s", w.Code, w.Body)
+	}
+	if w := ask(h, "GET", "/", ""); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "connection refused") {
+		t.Errorf("status page: %d %s", w.Code, w.Body)
+	}
+	if w := ask(h, "GET", "/metrics", ""); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "\nwalhook_database_up 0\n") ||
+		strings.Contains(w.Body.String(), "walhook_slot_lag_bytes") {
+		t.Errorf("metrics: %d %s", w.Code, w.Body)
+	}
+}
+
+// However many ask, the pool's other connections are left to deliveries.
+func TestOneConnectionForAllThatAsk(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	config := db.Pool.Config()
+	config.MaxConns = 8
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	h := New(options(t, pool))
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() { ask(h, "GET", "/", "") })
+		wg.Go(func() { ask(h, "GET", "/metrics", "") })
+		wg.Go(func() { ask(h, "POST", "/api/test-webhook", `{"event":"webhook.test"}`) })
+	}
+	wg.Wait()
+	if n := pool.Stat().TotalConns(); n != 1 {
+		t.Errorf("%d connections were made, want 1", n)
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	o := options(t, db.Pool)
+	o.Stats = func() deliver.Stats {
+		return deliver.Stats{
+			Counts: deliver.Counts{Events: 5, Delivered: 3, Errors: map[outbox.ErrorClass]uint64{outbox.ErrTimeout: 2}},
+			Window: 7,
+		}
+	}
+	o.Metrics.Observe("payment.failed", outbox.Attempt{Duration: 20 * time.Millisecond})
+	o.Metrics.Observe("payment.failed", outbox.Attempt{Duration: 2 * time.Second, Class: outbox.ErrTimeout})
+	w := ask(New(o), "GET", "/metrics", "")
+	got := w.Body.String()
+	for _, line := range []string{
+		"walhook_events_total 5",
+		`walhook_attempts_total{class="success"} 3`,
+		`walhook_attempts_total{class="timeout"} 2`,
+		`walhook_attempts_total{class="dns"} 0`,
+		`walhook_attempt_duration_seconds_bucket{outcome="success",le="0.025"} 1`,
+		`walhook_attempt_duration_seconds_bucket{outcome="failure",le="1"} 0`,
+		"walhook_window_deliveries 7",
+		`walhook_role{role="active"} 1`,
+		`walhook_role{role="standby"} 0`,
+		"walhook_database_up 1",
+		"walhook_slot_lag_bytes 0",
+		"walhook_deliveries_pending 0",
+		`walhook_build_info{version="v1.2.3"} 1`,
+	} {
+		if !strings.Contains(got, "\n"+line+"\n") {
+			t.Errorf("there is no line %s", line)
+		}
+	}
+	for line := range strings.Lines(got) {
+		if !strings.HasPrefix(line, "#") && !strings.HasPrefix(line, "walhook_") {
+			t.Errorf("a name that is not ours: %s", line)
+		}
+		if strings.Contains(line, "endpoint=") || strings.Contains(line, "endpoint_id=") {
+			t.Errorf("a label per endpoint: %s", line)
+		}
+	}
+	problems, err := promlint.New(strings.NewReader(got)).Lint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		if !strings.HasPrefix(p.Metric, "walhook_go_") {
+			t.Errorf("%s: %s", p.Metric, p.Text)
+		}
+	}
+}
+
+func TestStatusPage(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	o := options(t, db.Pool)
+	o.Stream = func() cdc.Status { return cdc.Status{Role: cdc.Standby, Err: `<script>alert("x")</script>`} }
+	o.Stats = func() deliver.Stats {
+		return deliver.Stats{Counts: deliver.Counts{Errors: map[outbox.ErrorClass]uint64{outbox.ErrTimeout: 2}}, Bytes: 3 << 20}
+	}
+	w := ask(New(o), "GET", "/", "")
+	page := w.Body.String()
+	for _, part := range []string{"walhook v1.2.3: standby", "&lt;script&gt;", "3.0 MiB", "failed: timeout</th><td>2<"} {
+		if !strings.Contains(page, part) {
+			t.Errorf("there is no %q in %s", part, page)
+		}
+	}
+	if strings.Contains(page, "<script>") {
+		t.Error("the page is not escaped")
+	}
+	if w := ask(New(o), "GET", "/nothing", ""); w.Code != http.StatusNotFound {
+		t.Errorf("another path: %d", w.Code)
+	}
+}
+
+func TestServeEndsWithItsContext(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	entered := make(chan struct{})
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		close(entered)
+		<-r.Context().Done() // hangs until its connection is closed
+	})
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- Serve(ctx, l, h, slog.New(slog.DiscardHandler)) }()
+	answered := make(chan error, 1)
+	client := &http.Client{Transport: &http.Transport{}}
+	go func() {
+		req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, "http://"+l.Addr().String(), nil)
+		if err != nil {
+			answered <- err
+			return
+		}
+		resp, err := client.Do(req)
+		if err == nil {
+			_, err = io.Copy(io.Discard, resp.Body)
+			err = errors.Join(err, resp.Body.Close())
+		}
+		answered <- err
+	}()
+	<-entered
+	start := time.Now()
+	stop()
+	if err := <-ended; err != nil {
+		t.Errorf("got %v, want nil", err)
+	}
+	if took := time.Since(start); took > stopPatience+3*time.Second {
+		t.Errorf("a request that hangs held the end up for %s", took)
+	}
+	if err := <-answered; err == nil {
+		t.Error("the request that hung was answered")
+	}
+	client.CloseIdleConnections()
+}
+
+func TestServeSaysWhyItFailed(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := Serve(t.Context(), l, http.NotFoundHandler(), slog.New(slog.DiscardHandler)); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("got %v, want net.ErrClosed", err)
+	}
+}
+
+// The README tells operators of every metric.
+func TestREADMEListsTheMetrics(t *testing.T) {
+	t.Parallel()
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := pgtest.New(t)
+	o := options(t, db.Pool)
+	o.Metrics.Observe("", outbox.Attempt{})
+	ours := map[string]bool{}
+	for line := range strings.Lines(ask(New(o), "GET", "/metrics", "").Body.String()) {
+		if name, ok := strings.CutPrefix(line, "# TYPE "); ok {
+			name, _, _ = strings.Cut(name, " ")
+			ours[name] = true
+			runtime := strings.HasPrefix(name, "walhook_go_") || strings.HasPrefix(name, "walhook_process_")
+			if !runtime && !strings.Contains(string(readme), "`"+name+"`") {
+				t.Errorf("README.md does not list %s", name)
+			}
+		}
+	}
+	for _, name := range regexp.MustCompile("`(walhook_[a-z_]+[a-z])`").FindAllStringSubmatch(string(readme), -1) {
+		if !ours[name[1]] {
+			t.Errorf("README.md lists %s, which does not exist", name[1])
+		}
+	}
+}

@@ -1,0 +1,176 @@
+package admin
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/walhook/walhook/cdc"
+	"github.com/walhook/walhook/deliver"
+	"github.com/walhook/walhook/outbox"
+)
+
+// Metrics are those that are measured and not looked up: hand Observe to the
+// engine, and the Metrics to New.
+type Metrics struct{ durations *prometheus.HistogramVec }
+
+// NewMetrics returns Metrics that have seen nothing yet.
+func NewMetrics() *Metrics {
+	return &Metrics{prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "walhook_attempt_duration_seconds",
+		Help: "How long attempts took, by outcome.",
+		// From a receiver next door to the longest timeouts that people set.
+		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
+	}, []string{"outcome"})}
+}
+
+// Observe counts an attempt. Event types are left out: a deployment may have hundreds.
+func (m *Metrics) Observe(_ string, a outbox.Attempt) {
+	outcome := "success"
+	if a.Class != "" {
+		outcome = "failure"
+	}
+	m.durations.WithLabelValues(outcome).Observe(a.Duration.Seconds())
+}
+
+// scrapesAtOnce bounds the scrapes under way: more than one scraper is likely, a
+// crowd is not.
+const scrapesAtOnce = 3
+
+// metricsHandler serves a registry of our own, in which every name begins with
+// walhook_, those of the Go runtime and the process too.
+func metricsHandler(o Options, db *database) http.Handler {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(o.Metrics.durations, &snapshots{o, db}, collectors.NewProcessCollector(collectors.ProcessCollectorOpts{Namespace: "walhook"}))
+	prometheus.WrapRegistererWithPrefix("walhook_", registry).MustRegister(collectors.NewGoCollector())
+	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: scrapesAtOnce})
+}
+
+// A sample describes one metric and says where its value is in a snapshot.
+type sample[S any] struct {
+	desc  *prometheus.Desc
+	kind  prometheus.ValueType
+	value func(*S) float64
+}
+
+func counter[S any](name, help string, value func(*S) float64) sample[S] {
+	return sample[S]{prometheus.NewDesc(name, help, nil, nil), prometheus.CounterValue, value}
+}
+
+func gauge[S any](name, help string, value func(*S) float64) sample[S] {
+	return sample[S]{prometheus.NewDesc(name, help, nil, nil), prometheus.GaugeValue, value}
+}
+
+func send[S any](ch chan<- prometheus.Metric, samples []sample[S], snapshot *S) {
+	for _, s := range samples {
+		ch <- prometheus.MustNewConstMetric(s.desc, s.kind, s.value(snapshot))
+	}
+}
+
+var engineSamples = []sample[deliver.Stats]{
+	counter("walhook_events_total", "Events that came by the stream.", func(s *deliver.Stats) float64 { return float64(s.Events) }),
+	counter("walhook_outcomes_recorded_total", "Outcomes of attempts that were committed.", func(s *deliver.Stats) float64 { return float64(s.Recorded) }),
+	counter("walhook_deliveries_parked_total", "Deliveries written as pending before an attempt.", func(s *deliver.Stats) float64 { return float64(s.Parked) }),
+	counter("walhook_deliveries_leased_total", "Deliveries written as pending beside their attempt.", func(s *deliver.Stats) float64 { return float64(s.Leased) }),
+	counter("walhook_deliveries_fetched_total", "Deliveries fetched from the table because they were due.", func(s *deliver.Stats) float64 { return float64(s.Fetched) }),
+	counter("walhook_deliveries_reconciled_total", "Owed deliveries that the stream never brought: 0 in normal life.", func(s *deliver.Stats) float64 { return float64(s.Found) }),
+	gauge("walhook_window_deliveries", "Deliveries in memory; WALHOOK_WINDOW bounds them.", func(s *deliver.Stats) float64 { return float64(s.Window) }),
+	gauge("walhook_window_bytes", "Payload bytes in memory; WALHOOK_MAX_MEMORY bounds them.", func(s *deliver.Stats) float64 { return float64(s.Bytes) }),
+	gauge("walhook_attempts_in_flight", "Attempts under way; WALHOOK_MAX_IN_FLIGHT bounds them.", func(s *deliver.Stats) float64 { return float64(s.InFlight) }),
+	gauge("walhook_outcomes_unrecorded", "Attempts that have ended and are not committed yet: what a crash now would repeat.", func(s *deliver.Stats) float64 { return float64(s.Unrecorded) }),
+	gauge("walhook_lanes", "Endpoints with something to do.", func(s *deliver.Stats) float64 { return float64(s.Lanes) }),
+	gauge("walhook_lanes_spilled", "Endpoints that are behind, and fed from the table.", func(s *deliver.Stats) float64 { return float64(s.Spilled) }),
+	gauge("walhook_recorded_lsn_bytes", "WAL position up to which every delivery has a row.", func(s *deliver.Stats) float64 { return float64(s.RecordedLSN) }),
+	gauge("walhook_durable_lsn_bytes", "WAL position up to which these rows are durable.", func(s *deliver.Stats) float64 { return float64(s.ConfirmedLSN) }),
+}
+
+var streamSamples = []sample[cdc.Status]{
+	gauge("walhook_stream_received_lsn_bytes", "Newest WAL position that came by the stream.", func(s *cdc.Status) float64 { return float64(s.Received) }),
+	gauge("walhook_stream_confirmed_lsn_bytes", "WAL position that PostgreSQL was told it may forget up to.", func(s *cdc.Status) float64 { return float64(s.Confirmed) }),
+	gauge("walhook_stream_trouble", "1 while something about the stream is wrong; /readyz says what.", func(s *cdc.Status) float64 { return oneIf(s.Err != "") }),
+	gauge("walhook_stream_last_message_timestamp_seconds", "When PostgreSQL was last heard; 0: never.", func(s *cdc.Status) float64 {
+		if s.LastMessage.IsZero() {
+			return 0
+		}
+		return float64(s.LastMessage.UnixMilli()) / 1000
+	}),
+}
+
+var databaseSamples = []sample[outbox.Overview]{
+	gauge("walhook_slot_lag_bytes", "WAL that PostgreSQL keeps for the slot.", func(o *outbox.Overview) float64 { return float64(o.LagBytes) }),
+	gauge("walhook_slot_active", "1 while a walhook is connected to the slot.", func(o *outbox.Overview) float64 { return oneIf(o.SlotActive) }),
+	gauge("walhook_deliveries_pending", "Deliveries that wait for their first attempt or a replay.", func(o *outbox.Overview) float64 { return float64(o.Pending) }),
+	gauge("walhook_deliveries_retrying", "Deliveries that wait for their next attempt.", func(o *outbox.Overview) float64 { return float64(o.Retrying) }),
+	gauge("walhook_overdue_seconds", "How long the first delivery that waits has been due.", func(o *outbox.Overview) float64 { return o.Overdue.Seconds() }),
+	gauge("walhook_stray_rows", "Rows outside of the daily partitions: 0 in normal life.", func(o *outbox.Overview) float64 { return float64(o.Strays) }),
+}
+
+var (
+	attemptsDesc = prometheus.NewDesc("walhook_attempts_total", "Attempts that have ended, by error class; success is one.", []string{"class"}, nil)
+	roleDesc     = prometheus.NewDesc("walhook_role", "1 for what this process is doing, 0 for the other roles.", []string{"role"}, nil)
+	databaseDesc = prometheus.NewDesc("walhook_database_up", "1 where the database answered this scrape.", nil, nil)
+	buildDesc    = prometheus.NewDesc("walhook_build_info", "Always 1.", []string{"version"}, nil)
+)
+
+// errorClasses are there from the start: a series that begins at 1 has no rate.
+var errorClasses = []outbox.ErrorClass{
+	outbox.ErrDNS, outbox.ErrConnect, outbox.ErrTLS, outbox.ErrTimeout, outbox.ErrReset, outbox.ErrProtocol,
+	outbox.ErrRedirect, outbox.ErrHTTP4xx, outbox.ErrHTTP5xx, outbox.ErrBlocked, outbox.ErrBadRequest,
+}
+
+// snapshots collects what is looked up at each scrape, one snapshot of each kind.
+type snapshots struct {
+	o  Options
+	db *database
+}
+
+// Describe lists all of it.
+func (c *snapshots) Describe(ch chan<- *prometheus.Desc) {
+	for _, desc := range []*prometheus.Desc{attemptsDesc, roleDesc, databaseDesc, buildDesc} {
+		ch <- desc
+	}
+	describe(ch, engineSamples)
+	describe(ch, streamSamples)
+	describe(ch, databaseSamples)
+}
+
+func describe[S any](ch chan<- *prometheus.Desc, samples []sample[S]) {
+	for _, s := range samples {
+		ch <- s.desc
+	}
+}
+
+// Collect takes the snapshots. What the database does not answer is left out.
+func (c *snapshots) Collect(ch chan<- prometheus.Metric) {
+	stats, stream := c.o.Stats(), c.o.Stream()
+	send(ch, engineSamples, &stats)
+	send(ch, streamSamples, &stream)
+	ch <- prometheus.MustNewConstMetric(buildDesc, prometheus.GaugeValue, 1, c.o.Version)
+	ch <- prometheus.MustNewConstMetric(attemptsDesc, prometheus.CounterValue, float64(stats.Delivered), "success")
+	for _, class := range errorClasses {
+		ch <- prometheus.MustNewConstMetric(attemptsDesc, prometheus.CounterValue, float64(stats.Errors[class]), string(class))
+	}
+	for role, name := range roles {
+		ch <- prometheus.MustNewConstMetric(roleDesc, prometheus.GaugeValue, oneIf(stream.Role == role), name)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), databasePatience)
+	defer cancel()
+	overview, err := c.db.overview(ctx)
+	ch <- prometheus.MustNewConstMetric(databaseDesc, prometheus.GaugeValue, oneIf(err == nil))
+	if err == nil {
+		send(ch, databaseSamples, &overview)
+	}
+}
+
+// roles are the stream's, in the words of /readyz.
+var roles = map[cdc.Role]string{cdc.Streaming: "active", cdc.Standby: "standby", cdc.Connecting: "connecting"}
+
+func oneIf(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
