@@ -1,0 +1,83 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+
+	"github.com/walhook/walhook/cdc"
+	"github.com/walhook/walhook/deliver"
+	"github.com/walhook/walhook/internal/admin"
+	"github.com/walhook/walhook/internal/config"
+	"github.com/walhook/walhook/outbox"
+)
+
+// A readiness remembers why walhook is not ready, until the database is prepared.
+type readiness struct {
+	mu  sync.Mutex
+	err error
+}
+
+func newReadiness() *readiness { return &readiness{err: errors.New("starting")} }
+
+// waiting says what is waited for; nil: nothing any more.
+func (r *readiness) waiting(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.err = err
+}
+
+func (r *readiness) check() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.err
+}
+
+// ready says what this process is: the active one, or a standby that waits for
+// the slot, which is ready too.
+func ready(ctx context.Context, r *readiness, store *outbox.Store, stream *cdc.Stream) (role string, err error) {
+	if err := r.check(); err != nil {
+		return "", err
+	}
+	if err := store.CheckSchema(ctx); err != nil {
+		return "", err
+	}
+	switch status := stream.Status(); {
+	case status.Err != "":
+		return "", errors.New(status.Err)
+	case status.Role == cdc.Streaming:
+		return "active", nil
+	case status.Role == cdc.Standby:
+		return "standby", nil
+	}
+	return "", errors.New("connecting to the replication slot")
+}
+
+// serveAdmin serves until the context ends, where there is an address to serve on.
+func serveAdmin(ctx context.Context, cfg *config.Config, o admin.Options, log *slog.Logger) (func(context.Context) error, error) {
+	if cfg.AdminAddr == "" {
+		return func(context.Context) error { return nil }, nil
+	}
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.AdminAddr)
+	if err != nil {
+		return nil, fmt.Errorf("WALHOOK_ADMIN_ADDR: %w", err)
+	}
+	return func(ctx context.Context) error { return admin.Serve(ctx, listener, admin.New(o), log) }, nil
+}
+
+// adminOptions are what the admin server asks of the parts.
+func adminOptions(cfg *config.Config, r *readiness, store *outbox.Store, engine *deliver.Engine, stream *cdc.Stream, metrics *admin.Metrics) admin.Options {
+	return admin.Options{
+		Version: version,
+		Token:   string(cfg.AdminToken),
+		Alive:   engine.Alive,
+		Ready:   func(ctx context.Context) (string, error) { return ready(ctx, r, store, stream) },
+		Metrics: metrics,
+		Stats:   engine.Stats,
+		Stream:  stream.Status,
+		Store:   store,
+	}
+}

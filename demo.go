@@ -1,0 +1,45 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	stdlog "log"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/walhook/walhook/internal/config"
+	"github.com/walhook/walhook/internal/demo"
+)
+
+// runDemo tells walhook's story on a throwaway PostgreSQL. Where somebody sits
+// at a terminal it stays until they have seen enough.
+func runDemo(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	flags := newFlags("demo", stderr)
+	verbose := flags.Bool("verbose", false, "show walhook's log")
+	if err := flags.Parse(args); err != nil {
+		return fmt.Errorf("%w: %w", errConfig, err)
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("%w: %s takes no argument %q", errConfig, flags.Name(), flags.Arg(0))
+	}
+	cfg := demo.Config{Start: startForDemo, Out: stdout, Color: demo.Color(stdout), Stay: demo.Terminal(os.Stdin, stdout)}
+	if *verbose {
+		cfg.Log = stderr
+	}
+	signal.Ignore(syscall.SIGPIPE) // a reader that has seen enough must not keep us from cleaning up
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP)
+	defer stop()
+	return demo.Run(ctx, cfg)
+}
+
+// startForDemo is `walhook run`, in this process.
+func startForDemo(ctx context.Context, environ []string, log io.Writer) error {
+	cfg, err := config.Load(environ)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errConfig, err)
+	}
+	stdlog.SetOutput(io.Discard) // as withConfig does
+	return run(ctx, cfg, newLogger(cfg, log))
+}

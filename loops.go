@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/walhook/walhook/deliver"
+	"github.com/walhook/walhook/internal/config"
+	"github.com/walhook/walhook/outbox"
+)
+
+// upkeepEvery is how often partitions are looked after: a day is made two weeks
+// ahead, so that minutes do not matter.
+const upkeepEvery = 10 * time.Minute
+
+// upkeepTimeout bounds one round, most of which is waiting for its turn.
+const upkeepTimeout = 2 * time.Minute
+
+// keepPartitions makes days ahead and drops days past retention, while this
+// process is the active one. A failure is said, and tried again next time.
+func keepPartitions(ctx context.Context, store *outbox.Store, cfg *config.Config, engine *deliver.Engine, log *slog.Logger) error {
+	partitions := outbox.NewPartitions(store, cfg.Retention)
+	for {
+		if engine.Stats().Active {
+			attempt, cancel := context.WithTimeout(ctx, upkeepTimeout)
+			done, err := partitions.Upkeep(attempt)
+			cancel()
+			switch {
+			case ctx.Err() != nil:
+				return nil
+			case err != nil:
+				log.WarnContext(ctx, "partition upkeep failed; it is tried again", "error", err, "in", upkeepEvery.String())
+			case len(done.Made)+len(done.Dropped)+len(done.Stuck) > 0 || done.Moved+done.Deleted > 0:
+				log.InfoContext(ctx, "partition upkeep", "made", len(done.Made), "dropped", done.Dropped, "stuck", done.Stuck,
+					"moved", done.Moved, "deleted", done.Deleted)
+			}
+		}
+		if !pause(ctx, untilUpkeep(engine)) {
+			return nil
+		}
+	}
+}
+
+// untilUpkeep is short until there is a session, so that the first round comes soon.
+func untilUpkeep(engine *deliver.Engine) time.Duration {
+	if engine.Stats().Active {
+		return upkeepEvery
+	}
+	return time.Second
+}
+
+// sealEvery is how long a secret that was inserted as text may stay so.
+const sealEvery = 10 * time.Second
+
+// sealSecrets seals new signing secrets, while this process is the active one.
+func sealSecrets(ctx context.Context, store *outbox.Store, engine *deliver.Engine, log *slog.Logger) error {
+	for wait := sealEvery; pause(ctx, wait); {
+		wait = sealEvery
+		if !engine.Stats().Active {
+			continue
+		}
+		n, err := store.SealSecrets(ctx)
+		if err != nil && ctx.Err() == nil {
+			log.WarnContext(ctx, "cannot seal signing secrets; it is tried again", "error", err)
+		}
+		if n > 0 {
+			log.InfoContext(ctx, "sealed signing secrets", "count", n)
+			wait = time.Millisecond // there may be more
+		}
+	}
+	return nil
+}
+
+// listen wakes the retrier when someone else has changed deliveries or
+// endpoints. It is only a hint: without it they are found some seconds later. So
+// a listener that cannot connect is said once, and is no reason to stop.
+func listen(ctx context.Context, cfg *config.Config, engine *deliver.Engine, log *slog.Logger) error {
+	for said := false; ; {
+		err := listenOnce(ctx, cfg, engine.Hint)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if !said {
+			said = true
+			log.InfoContext(ctx, "not listening for replays just now; they are found within seconds all the same", "reason", err)
+		}
+		if !pause(ctx, time.Second) {
+			return nil
+		}
+	}
+}
+
+func listenOnce(ctx context.Context, cfg *config.Config, hint func()) error {
+	cc, err := pgx.ParseConfig(string(cfg.ReplicationURL)) // direct: a pooler does not carry notifications
+	if err != nil {
+		return err
+	}
+	delete(cc.RuntimeParams, "replication")
+	if cc.ConnectTimeout == 0 {
+		cc.ConnectTimeout = connectTimeout
+	}
+	conn, err := pgx.ConnectConfig(ctx, cc)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	return outbox.Listen(ctx, conn, hint)
+}
+
+// pause waits, and reports whether the context is still alive.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,229 @@
+// Command walhook delivers webhooks from a transactional outbox in PostgreSQL.
+//
+// It stands beside the database, follows webhook_outbox by logical replication,
+// sends a signed POST to each endpoint that an event is owed to, retries with
+// exponential backoff, and writes what happened into webhook_deliveries.
+package main
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	stdlog "log"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/walhook/walhook/cdc"
+	"github.com/walhook/walhook/deliver"
+	"github.com/walhook/walhook/internal/admin"
+	"github.com/walhook/walhook/internal/config"
+	"github.com/walhook/walhook/outbox"
+)
+
+//go:embed schema.sql
+var schema string
+
+// version is set by the linker.
+var version = "dev"
+
+// The exit codes.
+const (
+	exitClean       = 0
+	exitFailure     = 1 // at run time
+	exitConfig      = 2 // bad configuration
+	exitNotPrepared = 3 // the database is not prepared
+	exitHeldBack    = 4 // a guard holds walhook back
+)
+
+const usage = `walhook delivers webhooks from a transactional outbox in PostgreSQL.
+
+  walhook run          follow the outbox and deliver (the default)
+  walhook init         apply the schema, make the publication and the slot
+                       --adopt: take over a database of another WALHOOK_ENVIRONMENT
+  walhook demo         show it all, on a throwaway PostgreSQL
+  walhook healthcheck  ask a running walhook whether it is healthy
+  walhook uninstall    drop the slot and the publication
+                       --tables: and all tables, with everything in them
+  walhook version      print the version
+
+It is configured by the environment; see README.md.
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	os.Exit(command(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// command runs one command and returns its exit code.
+func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	name := "run"
+	if len(args) > 0 {
+		name, args = args[0], args[1:]
+	}
+	var err error
+	switch name {
+	case "run":
+		err = withConfig(newFlags("run", stderr), args, stderr, func(cfg *config.Config, log *slog.Logger) error {
+			tuneMemory(cfg)
+			defer exitAfter(ctx, cfg.Timeout+stopMargin, log)()
+			return run(ctx, cfg, log)
+		})
+	case "demo":
+		err = runDemo(ctx, args, stdout, stderr)
+	case "init":
+		err = runInit(ctx, args, stdout, stderr)
+	case "uninstall":
+		err = runUninstall(ctx, args, stdout, stderr)
+	case "healthcheck":
+		err = runHealthcheck(ctx, args, stdout, stderr)
+	case "version", "--version":
+		fmt.Fprintln(stdout, "walhook", version)
+	case "help", "--help", "-h":
+		fmt.Fprint(stdout, usage)
+	default:
+		err = fmt.Errorf("%w: there is no command %q\n\n%s", errConfig, name, usage)
+	}
+	if err != nil {
+		fmt.Fprintln(stderr, "walhook:", err)
+	}
+	return exitCode(err)
+}
+
+// tuneMemory lets the small heap grow to five times what is live before it is
+// collected, not two: some MiB for most of the collector's work. The limit
+// keeps a window full of payloads from being multiplied too. GOGC and GOMEMLIMIT
+// win, where they are set.
+func tuneMemory(cfg *config.Config) {
+	const beside = 128 << 20 // stacks, buffers and garbage beside the payloads
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(400)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(int64(cfg.MaxMemory) + beside)
+	}
+}
+
+// stopMargin is what a graceful stop may take beyond the attempts under way.
+const stopMargin = 5*time.Second - 200*time.Millisecond
+
+// exitAfter ends the process, whatever hangs, when it was told to stop that long
+// ago. The function that it returns calls this off.
+func exitAfter(ctx context.Context, d time.Duration, log *slog.Logger) (callOff func() bool) {
+	return context.AfterFunc(ctx, func() {
+		time.AfterFunc(d, func() {
+			log.Error("did not stop in time; what was not recorded is sent again by the next process")
+			os.Exit(exitFailure)
+		})
+	})
+}
+
+// errConfig marks what is wrong with the environment or the command line.
+var errConfig = errors.New("bad configuration")
+
+func exitCode(err error) int {
+	switch {
+	case err == nil:
+		return exitClean
+	case errors.Is(err, errConfig):
+		return exitConfig
+	case errors.Is(err, outbox.ErrHeldBack):
+		return exitHeldBack
+	case errors.Is(err, outbox.ErrNotPrepared):
+		return exitNotPrepared
+	default:
+		return exitFailure
+	}
+}
+
+// withConfig runs a command with the configuration and a logger.
+func withConfig(flags *flag.FlagSet, args []string, stderr io.Writer, f func(*config.Config, *slog.Logger) error) error {
+	if err := flags.Parse(args); err != nil {
+		return fmt.Errorf("%w: %w", errConfig, err)
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("%w: %s takes no argument %q", errConfig, flags.Name(), flags.Arg(0))
+	}
+	cfg, err := config.Load(os.Environ())
+	if err != nil {
+		return fmt.Errorf("%w: %w", errConfig, err)
+	}
+	// net/http reports through package log what a receiver sent out of turn, which
+	// may quote what we sent it.
+	stdlog.SetOutput(io.Discard)
+	return f(cfg, newLogger(cfg, stderr))
+}
+
+func newLogger(cfg *config.Config, w io.Writer) *slog.Logger {
+	options := &slog.HandlerOptions{Level: cfg.LogLevel}
+	if cfg.LogFormat == "text" {
+		return slog.New(slog.NewTextHandler(w, options))
+	}
+	return slog.New(slog.NewJSONHandler(w, options))
+}
+
+// run wires the parts, and runs them until the context ends or the first of them
+// fails. Then the engine drains; what it needs for that ends after it.
+func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
+	pool, err := newPool(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	store, err := newStore(cfg, pool)
+	if err != nil {
+		return err
+	}
+	sender := deliver.NewSender(deliver.SenderConfig{
+		Timeout: cfg.Timeout, UserAgent: cfg.UserAgent, ProxyURL: cfg.Proxy(), MaxInFlight: cfg.MaxInFlight,
+		Guard: deliver.GuardConfig{AllowHTTP: cfg.AllowHTTP, Ports: cfg.AllowPorts, Nets: cfg.AllowNets},
+	})
+	defer sender.Close()
+	metrics := admin.NewMetrics()
+	engine := deliver.New(deliver.Config{
+		Limits: deliver.Limits{
+			ParkAfter: cfg.ParkAfter, MaxInFlight: cfg.MaxInFlight, EndpointInFlight: cfg.EndpointInFlight,
+			Window: cfg.Window, MaxMemory: int64(cfg.MaxMemory), Timeout: cfg.Timeout,
+		},
+		Schedule: deliver.Schedule(cfg.RetrySchedule), RecoveryWindow: cfg.RecoveryWindow,
+		Store: store, Sender: sender, Log: log, Observe: metrics.Observe,
+	})
+	stream := cdc.New(cdc.Config{
+		URL: string(cfg.ReplicationURL), Slot: cfg.Slot, Publication: outbox.Publication, CreateSlot: cfg.AutoInit,
+		Creating: store.AwaitSlot, Start: store.StartLSN, Check: store.CheckSchema, Alive: engine.Alive, Logger: log,
+	})
+
+	readiness := newReadiness()
+	serve, err := serveAdmin(ctx, cfg, adminOptions(cfg, readiness, store, engine, stream, metrics), log)
+	if err != nil {
+		return err
+	}
+
+	parts, live := errgroup.WithContext(context.WithoutCancel(ctx)) // outlives ctx, for the drain
+	live, end := context.WithCancel(live)
+	defer end()
+	ctx, stop := context.WithCancel(ctx) // ends with the first part that fails
+	defer context.AfterFunc(live, stop)()
+	parts.Go(func() error { return serve(live) })
+	parts.Go(func() error {
+		defer end()
+		if err := prepare(ctx, cfg, store, readiness, log); err != nil || ctx.Err() != nil {
+			return err
+		}
+		parts.Go(func() error { return stream.Run(live) })
+		parts.Go(func() error { return keepPartitions(live, store, cfg, engine, log) })
+		parts.Go(func() error { return sealSecrets(live, store, engine, log) })
+		parts.Go(func() error { return listen(live, cfg, engine, log) })
+		return engine.Run(ctx, stream)
+	})
+	return parts.Wait()
+}
