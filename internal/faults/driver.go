@@ -1,0 +1,258 @@
+package faults
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Load says what the driver does.
+type Load struct {
+	Rate     float64       // events per second, those that are rolled back included
+	Duration time.Duration // 0: until the context ends
+	Mixed    bool          // also COPY and two-phase commits
+}
+
+const (
+	// writers bounds the transactions that run at once: at 500 events/s about one does.
+	writers = 8
+
+	// mostRows is how many events a transaction inserts at most.
+	mostRows = 5
+
+	rollbackShare  = 0.1 // of the transactions
+	savepointShare = 0.1 // have a savepoint that is rolled back
+	copyShare      = 0.1 // use COPY, where the load is mixed
+	preparedShare  = 0.2 // are committed in two phases, where the load is mixed
+
+	// preparedFor bounds how long a prepared transaction stays prepared.
+	preparedFor = 500 * time.Millisecond
+
+	// payloadBytes is how much one event carries.
+	payloadBytes = 1024
+)
+
+// eventTypes are owed to three, two, two and one of the endpoints of
+// threeEndpoints: two on average.
+var eventTypes = []string{"payment.succeeded", "payment.failed", "subscription.created", "org.created"}
+
+// padding makes a payload of payloadBytes.
+var padding = strings.Repeat("x", payloadBytes-len(`{"n": 1000000, "pad": ""}`))
+
+// A Driver is the application: it writes events in transactions of its own, and
+// notes in the journal what became of them.
+type Driver struct {
+	journal *Journal
+	pool    *pgxpool.Pool
+	orgs    []string
+	numbers atomic.Int64
+}
+
+// drive runs a load until its end.
+func (d *Driver) drive(ctx context.Context, load Load) {
+	if load.Duration > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, load.Duration)
+		defer cancel()
+	}
+	turns := make(chan struct{})
+	var wg sync.WaitGroup
+	for range writers {
+		wg.Go(func() {
+			for range turns {
+				d.transact(context.WithoutCancel(ctx), load)
+			}
+		})
+	}
+	const meanRows = float64(1+mostRows) / 2
+	ticker := time.NewTicker(time.Duration(meanRows / load.Rate * float64(time.Second)))
+	defer ticker.Stop()
+	defer wg.Wait()
+	defer close(turns)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case turns <- struct{}{}:
+		}
+	}
+}
+
+// transactWithin bounds a transaction: a database that is away ends it sooner.
+const transactWithin = 30 * time.Second
+
+// transact runs one transaction of a random kind. What it fails for is the
+// fault's business: the journal tells what became of the events.
+func (d *Driver) transact(ctx context.Context, load Load) {
+	ctx, cancel := context.WithTimeout(ctx, transactWithin)
+	defer cancel()
+	events := d.newEvents(1 + rand.N(mostRows))
+	roll := rand.Float64()
+	switch {
+	case load.Mixed && roll < copyShare:
+		_ = d.copy(ctx, events, rand.Float64() < rollbackShare)
+	case load.Mixed && roll < copyShare+preparedShare:
+		_ = d.twoPhases(ctx, events, rand.Float64() < 0.5)
+	default:
+		_ = d.insert(ctx, events)
+	}
+}
+
+// newEvents makes events, and opens them in the journal.
+func (d *Driver) newEvents(n int) []*Event {
+	events := make([]*Event, n)
+	for i := range events {
+		events[i] = &Event{
+			ID: uuid.Must(uuid.NewV7()), Org: d.orgs[rand.N(len(d.orgs))], Type: eventTypes[rand.N(len(eventTypes))], N: d.numbers.Add(1),
+		}
+	}
+	d.journal.open(events)
+	return events
+}
+
+func (e *Event) payload() string { return fmt.Sprintf(`{"n": %d, "pad": "%s"}`, e.N, padding) }
+
+// insert runs an ordinary transaction, with a savepoint now and then.
+func (d *Driver) insert(ctx context.Context, events []*Event) error {
+	tx, err := d.pool.Begin(ctx)
+	if err != nil {
+		d.rolledBack(events)
+		return err
+	}
+	defer tx.Rollback(ctx)
+	if err := insertRows(ctx, tx, events); err != nil {
+		d.rolledBack(events)
+		return err
+	}
+	if rand.Float64() < savepointShare {
+		if err := d.savepoint(ctx, tx); err != nil {
+			d.rolledBack(events)
+			return err
+		}
+	}
+	if rand.Float64() < rollbackShare {
+		d.rolledBack(events)
+		return tx.Rollback(ctx)
+	}
+	return d.commit(ctx, tx, events)
+}
+
+// savepoint inserts events behind a savepoint, and rolls back to it.
+func (d *Driver) savepoint(ctx context.Context, tx pgx.Tx) error {
+	events := d.newEvents(1 + rand.N(2))
+	d.rolledBack(events)
+	inner, err := tx.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	if err := insertRows(ctx, inner, events); err != nil {
+		return err
+	}
+	return inner.Rollback(ctx)
+}
+
+// commit ends a transaction. A commit that fails may have happened.
+func (d *Driver) commit(ctx context.Context, tx pgx.Tx, events []*Event) error {
+	began := time.Now()
+	if err := tx.Commit(ctx); err != nil {
+		d.journal.end(events, Unknown, began, 0)
+		return err
+	}
+	d.journal.end(events, Committed, began, insertLSN(ctx, d.pool))
+	return nil
+}
+
+func (d *Driver) rolledBack(events []*Event) {
+	d.journal.end(events, RolledBack, time.Time{}, 0)
+}
+
+// copy uses COPY instead of INSERT, for any number of events.
+func (d *Driver) copy(ctx context.Context, events []*Event, rollBack bool) error {
+	tx, err := d.pool.Begin(ctx)
+	if err != nil {
+		d.rolledBack(events)
+		return err
+	}
+	defer tx.Rollback(ctx)
+	_, err = tx.CopyFrom(ctx, pgx.Identifier{"webhook_outbox"}, []string{"id", "organization_id", "event_type", "payload"},
+		pgx.CopyFromSlice(len(events), func(i int) ([]any, error) {
+			return []any{events[i].ID, events[i].Org, events[i].Type, events[i].payload()}, nil
+		}))
+	if err != nil || rollBack {
+		d.rolledBack(events)
+		return err
+	}
+	return d.commit(ctx, tx, events)
+}
+
+// twoPhases prepares a transaction, lets it lie for a moment, and ends it.
+func (d *Driver) twoPhases(ctx context.Context, events []*Event, rollBack bool) error {
+	d.rolledBack(events) // until it is prepared, nobody else can commit it
+	conn, err := d.pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	gid := events[0].ID.String()
+	if _, err := conn.Exec(ctx, "BEGIN"); err != nil {
+		return err
+	}
+	if err := insertRows(ctx, conn, events); err != nil {
+		return err
+	}
+	if _, err := conn.Exec(ctx, "PREPARE TRANSACTION '"+gid+"'"); err != nil {
+		return err
+	}
+	time.Sleep(rand.N(preparedFor))
+	if rollBack {
+		_, err := conn.Exec(ctx, "ROLLBACK PREPARED '"+gid+"'")
+		return err
+	}
+	began := time.Now()
+	if _, err := conn.Exec(ctx, "COMMIT PREPARED '"+gid+"'"); err != nil {
+		d.journal.end(events, Unknown, began, 0)
+		return err
+	}
+	d.journal.end(events, Committed, began, insertLSN(ctx, d.pool))
+	return nil
+}
+
+type batcher interface {
+	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
+}
+
+func insertRows(ctx context.Context, to batcher, events []*Event) error {
+	var b pgx.Batch
+	for _, e := range events {
+		b.Queue(`INSERT INTO webhook_outbox (id, organization_id, event_type, payload) VALUES ($1, $2, $3, $4)`, e.ID, e.Org, e.Type, e.payload())
+	}
+	return to.SendBatch(ctx, &b).Close()
+}
+
+// insertLSN returns where the WAL ends now; 0 where the database does not say.
+// Everything that was committed before ends before it.
+func insertLSN(ctx context.Context, pool *pgxpool.Pool) pglogrepl.LSN {
+	var text string
+	if err := pool.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&text); err != nil {
+		return 0
+	}
+	lsn, err := pglogrepl.ParseLSN(text)
+	if err != nil {
+		return 0
+	}
+	return lsn
+}

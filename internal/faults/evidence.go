@@ -1,0 +1,62 @@
+package faults
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// Evidence is what the oracle judges: the journal and the tables.
+type Evidence struct {
+	Endpoints []Endpoint
+	Events    []Event
+	Requests  []Request
+	Outbox    map[uuid.UUID][]uuid.UUID // event → endpoints that the table says it is owed to
+	Rows      []Row
+	Online    []string // what was seen to be wrong while running
+
+	Crashes     int // kills, freezes and cuts
+	PerCrash    int // W: how many duplicates each may cause
+	LastAttempt int // after how many attempts a delivery may be failed
+}
+
+// A Row is one of webhook_deliveries.
+type Row struct {
+	ID, Event, Endpoint uuid.UUID
+	Status              outbox.Status
+	Attempts            int
+}
+
+// walhook's own events tell of failures, and are owed to no endpoint of a trial.
+const selectOutbox = `SELECT id, endpoint_ids FROM webhook_outbox WHERE event_type NOT LIKE 'webhook.%'`
+
+const selectRows = `SELECT id, event_id, endpoint_id, status, attempts FROM webhook_deliveries`
+
+// readTables reads what the tables say.
+func (e *Evidence) readTables(ctx context.Context, pool *pgxpool.Pool) error {
+	rows, err := pool.Query(ctx, selectOutbox)
+	if err != nil {
+		return fmt.Errorf("read the outbox: %w", err)
+	}
+	e.Outbox = map[uuid.UUID][]uuid.UUID{}
+	var id uuid.UUID
+	var endpoints []uuid.UUID
+	if _, err := pgx.ForEachRow(rows, []any{&id, &endpoints}, func() error {
+		e.Outbox[id] = endpoints
+		return nil
+	}); err != nil {
+		return fmt.Errorf("read the outbox: %w", err)
+	}
+	if rows, err = pool.Query(ctx, selectRows); err != nil {
+		return fmt.Errorf("read the deliveries: %w", err)
+	}
+	if e.Rows, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Row]); err != nil {
+		return fmt.Errorf("read the deliveries: %w", err)
+	}
+	return nil
+}

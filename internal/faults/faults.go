@@ -1,0 +1,64 @@
+// Package faults runs the built walhook against a real PostgreSQL and real
+// receivers, breaks something under load, and lets an oracle judge what came of it.
+//
+//	file      responsibility
+//	trial     one scenario's parts: database, receivers, driver, walhook processes
+//	driver    the application: commits events and rolls others back, at a rate
+//	receiver  the endpoints: answer, fail now and then, or hang
+//	process   one walhook: start, kill, freeze, stop
+//	monitor   every 200 ms: what is confirmed has its rows
+//	journal   what the driver and the receivers saw
+//	evidence  the journal and the tables, side by side
+//	oracle    pure: evidence → verdict
+//
+// The scenarios are tests. A plain `go test` runs the short ones; all of them:
+//
+//	go test ./internal/faults -run TestFaults -faults -v -timeout 60m
+//	go test ./internal/faults -run TestFaults/KillMinus9 -faults -faults.duration 5m -faults.rate 500 -v
+package faults
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// An Endpoint is a row of webhook_endpoints, and a path of the receiver.
+type Endpoint struct {
+	ID     uuid.UUID
+	Org    string
+	Types  []string // as in the table
+	Secret string
+}
+
+// owed says whether an event is owed to the endpoint. It is the oracle's own
+// reading of the contract, beside the trigger's.
+func (e *Endpoint) owed(org, eventType string) bool {
+	category, _, _ := strings.Cut(eventType, ".")
+	return e.Org == org && (slices.Contains(e.Types, eventType) || slices.Contains(e.Types, category+".*") ||
+		slices.Contains(e.Types, "*") && category != "webhook")
+}
+
+const (
+	// timeout is WALHOOK_TIMEOUT: half of the default, so that leases end sooner.
+	timeout = 5 * time.Second
+
+	// maxInFlight is WALHOOK_MAX_IN_FLIGHT, its default. unrecorded is what walhook
+	// may have answered and not yet recorded beside that. Together they are W: how
+	// many duplicates one crash may cause.
+	maxInFlight = 1024
+	unrecorded  = 2048
+
+	// retrySchedule heals the failures that receivers make within seconds, and is
+	// long enough that 2 % of failures never use it up.
+	retrySchedule = "1s,1s,2s,2s,5s,5s,5s,5s,5s,5s,5s,5s,5s,5s"
+	lastAttempt   = 15
+
+	// exitMargin is what a SIGTERM may take beyond the timeout.
+	exitMargin = 5 * time.Second
+
+	// maxMemory bounds the resident memory of a walhook at any time of any scenario.
+	maxMemory = 256 << 20
+)

@@ -1,0 +1,74 @@
+package faults
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+)
+
+// The flags of the suite. WALHOOK_FAULTS=1 is -faults for `go test ./...`, where
+// other packages do not know the flag.
+var (
+	faults   = flag.Bool("faults", os.Getenv("WALHOOK_FAULTS") != "", "run every scenario in full")
+	duration = flag.Duration("faults.duration", 0, "how long the load runs, where it is not the scenario's own time")
+	rate     = flag.Float64("faults.rate", 300, "events per second")
+	every    = flag.Duration("faults.every", time.Second, "how far kills are apart")
+	binary   = flag.String("faults.binary", "", "the walhook to be tested; empty: it is built")
+)
+
+// folder is for what all tests share: the binary.
+var folder string
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	code, err := runTests(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func runTests(m *testing.M) (code int, err error) {
+	if folder, err = os.MkdirTemp("", "walhook-faults-"); err != nil {
+		return 1, err
+	}
+	defer os.RemoveAll(folder)
+	return m.Run(), nil
+}
+
+// build builds walhook, once.
+var build = sync.OnceValues(func() (string, error) {
+	if *binary != "" {
+		return filepath.Abs(*binary)
+	}
+	path := filepath.Join(folder, "walhook")
+	output, err := exec.Command("go", "build", "-o", path, "github.com/walhook/walhook").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("build walhook: %w: %s", err, output)
+	}
+	return path, nil
+})
+
+// setup is the stand of a scenario.
+func setup(t *testing.T, park time.Duration) Setup {
+	t.Helper()
+	path, err := build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Setup{Binary: path, ParkAfter: park}
+}
+
+// lasting is how long a scenario's load runs.
+func lasting(usual time.Duration) time.Duration {
+	if *duration > 0 {
+		return *duration
+	}
+	return usual
+}

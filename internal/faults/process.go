@@ -1,0 +1,151 @@
+package faults
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+)
+
+// A Process is one running walhook. It does not outlive the test process.
+type Process struct {
+	Name    string // its User-Agent and its application_name
+	command *exec.Cmd
+	log     string // file
+	admin   string // address; "": off
+	began   time.Time
+	exited  chan struct{} // closed when it has ended and was waited for
+	ended   error
+}
+
+// startProcess starts a walhook whose environment is env and nothing else. The
+// thread that forks lives as long as the process, because the kernel binds
+// Pdeathsig to it.
+func startProcess(binary, folder, name, admin string, env []string) (*Process, error) {
+	p := &Process{Name: name, admin: admin, log: filepath.Join(folder, name+".log"), began: time.Now(), exited: make(chan struct{})}
+	log, err := os.Create(p.log)
+	if err != nil {
+		return nil, err
+	}
+	p.command = exec.Command(binary, "run")
+	p.command.Env = append(env, "WALHOOK_ADMIN_ADDR="+admin, "WALHOOK_USER_AGENT="+name)
+	p.command.Stdout, p.command.Stderr = log, log
+	p.command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		defer log.Close()
+		err := p.command.Start()
+		started <- err
+		if err != nil {
+			return
+		}
+		p.ended = p.command.Wait()
+		close(p.exited)
+	}()
+	return p, <-started
+}
+
+func (p *Process) running() bool {
+	select {
+	case <-p.exited:
+		return false
+	default:
+		return true
+	}
+}
+
+func (p *Process) signal(s os.Signal) error {
+	if err := p.command.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("send %s to %s: %w", s, p.Name, err)
+	}
+	return nil
+}
+
+// kill is kill -9.
+func (p *Process) kill() error {
+	if err := p.signal(syscall.SIGKILL); err != nil {
+		return err
+	}
+	<-p.exited
+	return nil
+}
+
+// stop is a graceful one. It returns how long it took, and an error where that
+// was too long or the exit code is not 0.
+func (p *Process) stop(within time.Duration) (time.Duration, error) {
+	began := time.Now()
+	if err := p.signal(syscall.SIGTERM); err != nil {
+		return 0, err
+	}
+	select {
+	case <-p.exited:
+		took := time.Since(began)
+		if p.ended != nil {
+			return took, fmt.Errorf("%s ended after SIGTERM with %w", p.Name, p.ended)
+		}
+		return took, nil
+	case <-time.After(within):
+		return time.Since(began), errors.Join(fmt.Errorf("%s still runs %s after SIGTERM", p.Name, within), p.kill())
+	}
+}
+
+// resident is the process's memory in bytes; 0 where it cannot be measured.
+func (p *Process) resident() int64 {
+	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", p.command.Process.Pid))
+	fields := strings.Fields(string(content))
+	if err != nil || len(fields) < 2 {
+		return 0
+	}
+	pages, err := strconv.ParseInt(fields[1], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return pages * int64(os.Getpagesize())
+}
+
+// metric returns a metric without labels, and whether there is one.
+func (p *Process) metric(ctx context.Context, name string) (float64, bool) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.admin+"/metrics", nil)
+	if err != nil {
+		return 0, false
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, false
+	}
+	defer resp.Body.Close()
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(resp.Body)
+	family := families[name]
+	if err != nil || family == nil || len(family.Metric) == 0 {
+		return 0, false
+	}
+	m := family.Metric[0]
+	return m.GetGauge().GetValue() + m.GetCounter().GetValue() + m.GetUntyped().GetValue(), true
+}
+
+// tail is the end of the process's log.
+func (p *Process) tail() string {
+	const most = 6000
+	content, err := os.ReadFile(p.log)
+	if err != nil {
+		return err.Error()
+	}
+	return string(bytes.TrimSpace(content[max(0, len(content)-most):]))
+}

@@ -1,0 +1,364 @@
+package faults
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/url"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/walhook/walhook/internal/postgres"
+	"github.com/walhook/walhook/internal/postgres/pgtest"
+)
+
+const slotName = "walhook"
+
+// Setup says what a trial stands on.
+type Setup struct {
+	Binary    string
+	ParkAfter time.Duration
+	Durable   bool       // PostgreSQL itself is killed
+	Local     bool       // walhook's and the oracle's own commits wait for no standby
+	Endpoints []Endpoint // ids and secrets are made; nil: threeEndpoints
+	Env       []string   // more for walhook
+}
+
+// threeEndpoints want three quarters, a half and three quarters of the events.
+func threeEndpoints() []Endpoint {
+	return []Endpoint{
+		{Org: "org_1", Types: []string{"*"}},
+		{Org: "org_1", Types: []string{"payment.*"}},
+		{Org: "org_1", Types: []string{"payment.succeeded", "subscription.*"}},
+	}
+}
+
+// A Trial is the parts of one scenario. Its methods end the test where the
+// trial itself cannot go on; what walhook did wrong is for the oracle.
+type Trial struct {
+	testing.TB
+	setup     Setup
+	server    *postgres.Server
+	pool      *pgxpool.Pool
+	journal   *Journal
+	receiver  *Receiver
+	driver    *Driver
+	monitor   *Monitor
+	endpoints []Endpoint
+	folder    string
+	crashes   int
+	faults    []string // what was measured and is not as it must be
+
+	mu        sync.Mutex
+	processes []*Process
+	load      sync.WaitGroup
+}
+
+// newTrial prepares everything but walhook and the load.
+func newTrial(t testing.TB, s Setup) *Trial {
+	t.Helper()
+	x := &Trial{TB: t, setup: s, journal: &Journal{}, folder: t.ArtifactDir()}
+	x.server = pgtest.Server(t, postgres.Options{Durable: s.Durable, Settings: map[string]string{
+		"max_prepared_transactions": "20",
+		"checkpoint_timeout":        "30min", // a crash is always minutes after the last checkpoint
+		"max_wal_size":              "4GB",
+	}})
+	pool, err := pgxpool.New(t.Context(), x.url()+"&pool_max_conns=24")
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.pool = pool
+	t.Cleanup(pool.Close)
+	x.receiver = newReceiver(x.journal)
+	t.Cleanup(x.receiver.close)
+	x.initialize()
+	x.driver = &Driver{journal: x.journal, pool: pool}
+	for _, e := range x.endpoints {
+		if !slices.Contains(x.driver.orgs, e.Org) {
+			x.driver.orgs = append(x.driver.orgs, e.Org)
+		}
+	}
+	x.monitor = newMonitor(x)
+	watching, stop := context.WithCancel(context.Background())
+	var watch sync.WaitGroup
+	watch.Go(func() { x.monitor.run(watching) })
+	t.Cleanup(func() {
+		stop()
+		watch.Wait()
+		x.load.Wait()
+		x.end()
+	})
+	return x
+}
+
+// recordAudit notes in the database what walhook must never do, and who writes.
+const recordAudit = `
+CREATE TABLE faults_changed_success (delivery uuid, status text, application text);
+CREATE FUNCTION faults_changed_success() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO public.faults_changed_success VALUES (new.id, new.status, current_setting('application_name'));
+    RETURN NULL;
+END $$;
+CREATE TRIGGER faults_changed_success AFTER UPDATE ON webhook_deliveries
+    FOR EACH ROW WHEN (old.status = 'success') EXECUTE FUNCTION faults_changed_success();
+
+CREATE TABLE faults_writes (at timestamptz DEFAULT clock_timestamp(), application text, rows bigint);
+CREATE FUNCTION faults_writes() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO public.faults_writes (application, rows) SELECT current_setting('application_name'), count(*) FROM written HAVING count(*) > 0;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER faults_inserts AFTER INSERT ON webhook_deliveries REFERENCING NEW TABLE AS written
+    FOR EACH STATEMENT EXECUTE FUNCTION faults_writes();
+CREATE TRIGGER faults_updates AFTER UPDATE ON webhook_deliveries REFERENCING NEW TABLE AS written
+    FOR EACH STATEMENT EXECUTE FUNCTION faults_writes()`
+
+// initialize lets walhook make its tables, and adds endpoints and the audit.
+func (x *Trial) initialize() {
+	x.Helper()
+	prepare := exec.CommandContext(x.Context(), x.setup.Binary, "init")
+	prepare.Env = x.env("init")
+	if output, err := prepare.CombinedOutput(); err != nil {
+		x.Fatalf("walhook init: %v: %s", err, output)
+	}
+	x.endpoints = x.setup.Endpoints
+	if x.endpoints == nil {
+		x.endpoints = threeEndpoints()
+	}
+	for i := range x.endpoints {
+		e := &x.endpoints[i]
+		err := x.pool.QueryRow(x.Context(), `SELECT endpoint_id, secret FROM webhook_create_endpoint($1, $2, $3)`, e.Org, x.receiver.url(i), e.Types).
+			Scan(&e.ID, &e.Secret)
+		if err != nil {
+			x.Fatalf("create an endpoint: %v", err)
+		}
+		x.receiver.add(*e)
+	}
+	x.exec(recordAudit)
+}
+
+func (x *Trial) exec(sql string, args ...any) {
+	x.Helper()
+	if _, err := x.pool.Exec(x.Context(), sql, args...); err != nil {
+		x.Fatalf("%s: %v", sql, err)
+	}
+}
+
+func (x *Trial) url() string {
+	if x.setup.Local {
+		return x.server.URL() + "&synchronous_commit=local"
+	}
+	return x.server.URL()
+}
+
+// env is a walhook's environment, for one whose connections bear a name.
+func (x *Trial) env(name string) []string {
+	return append([]string{
+		"WALHOOK_DATABASE_URL=" + x.url() + "&application_name=" + url.QueryEscape(name),
+		"WALHOOK_SLOT=" + slotName,
+		"WALHOOK_PARK_AFTER=" + x.setup.ParkAfter.String(),
+		"WALHOOK_TIMEOUT=" + timeout.String(),
+		"WALHOOK_RETRY_SCHEDULE=" + retrySchedule,
+		"WALHOOK_MAX_IN_FLIGHT=" + strconv.Itoa(maxInFlight),
+		"WALHOOK_ALLOW_HTTP=true",
+		"WALHOOK_ALLOW_NETS=127.0.0.0/8",
+		"WALHOOK_LOG_FORMAT=text",
+	}, x.setup.Env...)
+}
+
+// start starts a walhook.
+func (x *Trial) start() *Process {
+	x.Helper()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	name := fmt.Sprintf("walhook-%d", len(x.processes)+1)
+	p, err := startProcess(x.setup.Binary, x.folder, name, freeAddress(x), x.env(name))
+	if err != nil {
+		x.Fatalf("start walhook: %v", err)
+	}
+	x.processes = append(x.processes, p)
+	return p
+}
+
+// freeAddress is for an admin server: below the ports of outgoing connections,
+// and of the throwaway PostgreSQLs.
+func freeAddress(t testing.TB) string {
+	const lowest, count, tries = 10000, 10000, 100
+	for range tries {
+		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(lowest+rand.N(count)))
+		if l, err := net.Listen("tcp", address); err == nil {
+			l.Close()
+			return address
+		}
+	}
+	t.Fatal("no free port")
+	return ""
+}
+
+// living returns the processes that run.
+func (x *Trial) living() []*Process {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(x.processes), func(p *Process) bool { return !p.running() })
+}
+
+// end kills what still runs, and shows the logs of a trial that failed.
+func (x *Trial) end() {
+	for _, p := range x.living() {
+		_ = p.signal(syscall.SIGCONT)
+		if err := p.kill(); err != nil {
+			x.Error(err)
+		}
+	}
+	if !x.Failed() {
+		return
+	}
+	for _, p := range x.processes[max(0, len(x.processes)-3):] {
+		x.Logf("%s (%v):\n%s", p.Name, p.ended, p.tail())
+	}
+}
+
+// slot looks at the slot, until the database answers.
+func (x *Trial) slot() (s Slot) {
+	x.Helper()
+	x.eventually(20*time.Second, "the database tells of the slot", func() bool {
+		var err error
+		s, err = readSlot(x.Context(), x.pool)
+		return err == nil
+	})
+	return s
+}
+
+func (x *Trial) eventually(within time.Duration, what string, cond func() bool) {
+	x.Helper()
+	pgtest.Eventually(x, within, what, cond)
+}
+
+// ready waits until a walhook that was just started holds the slot.
+func (x *Trial) ready() {
+	x.Helper()
+	before := x.slot().Epoch
+	x.eventually(20*time.Second, "walhook holds the slot", func() bool {
+		s := x.slot()
+		return s.PID != 0 && s.Epoch > 0 && s.Epoch >= before
+	})
+}
+
+// drive runs a load in the background, and returns a channel that is closed at
+// its end.
+func (x *Trial) drive(load Load) <-chan struct{} {
+	done := make(chan struct{})
+	x.load.Go(func() {
+		defer close(done)
+		x.driver.drive(x.Context(), load)
+	})
+	return done
+}
+
+// expect notes a measurement that is not as it must be, and goes on.
+func (x *Trial) expect(good bool, format string, args ...any) {
+	if !good {
+		x.faults = append(x.faults, fmt.Sprintf(format, args...))
+	}
+}
+
+// evidence resolves what is unknown by looking at the tables, which must be at rest.
+func (x *Trial) evidence() *Evidence {
+	x.Helper()
+	e := &Evidence{Endpoints: x.endpoints, Crashes: x.crashes, PerCrash: maxInFlight + unrecorded, LastAttempt: lastAttempt}
+	e.Events, e.Requests = x.journal.copy()
+	if err := e.readTables(x.Context(), x.pool); err != nil {
+		x.Fatal(err)
+	}
+	x.monitor.mu.Lock()
+	defer x.monitor.mu.Unlock()
+	e.Online = slices.Clone(x.monitor.problems)
+	var changed int
+	if err := x.pool.QueryRow(x.Context(), `SELECT count(*) FROM faults_changed_success`).Scan(&changed); err != nil {
+		x.Fatal(err)
+	}
+	if changed > 0 {
+		e.Online = append(e.Online, fmt.Sprintf("%d rows were changed that were a success", changed))
+	}
+	return e
+}
+
+const selectProgress = `
+SELECT count(*) FILTER (WHERE next_attempt_at IS NULL), count(next_attempt_at) FROM webhook_deliveries`
+
+// drain waits until every owed delivery has ended, and the slot has passed it.
+func (x *Trial) drain(within time.Duration) time.Duration {
+	x.Helper()
+	x.load.Wait()
+	began := time.Now()
+	owed := x.owed()
+	deadline := time.After(within)
+	look := time.NewTicker(50 * time.Millisecond)
+	defer look.Stop()
+	end := insertLSN(x.Context(), x.pool)
+	ended, open, slot := 0, 0, Slot{}
+	for ended < owed || open > 0 || slot.Confirmed < end {
+		select {
+		case <-deadline:
+			x.expect(false, "not drained within %s: %d of %d deliveries have ended, %d rows are open, %s of %s is confirmed", within, ended, owed, open, slot.Confirmed, end)
+			return time.Since(began)
+		case <-look.C:
+		}
+		if err := x.pool.QueryRow(x.Context(), selectProgress).Scan(&ended, &open); err != nil {
+			continue
+		}
+		slot = x.slot()
+	}
+	return time.Since(began)
+}
+
+// owed is how many deliveries are owed, as the outbox and the oracle's own
+// reading of the subscriptions tell.
+func (x *Trial) owed() int {
+	x.Helper()
+	e := x.evidence()
+	e.Requests, e.Rows, e.Online = nil, nil, nil
+	return judge(e).Deliveries
+}
+
+// finish drains, stops the last walhook, judges, and prints the trial's line.
+func (x *Trial) finish(within time.Duration, figures ...string) {
+	x.Helper()
+	drained := x.drain(within)
+	for _, p := range x.living() {
+		_, err := p.stop(timeout + exitMargin)
+		x.expect(err == nil, "%v", err)
+	}
+	verdict := judge(x.evidence())
+	x.monitor.mu.Lock()
+	peak, looks, stall := x.monitor.peak, x.monitor.looks, x.monitor.stall
+	x.monitor.mu.Unlock()
+	x.expect(looks > 0, "the monitor saw nothing")
+	x.expect(peak < maxMemory, "a walhook used %d MiB", peak>>20)
+	figures = append([]string{
+		fmt.Sprintf("park=%s events=%d deliveries=%d requests=%d duplicates=%d failed=%d crashes=%d", x.setup.ParkAfter,
+			verdict.Events, verdict.Deliveries, verdict.Requests, verdict.Duplicates, verdict.Failed, x.crashes),
+	}, figures...)
+	x.Logf("%s drain=%.1fs stall=%.1fs looks=%d rss=%dMiB", strings.Join(figures, " "), drained.Seconds(), stall.Seconds(), looks, peak>>20)
+	if err := verdict.Err(); err != nil {
+		x.Error(err)
+	}
+	for _, f := range x.faults {
+		x.Error(f)
+	}
+}
+
+// allHaveRows says whether all of the events' deliveries have their rows.
+func (x *Trial) allHaveRows(events []Event) bool {
+	missing, err := x.monitor.withoutRows(x.Context(), events)
+	return err == nil && len(missing) == 0
+}
