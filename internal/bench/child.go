@@ -1,0 +1,140 @@
+//go:build linux
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"time"
+)
+
+// childFlag makes this program one of the other processes of the measurement:
+// bench -child NAME JSON.
+const childFlag = "-child"
+
+// A job is what a child is told. Not every child needs all of it.
+type job struct {
+	URL         string
+	DatabaseURL string
+	Secret      string
+	N           int
+	Parallel    bool   // the poller: the POSTs of a batch at once
+	Profile     string // a file
+}
+
+// An outcome is what a client or poller reports: from the first request to the last.
+type outcome struct {
+	Took time.Duration
+	CPU  time.Duration
+	Err  string
+}
+
+// child is main of a child. It says one line when it is ready, waits for a line,
+// does its work, says what came of it, and ends; or at once when its parent does.
+func child(name, argument string) int {
+	var j job
+	if err := json.Unmarshal([]byte(argument), &j); err != nil {
+		fmt.Fprintln(os.Stderr, "bench child:", err)
+		return 2
+	}
+	in := bufio.NewReader(os.Stdin)
+	ready := func(line string) error {
+		fmt.Println(line)
+		_, err := in.ReadString('\n')
+		go func() {
+			_, _ = io.Copy(io.Discard, in) // until the parent has gone
+			os.Exit(1)
+		}()
+		return err
+	}
+	var err error
+	switch name {
+	case "receiver":
+		err = receive(ready)
+	case "client":
+		err = post(j, ready)
+	case "poller":
+		err = poll(j, ready)
+	default:
+		err = fmt.Errorf("there is no %q", name)
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "bench child %s: %v\n", name, err)
+		return 1
+	}
+	return 0
+}
+
+// tell reports an outcome to the parent.
+func tell(o outcome) error { return json.NewEncoder(os.Stdout).Encode(o) }
+
+// A process is a child as its parent sees it.
+type process struct {
+	cmd   *exec.Cmd
+	in    io.WriteCloser
+	out   *bufio.Reader
+	ready string // what it said
+}
+
+// startChild starts a child and waits until it is ready.
+func startChild(ctx context.Context, name string, j job) (*process, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	argument, err := json.Marshal(j)
+	if err != nil {
+		return nil, err
+	}
+	p := &process{cmd: exec.CommandContext(ctx, self, childFlag, name, string(argument))}
+	p.cmd.Stderr = os.Stderr
+	if p.in, err = p.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	out, err := p.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	p.out = bufio.NewReader(out)
+	if err := p.cmd.Start(); err != nil {
+		return nil, err
+	}
+	if p.ready, err = p.out.ReadString('\n'); err != nil {
+		p.stop()
+		return nil, fmt.Errorf("the %s did not start: %w", name, err)
+	}
+	return p, nil
+}
+
+// begin lets a child that is ready go on.
+func (p *process) begin() error {
+	_, err := fmt.Fprintln(p.in, "go")
+	return err
+}
+
+// run has a client or a poller do its work.
+func (p *process) run() (outcome, error) {
+	var o outcome
+	if err := p.begin(); err != nil {
+		return o, err
+	}
+	if err := json.NewDecoder(p.out).Decode(&o); err != nil {
+		return o, fmt.Errorf("no outcome: %w", err)
+	}
+	if o.Err != "" {
+		return o, fmt.Errorf("a request failed: %s", o.Err)
+	}
+	return o, nil
+}
+
+// stop ends the child.
+func (p *process) stop() {
+	_ = p.in.Close()
+	_ = p.cmd.Process.Kill()
+	_ = p.cmd.Wait() // it was killed
+}

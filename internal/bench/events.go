@@ -1,0 +1,81 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// What every event has.
+const (
+	eventType    = "payment.succeeded"
+	organization = "org_bench"
+	payloadBytes = 1024
+)
+
+// payload is the i-th event's: 1 KiB, written as PostgreSQL prints jsonb, so that
+// everybody's bodies have the same bytes.
+func payload(i int) []byte {
+	const letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+	random := rand.New(rand.NewPCG(1, uint64(i)))
+	text := fmt.Appendf(make([]byte, 0, payloadBytes), `{"n": %d, "note": "`, i)
+	for len(text) < payloadBytes-len(`"}`) {
+		text = append(text, letters[random.IntN(len(letters))])
+	}
+	return append(text, `"}`...)
+}
+
+// event is the i-th event, where no database makes its id.
+func event(i int) *outbox.Event {
+	return &outbox.Event{
+		ID: uuid.Must(uuid.NewV7()), OrganizationID: organization, Type: eventType,
+		Payload: payload(i), CreatedAt: time.Now(),
+	}
+}
+
+// waitingEvents fills a table that has the outbox's first columns with n events
+// and returns a position inside of the last transaction: who has confirmed beyond
+// it has confirmed all. The session does not wait for the disk: a CHECKPOINT
+// follows before anything is measured.
+func waitingEvents(ctx context.Context, conn *pgx.Conn, table string, n, perTx int) (pglogrepl.LSN, error) {
+	if _, err := conn.Exec(ctx, "SET synchronous_commit = off"); err != nil {
+		return 0, err
+	}
+	insert := "INSERT INTO " + table + " (organization_id, event_type, payload) SELECT $1, $2, unnest($3::text[])::jsonb"
+	var last pglogrepl.LSN
+	for i := 0; i < n; {
+		texts := make([]string, 0, perTx)
+		for ; len(texts) < perTx && i < n; i++ {
+			texts = append(texts, string(payload(i)))
+		}
+		var b pgx.Batch // one implicit transaction
+		b.Queue(insert, organization, eventType, texts)
+		if i == n {
+			b.Queue("SELECT pg_current_wal_insert_lsn()::text").QueryRow(func(row pgx.Row) (err error) {
+				last, err = scanLSN(row)
+				return err
+			})
+		}
+		if err := conn.SendBatch(ctx, &b).Close(); err != nil {
+			return 0, fmt.Errorf("insert events: %w", err)
+		}
+	}
+	return last, nil
+}
+
+func scanLSN(row pgx.Row) (pglogrepl.LSN, error) {
+	var text string
+	if err := row.Scan(&text); err != nil {
+		return 0, err
+	}
+	return pglogrepl.ParseLSN(text)
+}

@@ -1,0 +1,181 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// The paths of the receiver. All answer 200 with an empty body.
+const (
+	pathCount = "/count" // only counts: as fast as net/http is
+	pathStamp = "/stamp" // counts and remembers when each event arrived
+	pathHang  = "/hang"  // answers when it is reset, or when the client gives up
+)
+
+// arrivals is what the receiver knows.
+type arrivals struct {
+	Count       int64
+	First, Last time.Duration            // by now()
+	Stamps      map[string]time.Duration // of the first arrival, by event id
+	Repeated    int                      // stamped arrivals beyond the first of an event
+}
+
+// A sink is the receiver's state since the last reset.
+type sink struct {
+	count, first, last atomic.Int64
+
+	mu       sync.Mutex
+	stamps   map[string]time.Duration
+	repeated int
+	released chan struct{}
+}
+
+func newSink() *sink {
+	return &sink{stamps: map[string]time.Duration{}, released: make(chan struct{})}
+}
+
+func (s *sink) arrived(at time.Duration) {
+	if s.count.Add(1) == 1 {
+		s.first.Store(int64(at))
+	}
+	s.last.Store(int64(at))
+}
+
+// stamp takes the event's id from where walhook's body has it.
+func (s *sink) stamp(at time.Duration, body io.Reader) {
+	var head [len(`{"id":"`) + 36]byte
+	if _, err := io.ReadFull(body, head[:]); err != nil {
+		return
+	}
+	id := string(head[len(`{"id":"`):])
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, known := s.stamps[id]; known {
+		s.repeated++
+		return
+	}
+	s.stamps[id] = at
+	s.arrived(at)
+}
+
+func (s *sink) arrivals() arrivals {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return arrivals{
+		Count: s.count.Load(), First: time.Duration(s.first.Load()), Last: time.Duration(s.last.Load()),
+		Stamps: s.stamps, Repeated: s.repeated,
+	}
+}
+
+// wait returns when so many have arrived, or the client has gone.
+func (s *sink) wait(ctx context.Context, n int64) {
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for s.count.Load() < n {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// receive is the receiver's process. What steers it has a port of its own.
+func receive(ready func(string) error) error {
+	var current atomic.Pointer[sink]
+	current.Store(newSink())
+	hooks := http.NewServeMux()
+	hooks.HandleFunc(pathCount, func(http.ResponseWriter, *http.Request) { current.Load().arrived(now()) })
+	hooks.HandleFunc(pathStamp, func(_ http.ResponseWriter, r *http.Request) { current.Load().stamp(now(), r.Body) })
+	hooks.HandleFunc(pathHang, func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body) // only then the server notices that the client has gone
+		select {
+		case <-current.Load().released:
+		case <-r.Context().Done():
+		}
+	})
+	control := http.NewServeMux()
+	control.HandleFunc("/reset", func(http.ResponseWriter, *http.Request) { close(current.Swap(newSink()).released) })
+	control.HandleFunc("/wait", func(w http.ResponseWriter, r *http.Request) {
+		n, _ := strconv.ParseInt(r.FormValue("n"), 10, 64) // 0: as it is
+		s := current.Load()
+		s.wait(r.Context(), n)
+		_ = json.NewEncoder(w).Encode(s.arrivals())
+	})
+	died := make(chan error, 2)
+	var addresses []string
+	for _, handler := range []http.Handler{hooks, control} {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		addresses = append(addresses, listener.Addr().String())
+		go func() { died <- http.Serve(listener, handler) }()
+	}
+	if err := ready(strings.Join(addresses, " ")); err != nil {
+		return err
+	}
+	return <-died
+}
+
+// A receiver is the receiver's process as the measurement sees it.
+type receiver struct {
+	*process
+	hooks, control string // addresses
+}
+
+func startReceiver(ctx context.Context) (*receiver, error) {
+	p, err := startChild(context.WithoutCancel(ctx), "receiver", job{})
+	if err != nil {
+		return nil, err
+	}
+	r := &receiver{process: p}
+	if _, err := fmt.Sscan(p.ready, &r.hooks, &r.control); err != nil {
+		p.stop()
+		return nil, err
+	}
+	return r, p.begin()
+}
+
+func (r *receiver) url(path string) string { return "http://" + r.hooks + path }
+
+// reset forgets what has arrived, and lets go what hangs.
+func (r *receiver) reset(ctx context.Context) error { return r.ask(ctx, "/reset", nil) }
+
+// wait returns what has arrived when it is n, or when the time is over.
+func (r *receiver) wait(ctx context.Context, n int, within time.Duration) (arrivals, error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	var a arrivals
+	if err := r.ask(ctx, "/wait?n="+strconv.Itoa(n), &a); err != nil {
+		return a, fmt.Errorf("wait for %d arrivals: %w", n, err)
+	}
+	return a, nil
+}
+
+func (r *receiver) ask(ctx context.Context, path string, answer any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+r.control+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if answer == nil {
+		return nil
+	}
+	return json.NewDecoder(resp.Body).Decode(answer)
+}

@@ -1,0 +1,88 @@
+//go:build linux
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// A report writes tables: what was measured, the median of the rounds, the aim
+// that it is held against elsewhere, and every round.
+type report struct {
+	out io.Writer
+	*tabwriter.Writer
+}
+
+func newReport(out io.Writer) *report {
+	return &report{out, tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)}
+}
+
+// progress tells who waits what is going on; it is not part of the result.
+func (r *report) progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, format+"\n", args...)
+}
+
+// about says what the figures hold for.
+func (r *report) about(server string) {
+	load, _ := os.ReadFile("/proc/loadavg") // absent: not shown
+	fmt.Fprintf(r.out, "%s; %d CPUs; load before %s\n", server, cpus(), strings.Join(strings.Fields(string(load))[:min(3, len(strings.Fields(string(load))))], " "))
+}
+
+func (r *report) title(format string, args ...any) {
+	fmt.Fprintf(r.Writer, "\n"+format+"\n\tmedian\taim\trounds\n", args...)
+}
+
+// row shows one figure of every round.
+func (r *report) row(name string, rounds []float64, format, aim string) {
+	texts := make([]string, len(rounds))
+	for i, x := range rounds {
+		texts[i] = fmt.Sprintf(format, x)
+	}
+	fmt.Fprintf(r.Writer, "%s\t"+format+"\t%s\t%s\n", name, median(rounds), aim, strings.Join(texts, " "))
+}
+
+func (r *report) flush() { _ = r.Flush() }
+
+func each[T any](rounds []T, f func(T) float64) []float64 {
+	all := make([]float64, len(rounds))
+	for i, x := range rounds {
+		all[i] = f(x)
+	}
+	return all
+}
+
+// ratios are those of each round by itself: what disturbs a round disturbs both.
+func ratios(a, b []float64) []float64 {
+	all := make([]float64, min(len(a), len(b)))
+	for i := range all {
+		all[i] = a[i] / b[i]
+	}
+	return all
+}
+
+func median(x []float64) float64 {
+	if len(x) == 0 {
+		return math.NaN()
+	}
+	sorted := slices.Sorted(slices.Values(x))
+	n := len(sorted)
+	return (sorted[(n-1)/2] + sorted[n/2]) / 2
+}
+
+// quantile is by nearest rank, of sorted values.
+func quantile(sorted []time.Duration, q float64) time.Duration {
+	if len(sorted) == 0 {
+		return 0
+	}
+	i := int(math.Ceil(q*float64(len(sorted)))) - 1
+	return sorted[max(0, min(i, len(sorted)-1))]
+}
+
+func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

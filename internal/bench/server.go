@@ -1,0 +1,173 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/walhook/walhook/internal/postgres"
+)
+
+// settings keep checkpoints out of what is measured. Everything else is as
+// PostgreSQL has it, autovacuum included.
+var settings = map[string]string{
+	"shared_buffers":     "256MB",
+	"max_wal_size":       "16GB",
+	"checkpoint_timeout": "1h",
+}
+
+// A server is the throwaway PostgreSQL.
+type server struct {
+	*postgres.Server
+	admin     *pgx.Conn
+	about     string
+	walStats  bool  // pg_walinspect is there
+	databases int   // made so far
+	own       []int // backends of the measurement itself, whose CPU is not PostgreSQL's
+}
+
+func startServer(ctx context.Context, version string) (_ *server, err error) {
+	s := &server{}
+	if s.Server, err = postgres.Start(ctx, postgres.Options{Durable: true, Settings: settings, Version: version}); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	if s.admin, err = s.connect(ctx, s.URL()); err != nil {
+		return nil, err
+	}
+	_, extErr := s.admin.Exec(ctx, "CREATE EXTENSION pg_walinspect") // of the contrib modules, from PostgreSQL 15 on
+	s.walStats = extErr == nil
+	err = s.admin.QueryRow(ctx, `SELECT 'PostgreSQL ' || current_setting('server_version') || ', fsync ' || current_setting('fsync')
+		|| ', synchronous_commit ' || current_setting('synchronous_commit')`).Scan(&s.about)
+	return s, err
+}
+
+func (s *server) close() {
+	if s.admin != nil {
+		_ = s.admin.Close(context.Background())
+	}
+	_ = s.Server.Close()
+}
+
+// connect makes a connection of the measurement itself.
+func (s *server) connect(ctx context.Context, url string) (*pgx.Conn, error) {
+	conn, err := pgx.Connect(ctx, url)
+	if err == nil {
+		s.own = append(s.own, int(conn.PgConn().PID()))
+	}
+	return conn, err
+}
+
+// hangUp closes a connection of the measurement. Its backend's CPU then counts
+// as the server's, so nothing may be measured across this.
+func (s *server) hangUp(conn *pgx.Conn) {
+	for i, pid := range s.own {
+		if pid == int(conn.PgConn().PID()) {
+			s.own = append(s.own[:i], s.own[i+1:]...)
+			break
+		}
+	}
+	_ = conn.Close(context.Background())
+}
+
+// cpu is what all processes of PostgreSQL have used so far, but those that only
+// serve the measurement; 0 where the server runs in a container.
+func (s *server) cpu() time.Duration {
+	if s.PID() == 0 {
+		return 0
+	}
+	return familyCPU(s.PID(), s.own)
+}
+
+// lsn is where the WAL ends.
+func (s *server) lsn(ctx context.Context) (pglogrepl.LSN, error) {
+	return scanLSN(s.admin.QueryRow(ctx, "SELECT pg_current_wal_insert_lsn()::text"))
+}
+
+// A wal is what was written between two positions.
+type wal struct {
+	bytes      int64
+	pageImages int64 // bytes of full page images among them, where the server can tell
+}
+
+func (s *server) wal(ctx context.Context, from, to pglogrepl.LSN) (wal, error) {
+	w := wal{bytes: int64(to - from)}
+	if !s.walStats {
+		return w, nil
+	}
+	// What is to be read must be flushed: this commit is behind it.
+	if _, err := s.admin.Exec(ctx, "SELECT pg_logical_emit_message(true, 'bench', '')"); err != nil {
+		return w, err
+	}
+	err := s.admin.QueryRow(ctx, "SELECT coalesce(sum(fpi_size), 0)::bigint FROM pg_get_wal_stats($1::text::pg_lsn, $2::text::pg_lsn)",
+		from.String(), to.String()).Scan(&w.pageImages)
+	return w, err
+}
+
+// A database is a fresh one, with a connection of the measurement.
+type database struct {
+	*pgx.Conn
+	server *server
+	name   string
+	url    string
+}
+
+func (s *server) newDatabase(ctx context.Context) (*database, error) {
+	s.databases++
+	db := &database{server: s, name: fmt.Sprintf("bench_%d", s.databases)}
+	if _, err := s.admin.Exec(ctx, "CREATE DATABASE "+db.name); err != nil {
+		return nil, err
+	}
+	u, err := url.Parse(s.URL())
+	if err != nil {
+		return nil, err
+	}
+	u.Path = "/" + db.name
+	db.url = u.String()
+	if db.Conn, err = s.connect(ctx, db.url); err != nil {
+		return nil, err
+	}
+	return db, nil
+}
+
+const dropSlots = `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = $1 AND NOT active`
+
+// drop takes the database away, with its slot. What is left of it goes with the server.
+func (db *database) drop() {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	s := db.server
+	s.hangUp(db.Conn)
+	_, _ = s.admin.Exec(ctx, dropSlots, db.name)
+	_, _ = s.admin.Exec(ctx, "DROP DATABASE "+db.name+" WITH (FORCE)")
+}
+
+// calm writes out what is behind, so that it is not paid for by what follows.
+func (b *bench) calm(ctx context.Context) error {
+	if _, err := b.server.admin.Exec(ctx, "CHECKPOINT"); err != nil {
+		return err
+	}
+	if err := b.receiver.reset(ctx); err != nil {
+		return err
+	}
+	return pause(ctx, 500*time.Millisecond)
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

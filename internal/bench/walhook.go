@@ -1,0 +1,191 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// profiling is added to package main of walhook for -profile, and only there: a
+// profile of the release code, without a way to ask for one in the release.
+//
+//go:embed profiling.txt
+var profiling string
+
+// build makes the release binary of the module that we are run in.
+func build(ctx context.Context, folder string, profiled bool) (string, error) {
+	root, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
+	if err != nil {
+		return "", fmt.Errorf("find the module: %w", err)
+	}
+	binary := filepath.Join(folder, "walhook")
+	args := []string{"build", "-trimpath", "-ldflags", "-s -w", "-o", binary}
+	if profiled {
+		overlay, err := profilingOverlay(folder, string(bytes.TrimSpace(root)))
+		if err != nil {
+			return "", err
+		}
+		args = append(args, "-overlay", overlay)
+	}
+	cmd := exec.CommandContext(ctx, "go", append(args, ".")...)
+	cmd.Dir = string(bytes.TrimSpace(root))
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if output, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build walhook: %w\n%s", err, output)
+	}
+	return binary, nil
+}
+
+func profilingOverlay(folder, root string) (string, error) {
+	source, overlay := filepath.Join(folder, "profiling.go"), filepath.Join(folder, "overlay.json")
+	if err := os.WriteFile(source, []byte(profiling), 0o600); err != nil {
+		return "", err
+	}
+	replace := map[string]map[string]string{"Replace": {filepath.Join(root, "zz_bench_profiling.go"): source}}
+	text, err := json.Marshal(replace)
+	if err != nil {
+		return "", err
+	}
+	return overlay, os.WriteFile(overlay, text, 0o600)
+}
+
+// A walhook is a running one.
+type walhook struct {
+	began   time.Duration // by now(), before the process was started
+	pid     int
+	process *os.Process
+	ended   chan struct{} // closed when it has ended; what is below may be read then
+	err     error
+	log     bytes.Buffer
+	file    string // of the profile
+}
+
+// environment is what walhook finds: its defaults, but for what lets it send to
+// this machine, and what was handed to us.
+func environment(db *database, more ...string) []string {
+	env := []string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"),
+		"WALHOOK_DATABASE_URL=" + db.url, "WALHOOK_SLOT=" + db.name,
+		"WALHOOK_ALLOW_HTTP=true", "WALHOOK_ALLOW_NETS=127.0.0.0/8", "WALHOOK_ADMIN_ADDR=" + freeAddress(),
+	}
+	for _, variable := range os.Environ() {
+		if strings.HasPrefix(variable, "WALHOOK_") || strings.HasPrefix(variable, "GO") {
+			env = append(env, variable)
+		}
+	}
+	return append(env, more...)
+}
+
+func freeAddress() string {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return ""
+	}
+	defer listener.Close()
+	return listener.Addr().String()
+}
+
+// prepare applies the schema and makes the slot.
+func (b *bench) prepare(ctx context.Context, db *database) error {
+	cmd := exec.CommandContext(ctx, b.binary, "init")
+	cmd.Env = environment(db)
+	if output, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("walhook init: %w\n%s", err, output)
+	}
+	return nil
+}
+
+// newEndpoint makes an endpoint of an organization and returns its secret.
+func newEndpoint(ctx context.Context, db *database, organization, url string) (secret string, err error) {
+	err = db.QueryRow(ctx, "SELECT secret FROM webhook_create_endpoint($1, $2)", organization, url).Scan(&secret)
+	return secret, err
+}
+
+// startWalhook starts it on a prepared database. It dies with us: the thread that
+// started it lives as long as it does, because the kernel's signal hangs on that.
+func (b *bench) startWalhook(db *database, profile string) (*walhook, error) {
+	w := &walhook{ended: make(chan struct{}), file: profile}
+	cmd := exec.Command(b.binary, "run")
+	cmd.Env = environment(db, "BENCH_PROFILE="+profile)
+	cmd.Stderr = &w.log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		w.began = now()
+		if err := cmd.Start(); err != nil {
+			started <- err
+			return
+		}
+		w.pid, w.process = cmd.Process.Pid, cmd.Process
+		started <- nil
+		w.err = cmd.Wait()
+		close(w.ended)
+	}()
+	if err := <-started; err != nil {
+		return nil, fmt.Errorf("start walhook: %w", err)
+	}
+	return w, nil
+}
+
+// stopWithin bounds a graceful stop: the timeout of an attempt and five seconds.
+const stopWithin = 15 * time.Second
+
+// stop ends walhook as an operator would, and passes on what it complained of.
+func (w *walhook) stop() error {
+	if w.file != "" {
+		w.signal(syscall.SIGUSR1) // the profile ends here
+		time.Sleep(300 * time.Millisecond)
+	}
+	w.signal(syscall.SIGTERM)
+	select {
+	case <-w.ended:
+	case <-time.After(stopWithin):
+		w.kill()
+	}
+	for line := range strings.Lines(w.log.String()) {
+		if !strings.Contains(line, `"level":"INFO"`) {
+			fmt.Fprint(os.Stderr, "  walhook: ", line)
+		}
+	}
+	if w.err != nil {
+		return fmt.Errorf("stop walhook: %w", w.err)
+	}
+	return nil
+}
+
+// kill ends walhook where something has gone wrong. Afterwards it does nothing.
+func (w *walhook) kill() {
+	w.signal(syscall.SIGKILL)
+	<-w.ended
+}
+
+// signal does nothing where walhook has ended: its pid may be another's by now.
+func (w *walhook) signal(s syscall.Signal) {
+	if w.gone() == nil {
+		_ = w.process.Signal(s) // it may end at this moment
+	}
+}
+
+// gone is an error where walhook has ended by itself.
+func (w *walhook) gone() error {
+	select {
+	case <-w.ended:
+		return fmt.Errorf("walhook ended by itself: %w\n%s", w.err, w.log.String())
+	default:
+		return nil
+	}
+}
