@@ -1,0 +1,37 @@
+# `make` lists what there is. Tools are run at pinned versions and are no part of go.mod.
+
+GO           ?= go
+VERSION      ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+STATICCHECK  := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOLANGCI     := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+.DEFAULT_GOAL := help
+.PHONY: help demo build test check bench faults clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## show it all, on a throwaway PostgreSQL: needs nothing but Go and a source of PostgreSQL
+	@$(GO) run . demo
+
+build: ## a static binary: bin/walhook
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/walhook .
+
+test: ## all tests, with the race detector; each has a real PostgreSQL
+	$(GO) test -race -shuffle=on ./...
+
+check: ## read-only checks: format, vet, staticcheck, go.mod, lint
+	@unformatted="$$(gofmt -l .)"; if [ -n "$$unformatted" ]; then echo "gofmt has changes for:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	$(GO) mod tidy -diff
+	$(GO) run $(GOLANGCI) run ./...
+
+bench: ## measure the release binary beside a bare client and a poller: some fifteen minutes, on a machine that does nothing else
+	$(GO) run ./internal/bench
+
+faults: ## every crash scenario in full
+	$(GO) test -count=1 -timeout 60m ./internal/faults -faults
+
+clean: ## remove what was built
+	rm -rf bin
