@@ -162,7 +162,7 @@ func (s *Stream) start(ctx context.Context, pg *pgconn.PgConn) (*connection, err
 	if slot == nil || slot.activePID != 0 {
 		return nil, errSlotHeld
 	}
-	session.Confirmed = slot.confirmed
+	session.Confirmed, session.PID = slot.confirmed, pg.PID()
 	if err := s.startReplication(ctx, pg, session.Start); err != nil {
 		return nil, err
 	}

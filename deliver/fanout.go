@@ -2,6 +2,7 @@ package deliver
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"time"
@@ -27,6 +28,7 @@ type fanOut struct {
 	recorder *recorder
 	holder   uuid.UUID
 	acquired func(outbox.Fence) // a new session may write
+	void     bool               // the session had ended before it could be claimed: another will come
 	pulse    *pulse
 	log      *slog.Logger
 }
@@ -44,7 +46,11 @@ func (f *fanOut) run(ctx context.Context, batches <-chan outbox.Batch) error {
 			if !ok {
 				return nil
 			}
-			if err := f.takeAll(ctx, f.gather(b, batches)); err != nil {
+			err := f.takeAll(ctx, f.gather(b, batches))
+			if ctx.Err() != nil {
+				return nil
+			}
+			if err != nil {
 				return err
 			}
 		}
@@ -83,6 +89,9 @@ func (f *fanOut) takeAll(ctx context.Context, group []outbox.Batch) error {
 		if err := f.take(ctx, &group[i], known); err != nil {
 			return err
 		}
+		if group[i].Session != nil { // it repeats what may have been recorded since the look-up
+			return f.takeAll(ctx, group[i+1:])
+		}
 	}
 	return nil
 }
@@ -91,10 +100,13 @@ func (f *fanOut) take(ctx context.Context, b *outbox.Batch, known map[uuid.UUID]
 	if b.Session != nil {
 		return f.begin(ctx, b.Session)
 	}
+	if f.void {
+		return nil
+	}
 	received := time.Now()
 	for i := range b.Events {
 		if !f.admit(ctx, &b.Events[i], known, received) {
-			return nil // the context has ended: the rest will come again
+			return ctx.Err() // the rest will come again
 		}
 	}
 	w := f.window
@@ -124,12 +136,21 @@ func (f *fanOut) admit(ctx context.Context, e *outbox.Event, known map[uuid.UUID
 	ev := newEvent(e)
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	ev.pinned = true // the first user may be done before the last has room
+	defer func() {
+		ev.pinned = false
+		ev.unused()
+	}()
 	for _, endpoint := range e.EndpointIDs {
 		id := outbox.DeliveryID(e.ID, endpoint)
 		for !w.stopping && !w.adopt(id) && !known[id] && !w.admit(ev, endpoint, id, received, time.Now()) {
 			if !f.awaitRoom(ctx) {
+				w.ledger.current().pending++ // nothing from here on may be confirmed
 				return false
 			}
+		}
+		if known != nil {
+			known[id] = true // when it comes once more, it is in memory or has its row
 		}
 		if w.stopping { // it will come again: nothing from here on may be confirmed
 			w.ledger.current().pending++
@@ -243,6 +264,10 @@ func (f *fanOut) begin(ctx context.Context, s *outbox.Session) error {
 	w.mu.Unlock()
 
 	fence, err := f.acquire(ctx, s, marker)
+	if f.void = errors.Is(err, outbox.ErrSessionOver); f.void {
+		f.log.Info("the stream ended before the slot was claimed")
+		return nil
+	}
 	if err != nil || ctx.Err() != nil {
 		return err
 	}
@@ -267,6 +292,9 @@ func (f *fanOut) acquire(ctx context.Context, s *outbox.Session, marker uint64) 
 		cancel()
 		if err == nil || ctx.Err() != nil {
 			return fence, nil
+		}
+		if errors.Is(err, outbox.ErrSessionOver) {
+			return fence, err
 		}
 		if !warned {
 			warned = true

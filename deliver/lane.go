@@ -52,6 +52,7 @@ type lane struct {
 	pagedAt   time.Time // when the last page came
 	parking   int       // parked deliveries whose row is not committed
 	parks     uint64    // how many have been committed: tells whether a page is complete
+	passParks uint64    // as of the first page, when after was the beginning
 	sweep     bool      // rows wait in the table to be cancelled
 
 	health   outbox.EndpointHealth // the last that was said of it: Unchanged (nothing), Recovered or Failing
@@ -261,12 +262,11 @@ func (l *lane) page() int {
 	return stock - l.held
 }
 
-// paged takes the outcome of a page that was asked for when parks deliveries of
-// the lane had been committed as rows. The next page begins where this one
-// ended. Fewer rows than were asked for are all that is left, and the lane goes
-// direct again; what was parked but not yet committed then is found from the
-// beginning, later.
-func (w *window) paged(l *lane, asked, got int, end outbox.PageEnd, parks uint64, now time.Time) {
+// paged takes the outcome of a page. The next begins where this one ended. Fewer
+// rows than were asked for are all that is left, and the lane goes direct again;
+// what was parked since the first of these pages may stand before where they
+// began, and is found from the beginning.
+func (w *window) paged(l *lane, asked, got int, end outbox.PageEnd, now time.Time) {
 	left := got >= asked || l.overflown
 	l.overflown = false
 	l.after = end
@@ -281,7 +281,7 @@ func (w *window) paged(l *lane, asked, got int, end outbox.PageEnd, parks uint64
 		l.stock = l.limit
 	}
 	l.pagedAt = now
-	if l.rows = left || l.parks != parks; l.rows {
+	if l.rows = left || l.parks != l.passParks; l.rows {
 		w.hasRows(l)
 	}
 }

@@ -2,6 +2,7 @@ package deliver
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"time"
@@ -151,9 +152,14 @@ func (r *reconciler) settled(ctx context.Context) error {
 	if err := r.mark(ctx); err != nil {
 		return err
 	}
-	for r.confirmed() < lsn {
+	session, confirmed := r.confirmed()
+	for confirmed < lsn {
 		if !sleep(ctx, parkEvery) {
 			return ctx.Err()
+		}
+		now := session
+		if now, confirmed = r.confirmed(); now != session {
+			return errors.New("the stream began anew") // perhaps on a timeline where the LSN means nothing
 		}
 	}
 	return nil
@@ -183,8 +189,8 @@ func (r *reconciler) fence() outbox.Fence {
 	return r.window.fence
 }
 
-func (r *reconciler) confirmed() pglogrepl.LSN {
+func (r *reconciler) confirmed() (*outbox.Session, pglogrepl.LSN) {
 	r.window.mu.Lock()
 	defer r.window.mu.Unlock()
-	return r.window.ledger.confirmed
+	return r.window.session, r.window.ledger.confirmed
 }

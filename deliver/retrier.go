@@ -178,11 +178,15 @@ func (r *retrier) walkSoon() {
 
 // fetch asks for pages, back to back, while lanes have room.
 func (r *retrier) fetch(ctx context.Context) error {
-	for ctx.Err() == nil {
+	for end := time.Now().Add(dueEvery); ctx.Err() == nil; {
 		r.pulse.beat()
 		more, err := r.fetchPages(ctx)
 		if err != nil || !more {
 			return err
+		}
+		if time.Now().After(end) { // what is newly due, or to be cancelled, has its turn
+			r.window.toFetch.raise()
+			return nil
 		}
 	}
 	return nil
@@ -190,10 +194,9 @@ func (r *retrier) fetch(ctx context.Context) error {
 
 // A request for a page, and what was true when it was made.
 type pageRequest struct {
-	lane  *lane
-	parks uint64
-	got   int
-	end   outbox.PageEnd // of what was taken in
+	lane *lane
+	got  int
+	end  outbox.PageEnd // of what was taken in
 }
 
 func (r *retrier) fetchPages(ctx context.Context) (more bool, err error) {
@@ -205,8 +208,11 @@ func (r *retrier) fetchPages(ctx context.Context) (more bool, err error) {
 	pages := make([]outbox.Page, len(lanes))
 	asked := make(map[uuid.UUID]*pageRequest, len(lanes))
 	for i, l := range lanes {
+		if l.after == (outbox.PageEnd{}) {
+			l.passParks = l.parks
+		}
 		pages[i] = outbox.Page{EndpointID: l.id, After: l.after, Limit: l.page()}
-		asked[l.id] = &pageRequest{lane: l, parks: l.parks, end: l.after}
+		asked[l.id] = &pageRequest{lane: l, end: l.after}
 	}
 	w.removed = map[uuid.UUID]bool{}
 	w.mu.Unlock()
@@ -244,7 +250,7 @@ func (r *retrier) fetchPages(ctx context.Context) (more bool, err error) {
 			w.hasRows(req.lane)
 			continue
 		}
-		w.paged(req.lane, p.Limit, req.got, req.end, req.parks, time.Now())
+		w.paged(req.lane, p.Limit, req.got, req.end, time.Now())
 	}
 	w.dispatch(time.Now())
 	fence := w.fence

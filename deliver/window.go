@@ -165,6 +165,7 @@ type event struct {
 	body         []byte // of the request; nil when no queued or running delivery needs it
 	size         int64  // of the body, while it counts
 	users        int
+	pinned       bool // the fan-out may have further users for it
 }
 
 func newEvent(e *outbox.Event) *event {
@@ -185,6 +186,13 @@ func (w *window) release(e *event) {
 	e.users--
 	if e.users == 0 {
 		w.bytes -= e.size
+		e.unused()
+	}
+}
+
+// unused lets the body go that nobody needs, and nobody will.
+func (e *event) unused() {
+	if e.users == 0 && !e.pinned {
 		e.body = nil
 	}
 }
@@ -196,7 +204,7 @@ func (w *window) admit(e *event, endpoint, id uuid.UUID, received, now time.Time
 	l := w.lane(endpoint, now)
 	d := &delivery{id: id, event: e, lane: l, received: received}
 	switch {
-	case w.limits.ParkAfter > 0 && !l.spilled && len(l.queue) < w.limits.laneQueue() && w.fits(e):
+	case w.limits.ParkAfter > 0 && !l.spilled && len(l.queue) < w.limits.laneQueue() && w.streamRoom() && w.fits(e):
 		w.add(d)
 		d.age = w.aging.PushBack(d)
 		w.enqueue(d)
@@ -261,10 +269,14 @@ func (w *window) admitDue(due *outbox.Due, now time.Time) {
 	w.enqueue(d)
 }
 
+// streamRoom keeps a quarter of the window for rows: a stream that fills it all
+// would keep every retry waiting.
+func (w *window) streamRoom() bool { return w.held-w.fetched < w.limits.Window*3/4 }
+
 // fetchRoom says whether rows may be fetched: half of the window is for what the
 // stream brings, so that rows never keep it from reading.
 func (w *window) fetchRoom() bool {
-	return w.fetched < w.limits.Window/2 && w.bytes <= w.limits.MaxMemory/2 && w.aside <= maxAside
+	return w.held < w.limits.Window && w.fetched < w.limits.Window/2 && w.bytes <= w.limits.MaxMemory/2 && w.aside <= maxAside
 }
 
 func (w *window) add(d *delivery) {

@@ -52,6 +52,8 @@ func (r *rig) event(endpoints ...uuid.UUID) (id uuid.UUID, admitted bool) {
 
 func (r *rig) answer(d *delivery, status int) {
 	r.t.Helper()
+	r.w.mu.Lock()
+	defer r.w.mu.Unlock()
 	for i, s := range r.started {
 		if s == d {
 			r.started = append(r.started[:i:i], r.started[i+1:]...)
@@ -93,13 +95,14 @@ func (r *rig) page(endpoint uuid.UUID, rows ...outbox.Record) {
 	if len(lanes) != 1 || lanes[0].id != endpoint {
 		r.t.Fatalf("%d lanes want a page, want the one", len(lanes))
 	}
-	asked, parks := lanes[0].page(), lanes[0].parks
+	asked := lanes[0].page()
+	lanes[0].passParks = lanes[0].parks
 	rows = rows[:min(asked, len(rows))]
 	for _, row := range rows {
 		r.w.admitDue(&outbox.Due{ID: row.ID, EndpointID: endpoint, Status: row.Status, Attempts: row.Attempts,
 			Event: outbox.Event{ID: row.EventID, Payload: []byte(`{}`)}}, time.Now())
 	}
-	r.w.paged(lanes[0], asked, len(rows), outbox.PageEnd{}, parks, time.Now())
+	r.w.paged(lanes[0], asked, len(rows), outbox.PageEnd{}, time.Now())
 	r.w.dispatch(time.Now())
 }
 
@@ -284,7 +287,7 @@ func TestWindow(t *testing.T) {
 		"a full window is waited for, but not beyond ParkAfter": func(t *testing.T) {
 			r := newRig(t, small)
 			other := r.endpoint()
-			for range small.Window {
+			for range small.Window * 3 / 4 {
 				if _, ok := r.event(r.endpoint()); !ok {
 					t.Fatal("no room before the window is full")
 				}
@@ -481,6 +484,68 @@ func TestWindow(t *testing.T) {
 			r.answer(r.started[0], 200)
 			if r.commit(); r.w.ledger.confirmed != 500 {
 				t.Errorf("confirmed %v, want 0/1F4", r.w.ledger.confirmed)
+			}
+		},
+		"an event keeps its body until its last endpoint has room": func(t *testing.T) {
+			r := newRig(t, small)
+			fast, behind := r.endpoint(), r.endpoint()
+			for range small.EndpointInFlight + small.laneQueue() {
+				r.event(behind)
+			}
+			f := &fanOut{window: r.w, pulse: newPulse("fan-out")}
+			e := &outbox.Event{ID: uuid.Must(uuid.NewV7()), Payload: []byte(`{}`), EndpointIDs: []uuid.UUID{fast, behind}}
+			go f.admit(t.Context(), e, nil, time.Now())
+			synctest.Wait()
+			r.answer(r.started[len(r.started)-1], 200) // the fast one's: the body has no user left
+			synctest.Wait()
+			for len(r.started) > 0 && r.w.deliveries[outbox.DeliveryID(e.ID, behind)] == nil {
+				r.answer(r.started[0], 200)
+				synctest.Wait()
+			}
+			d := r.w.deliveries[outbox.DeliveryID(e.ID, behind)]
+			if d == nil || len(d.event.body) == 0 || r.w.bytes < int64(len(d.event.body)) {
+				t.Fatalf("%+v: what is sent to the second endpoint is not the event", d)
+			}
+		},
+		"what is parked at once keeps no body": func(t *testing.T) {
+			limits := small
+			limits.ParkAfter = 0
+			r := newRig(t, limits)
+			endpoint := r.endpoint()
+			f := &fanOut{window: r.w, pulse: newPulse("fan-out")}
+			e := &outbox.Event{ID: uuid.Must(uuid.NewV7()), Payload: []byte(`{}`), EndpointIDs: []uuid.UUID{endpoint}}
+			f.admit(t.Context(), e, nil, time.Now())
+			if d := r.w.deliveries[outbox.DeliveryID(e.ID, endpoint)]; d == nil || d.event.body != nil {
+				t.Errorf("%+v holds memory that nobody counts", d)
+			}
+		},
+		"no page is asked for while the window is full": func(t *testing.T) {
+			r := newRig(t, small)
+			r.w.hasRows(r.w.lane(r.endpoint(), time.Now()))
+			r.w.held = small.Window
+			if lanes := r.w.toAsk(1); len(lanes) != 0 || !r.w.starved {
+				t.Error("asks again and again for rows that have no room")
+			}
+		},
+		"the stream leaves a quarter of the window to rows": func(t *testing.T) {
+			r := newRig(t, small)
+			for ok := true; ok; {
+				_, ok = r.event(r.endpoint())
+			}
+			if want := small.Window * 3 / 4; r.w.held != want {
+				t.Errorf("the stream holds %d of %d, want %d", r.w.held, small.Window, want)
+			}
+		},
+		"what is parked behind a page is not forgotten": func(t *testing.T) {
+			r := newRig(t, small)
+			l := r.w.lane(r.endpoint(), time.Now())
+			r.w.hasRows(l)
+			l.passParks = l.parks // the first page, full
+			r.w.paged(l, 2, 2, (&outbox.Due{ID: uuid.New()}).End(), time.Now())
+			l.parks++ // a row that stands before where that page ended
+			r.w.paged(l, 2, 1, (&outbox.Due{ID: uuid.New()}).End(), time.Now())
+			if !l.rows || l.after != (outbox.PageEnd{}) {
+				t.Error("the lane does not look from the beginning again")
 			}
 		},
 		"rows leave half of the window to the stream": func(t *testing.T) {

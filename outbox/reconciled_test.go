@@ -1,6 +1,7 @@
 package outbox_test
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -62,4 +63,17 @@ func TestReconcilingIsRememberedUntilItIsDone(t *testing.T) {
 	do(store.AwaitSlot(t.Context())) // lost once more, while it compares
 	do(store.Reconciled(t.Context(), anew))
 	want("which does not count for the slot after it", acquire(100), true, commit.Add(-2*time.Microsecond))
+}
+
+func TestASessionThatHasEndedClaimsNothing(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store := outbox.NewStore(db.Pool, db.Slot, 0)
+	ended := &outbox.Session{SystemID: "system 1", Timeline: 1, PID: 1}
+	if _, err := store.Acquire(t.Context(), uuid.New(), ended, 1); !errors.Is(err, outbox.ErrSessionOver) {
+		t.Errorf("%v, want %v", err, outbox.ErrSessionOver)
+	}
+	if st, err := store.State(t.Context()); err != nil || st.Epoch != 0 {
+		t.Errorf("epoch %d, %v: the rightful holder would be fenced", st.Epoch, err)
+	}
 }

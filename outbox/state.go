@@ -24,6 +24,10 @@ const LockTimeout = "900ms"
 // was written, and nothing that this process holds may be written any more.
 var ErrFenced = errors.New("another walhook has taken over the slot")
 
+// ErrSessionOver means that the slot is no longer in use by the session that was
+// to be claimed: perhaps another process has it.
+var ErrSessionOver = errors.New("the replication session has ended")
+
 // MessagePrefix marks walhook's own logical messages in the WAL.
 const MessagePrefix = "walhook"
 
@@ -99,6 +103,8 @@ func (s *Store) StartLSN(ctx context.Context, systemID string, timeline int32, f
 	}
 	return st.DurableLSN, nil
 }
+
+const selectOurs = `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = @slot AND active_pid = @pid::int)`
 
 const selectLastWrite = `SELECT updated_at FROM webhook_state WHERE slot = @slot AND holder IS NOT NULL FOR UPDATE`
 
@@ -184,6 +190,14 @@ func (s *Store) acquire(ctx context.Context, holder uuid.UUID, session *Session,
 		err := tx.QueryRow(ctx, selectLastWrite, args).Scan(&fence.LastWrite)
 		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 			return err
+		}
+		// With the row locked: who gets the slot after this look claims it after us.
+		var ours bool
+		if err := tx.QueryRow(ctx, selectOurs, pgx.NamedArgs{"slot": s.slot, "pid": int32(session.PID)}).Scan(&ours); err != nil {
+			return err
+		}
+		if session.PID != 0 && !ours {
+			return ErrSessionOver
 		}
 		if err := tx.QueryRow(ctx, acquireState, args).Scan(&fence.Epoch, &fence.Reconcile, &fence.ReconcileFrom); err != nil {
 			return err

@@ -38,6 +38,7 @@ type Session struct {
 	Confirmed     pglogrepl.LSN // the slot's confirmed_flush_lsn when it was acquired
 	SlotCreated   bool          // the slot was made just now: what was committed before does not come by the stream
 	ServerVersion int           // as server_version_num: 150018
+	PID           uint32        // of the walsender; 0: not known
 
 	confirmed atomic.Uint64
 }
