@@ -6,7 +6,7 @@
 //	workers      attempts under way; sender, request, response, guard: one attempt
 //	verdict      what an attempt means; backoff: when to try again
 //	parker       what has no outcome in time is written as pending
-//	recorder     outcomes → rows, in batches
+//	recorder     outcomes → rows, in batches; batch: what is in one, and what its commit means
 //	ledger       pure: what may be confirmed
 //	retrier      due rows → lanes
 //	directory    endpoints as they are now

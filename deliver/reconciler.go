@@ -67,7 +67,7 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 	if !fence.Reconcile {
 		return nil
 	}
-	now, _, err := r.store.Clock(ctx)
+	now, err := r.store.Now(ctx)
 	if err != nil {
 		return err
 	}

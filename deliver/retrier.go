@@ -121,7 +121,7 @@ func (r *retrier) look(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
 	if r.since.IsZero() {
-		now, _, err := r.store.Clock(ctx)
+		now, err := r.store.Now(ctx)
 		if err != nil {
 			return err
 		}

@@ -68,15 +68,10 @@ func TimeID(t time.Time) uuid.UUID {
 	return uuid.UUID{byte(ms >> 40), byte(ms >> 32), byte(ms >> 24), byte(ms >> 16), byte(ms >> 8), byte(ms)}
 }
 
-const selectNow = `
-SELECT now(), least(now(), (SELECT min(xact_start) FROM pg_stat_activity WHERE backend_type = 'client backend'),
-                    (SELECT min(prepared) FROM pg_prepared_xacts))`
-
-// Clock returns PostgreSQL's time and the start of the oldest transaction that
-// is still open: what that one inserted has ids from then on.
-func (s *Store) Clock(ctx context.Context) (now, oldest time.Time, err error) {
-	if err := s.pool.QueryRow(ctx, selectNow).Scan(&now, &oldest); err != nil {
-		return time.Time{}, time.Time{}, fmt.Errorf("read the clock: %w", err)
+// Now returns PostgreSQL's time, which decides what is due.
+func (s *Store) Now(ctx context.Context) (now time.Time, err error) {
+	if err := s.pool.QueryRow(ctx, `SELECT now()`).Scan(&now); err != nil {
+		return time.Time{}, fmt.Errorf("read the clock: %w", err)
 	}
-	return now, oldest, nil
+	return now, nil
 }

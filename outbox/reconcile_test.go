@@ -111,14 +111,13 @@ func TestTimeID(t *testing.T) {
 	}
 }
 
-func TestClock(t *testing.T) {
+func TestNow(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	store := outbox.NewStore(db.Pool, db.Slot, 0)
-	tx := begin(t, db.Pool)
-	began := query[time.Time](t, tx, `SELECT now()`)
-	now, oldest, err := store.Clock(t.Context())
-	if err != nil || oldest.After(began) || now.Before(began) {
-		t.Errorf("now %s, oldest %s, %v; a transaction is open since %s", now, oldest, err, began)
+	before := query[time.Time](t, db.Pool, `SELECT now()`)
+	now, err := store.Now(t.Context())
+	if after := query[time.Time](t, db.Pool, `SELECT now()`); err != nil || now.Before(before) || now.After(after) {
+		t.Errorf("now %s, %v; want from %s to %s", now, err, before, after)
 	}
 }

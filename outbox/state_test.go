@@ -394,8 +394,8 @@ func everyStatement(t *testing.T, db *pgtest.DB, store *outbox.Store) {
 	if len(known) != 1 || !known[failed.ID] {
 		t.Errorf("existing: %v", known)
 	}
-	now, _, err := store.Clock(t.Context())
-	ok("clock", err)
+	now, err := store.Now(t.Context())
+	ok("now", err)
 	due, _, _, err := store.NewlyDue(t.Context(), now.Add(-time.Hour))
 	if ok("newly due", err); len(due) != 1 || due[0].String() != endpoint {
 		t.Errorf("newly due: %v", due)

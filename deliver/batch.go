@@ -1,0 +1,139 @@
+package deliver
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// The window's side of recording: from deliveries to rows, and what the commit of
+// a batch means. It decides and does no I/O; the recorder writes.
+
+// takeNew takes a batch of deliveries without a row, as they are now.
+func (w *window) takeNew() ([]*delivery, []outbox.Record) {
+	n := min(len(w.newRows), recordBatch)
+	return w.take(&w.newRows, n)
+}
+
+func (w *window) takeExisting() ([]*delivery, []outbox.Record) {
+	n := min(len(w.existing), recordBatch)
+	return w.take(&w.existing, n)
+}
+
+func (w *window) take(from *[]*delivery, n int) ([]*delivery, []outbox.Record) {
+	if n == 0 {
+		return nil, nil
+	}
+	taken := (*from)[:n:n]
+	records := make([]outbox.Record, n)
+	for i, d := range taken {
+		d.enlisted = false
+		d.writing = true
+		records[i] = w.record(d)
+	}
+	if *from = (*from)[n:]; len(*from) == 0 {
+		*from = nil
+	}
+	return taken, records
+}
+
+// recordedBy lets a taken batch count as recorded: its echo is what confirms.
+func (w *window) recordedBy(taken []*delivery) {
+	for _, d := range taken {
+		if d.tx != nil {
+			d.tx.pending--
+			d.tx = nil
+		}
+	}
+}
+
+// record is a delivery's row as of now.
+func (w *window) record(d *delivery) outbox.Record {
+	r := outbox.Record{
+		ID: d.id, EventID: d.event.id, EndpointID: d.lane.id,
+		OrganizationID: d.event.organization, EventType: d.event.typ,
+		Attempts: d.attempts, SeriesStart: d.series,
+	}
+	switch {
+	case d.stage == ended:
+		w.outcome(d, &r)
+	case d.stage == parked:
+		r.Status, r.Wait = outbox.Pending, -parkedDue
+	default: // running: the lease
+		r.Status, r.Wait = outbox.Pending, w.limits.Timeout+leaseMargin
+	}
+	return r
+}
+
+// outcome decides what follows an attempt.
+func (w *window) outcome(d *delivery, r *outbox.Record) {
+	r.Attempt, r.Health = d.attempt, d.health
+	r.Attempts = d.attempts + 1
+	switch Judge(*d.attempt) {
+	case Delivered:
+		r.Status = outbox.Success
+	case Gone:
+		r.Status = outbox.Failed
+	case Retry:
+		wait, again := w.schedule.Wait(r.Attempts-d.series, d.attempt.RetryAfter, rand.Float64())
+		if r.Status = outbox.Retrying; !again {
+			r.Status, r.Exhausted = outbox.Failed, true
+		}
+		r.Wait = wait
+	}
+}
+
+// inserted takes the commit of a batch of new rows. Where not all were new, an
+// outcome among them may not be written yet: it goes on as an update, which
+// applies only what is later than the row.
+func (w *window) inserted(taken []*delivery, allNew bool) {
+	for _, d := range taken {
+		d.writing, d.inTable = false, true
+		switch {
+		case d.stage == running: // the lease is written; its outcome will follow
+		case d.stage == ended && (d.enlisted || !allNew): // the lease was written, or another row was there
+			w.enlist(d)
+		default:
+			w.done(d)
+		}
+	}
+	w.dispatch(time.Now())
+}
+
+// updated takes the commit of a batch of existing rows, and returns those that
+// someone else had locked.
+func (w *window) updated(taken []*delivery, busy map[uuid.UUID]bool) (aside []*delivery) {
+	for _, d := range taken {
+		d.writing = false
+		if busy[d.id] {
+			aside = append(aside, d)
+			continue
+		}
+		w.done(d)
+	}
+	w.dispatch(time.Now())
+	return aside
+}
+
+// done lets a delivery go whose outcome, or whose pending row, is committed.
+func (w *window) done(d *delivery) {
+	l := d.lane
+	if d.stage == ended {
+		w.ended--
+		w.counts.Recorded++
+		if d.health == outbox.Gone {
+			l.gone, l.notBefore, l.asOf = false, time.Now(), time.Time{}
+			w.want(l)
+		}
+	} else {
+		l.parking--
+		l.parks++
+		if w.hasRows(l); l.refused {
+			w.toSweep(l)
+		}
+	}
+	w.remove(d)
+}
