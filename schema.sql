@@ -42,8 +42,8 @@ BEGIN
 
     IF to_regprocedure('webhook_schema_version()') IS NOT NULL THEN
         EXECUTE 'SELECT webhook_schema_version()' INTO have;
-        IF have > 1 THEN
-            RAISE EXCEPTION 'this schema is version %, made by a newer walhook; this file is version 1', have
+        IF have > 2 THEN
+            RAISE EXCEPTION 'this schema is version %, made by a newer walhook; this file is version 2', have
                 USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Use the newer walhook: its schema.sql is the one to apply.';
         END IF;
     END IF;
@@ -175,7 +175,8 @@ COMMENT ON COLUMN webhook_endpoints.enabled IS 'false: no new event is owed to i
 COMMENT ON COLUMN webhook_endpoints.disabled_at IS 'Since when it is disabled. Kept by a trigger; null while enabled.';
 COMMENT ON COLUMN webhook_endpoints.disabled_reason IS 'Why, where somebody or walhook said so; null while enabled.';
 COMMENT ON COLUMN webhook_endpoints.max_in_flight IS 'Requests at one time, 1 to 1000. Null: WALHOOK_ENDPOINT_IN_FLIGHT.';
-COMMENT ON COLUMN webhook_endpoints.rate_per_second IS 'Requests per second. Null: no limit.';
+COMMENT ON COLUMN webhook_endpoints.rate_per_second IS
+    'Requests per second; after a lull, what a tenth of a second allows may come at once. Null: no limit.';
 COMMENT ON COLUMN webhook_endpoints.created_at IS 'When it was created.';
 COMMENT ON COLUMN webhook_endpoints.updated_at IS 'When the row last changed. Kept by a trigger.';
 
@@ -554,7 +555,8 @@ COMMENT ON COLUMN webhook_deliveries.status IS
     'pending: no attempt has ended yet, or a replay waits; retrying: the last attempt failed and another follows; success; failed: no attempt '
     'follows; cancelled: the endpoint was disabled or deleted meanwhile.';
 COMMENT ON COLUMN webhook_deliveries.attempts IS 'Attempts that have ended, over all replays.';
-COMMENT ON COLUMN webhook_deliveries.next_attempt_at IS 'When a pending or retrying delivery is due. Without meaning in the other states.';
+COMMENT ON COLUMN webhook_deliveries.next_attempt_at IS
+    'When a pending or retrying delivery is due. walhook writes a first attempt that has to wait as due ten minutes ago, so that it comes before retries. Without meaning in the other states.';
 COMMENT ON COLUMN webhook_deliveries.status_code IS 'HTTP status of the last attempt; null where no answer came.';
 COMMENT ON COLUMN webhook_deliveries.error_class IS
     'Why the last attempt failed, in one word: dns, connect, tls, timeout, reset, protocol, redirect, http_4xx, http_5xx, blocked_address, bad_request. Null: it did not.';
@@ -627,13 +629,22 @@ COMMENT ON COLUMN webhook_state.reconcile_from IS
 COMMENT ON COLUMN webhook_state.updated_at IS 'When the row was last written.';
 
 CREATE TABLE IF NOT EXISTS webhook_endpoint_failures (
-    endpoint_id   uuid PRIMARY KEY,
-    failing_since timestamptz NOT NULL
+    endpoint_id       uuid PRIMARY KEY,
+    failing_since     timestamptz NOT NULL,
+    breaker_opened_at timestamptz
 );
+DO $do$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_endpoint_failures'::regclass AND attname = 'breaker_opened_at') THEN
+        ALTER TABLE webhook_endpoint_failures ADD COLUMN breaker_opened_at timestamptz; -- version 1 had none
+    END IF;
+END $do$;
 COMMENT ON TABLE webhook_endpoint_failures IS
     'Endpoints with nothing but failures. Written at transitions only; no foreign key, so that recording never waits for an endpoint''s row.';
 COMMENT ON COLUMN webhook_endpoint_failures.endpoint_id IS 'The row of webhook_endpoints.';
 COMMENT ON COLUMN webhook_endpoint_failures.failing_since IS 'End of the first of its failures in a row. See WALHOOK_DISABLE_AFTER.';
+COMMENT ON COLUMN webhook_endpoint_failures.breaker_opened_at IS
+    'Since when it has failed so often in a row that it gets one probe at a time, and everything else waits in webhook_deliveries. Null: it has not.';
 
 
 -- ─── 7. Partitions ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -966,10 +977,11 @@ COMMENT ON COLUMN webhook_attempts.duration_ms IS 'How long it took.';
 
 CREATE OR REPLACE VIEW webhook_endpoint_health AS
     SELECT e.id AS endpoint_id, e.organization_id, e.url, e.enabled, e.disabled_at, e.disabled_reason, f.failing_since,
-           coalesce(w.waiting, 0) AS waiting, w.oldest_due_at
+           coalesce(w.waiting, 0) AS waiting, w.oldest_due_at,
+           CASE WHEN f.breaker_opened_at IS NULL THEN 'closed' ELSE 'open' END AS breaker, f.breaker_opened_at
     FROM webhook_endpoints AS e
     LEFT JOIN webhook_endpoint_failures AS f ON f.endpoint_id = e.id
-    LEFT JOIN (SELECT d.endpoint_id, count(*) AS waiting, min(d.next_attempt_at) AS oldest_due_at
+    LEFT JOIN (SELECT d.endpoint_id, count(*) AS waiting, min(CASE WHEN d.attempts = 0 THEN greatest(d.next_attempt_at, d.created_at) ELSE d.next_attempt_at END) AS oldest_due_at
                FROM webhook_deliveries AS d WHERE d.status IN ('pending', 'retrying') GROUP BY d.endpoint_id) AS w ON w.endpoint_id = e.id;
 COMMENT ON VIEW webhook_endpoint_health IS 'How every endpoint is doing.';
 COMMENT ON COLUMN webhook_endpoint_health.endpoint_id IS 'The row of webhook_endpoints.';
@@ -981,6 +993,9 @@ COMMENT ON COLUMN webhook_endpoint_health.disabled_reason IS 'Why it is disabled
 COMMENT ON COLUMN webhook_endpoint_health.failing_since IS 'It has had nothing but failures since then. Null: its last delivery succeeded, or it had none.';
 COMMENT ON COLUMN webhook_endpoint_health.waiting IS 'Deliveries that are pending or retrying.';
 COMMENT ON COLUMN webhook_endpoint_health.oldest_due_at IS 'When the first of them is or was due.';
+COMMENT ON COLUMN webhook_endpoint_health.breaker IS
+    'open: it failed many times in a row, so it gets one probe at a time and everything else waits, without an attempt being counted; closed: it gets all.';
+COMMENT ON COLUMN webhook_endpoint_health.breaker_opened_at IS 'Since when the breaker is open.';
 
 CREATE OR REPLACE VIEW webhook_status AS
     SELECT s.slot, s.epoch, s.holder, s.durable_lsn, s.durable_at, s.environment, s.updated_at,
@@ -992,7 +1007,7 @@ CREATE OR REPLACE VIEW webhook_status AS
            (SELECT count(*) FROM webhook_outbox_default) AS outbox_default_rows,
            (SELECT count(*) FROM webhook_deliveries_default) AS deliveries_default_rows
     FROM (SELECT count(*) FILTER (WHERE d.status = 'pending') AS pending, count(*) FILTER (WHERE d.status = 'retrying') AS retrying,
-                 min(d.next_attempt_at) AS oldest_due_at
+                 min(CASE WHEN d.attempts = 0 THEN greatest(d.next_attempt_at, d.created_at) ELSE d.next_attempt_at END) AS oldest_due_at
           FROM webhook_deliveries AS d WHERE d.status IN ('pending', 'retrying')) AS w
     LEFT JOIN (SELECT * FROM webhook_state ORDER BY webhook_state.updated_at DESC LIMIT 1) AS s ON true
     LEFT JOIN pg_replication_slots AS r ON r.slot_name = coalesce(s.slot, 'walhook') AND r.database = current_database();
@@ -1058,11 +1073,11 @@ GRANT EXECUTE ON FUNCTION webhook_uuidv7() TO PUBLIC;
 
 
 -- ─── 11. Version ────────────────────────────────────────────────────────────────────────────────────────────────────
--- Last: where this function says 1, all of the above is there.
+-- Last: where this function says 2, all of the above is there.
 
 CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN 1;
+    RETURN 2;
 COMMENT ON FUNCTION webhook_schema_version() IS 'The version of schema.sql that was applied. walhook applies its own where this is older or missing.';
 
 COMMIT;

@@ -30,6 +30,16 @@ func (s Schedule) Wait(failed int, retryAfter time.Duration, jitter float64) (ti
 	return max(wait, min(retryAfter, MaxRetryAfter)), true
 }
 
+// length returns how long a series takes, without jitter, stopping at a year.
+func (s Schedule) length() time.Duration {
+	const year = 365 * 24 * time.Hour
+	total := time.Duration(0)
+	for _, wait := range s {
+		total = min(total+min(max(wait, 0), year), year)
+	}
+	return total
+}
+
 // lengthen adds the jitter to a wait, stopping at the longest Duration.
 func lengthen(wait time.Duration, jitter float64) time.Duration {
 	if !(jitter > 0) { // also NaN

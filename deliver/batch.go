@@ -70,7 +70,7 @@ func (w *window) record(d *delivery) outbox.Record {
 
 // outcome decides what follows an attempt.
 func (w *window) outcome(d *delivery, r *outbox.Record) {
-	r.Attempt, r.Health = d.attempt, d.health
+	r.Attempt, r.Gone = d.attempt, d.gone
 	r.Attempts = d.attempts + 1
 	switch Judge(*d.attempt) {
 	case Delivered:
@@ -124,16 +124,19 @@ func (w *window) done(d *delivery) {
 	if d.stage == ended {
 		w.ended--
 		w.counts.Recorded++
-		if d.health == outbox.Gone {
+		if d.gone {
 			l.gone, l.notBefore, l.asOf = false, time.Now(), time.Time{}
 			w.want(l)
 		}
 	} else {
 		l.parking--
 		l.parks++
-		if w.hasRows(l); l.refused {
+		if w.hasRows(l, time.Now()); l.refused {
 			w.toSweep(l)
 		}
 	}
 	w.remove(d)
+	if len(w.lanes) > maxIdleLanes && l.idle() {
+		w.drop(l)
+	}
 }

@@ -27,7 +27,7 @@ type directory struct {
 }
 
 func (d *directory) run(ctx context.Context) error {
-	tick := time.NewTicker(time.Second)
+	tick := time.NewTicker(forgetEvery)
 	defer tick.Stop()
 	for {
 		d.pulse.beat()
@@ -107,10 +107,11 @@ func (d *directory) lookUp(ctx context.Context, lanes []*lane) error {
 	w := d.window
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	now := time.Now()
 	for i, l := range lanes {
-		w.lookedUp(l, byID[l.id], targets[i], asOf)
+		w.lookedUp(l, byID[l.id], targets[i], asOf, now)
 	}
-	w.dispatch(time.Now())
+	w.dispatch(now)
 	return nil
 }
 
@@ -129,4 +130,41 @@ func (d *directory) targets(lanes []*lane, byID map[uuid.UUID]*outbox.Endpoint) 
 		}
 	}
 	return targets
+}
+
+const (
+	// forgetEvery and forgetLook pace the look for idle lanes: a few at a time, so
+	// that nobody waits for a walk over all of them.
+	forgetEvery = 100 * time.Millisecond
+	forgetLook  = 1000
+
+	// laneMemory is how long an idle lane keeps its endpoint's parsed form.
+	laneMemory = time.Minute
+
+	// maxIdleLanes bounds the idle lanes that are kept for laneMemory, at about
+	// 2 KiB each: 16 MiB.
+	maxIdleLanes = 8192
+)
+
+// forget drops lanes that have been idle for a while. Those that only have rows
+// waiting in the table keep nothing but that.
+func (w *window) forget(now time.Time) {
+	looked := 0
+	for _, l := range w.lanes {
+		switch {
+		case l.idle() && (now.Sub(l.used) >= laneMemory || len(w.lanes) > maxIdleLanes):
+			w.drop(l)
+		case l.held == 0 && !l.refused && now.Sub(l.asOf) >= laneMemory:
+			l.endpoint, l.target, l.asOf = nil, nil, time.Time{}
+		}
+		if looked++; looked == forgetLook {
+			return
+		}
+	}
+}
+
+// drop forgets a lane that is idle.
+func (w *window) drop(l *lane) {
+	delete(w.lanes, l.id)
+	w.changeBreaker(l, func(b *breaker) { *b = breaker{} })
 }

@@ -2,10 +2,11 @@
 //
 //	fanout       stream → a delivery for each endpoint that is owed the event
 //	window       what is in memory, bounded; the one mutex
-//	lane         one endpoint's queue and limit
+//	lane         one endpoint's queue and limits; breaker: pure: how much of them while it fails
+//	page         how lanes are fed from the table
+//	clock        what time alone brings about: parking, rates, probes
 //	workers      attempts under way; sender, request, response, guard: one attempt
 //	verdict      what an attempt means; backoff: when to try again
-//	parker       what has no outcome in time is written as pending
 //	recorder     outcomes → rows, in batches; batch: what is in one, and what its commit means
 //	ledger       pure: what may be confirmed
 //	retrier      due rows → lanes
@@ -66,7 +67,7 @@ type Engine struct {
 	recorder   *recorder
 	retrier    *retrier
 	directory  *directory
-	parker     *parker
+	clock      *clock
 	reconciler *reconciler
 }
 
@@ -75,9 +76,9 @@ func New(c Config) *Engine {
 	w := newWindow(c.Limits, c.Schedule)
 	e := &Engine{window: w, sender: c.Sender, observe: c.Observe, log: c.Log, timeout: c.Timeout, stopped: make(chan struct{})}
 	e.recorder = &recorder{window: w, store: c.Store, pulse: e.newPulse("recorder"), log: c.Log, turn: make(turn, 1)}
-	e.retrier = &retrier{window: w, store: c.Store, pulse: e.newPulse("retrier"), log: c.Log, hint: newSignal(), later: map[*lane]bool{}}
+	e.retrier = &retrier{window: w, store: c.Store, pulse: e.newPulse("retrier"), log: c.Log, hint: newSignal(), later: map[uuid.UUID]bool{}}
 	e.directory = &directory{window: w, store: c.Store, sender: c.Sender, pulse: e.newPulse("directory"), log: c.Log}
-	e.parker = &parker{window: w, pulse: e.newPulse("parker")}
+	e.clock = &clock{window: w, pulse: e.newPulse("clock")}
 	e.reconciler = &reconciler{window: w, store: c.Store, recorder: e.recorder, horizon: c.RecoveryWindow,
 		found: e.retrier.hint.raise, log: c.Log, wake: newSignal()}
 	e.fanOut = &fanOut{window: w, store: c.Store, recorder: e.recorder, holder: uuid.New(), acquired: e.acquired,
@@ -137,7 +138,7 @@ func (e *Engine) Run(ctx context.Context, source Source) error {
 	died := make(chan error, 8)
 	var wg sync.WaitGroup
 	for _, run := range []func(context.Context) error{
-		e.recorder.run, e.retrier.run, e.directory.run, e.parker.run, e.reconciler.run,
+		e.recorder.run, e.retrier.run, e.directory.run, e.clock.run, e.reconciler.run,
 		func(ctx context.Context) error { return e.fanOut.run(ctx, source.Batches()) },
 	} {
 		wg.Go(func() { died <- run(loops) })
@@ -204,6 +205,7 @@ type Stats struct {
 	Bytes        int64 // of bodies
 	Lanes        int
 	Spilled      int // lanes that are fed from the table
+	Open         int // lanes whose breaker is open
 	Active       bool
 	RecordedLSN  pglogrepl.LSN // every transaction up to here has its rows
 	ConfirmedLSN pglogrepl.LSN // and they are durable
@@ -216,13 +218,8 @@ func (e *Engine) Stats() Stats {
 	defer w.mu.Unlock()
 	s := Stats{
 		Counts: w.counts, Window: len(w.deliveries), InFlight: w.running, Unrecorded: w.ended, Bytes: w.bytes,
-		Lanes: len(w.lanes), Active: w.fence.Epoch != 0, RecordedLSN: w.ledger.recorded.lsn, ConfirmedLSN: w.ledger.confirmed,
+		Lanes: len(w.lanes), Spilled: w.spilled, Open: w.open, Active: w.fence.Epoch != 0, RecordedLSN: w.ledger.recorded.lsn, ConfirmedLSN: w.ledger.confirmed,
 	}
 	s.Errors = maps.Clone(w.counts.Errors)
-	for _, l := range w.lanes {
-		if l.spilled {
-			s.Spilled++
-		}
-	}
 	return s
 }

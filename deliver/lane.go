@@ -1,9 +1,11 @@
 package deliver
 
 import (
+	"math"
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/time/rate"
 
 	"github.com/walhook/walhook/outbox"
 )
@@ -17,22 +19,34 @@ const (
 	// need not wait for the answer.
 	refreshAfter = 500 * time.Millisecond
 
-	// failureLook is how often a failing endpoint is compared with
-	// WALHOOK_DISABLE_AFTER, which is a matter of hours.
-	failureLook = time.Minute
+	// burstFor is how much of its rate an endpoint may get at once after a lull. A
+	// tenth of a second makes up for timers that are late, and is no burst.
+	burstFor = 100 * time.Millisecond
 )
 
-// A lane is one endpoint's queue and concurrency limit. It goes direct, from
-// the stream, until it is so far behind that deliveries have to be parked. Then
-// it is spilled: what the stream brings is parked at once, and the lane is fed
-// in pages from the table, until a page holds all that is left.
+// A lane is one endpoint's queue and its limits: how many attempts at once, how
+// many in a second, and what its breaker lets through. It goes direct, from the
+// stream, until it is so far behind that deliveries have to be parked. Then it is
+// spilled: what the stream brings is parked at once, and the lane is fed in
+// pages from the table, until a page holds all that is left.
 type lane struct {
 	id      uuid.UUID
-	queue   []*delivery // in order of arrival; what was parked meanwhile is skipped
+	first   []*delivery // first attempts, in order of arrival; what was parked meanwhile is skipped
+	late    []*delivery // retries and replays: what comes after those
+	turns   int         // first attempts since the last late one
 	held    int         // queued and running
+	stocked int         // those of them that came from the table
+	bytes   int64       // of their bodies
 	running int
 	limit   int
+	trusted bool          // its endpoint answers
+	sign    time.Time     // when it last did, or when the first attempt under way began
+	rate    *rate.Limiter // nil: no limit
+	breaker breaker
 	inReady bool
+	inLate  bool      // in window.outOfTurn
+	resume  time.Time // in window.paused until then; zero: it is not
+	paused  int       // where in it
 	used    time.Time
 
 	endpoint  *outbox.Endpoint // as of asOf; nil: it does not exist
@@ -55,8 +69,9 @@ type lane struct {
 	passParks uint64    // as of the first page, when after was the beginning
 	sweep     bool      // rows wait in the table to be cancelled
 
-	health   outbox.EndpointHealth // the last that was said of it: Unchanged (nothing), Recovered or Failing
-	lookedAt time.Time             // when failing was last looked at
+	health   health
+	lookedAt time.Time              // when failing was last looked at
+	news     *outbox.EndpointHealth // to be recorded; nil: nothing
 }
 
 // lane returns an endpoint's lane, making it where there is none.
@@ -70,33 +85,75 @@ func (w *window) lane(id uuid.UUID, now time.Time) *lane {
 	return l
 }
 
-// idle says that forgetting the lane loses nothing but a cached endpoint.
+// idle says that forgetting the lane loses nothing but a cached endpoint, and
+// what the table knows of it.
 func (l *lane) idle() bool {
-	return l.held == 0 && l.parking == 0 && !l.spilled && !l.rows && !l.sweep && !l.inReady && !l.wanted && !l.inHungry
+	return l.held == 0 && l.parking == 0 && !l.spilled && !l.rows && !l.sweep && !l.inReady && !l.wanted && l.news == nil
 }
 
-func (w *window) enqueue(d *delivery) {
+// may is how many attempts may be under way at once, as far as the lane goes.
+func (l *lane) may(now time.Time) int { return min(l.limit, l.breaker.limit(now)) }
+
+// ahead is how many deliveries may be queued from the stream: what the lane can
+// work off within ParkAfter, so that nothing is queued that will be parked.
+func (w *window) ahead(l *lane, now time.Time) int {
+	switch {
+	case l.breaker.holds(now):
+		return min(l.may(now)-l.held, 1) // the probe
+	case l.rate != nil:
+		return max(1, int(float64(l.rate.Limit())*w.limits.ParkAfter.Seconds()))
+	}
+	// Half of what is free: however many lanes are behind, there is room for one more.
+	return max(1, min(w.limits.laneQueue(), (w.limits.streamShare()-(w.held-w.fetched))/2))
+}
+
+func (w *window) enqueue(d *delivery, now time.Time) {
+	l := d.lane
 	d.stage = queued
-	d.lane.held++
-	d.lane.queue = append(d.lane.queue, d)
-	w.makeReady(d.lane)
+	l.held++
+	l.bytes += d.event.size
+	if d.fetched {
+		l.stocked++
+	}
+	if d.late {
+		l.late = append(l.late, d)
+	} else {
+		l.first = append(l.first, d)
+	}
+	w.makeReady(l, now)
+}
+
+// leave takes a delivery off its lane. Its body may go.
+func (w *window) leave(d *delivery, now time.Time) {
+	l := d.lane
+	l.held--
+	l.bytes -= d.event.size
+	if d.fetched {
+		l.stocked--
+	}
+	w.release(d.event)
+	w.feed(l, now)
 }
 
 // trim drops from the head of the queue what has been parked.
 func (l *lane) trim() {
 	i := 0
-	for i < len(l.queue) && l.queue[i].stage != queued {
-		l.queue[i] = nil
+	for i < len(l.first) && l.first[i].stage != queued {
+		l.first[i] = nil
 		i++
 	}
-	if l.queue = l.queue[i:]; len(l.queue) == 0 {
-		l.queue = nil
+	if l.first = l.first[i:]; len(l.first) == 0 {
+		l.first = nil
 	}
 }
 
 // makeReady puts a lane that may have something to start into the round.
-func (w *window) makeReady(l *lane) {
-	if !l.inReady && len(l.queue) > 0 && l.running < l.limit {
+func (w *window) makeReady(l *lane, now time.Time) {
+	switch {
+	case l.inReady || len(l.first)+len(l.late) == 0:
+	case l.running >= l.may(now):
+		w.hold(l, time.Time{}, now)
+	default:
 		l.inReady = true
 		w.ready = append(w.ready, l)
 	}
@@ -112,7 +169,7 @@ func (w *window) next(now time.Time) *delivery {
 		w.ready = w.ready[1:]
 		l.inReady = false
 		if d := w.start(l, now); d != nil {
-			w.makeReady(l)
+			w.makeReady(l, now)
 			return d
 		}
 	}
@@ -120,8 +177,9 @@ func (w *window) next(now time.Time) *delivery {
 }
 
 func (w *window) start(l *lane, now time.Time) *delivery {
+	w.doubt(l, now)
 	l.trim()
-	if len(l.queue) == 0 || l.running >= l.limit || l.gone {
+	if len(l.first)+len(l.late) == 0 || l.gone {
 		return nil
 	}
 	age := now.Sub(l.asOf)
@@ -132,16 +190,41 @@ func (w *window) start(l *lane, now time.Time) *delivery {
 		return nil // the look-up makes it ready again
 	}
 	if l.refused {
-		w.emptyQueue(l)
+		w.emptyQueue(l, now)
 		return nil
 	}
-	d := l.queue[0]
-	l.queue[0] = nil
-	l.queue = l.queue[1:]
+	if l.running >= l.may(now) || l.running >= w.places(l) {
+		w.hold(l, time.Time{}, now)
+		return nil
+	}
+	queue := w.turn(l)
+	if queue == nil {
+		w.hold(l, time.Time{}, now)
+		return nil
+	}
+	if at := l.token(now); at.After(now) {
+		w.hold(l, at, now)
+		return nil
+	}
+	d := (*queue)[0]
+	(*queue)[0] = nil
+	*queue = (*queue)[1:]
 	d.stage, d.target = running, l.target
-	l.running++
-	w.running++
+	w.occupy(d, now)
 	return d
+}
+
+// token takes one of the lane's rate, or says when there will be one.
+func (l *lane) token(now time.Time) time.Time {
+	if l.rate == nil {
+		return now
+	}
+	tokens := l.rate.TokensAt(now)
+	if tokens >= 1 {
+		l.rate.AllowN(now, 1)
+		return now
+	}
+	return now.Add(time.Duration((1-tokens)/float64(l.rate.Limit())*float64(time.Second)) + 1)
 }
 
 // want asks the directory for a lane's endpoint.
@@ -154,36 +237,55 @@ func (w *window) want(l *lane) {
 }
 
 // lookedUp takes the directory's answer; nil where the endpoint does not exist.
-func (w *window) lookedUp(l *lane, e *outbox.Endpoint, target *Target, asOf time.Time) {
+func (w *window) lookedUp(l *lane, e *outbox.Endpoint, target *Target, asOf, now time.Time) {
 	l.wanted = false
 	if asOf.Before(l.notBefore) {
 		w.want(l)
 		return
 	}
+	first := l.asOf.IsZero() && l.health == unknown
 	l.endpoint, l.target, l.asOf = e, target, asOf
-	l.limit = w.limits.EndpointInFlight
-	if e != nil && e.MaxInFlight > 0 {
-		l.limit = e.MaxInFlight
-	}
 	refused := e == nil || !e.Enabled
-	if refused && (!l.refused || len(l.queue) > 0) {
-		w.emptyQueue(l)
+	if !refused {
+		w.limit(l, e, now)
+		if first && e.BreakerOpen {
+			w.changeBreaker(l, func(b *breaker) { b.trip(now, w.schedule.length()) })
+		}
+	}
+	if refused && (!l.refused || len(l.first)+len(l.late) > 0) {
+		w.emptyQueue(l, now)
 	}
 	l.refused = refused
-	w.makeReady(l)
+	w.makeReady(l, now)
+	w.feed(l, now)
 }
 
-// emptyQueue empties the lane of an endpoint that is disabled or deleted: into
-// the table, where the sweep cancels what is there. Not at once: the transaction
-// that brought a delivery may not be visible yet, and may have made or enabled
-// the endpoint.
-func (w *window) emptyQueue(l *lane) {
-	for _, d := range l.queue {
+// limit sets what an endpoint's row says of how much it may get.
+func (w *window) limit(l *lane, e *outbox.Endpoint, now time.Time) {
+	l.limit = w.limits.EndpointInFlight
+	if e.MaxInFlight > 0 {
+		l.limit = e.MaxInFlight
+	}
+	perSecond := rate.Limit(e.RatePerSecond)
+	burst := 1 + int(min(e.RatePerSecond*burstFor.Seconds(), math.MaxInt32))
+	switch {
+	case perSecond == 0:
+		l.rate = nil
+	case l.rate == nil:
+		l.rate = rate.NewLimiter(perSecond, burst)
+	case l.rate.Limit() != perSecond:
+		l.rate.SetLimitAt(now, perSecond)
+		l.rate.SetBurstAt(now, burst)
+	}
+}
+
+// putBack empties a lane's queue into the table.
+func (w *window) putBack(l *lane, now time.Time) {
+	for _, d := range append(l.first, l.late...) {
 		if d.stage != queued {
 			continue
 		}
-		l.held--
-		w.release(d.event)
+		w.leave(d, now)
 		if d.inTable {
 			w.remove(d)
 			continue
@@ -192,9 +294,30 @@ func (w *window) emptyQueue(l *lane) {
 		w.young(d)
 		w.toPark(d)
 	}
-	l.queue = nil
-	l.rows, l.spilled = false, false
+	l.first, l.late = nil, nil
+	l.after = outbox.PageEnd{} // what was put back may stand before,
+	l.parks++                  // also of the page that is under way
+}
+
+// emptyQueue empties the lane of an endpoint that is disabled or deleted: into
+// the table, where the sweep cancels what is there. Not at once: the transaction
+// that brought a delivery may not be visible yet, and may have made or enabled
+// the endpoint. Once it is enabled again, it begins anew.
+func (w *window) emptyQueue(l *lane, now time.Time) {
+	l.rows = false
+	w.putBack(l, now)
+	w.spill(l, false)
+	w.changeBreaker(l, func(b *breaker) { *b = breaker{} })
+	l.health = unknown
 	w.toSweep(l)
+}
+
+// spill says whether a lane is fed from the table.
+func (w *window) spill(l *lane, spilled bool) {
+	if l.spilled != spilled {
+		l.spilled = spilled
+		w.spilled += oneUp(spilled)
+	}
 }
 
 // toSweep has the retrier cancel the rows of a lane that is refused.
@@ -206,126 +329,9 @@ func (w *window) toSweep(l *lane) {
 	}
 }
 
-// hasRows has the retrier ask for the rows of a lane.
-func (w *window) hasRows(l *lane) {
-	l.rows = true
-	if !l.inHungry {
-		l.inHungry = true
-		w.hungry = append(w.hungry, l)
-	}
-	if l.page() > 0 {
-		w.toFetch.raise()
-	}
-}
-
 func (l *lane) refusal() string {
 	if l.endpoint == nil {
 		return "the endpoint was deleted"
 	}
 	return "the endpoint is disabled"
-}
-
-// judge says what a verdict changes about the endpoint.
-func (l *lane) judge(v Verdict, now time.Time) outbox.EndpointHealth {
-	switch {
-	case v == Gone:
-		l.gone = true
-		l.asOf = time.Time{}
-		return outbox.Gone
-	case v == Delivered && l.health != outbox.Recovered:
-		l.health = outbox.Recovered
-		return outbox.Recovered
-	case v == Retry && l.health != outbox.Failing:
-		l.health, l.lookedAt = outbox.Failing, now
-		return outbox.Failing
-	case v == Retry && now.Sub(l.lookedAt) >= failureLook:
-		l.lookedAt = now
-		return outbox.StillFailing
-	}
-	return outbox.Unchanged
-}
-
-// A lane's stock begins at its limit, so that a slow endpoint's rows stay in the
-// table and leave the window to others, and doubles up to maxStock times that
-// while a page does not last for stockFor.
-const (
-	maxStock = 16
-	stockFor = 100 * time.Millisecond
-)
-
-// page says how many due rows to ask for, 0 where there are none or it is too early.
-func (l *lane) page() int {
-	stock := max(l.stock, l.limit)
-	if !l.rows || l.held > stock/2 {
-		return 0
-	}
-	return stock - l.held
-}
-
-// paged takes the outcome of a page. The next begins where this one ended. Fewer
-// rows than were asked for are all that is left, and the lane goes direct again;
-// what was parked since the first of these pages may stand before where they
-// began, and is found from the beginning.
-func (w *window) paged(l *lane, asked, got int, end outbox.PageEnd, now time.Time) {
-	left := got >= asked || l.overflown
-	l.overflown = false
-	l.after = end
-	if !left {
-		l.after = outbox.PageEnd{}
-	}
-	l.spilled = l.spilled && left
-	l.stock = max(l.stock, l.limit)
-	if now.Sub(l.pagedAt) < stockFor {
-		l.stock = min(2*l.stock, maxStock*l.limit)
-	} else {
-		l.stock = l.limit
-	}
-	l.pagedAt = now
-	if l.rows = left || l.parks != l.passParks; l.rows {
-		w.hasRows(l)
-	}
-}
-
-// forget drops lanes that have been idle for a while.
-func (w *window) forget(now time.Time) {
-	for id, l := range w.lanes {
-		if l.idle() && (now.Sub(l.used) >= laneMemory || len(w.lanes) > maxIdleLanes) {
-			delete(w.lanes, id)
-		}
-	}
-}
-
-const (
-	// laneMemory is how long an idle lane keeps its endpoint's parsed form.
-	laneMemory = time.Minute
-
-	// maxIdleLanes bounds the idle lanes that are kept for laneMemory, at about
-	// 2 KiB each: 16 MiB.
-	maxIdleLanes = 8192
-)
-
-// toAsk takes the lanes that have room for a page, at most n, in turn.
-func (w *window) toAsk(n int) []*lane {
-	if w.starved = !w.fetchRoom(); w.starved {
-		return nil
-	}
-	var lanes []*lane
-	for range len(w.hungry) {
-		if len(lanes) == n {
-			break
-		}
-		l := w.hungry[0]
-		w.hungry[0] = nil
-		w.hungry = w.hungry[1:]
-		switch {
-		case !l.rows:
-			l.inHungry = false
-		case l.page() == 0:
-			w.hungry = append(w.hungry, l)
-		default:
-			l.inHungry = false
-			lanes = append(lanes, l)
-		}
-	}
-	return lanes
 }

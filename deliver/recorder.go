@@ -155,16 +155,13 @@ func (r *recorder) recordNew(ctx context.Context) error {
 	w.recordedBy(taken)
 	at := w.ledger.advance()
 	mark.Durable, mark.CommitAt = at.lsn, at.at
+	mark.Health = w.takeNews()
 	fence := w.fence
 	w.mu.Unlock()
 
 	allNew := true
-	err := r.write(ctx, records, func(ctx context.Context, part []outbox.Record, last bool) error {
-		m := outbox.Mark{}
-		if last {
-			m = mark
-		}
-		fresh, err := r.store.Insert(ctx, fence, m, part)
+	err := r.write(ctx, mark, records, func(ctx context.Context, mark outbox.Mark, part []outbox.Record) error {
+		fresh, err := r.store.Insert(ctx, fence, mark, part)
 		allNew = allNew && fresh
 		return err
 	})
@@ -181,14 +178,15 @@ func (r *recorder) recordExisting(ctx context.Context) error {
 	w := r.window
 	w.mu.Lock()
 	taken, records := w.takeExisting()
-	mark := outbox.Mark{Durable: w.ledger.recorded.lsn, CommitAt: w.ledger.recorded.at}
-	fence := w.fence
-	w.mu.Unlock()
 	if len(taken) == 0 {
+		w.mu.Unlock()
 		return nil
 	}
+	mark := outbox.Mark{Durable: w.ledger.recorded.lsn, CommitAt: w.ledger.recorded.at, Health: w.takeNews()}
+	fence := w.fence
+	w.mu.Unlock()
 	busy := map[uuid.UUID]bool{}
-	err := r.write(ctx, records, func(ctx context.Context, part []outbox.Record, _ bool) error {
+	err := r.write(ctx, mark, records, func(ctx context.Context, mark outbox.Mark, part []outbox.Record) error {
 		ids, err := r.store.Update(ctx, fence, mark, part)
 		for _, id := range ids {
 			busy[id] = true
@@ -205,22 +203,31 @@ func (r *recorder) recordExisting(ctx context.Context) error {
 	return nil
 }
 
+// A send writes records in one transaction.
+type send func(context.Context, outbox.Mark, []outbox.Record) error
+
 // write tries until the records are written: the database may be away, read-only
 // or full for as long as it likes. A batch that it can never take is bisected
 // down to the row that is the cause, which is stripped of what the receiver
-// said; so one row can never hold the slot. last marks the part whose commit
-// means that all are written.
-func (r *recorder) write(ctx context.Context, records []outbox.Record, send func(context.Context, []outbox.Record, bool) error) error {
-	return r.writePart(ctx, records, true, false, send)
+// said; so one row can never hold the slot. The mark goes with the last part,
+// whose commit means that all are written.
+func (r *recorder) write(ctx context.Context, mark outbox.Mark, records []outbox.Record, send send) error {
+	return r.writePart(ctx, mark, records, true, false, send)
 }
 
-func (r *recorder) writePart(ctx context.Context, part []outbox.Record, last, stripped bool,
-	send func(context.Context, []outbox.Record, bool) error) error {
+func (r *recorder) writePart(ctx context.Context, mark outbox.Mark, part []outbox.Record, last, stripped bool, send send) error {
+	m := outbox.Mark{}
+	if last {
+		m = mark
+	}
+	if stripped {
+		m.Health = nil // it may be the cause
+	}
 	pause := retryPause
 	for tries := 1; ; tries++ {
 		r.pulse.beat()
 		attempt, cancel := context.WithTimeout(ctx, statementTimeout)
-		err := send(attempt, part, last)
+		err := send(attempt, m, part)
 		cancel()
 		switch {
 		case err == nil:
@@ -232,13 +239,13 @@ func (r *recorder) writePart(ctx context.Context, part []outbox.Record, last, st
 			return err
 		case isPoison(err) && len(part) > 1:
 			half := len(part) / 2
-			if err := r.writePart(ctx, part[:half], false, false, send); err != nil {
+			if err := r.writePart(ctx, mark, part[:half], false, false, send); err != nil {
 				return err
 			}
-			return r.writePart(ctx, part[half:], last, false, send)
+			return r.writePart(ctx, mark, part[half:], last, false, send)
 		case isPoison(err) && len(part) > 0 && !stripped:
 			r.log.Error("a delivery's outcome cannot be stored as it is; storing it without the response", "delivery", part[0].ID, "error", err)
-			return r.writePart(ctx, []outbox.Record{strip(part[0], err)}, last, true, send)
+			return r.writePart(ctx, mark, []outbox.Record{strip(part[0], err)}, last, true, send)
 		case isPoison(err) && len(part) > 0:
 			r.log.Error("a delivery's outcome cannot be stored at all: look at the constraints and triggers on webhook_deliveries",
 				"delivery", part[0].ID, "error", err)
@@ -281,7 +288,7 @@ func strip(r outbox.Record, cause error) outbox.Record {
 		}
 		r.Attempt = &a
 	}
-	r.Exhausted, r.Health = false, outbox.Unchanged
+	r.Exhausted, r.Gone = false, false
 	return r
 }
 

@@ -44,8 +44,8 @@ type retrier struct {
 	log    *slog.Logger
 	hint   signal // someone else has changed deliveries or endpoints
 
-	later  map[*lane]bool // with rows of transactions that are not visible yet
-	since  time.Time      // by PostgreSQL's clock: what was due by then has been seen
+	later  map[uuid.UUID]bool // endpoints with rows of transactions that are not visible yet
+	since  time.Time          // by PostgreSQL's clock: what was due by then has been seen
 	looked time.Time
 	cursor uuid.UUID // of the walk
 	walked time.Time
@@ -138,7 +138,7 @@ func (r *retrier) look(ctx context.Context) error {
 	r.window.mu.Lock()
 	defer r.window.mu.Unlock()
 	for _, id := range endpoints {
-		r.window.hasRows(r.window.lane(id, time.Now()))
+		r.window.hasRows(r.window.lane(id, r.looked), r.looked)
 	}
 	return nil
 }
@@ -156,7 +156,7 @@ func (r *retrier) walk(ctx context.Context) error {
 	defer r.window.mu.Unlock()
 	for _, f := range found {
 		l := r.window.lane(f.EndpointID, r.walked)
-		if r.window.hasRows(l); !f.Enabled {
+		if r.window.hasRows(l, r.walked); !f.Enabled {
 			r.window.want(l) // the look-up finds it refused, and has it swept
 		}
 		r.cursor = f.EndpointID
@@ -192,67 +192,55 @@ func (r *retrier) fetch(ctx context.Context) error {
 	return nil
 }
 
-// A request for a page, and what was true when it was made.
-type pageRequest struct {
-	lane *lane
-	got  int
-	end  outbox.PageEnd // of what was taken in
-}
-
 func (r *retrier) fetchPages(ctx context.Context) (more bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
 	w := r.window
 	w.mu.Lock()
-	lanes := w.toAsk(pagedLanes)
-	pages := make([]outbox.Page, len(lanes))
-	asked := make(map[uuid.UUID]*pageRequest, len(lanes))
-	for i, l := range lanes {
-		if l.after == (outbox.PageEnd{}) {
-			l.passParks = l.parks
-		}
-		pages[i] = outbox.Page{EndpointID: l.id, After: l.after, Limit: l.page()}
-		asked[l.id] = &pageRequest{lane: l, end: l.after}
+	requests := w.toAsk(pagedLanes, time.Now())
+	if len(requests) == 0 {
+		w.mu.Unlock()
+		return false, nil
 	}
 	w.removed = map[uuid.UUID]bool{}
 	w.mu.Unlock()
-	if len(lanes) == 0 {
-		w.mu.Lock()
-		w.removed = nil
-		w.mu.Unlock()
-		return false, nil
+	pages := make([]outbox.Page, len(requests))
+	asked := make(map[uuid.UUID]*pageRequest, len(requests))
+	for i, p := range requests {
+		pages[i] = outbox.Page{EndpointID: p.lane.id, After: p.end, Limit: p.size}
+		asked[p.lane.id] = p
 	}
 
 	var orphans []uuid.UUID
 	err = r.store.Due(ctx, pages, func(due *outbox.Due) {
-		req := asked[due.EndpointID]
-		req.got++
+		p := asked[due.EndpointID]
+		p.got++
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		switch {
 		case due.Orphaned:
 			orphans = append(orphans, due.ID)
 		case due.Unseen:
-			r.later[req.lane] = true
+			r.later[due.EndpointID] = true
 		default:
 			w.admitDue(due, time.Now())
 		}
-		if !req.lane.overflown {
-			req.end = due.End()
+		if !p.lane.overflown {
+			p.end = due.End()
 		}
 	})
 
 	w.mu.Lock()
 	w.removed = nil
-	for _, p := range pages {
-		req := asked[p.EndpointID]
+	now := time.Now()
+	for _, p := range requests {
 		if err != nil {
-			w.hasRows(req.lane)
+			w.hasRows(p.lane, now)
 			continue
 		}
-		w.paged(req.lane, p.Limit, req.got, req.end, time.Now())
+		w.paged(p, now)
 	}
-	w.dispatch(time.Now())
+	w.dispatch(now)
 	fence := w.fence
 	w.mu.Unlock()
 	if err == nil && len(orphans) > 0 {
@@ -300,7 +288,7 @@ func (r *retrier) sweepLane(ctx context.Context, fence outbox.Fence, l *lane) er
 	case n > 0:
 		w.toSweep(l)
 	case more:
-		r.later[l] = true
+		r.later[l.id] = true
 	}
 	return nil
 }
@@ -310,11 +298,12 @@ func (r *retrier) sweepLane(ctx context.Context, fence outbox.Fence, l *lane) er
 func (r *retrier) again() {
 	r.window.mu.Lock()
 	defer r.window.mu.Unlock()
-	for l := range r.later {
-		if l.refused {
+	now := time.Now()
+	for id := range r.later {
+		if l := r.window.lane(id, now); l.refused {
 			r.window.toSweep(l)
 		} else {
-			r.window.hasRows(l)
+			r.window.hasRows(l, now)
 		}
 	}
 	clear(r.later)

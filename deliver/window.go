@@ -26,6 +26,10 @@ type Limits struct {
 // written once.
 func (l Limits) laneQueue() int { return max(l.Window/8, 1) }
 
+// streamShare is what the stream may hold of the window: a quarter is left to
+// rows, or a stream that fills it all would keep every retry waiting.
+func (l Limits) streamShare() int { return l.Window * 3 / 4 }
+
 const (
 	// unrecordedRoom bounds the attempts that were made and are not recorded, beside
 	// those in flight: what a crash may repeat. At 20,000 a second and 50 ms between
@@ -42,14 +46,15 @@ const (
 	maxAside = unrecordedRoom / 4
 
 	// parkedDue is how long ago a parked delivery became due, as its row says: so
-	// that first attempts come before retries, and that the look at what has newly
-	// become due is not crowded with rows whose lane knows of them.
-	parkedDue = time.Minute
+	// that first attempts come before retries, unless those have waited for so long
+	// themselves; and that the look at what has newly become due is not crowded with
+	// rows whose lane knows of them.
+	parkedDue = 10 * time.Minute
 )
 
 // A window holds every delivery that is in memory, with the lanes, and the
 // ledger of what may be confirmed. One mutex guards all of it and is never held
-// during I/O. The window decides; the loops around it (fan-out, parker, workers,
+// during I/O. The window decides; the loops around it (fan-out, clock, workers,
 // recorder, retrier, directory) act.
 //
 // A delivery goes one way:
@@ -72,9 +77,12 @@ type window struct {
 	deliveries map[uuid.UUID]*delivery
 	lanes      map[uuid.UUID]*lane
 	ready      []*lane            // may have something to start, in turn
+	outOfTurn  []*lane            // have only what comes late, and too much of that is under way
+	paused     pausedLanes        // to be looked at when their time comes
+	news       []*lane            // whose health is to be recorded
 	wanted     []*lane            // whose endpoint must be looked up
 	aging      *list.List         // deliveries that the table does not know, in order of receipt
-	hungry     []*lane            // with rows that may be due, in turn
+	hungry     []*lane            // with rows that may be due, and room for them, in turn
 	sweeping   []*lane            // with rows to cancel
 	removed    map[uuid.UUID]bool // gone since the page under way was asked for; nil: none is
 
@@ -82,9 +90,13 @@ type window struct {
 	fetched int   // those of them that came from the table
 	bytes   int64 // of the bodies of the queued and running
 	running int
+	late    int // those of them that are no first attempts
+	guests  int // those of them of lanes that are not trusted
 	ended   int // attempts whose outcome is not committed
 	parked  int // deliveries without a body whose row is not committed
 	aside   int // outcomes whose row someone else has locked
+	spilled int // lanes that are fed from the table
+	open    int // lanes whose breaker is open
 
 	newRows  []*delivery // to be recorded by INSERT
 	existing []*delivery // to be recorded by UPDATE
@@ -99,6 +111,7 @@ type window struct {
 	toRecord  signal // wakes the recorder
 	toFetch   signal // wakes the retrier
 	toLookUp  signal // wakes the directory
+	toPace    signal // wakes the clock
 }
 
 func newWindow(limits Limits, schedule Schedule) *window {
@@ -112,6 +125,7 @@ func newWindow(limits Limits, schedule Schedule) *window {
 		toRecord:   newSignal(),
 		toFetch:    newSignal(),
 		toLookUp:   newSignal(),
+		toPace:     newSignal(),
 	}
 }
 
@@ -145,9 +159,10 @@ type delivery struct {
 	attempts int // that have ended, as the row says
 	series   int // how many had ended when the present series began
 	fetched  bool
+	late     bool    // no first attempt: it comes after what the stream brings
 	target   *Target // running: the endpoint as of the start
 	attempt  *outbox.Attempt
-	health   outbox.EndpointHealth
+	gone     bool // the attempt was answered with 410
 
 	received time.Time
 	age      *list.Element // in window.aging
@@ -198,17 +213,21 @@ func (e *event) unused() {
 }
 
 // admit takes in a delivery that the stream brought, or reports that there is
-// no room for it yet. A lane that is behind parks it at once; for the others a
-// full window is waited for, but not beyond ParkAfter.
+// no room for it yet. A lane that is behind parks it at once. For a full window,
+// and for a full lane while all others have work too, room is waited for, but not
+// beyond ParkAfter.
 func (w *window) admit(e *event, endpoint, id uuid.UUID, received, now time.Time) bool {
 	l := w.lane(endpoint, now)
 	d := &delivery{id: id, event: e, lane: l, received: received}
+	direct := w.limits.ParkAfter > 0 && !l.spilled
+	laneRoom := len(l.first) < w.ahead(l, now) && w.lightEnough(l, w.limits.MaxMemory)
+	windowRoom := w.held-w.fetched < w.limits.streamShare() && w.fits(e)
 	switch {
-	case w.limits.ParkAfter > 0 && !l.spilled && len(l.queue) < w.limits.laneQueue() && w.streamRoom() && w.fits(e):
+	case direct && laneRoom && windowRoom:
 		w.add(d)
 		d.age = w.aging.PushBack(d)
-		w.enqueue(d)
-	case w.limits.ParkAfter > 0 && !l.spilled && now.Sub(received) < w.limits.ParkAfter:
+		w.enqueue(d, now)
+	case direct && (laneRoom || w.worthWaiting(l, now)) && now.Sub(received) < w.limits.ParkAfter:
 		w.waitsFor = l
 		return false
 	case w.parked >= w.limits.Window:
@@ -216,11 +235,26 @@ func (w *window) admit(e *event, endpoint, id uuid.UUID, received, now time.Time
 		return false
 	default:
 		w.deliveries[id] = d
-		l.spilled = true
+		w.spill(l, true)
 		w.toPark(d)
 	}
 	d.tx = w.ledger.current()
 	d.tx.pending++
+	return true
+}
+
+// worthWaiting says whether the stream may wait for room in a full lane, so that
+// a backlog is read no faster than it is delivered, and written once: not if
+// another lane is out of work meanwhile, whose events may stand behind.
+func (w *window) worthWaiting(l *lane, now time.Time) bool {
+	if l.breaker.holds(now) || l.rate != nil {
+		return false
+	}
+	for _, other := range w.lanes {
+		if other != l && !other.spilled && !other.refused && other.running == 0 && len(other.first) == 0 {
+			return false
+		}
+	}
 	return true
 }
 
@@ -248,35 +282,14 @@ func (w *window) adopt(id uuid.UUID) bool {
 	return true
 }
 
-// admitDue takes in a row that is due, unless it is in memory already or there
-// is no room: then it stays in the table, where it is safe.
-func (w *window) admitDue(due *outbox.Due, now time.Time) {
-	l := w.lane(due.EndpointID, now)
-	if l.overflown || w.stopping || w.removed[due.ID] || w.deliveries[due.ID] != nil {
-		return
-	}
-	e := newEvent(&due.Event)
-	if l.overflown = !w.fetchRoom() || !w.fits(e); l.overflown {
-		return
-	}
-	d := &delivery{id: due.ID, event: e, lane: l, attempts: due.Attempts, series: due.SeriesStart, inTable: true, fetched: true}
-	if due.Status == outbox.Pending {
-		d.series = due.Attempts // a replay begins a new series; a first attempt, the first
-	}
-	w.fetched++
-	w.counts.Fetched++
-	w.add(d)
-	w.enqueue(d)
-}
-
-// streamRoom keeps a quarter of the window for rows: a stream that fills it all
-// would keep every retry waiting.
-func (w *window) streamRoom() bool { return w.held-w.fetched < w.limits.Window*3/4 }
+// lightEnough says whether a lane may hold more, of what is free of so many bytes
+// for all: an eighth, which is 32 of the largest bodies at the beginning.
+func (w *window) lightEnough(l *lane, all int64) bool { return l.bytes < max((all-w.bytes)/8, 1) }
 
 // fetchRoom says whether rows may be fetched: half of the window is for what the
 // stream brings, so that rows never keep it from reading.
 func (w *window) fetchRoom() bool {
-	return w.held < w.limits.Window && w.fetched < w.limits.Window/2 && w.bytes <= w.limits.MaxMemory/2 && w.aside <= maxAside
+	return w.held < w.limits.Window && w.fetched < w.limits.Window/2 && w.bytes < w.limits.MaxMemory/2 && w.aside <= maxAside
 }
 
 func (w *window) add(d *delivery) {
@@ -309,7 +322,7 @@ func (w *window) remove(d *delivery) {
 // room tells the fan-out that there is some, when it is worth waking up for: of
 // a full lane's queue, a quarter.
 func (w *window) room() {
-	if w.waiting && len(w.waitsFor.queue) <= w.limits.laneQueue()*3/4 {
+	if w.waiting && len(w.waitsFor.first) <= w.limits.laneQueue()*3/4 {
 		w.waiting = false
 		w.roomFreed.raise()
 	}
@@ -331,10 +344,9 @@ func (w *window) parkOverdue(now time.Time) {
 		w.young(d)
 		switch d.stage {
 		case queued:
-			d.lane.spilled = true
-			d.lane.held--
+			w.spill(d.lane, true)
+			w.leave(d, now)
 			w.held--
-			w.release(d.event)
 			w.toPark(d)
 			d.lane.trim()
 		case running:
@@ -364,21 +376,18 @@ func (w *window) toPark(d *delivery) {
 // finish takes an attempt's outcome, for the recorder.
 func (w *window) finish(d *delivery, a outbox.Attempt, now time.Time) {
 	l := d.lane
-	w.running--
-	l.running--
-	l.held--
+	w.vacate(d, &a, now)
 	w.young(d)
-	w.release(d.event)
+	w.leave(d, now)
 	d.stage = ended
 	d.attempt = &a
-	d.health = l.judge(Judge(a), now)
 	w.ended++
 	w.counts.attempt(a)
+	w.judge(d, &a, now)
 	w.enlist(d)
-	if l.page() > 0 {
-		w.toFetch.raise()
-	}
-	w.makeReady(l)
+	w.nextLate(now) // before this lane, which would take the place again
+	w.makeReady(l, now)
+	w.feed(l, now)
 	w.room()
 }
 

@@ -34,7 +34,7 @@ func (r *rig) endpoint() uuid.UUID {
 }
 
 func (r *rig) lookUp(id uuid.UUID, enabled bool) {
-	r.w.lookedUp(r.w.lane(id, time.Now()), &outbox.Endpoint{ID: id, Enabled: enabled}, r.target, time.Now())
+	r.w.lookedUp(r.w.lane(id, time.Now()), &outbox.Endpoint{ID: id, Enabled: enabled}, r.target, time.Now(), time.Now())
 }
 
 // event offers one event of its own transaction, and reports whether it was taken in.
@@ -88,22 +88,23 @@ func (r *rig) commit() (inserts, updates []outbox.Record) {
 	return inserts, updates
 }
 
-// page lets the retrier fetch one page of a lane, of rows that are due.
-func (r *rig) page(endpoint uuid.UUID, rows ...outbox.Record) {
+// page lets the retrier fetch one page of a lane, of rows that are due, and
+// returns those that it did not take.
+func (r *rig) page(endpoint uuid.UUID, rows ...outbox.Record) (rest []outbox.Record) {
 	r.t.Helper()
-	lanes := r.w.toAsk(pagedLanes)
-	if len(lanes) != 1 || lanes[0].id != endpoint {
-		r.t.Fatalf("%d lanes want a page, want the one", len(lanes))
+	asked := r.w.toAsk(pagedLanes, time.Now())
+	if len(asked) != 1 || asked[0].lane.id != endpoint {
+		r.t.Fatalf("%d lanes want a page, want the one", len(asked))
 	}
-	asked := lanes[0].page()
-	lanes[0].passParks = lanes[0].parks
-	rows = rows[:min(asked, len(rows))]
-	for _, row := range rows {
+	n := min(asked[0].size, len(rows))
+	for _, row := range rows[:n] {
+		asked[0].got++
 		r.w.admitDue(&outbox.Due{ID: row.ID, EndpointID: endpoint, Status: row.Status, Attempts: row.Attempts,
 			Event: outbox.Event{ID: row.EventID, Payload: []byte(`{}`)}}, time.Now())
 	}
-	r.w.paged(lanes[0], asked, len(rows), outbox.PageEnd{}, time.Now())
+	r.w.paged(asked[0], time.Now())
 	r.w.dispatch(time.Now())
+	return rows[n:]
 }
 
 func statuses(records []outbox.Record) map[outbox.Status]int {
@@ -180,7 +181,9 @@ func TestWindow(t *testing.T) {
 			}
 		},
 		"what waits for longer than ParkAfter is parked, and its lane goes on from the table": func(t *testing.T) {
-			r := newRig(t, small)
+			limits := small
+			limits.Window = 1024
+			r := newRig(t, limits)
 			endpoint := r.endpoint()
 			for range 4 {
 				r.event(endpoint)
@@ -321,7 +324,7 @@ func TestWindow(t *testing.T) {
 		},
 		"no attempt is started without room for its outcome": func(t *testing.T) {
 			limits := small
-			limits.Window, limits.EndpointInFlight, limits.ParkAfter = 32*unrecordedRoom, 8, time.Hour
+			limits.Window, limits.EndpointInFlight, limits.ParkAfter, limits.MaxMemory = 32*unrecordedRoom, 8, time.Hour, 64<<20
 			r := newRig(t, limits)
 			endpoint := r.endpoint()
 			for range 2 * unrecordedRoom {
@@ -388,10 +391,10 @@ func TestWindow(t *testing.T) {
 			asOf := time.Now()
 			time.Sleep(time.Millisecond)
 			inserts, _ := r.commit()
-			if inserts[0].Status != outbox.Failed || inserts[0].Health != outbox.Gone || inserts[0].Exhausted {
+			if inserts[0].Status != outbox.Failed || !inserts[0].Gone || inserts[0].Exhausted {
 				t.Errorf("410 is recorded as %+v, want failed, gone, not exhausted", inserts[0])
 			}
-			r.w.lookedUp(r.w.lanes[endpoint], &outbox.Endpoint{ID: endpoint, Enabled: true}, r.target, asOf)
+			r.w.lookedUp(r.w.lanes[endpoint], &outbox.Endpoint{ID: endpoint, Enabled: true}, r.target, asOf, time.Now())
 			r.w.dispatch(time.Now())
 			if len(r.started) != 0 {
 				t.Error("sent on the strength of a look-up from before the endpoint was disabled")
@@ -406,7 +409,7 @@ func TestWindow(t *testing.T) {
 			r := newRig(t, small)
 			endpoint := r.endpoint()
 			row := outbox.Record{ID: uuid.New(), EventID: uuid.New(), Status: outbox.Retrying, Attempts: 2}
-			r.w.hasRows(r.w.lane(endpoint, time.Now()))
+			r.w.hasRows(r.w.lane(endpoint, time.Now()), time.Now())
 			r.page(endpoint, row)
 			r.answer(r.started[0], 500)
 			_, updates := r.commit()
@@ -418,7 +421,7 @@ func TestWindow(t *testing.T) {
 			r := newRig(t, small)
 			endpoint := r.endpoint()
 			row := outbox.Record{ID: uuid.New(), EventID: uuid.New(), Status: outbox.Pending, Attempts: 3}
-			r.w.hasRows(r.w.lane(endpoint, time.Now()))
+			r.w.hasRows(r.w.lane(endpoint, time.Now()), time.Now())
 			r.page(endpoint, row)
 			r.answer(r.started[0], 500)
 			_, updates := r.commit()
@@ -444,7 +447,7 @@ func TestWindow(t *testing.T) {
 			r := newRig(t, small)
 			endpoint := r.endpoint()
 			row := outbox.Record{ID: uuid.New(), EventID: uuid.New(), Status: outbox.Pending}
-			r.w.hasRows(r.w.lane(endpoint, time.Now()))
+			r.w.hasRows(r.w.lane(endpoint, time.Now()), time.Now())
 			r.page(endpoint, row)
 			r.answer(r.started[0], 200)
 			taken, _ := r.w.takeExisting()
@@ -521,9 +524,9 @@ func TestWindow(t *testing.T) {
 		},
 		"no page is asked for while the window is full": func(t *testing.T) {
 			r := newRig(t, small)
-			r.w.hasRows(r.w.lane(r.endpoint(), time.Now()))
+			r.w.hasRows(r.w.lane(r.endpoint(), time.Now()), time.Now())
 			r.w.held = small.Window
-			if lanes := r.w.toAsk(1); len(lanes) != 0 || !r.w.starved {
+			if lanes := r.w.toAsk(1, time.Now()); len(lanes) != 0 || !r.w.starved {
 				t.Error("asks again and again for rows that have no room")
 			}
 		},
@@ -539,31 +542,31 @@ func TestWindow(t *testing.T) {
 		"what is parked behind a page is not forgotten": func(t *testing.T) {
 			r := newRig(t, small)
 			l := r.w.lane(r.endpoint(), time.Now())
-			r.w.hasRows(l)
-			l.passParks = l.parks // the first page, full
-			r.w.paged(l, 2, 2, (&outbox.Due{ID: uuid.New()}).End(), time.Now())
+			r.w.hasRows(l, time.Now())
+			full := r.w.toAsk(1, time.Now())[0]
+			full.got, full.end = full.size, (&outbox.Due{ID: uuid.New()}).End()
+			r.w.paged(full, time.Now())
 			l.parks++ // a row that stands before where that page ended
-			r.w.paged(l, 2, 1, (&outbox.Due{ID: uuid.New()}).End(), time.Now())
+			r.w.paged(r.w.toAsk(1, time.Now())[0], time.Now())
 			if !l.rows || l.after != (outbox.PageEnd{}) {
 				t.Error("the lane does not look from the beginning again")
 			}
 		},
 		"rows leave half of the window to the stream": func(t *testing.T) {
-			limits := small
-			limits.EndpointInFlight = 100
-			r := newRig(t, limits)
-			endpoint := r.endpoint()
-			r.w.hasRows(r.w.lane(endpoint, time.Now()))
-			rows := make([]outbox.Record, 3*limits.Window)
-			for i := range rows {
-				rows[i] = outbox.Record{ID: uuid.New(), EventID: uuid.New(), Status: outbox.Pending}
+			r := newRig(t, small)
+			for range small.Window {
+				r.w.hasRows(r.w.lane(r.endpoint(), time.Now()), time.Now())
 			}
-			r.page(endpoint, rows...)
-			if r.w.held != limits.Window/2 || !r.w.lanes[endpoint].rows {
-				t.Fatalf("%d rows in memory, more wait: %v; want %d and true", r.w.held, r.w.lanes[endpoint].rows, limits.Window/2)
+			for asked := r.w.toAsk(1, time.Now()); len(asked) > 0; asked = r.w.toAsk(1, time.Now()) {
+				p := asked[0]
+				for range p.size {
+					p.got++
+					r.w.admitDue(&outbox.Due{ID: uuid.New(), EndpointID: p.lane.id, Status: outbox.Pending, Event: outbox.Event{Payload: []byte(`{}`)}}, time.Now())
+				}
+				r.w.paged(p, time.Now())
 			}
-			if lanes := r.w.toAsk(1); len(lanes) != 0 {
-				t.Error("asks again and again for rows that have no room")
+			if r.w.held != small.Window/2 || !r.w.starved {
+				t.Errorf("%d rows in memory, starved %v; want %d and true", r.w.held, r.w.starved, small.Window/2)
 			}
 		},
 	}

@@ -58,7 +58,7 @@ func (e *Engine) attempt(ctx context.Context, d *delivery) *delivery {
 	e.window.mu.Lock()
 	defer e.window.mu.Unlock()
 	if !completed { // the process is being killed: the attempt has no outcome
-		e.window.running--
+		e.window.vacate(d, &a, now)
 		return nil
 	}
 	e.window.finish(d, a, now)

@@ -1,6 +1,9 @@
 package outbox
 
 import (
+	"maps"
+	"time"
+
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
@@ -16,62 +19,47 @@ const (
 	reasonFailing = "nothing but failures for longer than WALHOOK_DISABLE_AFTER"
 )
 
-func queueConsequences(b *pgx.Batch, s *Store, fence Fence, records []Record) {
-	c := consequencesOf(records)
-	if len(c.exhausted) > 0 {
-		b.Queue(insertExhausted, exhaustedArgs(s.fenceArgs(fence), c.exhausted))
-	}
-	if len(c.recovered) > 0 {
-		b.Queue(deleteFailures, endpointArgs(s.fenceArgs(fence), c.recovered))
-	}
-	if len(c.failing) > 0 {
-		b.Queue(insertFailures, endpointArgs(s.fenceArgs(fence), c.failing))
-	}
-	if len(c.stillFailing) > 0 && s.disableAfter > 0 {
-		args := disableArgs(s.fenceArgs(fence), c.stillFailing, reasonFailing)
-		args["failing_ms"] = s.disableAfter.Milliseconds()
-		b.Queue(disableFailing, args)
-	}
-	if len(c.gone) > 0 {
-		b.Queue(disableGone, disableArgs(s.fenceArgs(fence), c.gone, reasonGone))
-	}
-}
-
-type consequences struct{ exhausted, recovered, failing, stillFailing, gone []*Record }
-
-// consequencesOf sorts out what records mean beyond their rows. Attempts come in
-// the order in which they ended, so the last one says how its endpoint is: one
-// that failed and recovered within a batch must not be left as failing.
-func consequencesOf(records []Record) (c consequences) {
-	last := map[uuid.UUID]int{}
-	for i := range records {
-		switch r := &records[i]; r.Health {
-		case Recovered, Failing, StillFailing:
-			last[r.EndpointID] = i
-		}
-	}
+func queueConsequences(b *pgx.Batch, s *Store, fence Fence, health []EndpointHealth, records []Record) {
+	var exhausted []*Record
+	var gone []told
 	for i := range records {
 		r := &records[i]
 		if r.Exhausted && !IsOwnType(r.EventType) {
-			c.exhausted = append(c.exhausted, r)
+			exhausted = append(exhausted, r)
 		}
-		if r.Health == Gone {
-			c.gone = append(c.gone, r)
-		}
-		if at, news := last[r.EndpointID]; !news || at != i {
-			continue
-		}
-		switch r.Health {
-		case Recovered:
-			c.recovered = append(c.recovered, r)
-		case StillFailing:
-			c.stillFailing = append(c.stillFailing, r)
-			c.failing = append(c.failing, r)
-		case Failing:
-			c.failing = append(c.failing, r)
+		if r.Gone {
+			gone = append(gone, told{r.EndpointID, r.Attempt.EndedAt, IsOwnType(r.EventType)})
 		}
 	}
-	return c
+	var recovered, failing, open []uuid.UUID
+	var long []told
+	for _, h := range health {
+		if h.Recovered {
+			recovered = append(recovered, h.EndpointID)
+		}
+		switch {
+		case h.Failing && h.Open:
+			open = append(open, h.EndpointID)
+		case h.Failing:
+			failing = append(failing, h.EndpointID)
+		}
+		if h.Failing && h.Look && s.disableAfter > 0 {
+			long = append(long, told{h.EndpointID, h.At, h.Own})
+		}
+	}
+	queue := func(sql string, n int, more pgx.NamedArgs) {
+		if n > 0 {
+			args := s.fenceArgs(fence)
+			maps.Copy(args, more)
+			b.Queue(sql, args)
+		}
+	}
+	queue(insertExhausted, len(exhausted), exhaustedArgs(exhausted))
+	queue(deleteFailures, len(recovered), pgx.NamedArgs{"ids": asUUIDs(recovered)})
+	queue(insertFailures, len(failing), pgx.NamedArgs{"ids": asUUIDs(failing), "open": false})
+	queue(insertFailures, len(open), pgx.NamedArgs{"ids": asUUIDs(open), "open": true})
+	queue(disableFailing, len(long), disableArgs(long, reasonFailing, s.disableAfter))
+	queue(disableGone, len(gone), disableArgs(gone, reasonGone, 0))
 }
 
 // Not status = 'failed', or the plan may be to read all dead letters and pick these.
@@ -85,14 +73,13 @@ JOIN webhook_deliveries d ON d.id = r.id AND d.attempts = r.attempts AND d.statu
 WHERE ` + fenced + `
 ON CONFLICT (id) DO NOTHING`
 
-func exhaustedArgs(args pgx.NamedArgs, records []*Record) pgx.NamedArgs {
+func exhaustedArgs(records []*Record) pgx.NamedArgs {
 	ids, own, attempts := make([]pgtype.UUID, len(records)), make([]pgtype.UUID, len(records)), make([]int32, len(records))
 	for i, r := range records {
 		ids[i], attempts[i] = asUUID(r.ID), int32(r.Attempts)
 		own[i] = asUUID(ownEventID(r.Attempt.EndedAt, r.ID, r.Attempts))
 	}
-	args["ids"], args["own_ids"], args["attempts"] = ids, own, attempts
-	return args
+	return pgx.NamedArgs{"ids": ids, "own_ids": own, "attempts": attempts}
 }
 
 const deleteFailures = `
@@ -101,19 +88,11 @@ DELETE FROM webhook_endpoint_failures WHERE endpoint_id = ANY(@ids::uuid[]) AND 
 // A failure that comes in after the endpoint was disabled does not count: once
 // it is enabled again, it begins anew.
 const insertFailures = `
-INSERT INTO webhook_endpoint_failures (endpoint_id, failing_since)
-SELECT r.id, now() FROM unnest(@ids::uuid[]) AS r(id) JOIN webhook_endpoints e ON e.id = r.id
+INSERT INTO webhook_endpoint_failures AS f (endpoint_id, failing_since, breaker_opened_at)
+SELECT r.id, now(), CASE WHEN @open::bool THEN now() END FROM unnest(@ids::uuid[]) AS r(id) JOIN webhook_endpoints e ON e.id = r.id
 WHERE e.enabled AND ` + fenced + `
-ON CONFLICT (endpoint_id) DO NOTHING`
-
-func endpointArgs(args pgx.NamedArgs, records []*Record) pgx.NamedArgs {
-	ids := make([]pgtype.UUID, len(records))
-	for i, r := range records {
-		ids[i] = asUUID(r.EndpointID)
-	}
-	args["ids"] = ids
-	return args
-}
+ON CONFLICT (endpoint_id) DO UPDATE SET breaker_opened_at = excluded.breaker_opened_at
+WHERE (f.breaker_opened_at IS NULL) <> (excluded.breaker_opened_at IS NULL)`
 
 // disableEndpoints disables those of @ids that a condition picks. An endpoint
 // whose row an operator holds locked is left for the next failure, rather than
@@ -147,12 +126,18 @@ var (
         WHERE f.endpoint_id = e.id AND f.failing_since < now() - @failing_ms::bigint * interval '1 ms')`)
 )
 
-func disableArgs(args pgx.NamedArgs, records []*Record, reason string) pgx.NamedArgs {
-	ids, own, tell := make([]pgtype.UUID, len(records)), make([]pgtype.UUID, len(records)), make([]bool, len(records))
-	for i, r := range records {
-		ids[i], tell[i] = asUUID(r.EndpointID), !IsOwnType(r.EventType)
-		own[i] = asUUID(ownEventID(r.Attempt.EndedAt, r.EndpointID, 0))
+// A told is an endpoint that is to be disabled, and the attempt that says so.
+type told struct {
+	endpoint uuid.UUID
+	at       time.Time // its end
+	own      bool      // it was for one of our own events
+}
+
+func disableArgs(endpoints []told, reason string, failingFor time.Duration) pgx.NamedArgs {
+	ids, own, tell := make([]pgtype.UUID, len(endpoints)), make([]pgtype.UUID, len(endpoints)), make([]bool, len(endpoints))
+	for i, e := range endpoints {
+		ids[i], tell[i] = asUUID(e.endpoint), !e.own
+		own[i] = asUUID(ownEventID(e.at, e.endpoint, 0))
 	}
-	args["ids"], args["own_ids"], args["tell"], args["reason"] = ids, own, tell, reason
-	return args
+	return pgx.NamedArgs{"ids": ids, "own_ids": own, "tell": tell, "reason": reason, "failing_ms": failingFor.Milliseconds()}
 }

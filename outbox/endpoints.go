@@ -13,7 +13,8 @@ const selectEndpoints = `
 SELECT e.id, e.organization_id, e.url, e.headers, e.enabled, coalesce(e.max_in_flight, 0), coalesce(e.rate_per_second, 0)::float8,
        array(SELECT s.secret FROM webhook_secrets s
              WHERE s.endpoint_id = e.id AND (s.expires_at IS NULL OR s.expires_at > now())
-             ORDER BY s.created_at, s.id)
+             ORDER BY s.created_at, s.id),
+       EXISTS (SELECT FROM webhook_endpoint_failures f WHERE f.endpoint_id = e.id AND f.breaker_opened_at IS NOT NULL)
 FROM unnest(@ids::uuid[]) AS r(id) JOIN webhook_endpoints e ON e.id = r.id`
 
 // Endpoints returns those of the endpoints that exist, as they are committed
@@ -27,7 +28,7 @@ func (s *Store) Endpoints(ctx context.Context, ids []uuid.UUID) ([]Endpoint, err
 			var e Endpoint
 			var headers []byte
 			var secrets []string
-			err := row.Scan(&e.ID, &e.OrganizationID, &e.URL, &headers, &e.Enabled, &e.MaxInFlight, &e.RatePerSecond, &secrets)
+			err := row.Scan(&e.ID, &e.OrganizationID, &e.URL, &headers, &e.Enabled, &e.MaxInFlight, &e.RatePerSecond, &secrets, &e.BreakerOpen)
 			if err == nil && json.Unmarshal(headers, &e.Headers) != nil {
 				e.Problem = "the endpoint's headers are not a JSON object of name to text"
 			}

@@ -44,6 +44,7 @@ type Endpoint struct {
 	MaxInFlight    int      // 0: the deployment's WALHOOK_ENDPOINT_IN_FLIGHT
 	RatePerSecond  float64  // 0: no limit
 	Secrets        []Secret // live ones, oldest first
+	BreakerOpen    bool     // as last recorded: it failed many times in a row
 	Problem        string   // why nothing can be sent to it as it stands; empty: nothing
 }
 

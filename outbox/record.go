@@ -23,31 +23,33 @@ type Record struct {
 	OrganizationID          string
 	EventType               string
 	Status                  Status
-	Attempts                int            // how many have ended, with this one
-	SeriesStart             int            // how many had ended when the present series began
-	Wait                    time.Duration  // Pending, Retrying: from the end of the attempt (or from now) until the next
-	Attempt                 *Attempt       // nil: no attempt
-	Exhausted               bool           // the schedule is used up: tell the organization
-	Health                  EndpointHealth // what the attempt says of its endpoint, where that is news
+	Attempts                int           // how many have ended, with this one
+	SeriesStart             int           // how many had ended when the present series began
+	Wait                    time.Duration // Pending, Retrying: from the end of the attempt (or from now) until the next
+	Attempt                 *Attempt      // nil: no attempt
+	Exhausted               bool          // the schedule is used up: tell the organization
+	Gone                    bool          // answered 410: disable the endpoint
 }
-
-// EndpointHealth says what an attempt's outcome changes about its endpoint.
-type EndpointHealth uint8
-
-// The changes. Only transitions are written, never a counter per attempt.
-const (
-	Unchanged    EndpointHealth = iota
-	Recovered                   // a success after failures, or after a restart
-	Failing                     // a failure after successes, or after a restart
-	StillFailing                // a failure of an endpoint that has been failing: time to look for how long
-	Gone                        // 410: disable it
-)
 
 // A Mark says what a recording transaction moves besides its rows.
 type Mark struct {
-	Seq      uint64        // the batch's number; its echo proves it durable. 0: no echo
-	Durable  pglogrepl.LSN // with this batch, every transaction up to here is recorded; 0: not known
-	CommitAt time.Time     // when the last of them was committed; zero: not known
+	Seq      uint64           // the batch's number; its echo proves it durable. 0: no echo
+	Durable  pglogrepl.LSN    // with this batch, every transaction up to here is recorded; 0: not known
+	CommitAt time.Time        // when the last of them was committed; zero: not known
+	Health   []EndpointHealth // of the endpoints about which there is news
+}
+
+// EndpointHealth is how an endpoint stands, told when it changes and never per
+// attempt. It is the state after all attempts that have ended, whichever batch
+// their outcomes are in.
+type EndpointHealth struct {
+	EndpointID uuid.UUID
+	Recovered  bool      // it has succeeded since it was last told of
+	Failing    bool      // its last attempt failed
+	Open       bool      // and its breaker is open
+	Look       bool      // it was failing before: time to compare for how long
+	At         time.Time // end of the last attempt
+	Own        bool      // which was for one of walhook's own events
 }
 
 // Insert writes records whose deliveries have no row yet, in one transaction,
@@ -63,7 +65,7 @@ func (s *Store) Insert(ctx context.Context, fence Fence, mark Mark, records []Re
 		inserted = tag.RowsAffected()
 		return nil
 	})
-	queueConsequences(&b, s, fence, records)
+	queueConsequences(&b, s, fence, mark.Health, records)
 	if err := s.send(ctx, &b); err != nil {
 		return false, fmt.Errorf("record %d new deliveries: %w", len(records), err)
 	}
@@ -80,7 +82,7 @@ func (s *Store) Update(ctx context.Context, fence Fence, mark Mark, records []Re
 	var b pgx.Batch
 	s.queueFence(&b, fence, mark)
 	b.Queue(updateDeliveries, rows.args(s.fenceArgs(fence))).Query(func(r pgx.Rows) error { return collectIDs(r, held) })
-	queueConsequences(&b, s, fence, records)
+	queueConsequences(&b, s, fence, mark.Health, records)
 	if err := s.send(ctx, &b); err != nil {
 		return nil, fmt.Errorf("record %d outcomes: %w", len(records), err)
 	}
@@ -100,11 +102,12 @@ func (s *Store) Update(ctx context.Context, fence Fence, mark Mark, records []Re
 	return slices.DeleteFunc(missed, func(id uuid.UUID) bool { return !there[id] }), nil
 }
 
-// Mark writes no rows: it emits a marker whose echo says that the stream has
-// passed everything that was written before it.
+// Mark writes a mark without rows. Its echo says that the stream has passed
+// everything that was written before it.
 func (s *Store) Mark(ctx context.Context, fence Fence, mark Mark) error {
 	var b pgx.Batch
 	s.queueFence(&b, fence, mark)
+	queueConsequences(&b, s, fence, mark.Health, nil)
 	if err := s.send(ctx, &b); err != nil {
 		return fmt.Errorf("emit a marker: %w", err)
 	}

@@ -81,6 +81,14 @@ func insert(t testing.TB, store *outbox.Store, fence outbox.Fence, records ...ou
 	}
 }
 
+// tell records what is known of endpoints, as a batch of outcomes does.
+func tell(t testing.TB, store *outbox.Store, fence outbox.Fence, health ...outbox.EndpointHealth) {
+	t.Helper()
+	if err := store.Mark(t.Context(), fence, outbox.Mark{Health: health}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func update(t testing.TB, store *outbox.Store, fence outbox.Fence, records ...outbox.Record) (busy []uuid.UUID) {
 	t.Helper()
 	busy, err := store.Update(t.Context(), fence, outbox.Mark{}, records)
@@ -231,19 +239,21 @@ func TestFencedWritesNothing(t *testing.T) {
 			(SELECT string_agg(e::text, ',') FROM webhook_endpoints e), (SELECT string_agg(f::text, ',') FROM webhook_endpoint_failures f), (SELECT string_agg(s::text, ',') FROM webhook_state s))`)
 	}
 	before := snapshot()
-	bad := func(r outbox.Record, health outbox.EndpointHealth) outbox.Record {
+	bad := func(r outbox.Record, gone bool) outbox.Record {
 		r = outcome(r, outbox.Failed, 1, 500)
-		r.Exhausted, r.Health = true, health
+		r.Exhausted, r.Gone = true, gone
 		return r
 	}
-	mark := outbox.Mark{Seq: 5, Durable: 99, CommitAt: time.Now()}
+	mark := outbox.Mark{Seq: 5, Durable: 99, CommitAt: time.Now(), Health: []outbox.EndpointHealth{
+		{EndpointID: rs[0].EndpointID, Recovered: true, Failing: true, Open: true, Look: true, At: time.Now()},
+	}}
 	for what, write := range map[string]func() error{
 		"insert": func() error {
-			_, err := store.Insert(t.Context(), old, mark, []outbox.Record{bad(rs[3], outbox.Gone), bad(rs[4], outbox.StillFailing), bad(rs[5], outbox.Recovered)})
+			_, err := store.Insert(t.Context(), old, mark, []outbox.Record{bad(rs[3], true), bad(rs[4], false)})
 			return err
 		},
 		"update": func() error {
-			_, err := store.Update(t.Context(), old, mark, []outbox.Record{bad(rs[0], outbox.Gone), bad(rs[1], outbox.StillFailing), bad(rs[2], outbox.Recovered)})
+			_, err := store.Update(t.Context(), old, mark, []outbox.Record{bad(rs[0], true), bad(rs[1], false)})
 			return err
 		},
 		"mark":           func() error { return store.Mark(t.Context(), old, mark) },
@@ -613,7 +623,7 @@ func TestGoneDisables(t *testing.T) {
 	}
 	gone := func(r outbox.Record) outbox.Record {
 		r = outcome(r, outbox.Failed, 1, 410)
-		r.Health = outbox.Gone
+		r.Gone = true
 		return r
 	}
 
@@ -636,10 +646,8 @@ func TestGoneDisables(t *testing.T) {
 	t.Run("a failure after that does not count", func(t *testing.T) {
 		endpoint := newEndpoint(t, db.Pool, "org_1")
 		rs := owed(t, db, endpoint, 2)
-		late := outcome(rs[1], outbox.Failed, 1, 500)
-		late.Health = outbox.Failing
 		insert(t, store, fence, gone(rs[0]))
-		insert(t, store, fence, late)
+		tell(t, store, fence, outbox.EndpointHealth{EndpointID: rs[1].EndpointID, Failing: true, At: time.Now()})
 		if query[bool](t, db.Pool, `SELECT EXISTS (SELECT FROM webhook_endpoint_failures WHERE endpoint_id = $1)`, endpoint) {
 			t.Error("it counts from before the endpoint is enabled again")
 		}
@@ -692,53 +700,57 @@ func TestFailingEndpoints(t *testing.T) {
 	db := pgtest.New(t)
 	store, fence := acquired(t, db)
 	endpoint := newEndpoint(t, db.Pool, "org_1")
-	news := func(endpoint string, health ...outbox.EndpointHealth) (rs []outbox.Record) {
-		rs = owed(t, db, endpoint, len(health))
-		for i, h := range health {
-			if rs[i] = outcome(rs[i], outbox.Retrying, 1, 500); h == outbox.Recovered || h == outbox.Unchanged {
-				rs[i] = outcome(rs[i], outbox.Success, 1, 200)
-			}
-			rs[i].Health = h
-		}
-		return rs
-	}
-	since := func(endpoint string) string {
-		return query[string](t, db.Pool, `SELECT coalesce((SELECT CASE WHEN failing_since > now() - interval '1 minute' THEN 'now' ELSE 'long' END FROM webhook_endpoint_failures WHERE endpoint_id = $1), 'not')`, endpoint)
-	}
-	age := func(endpoint string, by time.Duration) {
-		exec(t, db.Pool, `UPDATE webhook_endpoint_failures SET failing_since = now() - $2 * interval '1 second' WHERE endpoint_id = $1`, endpoint, by.Seconds())
+	id := uuid.MustParse(endpoint)
+	failing := outbox.EndpointHealth{EndpointID: id, Failing: true, At: time.Now()}
+	still, open, recovered, again := failing, failing, outbox.EndpointHealth{EndpointID: id, Recovered: true}, failing
+	still.Look, open.Open, again.Recovered = true, true, true
+	age := func(by time.Duration) {
+		exec(t, db.Pool, `UPDATE webhook_endpoint_failures SET failing_since = now() - $2 * interval '1 second',
+			breaker_opened_at = breaker_opened_at - interval '1 hour' WHERE endpoint_id = $1`, endpoint, by.Seconds())
 	}
 	check := func(what, want string) {
 		t.Helper()
-		if got := since(endpoint); got != want {
-			t.Errorf("%s: failing since %q, want %q", what, got, want)
+		got := query[string](t, db.Pool, `SELECT concat_ws(' ',
+			CASE WHEN failing_since > now() - interval '1 minute' THEN 'now' WHEN failing_since IS NOT NULL THEN 'long' ELSE 'not' END, breaker,
+			CASE WHEN breaker_opened_at > now() - interval '1 minute' THEN 'now' WHEN breaker_opened_at IS NOT NULL THEN 'long' END)
+			FROM webhook_endpoint_health WHERE endpoint_id = $1`, endpoint)
+		if got != want {
+			t.Errorf("%s: %q, want %q", what, got, want)
 		}
 	}
 
-	insert(t, store, fence, news(endpoint, outbox.Unchanged)...)
-	check("nothing new", "not")
-	insert(t, store, fence, news(endpoint, outbox.Failing)...)
-	check("failing", "now")
-	age(endpoint, time.Hour)
-	insert(t, store, fence, news(endpoint, outbox.Failing)...)
-	check("failing, from a process that did not know", "long")
-	insert(t, store, fence, news(endpoint, outbox.Recovered)...)
-	check("recovered", "not")
-	insert(t, store, fence, news(endpoint, outbox.Recovered)...)
-	check("recovered again", "not")
+	check("nothing told", "not closed")
+	tell(t, store, fence, failing)
+	check("failing", "now closed")
+	age(time.Hour)
+	tell(t, store, fence, failing)
+	check("failing, from a process that did not know", "long closed")
+	tell(t, store, fence, open)
+	check("its breaker opens", "long open now")
+	age(time.Hour)
+	still.Open = true
+	tell(t, store, fence, still)
+	check("and stays open", "long open long")
+	tell(t, store, fence, failing)
+	check("a process that knows of no open breaker", "long closed")
+	tell(t, store, fence, open)
+	tell(t, store, fence, again)
+	check("recovered, and failing again", "now closed")
+	tell(t, store, fence, recovered)
+	check("recovered", "not closed")
+	tell(t, store, fence, recovered)
+	check("recovered again", "not closed")
+	still.Open = false
 
-	t.Run("the last of a batch counts", func(t *testing.T) {
-		other := newEndpoint(t, db.Pool, "org_2")
-		for what, health := range map[string][]outbox.EndpointHealth{
-			"not": {outbox.Failing, outbox.StillFailing, outbox.Recovered, outbox.Unchanged},
-			"now": {outbox.Failing, outbox.Recovered, outbox.Failing, outbox.Unchanged},
-		} {
-			exec(t, db.Pool, `DELETE FROM webhook_endpoint_failures`)
-			insert(t, store, fence, slices.Concat(news(endpoint, health...), news(other, outbox.Failing))...)
-			check(fmt.Sprint(health), what)
-			if got := since(other); got != "now" {
-				t.Errorf("the other endpoint: %q", got)
-			}
+	t.Run("each of a batch by itself", func(t *testing.T) {
+		others := []string{newEndpoint(t, db.Pool, "org_2"), newEndpoint(t, db.Pool, "org_2")}
+		a, b := open, recovered
+		a.EndpointID, b.EndpointID = uuid.MustParse(others[0]), uuid.MustParse(others[1])
+		exec(t, db.Pool, `INSERT INTO webhook_endpoint_failures VALUES ($1, now())`, others[1])
+		tell(t, store, fence, failing, a, b)
+		check("one of three", "now closed")
+		if got := column[string](t, db.Pool, `SELECT breaker FROM webhook_endpoint_health WHERE failing_since IS NOT NULL ORDER BY 1`); !slices.Equal(got, []string{"closed", "open"}) {
+			t.Errorf("failing: %q", got)
 		}
 	})
 
@@ -750,39 +762,46 @@ func TestFailingEndpoints(t *testing.T) {
 		told := func() int {
 			return query[int](t, db.Pool, `SELECT count(*) FROM webhook_outbox WHERE event_type = $1 AND payload ->> 'endpointId' = $2`, outbox.TypeEndpointDisabled, endpoint)
 		}
-		insert(t, store, fence, news(endpoint, outbox.StillFailing)...)
-		check("still failing, and nobody has said since when", "now")
-		age(endpoint, disableAfter-time.Minute)
-		insert(t, store, fence, news(endpoint, outbox.StillFailing)...)
+		tell(t, store, fence, still)
+		check("still failing, and nobody has said since when", "now closed")
+		age(disableAfter - time.Minute)
+		tell(t, store, fence, still)
 		if !enabled() {
 			t.Fatal("disabled a minute early")
 		}
-		age(endpoint, disableAfter+time.Minute)
-		insert(t, store, fence, news(endpoint, outbox.Failing)...)
+		age(disableAfter + time.Minute)
+		tell(t, store, fence, failing)
 		if !enabled() {
 			t.Fatal("disabled at the first failure that a process sees")
 		}
-		insert(t, store, fence, news(endpoint, outbox.StillFailing, outbox.Recovered)...)
+		stillAgain := still
+		stillAgain.Recovered = true
+		tell(t, store, fence, stillAgain)
 		if !enabled() {
 			t.Fatal("disabled although it has recovered")
 		}
-		insert(t, store, fence, news(endpoint, outbox.Failing)...)
-		age(endpoint, disableAfter+time.Minute)
-		never := outbox.NewStore(db.Pool, db.Slot, 0)
-		insert(t, never, fence, news(endpoint, outbox.StillFailing)...)
+		age(disableAfter + time.Minute)
+		tell(t, outbox.NewStore(db.Pool, db.Slot, 0), fence, still)
 		if !enabled() {
 			t.Fatal("0 does not mean never")
 		}
-		insert(t, store, fence, news(endpoint, outbox.StillFailing)...)
-		insert(t, store, fence, outcome(owedOf(t, db, endpoint, 1, outbox.TypeTest)[0], outbox.Success, 1, 200))
+		tell(t, store, fence, still)
+		tell(t, store, fence, still)
 		if enabled() || told() != 1 {
 			t.Fatalf("enabled %t, told %d times", enabled(), told())
 		}
 		exec(t, db.Pool, `UPDATE webhook_endpoints SET enabled = true WHERE id = $1`, endpoint)
-		insert(t, store, fence, news(endpoint, outbox.Failing)...)
-		insert(t, store, fence, news(endpoint, outbox.StillFailing)...)
+		tell(t, store, fence, failing)
+		tell(t, store, fence, still)
 		if !enabled() {
 			t.Error("enabled by hand, it was disabled at once, for what was before")
+		}
+		age(disableAfter + time.Minute)
+		own := still
+		own.Own, own.At = true, time.Now().Add(time.Second)
+		tell(t, store, fence, own)
+		if enabled() || told() != 1 {
+			t.Errorf("by one of walhook's own events: enabled %t, told %d times, want false and 1", enabled(), told())
 		}
 	})
 }
@@ -885,9 +904,17 @@ func TestNoDeadlocks(t *testing.T) {
 		for i := range batch {
 			batch[i] = outcome(batch[i], outbox.Failed, attempts, 500)
 			batch[i].Exhausted = i%50 == 0
-			batch[i].Health = []outbox.EndpointHealth{outbox.Unchanged, outbox.Recovered, outbox.Failing, outbox.StillFailing, outbox.Gone}[rand.N(5)]
+			batch[i].Gone = rand.N(5) == 0
 		}
 		return batch
+	}
+	news := func() []outbox.EndpointHealth {
+		health := make([]outbox.EndpointHealth, 2)
+		for i, endpoint := range []uuid.UUID{rs[0].EndpointID, rs[200].EndpointID} {
+			health[i] = outbox.EndpointHealth{EndpointID: endpoint, Recovered: rand.N(2) == 0, Failing: rand.N(2) == 0, Open: rand.N(2) == 0, Look: rand.N(2) == 0, At: time.Now()}
+		}
+		rand.Shuffle(2, func(i, j int) { health[i], health[j] = health[j], health[i] })
+		return health
 	}
 	var wg sync.WaitGroup
 	run := func(what string, once func(round int) error) {
@@ -901,11 +928,11 @@ func TestNoDeadlocks(t *testing.T) {
 		})
 	}
 	run("update", func(round int) error {
-		_, err := store.Update(t.Context(), fence, outbox.Mark{Seq: 1}, shuffled(round+2))
+		_, err := store.Update(t.Context(), fence, outbox.Mark{Seq: 1, Health: news()}, shuffled(round+2))
 		return err
 	})
 	run("insert", func(round int) error {
-		_, err := store.Insert(t.Context(), fence, outbox.Mark{Seq: 1}, shuffled(round+2))
+		_, err := store.Insert(t.Context(), fence, outbox.Mark{Seq: 1, Health: news()}, shuffled(round+2))
 		return err
 	})
 	run("cancel", func(round int) error {

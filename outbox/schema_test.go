@@ -233,10 +233,34 @@ func TestSchemaAppliedAgain(t *testing.T) {
 		}
 	})
 
+	t.Run("over version 1", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		exec(t, db.Pool, `DROP VIEW webhook_endpoint_health`)
+		exec(t, db.Pool, `ALTER TABLE webhook_endpoint_failures DROP COLUMN breaker_opened_at`)
+		exec(t, db.Pool, `CREATE VIEW webhook_endpoint_health AS
+			SELECT e.id AS endpoint_id, e.organization_id, e.url, e.enabled, e.disabled_at, e.disabled_reason, f.failing_since,
+			       0::bigint AS waiting, now() AS oldest_due_at
+			FROM webhook_endpoints e LEFT JOIN webhook_endpoint_failures f ON f.endpoint_id = e.id`)
+		exec(t, db.Pool, `CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int LANGUAGE sql IMMUTABLE RETURN 1`)
+		endpoint := newEndpoint(t, db.Pool, "org_1")
+		exec(t, db.Pool, `INSERT INTO webhook_endpoint_failures VALUES ($1, now())`, endpoint)
+		store := outbox.NewStore(db.Pool, db.Slot, 0)
+		if err := store.CheckSchema(t.Context()); !errors.Is(err, outbox.ErrNotPrepared) {
+			t.Fatalf("a schema that is too old: %v, want %v", err, outbox.ErrNotPrepared)
+		}
+		if err := store.Migrate(t.Context(), schema); err != nil {
+			t.Fatal(err)
+		}
+		if got := query[string](t, db.Pool, `SELECT breaker FROM webhook_endpoint_health WHERE failing_since IS NOT NULL`); got != "closed" {
+			t.Errorf("breaker: %q", got)
+		}
+	})
+
 	t.Run("not over a newer one", func(t *testing.T) {
 		t.Parallel()
 		db := pgtest.New(t)
-		exec(t, db.Pool, `CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int LANGUAGE sql IMMUTABLE RETURN 2`)
+		exec(t, db.Pool, `CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int LANGUAGE sql IMMUTABLE RETURN 3`)
 		checkRefusal(t, apply(t.Context(), db.Pool, schema), "newer walhook", "apply")
 		if err := outbox.NewStore(db.Pool, db.Slot, 0).Migrate(t.Context(), schema); err != nil {
 			t.Errorf("an older walhook beside a newer schema: %v", err)

@@ -370,11 +370,10 @@ func everyStatement(t *testing.T, db *pgtest.DB, store *outbox.Store) {
 	parked.Status, parked.Wait = outbox.Pending, -time.Minute
 	failed.Status, failed.Wait, failed.Attempts = outbox.Retrying, -10*time.Second, 1
 	failed.Attempt = newAttempt(503, `a "b" {c} \d 'é`)
-	failed.Health = outbox.Failing
 	gone.Status, gone.Attempts, gone.Attempt = outbox.Failed, 1, newAttempt(500, "no")
 	gone.Exhausted = true
 	orphan.Status = outbox.Pending
-	records[4].Status, records[4].Attempts, records[4].Attempt, records[4].Health = outbox.Success, 1, newAttempt(200, "yes"), outbox.Recovered
+	records[4].Status, records[4].Attempts, records[4].Attempt = outbox.Success, 1, newAttempt(200, "yes")
 	records[5].Status = outbox.Cancelled
 	fresh, err := store.Insert(t.Context(), fence, outbox.Mark{Seq: 2, Durable: 3, CommitAt: time.Now()}, records)
 	if ok("insert", err); !fresh {
@@ -384,8 +383,8 @@ func everyStatement(t *testing.T, db *pgtest.DB, store *outbox.Store) {
 		t.Errorf("response %q, want %q", got, failed.Attempt.Response)
 	}
 	failed.Attempts, failed.Wait = 2, -10*time.Second
-	failed.Health = outbox.StillFailing
-	busy, err := store.Update(t.Context(), fence, outbox.Mark{}, []outbox.Record{*failed})
+	health := outbox.EndpointHealth{EndpointID: uuid.MustParse(endpoint), Recovered: true, Failing: true, Open: true, Look: true, At: time.Now()}
+	busy, err := store.Update(t.Context(), fence, outbox.Mark{Health: []outbox.EndpointHealth{health}}, []outbox.Record{*failed})
 	if ok("update", err); len(busy) != 0 {
 		t.Errorf("%d are busy", len(busy))
 	}
@@ -416,10 +415,10 @@ func everyStatement(t *testing.T, db *pgtest.DB, store *outbox.Store) {
 	}
 	ok("cancel orphans", store.CancelOrphans(t.Context(), fence, []uuid.UUID{orphan.ID}))
 	found, err := store.Endpoints(t.Context(), []uuid.UUID{id})
-	if ok("endpoints", err); len(found) != 1 || len(found[0].Secrets) != 1 || found[0].Headers == nil {
+	if ok("endpoints", err); len(found) != 1 || len(found[0].Secrets) != 1 || found[0].Headers == nil || !found[0].BreakerOpen {
 		t.Errorf("endpoints: %+v", found)
 	}
-	parked.Status, parked.Attempts, parked.Attempt, parked.Health = outbox.Failed, 1, newAttempt(410, ""), outbox.Gone
+	parked.Status, parked.Attempts, parked.Attempt, parked.Gone = outbox.Failed, 1, newAttempt(410, ""), true
 	_, err = store.Update(t.Context(), fence, outbox.Mark{Seq: 3}, []outbox.Record{*parked})
 	ok("update", err)
 	pgtest.Eventually(t, 30*time.Second, "its row is cancelled", func() bool {
@@ -465,7 +464,7 @@ var runGrants = []string{
 	`SELECT, INSERT, UPDATE ON webhook_deliveries, webhook_state`,
 	`SELECT, INSERT ON webhook_outbox`,
 	`SELECT, UPDATE ON webhook_endpoints, webhook_secrets`,
-	`SELECT, INSERT, DELETE ON webhook_endpoint_failures`,
+	`SELECT, INSERT, UPDATE, DELETE ON webhook_endpoint_failures`,
 	`SELECT ON webhook_outbox_default, webhook_deliveries_default`,
 	`EXECUTE ON FUNCTION webhook_add_partition, webhook_drop_day, webhook_delete_old`,
 }

@@ -1,0 +1,100 @@
+package deliver
+
+import (
+	"time"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// What attempts say of their endpoints: to the breaker at once, and to the
+// database where it is news.
+
+// failureLook is how often a failing endpoint is compared with
+// WALHOOK_DISABLE_AFTER, which is a matter of hours.
+const failureLook = time.Minute
+
+// health is how an endpoint did last, as far as this process knows.
+type health uint8
+
+const (
+	unknown health = iota
+	working
+	failing
+)
+
+// judge learns from an attempt how its endpoint is, and has it recorded where
+// that is news.
+func (w *window) judge(d *delivery, a *outbox.Attempt, now time.Time) {
+	l := d.lane
+	opened, look := false, false
+	switch Judge(*a) {
+	case Gone:
+		d.gone, l.gone = true, true
+		l.asOf = time.Time{}
+		return
+	case Delivered:
+		w.changeBreaker(l, func(b *breaker) { b.succeeded(l.limit) })
+		if l.health == working {
+			return
+		}
+		l.health = working
+	case Retry:
+		w.changeBreaker(l, func(b *breaker) {
+			opened = b.failed(a.EndedAt.Add(-a.Duration), now, a.Class == outbox.ErrTimeout, w.schedule.length())
+		})
+		if l.health == failing && !opened && now.Sub(l.lookedAt) < failureLook {
+			return
+		}
+		look = l.health == failing && now.Sub(l.lookedAt) >= failureLook
+		if l.health != failing || look {
+			l.lookedAt = now
+		}
+		l.health = failing
+	}
+	w.tell(l, look, a.EndedAt, outbox.IsOwnType(d.event.typ))
+	if opened {
+		w.spill(l, true)
+		w.putBack(l, now)
+		l.rows = true
+	}
+}
+
+// tell has a lane's health recorded with the next batch, as it stands then.
+func (w *window) tell(l *lane, look bool, at time.Time, own bool) {
+	n := l.news
+	if n == nil {
+		n = &outbox.EndpointHealth{EndpointID: l.id}
+		l.news = n
+		w.news = append(w.news, l)
+	}
+	n.Failing, n.Open, n.At, n.Own = l.health == failing, l.breaker.open, at, own
+	n.Recovered = n.Recovered || !n.Failing
+	n.Look = n.Failing && (n.Look || look)
+}
+
+// takeNews hands over what is to be recorded about endpoints.
+func (w *window) takeNews() []outbox.EndpointHealth {
+	var news []outbox.EndpointHealth
+	for _, l := range w.news {
+		news = append(news, *l.news)
+		l.news = nil
+	}
+	w.news = nil
+	return news
+}
+
+// changeBreaker keeps count of the breakers that are open.
+func (w *window) changeBreaker(l *lane, change func(*breaker)) {
+	before := l.breaker.open
+	change(&l.breaker)
+	if after := l.breaker.open; after != before {
+		w.open += oneUp(after)
+	}
+}
+
+func oneUp(up bool) int {
+	if up {
+		return 1
+	}
+	return -1
+}

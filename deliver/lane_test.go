@@ -1,0 +1,377 @@
+package deliver
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+func perSecond(r float64) func(*outbox.Endpoint) {
+	return func(e *outbox.Endpoint) { e.RatePerSecond = r }
+}
+
+func atOnce(n int) func(*outbox.Endpoint) { return func(e *outbox.Endpoint) { e.MaxInFlight = n } }
+
+func TestLanes(t *testing.T) {
+	t.Parallel()
+	tests := map[string]func(t *testing.T){
+		"what is beyond the rate is parked, and drains in order": func(t *testing.T) {
+			h := newHouse(t, usual)
+			endpoint, other := h.open(always(200, 0), perSecond(10)), h.open(always(200, 0))
+			h.event(endpoint, other)
+			h.sleep(time.Second)
+			for range 99 {
+				h.event(endpoint)
+			}
+			delete(h.delay, other)
+			h.event(other)
+			h.sleep(100 * time.Millisecond)
+			if got := h.statuses(endpoint); got[outbox.Pending] < 90 {
+				t.Errorf("%v, want what has to wait in the table", got)
+			}
+			if h.delay[other] > time.Millisecond {
+				t.Errorf("another endpoint's event waited for %v", h.delay[other])
+			}
+			h.sleep(12 * time.Second)
+			h.is("sent", len(h.sent[endpoint]), 100, 100)
+			h.idle()
+		},
+		"a new rate is in force within a second": func(t *testing.T) {
+			h := newHouse(t, usual)
+			endpoint := h.open(always(200, 0), perSecond(0.01))
+			for range 1000 {
+				h.event(endpoint)
+			}
+			h.sleep(time.Minute)
+			h.is("at one in 100 s", len(h.sent[endpoint]), 1, 2)
+			h.change(endpoint, perSecond(100))
+			h.sleep(3 * time.Second)
+			h.is("three seconds later", len(h.sent[endpoint]), 200, 320)
+			h.change(endpoint, perSecond(1))
+			h.sleep(time.Second)
+			before := len(h.sent[endpoint])
+			h.sleep(5 * time.Second)
+			h.is("a second after it was lowered, in 5 s", len(h.sent[endpoint])-before, 4, 6)
+			h.change(endpoint, perSecond(0))
+			h.sleep(5 * time.Second)
+			h.is("after it was taken away", len(h.sent[endpoint]), 1000, 1000)
+			h.idle()
+		},
+		"a new limit is in force within a second, also while nothing ends": func(t *testing.T) {
+			h := newHouse(t, usual)
+			endpoint := h.open(always(200, 9*time.Second), atOnce(1))
+			for range 5 {
+				h.event(endpoint)
+			}
+			h.sleep(2 * time.Second)
+			h.is("at once", h.underWay[endpoint], 1, 1)
+			h.change(endpoint, atOnce(5))
+			h.sleep(time.Second)
+			h.is("at once", h.underWay[endpoint], 5, 5)
+		},
+		"an endpoint that only fails gets a probe now and then, and nothing else is counted": func(t *testing.T) {
+			h := newHouse(t, usual)
+			endpoint := h.open(always(503, time.Millisecond))
+			h.load(100, 10*time.Second, endpoint)
+			h.sleep(50 * time.Second)
+			h.is("requests in the first minute", len(h.sent[endpoint]), breakAfter, breakAfter+40)
+			h.sleep(time.Minute)
+			h.is("requests in the second", h.requests(endpoint, time.Minute), 4, 6)
+			h.is("at once, in the end", h.underWay[endpoint], 0, 1)
+			if l := h.w.lanes[endpoint]; !l.breaker.open || h.w.open != 1 {
+				t.Errorf("%+v, %d open; want one", l.breaker, h.w.open)
+			}
+			if got := h.statuses(endpoint); got[outbox.Pending]+got[outbox.Retrying] != 1000 || got[outbox.Pending] < 900 {
+				t.Errorf("%v, want all 1000 waiting, most without an attempt", got)
+			}
+			h.is("in memory", len(h.w.deliveries), 0, 1)
+		},
+		"one that hangs holds few places and none of the memory": func(t *testing.T) {
+			h := newHouse(t, usual)
+			endpoint := h.open(always(0, 10*time.Second))
+			h.load(100, 30*time.Second, endpoint)
+			h.is("at once", h.most[endpoint], guestPlaces, guestPlaces)
+			h.is("after the timeouts", h.underWay[endpoint], 0, 1)
+			h.is("in memory", len(h.w.deliveries), 0, 10)
+		},
+		"nothing is held back for longer than a schedule lasts": func(t *testing.T) {
+			h := newHouse(t, usual)
+			h.w.schedule = Schedule{time.Second, time.Second}
+			endpoint := h.open(always(503, time.Millisecond))
+			for range 200 {
+				h.event(endpoint)
+			}
+			h.sleep(10 * time.Second)
+			if got := h.statuses(endpoint); got[outbox.Failed] != 200 {
+				t.Errorf("%v, want 200 failed", got)
+			}
+			h.is("attempts", len(h.sent[endpoint]), 600, 600)
+			h.idle()
+		},
+		"one that is up again gets what has waited, slowly at first": func(t *testing.T) {
+			h := newHouse(t, usual)
+			up := time.Now().Add(2 * time.Minute)
+			endpoint := h.open(until(up, always(503, 0), always(200, 100*time.Millisecond)))
+			h.load(20, 50*time.Second, endpoint)
+			h.sleep(time.Until(up))
+			began := len(h.sent[endpoint])
+			for len(h.sent[endpoint]) == began {
+				h.sleep(time.Millisecond)
+			}
+			if wait := time.Since(up); wait > probeMax {
+				t.Errorf("noticed after %v, want %v at the most", wait, probeMax)
+			}
+			clear(h.most)
+			first := len(h.sent[endpoint])
+			h.sleep(350 * time.Millisecond)
+			h.is("sent after three round trips", len(h.sent[endpoint])-first, 2, 20)
+			h.sleep(20 * time.Second)
+			if got := h.statuses(endpoint); got[outbox.Pending] != 0 {
+				t.Errorf("%v, want nothing pending", got)
+			}
+			h.is("at once, in the end", h.most[endpoint], 32, 32)
+			before := h.delay[endpoint]
+			delete(h.delay, endpoint)
+			h.event(endpoint)
+			h.sleep(0)
+			if h.delay[endpoint] > time.Millisecond {
+				t.Errorf("a new event waited for %v (%v before): the lane does not go direct again", h.delay[endpoint], before)
+			}
+		},
+		"a low rate of failures is no breaker's business": func(t *testing.T) {
+			h := newHouse(t, usual)
+			n := 0
+			endpoint := h.open(func(time.Time) (int, time.Duration) {
+				if n++; n%4 == 0 {
+					return 200, time.Millisecond
+				}
+				return 500, time.Millisecond
+			})
+			h.load(100, 10*time.Second, endpoint)
+			h.is("sent", len(h.sent[endpoint]), 1000, 1000)
+			if h.w.open != 0 {
+				t.Error("its breaker is open")
+			}
+		},
+		"an open breaker is known to the next process": func(t *testing.T) {
+			h := newHouse(t, usual)
+			endpoint := h.open(always(503, 0), func(e *outbox.Endpoint) { e.BreakerOpen = true })
+			h.load(100, 10*time.Second, endpoint)
+			h.is("requests in 10 s", len(h.sent[endpoint]), 3, 6)
+		},
+		"once it is enabled again it begins anew": func(t *testing.T) {
+			h := newHouse(t, usual)
+			endpoint := h.open(always(503, 0))
+			h.load(100, 10*time.Second, endpoint)
+			h.change(endpoint, func(e *outbox.Endpoint) { e.Enabled = false })
+			h.w.want(h.w.lanes[endpoint]) // what the walk does
+			h.sleep(time.Second)
+			if h.w.open != 0 || len(h.w.sweeping) != 1 {
+				t.Errorf("%d open, %d to sweep; want 0 and 1", h.w.open, len(h.w.sweeping))
+			}
+			before := len(h.sent[endpoint])
+			h.load(10, time.Second, endpoint)
+			h.is("sent while disabled", len(h.sent[endpoint])-before, 0, 0)
+		},
+		"retries leave a quarter of the places to first attempts": func(t *testing.T) {
+			limits := usual
+			limits.MaxInFlight, limits.EndpointInFlight = 64, 2
+			h := newHouse(t, limits)
+			var slow []uuid.UUID
+			for range 30 {
+				slow = append(slow, h.open(always(200, 900*time.Millisecond)))
+			}
+			fresh := h.open(always(200, 5*time.Millisecond))
+			h.load(1, 10*time.Second, append([]uuid.UUID{fresh}, slow...)...) // all are known to answer
+			for _, endpoint := range slow {
+				h.waiting(endpoint, 200, 1)
+			}
+			h.sleep(5 * time.Second)
+			h.is("retries under way", h.w.late, 40, 48)
+			delete(h.delay, fresh)
+			h.load(100, 20*time.Second, fresh)
+			if h.delay[fresh] > 10*time.Millisecond {
+				t.Errorf("a first attempt waited for %v", h.delay[fresh])
+			}
+			h.is("retries under way", h.w.late, 40, 48)
+			h.sleep(5 * time.Minute)
+			for _, endpoint := range slow {
+				h.is("sent", len(h.sent[endpoint]), 210, 210)
+			}
+			h.idle()
+		},
+		"a replay of many rows does not delay its own endpoint's events": func(t *testing.T) {
+			h := newHouse(t, usual)
+			endpoint := h.open(always(200, 5*time.Millisecond))
+			h.load(100, time.Second, endpoint)
+			h.waiting(endpoint, 20_000, 1)
+			clear(h.delay)
+			h.load(100, 3*time.Second, endpoint)
+			if h.delay[endpoint] > 10*time.Millisecond {
+				t.Errorf("an event waited for %v", h.delay[endpoint])
+			}
+			h.is("of the replay, meanwhile", len(h.sent[endpoint])-400, 5000, 20_000)
+			h.sleep(10 * time.Second)
+			h.is("sent", len(h.sent[endpoint]), 20_400, 20_400)
+			h.idle()
+		},
+		"first attempts that saturate an endpoint leave its retries a share": func(t *testing.T) {
+			h := newHouse(t, usual)
+			endpoint := h.open(always(200, 100*time.Millisecond), atOnce(10)) // 100 a second
+			h.load(90, time.Second, endpoint)
+			h.waiting(endpoint, 1000, 1)
+			h.load(90, 20*time.Second, endpoint)
+			late := 0
+			for _, r := range h.table {
+				if r.Attempts == 2 {
+					late++
+				}
+			}
+			h.is("retries sent", late, 100, 1000)
+		},
+		"many rows of one endpoint do not stand before few of another": func(t *testing.T) {
+			h := newHouse(t, usual)
+			many, few := h.open(always(200, 50*time.Millisecond)), h.open(always(200, 50*time.Millisecond))
+			h.waiting(many, 30_000, 1)
+			h.waiting(few, 10, 1)
+			h.sleep(500 * time.Millisecond)
+			h.is("of the ten", len(h.sent[few]), 10, 10)
+			h.is("of the many", len(h.sent[many]), 100, 400)
+		},
+		"endpoints that hang leave places, and room for rows, to others": func(t *testing.T) {
+			h := newHouse(t, usual)
+			direct, fromTable := h.open(always(200, 5*time.Millisecond)), h.open(always(200, 5*time.Millisecond))
+			h.event(direct, fromTable)
+			var hanging []uuid.UUID
+			for range 200 {
+				endpoint := h.open(always(0, 10*time.Second))
+				h.waiting(endpoint, 100, 0)
+				hanging = append(hanging, endpoint)
+			}
+			h.sleep(time.Second)
+			h.waiting(fromTable, 1000, 1)
+			delete(h.delay, direct)
+			h.load(100, 5*time.Second, append([]uuid.UUID{direct}, hanging[:50]...)...)
+			if h.delay[direct] > 30*time.Millisecond {
+				t.Errorf("an event for an endpoint that works waited for %v", h.delay[direct])
+			}
+			h.is("sent of the rows of another", len(h.sent[fromTable]), 1001, 1001)
+			h.is("places taken", h.w.running, 1, usual.MaxInFlight/guestShare+10)
+			h.sleep(time.Minute)
+			h.is("places taken when the breakers are open", h.w.running, 0, 200)
+		},
+		"endpoints that answered and then hang do so too": func(t *testing.T) {
+			h := newHouse(t, usual)
+			stop := time.Now().Add(2 * time.Second)
+			var all []uuid.UUID
+			for range 100 {
+				all = append(all, h.open(until(stop, always(200, 5*time.Millisecond), always(0, 10*time.Second))))
+			}
+			works := h.open(always(200, 5*time.Millisecond))
+			all = append(all, works)
+			h.load(10, 2*time.Second, all...)
+			delete(h.delay, works)
+			h.load(10, 20*time.Second, all...)
+			if h.delay[works] > 30*time.Millisecond {
+				t.Errorf("an event for the endpoint that works waited for %v", h.delay[works])
+			}
+			h.is("places taken when the breakers are open", h.w.running, 0, 200)
+		},
+		"a burst for one endpoint does not hold up the stream for others": func(t *testing.T) {
+			h := newHouse(t, usual)
+			busy, calm := h.open(always(200, 50*time.Millisecond)), h.open(always(200, time.Millisecond))
+			h.event(calm)
+			h.sleep(time.Second)
+			began := time.Now()
+			for range 5000 {
+				h.event(busy)
+			}
+			h.event(calm)
+			if took := time.Since(began); took > parkEvery {
+				t.Errorf("an event waited for %v behind a burst for another endpoint", took)
+			}
+			h.sleep(30 * time.Second)
+			h.is("of the burst", len(h.sent[busy]), 5000, 5000)
+			h.idle()
+		},
+		"a backlog for one endpoint alone is written once": func(t *testing.T) {
+			h := newHouse(t, usual)
+			endpoint := h.open(always(200, time.Millisecond)) // 32,000 a second
+			for range 20_000 {
+				h.event(endpoint)
+			}
+			h.sleep(time.Second)
+			h.is("written before their attempt", int(h.w.counts.Parked), 0, 0)
+			h.is("sent", len(h.sent[endpoint]), 20_000, 20_000)
+		},
+		"large bodies of one endpoint leave memory to others": func(t *testing.T) {
+			limits := usual
+			limits.MaxMemory = 8 * 200
+			h := newHouse(t, limits)
+			slow, other := h.open(always(200, 9*time.Second)), h.open(always(200, time.Millisecond))
+			for range 20 {
+				h.event(slow)
+			}
+			if h.w.bytes > limits.MaxMemory/2 {
+				t.Errorf("one endpoint holds %d of %d bytes", h.w.bytes, limits.MaxMemory)
+			}
+			h.event(other)
+			h.sleep(10 * time.Millisecond)
+			h.is("sent to another", len(h.sent[other]), 1, 1)
+			h.sleep(3 * time.Minute)
+			h.is("sent", len(h.sent[slow]), 20, 20)
+			h.idle()
+		},
+		"nothing turns while everything waits": func(t *testing.T) {
+			h := newHouse(t, usual)
+			limited, dead := h.open(always(200, 0), perSecond(0.1)), h.open(always(503, 0))
+			for range 100 {
+				h.event(limited, dead)
+			}
+			h.sleep(10 * time.Minute)
+			if n := len(h.w.paused); n > 2 {
+				t.Errorf("%d entries for two lanes that wait", n)
+			}
+			if until := time.Until(h.w.paused[0].resume); until < 0 {
+				t.Errorf("the clock is late by %v", -until)
+			}
+		},
+	}
+	for _, rate := range []float64{0.5, 1, 7, 10, 200, 2000} {
+		tests[fmt.Sprintf("a rate of %v holds in every second, and is used up", rate)] = func(t *testing.T) { holdsRate(t, rate) }
+	}
+	for name, run := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, run)
+		})
+	}
+}
+
+func holdsRate(t *testing.T, rate float64) {
+	h := newHouse(t, usual)
+	endpoint := h.open(always(200, time.Millisecond), perSecond(rate))
+	end := time.Now().Add(8 * time.Second)
+	for range int(10 * rate) {
+		h.event(endpoint)
+	}
+	h.sleep(time.Until(end))
+	sent := h.sent[endpoint]
+	h.is("sent in 8 s", len(sent), int(7.5*rate), int(8.1*rate)+1)
+	for i, at := range sent {
+		n := 0
+		for _, later := range sent[i:] {
+			if later.Sub(at) < time.Second {
+				n++
+			}
+		}
+		if limit := 1.1*rate + 1; float64(n) > limit {
+			t.Fatalf("%d requests within a second of the %d-th, want at most %v", n, i, limit)
+		}
+	}
+}

@@ -1,0 +1,161 @@
+package deliver
+
+import (
+	"time"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// How lanes are fed from the table: whose turn it is to ask for a page, how
+// large that may be, and what its outcome means. The window decides; the retrier
+// asks.
+
+const (
+	// A lane's stock begins at its limit, so that a slow endpoint's rows stay in the
+	// table and leave the window to others, and doubles up to maxStock times that
+	// while a page does not last for stockFor.
+	maxStock = 16
+	stockFor = 100 * time.Millisecond
+
+	// ratedFor is for how long the stock of an endpoint with a rate lasts.
+	ratedFor = 500 * time.Millisecond
+
+	// stockShare is the part of the room for rows which a lane may hold, of what is
+	// free: however many lanes are fed, there is room for one more. One lane alone
+	// gets pages of a hundred, which cost no more per row than larger ones.
+	stockShare = 32
+)
+
+// A pageRequest is a lane that asks, and what was true when it did.
+type pageRequest struct {
+	lane *lane
+	size int
+	got  int
+	end  outbox.PageEnd // of what was taken in
+}
+
+// hasRows has the retrier ask for the rows of a lane.
+func (w *window) hasRows(l *lane, now time.Time) {
+	l.rows = true
+	w.feed(l, now)
+}
+
+// feed puts a lane whose rows have room into the round of those that ask.
+func (w *window) feed(l *lane, now time.Time) {
+	switch {
+	case !l.rows || l.inHungry:
+	case w.page(l, w.limits.Window/2-w.fetched, now) > 0:
+		l.inHungry = true
+		w.hungry = append(w.hungry, l)
+		w.toFetch.raise()
+	case l.breaker.holds(now) && now.Before(l.breaker.next):
+		w.pause(l, l.breaker.next)
+	default:
+		w.hold(l, time.Time{}, now) // its limits may be raised
+	}
+}
+
+// page says how many due rows a lane may ask for, of so much room that is free;
+// 0 where there are none or it is too early.
+func (w *window) page(l *lane, free int, now time.Time) int {
+	if !l.rows || !w.lightEnough(l, w.limits.MaxMemory/2) {
+		return 0
+	}
+	stock := min(l.mayStock(now), max(free/stockShare, 1))
+	if l.stocked > stock/2 {
+		return 0
+	}
+	return stock - l.stocked
+}
+
+// mayStock is how many deliveries a lane may hold from the table.
+func (l *lane) mayStock(now time.Time) int {
+	if l.breaker.holds(now) {
+		return max(0, l.may(now)-(l.held-l.stocked)) // the probe
+	}
+	stock := max(l.stock, l.limit)
+	if !l.trusted {
+		stock = min(l.limit, guestPlaces)
+	}
+	if ramp := l.breaker.ramp; ramp > 0 {
+		stock = min(stock, 2*ramp)
+	}
+	if l.rate != nil {
+		stock = min(stock, max(1, int(float64(l.rate.Limit())*ratedFor.Seconds())))
+	}
+	return stock
+}
+
+// toAsk takes the lanes that have room for a page, at most n, in turn.
+func (w *window) toAsk(n int, now time.Time) []*pageRequest {
+	if w.starved = !w.fetchRoom(); w.starved {
+		return nil
+	}
+	var asked []*pageRequest
+	free := w.limits.Window/2 - w.fetched
+	for len(w.hungry) > 0 && len(asked) < n {
+		l := w.hungry[0]
+		w.hungry[0] = nil
+		w.hungry = w.hungry[1:]
+		l.inHungry = false
+		size := w.page(l, free, now)
+		if size == 0 {
+			w.feed(l, now) // when it may
+			continue
+		}
+		free -= size
+		if l.after == (outbox.PageEnd{}) {
+			l.passParks = l.parks
+		}
+		asked = append(asked, &pageRequest{lane: l, size: size, end: l.after})
+	}
+	return asked
+}
+
+// admitDue takes in a row that is due, unless it is in memory already or there
+// is no room: then it stays in the table, where it is safe.
+func (w *window) admitDue(due *outbox.Due, now time.Time) {
+	l := w.lane(due.EndpointID, now)
+	if l.overflown || w.stopping || w.removed[due.ID] || w.deliveries[due.ID] != nil {
+		return
+	}
+	e := newEvent(&due.Event)
+	if l.overflown = !w.fetchRoom() || !w.fits(e) || !w.lightEnough(l, w.limits.MaxMemory/2); l.overflown {
+		return
+	}
+	d := &delivery{id: due.ID, event: e, lane: l, attempts: due.Attempts, series: due.SeriesStart, inTable: true, fetched: true}
+	if due.Status == outbox.Pending {
+		d.series = due.Attempts // a replay begins a new series; a first attempt, the first
+	}
+	// A lane that is spilled has its first attempts in the table too.
+	d.late = due.Attempts > 0 || !l.spilled
+	w.fetched++
+	w.counts.Fetched++
+	w.add(d)
+	w.enqueue(d, now)
+}
+
+// paged takes the outcome of a page. The next begins where this one ended. Fewer
+// rows than were asked for are all that is left, and the lane goes direct again;
+// what was parked since the first of these pages may stand before where they
+// began, and is found from the beginning.
+func (w *window) paged(p *pageRequest, now time.Time) {
+	l := p.lane
+	left := p.got >= p.size || l.overflown
+	l.overflown = false
+	l.after = p.end
+	if !left {
+		l.after = outbox.PageEnd{}
+		w.spill(l, false)
+	}
+	l.stock = max(l.stock, l.limit)
+	if now.Sub(l.pagedAt) < stockFor {
+		l.stock = min(2*l.stock, maxStock*l.limit)
+	} else {
+		l.stock = l.limit
+	}
+	l.pagedAt = now
+	if l.rows = left || l.parks != l.passParks; l.rows {
+		w.feed(l, now)
+	}
+}

@@ -1,0 +1,134 @@
+package deliver
+
+import (
+	"time"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// Who may have how many of the MaxInFlight places for attempts under way. A place
+// that is taken is not to be had back before the attempt ends, which is Timeout
+// where an endpoint hangs. So those that may hang get few, and some are kept.
+
+const (
+	// lateTurn is how many of a lane's attempts are first ones before one that comes
+	// late has its turn, where both wait: so retries of a busy endpoint get a quarter.
+	lateTurn = 3
+
+	// signWithin is how long an endpoint is trusted while attempts are under way and
+	// none is answered.
+	signWithin = time.Second
+
+	// guestPlaces is how many places a lane may have whose endpoint has not shown
+	// that it answers, and guestShare which part of all places these may have together.
+	guestPlaces = 8
+	guestShare  = 2
+)
+
+// lateInFlight bounds the attempts under way that are retries and replays: a
+// quarter of the places is kept for first attempts, so that a storm of retries
+// after an outage cannot starve what is new.
+func (l Limits) lateInFlight() int { return max(l.MaxInFlight*3/4, 1) }
+
+// places is how many attempts a lane may have under way, as far as there are
+// places. No lane may have more than are left, so that however many are busy
+// another finds some. Those that are not trusted are guests in a half of them.
+func (w *window) places(l *lane) int {
+	left := w.limits.MaxInFlight - w.running
+	if l.trusted {
+		return left
+	}
+	free := max(w.limits.MaxInFlight/guestShare, 1) - w.guests
+	return min(left, guestPlaces, free)
+}
+
+// occupy gives a delivery's attempt its place.
+func (w *window) occupy(d *delivery, now time.Time) {
+	l := d.lane
+	if l.running == 0 {
+		l.sign = now
+		w.pause(l, now.Add(signWithin))
+	}
+	l.running++
+	w.running++
+	if !l.trusted {
+		w.guests++
+	}
+	if d.late {
+		w.late++
+		l.turns = 0
+	} else {
+		l.turns++
+	}
+}
+
+// vacate takes the place back from an attempt that has ended.
+func (w *window) vacate(d *delivery, a *outbox.Attempt, now time.Time) {
+	l := d.lane
+	l.running--
+	w.running--
+	if !l.trusted {
+		w.guests--
+	}
+	if d.late {
+		w.late--
+	}
+	if a.StatusCode != 0 {
+		l.sign = now
+		w.trust(l, true)
+	}
+}
+
+// doubt no longer trusts an endpoint that has attempts under way and has not
+// answered for a while. What it cannot be given soon goes back into the table.
+func (w *window) doubt(l *lane, now time.Time) {
+	if !l.trusted || l.running == 0 || now.Sub(l.sign) < signWithin {
+		return
+	}
+	w.trust(l, false)
+	if len(l.first)+len(l.late) > guestPlaces {
+		w.spill(l, true)
+		w.putBack(l, now)
+		w.hasRows(l, now)
+	}
+}
+
+func (w *window) trust(l *lane, trusted bool) {
+	if l.trusted != trusted {
+		l.trusted = trusted
+		w.guests -= oneUp(trusted) * l.running
+	}
+}
+
+// turn says from which of a lane's queues the next attempt is: first attempts,
+// but for a turn of what comes late. It is nil where only that waits and has no
+// place: all lanes together have a share of them, and here too none may have more
+// than are left.
+func (w *window) turn(l *lane) *[]*delivery {
+	late := len(l.late) > 0 && l.running < w.limits.lateInFlight()-w.late
+	switch {
+	case late && (len(l.first) == 0 || l.turns >= lateTurn):
+		return &l.late
+	case len(l.first) > 0:
+		return &l.first
+	}
+	if !l.inLate {
+		l.inLate = true
+		w.outOfTurn = append(w.outOfTurn, l)
+	}
+	return nil
+}
+
+// nextLate gives a place that has become free for what comes late to the lane
+// that has waited for one longest.
+func (w *window) nextLate(now time.Time) {
+	for len(w.outOfTurn) > 0 && w.late < w.limits.lateInFlight() {
+		l := w.outOfTurn[0]
+		w.outOfTurn[0] = nil
+		w.outOfTurn = w.outOfTurn[1:]
+		l.inLate = false
+		if w.makeReady(l, now); l.inReady {
+			return
+		}
+	}
+}
