@@ -4,6 +4,9 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
+	"net"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -24,6 +27,60 @@ func TestQuantileIsByNearestRank(t *testing.T) {
 		if got := quantile(ten, q); got != want {
 			t.Errorf("quantile(%v) = %d, want %d", q, got, want)
 		}
+	}
+}
+
+func TestOnlyNamesScenarios(t *testing.T) {
+	t.Parallel()
+	for only, want := range map[string]int{"all": len(scenarios), "drain": 1, "replay,bad,replay": 2} {
+		if got, err := choose(only); err != nil || len(got) != want {
+			t.Errorf("choose(%q) = %d scenarios and %v, want %d", only, len(got), err, want)
+		}
+	}
+	for _, only := range []string{"", "drian", "drain,", "drain,all"} {
+		if got, err := choose(only); err == nil {
+			t.Errorf("choose(%q) = %d scenarios, want an error", only, len(got))
+		}
+	}
+}
+
+func TestRefusingAddressRefuses(t *testing.T) {
+	t.Parallel()
+	address, release, err := refusingAddress()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	conn, err := net.Dial("tcp", address)
+	if err == nil {
+		conn.Close()
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("dialling %s: %v, want a refusal", address, err)
+	}
+}
+
+// What the load inserts counts by its endpoint, but not before the warm-up is over
+// nor where it is bad; what never arrived counts as long as it was waited for.
+func TestCompareOfCommitsAndArrivals(t *testing.T) {
+	t.Parallel()
+	l := load{endpoints: 3, bad: 1}
+	events := []sent{
+		{id: "warm-up", endpoint: 0, due: 1, begun: 1, committed: 2},
+		{id: "arrived", endpoint: 0, due: 10, begun: 12, committed: 13},
+		{id: "lost", endpoint: 1, due: 11, begun: 11, committed: 12},
+		{id: "bad", endpoint: 2, due: 12, begun: 12, committed: 13},
+	}
+	var s steady
+	s.compare(l, events, arrivals{Stamps: map[string]time.Duration{"warm-up": 3, "arrived": 20, "replayed": 30}}, 5)
+	if len(s.byEndpoint) != 2 || len(s.byEndpoint[0]) != 1 || s.byEndpoint[0][0] != 7 {
+		t.Errorf("latencies %v, want 7 for the first endpoint", s.byEndpoint)
+	}
+	if s.missing != 1 || len(s.byEndpoint[1]) != 1 || s.byEndpoint[1][0] < 1000 {
+		t.Errorf("%d missing, latencies %v, want the one with the time until now", s.missing, s.byEndpoint)
+	}
+	if s.others != 1 || s.lastOther != 30 {
+		t.Errorf("%d others, the last at %d, want 1 at 30", s.others, s.lastOther)
 	}
 }
 

@@ -13,13 +13,15 @@ import (
 	"github.com/jackc/pglogrepl"
 )
 
-// A drained is what one round of walhook came to.
+// A drained is what working off a backlog came to.
 type drained struct {
+	events        int
 	firstRequest  time.Duration // after the start of the process
 	recorded      time.Duration // until all rows are committed
 	confirmed     time.Duration // and the slot has moved beyond the last event
 	cpu, server   time.Duration
 	rss           int64
+	from, to      pglogrepl.LSN // what was written meanwhile
 	wal           wal
 	dead          int64 // row versions of deliveries that were replaced
 	requests      int64
@@ -34,10 +36,7 @@ func (b *bench) drain(ctx context.Context) error {
 	var walhooks []drained
 	var clients []outcome
 	var oneByOne, parallel []polled
-	arms := []struct {
-		name string
-		run  func(round int) error
-	}{
+	arms := []arm{
 		{"walhook", func(round int) error { return keep(&walhooks)(b.runWalhook(ctx, round)) }},
 		{"bare client", func(round int) error { return keep(&clients)(b.runClient(ctx, round)) }},
 		{"poller, in parallel", func(int) error { return keep(&parallel)(b.runPoller(ctx, true)) }},
@@ -46,28 +45,11 @@ func (b *bench) drain(ctx context.Context) error {
 	if !b.pollers {
 		arms = arms[:2]
 	}
-	for round := range b.rounds {
-		for i := range arms {
-			arm := arms[(round+i)%len(arms)]
-			began := now()
-			if err := arm.run(round); err != nil {
-				return fmt.Errorf("%s, round %d: %w", arm.name, round+1, err)
-			}
-			b.report.progress("drain %d/%d %s: %.1f s", round+1, b.rounds, arm.name, (now() - began).Seconds())
-		}
+	if err := b.inTurns("drain", arms); err != nil {
+		return err
 	}
 	b.reportDrain(walhooks, clients, parallel, oneByOne)
 	return nil
-}
-
-// keep appends a result where there is no error.
-func keep[T any](to *[]T) func(T, error) error {
-	return func(result T, err error) error {
-		if err == nil {
-			*to = append(*to, result)
-		}
-		return err
-	}
 }
 
 func (b *bench) runClient(ctx context.Context, round int) (outcome, error) {
@@ -96,83 +78,107 @@ func (b *bench) profileFile(of string, round int) string {
 	return filepath.Join(folder, fmt.Sprintf("%s-%d.pprof", of, round+1))
 }
 
-// drainWithin bounds a drain that does not come to its end.
-const drainWithin = 10 * time.Minute
+// A draining is a walhook that works off a backlog.
+type draining struct {
+	*walhook
+	db     *database
+	events int
+	from   pglogrepl.LSN // where the WAL ended before walhook was started
+	last   pglogrepl.LSN // of the backlog
+	server time.Duration // PostgreSQL's CPU by then
+}
 
-func (b *bench) runWalhook(ctx context.Context, round int) (drained, error) {
-	db, err := b.server.newDatabase(ctx)
-	if err != nil {
-		return drained{}, err
-	}
-	defer db.drop()
-	if err := b.prepare(ctx, db); err != nil {
-		return drained{}, err
-	}
-	if _, err := newEndpoint(ctx, db, organization, b.receiver.url(pathCount)); err != nil {
-		return drained{}, err
-	}
-	last, err := waitingEvents(ctx, db.Conn, "webhook_outbox", b.n, b.perTx)
-	if err != nil {
-		return drained{}, err
+// startDraining makes a backlog on a database that has its endpoints, and starts
+// walhook.
+func (b *bench) startDraining(ctx context.Context, db *database, l backlog, profile string) (*draining, error) {
+	d := &draining{db: db, events: l.events}
+	var err error
+	if d.last, err = l.insert(ctx, db.Conn, "webhook_outbox"); err != nil {
+		return nil, err
 	}
 	if err := b.calm(ctx); err != nil {
-		return drained{}, err
+		return nil, err
 	}
-	from, err := b.server.lsn(ctx)
-	if err != nil {
-		return drained{}, err
+	if d.from, err = b.server.lsn(ctx); err != nil {
+		return nil, err
 	}
-	before := b.server.cpu()
-	w, err := b.startWalhook(db, b.profileFile("walhook", round))
+	d.server = b.server.cpu()
+	d.walhook, err = b.startWalhook(db, profile)
+	return d, err
+}
+
+// drainBacklog has walhook work off a backlog whose requests all make the count.
+func (b *bench) drainBacklog(ctx context.Context, db *database, l backlog, profile string) (drained, error) {
+	w, err := b.startDraining(ctx, db, l, profile)
 	if err != nil {
 		return drained{}, err
 	}
 	defer w.kill()
-	d, err := b.awaitDrained(ctx, db, w, last)
-	if err != nil {
-		return d, err
-	}
-	d.cpu, d.rss, d.server = cpuOf(w.pid), peakRSS(w.pid), b.server.cpu()-before
-	to, err := b.server.lsn(ctx)
+	d, err := b.awaitDrained(ctx, w)
 	if err != nil {
 		return d, err
 	}
 	stopping := now()
-	if err := w.stop(); err != nil {
-		return d, err
-	}
+	err = w.stop()
 	d.stopped = now() - stopping
-	return d, errors.Join(b.account(ctx, db, &d, from, to))
+	return d, err
 }
 
-// A poll of positions costs PostgreSQL nothing; counting the rows does, so it
-// waits until walhook says that all are recorded.
-const selectPositions = `
+func (b *bench) runWalhook(ctx context.Context, round int) (d drained, err error) {
+	err = b.fresh(ctx, func(db *database) error {
+		if err := (audience{n: 1, organization: organization, url: b.receiver.url(pathCount)}).insert(ctx, db); err != nil {
+			return err
+		}
+		l := backlog{events: b.n, organizations: 1, perTx: b.perTx}
+		if d, err = b.drainBacklog(ctx, db, l, b.profileFile("walhook", round)); err != nil {
+			return err
+		}
+		return b.account(ctx, db, &d)
+	})
+	return d, err
+}
+
+const (
+	// A poll of positions costs PostgreSQL nothing; looking for rows that wait does,
+	// so that follows when walhook says that all are recorded.
+	selectPositions = `
 SELECT coalesce((SELECT durable_lsn FROM webhook_state WHERE slot = $1) >= $2::text::pg_lsn, false),
        coalesce((SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = $1) >= $2::text::pg_lsn, false)`
 
+	// What is recorded may wait still: it was parked, or failed. What waits for longer
+	// than that is a history of others. One look at the index of each partition.
+	selectWaiting = `
+SELECT coalesce(min(next_attempt_at) < now() + interval '30 minutes', false)
+FROM webhook_deliveries WHERE status IN ('pending', 'retrying')`
+
+	selectSuccess = `SELECT count(*) FROM webhook_deliveries WHERE status = 'success' AND starts_with(organization_id, $1)`
+)
+
+// drainWithin bounds a drain that does not come to its end: a million at a
+// thousand per second.
+const drainWithin = 20 * time.Minute
+
 // awaitDrained waits until all rows say success and the slot has moved beyond
 // the last event.
-func (b *bench) awaitDrained(ctx context.Context, db *database, w *walhook, last pglogrepl.LSN) (drained, error) {
+func (b *bench) awaitDrained(ctx context.Context, w *draining) (drained, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, drainWithin, errors.New("the backlog was not drained in time"))
 	defer cancel()
 	// The receiver tells when there is something to look for; nobody asks before.
-	if err := b.awaitArrivals(ctx, w, b.n); err != nil {
+	if err := b.awaitArrivals(ctx, w); err != nil {
 		return drained{}, err
 	}
-	var d drained
+	d := drained{events: w.events}
 	for d.recorded == 0 || d.confirmed == 0 {
-		var recorded, confirmed bool
+		var recorded, confirmed, waiting bool
 		asked := now()
-		if err := db.QueryRow(ctx, selectPositions, db.name, last.String()).Scan(&recorded, &confirmed); err != nil {
+		if err := w.db.QueryRow(ctx, selectPositions, w.db.name, w.last.String()).Scan(&recorded, &confirmed); err != nil {
 			return d, err
 		}
 		if d.recorded == 0 && (recorded || confirmed) {
-			var n int
-			if err := db.QueryRow(ctx, "SELECT count(*) FROM webhook_deliveries WHERE status = 'success'").Scan(&n); err != nil {
+			if err := w.db.QueryRow(ctx, selectWaiting).Scan(&waiting); err != nil {
 				return d, err
 			}
-			if n == b.n {
+			if !waiting {
 				d.recorded = asked - w.began
 			}
 		}
@@ -184,19 +190,39 @@ func (b *bench) awaitDrained(ctx context.Context, db *database, w *walhook, last
 			return d, err
 		}
 	}
-	a, err := b.receiver.wait(ctx, 0, time.Second)
+	d.cpu, d.rss, d.server = cpuOf(w.pid), peakRSS(w.pid), b.server.cpu()-w.server
+	return d, b.verify(ctx, w, &d)
+}
+
+// verify compares what has come to its end with what the rows and the receiver say.
+func (b *bench) verify(ctx context.Context, w *draining, d *drained) error {
+	a, err := b.receiver.wait(ctx, 0, 0)
+	if err != nil {
+		return err
+	}
 	d.requests, d.firstRequest = a.Count, a.First-w.began
 	d.fromFirst = d.confirmed - d.firstRequest
 	d.receiverLeads = w.began + d.confirmed - a.Last
-	return d, err
+	if d.to, err = b.server.lsn(ctx); err != nil {
+		return err
+	}
+	d.from = w.from
+	var n int
+	if err := w.db.QueryRow(ctx, selectSuccess, organization).Scan(&n); err != nil {
+		return err
+	}
+	if n != w.events {
+		return fmt.Errorf("%d rows of %d say success", n, w.events)
+	}
+	return nil
 }
 
-// awaitArrivals waits for n requests, as long as walhook lives.
-func (b *bench) awaitArrivals(ctx context.Context, w *walhook, n int) error {
+// awaitArrivals waits for a request per event, as long as walhook lives.
+func (b *bench) awaitArrivals(ctx context.Context, w *draining) error {
 	for {
-		a, err := b.receiver.wait(ctx, n, time.Second)
-		if err == nil && a.Count >= int64(n) {
-			return nil
+		a, err := b.receiver.wait(ctx, w.events, time.Second)
+		if err != nil || a.Count >= int64(w.events) {
+			return err
 		}
 		if err := errors.Join(w.gone(), context.Cause(ctx)); err != nil {
 			return err
@@ -206,8 +232,8 @@ func (b *bench) awaitArrivals(ctx context.Context, w *walhook, n int) error {
 
 // account reads what can be read when walhook has ended: its backends have told
 // their counters then.
-func (b *bench) account(ctx context.Context, db *database, d *drained, from, to pglogrepl.LSN) (err error) {
-	if d.wal, err = b.server.wal(ctx, from, to); err != nil {
+func (b *bench) account(ctx context.Context, db *database, d *drained) (err error) {
+	if d.wal, err = b.server.wal(ctx, d.from, d.to); err != nil {
 		return err
 	}
 	for deadline := now() + 5*time.Second; ; {
@@ -215,7 +241,7 @@ func (b *bench) account(ctx context.Context, db *database, d *drained, from, to 
 		err := db.QueryRow(ctx, `
 SELECT coalesce(sum(n_tup_ins), 0)::bigint, coalesce(sum(n_tup_upd + n_tup_del), 0)::bigint
 FROM pg_stat_user_tables WHERE relname LIKE 'webhook\_deliveries\_%'`).Scan(&inserted, &d.dead)
-		if err != nil || inserted >= int64(b.n) {
+		if err != nil || inserted >= int64(d.events) {
 			return err
 		}
 		if now() > deadline {
@@ -261,7 +287,7 @@ func (b *bench) reportDrain(walhooks []drained, clients []outcome, parallel, one
 		r.row("  PostgreSQL for poller in parallel, µs", each(parallel, func(p polled) float64 { return perEvent(p.server) }), "%.1f", "")
 		r.row("  PostgreSQL for poller one by one, µs", each(oneByOne, func(p polled) float64 { return perEvent(p.server) }), "%.1f", "")
 	}
-	r.row("peak RSS of walhook, MiB", each(walhooks, func(d drained) float64 { return float64(d.rss) / (1 << 20) }), "%.1f", "< 96")
+	r.row("peak RSS of walhook, MiB", each(walhooks, func(d drained) float64 { return mebi(d.rss) }), "%.1f", "< 96")
 	r.row("WAL bytes per delivery", each(walhooks, func(d drained) float64 { return float64(d.wal.bytes) / n }), "%.0f", "<= 450")
 	if b.server.walStats {
 		r.row("  of them full page images", each(walhooks, func(d drained) float64 { return float64(d.wal.pageImages) / n }), "%.0f", "")

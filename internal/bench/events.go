@@ -22,6 +22,9 @@ const (
 	payloadBytes = 1024
 )
 
+// organizationOf is that of the i-th endpoint, where each has one of its own.
+func organizationOf(endpoint int) string { return fmt.Sprintf("%s_%d", organization, endpoint) }
+
 // payload is the i-th event's: 1 KiB, written as PostgreSQL prints jsonb, so that
 // everybody's bodies have the same bytes.
 func payload(i int) []byte {
@@ -37,29 +40,38 @@ func payload(i int) []byte {
 // event is the i-th event, where no database makes its id.
 func event(i int) *outbox.Event {
 	return &outbox.Event{
-		ID: uuid.Must(uuid.NewV7()), OrganizationID: organization, Type: eventType,
+		ID: uuid.Must(uuid.NewV7()), OrganizationID: organizationOf(0), Type: eventType,
 		Payload: payload(i), CreatedAt: time.Now(),
 	}
 }
 
-// waitingEvents fills a table that has the outbox's first columns with n events
-// and returns a position inside of the last transaction: who has confirmed beyond
-// it has confirmed all. The session does not wait for the disk: a CHECKPOINT
-// follows before anything is measured.
-func waitingEvents(ctx context.Context, conn *pgx.Conn, table string, n, perTx int) (pglogrepl.LSN, error) {
+// A backlog is events that wait before somebody starts to deliver them.
+type backlog struct {
+	events        int
+	organizations int // whose they are, in rotation
+	perTx         int // in one transaction
+}
+
+// insert fills a table that has the outbox's first columns and returns a position
+// inside of the last transaction: who has confirmed beyond it has confirmed all.
+// The session does not wait for the disk: a CHECKPOINT follows before anything is
+// measured.
+func (l backlog) insert(ctx context.Context, conn *pgx.Conn, table string) (pglogrepl.LSN, error) {
 	if _, err := conn.Exec(ctx, "SET synchronous_commit = off"); err != nil {
 		return 0, err
 	}
-	insert := "INSERT INTO " + table + " (organization_id, event_type, payload) SELECT $1, $2, unnest($3::text[])::jsonb"
+	insert := "INSERT INTO " + table + ` (organization_id, event_type, payload)
+SELECT e.organization_id, $1, e.payload::jsonb FROM unnest($2::text[], $3::text[]) AS e (organization_id, payload)`
 	var last pglogrepl.LSN
-	for i := 0; i < n; {
-		texts := make([]string, 0, perTx)
-		for ; len(texts) < perTx && i < n; i++ {
+	for i := 0; i < l.events; {
+		organizations, texts := make([]string, 0, l.perTx), make([]string, 0, l.perTx)
+		for ; len(texts) < l.perTx && i < l.events; i++ {
+			organizations = append(organizations, organizationOf(i%l.organizations))
 			texts = append(texts, string(payload(i)))
 		}
 		var b pgx.Batch // one implicit transaction
-		b.Queue(insert, organization, eventType, texts)
-		if i == n {
+		b.Queue(insert, eventType, organizations, texts)
+		if i == l.events {
 			b.Queue("SELECT pg_current_wal_insert_lsn()::text").QueryRow(func(row pgx.Row) (err error) {
 				last, err = scanLSN(row)
 				return err

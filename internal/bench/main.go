@@ -3,8 +3,9 @@
 // Command bench measures walhook's release binary end to end, beside what it is
 // compared with, in the same run and in turns:
 //
-//	go run ./internal/bench                      everything, some fifteen minutes
+//	go run ./internal/bench                      the quicker ones, some fifteen minutes
 //	go run ./internal/bench -only drain -n 5000 -rounds 1
+//	go run ./internal/bench -only all            everything, some fifty minutes
 //
 // It starts a throwaway PostgreSQL that really writes to the disk, and a receiver
 // in a process of its own, so that CPU can be told apart. Figures mean something
@@ -14,11 +15,20 @@
 //	drain      a backlog: how fast, with how much CPU, memory, WAL
 //	latency    a steady trickle: from COMMIT to the receiver
 //	neighbour  the same, while one of fifty endpoints hangs
+//	bad        the same, while one, ten or twenty-five are bad, in each of four ways
+//	endpoints  a backlog, spread over ten to a hundred thousand endpoints; what these cost besides
+//	waiting    a backlog, while up to a million deliveries of others wait for their time
+//	storm      the trickle, while a million retries are due
+//	replay     the trickle, while a hundred thousand deliveries of one endpoint are replayed
+//	million    a backlog of a million: memory, and when the WAL is let go
+//	fanout     an event that is owed to fifty thousand endpoints
 //
 //	file         responsibility
 //	main.go      flags, and what is run in which order
-//	drain.go     walhook, the bare client and the pollers, in turns
-//	steady.go    an open loop of events; latency.go and neighbour.go use it
+//	turns.go     arms, in turns
+//	drain.go     a backlog: walhook, the bare client and the pollers; endpoints.go, waiting.go and million.go use it
+//	steady.go    an open loop of events; latency.go, neighbour.go, bad.go, storm.go, replay.go and fanout.go use it
+//	rows.go      endpoints and deliveries made by hand
 //	walhook.go   builds the binary, runs it
 //	server.go    PostgreSQL: databases, positions, counters
 //	receiver.go  client.go poller.go   the other processes; child.go starts them
@@ -28,12 +38,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -42,6 +52,10 @@ import (
 // options are the flags.
 type options struct {
 	n, rounds, perTx int
+	endpoints        int
+	waiting, storm   int
+	replay, million  int
+	fanout           int
 	rate             int
 	length           time.Duration
 	only             string
@@ -59,12 +73,18 @@ func main() {
 		os.Exit(child(os.Args[2], os.Args[3]))
 	}
 	var o options
-	flag.IntVar(&o.n, "n", 50_000, "drain: events")
-	flag.IntVar(&o.rounds, "rounds", 5, "drain and neighbour: rounds")
-	flag.IntVar(&o.perTx, "tx", 10, "drain: events in one transaction")
-	flag.IntVar(&o.rate, "rate", 200, "latency: events per second (neighbour: 2.5 times that)")
-	flag.DurationVar(&o.length, "length", 30*time.Second, "latency: how long (neighbour: two thirds of that, per round and arm)")
-	flag.StringVar(&o.only, "only", "drain,latency,neighbour", "what to measure")
+	flag.IntVar(&o.n, "n", 50_000, "drain, endpoints and waiting: events")
+	flag.IntVar(&o.rounds, "rounds", 5, "rounds, at most: latency has one, and what follows neighbour two or three")
+	flag.IntVar(&o.perTx, "tx", 10, "drain, endpoints, waiting and million: events in one transaction")
+	flag.IntVar(&o.endpoints, "endpoints", 100_000, "endpoints: the most of them, where -n is less also the events")
+	flag.IntVar(&o.waiting, "waiting", 1_000_000, "waiting: the most deliveries that wait")
+	flag.IntVar(&o.storm, "storm", 1_000_000, "storm: retries that are due")
+	flag.IntVar(&o.replay, "replay", 100_000, "replay: deliveries")
+	flag.IntVar(&o.million, "million", 1_000_000, "million: events")
+	flag.IntVar(&o.fanout, "fanout", 50_000, "fanout: endpoints")
+	flag.IntVar(&o.rate, "rate", 200, "latency: events per second (neighbour, bad, storm and replay: 2.5 times that; fanout: a quarter)")
+	flag.DurationVar(&o.length, "length", 30*time.Second, "latency: how long (other loads: two thirds of that, per round and arm)")
+	flag.StringVar(&o.only, "only", "drain,latency,neighbour,waiting,replay", "what to measure, of "+names()+"; or all")
 	flag.StringVar(&o.walhook, "walhook", "", "the binary to measure; empty: build it")
 	flag.StringVar(&o.profile, "profile", "", "drain: folder for CPU profiles of walhook and the bare client (slows both by some per cent)")
 	flag.BoolVar(&o.pollers, "pollers", true, "drain: the pollers too, which take the most time")
@@ -92,30 +112,69 @@ type bench struct {
 	report   *report
 }
 
-var scenarios = []struct {
-	name string
-	run  func(*bench, context.Context) error
-}{
-	{"drain", (*bench).drain},
-	{"latency", (*bench).latency},
-	{"neighbour", (*bench).neighbour},
+// A scenario is what -only names.
+type scenario struct {
+	name   string
+	run    func(*bench, context.Context) error
+	rounds int // at most, where a round takes minutes; 0: -rounds
+}
+
+var scenarios = []scenario{
+	{"drain", (*bench).drain, 0},
+	{"latency", (*bench).latency, 1},
+	{"neighbour", (*bench).neighbour, 0},
+	{"bad", (*bench).bad, 2},
+	{"endpoints", (*bench).manyEndpoints, 3},
+	{"waiting", (*bench).manyWaiting, 3},
+	{"storm", (*bench).retryStorm, 2},
+	{"replay", (*bench).massReplay, 2},
+	{"million", (*bench).bigBacklog, 2},
+	{"fanout", (*bench).wideFanOut, 2},
+}
+
+// names lists the scenarios.
+func names() string {
+	var all []string
+	for _, s := range scenarios {
+		all = append(all, s.name)
+	}
+	return strings.Join(all, ",")
+}
+
+// choose returns the scenarios that -only names, in the order of the table.
+func choose(only string) ([]scenario, error) {
+	if only == "all" {
+		only = names()
+	}
+	wanted := map[string]bool{}
+	for name := range strings.SplitSeq(only, ",") {
+		wanted[name] = true
+	}
+	var chosen []scenario
+	for _, s := range scenarios {
+		if wanted[s.name] {
+			chosen = append(chosen, s)
+			delete(wanted, s.name)
+		}
+	}
+	for name := range wanted {
+		return nil, fmt.Errorf("-only: there is no %q, but %s", name, names())
+	}
+	return chosen, nil
 }
 
 func measure(ctx context.Context, o options) error {
-	chosen := strings.Split(o.only, ",")
-	for _, name := range chosen {
-		if name != "drain" && name != "latency" && name != "neighbour" {
-			return fmt.Errorf("-only: there is no %q", name)
-		}
+	chosen, err := choose(o.only)
+	if err != nil {
+		return err
 	}
-	if o.n < 1 || o.rounds < 1 || o.perTx < 1 || o.rate < 1 || o.length < time.Second {
-		return fmt.Errorf("-n, -rounds, -tx and -rate are at least 1, -length is at least 1s")
+	if min(o.n, o.rounds, o.perTx, o.endpoints, o.waiting, o.storm, o.replay, o.million, o.fanout) < 1 || o.rate < 4 || o.length < time.Second {
+		return fmt.Errorf("numbers and sizes are at least 1, -rate is at least 4, -length is at least 1s")
 	}
 	if o.profile != "" && o.walhook != "" {
 		return fmt.Errorf("-profile builds its own binary: leave -walhook out")
 	}
 	b := &bench{options: o, report: newReport(os.Stdout)}
-	var err error
 	if b.binary = o.walhook; b.binary == "" {
 		folder, err := os.MkdirTemp("", "walhook-bench-")
 		if err != nil {
@@ -135,10 +194,8 @@ func measure(ctx context.Context, o options) error {
 	}
 	defer b.receiver.stop()
 	b.report.about(b.server.about)
-	for _, s := range scenarios {
-		if !slices.Contains(chosen, s.name) {
-			continue
-		}
+	for _, s := range chosen {
+		b.rounds = min(o.rounds, cmp.Or(s.rounds, o.rounds))
 		if err := s.run(b, ctx); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}

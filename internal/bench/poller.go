@@ -119,7 +119,7 @@ func (b *bench) runPoller(ctx context.Context, parallel bool) (polled, error) {
 	if _, err := db.Exec(ctx, createJobs); err != nil {
 		return polled{}, err
 	}
-	if _, err := waitingEvents(ctx, db.Conn, "jobs", b.n, b.perTx); err != nil {
+	if _, err := (backlog{events: b.n, organizations: 1, perTx: b.perTx}).insert(ctx, db.Conn, "jobs"); err != nil {
 		return polled{}, err
 	}
 	if _, err := db.Exec(ctx, "ANALYZE jobs"); err != nil {

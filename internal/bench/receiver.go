@@ -16,11 +16,13 @@ import (
 	"time"
 )
 
-// The paths of the receiver. All answer 200 with an empty body.
+// The paths of the receiver. All answer with an empty body, and 200 where nothing
+// else is said. The first two make the count; the others are counted apart.
 const (
-	pathCount = "/count" // only counts: as fast as net/http is
-	pathStamp = "/stamp" // counts and remembers when each event arrived
-	pathHang  = "/hang"  // answers when it is reset, or when the client gives up
+	pathCount  = "/count"  // only counts: as fast as net/http is
+	pathStamp  = "/stamp"  // counts and remembers when each event arrived
+	pathHang   = "/hang"   // answers when it is reset, or when the client gives up
+	pathAnswer = "/answer" // answers with ?status= after ?after=
 )
 
 // arrivals is what the receiver knows.
@@ -34,6 +36,7 @@ type arrivals struct {
 // A sink is the receiver's state since the last reset.
 type sink struct {
 	count, first, last atomic.Int64
+	elsewhere          atomic.Int64
 
 	mu       sync.Mutex
 	stamps   map[string]time.Duration
@@ -78,8 +81,10 @@ func (s *sink) arrivals() arrivals {
 	}
 }
 
-// wait returns when so many have arrived, or the client has gone.
-func (s *sink) wait(ctx context.Context, n int64) {
+// wait returns when so many have arrived, the time is over, or the client has gone.
+func (s *sink) wait(ctx context.Context, n int64, within time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for s.count.Load() < n {
@@ -91,6 +96,32 @@ func (s *sink) wait(ctx context.Context, n int64) {
 	}
 }
 
+// hold returns after a time, when the sink is reset, or when the client has gone.
+func (s *sink) hold(r *http.Request, after <-chan time.Time) {
+	s.elsewhere.Add(1)
+	_, _ = io.Copy(io.Discard, r.Body) // only then the server notices that the client has gone
+	select {
+	case <-after:
+	case <-s.released:
+	case <-r.Context().Done():
+	}
+}
+
+// answer does as the URL says.
+func (s *sink) answer(w http.ResponseWriter, r *http.Request) {
+	query := r.URL.Query()
+	after, _ := time.ParseDuration(query.Get("after")) // none: at once
+	status, err := strconv.Atoi(query.Get("status"))
+	if err != nil {
+		status = http.StatusOK
+	}
+	s.hold(r, time.After(after))
+	if status == http.StatusTooManyRequests {
+		w.Header().Set("Retry-After", "1")
+	}
+	w.WriteHeader(status)
+}
+
 // receive is the receiver's process. What steers it has a port of its own.
 func receive(ready func(string) error) error {
 	var current atomic.Pointer[sink]
@@ -98,20 +129,19 @@ func receive(ready func(string) error) error {
 	hooks := http.NewServeMux()
 	hooks.HandleFunc(pathCount, func(http.ResponseWriter, *http.Request) { current.Load().arrived(now()) })
 	hooks.HandleFunc(pathStamp, func(_ http.ResponseWriter, r *http.Request) { current.Load().stamp(now(), r.Body) })
-	hooks.HandleFunc(pathHang, func(_ http.ResponseWriter, r *http.Request) {
-		_, _ = io.Copy(io.Discard, r.Body) // only then the server notices that the client has gone
-		select {
-		case <-current.Load().released:
-		case <-r.Context().Done():
-		}
-	})
+	hooks.HandleFunc(pathHang, func(_ http.ResponseWriter, r *http.Request) { current.Load().hold(r, nil) })
+	hooks.HandleFunc(pathAnswer, func(w http.ResponseWriter, r *http.Request) { current.Load().answer(w, r) })
 	control := http.NewServeMux()
 	control.HandleFunc("/reset", func(http.ResponseWriter, *http.Request) { close(current.Swap(newSink()).released) })
 	control.HandleFunc("/wait", func(w http.ResponseWriter, r *http.Request) {
 		n, _ := strconv.ParseInt(r.FormValue("n"), 10, 64) // 0: as it is
+		within, _ := time.ParseDuration(r.FormValue("within"))
 		s := current.Load()
-		s.wait(r.Context(), n)
+		s.wait(r.Context(), n, within)
 		_ = json.NewEncoder(w).Encode(s.arrivals())
+	})
+	control.HandleFunc("/elsewhere", func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(current.Load().elsewhere.Load())
 	})
 	died := make(chan error, 2)
 	var addresses []string
@@ -155,13 +185,19 @@ func (r *receiver) reset(ctx context.Context) error { return r.ask(ctx, "/reset"
 
 // wait returns what has arrived when it is n, or when the time is over.
 func (r *receiver) wait(ctx context.Context, n int, within time.Duration) (arrivals, error) {
-	ctx, cancel := context.WithTimeout(ctx, within)
-	defer cancel()
 	var a arrivals
-	if err := r.ask(ctx, "/wait?n="+strconv.Itoa(n), &a); err != nil {
+	if err := r.ask(ctx, fmt.Sprintf("/wait?n=%d&within=%s", n, within), &a); err != nil {
 		return a, fmt.Errorf("wait for %d arrivals: %w", n, err)
 	}
 	return a, nil
+}
+
+// elsewhere returns how many requests the paths have got that are counted apart.
+func (r *receiver) elsewhere(ctx context.Context) (n int64, err error) {
+	if err := r.ask(ctx, "/elsewhere", &n); err != nil {
+		return 0, fmt.Errorf("ask for the other requests: %w", err)
+	}
+	return n, nil
 }
 
 func (r *receiver) ask(ctx context.Context, path string, answer any) error {

@@ -86,3 +86,5 @@ func quantile(sorted []time.Duration, q float64) time.Duration {
 }
 
 func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+func mebi(bytes int64) float64 { return float64(bytes) / (1 << 20) }

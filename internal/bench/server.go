@@ -59,6 +59,24 @@ func (s *server) close() {
 	_ = s.Server.Close()
 }
 
+// connections are some of the measurement itself, and how to close them.
+func (s *server) connections(ctx context.Context, url string, n int) (conns []*pgx.Conn, hangUp func(), err error) {
+	hangUp = func() {
+		for _, conn := range conns {
+			s.hangUp(conn)
+		}
+	}
+	for range n {
+		conn, err := s.connect(ctx, url)
+		if err != nil {
+			hangUp()
+			return nil, nil, err
+		}
+		conns = append(conns, conn)
+	}
+	return conns, hangUp, nil
+}
+
 // connect makes a connection of the measurement itself.
 func (s *server) connect(ctx context.Context, url string) (*pgx.Conn, error) {
 	conn, err := pgx.Connect(ctx, url)
@@ -140,16 +158,50 @@ func (s *server) newDatabase(ctx context.Context) (*database, error) {
 	return db, nil
 }
 
-const dropSlots = `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = $1 AND NOT active`
+const (
+	dropSlots = `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = $1 AND NOT active`
 
-// drop takes the database away, with its slot. What is left of it goes with the server.
+	countSlots = `SELECT count(*) FROM pg_replication_slots WHERE database = $1`
+)
+
+// dropWithin bounds how long a database of some gigabytes may take to go.
+const dropWithin = time.Minute
+
+// drop takes the database away, with its slot, which would keep all WAL from then
+// on. What is left of it goes with the server.
 func (db *database) drop() {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), dropWithin)
 	defer cancel()
 	s := db.server
 	s.hangUp(db.Conn)
-	_, _ = s.admin.Exec(ctx, dropSlots, db.name)
+	for left := 1; left > 0 && ctx.Err() == nil; { // PostgreSQL takes a moment to notice that walhook has gone
+		_, _ = s.admin.Exec(ctx, dropSlots, db.name)
+		if s.admin.QueryRow(ctx, countSlots, db.name).Scan(&left) != nil || left > 0 && pause(ctx, 50*time.Millisecond) != nil {
+			break
+		}
+	}
 	_, _ = s.admin.Exec(ctx, "DROP DATABASE "+db.name+" WITH (FORCE)")
+}
+
+// fresh has f work on a database of its own, on which walhook init has been.
+func (b *bench) fresh(ctx context.Context, f func(*database) error) error {
+	db, err := b.server.newDatabase(ctx)
+	if err != nil {
+		return err
+	}
+	defer db.drop()
+	if err := b.prepare(ctx, db); err != nil {
+		return err
+	}
+	return f(db)
+}
+
+// vacuum does what autovacuum would have done some time after so much was written.
+func (db *database) vacuum(ctx context.Context, tables string) error {
+	if _, err := db.Exec(ctx, "VACUUM (ANALYZE) "+tables); err != nil {
+		return fmt.Errorf("vacuum %s: %w", tables, err)
+	}
+	return nil
 }
 
 // calm writes out what is behind, so that it is not paid for by what follows.

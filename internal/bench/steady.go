@@ -12,53 +12,89 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 )
 
 // A load is an open loop: events are inserted when it is their time, one in a
 // transaction, whether or not those before are done.
 type load struct {
-	endpoints int // each with an organization of its own, in rotation
-	hanging   int // so many of them never answer
-	rate      int // events per second
+	endpoints int    // each with an organization of its own, in rotation
+	bad       int    // so many of them, the last ones, do not answer as the others do
+	badURL    string // but as this does
+	rate      int    // events per second
 	warmUp    time.Duration
 	length    time.Duration // after the warm-up
+
+	// meanwhile, where there is one, is called a second after the warm-up, with a
+	// connection of its own. The load is over when it has returned.
+	meanwhile func(context.Context, *pgx.Conn, *walhook) error
+	arrivals  int // that meanwhile makes, beside those of the load's events
 }
 
-// A steady is what a load came to. Events of the warm-up and of endpoints that
-// may hang do not count.
+// audience makes the load's endpoints.
+func (l load) audience(ctx context.Context, b *bench, db *database) error {
+	good := audience{n: l.endpoints - l.bad, organization: organization, url: b.receiver.url(pathStamp)}
+	bad := audience{n: l.bad, first: good.n, organization: organization, url: l.badURL}
+	return errors.Join(good.insert(ctx, db), bad.insert(ctx, db))
+}
+
+// A steady is what a load came to. Events of the warm-up and of bad endpoints do
+// not count.
 type steady struct {
-	latencies   []time.Duration // from COMMIT's return to the receiver, sorted
-	late        time.Duration   // the 99th percentile of how late the driver inserted: its own trouble
-	cpu, server time.Duration   // after the warm-up
-	lag         time.Duration   // the greatest age of a WAL position that was not confirmed
+	byEndpoint  [][]time.Duration // from COMMIT's return to the receiver
+	missing     int               // had not arrived when that was given up: they count with the time until then
+	late        time.Duration     // the 99th percentile of how late the driver inserted: its own trouble
+	cpu, server time.Duration     // after the warm-up
+	wal         int64             // bytes written after the warm-up, the application's included
+	lag         time.Duration     // the greatest age of a WAL position that was not confirmed
+	rss         int64             // the most
 	repeated    int
+	elsewhere   int64         // requests to the receiver's other paths, from the start to the last event
+	elsewhereIn int64         // those of them after the warm-up
+	others      int           // events that arrived beside the load's, as meanwhile made them
+	lastOther   time.Duration // when the last of them did
 }
 
-// inserters bounds the INSERTs at once. At 500 a second each may take 16 ms.
-const inserters = 8
+// latencies are those of the endpoints from one to before another, sorted.
+func (s steady) latencies(from, to int) []time.Duration {
+	return slices.Sorted(slices.Values(slices.Concat(s.byEndpoint[from:to]...)))
+}
 
-// measureLoad runs walhook on a fresh database under a load. The last endpoint
-// is left out of what is counted, whether it hangs or not, so that both arms
-// count the same ones.
-func (b *bench) measureLoad(ctx context.Context, l load, counted int) (steady, error) {
-	db, err := b.server.newDatabase(ctx)
-	if err != nil {
-		return steady{}, err
-	}
-	defer db.drop()
-	if err := b.prepare(ctx, db); err != nil {
-		return steady{}, err
-	}
-	for i := range l.endpoints {
-		path := pathStamp
-		if i >= l.endpoints-l.hanging {
-			path = pathHang
+// at returns a quantile of the endpoints from one to before another, in ms.
+func at(q float64, from, to int) func(steady) float64 {
+	return func(s steady) float64 { return millis(quantile(s.latencies(from, to), q)) }
+}
+
+// walhookCPU and serverCPU are in per cent of one CPU.
+func (l load) walhookCPU(s steady) float64 { return 100 * s.cpu.Seconds() / l.length.Seconds() }
+func (l load) serverCPU(s steady) float64  { return 100 * s.server.Seconds() / l.length.Seconds() }
+
+// walPerSecond is in MiB.
+func (l load) walPerSecond(s steady) float64 { return mebi(s.wal) / l.length.Seconds() }
+
+const (
+	// inserters bounds the INSERTs at once. At 500 a second each may take 16 ms.
+	inserters = 8
+
+	// arriveWithin bounds the wait for what has not arrived when the load is over.
+	arriveWithin = time.Minute
+)
+
+// runLoad measures a load on a fresh database.
+func (b *bench) runLoad(ctx context.Context, l load) (s steady, err error) {
+	err = b.fresh(ctx, func(db *database) error {
+		if err := l.audience(ctx, b, db); err != nil {
+			return err
 		}
-		if _, err := newEndpoint(ctx, db, organizationOf(i), b.receiver.url(path)); err != nil {
-			return steady{}, err
-		}
-	}
+		s, err = b.measureLoad(ctx, db, l)
+		return err
+	})
+	return s, err
+}
+
+// measureLoad runs walhook under a load, on a database that has its endpoints.
+func (b *bench) measureLoad(ctx context.Context, db *database, l load) (steady, error) {
 	if err := b.calm(ctx); err != nil {
 		return steady{}, err
 	}
@@ -70,7 +106,7 @@ func (b *bench) measureLoad(ctx context.Context, l load, counted int) (steady, e
 	if err := awaitStreaming(ctx, db, w); err != nil {
 		return steady{}, err
 	}
-	s, err := b.drive(ctx, db, w, l, counted)
+	s, err := b.drive(ctx, db, w, l)
 	if err != nil {
 		return s, err
 	}
@@ -80,22 +116,13 @@ func (b *bench) measureLoad(ctx context.Context, l load, counted int) (steady, e
 	return s, w.stop()
 }
 
-func organizationOf(endpoint int) string { return fmt.Sprintf("%s_%d", organization, endpoint) }
+const selectStreaming = `SELECT active FROM pg_replication_slots WHERE slot_name = $1`
 
 func awaitStreaming(ctx context.Context, db *database, w *walhook) error {
-	for deadline := now() + 30*time.Second; ; {
-		var active bool
-		err := db.QueryRow(ctx, "SELECT active FROM pg_replication_slots WHERE slot_name = $1", db.name).Scan(&active)
-		if err != nil || active {
-			return err
-		}
-		if now() > deadline {
-			return errors.New("walhook does not stream")
-		}
-		if err := errors.Join(w.gone(), pause(ctx, 10*time.Millisecond)); err != nil {
-			return err
-		}
+	if err := awaitSoon(ctx, db, w, selectStreaming); err != nil {
+		return fmt.Errorf("wait for the stream: %w", err)
 	}
+	return nil
 }
 
 // A sent is an event that was committed.
@@ -108,19 +135,17 @@ type sent struct {
 }
 
 // drive inserts the events, and puts commits and arrivals together.
-func (b *bench) drive(ctx context.Context, db *database, w *walhook, l load, counted int) (steady, error) {
-	conns := make([]*pgx.Conn, inserters)
-	for i := range conns {
-		var err error
-		if conns[i], err = b.server.connect(ctx, db.url); err != nil {
-			return steady{}, err
-		}
-		defer b.server.hangUp(conns[i])
+func (b *bench) drive(ctx context.Context, db *database, w *walhook, l load) (steady, error) {
+	conns, hangUp, err := b.server.connections(ctx, db.url, inserters+1)
+	if err != nil {
+		return steady{}, err
 	}
+	defer hangUp()
 	began := now() + 100*time.Millisecond
 	counts := began + l.warmUp
 	var s steady
-	var cpu, server time.Duration
+	var from, to sample
+	var fromErr, meanwhileErr error
 	beside, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -128,38 +153,90 @@ func (b *bench) drive(ctx context.Context, db *database, w *walhook, l load, cou
 	wg.Go(func() { s.lag = watchLag(beside, db, counts) })
 	wg.Go(func() {
 		if pause(beside, counts-now()) == nil {
-			cpu, server = cpuOf(w.pid), b.server.cpu()
+			from, fromErr = b.sample(beside, w)
 		}
 	})
-	events, err := insertAll(ctx, conns, l, began)
+	done := make(chan struct{})
+	wg.Go(func() {
+		defer close(done)
+		if l.meanwhile != nil && pause(beside, counts+time.Second-now()) == nil {
+			meanwhileErr = l.meanwhile(beside, conns[inserters], w)
+		}
+	})
+	events, err := insertAll(ctx, conns[:inserters], l, began)
 	if err != nil {
 		return s, err
 	}
-	cpuAfter, serverAfter := cpuOf(w.pid), b.server.cpu()
-	answering := 0
-	for _, e := range events {
-		if e.endpoint < l.endpoints-l.hanging {
-			answering++
-		}
+	if to, err = b.sample(ctx, w); err != nil {
+		return s, err
 	}
-	a, err := b.receiver.wait(ctx, answering, 20*time.Second)
-	if err != nil {
-		return s, errors.Join(err, w.gone())
+	a, err := b.receiver.wait(ctx, l.answered(events)+l.arrivals, arriveWithin)
+	if err := errors.Join(err, w.gone()); err != nil {
+		return s, err
 	}
+	<-done
+	s.rss = peakRSS(w.pid)
 	stop()
 	wg.Wait()
-	s.cpu, s.server, s.repeated = cpuAfter-cpu, serverAfter-server, a.Repeated
-	var late []time.Duration
+	s.cpu, s.server, s.wal = to.cpu-from.cpu, to.server-from.server, int64(to.wal-from.wal)
+	s.elsewhere, s.elsewhereIn = to.elsewhere, to.elsewhere-from.elsewhere
+	s.compare(l, events, a, counts)
+	return s, errors.Join(fromErr, meanwhileErr)
+}
+
+// answered is how many of the events go to endpoints that are not bad.
+func (l load) answered(events []sent) (n int) {
 	for _, e := range events {
-		late = append(late, e.begun-e.due)
-		if e.endpoint < counted && e.due >= counts {
-			s.latencies = append(s.latencies, a.Stamps[e.id]-e.committed)
+		if e.endpoint < l.endpoints-l.bad {
+			n++
 		}
 	}
+	return n
+}
+
+// compare puts commits and arrivals together.
+func (s *steady) compare(l load, events []sent, a arrivals, counts time.Duration) {
+	s.byEndpoint = make([][]time.Duration, l.endpoints-l.bad)
+	s.repeated = a.Repeated
+	gaveUp := now()
+	late := make([]time.Duration, len(events))
+	for i, e := range events {
+		late[i] = e.begun - e.due
+		at, arrived := a.Stamps[e.id]
+		delete(a.Stamps, e.id)
+		if e.endpoint >= len(s.byEndpoint) {
+			continue
+		}
+		if !arrived {
+			s.missing++
+			at = gaveUp
+		}
+		if e.due >= counts {
+			s.byEndpoint[e.endpoint] = append(s.byEndpoint[e.endpoint], at-e.committed)
+		}
+	}
+	s.others = len(a.Stamps)
+	for _, at := range a.Stamps {
+		s.lastOther = max(s.lastOther, at)
+	}
 	slices.Sort(late)
-	slices.Sort(s.latencies)
 	s.late = quantile(late, 0.99)
-	return s, nil
+}
+
+// A sample is what was used, written, and sent elsewhere, by a moment.
+type sample struct {
+	cpu, server time.Duration
+	elsewhere   int64
+	wal         pglogrepl.LSN
+}
+
+func (b *bench) sample(ctx context.Context, w *walhook) (s sample, err error) {
+	s.cpu, s.server = cpuOf(w.pid), b.server.cpu()
+	if s.elsewhere, err = b.receiver.elsewhere(ctx); err != nil {
+		return s, err
+	}
+	s.wal, err = b.server.lsn(ctx)
+	return s, err
 }
 
 // insertAll inserts on schedule and returns what was committed.
@@ -232,4 +309,12 @@ func watchLag(ctx context.Context, db *database, from time.Duration) (worst time
 			worst = max(worst, at-waiting[0].at)
 		}
 	}
+}
+
+// soundness shows what has to be as it should before a load's figures mean
+// something.
+func (r *report) soundness(rounds []steady) {
+	r.row("requests beyond one per event", each(rounds, func(s steady) float64 { return float64(s.repeated) }), "%.0f", "0")
+	r.row("events that did not arrive", each(rounds, func(s steady) float64 { return float64(s.missing) }), "%.0f", "0")
+	r.row("how late the driver was (p99), ms", each(rounds, func(s steady) float64 { return millis(s.late) }), "%.2f", "")
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	_ "embed"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -16,6 +17,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // profiling is added to package main of walhook for -profile, and only there: a
@@ -107,12 +110,6 @@ func (b *bench) prepare(ctx context.Context, db *database) error {
 	return nil
 }
 
-// newEndpoint makes an endpoint of an organization and returns its secret.
-func newEndpoint(ctx context.Context, db *database, organization, url string) (secret string, err error) {
-	err = db.QueryRow(ctx, "SELECT secret FROM webhook_create_endpoint($1, $2)", organization, url).Scan(&secret)
-	return secret, err
-}
-
 // startWalhook starts it on a prepared database. It dies with us: the thread that
 // started it lives as long as it does, because the kernel's signal hangs on that.
 func (b *bench) startWalhook(db *database, profile string) (*walhook, error) {
@@ -139,6 +136,30 @@ func (b *bench) startWalhook(db *database, profile string) (*walhook, error) {
 		return nil, fmt.Errorf("start walhook: %w", err)
 	}
 	return w, nil
+}
+
+// await asks every 10 ms until the answer is true, as long as walhook lives.
+func await(ctx context.Context, conn *pgx.Conn, w *walhook, question string, args ...any) error {
+	for {
+		var yes bool
+		err := conn.QueryRow(ctx, question, args...).Scan(&yes)
+		if err != nil || yes {
+			return err
+		}
+		if err := errors.Join(w.gone(), pause(ctx, 10*time.Millisecond)); err != nil {
+			return err
+		}
+	}
+}
+
+// soon bounds what walhook needs only a moment for.
+const soon = 30 * time.Second
+
+// awaitSoon asks about the database's slot.
+func awaitSoon(ctx context.Context, db *database, w *walhook, question string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, soon, errors.New("walhook did not get there in time"))
+	defer cancel()
+	return await(ctx, db.Conn, w, question, db.name)
 }
 
 // stopWithin bounds a graceful stop: the timeout of an attempt and five seconds.
