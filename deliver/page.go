@@ -93,7 +93,10 @@ func (w *window) toAsk(n int, now time.Time) []*pageRequest {
 	}
 	var asked []*pageRequest
 	free := w.limits.Window/2 - w.fetched
-	for len(w.hungry) > 0 && len(asked) < n {
+	for range len(w.hungry) { // once each: one without room for now may stay in the round
+		if len(asked) == n {
+			break
+		}
 		l := w.hungry[0]
 		w.hungry[0] = nil
 		w.hungry = w.hungry[1:]

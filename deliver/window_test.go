@@ -552,6 +552,24 @@ func TestWindow(t *testing.T) {
 				t.Error("the lane does not look from the beginning again")
 			}
 		},
+		"the round of lanes that ask ends where what is free does": func(t *testing.T) {
+			limits := small
+			limits.Window, limits.EndpointInFlight, limits.MaxInFlight = 64*pagedLanes, 8, 8
+			r := newRig(t, limits)
+			for range pagedLanes {
+				l := r.w.lane(r.endpoint(), time.Now())
+				l.trusted, l.stocked = true, 8 // half of what it may hold before others ask, more than that after
+				r.w.hasRows(l, time.Now())
+				l.stock = 16
+			}
+			r.w.fetched = limits.Window/2 - 16*stockShare
+			for _, l := range r.w.lanes {
+				r.w.feed(l, time.Now())
+			}
+			if asked := r.w.toAsk(pagedLanes, time.Now()); len(asked) == 0 || len(asked) == pagedLanes {
+				t.Errorf("%d lanes ask, want some and not all", len(asked))
+			}
+		},
 		"rows leave half of the window to the stream": func(t *testing.T) {
 			r := newRig(t, small)
 			for range small.Window {
