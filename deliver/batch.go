@@ -123,6 +123,9 @@ func (w *window) done(d *delivery) {
 	l := d.lane
 	if d.stage == ended {
 		w.ended--
+		if d.late {
+			w.settled(time.Now())
+		}
 		w.counts.Recorded++
 		if d.gone {
 			l.gone, l.notBefore, l.asOf = false, time.Now(), time.Time{}

@@ -25,9 +25,11 @@ const (
 	guestShare  = 2
 )
 
-// lateInFlight bounds the attempts under way that are retries and replays: a
-// quarter of the places is kept for first attempts, so that a storm of retries
-// after an outage cannot starve what is new.
+// lateInFlight bounds the retries and replays that are under way or not recorded
+// yet: a quarter of the places is kept for first attempts, so that a storm of
+// retries after an outage cannot starve what is new. A late one keeps its place
+// until it is recorded: a storm goes no faster than the database takes it, and
+// does not fill the room for what is unrecorded.
 func (l Limits) lateInFlight() int { return max(l.MaxInFlight*3/4, 1) }
 
 // places is how many attempts a lane may have under way, as far as there are
@@ -69,9 +71,6 @@ func (w *window) vacate(d *delivery, a *outbox.Attempt, now time.Time) {
 	w.running--
 	if !l.trusted {
 		w.guests--
-	}
-	if d.late {
-		w.late--
 	}
 	if a.StatusCode != 0 {
 		l.sign = now
@@ -119,9 +118,10 @@ func (w *window) turn(l *lane) *[]*delivery {
 	return nil
 }
 
-// nextLate gives a place that has become free for what comes late to the lane
-// that has waited for one longest.
-func (w *window) nextLate(now time.Time) {
+// settled frees the place of a late delivery that is recorded, for the lane that
+// has waited for one longest.
+func (w *window) settled(now time.Time) {
+	w.late--
 	for len(w.outOfTurn) > 0 && w.late < w.limits.lateInFlight() {
 		l := w.outOfTurn[0]
 		w.outOfTurn[0] = nil

@@ -90,7 +90,7 @@ type window struct {
 	fetched int   // those of them that came from the table
 	bytes   int64 // of the bodies of the queued and running
 	running int
-	late    int // those of them that are no first attempts
+	late    int // attempts that are no first ones, under way or not recorded
 	guests  int // those of them of lanes that are not trusted
 	ended   int // attempts whose outcome is not committed
 	parked  int // deliveries without a body whose row is not committed
@@ -385,7 +385,6 @@ func (w *window) finish(d *delivery, a outbox.Attempt, now time.Time) {
 	w.counts.attempt(a)
 	w.judge(d, &a, now)
 	w.enlist(d)
-	w.nextLate(now) // before this lane, which would take the place again
 	w.makeReady(l, now)
 	w.feed(l, now)
 	w.room()
