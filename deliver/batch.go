@@ -139,7 +139,7 @@ func (w *window) done(d *delivery) {
 		}
 	}
 	w.remove(d)
-	if len(w.lanes) > maxIdleLanes && l.idle() {
+	if len(w.lanes) > maxIdleLanes && l.idle() && time.Since(l.used) >= staleAfter {
 		w.drop(l)
 	}
 }

@@ -77,10 +77,7 @@ func (d *directory) lookUpAll(ctx context.Context) {
 func (d *directory) take() []*lane {
 	d.window.mu.Lock()
 	defer d.window.mu.Unlock()
-	n := min(len(d.window.wanted), directoryPage)
-	lanes := d.window.wanted[:n:n]
-	d.window.wanted = d.window.wanted[n:]
-	return lanes
+	return d.window.lookUpNext(directoryPage)
 }
 
 func (d *directory) giveBack(lanes []*lane) {
@@ -136,7 +133,7 @@ const (
 	// forgetEvery and forgetLook pace the look for idle lanes: a few at a time, so
 	// that nobody waits for a walk over all of them.
 	forgetEvery = 100 * time.Millisecond
-	forgetLook  = 1000
+	forgetLook  = 4000
 
 	// laneMemory is how long an idle lane keeps its endpoint's parsed form.
 	laneMemory = time.Minute

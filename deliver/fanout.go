@@ -141,9 +141,13 @@ func (f *fanOut) admit(ctx context.Context, e *outbox.Event, known map[uuid.UUID
 		ev.pinned = false
 		ev.unused()
 	}()
-	for _, endpoint := range e.EndpointIDs {
+	patience := received.Add(w.limits.ParkAfter)
+	for i, endpoint := range e.EndpointIDs {
+		if i == w.limits.laneQueue() { // of one event as much goes direct as for one endpoint, where there is room
+			patience = received
+		}
 		id := outbox.DeliveryID(e.ID, endpoint)
-		for !w.stopping && !w.adopt(id) && !known[id] && !w.admit(ev, endpoint, id, received, time.Now()) {
+		for !w.stopping && !w.adopt(id) && !known[id] && !w.admit(ev, endpoint, id, received, patience, time.Now()) {
 			if !f.awaitRoom(ctx) {
 				w.ledger.current().pending++ // nothing from here on may be confirmed
 				return false

@@ -194,10 +194,9 @@ func (h *house) attempt(d *delivery) {
 }
 
 func (h *house) lookUp(now time.Time) {
-	for _, l := range h.w.wanted {
+	for _, l := range h.w.lookUpNext(len(h.w.lanes)) {
 		h.w.lookedUp(l, h.endpoints[l.id], h.target, now, now)
 	}
-	h.w.wanted = nil
 }
 
 func (h *house) record(now time.Time) {

@@ -49,13 +49,14 @@ type lane struct {
 	paused  int       // where in it
 	used    time.Time
 
-	endpoint  *outbox.Endpoint // as of asOf; nil: it does not exist
-	target    *Target
-	asOf      time.Time // before the look-up; zero: never
-	wanted    bool      // in window.wanted
-	refused   bool      // disabled or deleted: what is owed is cancelled
-	gone      bool      // answered 410, which is not committed yet: nothing more is sent
-	notBefore time.Time // a look-up from before is not to be relied on
+	organization string           // once it was looked up
+	endpoint     *outbox.Endpoint // as of asOf; nil: it does not exist
+	target       *Target
+	asOf         time.Time // before the look-up; zero: never
+	wanted       bool      // in window.wanted or window.stale
+	refused      bool      // disabled or deleted: what is owed is cancelled
+	gone         bool      // answered 410, which is not committed yet: nothing more is sent
+	notBefore    time.Time // a look-up from before is not to be relied on
 
 	spilled   bool
 	rows      bool // rows may be due in the table that are not in memory
@@ -182,6 +183,16 @@ func (w *window) start(l *lane, now time.Time) *delivery {
 	if len(l.first)+len(l.late) == 0 || l.gone {
 		return nil
 	}
+	// Before the look-up, of which a lane without a place has no need yet.
+	if l.running >= w.places(l) {
+		w.hold(l, time.Time{}, now)
+		return nil
+	}
+	queue := w.turn(l)
+	if queue == nil {
+		w.hold(l, time.Time{}, now)
+		return nil
+	}
 	age := now.Sub(l.asOf)
 	if l.asOf.IsZero() || age >= refreshAfter {
 		w.want(l)
@@ -193,12 +204,7 @@ func (w *window) start(l *lane, now time.Time) *delivery {
 		w.emptyQueue(l, now)
 		return nil
 	}
-	if l.running >= l.may(now) || l.running >= w.places(l) {
-		w.hold(l, time.Time{}, now)
-		return nil
-	}
-	queue := w.turn(l)
-	if queue == nil {
+	if l.running >= l.may(now) {
 		w.hold(l, time.Time{}, now)
 		return nil
 	}
@@ -229,11 +235,31 @@ func (l *lane) token(now time.Time) time.Time {
 
 // want asks the directory for a lane's endpoint.
 func (w *window) want(l *lane) {
-	if !l.wanted {
-		l.wanted = true
-		w.wanted = append(w.wanted, l)
-		w.toLookUp.raise()
+	if l.wanted {
+		return
 	}
+	l.wanted = true
+	if l.asOf.IsZero() {
+		w.wanted = append(w.wanted, l)
+	} else {
+		w.stale = append(w.stale, l)
+	}
+	w.toLookUp.raise()
+}
+
+// lookUpNext takes up to n of the lanes that want their endpoint: those that are in
+// use first, so that they need not wait behind thousands that are new.
+func (w *window) lookUpNext(n int) []*lane {
+	var lanes []*lane
+	for _, from := range []*[]*lane{&w.stale, &w.wanted} {
+		k := min(n-len(lanes), len(*from))
+		lanes = append(lanes, (*from)[:k]...)
+		clear((*from)[:k])
+		if *from = (*from)[k:]; len(*from) == 0 {
+			*from = nil
+		}
+	}
+	return lanes
 }
 
 // lookedUp takes the directory's answer; nil where the endpoint does not exist.
@@ -247,6 +273,7 @@ func (w *window) lookedUp(l *lane, e *outbox.Endpoint, target *Target, asOf, now
 	l.endpoint, l.target, l.asOf = e, target, asOf
 	refused := e == nil || !e.Enabled
 	if !refused {
+		l.organization = e.OrganizationID
 		w.limit(l, e, now)
 		if first && e.BreakerOpen {
 			w.changeBreaker(l, func(b *breaker) { b.trip(now, w.schedule.length()) })

@@ -32,16 +32,30 @@ const (
 // does not fill the room for what is unrecorded.
 func (l Limits) lateInFlight() int { return max(l.MaxInFlight*3/4, 1) }
 
+// guestRoom is how many places those may have together that are not trusted.
+func (l Limits) guestRoom() int { return max(l.MaxInFlight/guestShare, 1) }
+
 // places is how many attempts a lane may have under way, as far as there are
 // places. No lane may have more than are left, so that however many are busy
-// another finds some. Those that are not trusted are guests in a half of them.
+// another finds some; among the guests no organization either.
 func (w *window) places(l *lane) int {
 	left := w.limits.MaxInFlight - w.running
 	if l.trusted {
 		return left
 	}
-	free := max(w.limits.MaxInFlight/guestShare, 1) - w.guests
+	free := w.limits.guestRoom() - w.guests
+	if w.guestsOf[l.organization] >= free {
+		return 0
+	}
 	return min(left, guestPlaces, free)
+}
+
+// addGuests counts places of a lane that is not trusted.
+func (w *window) addGuests(l *lane, n int) {
+	w.guests += n
+	if w.guestsOf[l.organization] += n; w.guestsOf[l.organization] == 0 {
+		delete(w.guestsOf, l.organization)
+	}
 }
 
 // occupy gives a delivery's attempt its place.
@@ -54,7 +68,7 @@ func (w *window) occupy(d *delivery, now time.Time) {
 	l.running++
 	w.running++
 	if !l.trusted {
-		w.guests++
+		w.addGuests(l, 1)
 	}
 	if d.late {
 		w.late++
@@ -70,7 +84,7 @@ func (w *window) vacate(d *delivery, a *outbox.Attempt, now time.Time) {
 	l.running--
 	w.running--
 	if !l.trusted {
-		w.guests--
+		w.addGuests(l, -1)
 	}
 	if a.StatusCode != 0 {
 		l.sign = now
@@ -95,7 +109,7 @@ func (w *window) doubt(l *lane, now time.Time) {
 func (w *window) trust(l *lane, trusted bool) {
 	if l.trusted != trusted {
 		l.trusted = trusted
-		w.guests -= oneUp(trusted) * l.running
+		w.addGuests(l, -oneUp(trusted)*l.running)
 	}
 }
 

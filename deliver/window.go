@@ -36,6 +36,12 @@ const (
 	// two batches about 1,000 are needed.
 	unrecordedRoom = 2048
 
+	// parkedRoom bounds the deliveries that wait to be written as pending: 300 bytes
+	// each, without a body. What stands behind one event for very many endpoints, or
+	// a burst for one that is behind, does not wait in the stream until all of that is
+	// written.
+	parkedRoom = 64 << 10
+
 	// leaseMargin is how long after its attempt's timeout the row of a delivery that
 	// was parked while it ran may become due: time to record the outcome.
 	leaseMargin = 10 * time.Second
@@ -80,10 +86,12 @@ type window struct {
 	outOfTurn  []*lane            // have only what comes late, and too much of that is under way
 	paused     pausedLanes        // to be looked at when their time comes
 	news       []*lane            // whose health is to be recorded
-	wanted     []*lane            // whose endpoint must be looked up
+	wanted     []*lane            // whose endpoint must be looked up for the first time
+	stale      []*lane            // and again
 	aging      *list.List         // deliveries that the table does not know, in order of receipt
 	hungry     []*lane            // with rows that may be due, and room for them, in turn
 	sweeping   []*lane            // with rows to cancel
+	guestsOf   map[string]int     // attempts under way of lanes that are not trusted, by organization
 	removed    map[uuid.UUID]bool // gone since the page under way was asked for; nil: none is
 
 	held    int   // deliveries that are queued, running or ended
@@ -120,6 +128,7 @@ func newWindow(limits Limits, schedule Schedule) *window {
 		schedule:   schedule,
 		deliveries: map[uuid.UUID]*delivery{},
 		lanes:      map[uuid.UUID]*lane{},
+		guestsOf:   map[string]int{},
 		aging:      list.New(),
 		roomFreed:  newSignal(),
 		toRecord:   newSignal(),
@@ -214,9 +223,9 @@ func (e *event) unused() {
 
 // admit takes in a delivery that the stream brought, or reports that there is
 // no room for it yet. A lane that is behind parks it at once. For a full window,
-// and for a full lane while all others have work too, room is waited for, but not
-// beyond ParkAfter.
-func (w *window) admit(e *event, endpoint, id uuid.UUID, received, now time.Time) bool {
+// and for a full lane while all others have work too, room is waited for until
+// patience ends.
+func (w *window) admit(e *event, endpoint, id uuid.UUID, received, patience, now time.Time) bool {
 	l := w.lane(endpoint, now)
 	d := &delivery{id: id, event: e, lane: l, received: received}
 	direct := w.limits.ParkAfter > 0 && !l.spilled
@@ -227,10 +236,10 @@ func (w *window) admit(e *event, endpoint, id uuid.UUID, received, now time.Time
 		w.add(d)
 		d.age = w.aging.PushBack(d)
 		w.enqueue(d, now)
-	case direct && (laneRoom || w.worthWaiting(l, now)) && now.Sub(received) < w.limits.ParkAfter:
+	case direct && (laneRoom || w.worthWaiting(l, now)) && now.Before(patience):
 		w.waitsFor = l
 		return false
-	case w.parked >= w.limits.Window:
+	case w.parked >= parkedRoom:
 		w.waitsFor = l
 		return false
 	default:
@@ -243,12 +252,16 @@ func (w *window) admit(e *event, endpoint, id uuid.UUID, received, now time.Time
 	return true
 }
 
-// worthWaiting says whether the stream may wait for room in a full lane, so that
-// a backlog is read no faster than it is delivered, and written once: not if
-// another lane is out of work meanwhile, whose events may stand behind.
+// worthWaiting says whether the stream may wait for room in a lane, so that a
+// backlog is read no faster than it is delivered, and written once. Not for one
+// whose limits hold it back; and not for a queue of all that a lane may have while
+// another lane is out of work, whose events may stand behind.
 func (w *window) worthWaiting(l *lane, now time.Time) bool {
 	if l.breaker.holds(now) || l.rate != nil {
 		return false
+	}
+	if len(l.first) < w.limits.laneQueue() {
+		return true // the window is about to be full
 	}
 	for _, other := range w.lanes {
 		if other != l && !other.spilled && !other.refused && other.running == 0 && len(other.first) == 0 {
@@ -332,7 +345,7 @@ func (w *window) room() {
 // up its place and its lane goes on from the table; for what is running a row
 // is written beside the attempt, with a lease.
 func (w *window) parkOverdue(now time.Time) {
-	for w.parked < w.limits.Window {
+	for w.parked < parkedRoom {
 		front := w.aging.Front()
 		if front == nil {
 			return

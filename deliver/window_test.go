@@ -41,7 +41,7 @@ func (r *rig) lookUp(id uuid.UUID, enabled bool) {
 func (r *rig) event(endpoints ...uuid.UUID) (id uuid.UUID, admitted bool) {
 	e := newEvent(&outbox.Event{ID: uuid.Must(uuid.NewV7()), OrganizationID: "org_1", Type: "payment.succeeded", Payload: []byte(`{}`)})
 	for _, endpoint := range endpoints {
-		if !r.w.admit(e, endpoint, outbox.DeliveryID(e.id, endpoint), time.Now(), time.Now()) {
+		if !r.w.admit(e, endpoint, outbox.DeliveryID(e.id, endpoint), time.Now(), time.Now().Add(r.w.limits.ParkAfter), time.Now()) {
 			return e.id, false
 		}
 	}
@@ -298,11 +298,11 @@ func TestWindow(t *testing.T) {
 			received := time.Now()
 			e := newEvent(&outbox.Event{ID: uuid.Must(uuid.NewV7()), Payload: []byte(`{}`)})
 			id := outbox.DeliveryID(e.id, other)
-			if r.w.admit(e, other, id, received, time.Now()) {
+			if r.w.admit(e, other, id, received, received.Add(small.ParkAfter), time.Now()) {
 				t.Fatal("the window has no bound")
 			}
 			time.Sleep(small.ParkAfter)
-			if !r.w.admit(e, other, id, received, time.Now()) {
+			if !r.w.admit(e, other, id, received, received.Add(small.ParkAfter), time.Now()) {
 				t.Error("reading stands still beyond ParkAfter")
 			}
 		},
@@ -349,8 +349,8 @@ func TestWindow(t *testing.T) {
 			endpoint := r.endpoint()
 			time.Sleep(staleAfter)
 			r.event(endpoint)
-			if len(r.started) != 0 || len(r.w.wanted) != 1 {
-				t.Fatalf("%d attempts, %d look-ups wanted; want 0 and 1", len(r.started), len(r.w.wanted))
+			if len(r.started) != 0 || len(r.w.stale) != 1 {
+				t.Fatalf("%d attempts, %d look-ups wanted; want 0 and 1", len(r.started), len(r.w.stale))
 			}
 			r.lookUp(endpoint, true)
 			r.w.dispatch(time.Now())

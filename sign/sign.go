@@ -14,8 +14,8 @@
 package sign
 
 import (
-	"crypto/hmac"
 	"crypto/sha256"
+	"encoding"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -63,10 +63,11 @@ func New(secrets ...string) (*Signer, error) {
 
 // Body returns the value of X-Webhook-Signature for a raw body.
 func (s *Signer) Body(body []byte) string {
-	m := s.body.borrow()
-	defer s.body.giveBack(m)
+	m := macs.Get().(*mac)
+	defer macs.Put(m)
+	s.body.begin(m)
 	m.hash.Write(body)
-	m.sum = m.hash.Sum(m.sum[:0])
+	s.body.end(m)
 	m.text = hex.AppendEncode(m.text[:0], m.sum)
 	return string(m.text)
 }
@@ -108,28 +109,65 @@ func standardKey(secret string) []byte {
 	return k
 }
 
-// A key pools HMACs that are keyed already: keying costs two SHA-256 blocks and
-// several allocations, as much as hashing a small body.
-type key struct{ pool sync.Pool }
+// A key is an HMAC's two hash states behind the padded key (RFC 2104, section 4):
+// keying costs as much as hashing a small body. They are bytes, so that a signer
+// costs little where there are a hundred thousand, and nothing for being used.
+type key struct{ inner, outer []byte }
 
-// A mac is a keyed HMAC with the scratch space of one signature.
+// A mac is the scratch space of one signature, which any key can use.
 type mac struct {
-	hash hash.Hash
+	hash sha256State
 	sum  []byte // the raw MAC
 	text []byte // what is signed before the body, then the encoded MAC
 }
 
-func newKey(secret []byte) *key {
-	k := &key{}
-	k.pool.New = func() any { return &mac{hash: hmac.New(sha256.New, secret)} }
-	return k
+// A sha256State is a SHA-256 whose state can be set and read. That the standard
+// library's can is documented in package crypto/sha256.
+type sha256State interface {
+	hash.Hash
+	encoding.BinaryMarshaler
+	encoding.BinaryUnmarshaler
 }
 
-func (k *key) borrow() *mac { return k.pool.Get().(*mac) }
+var macs = sync.Pool{New: func() any { return &mac{hash: sha256.New().(sha256State)} }}
 
-func (k *key) giveBack(m *mac) {
-	m.hash.Reset()
-	k.pool.Put(m)
+func newKey(secret []byte) *key {
+	if len(secret) > sha256.BlockSize {
+		sum := sha256.Sum256(secret)
+		secret = sum[:]
+	}
+	return &key{inner: padded(secret, 0x36), outer: padded(secret, 0x5c)}
+}
+
+// padded returns the state of a hash that has read the key, XORed with a byte.
+func padded(secret []byte, with byte) []byte {
+	var block [sha256.BlockSize]byte
+	copy(block[:], secret)
+	for i := range block {
+		block[i] ^= with
+	}
+	h := sha256.New().(sha256State)
+	h.Write(block[:])
+	return must(h.MarshalBinary())
+}
+
+// must is for what fails only for states that sha256 has not written itself.
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic("sign: " + err.Error())
+	}
+	return v
+}
+
+// begin has a mac read what is to be signed.
+func (k *key) begin(m *mac) { must(0, m.hash.UnmarshalBinary(k.inner)) }
+
+// end leaves the MAC of what was read in m.sum.
+func (k *key) end(m *mac) {
+	m.sum = m.hash.Sum(m.sum[:0])
+	must(0, m.hash.UnmarshalBinary(k.outer))
+	m.hash.Write(m.sum)
+	m.sum = m.hash.Sum(m.sum[:0])
 }
 
 // The version of a Standard Webhooks signature, and the length of all of one.
@@ -140,14 +178,15 @@ const (
 
 // standard appends one Standard Webhooks signature to dst.
 func (k *key) standard(dst []byte, id string, unix int64, body []byte) []byte {
-	m := k.borrow()
-	defer k.giveBack(m)
+	m := macs.Get().(*mac)
+	defer macs.Put(m)
 	m.text = append(m.text[:0], id...)
 	m.text = append(m.text, '.')
 	m.text = strconv.AppendInt(m.text, unix, 10)
 	m.text = append(m.text, '.')
+	k.begin(m)
 	m.hash.Write(m.text)
 	m.hash.Write(body)
-	m.sum = m.hash.Sum(m.sum[:0])
+	k.end(m)
 	return base64.StdEncoding.AppendEncode(append(dst, version...), m.sum)
 }

@@ -24,7 +24,7 @@ func (b *bench) manyEndpoints(ctx context.Context) error {
 	crowds := make([][]crowd, len(numbers))
 	var arms []arm
 	for i, n := range numbers {
-		arms = append(arms, arm{fmt.Sprintf("%d endpoints", n), func(int) error { return keep(&crowds[i])(b.runCrowd(ctx, n)) }})
+		arms = append(arms, arm{fmt.Sprintf("%d endpoints", n), func(round int) error { return keep(&crowds[i])(b.runCrowd(ctx, n, round)) }})
 	}
 	if err := b.inTurns("endpoints", arms); err != nil {
 		return err
@@ -36,7 +36,7 @@ func (b *bench) manyEndpoints(ctx context.Context) error {
 // crowdEvents are enough for every endpoint of the most to get one.
 func (b *bench) crowdEvents() int { return max(b.n, b.endpoints) }
 
-func (b *bench) runCrowd(ctx context.Context, n int) (c crowd, err error) {
+func (b *bench) runCrowd(ctx context.Context, n, round int) (c crowd, err error) {
 	err = b.fresh(ctx, func(db *database) error {
 		if err := (audience{n: n, organization: organization, url: b.receiver.url(pathCount)}).insert(ctx, db); err != nil {
 			return err
@@ -48,7 +48,7 @@ func (b *bench) runCrowd(ctx context.Context, n int) (c crowd, err error) {
 			return err
 		}
 		l := backlog{events: b.crowdEvents(), organizations: n, perTx: b.perTx}
-		if c.drained, err = b.drainBacklog(ctx, db, l, ""); err != nil {
+		if c.drained, err = b.drainBacklog(ctx, db, l, b.profileFile(fmt.Sprintf("endpoints-%d", n), round)); err != nil {
 			return err
 		}
 		if c.idleStart, c.idleRSS, err = b.startIdle(ctx, db); err != nil {
@@ -112,6 +112,15 @@ func (b *bench) reportCrowds(numbers []int, crowds [][]crowd) {
 	}
 	for i, n := range numbers[1:] {
 		r.row(fmt.Sprintf("  %d / %d", n, numbers[0]), ratios(each(crowds[i+1], rate), each(crowds[0], rate)), "%.2f", "")
+	}
+	for i, n := range numbers {
+		r.row(fmt.Sprintf("written twice, %% of deliveries: %d", n), each(crowds[i], func(c crowd) float64 { return 100 * float64(c.dead) / events }), "%.1f", "0")
+	}
+	for i, n := range numbers {
+		r.row(fmt.Sprintf("CPU of walhook, µs per delivery: %d", n), each(crowds[i], func(c crowd) float64 { return float64(c.cpu.Microseconds()) / events }), "%.1f", "")
+	}
+	for i, n := range numbers {
+		r.row(fmt.Sprintf("CPU of PostgreSQL, µs per delivery: %d", n), each(crowds[i], func(c crowd) float64 { return float64(c.server.Microseconds()) / events }), "%.1f", "")
 	}
 	for i, n := range numbers {
 		r.row(fmt.Sprintf("peak RSS meanwhile, MiB: %d", n), each(crowds[i], func(c crowd) float64 { return mebi(c.rss) }), "%.1f", "")

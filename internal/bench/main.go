@@ -86,7 +86,7 @@ func main() {
 	flag.DurationVar(&o.length, "length", 30*time.Second, "latency: how long (other loads: two thirds of that, per round and arm)")
 	flag.StringVar(&o.only, "only", "drain,latency,neighbour,waiting,replay", "what to measure, of "+names()+"; or all")
 	flag.StringVar(&o.walhook, "walhook", "", "the binary to measure; empty: build it")
-	flag.StringVar(&o.profile, "profile", "", "drain: folder for CPU profiles of walhook and the bare client (slows both by some per cent)")
+	flag.StringVar(&o.profile, "profile", "", "drain and endpoints: folder for CPU profiles of walhook and the bare client (slows both by some per cent)")
 	flag.BoolVar(&o.pollers, "pollers", true, "drain: the pollers too, which take the most time")
 	flag.StringVar(&o.version, "postgres", "", "major version of PostgreSQL; empty: the first that is found")
 	flag.Parse()
