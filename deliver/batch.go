@@ -12,10 +12,17 @@ import (
 // The window's side of recording: from deliveries to rows, and what the commit of
 // a batch means. It decides and does no I/O; the recorder writes.
 
+// parkedShare is how much of a batch of new rows parked deliveries get at least,
+// where they wait. Outcomes go first: they hold places, and a parked delivery does
+// not.
+const parkedShare = recordBatch / 5
+
 // takeNew takes a batch of deliveries without a row, as they are now.
 func (w *window) takeNew() ([]*delivery, []outbox.Record) {
-	n := min(len(w.newRows), recordBatch)
-	return w.take(&w.newRows, n)
+	outcomes := min(len(w.newRows), recordBatch-min(len(w.toBeParked), parkedShare))
+	taken, records := w.take(&w.newRows, outcomes)
+	parked, more := w.take(&w.toBeParked, min(len(w.toBeParked), recordBatch-outcomes))
+	return append(taken, parked...), append(records, more...)
 }
 
 func (w *window) takeExisting() ([]*delivery, []outbox.Record) {

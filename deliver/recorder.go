@@ -100,7 +100,7 @@ func (r *recorder) gather(ctx context.Context) {
 	defer timer.Stop()
 	for {
 		r.window.mu.Lock()
-		full := len(r.window.newRows) >= recordBatch || len(r.window.existing) >= recordBatch || r.window.stopping
+		full := r.window.unwritten() >= recordBatch || r.window.stopping
 		r.window.mu.Unlock()
 		if full {
 			return
@@ -118,7 +118,7 @@ func (r *recorder) gather(ctx context.Context) {
 func (r *recorder) pending() bool {
 	r.window.mu.Lock()
 	defer r.window.mu.Unlock()
-	return r.window.fence.Epoch != 0 && len(r.window.newRows)+len(r.window.existing) > 0
+	return r.window.fence.Epoch != 0 && r.window.unwritten() > 0
 }
 
 // bringBack lines up again what was busy.

@@ -106,11 +106,12 @@ type window struct {
 	spilled int // lanes that are fed from the table
 	open    int // lanes whose breaker is open
 
-	newRows  []*delivery // to be recorded by INSERT
-	existing []*delivery // to be recorded by UPDATE
-	waiting  bool        // the fan-out waits for room
-	waitsFor *lane       // and this one had none, or the window for it
-	starved  bool        // the retrier waits for room
+	newRows    []*delivery // to be recorded by INSERT
+	toBeParked []*delivery // likewise, but without an outcome
+	existing   []*delivery // to be recorded by UPDATE
+	waiting    bool        // the fan-out waits for room
+	waitsFor   *lane       // and this one had none, or the window for it
+	starved    bool        // the retrier waits for room
 
 	workers workers
 	counts  Counts
@@ -410,15 +411,21 @@ func (w *window) enlist(d *delivery) {
 		return
 	}
 	d.enlisted = true
-	if d.inTable || d.writing {
+	switch {
+	case d.inTable || d.writing:
 		w.existing = append(w.existing, d)
-	} else {
+	case d.stage == parked:
+		w.toBeParked = append(w.toBeParked, d)
+	default:
 		w.newRows = append(w.newRows, d)
 	}
-	if n := len(w.newRows) + len(w.existing); n == 1 || n == recordBatch {
+	if n := w.unwritten(); n == 1 || n == recordBatch {
 		w.toRecord.raise()
 	}
 }
+
+// unwritten is how many deliveries wait for the recorder.
+func (w *window) unwritten() int { return len(w.newRows) + len(w.toBeParked) + len(w.existing) }
 
 // confirm passes on how far the slot may move.
 func (w *window) confirm() {

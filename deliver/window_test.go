@@ -71,7 +71,7 @@ func (r *rig) answer(d *delivery, status int) {
 
 // commit writes everything that waits, and returns the new rows and the updates.
 func (r *rig) commit() (inserts, updates []outbox.Record) {
-	for len(r.w.newRows) > 0 {
+	for len(r.w.newRows)+len(r.w.toBeParked) > 0 {
 		taken, records := r.w.takeNew()
 		r.w.ledger.take()
 		r.w.recordedBy(taken)
@@ -230,6 +230,21 @@ func TestWindow(t *testing.T) {
 				t.Errorf("inserts %v, updates %v; want 5 updates", statuses(inserts), statuses(updates))
 			}
 			r.wantEmpty()
+		},
+		"an outcome does not stand behind thousands that are parked": func(t *testing.T) {
+			r := newRig(t, small)
+			endpoint := r.endpoint()
+			r.event(endpoint)
+			behind := r.w.lane(r.endpoint(), time.Now())
+			r.w.spill(behind, true)
+			for range 10 * recordBatch {
+				r.event(behind.id)
+			}
+			r.answer(r.started[0], 200)
+			_, records := r.w.takeNew()
+			if got := statuses(records); got[outbox.Success] != 1 || got[outbox.Pending] != recordBatch-1 {
+				t.Errorf("the first batch: %v, want the outcome, and filled", got)
+			}
 		},
 		"an outcome that overtakes its lease is written once": func(t *testing.T) {
 			r := newRig(t, small)
