@@ -199,7 +199,8 @@ func (e *Engine) drained(echoes bool) bool {
 // Stats is a snapshot for metrics.
 type Stats struct {
 	Counts
-	Window       int   // deliveries in memory
+	Window       int   // deliveries in memory, with their bodies
+	Parking      int   // without: their rows are about to be written
 	InFlight     int   // attempts under way
 	Unrecorded   int   // attempts whose outcome is not committed
 	Bytes        int64 // of bodies
@@ -217,7 +218,7 @@ func (e *Engine) Stats() Stats {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	s := Stats{
-		Counts: w.counts, Window: len(w.deliveries), InFlight: w.running, Unrecorded: w.ended, Bytes: w.bytes,
+		Counts: w.counts, Window: w.held, Parking: w.parked, InFlight: w.running, Unrecorded: w.ended, Bytes: w.bytes,
 		Lanes: len(w.lanes), Spilled: w.spilled, Open: w.open, Active: w.fence.Epoch != 0, RecordedLSN: w.ledger.recorded.lsn, ConfirmedLSN: w.ledger.confirmed,
 	}
 	s.Errors = maps.Clone(w.counts.Errors)

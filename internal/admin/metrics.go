@@ -78,11 +78,13 @@ var engineSamples = []sample[deliver.Stats]{
 	counter("walhook_deliveries_fetched_total", "Deliveries fetched from the table because they were due.", func(s *deliver.Stats) float64 { return float64(s.Fetched) }),
 	counter("walhook_deliveries_reconciled_total", "Owed deliveries that the stream never brought: 0 in normal life.", func(s *deliver.Stats) float64 { return float64(s.Found) }),
 	gauge("walhook_window_deliveries", "Deliveries in memory; WALHOOK_WINDOW bounds them.", func(s *deliver.Stats) float64 { return float64(s.Window) }),
+	gauge("walhook_deliveries_parking", "Deliveries whose pending row is about to be written.", func(s *deliver.Stats) float64 { return float64(s.Parking) }),
 	gauge("walhook_window_bytes", "Payload bytes in memory; WALHOOK_MAX_MEMORY bounds them.", func(s *deliver.Stats) float64 { return float64(s.Bytes) }),
 	gauge("walhook_attempts_in_flight", "Attempts under way; WALHOOK_MAX_IN_FLIGHT bounds them.", func(s *deliver.Stats) float64 { return float64(s.InFlight) }),
 	gauge("walhook_outcomes_unrecorded", "Attempts that have ended and are not committed yet: what a crash now would repeat.", func(s *deliver.Stats) float64 { return float64(s.Unrecorded) }),
 	gauge("walhook_lanes", "Endpoints with something to do.", func(s *deliver.Stats) float64 { return float64(s.Lanes) }),
 	gauge("walhook_lanes_spilled", "Endpoints that are behind, and fed from the table.", func(s *deliver.Stats) float64 { return float64(s.Spilled) }),
+	gauge("walhook_lanes_open", "Endpoints whose breaker is open: they failed many times in a row and get one probe at a time.", func(s *deliver.Stats) float64 { return float64(s.Open) }),
 	gauge("walhook_recorded_lsn_bytes", "WAL position up to which every delivery has a row.", func(s *deliver.Stats) float64 { return float64(s.RecordedLSN) }),
 	gauge("walhook_durable_lsn_bytes", "WAL position up to which these rows are durable.", func(s *deliver.Stats) float64 { return float64(s.ConfirmedLSN) }),
 }
