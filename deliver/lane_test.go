@@ -262,8 +262,27 @@ func TestLanes(t *testing.T) {
 			}
 			h.is("sent of the rows of another", len(h.sent[fromTable]), 1001, 1001)
 			h.is("places taken", h.w.running, 1, usual.MaxInFlight/guestShare+10)
-			h.sleep(time.Minute)
+			h.sleep(3 * time.Minute)
 			h.is("places taken when the breakers are open", h.w.running, 0, 200)
+		},
+		"slow endpoints that are busy leave places to others": func(t *testing.T) {
+			h := newHouse(t, usual)
+			var slow []uuid.UUID
+			for range 100 {
+				slow = append(slow, h.open(always(200, 900*time.Millisecond)))
+			}
+			works := h.open(always(200, 5*time.Millisecond))
+			h.event(append([]uuid.UUID{works}, slow...)...)
+			h.sleep(time.Second)
+			for _, endpoint := range slow {
+				h.waiting(endpoint, 500, 0)
+			}
+			delete(h.delay, works)
+			h.load(100, 10*time.Second, works)
+			if h.delay[works] > 30*time.Millisecond {
+				t.Errorf("an event for another endpoint waited for %v", h.delay[works])
+			}
+			h.is("places taken", h.w.running, usual.MaxInFlight/2, usual.MaxInFlight)
 		},
 		"endpoints that answered and then hang do so too": func(t *testing.T) {
 			h := newHouse(t, usual)
@@ -342,6 +361,9 @@ func TestLanes(t *testing.T) {
 			}
 		},
 	}
+	for _, n := range []int{1, 2, 4, 8, 10} {
+		tests[fmt.Sprintf("one endpoint alone may use nearly all of %d places", n)] = func(t *testing.T) { usesPlaces(t, n) }
+	}
 	for _, rate := range []float64{0.5, 1, 7, 10, 200, 2000} {
 		tests[fmt.Sprintf("a rate of %v holds in every second, and is used up", rate)] = func(t *testing.T) { holdsRate(t, rate) }
 	}
@@ -351,6 +373,18 @@ func TestLanes(t *testing.T) {
 			synctest.Test(t, run)
 		})
 	}
+}
+
+func usesPlaces(t *testing.T, n int) {
+	limits := usual
+	limits.MaxInFlight, limits.EndpointInFlight = n, n
+	h := newHouse(t, limits)
+	endpoint := h.open(always(200, 100*time.Millisecond))
+	h.load(1000, 5*time.Second, endpoint)
+	h.is("at once", h.most[endpoint], max(n-n/8, 1), n)
+	h.sleep(15 * time.Minute)
+	h.is("sent", len(h.sent[endpoint]), 5000, 5000)
+	h.idle()
 }
 
 func holdsRate(t *testing.T, rate float64) {

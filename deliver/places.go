@@ -36,11 +36,15 @@ func (l Limits) lateInFlight() int { return max(l.MaxInFlight*3/4, 1) }
 func (l Limits) guestRoom() int { return max(l.MaxInFlight/guestShare, 1) }
 
 // places is how many attempts a lane may have under way, as far as there are
-// places. No lane may have more than are left, so that however many are busy
-// another finds some; among the guests no organization either.
+// places. When no more than an eighth of them is left, no lane may have more than
+// that, so that however many are busy another finds some; among the guests no lane
+// at any time, and no organization either.
 func (w *window) places(l *lane) int {
 	left := w.limits.MaxInFlight - w.running
 	if l.trusted {
+		if left > w.limits.MaxInFlight/8 {
+			return w.limits.MaxInFlight
+		}
 		return left
 	}
 	free := w.limits.guestRoom() - w.guests
