@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -290,6 +291,77 @@ func TestDisablingCancelsRetries(t *testing.T) {
 	w.exec(`UPDATE webhook_endpoints SET enabled = true WHERE id = $1`, id)
 	w.exec(`UPDATE webhook_deliveries SET status = 'pending', next_attempt_at = now() WHERE event_id = $1`, event)
 	pgtest.Eventually(t, 10*time.Second, "a replay is sent", func() bool { return len(rcv.requests()) == 2 })
+}
+
+func TestABreakerHoldsBackUntilAProbeSucceeds(t *testing.T) {
+	for _, parkAfter := range []string{"500ms", "0"} {
+		t.Run("WALHOOK_PARK_AFTER="+parkAfter, func(t *testing.T) {
+			w := newWorld(t, "WALHOOK_RETRY_SCHEDULE=1h,1h", "WALHOOK_PARK_AFTER="+parkAfter)
+			var up atomic.Bool
+			rcv := newReceiver(t, func(int) int {
+				if up.Load() {
+					return 200
+				}
+				return 503
+			})
+			w.endpoint(rcv.URL)
+			w.run()
+			w.exec(`INSERT INTO webhook_outbox (organization_id, event_type, payload) SELECT 'org_1', 'payment.succeeded', '{}' FROM generate_series(1, 200)`)
+			w.eventually("its breaker is open", `SELECT breaker = 'open' AND breaker_opened_at IS NOT NULL FROM webhook_endpoint_health`)
+			w.eventually("the rest waits, and no attempt is counted", `SELECT count(*) FILTER (WHERE status = 'pending' AND attempts = 0) > 100
+				AND count(*) = 200 AND sum(attempts) < 100 FROM webhook_deliveries`)
+			if err := w.stop(); err != nil {
+				t.Fatal(err)
+			}
+			before := len(rcv.requests())
+			w.run() // the next process knows
+			w.exec(`INSERT INTO webhook_outbox (organization_id, event_type, payload) SELECT 'org_1', 'payment.succeeded', '{}' FROM generate_series(1, 200)`)
+			w.eventually("all wait", `SELECT count(*) = 400 FROM webhook_deliveries`)
+			if n := len(rcv.requests()) - before; n > 5 {
+				t.Errorf("%d requests of a new process, want a probe or two", n)
+			}
+			up.Store(true)
+			w.eventually("what waited is delivered", `SELECT count(*) FILTER (WHERE status = 'pending') = 0 FROM webhook_deliveries`)
+			w.eventually("the breaker is closed", `SELECT breaker = 'closed' AND failing_since IS NULL FROM webhook_endpoint_health`)
+		})
+	}
+}
+
+func TestANewRateIsInForceWithinASecond(t *testing.T) {
+	w := newWorld(t)
+	rcv := newReceiver(t, always(200))
+	id, _ := w.endpoint(rcv.URL)
+	w.exec(`UPDATE webhook_endpoints SET rate_per_second = 0.5 WHERE id = $1`, id)
+	w.run()
+	w.exec(`INSERT INTO webhook_outbox (organization_id, event_type, payload) SELECT 'org_1', 'payment.succeeded', '{}' FROM generate_series(1, 50)`)
+	w.eventually("what is beyond the rate waits in the table", `SELECT count(*) FILTER (WHERE status = 'pending') > 40 FROM webhook_deliveries`)
+	if n := len(rcv.requests()); n > 10 {
+		t.Errorf("%d requests within seconds at one in two seconds", n)
+	}
+	w.exec(`UPDATE webhook_endpoints SET rate_per_second = NULL WHERE id = $1`, id)
+	w.eventually("all are delivered", `SELECT count(*) FILTER (WHERE status = 'success') = 50 FROM webhook_deliveries`)
+}
+
+func TestReplayOfWhatWasCancelledMeanwhile(t *testing.T) {
+	w := newWorld(t)
+	rcv := newReceiver(t, always(200))
+	id, _ := w.endpoint(rcv.URL)
+	w.exec(`UPDATE webhook_endpoints SET rate_per_second = 0.001 WHERE id = $1`, id)
+	w.run()
+	w.exec(`INSERT INTO webhook_outbox (organization_id, event_type, payload) SELECT 'org_1', 'payment.succeeded', '{}' FROM generate_series(1, 20)`)
+	w.eventually("all but one wait", `SELECT count(*) FILTER (WHERE status = 'pending') = 19 FROM webhook_deliveries`)
+	w.exec(`UPDATE webhook_endpoints SET enabled = false WHERE id = $1`, id)
+	w.eventually("cancelled", `SELECT count(*) FILTER (WHERE status = 'cancelled' AND error LIKE '%disabled%') = 19 FROM webhook_deliveries`)
+	w.exec(`UPDATE webhook_endpoints SET enabled = true, rate_per_second = NULL WHERE id = $1`, id)
+	event := w.insert("payment.failed")
+	w.eventually("a new event is delivered", `SELECT status = 'success' FROM webhook_deliveries WHERE event_id = $1`, event)
+	if n := len(rcv.requests()); n != 2 {
+		t.Errorf("%d requests, want 2: enabling an endpoint sends nothing again", n)
+	}
+	if n := query[int](w, `SELECT webhook_replay_failed($1, now() - interval '1 hour')`, id); n != 19 {
+		t.Errorf("%d are replayed, want 19", n)
+	}
+	w.eventually("the replay is delivered", `SELECT count(*) FILTER (WHERE status = 'success' AND attempts = 1) = 21 FROM webhook_deliveries`)
 }
 
 func TestADeletedEventIsCancelled(t *testing.T) {
