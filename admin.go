@@ -38,8 +38,8 @@ func (r *readiness) check() error {
 
 // ready says what this process is: the active one, or a standby that waits for
 // the slot, which is ready too.
-func ready(ctx context.Context, r *readiness, store *outbox.Store, stream *cdc.Stream) (role string, err error) {
-	if err := r.check(); err != nil {
+func ready(ctx context.Context, r *readiness, store *outbox.Store, engine *deliver.Engine, stream *cdc.Stream) (role string, err error) {
+	if err := errors.Join(r.check(), engine.Trouble()); err != nil {
 		return "", err
 	}
 	if err := store.CheckSchema(ctx); err != nil {
@@ -74,7 +74,7 @@ func adminOptions(cfg *config.Config, r *readiness, store *outbox.Store, engine 
 		Version: version,
 		Token:   string(cfg.AdminToken),
 		Alive:   engine.Alive,
-		Ready:   func(ctx context.Context) (string, error) { return ready(ctx, r, store, stream) },
+		Ready:   func(ctx context.Context) (string, error) { return ready(ctx, r, store, engine, stream) },
 		Metrics: metrics,
 		Stats:   engine.Stats,
 		Stream:  stream.Status,

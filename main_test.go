@@ -364,6 +364,24 @@ func TestReplayOfWhatWasCancelledMeanwhile(t *testing.T) {
 	w.eventually("the replay is delivered", `SELECT count(*) FILTER (WHERE status = 'success' AND attempts = 1) = 21 FROM webhook_deliveries`)
 }
 
+func TestNothingIsSignedWithAClockThatIsOff(t *testing.T) {
+	w := newWorld(t)
+	rcv := newReceiver(t, always(200))
+	w.endpoint(rcv.URL)
+	// walhook's statements see another clock than walhook does.
+	w.exec(`CREATE SCHEMA skewed`)
+	w.exec(`CREATE FUNCTION skewed.clock_timestamp() RETURNS timestamptz LANGUAGE sql RETURN pg_catalog.clock_timestamp() + interval '10 minutes'`)
+	w.exec(`ALTER DATABASE "` + query[string](w, `SELECT current_database()`) + `" SET search_path = public, skewed, pg_catalog`)
+	w.run("WALHOOK_ADMIN_ADDR=127.0.0.1:0")
+	event := w.insert("payment.succeeded")
+	w.eventually("it waits", `SELECT status = 'pending' AND attempts = 0 FROM webhook_deliveries WHERE event_id = $1`, event)
+	if n := len(rcv.requests()); n != 0 {
+		t.Errorf("%d requests", n)
+	}
+	w.exec(`CREATE OR REPLACE FUNCTION skewed.clock_timestamp() RETURNS timestamptz LANGUAGE sql RETURN pg_catalog.clock_timestamp() - interval '1 minute'`)
+	w.eventually("it is sent when the clock is right", `SELECT status = 'success' FROM webhook_deliveries WHERE event_id = $1`, event)
+}
+
 func TestADeletedEventIsCancelled(t *testing.T) {
 	w := newWorld(t, "WALHOOK_RETRY_SCHEDULE=1h")
 	rcv := newReceiver(t, always(500))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"reflect"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -24,6 +25,15 @@ type directory struct {
 	sender *Sender
 	pulse  *pulse
 	log    *slog.Logger
+	failed atomic.Pointer[error] // the last look-up did; nil: it did not
+}
+
+// trouble is why nothing is sent, if so.
+func (d *directory) trouble() error {
+	if err := d.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 func (d *directory) run(ctx context.Context) error {
@@ -45,7 +55,8 @@ func (d *directory) run(ctx context.Context) error {
 }
 
 // lookUpAll answers every wanted lane. While the database is away nothing is
-// sent to an endpoint that may have been disabled meanwhile.
+// sent to an endpoint that may have been disabled meanwhile, and nothing while
+// the clock is off.
 func (d *directory) lookUpAll(ctx context.Context) {
 	failing := false
 	for {
@@ -58,11 +69,13 @@ func (d *directory) lookUpAll(ctx context.Context) {
 		err := d.lookUp(attempt, lanes)
 		cancel()
 		if err == nil {
+			d.failed.Store(nil)
 			continue
 		}
 		if ctx.Err() != nil {
 			return
 		}
+		d.failed.Store(&err)
 		if !failing {
 			failing = true
 			d.log.Warn("cannot look up endpoints; nothing new is sent until it works", "error", err)

@@ -117,6 +117,10 @@ func (e *Engine) Alive() error {
 	return errors.Join(errs...)
 }
 
+// Trouble returns why nothing is sent just now, if so: endpoints cannot be looked
+// up, or the clock is off.
+func (e *Engine) Trouble() error { return e.directory.trouble() }
+
 // drainMargin is what a graceful stop may take beyond the attempts under way:
 // recording their outcomes, and their echo.
 const drainMargin = 3 * time.Second

@@ -3,7 +3,9 @@ package outbox
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -17,12 +19,34 @@ SELECT e.id, e.organization_id, e.url, e.headers, e.enabled, coalesce(e.max_in_f
        EXISTS (SELECT FROM webhook_endpoint_failures f WHERE f.endpoint_id = e.id AND f.breaker_opened_at IS NOT NULL)
 FROM unnest(@ids::uuid[]) AS r(id) JOIN webhook_endpoints e ON e.id = r.id`
 
+// maxSkew is how far walhook's clock may be from PostgreSQL's. Receivers refuse
+// timestamps that are off by five minutes.
+const maxSkew = 2 * time.Minute
+
+// ErrSkewed means that the clocks of walhook and PostgreSQL are too far apart for
+// timestamps to be signed.
+var ErrSkewed = errors.New("walhook's clock and PostgreSQL's are more than two minutes apart; set the one that is wrong (NTP)")
+
 // Endpoints returns those of the endpoints that exist, as they are committed
 // now, with their live secrets, oldest first. What is wrong with one of them (a
 // trigger checks rows, but a restore may have gone past it) is its Problem alone.
+// With a clock that is off it returns ErrSkewed.
 func (s *Store) Endpoints(ctx context.Context, ids []uuid.UUID) ([]Endpoint, error) {
 	var endpoints []Endpoint
-	err := s.read(ctx, selectEndpoints, pgx.NamedArgs{"ids": asUUIDs(ids)}, func(rows pgx.Rows) error {
+	var b pgx.Batch
+	b.Queue(prepareRead)
+	asked := time.Now()
+	b.Queue("SELECT clock_timestamp()").QueryRow(func(row pgx.Row) error {
+		var now time.Time
+		if err := row.Scan(&now); err != nil {
+			return err
+		}
+		if now.Before(asked.Add(-maxSkew)) || now.After(time.Now().Add(maxSkew)) {
+			return fmt.Errorf("%w: it is %s here and %s there", ErrSkewed, time.Now().UTC().Format(time.DateTime), now.UTC().Format(time.DateTime))
+		}
+		return nil
+	})
+	b.Queue(selectEndpoints, pgx.NamedArgs{"ids": asUUIDs(ids)}).Query(func(rows pgx.Rows) error {
 		var err error
 		endpoints, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Endpoint, error) {
 			var e Endpoint
@@ -44,7 +68,7 @@ func (s *Store) Endpoints(ctx context.Context, ids []uuid.UUID) ([]Endpoint, err
 		})
 		return err
 	})
-	if err != nil {
+	if err := s.send(ctx, &b); err != nil {
 		return nil, fmt.Errorf("read %d endpoints: %w", len(ids), err)
 	}
 	return endpoints, nil
