@@ -117,6 +117,7 @@ func (w *window) updated(taken []*delivery, busy map[uuid.UUID]bool) (aside []*d
 		d.writing = false
 		if busy[d.id] {
 			aside = append(aside, d)
+			w.settled(d) // it may be for as long as an operator likes
 			continue
 		}
 		w.done(d)
@@ -130,9 +131,7 @@ func (w *window) done(d *delivery) {
 	l := d.lane
 	if d.stage == ended {
 		w.ended--
-		if d.late {
-			w.settled(time.Now())
-		}
+		w.settled(d)
 		w.counts.Recorded++
 		if d.gone {
 			l.gone, l.notBefore, l.asOf = false, time.Now(), time.Time{}

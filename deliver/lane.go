@@ -98,14 +98,20 @@ func (l *lane) may(now time.Time) int { return min(l.limit, l.breaker.limit(now)
 // ahead is how many deliveries may be queued from the stream: what the lane can
 // work off within ParkAfter, so that nothing is queued that will be parked.
 func (w *window) ahead(l *lane, now time.Time) int {
-	switch {
-	case l.breaker.holds(now):
+	if l.breaker.holds(now) {
 		return min(l.may(now)-l.held, 1) // the probe
-	case l.rate != nil:
-		return max(1, int(float64(l.rate.Limit())*w.limits.ParkAfter.Seconds()))
 	}
 	// Half of what is free: however many lanes are behind, there is room for one more.
-	return max(1, min(w.limits.laneQueue(), (w.limits.streamShare()-(w.held-w.fetched))/2))
+	n := min(w.limits.laneQueue(), (w.limits.streamShare()-(w.held-w.fetched))/2)
+	return max(1, l.within(w.limits.ParkAfter, n))
+}
+
+// within is how much of n the lane's rate lets through in a time.
+func (l *lane) within(d time.Duration, n int) int {
+	if l.rate == nil {
+		return n
+	}
+	return int(min(float64(l.rate.Limit())*d.Seconds(), float64(n)))
 }
 
 func (w *window) enqueue(d *delivery, now time.Time) {
@@ -230,7 +236,8 @@ func (l *lane) token(now time.Time) time.Time {
 		l.rate.AllowN(now, 1)
 		return now
 	}
-	return now.Add(time.Duration((1-tokens)/float64(l.rate.Limit())*float64(time.Second)) + 1)
+	wait := (1 - tokens) / float64(l.rate.Limit()) * float64(time.Second)
+	return now.Add(time.Duration(min(wait, float64(time.Hour))) + 1) // it is looked at again before an hour is over
 }
 
 // want asks the directory for a lane's endpoint.

@@ -41,6 +41,16 @@ func TestLanes(t *testing.T) {
 			h.is("sent", len(h.sent[endpoint]), 100, 100)
 			h.idle()
 		},
+		"a rate beyond all reason is a rate too": func(t *testing.T) {
+			h := newHouse(t, usual)
+			never, free := h.open(always(200, 0), perSecond(1e-300)), h.open(always(200, 0), perSecond(1e300))
+			for range 3000 {
+				h.event(never, free)
+			}
+			h.sleep(10 * time.Minute)
+			h.is("at next to none", len(h.sent[never]), 1, 1)
+			h.is("at any", len(h.sent[free]), 3000, 3000)
+		},
 		"a new rate is in force within a second": func(t *testing.T) {
 			h := newHouse(t, usual)
 			endpoint := h.open(always(200, 0), perSecond(0.01))

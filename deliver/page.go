@@ -80,10 +80,7 @@ func (l *lane) mayStock(now time.Time) int {
 	if ramp := l.breaker.ramp; ramp > 0 {
 		stock = min(stock, 2*ramp)
 	}
-	if l.rate != nil {
-		stock = min(stock, max(1, int(float64(l.rate.Limit())*ratedFor.Seconds())))
-	}
-	return stock
+	return max(1, l.within(ratedFor, stock))
 }
 
 // toAsk takes the lanes that have room for a page, at most n, in turn.

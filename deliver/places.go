@@ -136,10 +136,15 @@ func (w *window) turn(l *lane) *[]*delivery {
 	return nil
 }
 
-// settled frees the place of a late delivery that is recorded, for the lane that
-// has waited for one longest.
-func (w *window) settled(now time.Time) {
+// settled frees the place that a late delivery keeps until it is recorded, for the
+// lane that has waited for one longest.
+func (w *window) settled(d *delivery) {
+	if !d.late {
+		return
+	}
+	d.late = false
 	w.late--
+	now := time.Now()
 	for len(w.outOfTurn) > 0 && w.late < w.limits.lateInFlight() {
 		l := w.outOfTurn[0]
 		w.outOfTurn[0] = nil

@@ -470,6 +470,9 @@ func TestWindow(t *testing.T) {
 			if len(aside) != 1 || r.w.deliveries[row.ID] == nil {
 				t.Fatal("the outcome is lost")
 			}
+			if r.w.late != 0 {
+				t.Error("it keeps a place for retries meanwhile")
+			}
 			r.w.enlist(aside[0])
 			if _, updates := r.commit(); statuses(updates)[outbox.Success] != 1 {
 				t.Error("the outcome is not written when the row is free again")
