@@ -6,7 +6,7 @@ STATICCHECK  := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOLANGCI     := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test check bench faults clean
+.PHONY: help demo build test test-pg check bench faults clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ build: ## a static binary: bin/walhook
 
 test: ## all tests, with the race detector; each has a real PostgreSQL
 	$(GO) test -race -shuffle=on ./...
+
+test-pg: ## the tests that speak to PostgreSQL, with another major version of it: make test-pg PG=17 (14 to 18)
+	WALHOOK_TEST_POSTGRES_VERSION=$(or $(PG),$(error say which: make test-pg PG=17)) $(GO) test . ./cdc ./outbox ./internal/admin
 
 check: ## read-only checks: format, vet, staticcheck, go.mod, lint
 	@unformatted="$$(gofmt -l .)"; if [ -n "$$unformatted" ]; then echo "gofmt has changes for:"; echo "$$unformatted"; exit 1; fi
