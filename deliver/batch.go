@@ -131,6 +131,7 @@ func (w *window) done(d *delivery) {
 	l := d.lane
 	if d.stage == ended {
 		w.ended--
+		l.ended--
 		w.settled(d)
 		w.counts.Recorded++
 		if d.gone {

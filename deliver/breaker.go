@@ -79,7 +79,7 @@ func (b *breaker) failed(begun, now time.Time, timeout bool, schedule time.Durat
 		return false
 	}
 	if b.ramp > 0 {
-		b.ramp = max(b.ramp/2, 1)
+		b.ramp = max(b.ramp-1, 1)
 	}
 	b.failures++
 	if timeout {

@@ -88,15 +88,25 @@ func TestBreaker(t *testing.T) {
 		b.succeeded(8)
 		check(t, &b, 0, math.MaxInt)
 	})
-	t.Run("and half with a failure", func(t *testing.T) {
+	t.Run("and one less with a failure, so that some failures do not hold it down", func(t *testing.T) {
 		t.Parallel()
 		b := failing(breakAfter)
 		for range 6 {
 			b.succeeded(32)
 		}
-		for _, want := range []int{3, 1, 1} {
+		for _, want := range []int{5, 4, 3, 2, 1, 1} {
 			b.failed(start, start, false, long)
 			check(t, &b, 0, want)
+		}
+		for n := 0; b.limit(start) != math.MaxInt; n++ {
+			if n == 1000 {
+				t.Fatal("with one failure in four it never ends")
+			}
+			if n%4 == 0 {
+				b.failed(start, start, false, long)
+			} else {
+				b.succeeded(32)
+			}
 		}
 	})
 	t.Run("one that is known to be open begins with a probe", func(t *testing.T) {

@@ -175,6 +175,8 @@ func (w *window) forget(now time.Time) {
 
 // drop forgets a lane that is idle.
 func (w *window) drop(l *lane) {
-	delete(w.lanes, l.id)
+	if w.lanes[l.id] == l {
+		delete(w.lanes, l.id)
+	}
 	w.changeBreaker(l, func(b *breaker) { *b = breaker{} })
 }

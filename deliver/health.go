@@ -53,9 +53,7 @@ func (w *window) judge(d *delivery, a *outbox.Attempt, now time.Time) {
 	}
 	w.tell(l, look, a.EndedAt, outbox.IsOwnType(d.event.typ))
 	if opened {
-		w.spill(l, true)
-		w.putBack(l, now)
-		l.rows = true
+		w.holdBack(l, now)
 	}
 }
 

@@ -30,24 +30,27 @@ const (
 // spilled: what the stream brings is parked at once, and the lane is fed in
 // pages from the table, until a page holds all that is left.
 type lane struct {
-	id      uuid.UUID
-	first   []*delivery // first attempts, in order of arrival; what was parked meanwhile is skipped
-	late    []*delivery // retries and replays: what comes after those
-	turns   int         // first attempts since the last late one
-	held    int         // queued and running
-	stocked int         // those of them that came from the table
-	bytes   int64       // of their bodies
-	running int
-	limit   int
-	trusted bool          // its endpoint answers
-	sign    time.Time     // when it last did, or when the first attempt under way began
-	rate    *rate.Limiter // nil: no limit
-	breaker breaker
-	inReady bool
-	inLate  bool      // in window.outOfTurn
-	resume  time.Time // in window.paused until then; zero: it is not
-	paused  int       // where in it
-	used    time.Time
+	id          uuid.UUID
+	first       []*delivery // first attempts, in order of arrival; what was parked meanwhile is skipped
+	late        []*delivery // retries and replays: what comes after those
+	turns       int         // first attempts since the last late one
+	held        int         // queued and running
+	stocked     int         // queued, from the table
+	bytes       int64       // of the bodies of all that is held
+	running     int
+	lateRunning int // those of them that are no first attempts
+	limit       int
+	ended       int           // attempts whose outcome is not committed
+	guests      int           // of its places, those that count in window.guests
+	trusted     bool          // its endpoint answers
+	sign        time.Time     // when it last did, or when the first attempt under way began
+	rate        *rate.Limiter // nil: no limit
+	breaker     breaker
+	inReady     bool
+	inLate      bool      // in window.outOfTurn
+	resume      time.Time // in window.paused until then; zero: it is not
+	paused      int       // where in it
+	used        time.Time
 
 	organization string           // once it was looked up
 	endpoint     *outbox.Endpoint // as of asOf; nil: it does not exist
@@ -89,7 +92,7 @@ func (w *window) lane(id uuid.UUID, now time.Time) *lane {
 // idle says that forgetting the lane loses nothing but a cached endpoint, and
 // what the table knows of it.
 func (l *lane) idle() bool {
-	return l.held == 0 && l.parking == 0 && !l.spilled && !l.rows && !l.sweep && !l.inReady && !l.wanted && l.news == nil
+	return l.held == 0 && l.ended == 0 && l.parking == 0 && !l.gone && !l.spilled && !l.rows && !l.sweep && !l.inReady && !l.wanted && l.news == nil
 }
 
 // may is how many attempts may be under way at once, as far as the lane goes.
@@ -135,7 +138,7 @@ func (w *window) leave(d *delivery, now time.Time) {
 	l := d.lane
 	l.held--
 	l.bytes -= d.event.size
-	if d.fetched {
+	if d.fetched && d.stage == queued {
 		l.stocked--
 	}
 	w.release(d.event)
@@ -223,6 +226,10 @@ func (w *window) start(l *lane, now time.Time) *delivery {
 	*queue = (*queue)[1:]
 	d.stage, d.target = running, l.target
 	w.occupy(d, now)
+	if d.fetched {
+		l.stocked--
+		w.feed(l, now)
+	}
 	return d
 }
 
@@ -284,6 +291,7 @@ func (w *window) lookedUp(l *lane, e *outbox.Endpoint, target *Target, asOf, now
 		w.limit(l, e, now)
 		if first && e.BreakerOpen {
 			w.changeBreaker(l, func(b *breaker) { b.trip(now, w.schedule.length()) })
+			w.holdBack(l, now)
 		}
 	}
 	if refused && (!l.refused || len(l.first)+len(l.late) > 0) {
@@ -331,6 +339,13 @@ func (w *window) putBack(l *lane, now time.Time) {
 	l.first, l.late = nil, nil
 	l.after = outbox.PageEnd{} // what was put back may stand before,
 	l.parks++                  // also of the page that is under way
+}
+
+// holdBack puts back what waits in the lane of an endpoint that gets only probes.
+func (w *window) holdBack(l *lane, now time.Time) {
+	w.spill(l, true)
+	w.putBack(l, now)
+	w.hasRows(l, now)
 }
 
 // emptyQueue empties the lane of an endpoint that is disabled or deleted: into

@@ -1,6 +1,7 @@
 package deliver
 
 import (
+	"math"
 	"time"
 
 	"github.com/walhook/walhook/outbox"
@@ -20,8 +21,8 @@ const (
 	// ratedFor is for how long the stock of an endpoint with a rate lasts.
 	ratedFor = 500 * time.Millisecond
 
-	// stockShare is the part of the room for rows which a lane may hold, of what is
-	// free: however many lanes are fed, there is room for one more. One lane alone
+	// stockShare is the part of the room for rows which a lane's queue may hold, of
+	// what is free: however many lanes are fed, there is room for one more. One lane alone
 	// gets pages of a hundred, which cost no more per row than larger ones.
 	stockShare = 32
 )
@@ -65,10 +66,20 @@ func (w *window) page(l *lane, free int, now time.Time) int {
 	if l.stocked > stock/2 {
 		return 0
 	}
-	return stock - l.stocked
+	return min(stock-l.stocked, w.fitting(l))
 }
 
-// mayStock is how many deliveries a lane may hold from the table.
+// fitting is how many rows have room if they are as large as those that the lane
+// holds: what finds none was read for nothing.
+func (w *window) fitting(l *lane) int {
+	if l.bytes == 0 {
+		return math.MaxInt
+	}
+	room := max((w.limits.MaxMemory/2-w.bytes)/8-l.bytes, 0)
+	return 1 + int(room*int64(l.held)/l.bytes)
+}
+
+// mayStock is how many deliveries from the table a lane may have queued.
 func (l *lane) mayStock(now time.Time) int {
 	if l.breaker.holds(now) {
 		return max(0, l.may(now)-(l.held-l.stocked)) // the probe
@@ -120,7 +131,8 @@ func (w *window) admitDue(due *outbox.Due, now time.Time) {
 		return
 	}
 	e := newEvent(&due.Event)
-	if l.overflown = !w.fetchRoom() || !w.fits(e) || !w.lightEnough(l, w.limits.MaxMemory/2); l.overflown {
+	if l.overflown = !w.fetchRoom() || !w.fits(e) || !w.lightEnough(l, w.limits.MaxMemory/2) ||
+		l.breaker.holds(now) && l.held >= l.may(now); l.overflown {
 		return
 	}
 	d := &delivery{id: due.ID, event: e, lane: l, attempts: due.Attempts, series: due.SeriesStart, inTable: true, fetched: true}

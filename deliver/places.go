@@ -54,12 +54,19 @@ func (w *window) places(l *lane) int {
 	return min(left, guestPlaces, free)
 }
 
-// addGuests counts places of a lane that is not trusted.
-func (w *window) addGuests(l *lane, n int) {
-	w.guests += n
-	if w.guestsOf[l.organization] += n; w.guestsOf[l.organization] == 0 {
+// countGuests counts a lane's places among those of guests. One that is no longer
+// trusted may have far more under way than a guest gets: that many count, or the
+// rest would stand for places that nobody else could have had.
+func (w *window) countGuests(l *lane) {
+	n := 0
+	if !l.trusted {
+		n = min(l.running, guestPlaces)
+	}
+	w.guests += n - l.guests
+	if w.guestsOf[l.organization] += n - l.guests; w.guestsOf[l.organization] == 0 {
 		delete(w.guestsOf, l.organization)
 	}
+	l.guests = n
 }
 
 // occupy gives a delivery's attempt its place.
@@ -71,11 +78,10 @@ func (w *window) occupy(d *delivery, now time.Time) {
 	}
 	l.running++
 	w.running++
-	if !l.trusted {
-		w.addGuests(l, 1)
-	}
+	w.countGuests(l)
 	if d.late {
 		w.late++
+		l.lateRunning++
 		l.turns = 0
 	} else {
 		l.turns++
@@ -87,9 +93,10 @@ func (w *window) vacate(d *delivery, a *outbox.Attempt, now time.Time) {
 	l := d.lane
 	l.running--
 	w.running--
-	if !l.trusted {
-		w.addGuests(l, -1)
+	if d.late {
+		l.lateRunning--
 	}
+	w.countGuests(l)
 	if a.StatusCode != 0 {
 		l.sign = now
 		w.trust(l, true)
@@ -104,17 +111,13 @@ func (w *window) doubt(l *lane, now time.Time) {
 	}
 	w.trust(l, false)
 	if len(l.first)+len(l.late) > guestPlaces {
-		w.spill(l, true)
-		w.putBack(l, now)
-		w.hasRows(l, now)
+		w.holdBack(l, now)
 	}
 }
 
 func (w *window) trust(l *lane, trusted bool) {
-	if l.trusted != trusted {
-		l.trusted = trusted
-		w.addGuests(l, -oneUp(trusted)*l.running)
-	}
+	l.trusted = trusted
+	w.countGuests(l)
 }
 
 // turn says from which of a lane's queues the next attempt is: first attempts,
@@ -122,7 +125,7 @@ func (w *window) trust(l *lane, trusted bool) {
 // place: all lanes together have a share of them, and here too none may have more
 // than are left.
 func (w *window) turn(l *lane) *[]*delivery {
-	late := len(l.late) > 0 && l.running < w.limits.lateInFlight()-w.late
+	late := len(l.late) > 0 && l.lateRunning < w.limits.lateInFlight()-w.late
 	switch {
 	case late && (len(l.first) == 0 || l.turns >= lateTurn):
 		return &l.late

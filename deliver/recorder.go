@@ -265,14 +265,14 @@ func (r *recorder) writePart(ctx context.Context, mark outbox.Mark, part []outbo
 }
 
 // isPoison says that the database will never take these rows, as against not
-// now: a data exception, a violated constraint, a program limit.
+// now: a data exception, a violated constraint, a program limit, a row twice.
 func isPoison(err error) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok || len(pg.Code) != 5 {
 		return false
 	}
 	switch pg.Code[:2] {
-	case "22", "23", "54", "P0":
+	case "21", "22", "23", "54", "P0":
 		return true
 	}
 	return false

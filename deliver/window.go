@@ -396,6 +396,7 @@ func (w *window) finish(d *delivery, a outbox.Attempt, now time.Time) {
 	d.stage = ended
 	d.attempt = &a
 	w.ended++
+	l.ended++
 	w.counts.attempt(a)
 	w.judge(d, &a, now)
 	w.enlist(d)

@@ -89,7 +89,7 @@ DELETE FROM webhook_endpoint_failures WHERE endpoint_id = ANY(@ids::uuid[]) AND 
 // it is enabled again, it begins anew.
 const insertFailures = `
 INSERT INTO webhook_endpoint_failures AS f (endpoint_id, failing_since, breaker_opened_at)
-SELECT r.id, now(), CASE WHEN @open::bool THEN now() END FROM unnest(@ids::uuid[]) AS r(id) JOIN webhook_endpoints e ON e.id = r.id
+SELECT DISTINCT r.id, now(), CASE WHEN @open::bool THEN now() END FROM unnest(@ids::uuid[]) AS r(id) JOIN webhook_endpoints e ON e.id = r.id
 WHERE e.enabled AND ` + fenced + `
 ON CONFLICT (endpoint_id) DO UPDATE SET breaker_opened_at = excluded.breaker_opened_at
 WHERE (f.breaker_opened_at IS NULL) <> (excluded.breaker_opened_at IS NULL)`
