@@ -3,6 +3,7 @@ package faults
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"testing"
 	"time"
 )
@@ -12,6 +13,27 @@ func killPostgres(t *testing.T, s Setup) {
 	s.Durable = true
 	x := newTrial(t, s)
 	crashPostgres(x, 3, 8*time.Second, x.server.Kill)
+}
+
+// immediateStops has PostgreSQL drop everything, again and again, while
+// checkpoints write the slot's older positions down.
+func immediateStops(t *testing.T, s Setup) {
+	s.Durable = true
+	x := newTrial(t, s)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	x.load.Go(func() {
+		for ctx.Err() == nil {
+			_, _ = x.pool.Exec(ctx, `CHECKPOINT`) // fails while PostgreSQL is down
+			time.Sleep(100 * time.Millisecond)
+		}
+	})
+	crashPostgres(x, either(8, 3), 4*time.Second, func() error {
+		if x.crashes+1 == either(8, 3) {
+			cancel()
+		}
+		return x.server.Stop("immediate")
+	})
 }
 
 // crashPostgres ends PostgreSQL under load, again and again, and starts it at once.
@@ -41,6 +63,43 @@ func crashPostgres(x *Trial, times int, apart time.Duration, crash func() error)
 	x.expect(slowest <= backAtMost, "reconnected %s after PostgreSQL accepted", slowest)
 	<-done
 	x.finish(time.Minute, fmt.Sprintf("reconnect=%s", slowest.Round(time.Millisecond)))
+}
+
+// postgresDown stops PostgreSQL for long: walhook waits, and does not grow.
+func postgresDown(t *testing.T, s Setup) {
+	const before, growsAtMost, backAtMost = 5 * time.Second, 32 << 20, 5 * time.Second
+	downFor := either(time.Minute, 20*time.Second)
+	x := newTrial(t, s)
+	p := x.start()
+	x.ready()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	x.load.Go(func() { x.driver.drive(ctx, Load{Rate: *rate}) })
+	<-time.After(before)
+	if err := x.server.Stop("fast"); err != nil {
+		t.Fatal(err)
+	}
+	x.crashes++
+	<-time.After(before) // what was under way has ended
+	was, most := p.resident(), int64(0)
+	for range int(downFor/time.Second) - 1 {
+		<-time.After(time.Second)
+		most = max(most, p.resident())
+	}
+	x.expect(most-was < growsAtMost, "memory grew from %d to %d MiB while PostgreSQL was down", was>>20, most>>20)
+	status, _ := p.ready(t.Context())
+	x.expect(status == http.StatusServiceUnavailable, "readyz says %d while PostgreSQL is down", status)
+	if err := x.server.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	accepts := time.Now()
+	x.monitor.forget()
+	x.eventually(20*time.Second, "walhook streams again", func() bool { return x.slot().PID != 0 })
+	back := time.Since(accepts)
+	x.expect(back <= backAtMost, "reconnected %s after PostgreSQL accepted", back)
+	<-time.After(before)
+	cancel()
+	x.finish(time.Minute, fmt.Sprintf("down=%s memory=%d..%dMiB reconnect=%s", downFor, was>>20, most>>20, back.Round(time.Millisecond)))
 }
 
 // stopPostgresWhileHanging wants a fast shutdown not to wait for walhook.

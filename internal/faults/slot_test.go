@@ -44,3 +44,46 @@ func (x *Trial) resynchronised(began time.Time, atMost time.Duration) time.Durat
 	x.monitor.pause(false)
 	return took
 }
+
+// invalidatedSlot has PostgreSQL give up the slot for the WAL that it holds, while
+// walhook cannot record anything.
+func invalidatedSlot(t *testing.T, s Setup) {
+	const before, atMost, segments = 4 * time.Second, 30 * time.Second, 6
+	const alarm = "the replication slot was invalidated by PostgreSQL"
+	x := newTrial(t, s)
+	p := x.start()
+	x.ready()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	x.load.Go(func() { x.driver.drive(ctx, Load{Rate: *rate}) })
+	<-time.After(before)
+	x.monitor.pause(true) // the new slot's position is beyond what has rows
+	x.exec(`ALTER SYSTEM SET max_slot_wal_keep_size = '32MB'`)
+	x.exec(`SELECT pg_reload_conf()`)
+	tx, err := x.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.WithoutCancel(t.Context()))
+	if _, err := tx.Exec(t.Context(), `LOCK TABLE webhook_deliveries`); err != nil {
+		t.Fatal(err)
+	}
+	x.crashes++
+	began := time.Now()
+	for range segments {
+		x.exec(`SELECT pg_logical_emit_message(false, 'faults', 'a segment'), pg_switch_wal()`)
+	}
+	x.exec(`CHECKPOINT`)
+	x.eventually(20*time.Second, "the log says that the slot was invalidated", func() bool { return p.logged(alarm) > 0 })
+	alarmed := time.Since(began)
+	x.exec(`ALTER SYSTEM RESET max_slot_wal_keep_size`)
+	x.exec(`SELECT pg_reload_conf()`)
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	took := x.resynchronised(time.Now(), atMost)
+	<-time.After(before)
+	cancel()
+	x.expect(p.logged(alarm) == 1, "there were %d alarms", p.logged(alarm))
+	x.finish(time.Minute, fmt.Sprintf("alarm=%s resync=%s", alarmed.Round(time.Millisecond), took.Round(time.Millisecond)))
+}
