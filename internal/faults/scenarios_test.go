@@ -31,6 +31,8 @@ var scenarios = []Scenario{
 	{"14", "Freeze", false, freeze},
 	{"16", "DroppedSlot", true, droppedSlot},
 	{"17", "InvalidatedSlot", false, invalidatedSlot},
+	{"22", "DroppedPublication", false, droppedPublication},
+	{"22", "RenamedTable", false, renamedTable},
 	{"", "InvisibleCommit", false, invisibleCommit},
 	{"", "OneOfFiftyHangs", false, oneOfFiftyHangs},
 }
