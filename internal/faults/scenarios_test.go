@@ -33,6 +33,7 @@ var scenarios = []Scenario{
 	{"17", "InvalidatedSlot", false, invalidatedSlot},
 	{"22", "DroppedPublication", false, droppedPublication},
 	{"22", "RenamedTable", false, renamedTable},
+	{"24", "HostileReceivers", true, hostileReceivers},
 	{"26", "ReadOnly", true, readOnly},
 	{"26", "DiskFull", true, diskFull},
 	{"26", "Revoked", true, revoked},
