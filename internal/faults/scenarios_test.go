@@ -37,6 +37,7 @@ var scenarios = []Scenario{
 	{"26", "ReadOnly", true, readOnly},
 	{"26", "DiskFull", true, diskFull},
 	{"26", "Revoked", true, revoked},
+	{"28", "ComingAndGoing", false, endpointsComeAndGo},
 	{"30", "Addresses", true, addresses},
 	{"", "InvisibleCommit", false, invisibleCommit},
 	{"", "OneOfFiftyHangs", false, oneOfFiftyHangs},
