@@ -2,11 +2,12 @@
 
 GO           ?= go
 VERSION      ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+PG           ?= $(WALHOOK_TEST_POSTGRES_VERSION)
 STATICCHECK  := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOLANGCI     := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-pg check bench faults clean
+.PHONY: help demo build test test-pg check bench faults faults-quick clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,8 +34,11 @@ check: ## read-only checks: format, vet, staticcheck, go.mod, lint
 bench: ## measure the release binary beside a bare client and a poller: some fifteen minutes, on a machine that does nothing else
 	$(GO) run ./internal/bench
 
-faults: ## every crash scenario in full
-	$(GO) test -count=1 -timeout 60m ./internal/faults -faults
+faults: ## every fault in full, some fifty minutes; one of them: make faults RUN=Freeze; on one version: PG=17
+	WALHOOK_TEST_POSTGRES_VERSION=$(PG) $(GO) test -count=1 -v -timeout 120m ./internal/faults -run 'TestFaults/$(RUN)' -faults
+
+faults-quick: ## the faults that every change has to survive, for a shorter time: less than ten minutes
+	WALHOOK_TEST_POSTGRES_VERSION=$(PG) $(GO) test -count=1 -v -timeout 20m ./internal/faults -run 'TestFaults/$(RUN)' -faults.quick
 
 clean: ## remove what was built
 	rm -rf bin

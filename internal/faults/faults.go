@@ -3,8 +3,10 @@
 //
 //	file      responsibility
 //	trial     one scenario's parts: database, receivers, driver, walhook processes
+//	report    what a scenario measured, and the table of all
 //	driver    the application: commits events and rolls others back, at a rate
 //	receiver  the endpoints: answer, fail now and then, or hang
+//	hostile   answers that no good receiver gives
 //	process   one walhook: start, kill, freeze, stop
 //	monitor   every 200 ms: what is confirmed has its rows
 //	journal   what the driver and the receivers saw
@@ -13,7 +15,8 @@
 //
 // The scenarios are tests. A plain `go test` runs the short ones; all of them:
 //
-//	go test ./internal/faults -run TestFaults -faults -v -timeout 60m
+//	go test ./internal/faults -run TestFaults -faults -v -timeout 120m
+//	go test ./internal/faults -run TestFaults -faults.quick -v -timeout 20m
 //	go test ./internal/faults -run TestFaults/KillMinus9 -faults -faults.duration 5m -faults.rate 500 -v
 package faults
 
@@ -31,6 +34,8 @@ type Endpoint struct {
 	Org    string
 	Types  []string // as in the table
 	Secret string
+	URL    string // "": a path of the receiver
+	Secure bool   // its URL says https, and the receiver does not
 }
 
 // owed says whether an event is owed to the endpoint. It is the oracle's own
@@ -40,6 +45,9 @@ func (e *Endpoint) owed(org, eventType string) bool {
 	return e.Org == org && (slices.Contains(e.Types, eventType) || slices.Contains(e.Types, category+".*") ||
 		slices.Contains(e.Types, "*") && category != "webhook")
 }
+
+// comingAndGoing begins the names of organizations whose endpoints come and go.
+const comingAndGoing = "churn_"
 
 const (
 	// timeout is WALHOOK_TIMEOUT: half of the default, so that leases end sooner.

@@ -15,7 +15,7 @@ import (
 func oneOfFiftyHangs(t *testing.T, s Setup) {
 	healthy := latencyOf(t, s, false)
 	hanging := latencyOf(t, s, true)
-	t.Logf("park=%s p50=%s then %s, p99=%s then %s: %.2f times", s.ParkAfter, healthy.at(0.5), hanging.at(0.5), healthy.at(0.99), hanging.at(0.99),
+	s.Report.add("p50=%s then %s, p99=%s then %s: %.2f times", healthy.at(0.5), hanging.at(0.5), healthy.at(0.99), hanging.at(0.99),
 		float64(hanging.at(0.99))/float64(healthy.at(0.99)))
 	const loosely, noise = 3, 50 * time.Millisecond
 	if hanging.at(0.99) > loosely*healthy.at(0.99)+noise {

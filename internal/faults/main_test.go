@@ -15,6 +15,7 @@ import (
 // other packages do not know the flag.
 var (
 	faults   = flag.Bool("faults", os.Getenv("WALHOOK_FAULTS") != "", "run every scenario in full")
+	quick    = flag.Bool("faults.quick", false, "run the quick scenarios, for a shorter time and at a third of the rate")
 	duration = flag.Duration("faults.duration", 0, "how long the load runs, where it is not the scenario's own time")
 	rate     = flag.Float64("faults.rate", 300, "events per second")
 	every    = flag.Duration("faults.every", time.Second, "how far kills are apart")
@@ -26,6 +27,9 @@ var folder string
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	if *quick {
+		*rate /= quickly
+	}
 	code, err := runTests(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -39,7 +43,9 @@ func runTests(m *testing.M) (code int, err error) {
 		return 1, err
 	}
 	defer os.RemoveAll(folder)
-	return m.Run(), nil
+	code = m.Run()
+	fmt.Print(table())
+	return code, nil
 }
 
 // build builds walhook, once.
@@ -62,7 +68,7 @@ func setup(t *testing.T, park time.Duration) Setup {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Setup{Binary: path, ParkAfter: park}
+	return Setup{Binary: path, ParkAfter: park, Report: &Report{}}
 }
 
 // lasting is how long a scenario's load runs.
@@ -70,5 +76,16 @@ func lasting(usual time.Duration) time.Duration {
 	if *duration > 0 {
 		return *duration
 	}
-	return usual
+	return either(usual, usual/quickly)
+}
+
+// quickly is by how much -faults.quick lowers the rate and shortens the load.
+const quickly = 3
+
+// either is what a scenario does in full, or with -faults.quick.
+func either[T any](full, shorter T) T {
+	if *quick {
+		return shorter
+	}
+	return full
 }

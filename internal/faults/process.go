@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -138,6 +139,40 @@ func (p *Process) metric(ctx context.Context, name string) (float64, bool) {
 	}
 	m := family.Metric[0]
 	return m.GetGauge().GetValue() + m.GetCounter().GetValue() + m.GetUntyped().GetValue(), true
+}
+
+// ready asks GET /readyz for its status and what it says; 0: no answer.
+func (p *Process) ready(ctx context.Context) (status int, says string) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.admin+"/readyz", nil)
+	if err != nil {
+		return 0, err.Error()
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, err.Error()
+	}
+	return resp.StatusCode, string(bytes.TrimSpace(body))
+}
+
+// logged counts the lines of the log that hold a text.
+func (p *Process) logged(text string) (lines int) {
+	content, err := os.ReadFile(p.log)
+	if err != nil {
+		return 0
+	}
+	for line := range bytes.Lines(content) {
+		if bytes.Contains(line, []byte(text)) {
+			lines++
+		}
+	}
+	return lines
 }
 
 // tail is the end of the process's log.

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -35,14 +36,32 @@ type Receiver struct {
 
 	mu        sync.Mutex
 	endpoints []Endpoint
+	older     map[int][]string      // endpoint → secrets before its present one
 	hanging   map[int]chan struct{} // endpoint → closed when it answers again
+	hostile   map[int]answer        // endpoint → what it does instead of answering
 	failShare float64
 }
 
-func newReceiver(j *Journal) *Receiver {
-	r := &Receiver{journal: j, hanging: map[int]chan struct{}{}, failShare: failShare}
-	r.server = httptest.NewServer(r)
-	return r
+// An answer is what a hostile receiver does with a request that it has read.
+type answer struct {
+	status int // that was answered, as far as that can be said; 0: none
+	write  func(net.Conn)
+}
+
+// newReceiver listens at an address, by default at 127.0.0.1.
+func newReceiver(j *Journal, address string) (*Receiver, error) {
+	r := &Receiver{journal: j, older: map[int][]string{}, hanging: map[int]chan struct{}{}, hostile: map[int]answer{}, failShare: failShare}
+	r.server = httptest.NewUnstartedServer(r)
+	if address != "" {
+		listener, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
+		if err != nil {
+			return nil, fmt.Errorf("listen for webhooks: %w", err)
+		}
+		r.server.Listener.Close()
+		r.server.Listener = listener
+	}
+	r.server.Start()
+	return r, nil
 }
 
 // close ends what hangs, and the server.
@@ -64,6 +83,21 @@ func (r *Receiver) add(e Endpoint) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.endpoints = append(r.endpoints, e)
+}
+
+// rotate gives an endpoint a new secret, beside those it had.
+func (r *Receiver) rotate(endpoint int, secret string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.older[endpoint] = append(r.older[endpoint], r.endpoints[endpoint].Secret)
+	r.endpoints[endpoint].Secret = secret
+}
+
+// turn makes endpoints hostile; nil makes all of them friendly.
+func (r *Receiver) turn(hostile map[int]answer) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.hostile = hostile
 }
 
 // hang makes endpoints take requests and never answer, until they are released.
@@ -101,12 +135,13 @@ func (r *Receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		endpoint = r.endpoints[index]
 	}
 	hanging, share := r.hanging[index], r.failShare
+	hostile, secrets := r.hostile[index], append(slices.Clone(r.older[index]), endpoint.Secret)
 	r.mu.Unlock()
 	if err != nil || !known { // the sender was killed while it wrote: nobody could read that
 		w.WriteHeader(http.StatusNotFound)
 		return
 	}
-	noted := read(req.Header, body, endpoint.Secret)
+	noted := read(req.Header, body, secrets)
 	noted.Endpoint, noted.At = index, at
 	r.journal.received(noted)
 	if hanging != nil {
@@ -117,6 +152,11 @@ func (r *Receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		}
 	}
 	time.Sleep(fastest + rand.N(slowest-fastest))
+	if hostile.write != nil {
+		r.journal.answered(noted, hostile.status)
+		hijack(w, hostile.write)
+		return
+	}
 	switch roll := rand.Float64(); {
 	case roll < share/2:
 		reset(w)
@@ -130,19 +170,27 @@ func (r *Receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 }
 
 // reset breaks the connection without an answer.
-func reset(w http.ResponseWriter) {
+func reset(w http.ResponseWriter) { hijack(w, breakOff) }
+
+// breakOff ends a connection with a reset.
+func breakOff(conn net.Conn) {
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0) // what matters is that there is no answer
+	}
+}
+
+// hijack takes the connection, and closes it afterwards.
+func hijack(w http.ResponseWriter, then func(net.Conn)) {
 	conn, _, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		return
 	}
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		_ = tcp.SetLinger(0) // what matters is that there is no answer
-	}
-	conn.Close()
+	defer conn.Close()
+	then(conn)
 }
 
 // read makes a journal entry of a request, with everything that is wrong in it.
-func read(h http.Header, body []byte, secret string) *Request {
+func read(h http.Header, body []byte, secrets []string) *Request {
 	var content struct {
 		ID    uuid.UUID
 		Event string
@@ -152,11 +200,11 @@ func read(h http.Header, body []byte, secret string) *Request {
 	if err := json.Unmarshal(body, &content); err != nil {
 		wrong = append(wrong, err.Error())
 	}
-	if err := (sign.Verifier{Secrets: []string{secret}, StandardOnly: true}).Verify(h, body); err != nil {
+	if err := (sign.Verifier{Secrets: secrets, StandardOnly: true}).Verify(h, body); err != nil {
 		wrong = append(wrong, "webhook-signature: "+err.Error())
 	}
 	alone := http.Header{sign.HeaderBodySignature: h.Values(sign.HeaderBodySignature)}
-	if err := sign.Verify(alone, body, secret); err != nil {
+	if err := (sign.Verifier{Secrets: secrets}).Verify(alone, body); err != nil {
 		wrong = append(wrong, sign.HeaderBodySignature+": "+err.Error())
 	}
 	delivery, err := uuid.Parse(h.Get("X-Webhook-Delivery-ID"))

@@ -1,6 +1,7 @@
 package faults
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -23,14 +24,31 @@ import (
 
 const slotName = "walhook"
 
+// roleName is the role of a walhook that is no superuser.
+const roleName = "walhook"
+
+// createRole makes it, as the README does.
+const createRole = `
+CREATE ROLE ` + roleName + ` LOGIN REPLICATION;
+GRANT CREATE ON DATABASE postgres TO ` + roleName + `;
+GRANT CREATE, USAGE ON SCHEMA public TO ` + roleName
+
 // Setup says what a trial stands on.
 type Setup struct {
 	Binary    string
 	ParkAfter time.Duration
 	Durable   bool       // PostgreSQL itself is killed
 	Local     bool       // walhook's and the oracle's own commits wait for no standby
+	Role      bool       // walhook is no superuser, but the owner of its tables
+	Address   string     // where the receivers listen; "": 127.0.0.1
 	Endpoints []Endpoint // ids and secrets are made; nil: threeEndpoints
+	Schedule  string     // WALHOOK_RETRY_SCHEDULE; "": retrySchedule
 	Env       []string   // more for walhook
+
+	Report *Report // nil: nobody wants one
+
+	// Line returns the address through which walhook connects to PostgreSQL's; nil: it connects straight.
+	Line func(upstream string) (string, error)
 }
 
 // threeEndpoints want three quarters, a half and three quarters of the events.
@@ -55,6 +73,7 @@ type Trial struct {
 	monitor   *Monitor
 	endpoints []Endpoint
 	folder    string
+	line      string // Setup.Line's address, or ""
 	crashes   int
 	faults    []string // what was measured and is not as it must be
 
@@ -78,8 +97,16 @@ func newTrial(t testing.TB, s Setup) *Trial {
 	}
 	x.pool = pool
 	t.Cleanup(pool.Close)
-	x.receiver = newReceiver(x.journal)
+	x.receiver, err = newReceiver(x.journal, s.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(x.receiver.close)
+	if s.Line != nil {
+		if x.line, err = s.Line(net.JoinHostPort(pool.Config().ConnConfig.Host, strconv.Itoa(int(pool.Config().ConnConfig.Port)))); err != nil {
+			t.Fatal(err)
+		}
+	}
 	x.initialize()
 	x.driver = &Driver{journal: x.journal, pool: pool}
 	for _, e := range x.endpoints {
@@ -125,6 +152,9 @@ CREATE TRIGGER faults_updates AFTER UPDATE ON webhook_deliveries REFERENCING NEW
 // initialize lets walhook make its tables, and adds endpoints and the audit.
 func (x *Trial) initialize() {
 	x.Helper()
+	if x.setup.Role {
+		x.exec(createRole)
+	}
 	prepare := exec.CommandContext(x.Context(), x.setup.Binary, "init")
 	prepare.Env = x.env("init")
 	if output, err := prepare.CombinedOutput(); err != nil {
@@ -136,14 +166,19 @@ func (x *Trial) initialize() {
 	}
 	for i := range x.endpoints {
 		e := &x.endpoints[i]
-		err := x.pool.QueryRow(x.Context(), `SELECT endpoint_id, secret FROM webhook_create_endpoint($1, $2, $3)`, e.Org, x.receiver.url(i), e.Types).
+		at := cmp.Or(e.URL, x.receiver.url(i))
+		if e.Secure {
+			at = strings.Replace(at, "http:", "https:", 1)
+		}
+		err := x.pool.QueryRow(x.Context(), `SELECT endpoint_id, secret FROM webhook_create_endpoint($1, $2, $3)`, e.Org, at, e.Types).
 			Scan(&e.ID, &e.Secret)
 		if err != nil {
-			x.Fatalf("create an endpoint: %v", err)
+			x.Fatalf("create an endpoint at %s: %v", at, err)
 		}
 		x.receiver.add(*e)
 	}
 	x.exec(recordAudit)
+	x.exec(`GRANT INSERT ON faults_changed_success, faults_writes TO PUBLIC`)
 }
 
 func (x *Trial) exec(sql string, args ...any) {
@@ -160,14 +195,30 @@ func (x *Trial) url() string {
 	return x.server.URL()
 }
 
+// walhookURL is url as walhook gets it.
+func (x *Trial) walhookURL(name string) string {
+	u, err := url.Parse(x.url())
+	if err != nil {
+		x.Fatal(err)
+	}
+	u.Host = cmp.Or(x.line, u.Host)
+	if x.setup.Role {
+		u.User = url.User(roleName)
+	}
+	query := u.Query()
+	query.Set("application_name", name)
+	u.RawQuery = query.Encode()
+	return u.String()
+}
+
 // env is a walhook's environment, for one whose connections bear a name.
 func (x *Trial) env(name string) []string {
 	return append([]string{
-		"WALHOOK_DATABASE_URL=" + x.url() + "&application_name=" + url.QueryEscape(name),
+		"WALHOOK_DATABASE_URL=" + x.walhookURL(name),
 		"WALHOOK_SLOT=" + slotName,
 		"WALHOOK_PARK_AFTER=" + x.setup.ParkAfter.String(),
 		"WALHOOK_TIMEOUT=" + timeout.String(),
-		"WALHOOK_RETRY_SCHEDULE=" + retrySchedule,
+		"WALHOOK_RETRY_SCHEDULE=" + cmp.Or(x.setup.Schedule, retrySchedule),
 		"WALHOOK_MAX_IN_FLIGHT=" + strconv.Itoa(maxInFlight),
 		"WALHOOK_ALLOW_HTTP=true",
 		"WALHOOK_ALLOW_NETS=127.0.0.0/8",
@@ -274,7 +325,8 @@ func (x *Trial) expect(good bool, format string, args ...any) {
 // evidence resolves what is unknown by looking at the tables, which must be at rest.
 func (x *Trial) evidence() *Evidence {
 	x.Helper()
-	e := &Evidence{Endpoints: x.endpoints, Crashes: x.crashes, PerCrash: maxInFlight + unrecorded, LastAttempt: lastAttempt}
+	e := &Evidence{Endpoints: x.endpoints, Crashes: x.crashes, PerCrash: maxInFlight + unrecorded,
+		LastAttempt: 1 + len(strings.Split(cmp.Or(x.setup.Schedule, retrySchedule), ","))}
 	e.Events, e.Requests = x.journal.copy()
 	if err := e.readTables(x.Context(), x.pool); err != nil {
 		x.Fatal(err)
@@ -345,10 +397,10 @@ func (x *Trial) finish(within time.Duration, figures ...string) {
 	x.expect(looks > 0, "the monitor saw nothing")
 	x.expect(peak < maxMemory, "a walhook used %d MiB", peak>>20)
 	figures = append([]string{
-		fmt.Sprintf("park=%s events=%d deliveries=%d requests=%d duplicates=%d failed=%d crashes=%d", x.setup.ParkAfter,
-			verdict.Events, verdict.Deliveries, verdict.Requests, verdict.Duplicates, verdict.Failed, x.crashes),
+		fmt.Sprintf("events=%d deliveries=%d requests=%d duplicates=%d failed=%d crashes=%d", verdict.Events,
+			verdict.Deliveries, verdict.Requests, verdict.Duplicates, verdict.Failed, x.crashes),
 	}, figures...)
-	x.Logf("%s drain=%.1fs stall=%.1fs looks=%d rss=%dMiB", strings.Join(figures, " "), drained.Seconds(), stall.Seconds(), looks, peak>>20)
+	x.setup.Report.add("%s drain=%.1fs stall=%.1fs looks=%d rss=%dMiB", strings.Join(figures, " "), drained.Seconds(), stall.Seconds(), looks, peak>>20)
 	if err := verdict.Err(); err != nil {
 		x.Error(err)
 	}

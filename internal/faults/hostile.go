@@ -1,0 +1,99 @@
+package faults
+
+import (
+	"bytes"
+	"compress/gzip"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// A hostility is one way not to be a good receiver, and what walhook is to make of it.
+type hostility struct {
+	name   string
+	answer answer
+	class  outbox.ErrorClass // "": it is a success
+	https  bool              // the endpoint's URL says https, and the receiver does not
+}
+
+// hostileFor bounds how long a receiver goes on: much longer than any timeout of walhook.
+const hostileFor = time.Minute
+
+// hostilities are all of them.
+func hostilities() []hostility {
+	bomb := gzipBomb(64 << 20)
+	endless := strings.Repeat("endless ", 4<<10)
+	header := "X-Padding: " + strings.Repeat("p", 8<<10) + "\r\n"
+	return []hostility{
+		{name: "NUL", class: outbox.ErrHTTP5xx, answer: says(500, "a\x00b\x00")},
+		{name: "invalid UTF-8", class: outbox.ErrHTTP4xx, answer: says(400, "\xff\xfe\xed\xa0\x80 \xc3\x28")},
+		{name: "endless body", answer: goesOn(200, "HTTP/1.1 200 OK\r\n\r\n", endless, 0)},
+		{name: "50 MB body", answer: answer{200, func(c net.Conn) {
+			begin(c)
+			flood(c, "HTTP/1.1 200 OK\r\nContent-Length: 50000000\r\n\r\n", endless, 50_000_000)
+		}}},
+		{name: "gzip bomb", answer: says(200, string(bomb), "Content-Encoding: gzip")},
+		{name: "body that trickles", answer: goesOn(200, "HTTP/1.1 200 OK\r\n\r\n", ".", 200*time.Millisecond)},
+		{name: "head that trickles", class: outbox.ErrTimeout, answer: goesOn(0, "HTTP/1.1 200 OK\r\nX-Slow: ", ".", 200*time.Millisecond)},
+		{name: "10 MB of headers", class: outbox.ErrProtocol, answer: answer{0, func(c net.Conn) { begin(c); flood(c, "HTTP/1.1 200 OK\r\n", header, 10<<20) }}},
+		{name: "1xx flood", class: outbox.ErrProtocol, answer: goesOn(0, "", "HTTP/1.1 103 Early Hints\r\nLink: </>\r\n\r\n", 0)},
+		{name: "no HTTP", class: outbox.ErrProtocol, answer: answer{0, func(c net.Conn) { begin(c); _, _ = io.WriteString(c, "220 mail.example ESMTP\r\n") }}},
+		{name: "reset", class: outbox.ErrReset, answer: answer{0, breakOff}},
+		{name: "redirect loop", class: outbox.ErrRedirect, answer: says(302, "", "Location: .")},
+		{name: "no TLS", class: outbox.ErrTLS, https: true},
+	}
+}
+
+// begin bounds what follows.
+func begin(conn net.Conn) { _ = conn.SetDeadline(time.Now().Add(hostileFor)) }
+
+// says answers with a status and a body, in one piece.
+func says(status int, body string, headers ...string) answer {
+	var b strings.Builder
+	fmt.Fprintf(&b, "HTTP/1.1 %d Whatever\r\nContent-Length: %d\r\nConnection: close\r\n", status, len(body))
+	for _, h := range headers {
+		b.WriteString(h + "\r\n")
+	}
+	b.WriteString("\r\n" + body)
+	return answer{status, func(conn net.Conn) {
+		begin(conn)
+		_, _ = io.WriteString(conn, b.String())
+	}}
+}
+
+// goesOn writes a head, and then the same again and again, until the other side
+// has had enough.
+func goesOn(status int, head, again string, every time.Duration) answer {
+	return answer{status, func(conn net.Conn) {
+		begin(conn)
+		_, err := io.WriteString(conn, head)
+		for err == nil {
+			time.Sleep(every)
+			_, err = io.WriteString(conn, again)
+		}
+	}}
+}
+
+// flood writes a head, and then the same again until there are that many bytes.
+func flood(conn net.Conn, head, again string, size int) {
+	_, err := io.WriteString(conn, head)
+	for ; err == nil && size > 0; size -= len(again) {
+		_, err = io.WriteString(conn, again[:min(len(again), size)])
+	}
+}
+
+// gzipBomb is some KiB that become size bytes.
+func gzipBomb(size int) []byte {
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	nothing := make([]byte, 1<<20)
+	for range size >> 20 {
+		_, _ = w.Write(nothing) // to a bytes.Buffer
+	}
+	_ = w.Close()
+	return b.Bytes()
+}

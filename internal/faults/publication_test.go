@@ -1,0 +1,64 @@
+package faults
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"testing"
+	"time"
+)
+
+// droppedPublication takes away what the stream is about.
+func droppedPublication(t *testing.T, s Setup) {
+	blinded(t, s, `DROP PUBLICATION walhook`,
+		`CREATE PUBLICATION walhook FOR TABLE webhook_outbox WITH (publish = 'insert', publish_via_partition_root = true)`)
+}
+
+// renamedTable renames the outbox: the application's transactions fail.
+func renamedTable(t *testing.T, s Setup) {
+	blinded(t, s, `ALTER TABLE webhook_outbox RENAME TO webhook_outbox_elsewhere`, `ALTER TABLE webhook_outbox_elsewhere RENAME TO webhook_outbox`)
+}
+
+// blinded takes something away without which PostgreSQL streams nothing, under
+// load, and gives it back. Meanwhile events are committed that the stream never
+// brings.
+func blinded(t *testing.T, s Setup, take, giveBack string) {
+	const before, saidAtMost, blindFor, resyncAtMost = 4 * time.Second, 30 * time.Second, 10 * time.Second, 30 * time.Second
+	x := newTrial(t, s)
+	p := x.start()
+	x.ready()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	x.load.Go(func() { x.driver.drive(ctx, Load{Rate: *rate}) })
+	<-time.After(before)
+	x.monitor.pause(true) // until this is noticed, what is confirmed means nothing
+	logged := func() int {
+		return p.logged("nothing is confirmed until this is mended") + p.logged("the stream is interrupted")
+	}
+	known := logged()
+	x.exec(take)
+	x.crashes++ // the stream may be cut
+	began := time.Now()
+	says := ""
+	x.eventually(2*saidAtMost, "readyz and the log say what is missing", func() bool {
+		var status int
+		status, says = p.ready(t.Context())
+		return status == http.StatusServiceUnavailable && logged() > known
+	})
+	said := time.Since(began)
+	x.expect(said <= saidAtMost, "it was said after %s", said)
+	<-time.After(2 * time.Second) // what was on its way
+	stood := x.slot().Confirmed
+	<-time.After(blindFor)
+	moved := x.slot().Confirmed
+	x.expect(moved == stood, "the slot was confirmed from %s to %s in the meantime", stood, moved)
+	x.exec(giveBack)
+	took := x.resynchronised(time.Now(), resyncAtMost)
+	x.eventually(resyncAtMost, "readyz is content again", func() bool {
+		status, _ := p.ready(t.Context())
+		return status == http.StatusOK
+	})
+	<-time.After(before)
+	cancel()
+	x.finish(time.Minute, fmt.Sprintf("said=%s (%s) resync=%s", said.Round(time.Millisecond), says, took.Round(time.Millisecond)))
+}

@@ -1,0 +1,60 @@
+package faults
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"text/tabwriter"
+)
+
+// A Report is what one run of a scenario measured, and what came of it.
+type Report struct {
+	Number  string // of the fault, as the table of scenarios has it
+	Name    string
+	Mode    string
+	Result  string // "pass", "skip" or "FAIL"
+	figures []string
+}
+
+// add adds figures. A nil Report takes none.
+func (r *Report) add(format string, args ...any) {
+	if r != nil {
+		r.figures = append(r.figures, fmt.Sprintf(format, args...))
+	}
+}
+
+// String is the report's line.
+func (r *Report) String() string {
+	return fmt.Sprintf("%s\t%s\t%s\t%s\t%s", r.Number, r.Name, r.Mode, r.Result, strings.Join(r.figures, "; "))
+}
+
+// reports are those of all scenarios that have ended.
+var reports struct {
+	mu  sync.Mutex
+	all []*Report
+}
+
+// keep prints a report's line, and keeps it for the table.
+func (r *Report) keep() {
+	reports.mu.Lock()
+	defer reports.mu.Unlock()
+	reports.all = append(reports.all, r)
+	fmt.Println("fault " + strings.ReplaceAll(r.String(), "\t", " "))
+}
+
+// table is a line for each of the reports; "" where there is none.
+func table() string {
+	reports.mu.Lock()
+	defer reports.mu.Unlock()
+	if len(reports.all) == 0 {
+		return ""
+	}
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "fault\tscenario\tmode\tresult\tfigures")
+	for _, r := range reports.all {
+		fmt.Fprintln(w, r)
+	}
+	_ = w.Flush() // to a strings.Builder
+	return b.String()
+}
