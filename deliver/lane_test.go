@@ -311,6 +311,43 @@ func TestLanes(t *testing.T) {
 			}
 			h.is("places taken when the breakers are open", h.w.running, 0, 200)
 		},
+		"a newcomer finds a place beside many that have stopped answering": func(t *testing.T) {
+			h := newHouse(t, usual)
+			stop := time.Now().Add(2 * time.Second)
+			for range 20 {
+				endpoint := h.open(until(stop, always(200, 300*time.Millisecond), always(0, 10*time.Second)), func(e *outbox.Endpoint) { e.OrganizationID = "org_1" })
+				h.event(endpoint)
+				h.waiting(endpoint, 1000, 0)
+			}
+			h.sleep(time.Until(stop) + 2*time.Second)
+			newcomer := h.open(always(200, 5*time.Millisecond), func(e *outbox.Endpoint) { e.OrganizationID = "org_2" })
+			h.event(newcomer)
+			h.sleep(300 * time.Millisecond)
+			h.is("sent to the newcomer", len(h.sent[newcomer]), 1, 1)
+		},
+		"an endpoint that is fed from the table uses all of its limit, however small the window": func(t *testing.T) {
+			limits := usual
+			limits.Window, limits.MaxInFlight = 256, 128
+			h := newHouse(t, limits)
+			endpoint := h.open(always(200, 500*time.Millisecond))
+			h.event(endpoint)
+			h.sleep(time.Second)
+			h.waiting(endpoint, 1000, 0)
+			h.sleep(10 * time.Second)
+			h.is("at once", h.most[endpoint], 32, 32)
+		},
+		"a lane whose outcome is not recorded is not forgotten": func(t *testing.T) {
+			h := newHouse(t, usual)
+			endpoint := h.open(always(200, 0))
+			h.event(endpoint)
+			h.sleep(time.Millisecond)
+			l := h.w.lanes[endpoint]
+			l.news = nil
+			if h.w.ended != 1 || l.idle() {
+				t.Errorf("%d outcomes unrecorded, idle %v", h.w.ended, l.idle())
+			}
+			h.w.news = nil
+		},
 		"a burst for one endpoint does not hold up the stream for others": func(t *testing.T) {
 			h := newHouse(t, usual)
 			busy, calm := h.open(always(200, 50*time.Millisecond)), h.open(always(200, time.Millisecond))
