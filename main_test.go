@@ -327,7 +327,7 @@ func TestABreakerHoldsBackUntilAProbeSucceeds(t *testing.T) {
 	}
 }
 
-func TestANewRateIsInForceWithinASecond(t *testing.T) {
+func TestANewRateIsInForceWithoutARestart(t *testing.T) {
 	w := newWorld(t)
 	rcv := newReceiver(t, always(200))
 	id, _ := w.endpoint(rcv.URL)

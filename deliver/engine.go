@@ -2,7 +2,9 @@
 //
 //	fanout       stream → a delivery for each endpoint that is owed the event
 //	window       what is in memory, bounded; the one mutex
-//	lane         one endpoint's queue and limits; breaker: pure: how much of them while it fails
+//	lane         one endpoint's queue and limits
+//	places       who may have how many of the attempts under way
+//	breaker      pure: how much a failing endpoint is still asked; health: what attempts say of it
 //	page         how lanes are fed from the table
 //	clock        what time alone brings about: parking, rates, probes
 //	workers      attempts under way; sender, request, response, guard: one attempt

@@ -62,6 +62,9 @@ func (w *window) countGuests(l *lane) {
 	if !l.trusted {
 		n = min(l.running, guestPlaces)
 	}
+	if n == l.guests {
+		return
+	}
 	w.guests += n - l.guests
 	if w.guestsOf[l.organization] += n - l.guests; w.guestsOf[l.organization] == 0 {
 		delete(w.guestsOf, l.organization)

@@ -91,15 +91,15 @@ type window struct {
 	aging      *list.List         // deliveries that the table does not know, in order of receipt
 	hungry     []*lane            // with rows that may be due, and room for them, in turn
 	sweeping   []*lane            // with rows to cancel
-	guestsOf   map[string]int     // attempts under way of lanes that are not trusted, by organization
+	guestsOf   map[string]int     // guests, by organization
 	removed    map[uuid.UUID]bool // gone since the page under way was asked for; nil: none is
 
 	held    int   // deliveries that are queued, running or ended
 	fetched int   // those of them that came from the table
 	bytes   int64 // of the bodies of the queued and running
 	running int
-	late    int // attempts that are no first ones, under way or not recorded
-	guests  int // those of them of lanes that are not trusted
+	late    int // retries and replays that are under way or not recorded
+	guests  int // places of lanes that are not trusted
 	ended   int // attempts whose outcome is not committed
 	parked  int // deliveries without a body whose row is not committed
 	aside   int // outcomes whose row someone else has locked

@@ -38,7 +38,8 @@ SELECT webhook_schema_version(),
        coalesce(p.puballtables OR EXISTS (
            SELECT FROM pg_publication_rel r
            WHERE r.prpubid = p.oid AND r.prrelid = o.oid
-             AND num_nonnulls(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') = 0), false)
+             AND num_nonnulls(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') = 0), false),
+       coalesce(has_table_privilege(to_regclass('webhook_endpoint_failures'), 'UPDATE'), true)
 FROM (SELECT to_regclass('webhook_outbox')::oid AS oid) o LEFT JOIN pg_publication p ON p.pubname = 'walhook'`
 
 // CheckSchema returns an error that wraps ErrNotPrepared, and says what to do,
@@ -49,9 +50,9 @@ FROM (SELECT to_regclass('webhook_outbox')::oid AS oid) o LEFT JOIN pg_publicati
 func (s *Store) CheckSchema(ctx context.Context) error {
 	var version int
 	var tables, columns []string
-	var trigger, publication, inserts, member bool
+	var trigger, publication, inserts, member, updates bool
 	err := s.pool.QueryRow(ctx, checkSchema, pgx.NamedArgs{"tables": requiredTables, "columns": requiredColumns}).
-		Scan(&version, &tables, &columns, &trigger, &publication, &inserts, &member)
+		Scan(&version, &tables, &columns, &trigger, &publication, &inserts, &member, &updates)
 	var missing string
 	switch {
 	case hasCode(err, "42883"): // undefined_function
@@ -72,6 +73,8 @@ func (s *Store) CheckSchema(ctx context.Context) error {
 		missing = "the publication walhook has to have publish = 'insert' and publish_via_partition_root = true"
 	case !member:
 		missing = "the publication walhook does not carry webhook_outbox, or only some of its rows or columns"
+	case !updates: // a role with the grants of schema version 1
+		missing = "this role may not update webhook_endpoint_failures (GRANT UPDATE ON webhook_endpoint_failures TO it)"
 	default:
 		return nil
 	}

@@ -478,6 +478,22 @@ func roleWithGrants(t testing.TB, db *pgtest.DB) string {
 	return role
 }
 
+// The grants of version 1 are not enough for version 2, and that is said at the
+// start, not when the first failure cannot be recorded.
+func TestGrantsOfVersion1AreRefused(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	role := roleWithGrants(t, db)
+	store := outbox.NewStore(newPool(t, db, asRole(role)), db.Slot, disableAfter)
+	if err := store.CheckSchema(t.Context()); err != nil {
+		t.Fatalf("with all grants: %v", err)
+	}
+	exec(t, db.Pool, `REVOKE UPDATE ON webhook_endpoint_failures FROM `+role)
+	if err := store.CheckSchema(t.Context()); !errors.Is(err, outbox.ErrNotPrepared) || !strings.Contains(err.Error(), "GRANT UPDATE") {
+		t.Errorf("without UPDATE: %v, want %v that names the grant", err, outbox.ErrNotPrepared)
+	}
+}
+
 // asRole makes a pool's connections those of a role.
 func asRole(role string) func(*pgxpool.Config) {
 	return func(c *pgxpool.Config) {

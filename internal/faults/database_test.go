@@ -72,9 +72,8 @@ func postgresDown(t *testing.T, s Setup) {
 	x := newTrial(t, s)
 	p := x.start()
 	x.ready()
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	x.load.Go(func() { x.driver.drive(ctx, Load{Rate: *rate}) })
+	stop := x.driveOn(Load{Rate: *rate})
+	defer stop()
 	<-time.After(before)
 	if err := x.server.Stop("fast"); err != nil {
 		t.Fatal(err)
@@ -98,7 +97,7 @@ func postgresDown(t *testing.T, s Setup) {
 	back := time.Since(accepts)
 	x.expect(back <= backAtMost, "reconnected %s after PostgreSQL accepted", back)
 	<-time.After(before)
-	cancel()
+	stop()
 	x.finish(time.Minute, fmt.Sprintf("down=%s memory=%d..%dMiB reconnect=%s", downFor, was>>20, most>>20, back.Round(time.Millisecond)))
 }
 
@@ -110,9 +109,8 @@ func stopPostgresWhileHanging(t *testing.T, s Setup) {
 	x.start()
 	x.ready()
 	release := x.receiver.hang(0, 1, 2)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	x.load.Go(func() { x.driver.drive(ctx, Load{Rate: *rate}) })
+	stop := x.driveOn(Load{Rate: *rate})
+	defer stop()
 	<-time.After(hangingFor)
 	began := time.Now()
 	err := x.server.Stop("fast")
@@ -128,7 +126,7 @@ func stopPostgresWhileHanging(t *testing.T, s Setup) {
 	}
 	release()
 	<-time.After(downFor)
-	cancel()
+	stop()
 	x.finish(2*time.Minute, fmt.Sprintf("stop=%s", took.Round(time.Millisecond)))
 }
 

@@ -1,7 +1,6 @@
 package faults
 
 import (
-	"context"
 	"fmt"
 	"syscall"
 	"testing"
@@ -72,9 +71,8 @@ func takeover(t *testing.T, s Setup) {
 	x := newTrial(t, s)
 	active := x.start()
 	x.ready()
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	x.load.Go(func() { x.driver.drive(ctx, Load{Rate: *rate}) })
+	stop := x.driveOn(Load{Rate: *rate})
+	defer stop()
 	slowest := time.Duration(0)
 	for range times {
 		standby := x.start()
@@ -88,7 +86,7 @@ func takeover(t *testing.T, s Setup) {
 		slowest = max(slowest, x.firstRequest(standby, began, 20*time.Second))
 		active = standby
 	}
-	cancel()
+	stop()
 	x.expect(slowest <= atMost, "took over after %s", slowest)
 	x.finish(time.Minute, fmt.Sprintf("takeover=%s", slowest.Round(time.Millisecond)))
 }

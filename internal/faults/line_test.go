@@ -182,9 +182,8 @@ func lineBlackHole(t *testing.T, s Setup) {
 	x, line := newLine(t, s)
 	p := x.start()
 	x.ready()
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	x.load.Go(func() { x.driver.drive(ctx, Load{Rate: *rate}) })
+	stop := x.driveOn(Load{Rate: *rate})
+	defer stop()
 	<-time.After(before)
 	known := p.logged(interrupted)
 	x.crashes++
@@ -209,6 +208,6 @@ func lineBlackHole(t *testing.T, s Setup) {
 	back := time.Since(healed)
 	x.expect(back <= backAtMost, "caught up %s after the black hole", back)
 	<-time.After(before)
-	cancel()
+	stop()
 	x.finish(time.Minute, fmt.Sprintf("noticed=%s unready=%s back=%s", noticed.Round(time.Millisecond), unready.Round(time.Millisecond), back.Round(time.Millisecond)))
 }

@@ -1,7 +1,6 @@
 package faults
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"testing"
@@ -27,9 +26,8 @@ func blinded(t *testing.T, s Setup, take, giveBack string) {
 	x := newTrial(t, s)
 	p := x.start()
 	x.ready()
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	x.load.Go(func() { x.driver.drive(ctx, Load{Rate: *rate}) })
+	stop := x.driveOn(Load{Rate: *rate})
+	defer stop()
 	<-time.After(before)
 	x.monitor.pause(true) // until this is noticed, what is confirmed means nothing
 	logged := func() int {
@@ -59,6 +57,6 @@ func blinded(t *testing.T, s Setup, take, giveBack string) {
 		return status == http.StatusOK
 	})
 	<-time.After(before)
-	cancel()
+	stop()
 	x.finish(time.Minute, fmt.Sprintf("said=%s (%s) resync=%s", said.Round(time.Millisecond), says, took.Round(time.Millisecond)))
 }

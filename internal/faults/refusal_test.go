@@ -1,7 +1,6 @@
 package faults
 
 import (
-	"context"
 	"fmt"
 	"testing"
 	"time"
@@ -43,9 +42,8 @@ func refused(t *testing.T, s Setup, refuse, permit []string) {
 	x.writable(t)
 	x.start()
 	x.ready()
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	x.load.Go(func() { x.driver.drive(ctx, Load{Rate: max(*rate, enough)}) })
+	stop := x.driveOn(Load{Rate: max(*rate, enough)})
+	defer stop()
 	<-time.After(before)
 	x.monitor.pause(true) // it must not wait for a lock
 	for _, sql := range refuse {
@@ -70,7 +68,7 @@ func refused(t *testing.T, s Setup, refuse, permit []string) {
 	x.expect(records <= recoversAtMost, "recorded again after %s", records)
 	x.eventually(time.Minute, "what was committed meanwhile is confirmed", func() bool { return x.slot().Confirmed >= end })
 	caughtUp := time.Since(began)
-	cancel()
+	stop()
 	x.finish(time.Minute, fmt.Sprintf("sent=%d of W=%d recovered=%s caught up=%s", sent, maxInFlight+unrecorded,
 		records.Round(time.Millisecond), caughtUp.Round(time.Millisecond)))
 }

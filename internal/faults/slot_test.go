@@ -13,9 +13,8 @@ func droppedSlot(t *testing.T, s Setup) {
 	x := newTrial(t, s)
 	x.start()
 	x.ready()
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	x.load.Go(func() { x.driver.drive(ctx, Load{Rate: *rate}) })
+	stop := x.driveOn(Load{Rate: *rate})
+	defer stop()
 	<-time.After(before)
 	x.monitor.pause(true) // the new slot's position is beyond what has rows
 	x.eventually(10*time.Second, "the slot is dropped", func() bool {
@@ -28,7 +27,7 @@ func droppedSlot(t *testing.T, s Setup) {
 	x.crashes++
 	took := x.resynchronised(time.Now(), atMost)
 	<-time.After(before)
-	cancel()
+	stop()
 	x.finish(time.Minute, fmt.Sprintf("resync=%s", took.Round(time.Millisecond)))
 }
 
@@ -53,9 +52,8 @@ func invalidatedSlot(t *testing.T, s Setup) {
 	x := newTrial(t, s)
 	p := x.start()
 	x.ready()
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	x.load.Go(func() { x.driver.drive(ctx, Load{Rate: *rate}) })
+	stop := x.driveOn(Load{Rate: *rate})
+	defer stop()
 	<-time.After(before)
 	x.monitor.pause(true) // the new slot's position is beyond what has rows
 	x.exec(`ALTER SYSTEM SET max_slot_wal_keep_size = '32MB'`)
@@ -83,7 +81,7 @@ func invalidatedSlot(t *testing.T, s Setup) {
 	}
 	took := x.resynchronised(time.Now(), atMost)
 	<-time.After(before)
-	cancel()
+	stop()
 	x.expect(p.logged(alarm) == 1, "there were %d alarms", p.logged(alarm))
 	x.finish(time.Minute, fmt.Sprintf("alarm=%s resync=%s", alarmed.Round(time.Millisecond), took.Round(time.Millisecond)))
 }

@@ -315,6 +315,13 @@ func (x *Trial) drive(load Load) <-chan struct{} {
 	return done
 }
 
+// driveOn loads until it is stopped.
+func (x *Trial) driveOn(load Load) (stop func()) {
+	ctx, stop := context.WithCancel(x.Context())
+	x.load.Go(func() { x.driver.drive(ctx, load) })
+	return stop
+}
+
 // expect notes a measurement that is not as it must be, and goes on.
 func (x *Trial) expect(good bool, format string, args ...any) {
 	if !good {
