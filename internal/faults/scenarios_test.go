@@ -49,15 +49,20 @@ func TestFaults(t *testing.T) {
 	if !*faults && !*quick {
 		t.Skip("-faults, -faults.quick or WALHOOK_FAULTS=1 runs them; TestKilledAgainAndAgain is the short one")
 	}
+	chosen := 0
 	for _, s := range scenarios {
-		if *quick && !s.quick {
-			continue
-		}
 		t.Run(s.name, func(t *testing.T) {
+			chosen++
+			if *quick && !s.quick {
+				t.Skipf("not of the quick ones: make faults RUN=%s", s.name)
+			}
 			for _, park := range parkAfter {
 				t.Run("park="+park.String(), func(t *testing.T) { s.in(t, park) })
 			}
 		})
+	}
+	if chosen == 0 {
+		t.Error("no scenario has that name")
 	}
 }
 
