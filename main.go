@@ -199,7 +199,7 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	})
 	stream := cdc.New(cdc.Config{
 		URL: string(cfg.ReplicationURL), Slot: cfg.Slot, Publication: outbox.Publication, CreateSlot: cfg.AutoInit,
-		Creating: store.AwaitSlot, Start: store.StartLSN, Check: store.CheckSchema, Alive: engine.Alive, Logger: log,
+		Creating: store.AwaitSlot, Start: store.StartSession, Check: store.CheckSession, Alive: engine.Alive, Logger: log,
 	})
 
 	readiness := newReadiness()

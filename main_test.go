@@ -426,6 +426,35 @@ func TestALostSlotLosesNothing(t *testing.T) {
 	}
 }
 
+// What is committed while the outbox is not published never comes by the stream,
+// and nobody says so: PostgreSQL confirms that there was nothing.
+func TestATableThatWasNotPublishedForAMomentLosesNothing(t *testing.T) {
+	w := newWorld(t)
+	rcv := newReceiver(t, always(200))
+	w.endpoint(rcv.URL)
+	blink := func() {
+		w.exec(`ALTER PUBLICATION walhook DROP TABLE webhook_outbox`)
+		w.exec(`INSERT INTO webhook_outbox (organization_id, event_type, payload) SELECT 'org_1', 'payment.succeeded', '{}' FROM generate_series(1, 50)`)
+		w.exec(`ALTER PUBLICATION walhook ADD TABLE webhook_outbox`)
+	}
+	w.run()
+	w.insert("payment.succeeded")
+	w.eventually("the first is delivered, and nothing has to be looked for", `SELECT count(*) = 1 FROM webhook_deliveries, webhook_state
+		WHERE status = 'success' AND reconcile_from IS NULL`)
+	blink()
+	w.eventually("what was not published is delivered", `SELECT count(*) = 51 FROM webhook_deliveries WHERE status = 'success'`)
+	if err := w.stop(); err != nil {
+		t.Fatal(err)
+	}
+	blink()
+	w.run()
+	w.eventually("also where nobody was there to see it", `SELECT count(*) = 101 FROM webhook_deliveries WHERE status = 'success'`)
+	w.eventually("and need not be looked for again", `SELECT reconcile_from IS NULL FROM webhook_state`)
+	if n := len(rcv.requests()); n != 101 {
+		t.Errorf("%d requests for 101 deliveries", n)
+	}
+}
+
 func TestARestartRepeatsNothing(t *testing.T) {
 	w := newWorld(t)
 	rcv := newReceiver(t, always(200))

@@ -42,8 +42,8 @@ BEGIN
 
     IF to_regprocedure('webhook_schema_version()') IS NOT NULL THEN
         EXECUTE 'SELECT webhook_schema_version()' INTO have;
-        IF have > 2 THEN
-            RAISE EXCEPTION 'this schema is version %, made by a newer walhook; this file is version 2', have
+        IF have > 3 THEN
+            RAISE EXCEPTION 'this schema is version %, made by a newer walhook; this file is version 3', have
                 USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Use the newer walhook: its schema.sql is the one to apply.';
         END IF;
     END IF;
@@ -613,8 +613,15 @@ CREATE TABLE IF NOT EXISTS webhook_state (
     timeline          int,
     environment       text,
     reconcile_from    timestamptz,
-    updated_at        timestamptz NOT NULL DEFAULT now()
+    updated_at        timestamptz NOT NULL DEFAULT now(),
+    published         text
 );
+DO $do$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_state'::regclass AND attname = 'published') THEN
+        ALTER TABLE webhook_state ADD COLUMN published text; -- versions 1 and 2 had none
+    END IF;
+END $do$;
 COMMENT ON TABLE webhook_state IS 'How far walhook is: one row per replication slot, updated in the transaction that records outcomes.';
 COMMENT ON COLUMN webhook_state.slot IS 'WALHOOK_SLOT.';
 COMMENT ON COLUMN webhook_state.epoch IS 'Grows when another process takes the slot: writes with an older epoch do nothing.';
@@ -625,7 +632,8 @@ COMMENT ON COLUMN webhook_state.system_identifier IS 'Of the cluster that durabl
 COMMENT ON COLUMN webhook_state.timeline IS 'Of the WAL that durable_lsn is a position of.';
 COMMENT ON COLUMN webhook_state.environment IS 'WALHOOK_ENVIRONMENT of the first run or init that had one: a restored copy elsewhere must not call customers.';
 COMMENT ON COLUMN webhook_state.reconcile_from IS
-    'Events from here on may be owed without a row, because the slot was made after them: walhook compares, and sets it to null when it is done.';
+    'Events from here on may be owed without a row, because the slot was made after them or the outbox was not published: walhook compares, and sets it to null when it is done.';
+COMMENT ON COLUMN webhook_state.published IS 'Identity of the publication and of the outbox''s part in it, when the slot was last taken: where it has changed, the outbox was not published for a while.';
 COMMENT ON COLUMN webhook_state.updated_at IS 'When the row was last written.';
 
 CREATE TABLE IF NOT EXISTS webhook_endpoint_failures (
@@ -1073,11 +1081,11 @@ GRANT EXECUTE ON FUNCTION webhook_uuidv7() TO PUBLIC;
 
 
 -- ─── 11. Version ────────────────────────────────────────────────────────────────────────────────────────────────────
--- Last: where this function says 2, all of the above is there.
+-- Last: where this function says 3, all of the above is there.
 
 CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN 2;
+    RETURN 3;
 COMMENT ON FUNCTION webhook_schema_version() IS 'The version of schema.sql that was applied. walhook applies its own where this is older or missing.';
 
 COMMIT;

@@ -49,15 +49,17 @@ type Config struct {
 	// come by the stream, and somebody has to remember that. Nil: nobody has to.
 	Creating func(ctx context.Context) error
 
-	// Start says where to begin, at every connect: 0 is the slot's own position.
-	// flushed is the server's WAL flush position; PostgreSQL takes a position
-	// beyond it and skips in silence. Nil: always 0.
-	Start func(ctx context.Context, systemID string, timeline int32, flushed pglogrepl.LSN) (pglogrepl.LSN, error)
+	// Start says in session.Start where to begin, at every connect: 0 is the slot's
+	// own position. flushed is the server's WAL flush position; PostgreSQL takes a
+	// position beyond it and skips in silence. Nil: always 0.
+	Start func(ctx context.Context, session *outbox.Session, flushed pglogrepl.LSN) error
 
 	// Check says whether publication, table and columns are as they must be. It is
 	// asked every checkEvery, by a goroutine of its own, and must end with its
-	// context; until it says yes nothing is confirmed. Nil: they are.
-	Check func(ctx context.Context) error
+	// context; until it says yes nothing is confirmed, and outbox.ErrRepublished ends
+	// the session: what was committed while nothing was published is for the
+	// acquisition of the next to remember. Nil: they are.
+	Check func(ctx context.Context, session *outbox.Session) error
 
 	// Alive is the watchdog: an error means that a loop of this process no longer
 	// turns. The stream then gives up the slot, and Run returns that error. It

@@ -63,6 +63,7 @@ type connection struct {
 
 	ticks   *time.Ticker // turns while the consumer is not taking
 	checked atomic.Bool  // Config.Check's last answer was yes
+	changed atomic.Bool  // it said that the publication is another
 	down    atomic.Bool  // PostgreSQL said that it is shutting down
 
 	background sync.WaitGroup // Config.Check and the probe
@@ -313,6 +314,9 @@ func (c *connection) turn(ctx context.Context, now time.Time, waiting bool) erro
 	if c.down.Load() {
 		return errShuttingDown
 	}
+	if c.changed.Load() {
+		return errRepublished
+	}
 	c.listen(now, waiting)
 	quiet := now.Sub(c.heard)
 	if quiet > c.stream.walSenderTimeout*6/5 {
@@ -422,6 +426,10 @@ func (c *connection) check(ctx context.Context) {
 			return
 		}
 		c.checked.Store(err == nil)
+		if errors.Is(err, outbox.ErrRepublished) {
+			c.changed.Store(true)
+			return
+		}
 		c.stream.reportCheck(ctx, err)
 		wait := checkEvery
 		if err != nil {
@@ -437,7 +445,7 @@ func (c *connection) check(ctx context.Context) {
 func (c *connection) checkOnce(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, checkEvery)
 	defer cancel()
-	return c.stream.config.Check(ctx)
+	return c.stream.config.Check(ctx, c.session)
 }
 
 // probe asks PostgreSQL by another connection whether it shuts down.

@@ -42,6 +42,7 @@ var (
 	errShuttingDown = errors.New("PostgreSQL shuts down")
 	errServerEnded  = errors.New("the server ended the replication stream")
 	errBackwards    = errors.New("the server sent a position smaller than one before")
+	errRepublished  = fmt.Errorf("%w: what was committed meanwhile is looked up in the outbox", outbox.ErrRepublished)
 	errReadOnly     = errors.New("the server is a standby (pg_is_in_recovery): waiting for a primary")
 )
 

@@ -152,11 +152,12 @@ func TestStartAtAPositionBeyondTheSlots(t *testing.T) {
 	d := newDatabase(t)
 	var at atomic.Uint64
 	config := d.config()
-	config.Start = func(_ context.Context, systemID string, timeline int32, flushed pglogrepl.LSN) (pglogrepl.LSN, error) {
-		if systemID == "" || timeline != 1 || flushed == 0 {
-			return 0, errors.New("asked without identity")
+	config.Start = func(_ context.Context, s *outbox.Session, flushed pglogrepl.LSN) error {
+		if s.SystemID == "" || s.Timeline != 1 || flushed == 0 {
+			return errors.New("asked without identity")
 		}
-		return pglogrepl.LSN(at.Load()), nil
+		s.Start = pglogrepl.LSN(at.Load())
+		return nil
 	}
 	r := start(t, config)
 	r.streaming(1)
@@ -461,7 +462,7 @@ func TestPublicationDroppedAndMadeAgain(t *testing.T) {
 	d := newDatabase(t)
 	var events atomic.Int64
 	config := d.config()
-	config.Check = func(ctx context.Context) error {
+	config.Check = func(ctx context.Context, _ *outbox.Session) error {
 		var exists bool
 		if err := d.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = 'walhook')`).Scan(&exists); err != nil {
 			return err
@@ -498,7 +499,7 @@ func TestNothingIsConfirmedWhileTheCheckFails(t *testing.T) {
 	var failing atomic.Bool
 	failing.Store(true)
 	config := d.config()
-	config.Check = func(context.Context) error {
+	config.Check = func(context.Context, *outbox.Session) error {
 		if failing.Load() {
 			return errors.New("the table is not in the publication")
 		}
@@ -521,6 +522,28 @@ func TestNothingIsConfirmedWhileTheCheckFails(t *testing.T) {
 	r.eventually(10*time.Second, "the confirmation", func() bool { return d.confirmed() >= r.newest() })
 	if got := r.Status().Err; got != "" {
 		t.Errorf("status still says %q", got)
+	}
+}
+
+func TestAnotherPublicationEndsTheSession(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	config := d.config()
+	config.Check = func(_ context.Context, s *outbox.Session) error {
+		if s.Confirmed == 0 || s.PID == 0 {
+			return errors.New("asked without the session")
+		}
+		return outbox.ErrRepublished
+	}
+	r := start(t, config)
+	s := r.streaming(1)
+	d.insert(1)
+	r.streaming(2)
+	if got := d.confirmed(); got != s.Confirmed {
+		t.Errorf("confirmed %s, the session began at %s", got, s.Confirmed)
+	}
+	if n := r.log.count("the publication was changed"); n != 1 {
+		t.Errorf("said %d times", n)
 	}
 }
 

@@ -149,7 +149,7 @@ func (s *Stream) start(ctx context.Context, pg *pgconn.PgConn) (*connection, err
 	}
 	session.SlotCreated = created
 	if s.config.Start != nil {
-		if session.Start, err = s.config.Start(ctx, session.SystemID, session.Timeline, flushed); err != nil {
+		if err := s.config.Start(ctx, session, flushed); err != nil {
 			return nil, fmt.Errorf("where to begin: %w", err)
 		}
 	}

@@ -65,6 +65,61 @@ func TestReconcilingIsRememberedUntilItIsDone(t *testing.T) {
 	want("which does not count for the slot after it", acquire(100), true, commit.Add(-2*time.Microsecond))
 }
 
+func TestAnotherPublicationIsNoticed(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store := outbox.NewStore(db.Pool, db.Slot, 0)
+	begin := func() *outbox.Session {
+		t.Helper()
+		s := &outbox.Session{SystemID: "system 1", Timeline: 1}
+		if err := store.StartSession(t.Context(), s, 1<<40); err != nil {
+			t.Fatal(err)
+		}
+		s.Start = 100 // it goes on
+		return s
+	}
+	claim := func(s *outbox.Session) outbox.Fence {
+		t.Helper()
+		fence, err := store.Acquire(t.Context(), uuid.New(), s, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fence
+	}
+	reconciled := func(f outbox.Fence) {
+		t.Helper()
+		if err := store.Reconciled(t.Context(), f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reconciled(claim(begin()))
+	for _, sql := range [][]string{
+		{`ALTER PUBLICATION walhook DROP TABLE webhook_outbox`, `ALTER PUBLICATION walhook ADD TABLE webhook_outbox`},
+		{`ALTER PUBLICATION walhook SET (publish = 'update')`, `ALTER PUBLICATION walhook SET (publish = 'insert')`},
+		{`ALTER PUBLICATION walhook RENAME TO other`, `ALTER PUBLICATION other RENAME TO walhook`},
+		{`DROP PUBLICATION walhook`, `CREATE PUBLICATION walhook FOR TABLE webhook_outbox WITH (publish = 'insert', publish_via_partition_root = true)`},
+	} {
+		s := begin()
+		if f := claim(s); f.Reconcile {
+			t.Errorf("before %s: reconcile from %s", sql[0], f.ReconcileFrom)
+		}
+		if err := store.CheckSession(t.Context(), s); err != nil {
+			t.Errorf("before %s: %v", sql[0], err)
+		}
+		for _, statement := range sql {
+			exec(t, db.Pool, statement)
+			if err := store.CheckSession(t.Context(), s); !errors.Is(err, outbox.ErrRepublished) {
+				t.Errorf("after %s: %v, want %v", statement, err, outbox.ErrRepublished)
+			}
+		}
+		f := claim(begin())
+		if !f.Reconcile {
+			t.Errorf("%s, while nobody was there to see it: nothing is looked for", sql[0])
+		}
+		reconciled(f)
+	}
+}
+
 func TestASessionThatHasEndedClaimsNothing(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)

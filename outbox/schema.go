@@ -13,7 +13,7 @@ import (
 
 // SchemaVersion is what webhook_schema_version() of the schema.sql that belongs
 // to this code returns.
-const SchemaVersion = 2
+const SchemaVersion = 3
 
 // What the code reads and writes by name. A newer schema may have more.
 var (
@@ -79,6 +79,41 @@ func (s *Store) CheckSchema(ctx context.Context) error {
 		return nil
 	}
 	return fmt.Errorf("%w: %s; run `walhook init` with a role that owns the tables", ErrNotPrepared, missing)
+}
+
+// Rows of a catalogue are told apart by their oid, and versions of one by the
+// transaction that made them: a publication, or the outbox's part in it, that was
+// taken away and given back has another identity, as has one whose settings were
+// changed for a while.
+const selectPublished = `
+SELECT coalesce((
+    SELECT p.oid || '.' || p.xmin || coalesce((SELECT string_agg(' ' || r.oid, '' ORDER BY r.oid) FROM pg_publication_rel r WHERE r.prpubid = p.oid), '')
+    FROM pg_publication p WHERE p.pubname = 'walhook'), 'nothing')`
+
+// published returns the identity of what is published.
+func (s *Store) published(ctx context.Context) (identity string, err error) {
+	if err := s.pool.QueryRow(ctx, selectPublished).Scan(&identity); err != nil {
+		return "", fmt.Errorf("look at the publication: %w", err)
+	}
+	return identity, nil
+}
+
+// ErrRepublished means that the publication is not what it was when the session
+// began: what was committed in between may never come by the stream, and the
+// next session has to look for it.
+var ErrRepublished = errors.New("the publication was changed")
+
+// CheckSession is CheckSchema, and returns ErrRepublished first where what is
+// published has changed since the session began.
+func (s *Store) CheckSession(ctx context.Context, session *Session) error {
+	identity, err := s.published(ctx)
+	if err != nil {
+		return err
+	}
+	if identity != session.Published {
+		return ErrRepublished
+	}
+	return s.CheckSchema(ctx)
 }
 
 // Applying the schema gives up a lock that it does not get within half a

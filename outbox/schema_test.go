@@ -238,6 +238,7 @@ func TestSchemaAppliedAgain(t *testing.T) {
 		db := pgtest.New(t)
 		exec(t, db.Pool, `DROP VIEW webhook_endpoint_health`)
 		exec(t, db.Pool, `ALTER TABLE webhook_endpoint_failures DROP COLUMN breaker_opened_at`)
+		exec(t, db.Pool, `ALTER TABLE webhook_state DROP COLUMN published`)
 		exec(t, db.Pool, `CREATE VIEW webhook_endpoint_health AS
 			SELECT e.id AS endpoint_id, e.organization_id, e.url, e.enabled, e.disabled_at, e.disabled_reason, f.failing_since,
 			       0::bigint AS waiting, now() AS oldest_due_at
@@ -255,12 +256,15 @@ func TestSchemaAppliedAgain(t *testing.T) {
 		if got := query[string](t, db.Pool, `SELECT breaker FROM webhook_endpoint_health WHERE failing_since IS NOT NULL`); got != "closed" {
 			t.Errorf("breaker: %q", got)
 		}
+		if f := acquire(t, store); !f.Reconcile {
+			t.Error("the first acquisition has nothing to look for")
+		}
 	})
 
 	t.Run("not over a newer one", func(t *testing.T) {
 		t.Parallel()
 		db := pgtest.New(t)
-		exec(t, db.Pool, `CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int LANGUAGE sql IMMUTABLE RETURN 3`)
+		exec(t, db.Pool, `CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int LANGUAGE sql IMMUTABLE RETURN 4`)
 		checkRefusal(t, apply(t.Context(), db.Pool, schema), "newer walhook", "apply")
 		if err := outbox.NewStore(db.Pool, db.Slot, 0).Migrate(t.Context(), schema); err != nil {
 			t.Errorf("an older walhook beside a newer schema: %v", err)

@@ -91,17 +91,21 @@ func (s *Store) State(ctx context.Context) (State, error) {
 	return st, err
 }
 
-// StartLSN decides where the stream is asked to begin: at the durable position,
-// which may be ahead of the slot on disk after a crash of PostgreSQL. But
-// PostgreSQL accepts a position in the future and then skips in silence, so
-// after a failover or a restore (another system, another timeline, a position
-// beyond what is flushed) it is 0, the slot's own.
-func (s *Store) StartLSN(ctx context.Context, systemID string, timeline int32, flushed pglogrepl.LSN) (pglogrepl.LSN, error) {
+// StartSession notes what is published, and decides where the stream is asked to
+// begin: at the durable position, which may be ahead of the slot on disk after a
+// crash of PostgreSQL. But PostgreSQL accepts a position in the future and then
+// skips in silence, so after a failover or a restore (another system, another
+// timeline, a position beyond what is flushed) it is 0, the slot's own.
+func (s *Store) StartSession(ctx context.Context, session *Session, flushed pglogrepl.LSN) error {
 	st, err := s.State(ctx)
-	if err != nil || st.SystemID != systemID || st.Timeline != timeline || st.DurableLSN > flushed {
-		return 0, err
+	if err != nil {
+		return err
 	}
-	return st.DurableLSN, nil
+	if st.SystemID == session.SystemID && st.Timeline == session.Timeline && st.DurableLSN <= flushed {
+		session.Start = st.DurableLSN
+	}
+	session.Published, err = s.published(ctx)
+	return err
 }
 
 const selectOurs = `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = @slot AND active_pid = @pid::int)`
@@ -110,18 +114,22 @@ const selectLastWrite = `SELECT updated_at FROM webhook_state WHERE slot = @slot
 
 // Where the slot was made just now, what was committed before it does not come by
 // the stream: the position of before is forgotten, so that a process that dies
-// before it has found all of that leaves this to the next. The message is the
-// marker: its echo says that everything written before this acquisition has passed.
+// before it has found all of that leaves this to the next. Nor does what was
+// committed while the outbox was not published, whoever changed that, and
+// whether or not anybody was there to see it. The message is the marker: its echo
+// says that everything written before this acquisition has passed.
 const acquireState = `
-INSERT INTO webhook_state AS s (slot, epoch, holder, system_identifier, timeline, reconcile_from, updated_at)
-VALUES (@slot, 1, @holder::uuid, @system, @timeline::int, 'epoch', now())
+INSERT INTO webhook_state AS s (slot, epoch, holder, system_identifier, timeline, published, reconcile_from, updated_at)
+VALUES (@slot, 1, @holder::uuid, @system, @timeline::int, @published, 'epoch', now())
 ON CONFLICT (slot) DO UPDATE SET
     epoch             = s.epoch + CASE WHEN s.holder IS DISTINCT FROM excluded.holder THEN 1 ELSE 0 END,
     holder            = excluded.holder,
     durable_lsn       = CASE WHEN @goes_on::bool THEN s.durable_lsn END,
-    reconcile_from    = CASE WHEN @goes_on::bool THEN s.reconcile_from ELSE least(s.reconcile_from, coalesce(s.durable_at, 'epoch')) END,
+    reconcile_from    = CASE WHEN @goes_on::bool AND coalesce(s.published = excluded.published, true) THEN s.reconcile_from
+                             ELSE least(s.reconcile_from, coalesce(s.durable_at, 'epoch')) END,
     system_identifier = excluded.system_identifier,
     timeline          = excluded.timeline,
+    published         = excluded.published,
     updated_at        = now()
 RETURNING epoch, reconcile_from IS NOT NULL, coalesce(reconcile_from, 'epoch')`
 
@@ -186,7 +194,7 @@ func (s *Store) acquire(ctx context.Context, holder uuid.UUID, session *Session,
 			return err
 		}
 		args := pgx.NamedArgs{"slot": s.slot, "holder": holder, "system": session.SystemID, "timeline": session.Timeline,
-			"goes_on": session.Start != 0 && !session.SlotCreated}
+			"published": session.Published, "goes_on": session.Start != 0 && !session.SlotCreated}
 		err := tx.QueryRow(ctx, selectLastWrite, args).Scan(&fence.LastWrite)
 		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 			return err

@@ -191,17 +191,17 @@ func TestAcquire(t *testing.T) {
 	})
 }
 
-func TestStartLSN(t *testing.T) {
+func TestStartSession(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	store := outbox.NewStore(db.Pool, db.Slot, disableAfter)
 	start := func(system string, timeline int32, flushed pglogrepl.LSN) pglogrepl.LSN {
 		t.Helper()
-		lsn, err := store.StartLSN(t.Context(), system, timeline, flushed)
-		if err != nil {
+		session := &outbox.Session{SystemID: system, Timeline: timeline}
+		if err := store.StartSession(t.Context(), session, flushed); err != nil {
 			t.Fatal(err)
 		}
-		return lsn
+		return session.Start
 	}
 	if got := start("system 1", 1, 1<<40); got != 0 {
 		t.Errorf("a slot that was never acquired begins at %s", got)
@@ -438,8 +438,9 @@ func everyStatement(t *testing.T, db *pgtest.DB, store *outbox.Store) {
 		_, err := store.Update(t.Context(), fence, outbox.Mark{}, []outbox.Record{*failed})
 		ok("update", err)
 	}
-	_, err = store.StartLSN(t.Context(), "system 1", 1, 1<<40)
-	ok("start", err)
+	session := &outbox.Session{SystemID: "system 1", Timeline: 1}
+	ok("start", store.StartSession(t.Context(), session, 1<<40))
+	ok("check the session", store.CheckSession(t.Context(), session))
 	_, err = store.InsertLSN(t.Context())
 	ok("insert LSN", err)
 }

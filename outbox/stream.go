@@ -36,6 +36,7 @@ type Session struct {
 	Timeline      int32         //
 	Start         pglogrepl.LSN // where the stream was asked to begin; 0: at the slot's own position
 	Confirmed     pglogrepl.LSN // the slot's confirmed_flush_lsn when it was acquired
+	Published     string        // what the publication was when the session began: another value is another publication
 	SlotCreated   bool          // the slot was made just now: what was committed before does not come by the stream
 	ServerVersion int           // as server_version_num: 150018
 	PID           uint32        // of the walsender; 0: not known

@@ -13,6 +13,11 @@ func droppedPublication(t *testing.T, s Setup) {
 		`CREATE PUBLICATION walhook FOR TABLE webhook_outbox WITH (publish = 'insert', publish_via_partition_root = true)`)
 }
 
+// unpublishedTable leaves the publication, without the outbox.
+func unpublishedTable(t *testing.T, s Setup) {
+	blinded(t, s, `ALTER PUBLICATION walhook DROP TABLE webhook_outbox`, `ALTER PUBLICATION walhook ADD TABLE webhook_outbox`)
+}
+
 // renamedTable renames the outbox: the application's transactions fail.
 func renamedTable(t *testing.T, s Setup) {
 	blinded(t, s, `ALTER TABLE webhook_outbox RENAME TO webhook_outbox_elsewhere`, `ALTER TABLE webhook_outbox_elsewhere RENAME TO webhook_outbox`)

@@ -32,6 +32,7 @@ var scenarios = []Scenario{
 	{"16", "DroppedSlot", true, droppedSlot},
 	{"17", "InvalidatedSlot", false, invalidatedSlot},
 	{"22", "DroppedPublication", false, droppedPublication},
+	{"22", "UnpublishedTable", false, unpublishedTable},
 	{"22", "RenamedTable", false, renamedTable},
 	{"24", "HostileReceivers", true, hostileReceivers},
 	{"26", "ReadOnly", true, readOnly},
