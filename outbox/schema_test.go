@@ -238,7 +238,7 @@ func TestSchemaAppliedAgain(t *testing.T) {
 		db := pgtest.New(t)
 		exec(t, db.Pool, `DROP VIEW webhook_endpoint_health`)
 		exec(t, db.Pool, `ALTER TABLE webhook_endpoint_failures DROP COLUMN breaker_opened_at`)
-		exec(t, db.Pool, `ALTER TABLE webhook_state DROP COLUMN published`)
+		exec(t, db.Pool, `ALTER TABLE webhook_state DROP COLUMN published CASCADE`) // and the view webhook_status
 		exec(t, db.Pool, `CREATE VIEW webhook_endpoint_health AS
 			SELECT e.id AS endpoint_id, e.organization_id, e.url, e.enabled, e.disabled_at, e.disabled_reason, f.failing_since,
 			       0::bigint AS waiting, now() AS oldest_due_at
