@@ -208,13 +208,15 @@ type slotRow struct {
 	activePID        int
 	lost             bool
 	confirmed        pglogrepl.LSN
+	staysBehind      bool // it could go with a failover to a standby, and does not
 }
 
 // The columns that came after PostgreSQL 14 are read by way of json.
 const slotSQL = `SELECT coalesce(plugin, ''), coalesce(database, ''), coalesce(database = current_database(), false),
 	coalesce(active_pid, 0), coalesce(confirmed_flush_lsn, '0/0'),
 	coalesce(wal_status = 'lost', false) OR coalesce((pg_catalog.to_jsonb(s)->>'conflicting')::boolean, false)
-		OR pg_catalog.to_jsonb(s)->>'invalidation_reason' IS NOT NULL
+		OR pg_catalog.to_jsonb(s)->>'invalidation_reason' IS NOT NULL,
+	coalesce(NOT (pg_catalog.to_jsonb(s)->>'failover')::boolean, false)
 	FROM pg_catalog.pg_replication_slots s WHERE slot_name = %s`
 
 // lookUpSlot returns nil where there is no slot.
@@ -229,7 +231,7 @@ func (s *Stream) lookUpSlot(ctx context.Context, pg *pgconn.PgConn) (*slotRow, e
 		return nil, nil
 	}
 	row := rows[0]
-	slot := &slotRow{plugin: row[0], database: row[1], here: row[2] == "t", lost: row[5] == "t"}
+	slot := &slotRow{plugin: row[0], database: row[1], here: row[2] == "t", lost: row[5] == "t", staysBehind: row[6] == "t"}
 	if slot.activePID, err = strconv.Atoi(row[3]); err != nil {
 		return nil, fmt.Errorf("look up the slot: %w", err)
 	}
@@ -274,6 +276,8 @@ func (s *Stream) ensureSlot(ctx context.Context, pg *pgconn.PgConn) (created boo
 			}
 		case slot.lost || s.unreadable >= unreadableTwice:
 			return true, s.afterNotice(ctx, pg, s.remakeSlot)
+		case slot.staysBehind && s.config.CreateSlot:
+			return false, s.letFailOver(ctx, pg)
 		default:
 			return false, nil
 		}
@@ -308,7 +312,7 @@ func (s *Stream) createSlot(ctx context.Context, pg *pgconn.PgConn) error {
 		defer close(blocked)
 		s.watchCreation(watch)
 	}()
-	_, err := query(ctx, pg, fmt.Sprintf("CREATE_REPLICATION_SLOT %s LOGICAL pgoutput NOEXPORT_SNAPSHOT", quoteIdentifier(s.config.Slot)))
+	_, err := query(ctx, pg, s.createCommand(pg))
 	cancel()
 	<-blocked
 	switch {
@@ -318,6 +322,51 @@ func (s *Stream) createSlot(ctx context.Context, pg *pgconn.PgConn) error {
 		return fmt.Errorf("create the slot: %w", withRemedy(err, s.server.User))
 	}
 	s.log.InfoContext(ctx, "replication slot created", "slot", s.config.Slot)
+	return nil
+}
+
+// failoverVersion is the first major version whose slots can go with a failover.
+const failoverVersion = 17
+
+// createCommand asks for a slot that standbys may synchronize, where there are
+// such slots. Without a standby that does, that costs nothing; REPLICATION is
+// enough for it.
+func (s *Stream) createCommand(pg *pgconn.PgConn) string {
+	options := "NOEXPORT_SNAPSHOT" // PostgreSQL 14 knows no list
+	if majorVersion(pg) >= failoverVersion {
+		options = "(SNAPSHOT 'nothing', FAILOVER true)"
+	}
+	return fmt.Sprintf("CREATE_REPLICATION_SLOT %s LOGICAL pgoutput %s", quoteIdentifier(s.config.Slot), options)
+}
+
+// majorVersion is 18 for 18.1 and 18beta2; 0 where the server does not tell.
+func majorVersion(pg *pgconn.PgConn) int {
+	version := pg.ParameterStatus("server_version")
+	end := strings.IndexFunc(version, func(r rune) bool { return r < '0' || r > '9' })
+	if end < 0 {
+		end = len(version)
+	}
+	major, _ := strconv.Atoi(version[:end])
+	return major
+}
+
+// letFailOver has standbys synchronize a slot that was made without that: by an
+// older walhook or PostgreSQL, or by hand. Only the loss of a primary would need
+// it, and then the reconciler finds what is owed: no reason not to stream.
+func (s *Stream) letFailOver(ctx context.Context, pg *pgconn.PgConn) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	_, err := query(ctx, pg, fmt.Sprintf("ALTER_REPLICATION_SLOT %s (FAILOVER true)", quoteIdentifier(s.config.Slot)))
+	switch {
+	case sqlState(err) == codeObjectInUse:
+		return errSlotHeld
+	case ctx.Err() != nil:
+		return fmt.Errorf("make the slot a failover slot: %w", err)
+	case err != nil:
+		s.log.WarnContext(ctx, "the slot stays without failover: after the loss of the primary it will be made anew", "slot", s.config.Slot, "reason", err)
+	default:
+		s.log.InfoContext(ctx, "the slot is a failover slot now: standbys may synchronize it", "slot", s.config.Slot)
+	}
 	return nil
 }
 
