@@ -3,7 +3,8 @@
 // slot may move.
 //
 //	Stream      connects, reconnects, decides what is worth telling an operator
-//	slot        finds, makes and remakes the slot; waits as a standby
+//	slot        who the server is; finds the slot, or waits for it as a standby
+//	create      makes the slot, and makes it anew
 //	connection  the one goroutine that reads, hands on, and answers
 //	decoder     pure: bytes of pgoutput, protocol version 1, to Batches
 //

@@ -14,7 +14,7 @@ func (d *database) failoverSlots() bool {
 	if err != nil {
 		d.Fatal(err)
 	}
-	return version >= failoverVersion*10_000
+	return version >= failoverVersion
 }
 
 func (d *database) failover() string {

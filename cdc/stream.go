@@ -27,12 +27,13 @@ type Stream struct {
 	stop    context.CancelFunc
 
 	// What only Run's goroutine touches.
-	server     *pgconn.Config // of the replication connection
-	prepared   bool           // the slot was once streamed from, or seen in another's hands
-	failures   int            // since a session was last healthy
-	unreadable int            // sessions in a row that ended because the slot cannot be decoded
-	remakes    int            // how often the slot was made anew lately
-	remade     time.Time      // when it was last
+	server        *pgconn.Config // of the replication connection
+	serverVersion int            // as server_version_num, when it was last asked
+	prepared      bool           // the slot was once streamed from, or seen in another's hands
+	failures      int            // since a session was last healthy
+	unreadable    int            // sessions in a row that ended because the slot cannot be decoded
+	remakes       int            // how often the slot was made anew lately
+	remade        time.Time      // when it was last
 
 	walSenderTimeout time.Duration // tests make it short
 

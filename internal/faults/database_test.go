@@ -23,9 +23,11 @@ func immediateStops(t *testing.T, s Setup) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	x.load.Go(func() {
+		pace := time.NewTicker(100 * time.Millisecond)
+		defer pace.Stop()
 		for ctx.Err() == nil {
 			_, _ = x.pool.Exec(ctx, `CHECKPOINT`) // fails while PostgreSQL is down
-			time.Sleep(100 * time.Millisecond)
+			<-pace.C
 		}
 	})
 	crashPostgres(x, either(8, 3), 4*time.Second, func() error {
