@@ -13,6 +13,8 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/walhook/walhook/outbox"
 )
 
 // Load says what the driver does.
@@ -55,6 +57,7 @@ type Driver struct {
 	pool    *pgxpool.Pool
 	orgs    []string
 	numbers atomic.Int64
+	age     time.Duration // of the events' ids when they are inserted
 }
 
 // drive runs a load until its end.
@@ -117,11 +120,21 @@ func (d *Driver) newEvents(n int) []*Event {
 	events := make([]*Event, n)
 	for i := range events {
 		events[i] = &Event{
-			ID: uuid.Must(uuid.NewV7()), Org: d.orgs[rand.N(len(d.orgs))], Type: eventTypes[rand.N(len(eventTypes))], N: d.numbers.Add(1),
+			ID: newID(d.age), Org: d.orgs[rand.N(len(d.orgs))], Type: eventTypes[rand.N(len(eventTypes))], N: d.numbers.Add(1),
 		}
 	}
 	d.journal.open(events)
 	return events
+}
+
+// newID makes an id of a while ago.
+func newID(age time.Duration) uuid.UUID {
+	id := uuid.Must(uuid.NewV7())
+	if age > 0 {
+		at := outbox.TimeID(time.Now().Add(-age))
+		copy(id[:6], at[:6])
+	}
+	return id
 }
 
 func (e *Event) payload() string { return fmt.Sprintf(`{"n": %d, "pad": "%s"}`, e.N, padding) }

@@ -88,7 +88,7 @@ func (m *Monitor) look(ctx context.Context) {
 	if n := len(m.senders); slot.PID != 0 && (n == 0 || m.senders[n-1] != slot.PID) {
 		m.senders = append(m.senders, slot.PID)
 	}
-	if now := time.Now(); slot.Confirmed != m.confirmed {
+	if now := time.Now(); slot.Confirmed != m.confirmed || m.moved.IsZero() {
 		m.confirmed, m.moved = slot.Confirmed, now
 	} else {
 		m.stall = max(m.stall, now.Sub(m.moved))

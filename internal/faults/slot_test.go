@@ -3,6 +3,8 @@ package faults
 import (
 	"context"
 	"fmt"
+	"net/http"
+	"strings"
 	"testing"
 	"time"
 )
@@ -17,18 +19,74 @@ func droppedSlot(t *testing.T, s Setup) {
 	defer stop()
 	<-time.After(before)
 	x.monitor.pause(true) // the new slot's position is beyond what has rows
-	x.eventually(10*time.Second, "the slot is dropped", func() bool {
-		_, err := x.pool.Exec(t.Context(), `SELECT pg_terminate_backend(active_pid, 1000) FROM pg_replication_slots WHERE slot_name = $1`, slotName)
-		if err == nil {
-			_, err = x.pool.Exec(t.Context(), `SELECT pg_drop_replication_slot($1)`, slotName)
-		}
-		return err == nil
-	})
+	x.dropSlot()
 	x.crashes++
 	took := x.resynchronised(time.Now(), atMost)
 	<-time.After(before)
 	stop()
 	x.finish(time.Minute, fmt.Sprintf("resync=%s", took.Round(time.Millisecond)))
+}
+
+// dropSlot takes the slot from whoever streams from it.
+func (x *Trial) dropSlot() {
+	x.Helper()
+	x.eventually(10*time.Second, "the slot is dropped", func() bool {
+		_, err := x.pool.Exec(x.Context(), `SELECT pg_terminate_backend(active_pid, 1000) FROM pg_replication_slots WHERE slot_name = $1`, slotName)
+		if err == nil {
+			_, err = x.pool.Exec(x.Context(), `SELECT pg_drop_replication_slot($1)`, slotName)
+		}
+		return err == nil
+	})
+}
+
+// blockedCreation takes the slot away while a transaction is open that holds up
+// its making: at walhook's first start, and again in the running process. What
+// that transaction commits is what a slot made too early would not bring.
+func blockedCreation(t *testing.T, s Setup) {
+	const before, atMost = 3 * time.Second, 30 * time.Second
+	x := newTrial(t, s)
+	x.monitor.pause(true) // the new slot's position is beyond what has rows
+	var p *Process
+	stop := x.driveOn(Load{Rate: *rate})
+	defer stop()
+	first, resyncFirst := x.blockCreation(atMost, func() *Process { p = x.start(); return p })
+	<-time.After(before)
+	x.monitor.pause(true)
+	again, resyncAgain := x.blockCreation(atMost, func() *Process { return p })
+	x.crashes++
+	<-time.After(before)
+	stop()
+	x.finish(time.Minute, fmt.Sprintf("named=%s, %s resync=%s, %s", first.Round(time.Millisecond), again.Round(time.Millisecond),
+		resyncFirst.Round(time.Millisecond), resyncAgain.Round(time.Millisecond)))
+}
+
+// blockCreation drops the slot under an open transaction, and returns after how
+// long walhook named it, and was level again after its commit.
+func (x *Trial) blockCreation(atMost time.Duration, walhook func() *Process) (named, resync time.Duration) {
+	x.Helper()
+	const namedAtMost = 10 * time.Second
+	tx, err := x.pool.Begin(x.Context())
+	if err != nil {
+		x.Fatal(err)
+	}
+	defer tx.Rollback(context.WithoutCancel(x.Context()))
+	events := x.driver.newEvents(mostRows)
+	if err := insertRows(x.Context(), tx, events); err != nil {
+		x.Fatal(err)
+	}
+	x.dropSlot()
+	began, p := time.Now(), walhook()
+	says := fmt.Sprintf("waits for transaction of pid %d", tx.Conn().PgConn().PID())
+	x.eventually(2*namedAtMost, "the log and readyz name the transaction", func() bool {
+		status, answer := p.ready(x.Context())
+		return p.logged(says) > 0 && status == http.StatusServiceUnavailable && strings.Contains(answer, says)
+	})
+	named = time.Since(began)
+	x.expect(named <= namedAtMost, "the transaction was named after %s", named)
+	if err := x.driver.commit(x.Context(), tx, events); err != nil {
+		x.Fatal(err)
+	}
+	return named, x.resynchronised(time.Now(), atMost)
 }
 
 // resynchronised waits until all that was committed until a second from now has

@@ -112,6 +112,70 @@ func TestRestart(t *testing.T) {
 }
 
 // A busy backend does not notice that its postmaster died, unlike an idle one.
+func TestBackup(t *testing.T) {
+	t.Parallel()
+	primary := start(t, Options{})
+	execute := func(s *Server, sql string) {
+		t.Helper()
+		conn, err := pgx.Connect(t.Context(), s.URL())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close(context.Background())
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+	execute(primary, `SELECT pg_create_logical_replication_slot('one', 'pgoutput')`)
+	execute(primary, `CREATE TABLE kept ()`)
+	backup, err := primary.Backup(t.Context(), true)
+	if errors.Is(err, ErrNoBackup) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { backup.Close() })
+	execute(primary, `CREATE TABLE later ()`)
+
+	t.Run("a standby follows, and can be promoted", func(t *testing.T) {
+		standby, err := backup.Standby(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { standby.Close() })
+		for deadline := time.Now().Add(20 * time.Second); show(t, standby, "in_hot_standby") != "on"; {
+			if time.Now().After(deadline) {
+				t.Fatal("it is no standby")
+			}
+		}
+		if err := standby.Promote(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		execute(standby, `SELECT FROM kept, later`)
+	})
+	for what, newTimeline := range map[string]bool{"snapshot": false, "point in time": true} {
+		t.Run("a server is set back to a "+what, func(t *testing.T) {
+			if err := primary.Restore(backup, newTimeline); !errors.Is(err, ErrRunning) {
+				t.Errorf("Restore of a running server: %v, want %v", err, ErrRunning)
+			}
+			if err := primary.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			if err := primary.Restore(backup, newTimeline); err != nil {
+				t.Fatal(err)
+			}
+			if err := primary.Restart(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			execute(primary, `DO $$ BEGIN
+				ASSERT to_regclass('kept') IS NOT NULL AND to_regclass('later') IS NULL, 'tables';
+				ASSERT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = 'one'), 'the slot';
+			END $$`)
+		})
+	}
+}
+
 func TestKillEndsBusyBackends(t *testing.T) {
 	t.Parallel()
 	s := start(t, Options{})
