@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/jackc/pglogrepl"
 )
 
 // passWithin bounds how long so many events may take: 2,000 a second, a quarter of
@@ -123,8 +125,9 @@ func backlogHanging(t *testing.T, s Setup) {
 	began := time.Now()
 	x.start()
 	x.ready()
-	x.eventually(passWithin(), "the slot has passed every event", func() bool { return x.slot().Confirmed >= end })
+	stood := x.passes(end)
 	passed := time.Since(began)
+	x.expect(stood < timeout, "the slot stood still for %s: as long as an attempt", stood)
 	success, waiting := x.talliedRows()
 	x.expect(success == 0 && waiting == *many, "%d rows are a success and %d wait, of %d", success, waiting, *many)
 	sent := y.heard.Load() + y.beyond.Load()
@@ -132,8 +135,23 @@ func backlogHanging(t *testing.T, s Setup) {
 	x.exec(`UPDATE webhook_endpoints SET enabled = false`)
 	cancelled := x.drain(5 * time.Minute)
 	y.judgeRequests(x)
-	x.finish(time.Minute, fmt.Sprintf("many=%d inserted=%.0fs passed=%.1fs per second=%.0f sent=%d cancelled=%.1fs", *many, inserted.Seconds(), passed.Seconds(),
-		float64(*many)/passed.Seconds(), sent, cancelled.Seconds()))
+	x.finish(time.Minute, fmt.Sprintf("many=%d inserted=%.0fs passed=%.1fs per second=%.0f stood=%.1fs sent=%d cancelled=%.1fs", *many, inserted.Seconds(), passed.Seconds(),
+		float64(*many)/passed.Seconds(), stood.Seconds(), sent, cancelled.Seconds()))
+}
+
+// passes waits until the slot has passed a position, and returns the longest time
+// that it did not move.
+func (x *Trial) passes(end pglogrepl.LSN) (stood time.Duration) {
+	x.Helper()
+	confirmed, moved := x.slot().Confirmed, time.Now()
+	x.eventually(passWithin(), "the slot has passed every event", func() bool {
+		if now := x.slot().Confirmed; now > confirmed {
+			stood = max(stood, time.Since(moved))
+			confirmed, moved = now, time.Now()
+		}
+		return confirmed >= end
+	})
+	return stood
 }
 
 // hugeTransaction kills walhook in the midst of one transaction of a million rows.
