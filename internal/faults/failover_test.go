@@ -1,0 +1,105 @@
+package faults
+
+import (
+	"fmt"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// failoverWithoutSlot loses the primary, and walhook's slot with it.
+func failoverWithoutSlot(t *testing.T, s Setup) { failover(t, s, false) }
+
+// failoverWithSlot loses the primary; the standby has synchronized walhook's slot.
+func failoverWithSlot(t *testing.T, s Setup) {
+	failover(t, s, true)
+}
+
+// failover kills the primary under load and promotes the standby. The
+// application's commits wait for the standby, so that nothing it knows to be
+// committed is lost; walhook's own do not.
+func failover(t *testing.T, s Setup, synced bool) {
+	const before, headless, backAtMost, resyncAtMost = 4 * time.Second, lookWithin + time.Second, 5 * time.Second, 30 * time.Second
+	s.Local = true
+	s.Standby = map[string]string{"primary_slot_name": standbyName, "hot_standby_feedback": "on"}
+	if synced {
+		s.Standby["sync_replication_slots"] = "on"
+	}
+	x := newTrial(t, s)
+	if synced {
+		x.set("synchronized_standby_slots", standbyName)
+	}
+	x.synchronousStandby(standbyName)
+	application, err := pgxpool.New(t.Context(), x.applicationURL()+"&synchronous_commit=on")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(application.Close)
+	x.driver.pool = application
+	p := x.start()
+	x.ready()
+	stop := x.driveOn(Load{Rate: *rate})
+	defer stop()
+	if synced {
+		x.eventually(time.Minute, "the standby has synchronized the slot", x.slotIsSynchronized)
+	}
+	<-time.After(before)
+	if !synced {
+		x.monitor.pause(true) // the new slot's position is beyond what has rows
+	}
+	if err := x.server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	x.crashes++
+	<-time.After(headless)
+	status, says := p.ready(t.Context())
+	x.expect(status == http.StatusServiceUnavailable, "readyz says %d while there is no primary: %s", status, says)
+	if err := x.standby.Promote(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	promoted := time.Now()
+	x.monitor.forget()
+	x.eventually(20*time.Second, "walhook streams from the new primary", func() bool { return x.slot().PID != 0 })
+	back := time.Since(promoted)
+	x.expect(back <= backAtMost, "reconnected %s after the promotion", back)
+	undone := x.goneWith(Unknown)
+	took := x.resynchronised(promoted, resyncAtMost)
+	<-time.After(before)
+	stop()
+	made := p.logged("replication slot created")
+	x.expect(synced == (made == 0), "the slot was made %d times", made)
+	x.finish(time.Minute, fmt.Sprintf("reconnect=%s resync=%s undone=%d", back.Round(time.Millisecond), took.Round(time.Millisecond), undone))
+}
+
+// goneWith marks events of a fate that the database went on without.
+func (x *Trial) goneWith(fates ...Fate) int {
+	x.Helper()
+	var e Evidence
+	if err := e.readTables(x.Context(), x.pool); err != nil {
+		x.Fatal(err)
+	}
+	return x.journal.undo(e.Outbox, fates...)
+}
+
+// set changes a setting of the server that takes no restart.
+func (x *Trial) set(name, value string) {
+	x.Helper()
+	x.exec(fmt.Sprintf(`ALTER SYSTEM SET %s = '%s'`, name, value))
+	x.exec(`SELECT pg_reload_conf()`)
+}
+
+// slotIsSynchronized says whether the standby has walhook's slot, for good.
+func (x *Trial) slotIsSynchronized() bool {
+	x.Helper()
+	conn, err := pgx.Connect(x.Context(), x.standby.URL())
+	if err != nil {
+		x.Fatal(err)
+	}
+	defer conn.Close(x.Context())
+	var synced bool
+	err = conn.QueryRow(x.Context(), `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND synced AND NOT temporary)`, slotName).Scan(&synced)
+	return err == nil && synced
+}

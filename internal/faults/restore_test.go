@@ -1,0 +1,74 @@
+package faults
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+// restoredSnapshot sets the whole disk back: the slot is there, on the same timeline.
+func restoredSnapshot(t *testing.T, s Setup) { restored(t, s, true) }
+
+// restoredToAPoint recovers to a point in time from a base backup: there is no
+// slot, and a new timeline.
+func restoredToAPoint(t *testing.T, s Setup) { restored(t, s, false) }
+
+// restored sets the database back to a moment ago, under a walhook that goes on
+// running. What was committed since is gone, and may have been sent. What was
+// delivered since and is still there is sent again, under the same ids.
+func restored(t *testing.T, s Setup, snapshot bool) {
+	const before, since, resyncAtMost = 4 * time.Second, 3 * time.Second, 30 * time.Second
+	x := newTrial(t, s)
+	x.receiver.failShare = 0 // attempts of what is gone would count
+	p := x.start()
+	x.ready()
+	stop := x.driveOn(Load{Rate: *rate})
+	<-time.After(before)
+	backup := backUp(t, x.server, snapshot)
+	<-time.After(since)
+	x.monitor.pause(true)
+	stop()
+	x.load.Wait()
+	if err := x.server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := x.server.Restore(backup, !snapshot); err != nil {
+		t.Fatal(err)
+	}
+	if err := x.server.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	x.crashes++
+	sent := x.journal.count()
+	x.eventually(20*time.Second, "the database is a primary", func() bool {
+		var recovery bool
+		err := x.pool.QueryRow(t.Context(), `SELECT pg_is_in_recovery()`).Scan(&recovery)
+		return err == nil && !recovery
+	})
+	undone := x.goneWith(Committed, Unknown)
+	x.expect(undone > 0, "nothing was undone")
+	stop = x.driveOn(Load{Rate: *rate})
+	defer stop()
+	x.monitor.forget()
+	took := x.resynchronised(began, resyncAtMost)
+	<-time.After(before)
+	stop()
+	x.expect(p.running(), "%s has ended: %v", p.Name, p.ended)
+	x.finish(time.Minute, fmt.Sprintf("resync=%s undone=%d, sent afterwards=%d", took.Round(time.Millisecond), undone, x.sentUndone(sent)))
+}
+
+// sentUndone counts requests from the n-th on for events that are gone.
+func (x *Trial) sentUndone(n int) (requests int) {
+	events, all := x.journal.copy()
+	undone := map[string]bool{}
+	for _, e := range events {
+		undone[e.ID.String()] = e.Fate == Undone
+	}
+	for _, r := range all[n:] {
+		if undone[r.Event.String()] {
+			requests++
+		}
+	}
+	return requests
+}
