@@ -33,10 +33,13 @@ type Row struct {
 }
 
 // walhook's own events tell of failures, and are owed to no endpoint of a trial.
-const selectOutbox = `SELECT id, endpoint_ids FROM webhook_outbox WHERE event_type NOT LIKE 'webhook.%'`
+const selectOutbox = `
+SELECT id, endpoint_ids FROM webhook_outbox WHERE event_type NOT LIKE 'webhook.%' AND NOT starts_with(organization_id, '` + tallied + `')`
 
-// What happens to endpoints that come and go is judged apart.
-const selectRows = `SELECT id, event_id, endpoint_id, status, attempts FROM webhook_deliveries WHERE NOT starts_with(organization_id, '` + comingAndGoing + `')`
+// What happens to endpoints that come and go, or of which there are too many, is judged apart.
+const selectRows = `
+SELECT id, event_id, endpoint_id, status, attempts FROM webhook_deliveries
+WHERE NOT starts_with(organization_id, '` + comingAndGoing + `') AND NOT starts_with(organization_id, '` + tallied + `')`
 
 // readTables reads what the tables say.
 func (e *Evidence) readTables(ctx context.Context, pool *pgxpool.Pool) error {

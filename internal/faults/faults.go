@@ -8,6 +8,7 @@
 //	driver    the application: commits events and rolls others back, at a rate
 //	receiver  the endpoints: answer, fail now and then, or hang
 //	hostile   answers that no good receiver gives
+//	tally     the endpoints of a million events: counts them
 //	process   one walhook: start, kill, freeze, stop
 //	monitor   every 200 ms: what is confirmed has its rows
 //	journal   what the driver and the receivers saw
@@ -47,8 +48,12 @@ func (e *Endpoint) owed(org, eventType string) bool {
 		slices.Contains(e.Types, "*") && category != "webhook")
 }
 
-// comingAndGoing begins the names of organizations whose endpoints come and go.
-const comingAndGoing = "churn_"
+// The names of organizations whose deliveries the oracle leaves to their scenario
+// begin with these: their endpoints come and go, or they have too many.
+const (
+	comingAndGoing = "churn_"
+	tallied        = "tally_"
+)
 
 const (
 	// timeout is WALHOOK_TIMEOUT: half of the default, so that leases end sooner.

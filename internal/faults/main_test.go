@@ -18,6 +18,7 @@ var (
 	quick    = flag.Bool("faults.quick", false, "run the quick scenarios, for a shorter time and at a third of the rate")
 	duration = flag.Duration("faults.duration", 0, "how long the load runs, where it is not the scenario's own time")
 	rate     = flag.Float64("faults.rate", 300, "events per second")
+	many     = flag.Int("faults.many", 1_000_000, "how many events a backlog or a huge transaction has")
 	every    = flag.Duration("faults.every", time.Second, "how far kills are apart")
 	binary   = flag.String("faults.binary", "", "the walhook to be tested; empty: it is built")
 )

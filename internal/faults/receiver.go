@@ -39,6 +39,7 @@ type Receiver struct {
 	older     map[int][]string      // endpoint → secrets before its present one
 	hanging   map[int]chan struct{} // endpoint → closed when it answers again
 	hostile   map[int]answer        // endpoint → what it does instead of answering
+	first     func(*Request)        // what it does before it answers; nil: nothing
 	failShare float64
 }
 
@@ -100,6 +101,13 @@ func (r *Receiver) turn(hostile map[int]answer) {
 	r.hostile = hostile
 }
 
+// does has all endpoints do something before they answer.
+func (r *Receiver) does(first func(*Request)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.first = first
+}
+
 // hang makes endpoints take requests and never answer, until they are released.
 func (r *Receiver) hang(endpoints ...int) (release func()) {
 	r.mu.Lock()
@@ -134,7 +142,7 @@ func (r *Receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if known {
 		endpoint = r.endpoints[index]
 	}
-	hanging, share := r.hanging[index], r.failShare
+	hanging, share, first := r.hanging[index], r.failShare, r.first
 	hostile, secrets := r.hostile[index], append(slices.Clone(r.older[index]), endpoint.Secret)
 	r.mu.Unlock()
 	if err != nil || !known { // the sender was killed while it wrote: nobody could read that
@@ -144,6 +152,9 @@ func (r *Receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	noted := read(req.Header, body, secrets)
 	noted.Endpoint, noted.At = index, at
 	r.journal.received(noted)
+	if first != nil {
+		first(noted)
+	}
 	if hanging != nil {
 		select {
 		case <-hanging:

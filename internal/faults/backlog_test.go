@@ -1,0 +1,191 @@
+package faults
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+)
+
+// passWithin bounds how long so many events may take: 2,000 a second, a quarter of
+// what two cores do with PostgreSQL and the receivers on them too.
+func passWithin() time.Duration {
+	const perSecond, beside = 2000, time.Minute
+	return beside + time.Duration(*many)*time.Second/perSecond
+}
+
+// crowd is how many organizations the events of a tally are of, each with an endpoint.
+const crowd = 50
+
+// newCrowd makes a trial of a crowd, with a tally for all of it, and of what more the
+// setup says.
+func newCrowd(t *testing.T, s Setup, hanging bool) (*Trial, *Tally) {
+	t.Helper()
+	y := newTally(*many, hanging)
+	t.Cleanup(y.close)
+	var endpoints []Endpoint
+	for i := range crowd {
+		endpoints = append(endpoints, Endpoint{Org: fmt.Sprintf("%s%d", tallied, i), Types: []string{"*"}, URL: y.url(i)})
+	}
+	s.Endpoints = append(endpoints, s.Endpoints...)
+	x := newTrial(t, s)
+	y.serve(x.endpoints[:crowd])
+	return x, y
+}
+
+const insertMany = `
+INSERT INTO webhook_outbox (organization_id, event_type, payload)
+SELECT '` + tallied + `' || n % $1::int, 'payment.succeeded', jsonb_build_object('n', n, 'pad', $2::text)
+FROM generate_series($3::int, $4::int - 1) AS n`
+
+// insertMany inserts the tally's events, so many in one transaction.
+func (x *Trial) insertMany(perTransaction int) (took time.Duration) {
+	x.Helper()
+	began := time.Now()
+	for first := 0; first < *many; first += perTransaction {
+		x.exec(insertMany, crowd, padding, first, min(first+perTransaction, *many))
+	}
+	return time.Since(began)
+}
+
+// What must not be: an event that is owed and has no row. With as many rows as are
+// owed, there is then none beyond.
+const (
+	selectTalliedRows = `
+SELECT count(*), count(*) FILTER (WHERE status = 'success'), count(*) FILTER (WHERE status IN ('pending', 'retrying'))
+FROM webhook_deliveries WHERE starts_with(organization_id, '` + tallied + `')`
+	selectTalliedRowless = `
+SELECT count(*) FROM webhook_outbox o CROSS JOIN unnest(o.endpoint_ids) AS owed(endpoint_id)
+LEFT JOIN webhook_deliveries d ON d.id = webhook_delivery_id(o.id, owed.endpoint_id)
+WHERE starts_with(o.organization_id, '` + tallied + `') AND d.id IS NULL`
+)
+
+// talliedRows expects a row for each of the tally's events, and returns how many of
+// them are a success, and how many wait.
+func (x *Trial) talliedRows() (success, waiting int) {
+	x.Helper()
+	var rows, missing int
+	if err := x.pool.QueryRow(x.Context(), selectTalliedRows).Scan(&rows, &success, &waiting); err != nil {
+		x.Fatal(err)
+	}
+	if err := x.pool.QueryRow(x.Context(), selectTalliedRowless).Scan(&missing); err != nil {
+		x.Fatal(err)
+	}
+	x.expect(rows == *many && missing == 0, "there are %d rows, want %d; %d deliveries have none", rows, *many, missing)
+	return success, waiting
+}
+
+// judge expects that every event was sent and recorded, and not more often than the
+// crashes allow.
+func (y *Tally) judge(x *Trial) {
+	x.Helper()
+	success, _ := x.talliedRows()
+	x.expect(success == *many, "%d of %d rows are a success", success, *many)
+	x.expect(y.lost() == 0, "no request came for %d events", y.lost())
+	most := x.crashes * (maxInFlight + unrecorded)
+	x.expect(int(y.beyond.Load()) <= most, "%d duplicates after %d crashes, at most %d", y.beyond.Load(), x.crashes, most)
+	y.judgeRequests(x)
+}
+
+func (y *Tally) judgeRequests(x *Trial) {
+	x.Helper()
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	if len(y.wrong) > 0 {
+		x.expect(false, "%d requests are wrong: %s", len(y.wrong), y.wrong[0])
+	}
+}
+
+// perTransaction is what a busy application commits at once.
+const perTransaction = 1000
+
+// backlogHealthy has far more events wait at the start than fit into memory.
+func backlogHealthy(t *testing.T, s Setup) {
+	x, y := newCrowd(t, s, false)
+	inserted := x.insertMany(perTransaction)
+	began := time.Now()
+	x.start()
+	x.ready()
+	x.eventually(passWithin(), "every event has come", func() bool { return y.lost() == 0 })
+	came := time.Since(began)
+	x.drain(time.Minute)
+	y.judge(x)
+	x.finish(time.Minute, fmt.Sprintf("many=%d inserted=%.0fs came=%.1fs per second=%.0f duplicates=%d", *many, inserted.Seconds(), came.Seconds(),
+		float64(*many)/came.Seconds(), y.beyond.Load()))
+}
+
+// backlogHanging wants the slot to move past a backlog for endpoints none of which
+// answers. What waits in the table is cancelled in the end.
+func backlogHanging(t *testing.T, s Setup) {
+	s.Schedule = "1h" // nothing is exhausted meanwhile
+	x, y := newCrowd(t, s, true)
+	inserted := x.insertMany(perTransaction)
+	end := insertLSN(t.Context(), x.pool)
+	began := time.Now()
+	x.start()
+	x.ready()
+	stood := x.passes(end)
+	passed := time.Since(began)
+	x.expect(stood < timeout, "the slot stood still for %s: as long as an attempt", stood)
+	success, waiting := x.talliedRows()
+	x.expect(success == 0 && waiting == *many, "%d rows are a success and %d wait, of %d", success, waiting, *many)
+	sent := y.heard.Load() + y.beyond.Load()
+	close(y.hanging)
+	x.exec(`UPDATE webhook_endpoints SET enabled = false`)
+	cancelled := x.drain(5 * time.Minute)
+	y.judgeRequests(x)
+	x.finish(time.Minute, fmt.Sprintf("many=%d inserted=%.0fs passed=%.1fs per second=%.0f stood=%.1fs sent=%d cancelled=%.1fs", *many, inserted.Seconds(), passed.Seconds(),
+		float64(*many)/passed.Seconds(), stood.Seconds(), sent, cancelled.Seconds()))
+}
+
+// passes waits until the slot has passed a position, and returns the longest time
+// that it did not move.
+func (x *Trial) passes(end pglogrepl.LSN) (stood time.Duration) {
+	x.Helper()
+	confirmed, moved := x.slot().Confirmed, time.Now()
+	x.eventually(passWithin(), "the slot has passed every event", func() bool {
+		if now := x.slot().Confirmed; now > confirmed {
+			stood = max(stood, time.Since(moved))
+			confirmed, moved = now, time.Now()
+		}
+		return confirmed >= end
+	})
+	return stood
+}
+
+// hugeTransaction kills walhook in the midst of one transaction of a million rows.
+// Each life reads it from its beginning.
+func hugeTransaction(t *testing.T, s Setup) {
+	x, y := newCrowd(t, s, false)
+	p := x.start()
+	x.ready()
+	inserted := x.insertMany(*many)
+	began := time.Now()
+	var killed []string
+	for _, percent := range []int{10, 50, 90} {
+		x.eventually(passWithin(), fmt.Sprintf("%d%% are recorded", percent), func() bool { return x.recorded() >= *many/100*percent })
+		at := x.recorded()
+		x.expect(at < *many, "all were recorded before walhook was killed at %d%%", percent)
+		if err := p.kill(); err != nil {
+			t.Fatal(err)
+		}
+		p = x.start()
+		x.crashes++
+		killed = append(killed, fmt.Sprintf("%.0f%%", float64(at)*100/float64(*many)))
+	}
+	x.eventually(passWithin(), "every event has come", func() bool { return y.lost() == 0 })
+	came := time.Since(began)
+	x.drain(time.Minute)
+	y.judge(x)
+	x.finish(time.Minute, fmt.Sprintf("many=%d inserted=%.0fs killed at %v came=%.1fs duplicates=%d", *many, inserted.Seconds(), killed, came.Seconds(), y.beyond.Load()))
+}
+
+// recorded is how many deliveries have a row.
+func (x *Trial) recorded() (rows int) {
+	x.Helper()
+	if err := x.pool.QueryRow(x.Context(), `SELECT count(*) FROM webhook_deliveries`).Scan(&rows); err != nil {
+		x.Fatal(err)
+	}
+	return rows
+}

@@ -1,0 +1,179 @@
+package faults
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// callingBack has receivers read the database before they answer, by what the
+// request tells, and lock and replay what it is about.
+func callingBack(t *testing.T, s Setup) {
+	x := newTrial(t, s)
+	c := newCallbacks(t, x)
+	x.receiver.does(c.call)
+	p := x.start()
+	x.ready()
+	<-x.drive(Load{Rate: *rate, Duration: lasting(20 * time.Second)})
+	x.drain(time.Minute)
+	for _, level := range []string{"level=WARN", "level=ERROR"} {
+		lines := p.logged(level)
+		x.expect(lines == 0, "%d lines of the log are %s", lines, level)
+	}
+	x.finish(time.Minute, c.judge(x))
+}
+
+// Callbacks are what receivers do before they answer.
+type Callbacks struct {
+	pool *pgxpool.Pool
+
+	mu       sync.Mutex
+	held     sync.WaitGroup // locks that outlive the answer
+	calls    int
+	unseen   int           // events that were not visible at the first look
+	hidden   time.Duration // the longest that one of them was not
+	slowest  time.Duration // of the calls
+	problems []string
+}
+
+func newCallbacks(t *testing.T, x *Trial) *Callbacks {
+	t.Helper()
+	pool, err := pgxpool.New(t.Context(), x.url()+"&pool_max_conns=24&application_name=receiver&lock_timeout=2s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	return &Callbacks{pool: pool}
+}
+
+// judge notes what went wrong, and tells the figures.
+func (c *Callbacks) judge(x *Trial) string {
+	c.held.Wait()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	x.expect(c.calls > 0, "nobody called back")
+	if len(c.problems) > 0 {
+		x.expect(false, "%d of %d calls failed: %s", len(c.problems), c.calls, c.problems[0])
+	}
+	return fmt.Sprintf("calls=%d slowest=%s not visible at once=%d, for at most %s", c.calls, c.slowest.Round(time.Millisecond), c.unseen, c.hidden.Round(10*time.Microsecond))
+}
+
+// call is what a receiver does with a request before it answers it.
+func (c *Callbacks) call(r *Request) {
+	const callWithin = 4 * time.Second // or the attempt times out
+	ctx, cancel := context.WithTimeout(context.Background(), callWithin)
+	defer cancel()
+	began := time.Now()
+	looks, err := c.see(ctx, r)
+	hidden := time.Since(began)
+	if err == nil {
+		err = c.use(ctx, r)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.calls++
+	c.slowest = max(c.slowest, time.Since(began))
+	if looks > 1 {
+		c.unseen++
+		c.hidden = max(c.hidden, hidden)
+	}
+	if err != nil {
+		c.problems = append(c.problems, err.Error())
+	}
+}
+
+// see waits until the event is visible. The stream hands a commit on when it is in
+// the WAL, and PostgreSQL shows it to other sessions a moment later: a receiver as
+// near as this one may look in between.
+func (c *Callbacks) see(ctx context.Context, r *Request) (looks int, err error) {
+	const again, visibleWithin = 200 * time.Microsecond, time.Second
+	for began := time.Now(); ; time.Sleep(again) {
+		looks++
+		var seen bool
+		err := c.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM webhook_outbox WHERE id = $1)`, r.Event).Scan(&seen)
+		switch {
+		case err != nil:
+			return looks, fmt.Errorf("look for event %s: %w", r.Event, err)
+		case seen:
+			return looks, nil
+		case time.Since(began) > visibleWithin:
+			return looks, fmt.Errorf("event %s is not visible after %s", r.Event, visibleWithin)
+		}
+	}
+}
+
+// The rows that a receiver locks: the last of its organization, in one order for
+// all who do so.
+const lockOrganization = `
+SELECT id FROM webhook_deliveries WHERE organization_id = (SELECT organization_id FROM webhook_outbox WHERE id = $1) AND id >= webhook_uuid_at(now() - interval '2 seconds')
+ORDER BY id FOR UPDATE`
+
+// use does one of the things that a receiver could think of.
+func (c *Callbacks) use(ctx context.Context, r *Request) error {
+	const kinds, statsEvery = 6, 64
+	switch r.N % kinds {
+	case 0:
+		return c.exec(ctx, `SELECT webhook_replay($1)`, r.Delivery)
+	case 1:
+		return c.explain(ctx, r)
+	case 2:
+		return c.exec(ctx, lockOrganization, r.Event)
+	case 3:
+		return c.exec(ctx, `SELECT FROM webhook_endpoints e JOIN webhook_outbox o USING (organization_id) WHERE o.id = $1 FOR UPDATE OF e`, r.Event)
+	case 4:
+		return c.answerFirst(ctx, r)
+	}
+	if r.N%statsEvery < kinds { // it reads all of an organization's day
+		return c.exec(ctx, `SELECT webhook_stats(organization_id) FROM webhook_outbox WHERE id = $1`, r.Event)
+	}
+	return c.exec(ctx, `SELECT * FROM webhook_attempts WHERE delivery_id = $1`, r.Delivery)
+}
+
+func (c *Callbacks) exec(ctx context.Context, sql string, id any) error {
+	if _, err := c.pool.Exec(ctx, sql, id); err != nil {
+		return fmt.Errorf("%s: %w", sql, err)
+	}
+	return nil
+}
+
+// explain expects that the delivery which the request is for is owed.
+func (c *Callbacks) explain(ctx context.Context, r *Request) error {
+	var reason string
+	err := c.pool.QueryRow(ctx, `SELECT reason FROM webhook_explain($1) WHERE delivery_id = $2`, r.Event, r.Delivery).Scan(&reason)
+	if err != nil || !strings.HasPrefix(reason, "owed: ") {
+		return fmt.Errorf("webhook_explain says %q of delivery %s: %w", reason, r.Delivery, err)
+	}
+	return nil
+}
+
+// answerFirst locks the delivery's row, where there is one, beyond the answer.
+func (c *Callbacks) answerFirst(ctx context.Context, r *Request) error {
+	const beyond = 300 * time.Millisecond
+	tx, err := c.pool.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	rows, err := tx.Query(ctx, `SELECT id FROM webhook_deliveries WHERE id = $1 FOR UPDATE`, r.Delivery)
+	if err == nil {
+		_, err = pgx.CollectRows(rows, pgx.RowTo[[16]byte])
+	}
+	if err != nil {
+		_ = tx.Rollback(ctx)
+		return fmt.Errorf("lock delivery %s: %w", r.Delivery, err)
+	}
+	const holdAtMost = 4 // connections: the others are for those who answer
+	if int(c.pool.Stat().AcquiredConns()) > int(c.pool.Config().MaxConns)/holdAtMost {
+		return tx.Commit(ctx)
+	}
+	c.held.Go(func() {
+		time.Sleep(beyond)
+		_ = tx.Commit(context.WithoutCancel(ctx))
+	})
+	return nil
+}

@@ -1,0 +1,128 @@
+package faults
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// shadowClock gives walhook's statements another clock than walhook has itself, by
+// a function of the same name that its role finds first.
+const shadowClock = `
+CREATE SCHEMA faults_clock;
+CREATE TABLE faults_clock.off (by interval NOT NULL);
+INSERT INTO faults_clock.off VALUES ('0');
+CREATE FUNCTION faults_clock.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS
+    'SELECT pg_catalog.clock_timestamp() + off.by FROM faults_clock.off';
+GRANT USAGE ON SCHEMA faults_clock TO ` + roleName + `;
+GRANT SELECT ON faults_clock.off TO ` + roleName + `;
+ALTER ROLE ` + roleName + ` SET search_path = public, faults_clock, pg_catalog`
+
+const (
+	// far is by how much the clock is off, and near is by how much it may be.
+	far, near = 10 * time.Minute, 110 * time.Second
+
+	// inForceAfter is how long walhook may rely on what it has read, and how long a
+	// request may take on top.
+	inForceAfter = time.Second + 500*time.Millisecond
+
+	skewed = "more than two minutes apart" // says walhook
+)
+
+// clockOff sets the clock wrong, both ways, and right again; and starts a walhook
+// while it is wrong.
+func clockOff(t *testing.T, s Setup) {
+	const goesOnWithin = 3 * time.Second
+	s.Role = true
+	x := newTrial(t, s)
+	x.exec(shadowClock)
+	p := x.start()
+	x.ready()
+	x.setClock(near)
+	stop := x.driveOn(Load{Rate: *rate})
+	x.sends("with a clock that is off by "+near.String(), goesOnWithin)
+	ahead := x.whileOff(p, far, stop)
+	x.sends("of what waited", goesOnWithin)
+	stop = x.driveOn(Load{Rate: *rate})
+	behind := x.whileOff(p, -far, stop)
+
+	x.setClock(far)
+	_, err := p.stop(timeout + exitMargin)
+	x.expect(err == nil, "%v", err)
+	p = x.start()
+	x.ready()
+	stop = x.driveOn(Load{Rate: *rate})
+	started := x.whileOff(p, far, stop)
+	x.finish(time.Minute, ahead, behind, started)
+}
+
+// setClock sets by how much PostgreSQL's clock is ahead of walhook's.
+func (x *Trial) setClock(by time.Duration) {
+	x.Helper()
+	x.exec(`UPDATE faults_clock.off SET by = $1`, by)
+}
+
+// sends waits until there is another request.
+func (x *Trial) sends(what string, within time.Duration) {
+	x.Helper()
+	n := x.journal.count()
+	x.eventually(within, "something is sent "+what, func() bool { return x.journal.count() > n })
+}
+
+// whileOff sets the clock wrong under load, expects that nothing is sent while the
+// slot moves on, measures what walhook does when the load has ended, and sets the
+// clock right.
+func (x *Trial) whileOff(p *Process, by time.Duration, endLoad func()) (figures string) {
+	x.Helper()
+	const loaded, measured = 4 * time.Second, 5 * time.Second
+	said := p.logged(skewed)
+	x.setClock(by)
+	<-time.After(inForceAfter)
+	from, used := x.journal.count(), p.cpu()
+	<-time.After(loaded)
+	used = p.cpu() - used
+	x.saysSo(p)
+	endLoad()
+	x.load.Wait()
+	end := insertLSN(x.Context(), x.pool)
+	x.eventually(3*time.Second, "what nobody gets is parked and confirmed", func() bool { return x.slot().Confirmed >= end })
+
+	cpu, rate := x.idles(p, measured)
+	const cpuAtMost, rateAtMost = 0.1, 100 // a few look-ups a second; the trial's own looks are among them
+	x.expect(cpu <= cpuAtMost, "walhook uses %.0f%% of a CPU while it can do nothing", 100*cpu)
+	x.expect(rate <= rateAtMost, "%.0f transactions a second while nothing can be done", rate)
+	sent := x.journal.count() - from
+	x.expect(sent == 0, "%d requests were sent with a clock that is off by %s", sent, by)
+	lines := p.logged(skewed) - said
+	x.expect(lines <= 1 && p.logged(skewed) > 0, "the log says it %d times", lines)
+	x.setClock(0)
+	x.eventually(3*time.Second, "walhook is ready again", func() bool { status, _ := p.ready(x.Context()); return status == http.StatusOK })
+	return fmt.Sprintf("by %s: cpu=%.1f%% (with the load %.0f%%) transactions=%.0f/s", by, 100*cpu, 100*used.Seconds()/loaded.Seconds(), rate)
+}
+
+// saysSo expects that GET /readyz tells of the clock.
+func (x *Trial) saysSo(p *Process) {
+	x.Helper()
+	status, says := p.ready(x.Context())
+	x.expect(status == http.StatusServiceUnavailable && strings.Contains(says, skewed), "readyz says %d: %s", status, says)
+}
+
+// idles measures walhook's share of a CPU, and how many transactions a second there are.
+func (x *Trial) idles(p *Process, over time.Duration) (cpu, transactions float64) {
+	x.Helper()
+	used, committed, began := p.cpu(), x.transactions(), time.Now()
+	<-time.After(over)
+	took := time.Since(began).Seconds()
+	return (p.cpu() - used).Seconds() / took, float64(x.transactions()-committed) / took
+}
+
+func (x *Trial) transactions() (n int64) {
+	x.Helper()
+	err := x.pool.QueryRow(x.Context(), `SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()`).Scan(&n)
+	if err != nil {
+		x.Fatal(err)
+	}
+	return n
+}
