@@ -111,7 +111,6 @@ func TestRestart(t *testing.T) {
 	})
 }
 
-// A busy backend does not notice that its postmaster died, unlike an idle one.
 func TestBackup(t *testing.T) {
 	t.Parallel()
 	primary := start(t, Options{})
@@ -144,9 +143,12 @@ func TestBackup(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { standby.Close() })
-		for deadline := time.Now().Add(20 * time.Second); show(t, standby, "in_hot_standby") != "on"; {
+		if show(t, standby, "in_hot_standby") != "on" {
+			t.Fatal("it is no standby")
+		}
+		for deadline, followed := time.Now().Add(20*time.Second), false; !followed; query(t, standby, `SELECT to_regclass('later') IS NOT NULL`, &followed) {
 			if time.Now().After(deadline) {
-				t.Fatal("it is no standby")
+				t.Fatal("it does not follow")
 			}
 		}
 		if err := standby.Promote(t.Context()); err != nil {
@@ -176,6 +178,7 @@ func TestBackup(t *testing.T) {
 	}
 }
 
+// A busy backend does not notice that its postmaster died, unlike an idle one.
 func TestKillEndsBusyBackends(t *testing.T) {
 	t.Parallel()
 	s := start(t, Options{})
