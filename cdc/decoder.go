@@ -112,7 +112,7 @@ func (d *decoder) begin(r *reader) (outbox.Batch, bool, error) {
 	d.bytes = 0
 	d.batch = outbox.Batch{CommitTime: committed}
 	if sabotage.On(sabotage.ConfirmBegin) {
-		d.batch.End = pglogrepl.LSN(at)
+		d.batch.End = pglogrepl.LSN(at) + 1 // as the protocol counts: the last byte that is flushed, and one
 	}
 	return outbox.Batch{}, false, nil
 }

@@ -4,28 +4,30 @@ package sabotage
 
 import (
 	"os"
+	"slices"
+	"strings"
 	"syscall"
 )
 
 var (
-	chosen = os.Getenv(Variable)
+	chosen = strings.Split(os.Getenv(Variable), ",")
 	armed  = os.Getenv(Armed)
 )
 
 // On says whether a rule is broken.
-func On(s Switch) bool { return chosen == string(s) }
+func On(s Switch) bool { return slices.Contains(chosen, string(s)) }
 
-// Reach kills the process where the point is the chosen one.
+// Reach kills the process where the point is chosen.
 func Reach(p Point) {
-	if chosen == Kill(p) && isArmed() {
+	if slices.Contains(chosen, Kill(p)) && isArmed() {
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {} // until the signal is there
 	}
 }
 
-// Turn never returns where the loop is the chosen one.
+// Turn never returns where the loop is chosen.
 func Turn(loop string) {
-	if chosen == Wedge(loop) && isArmed() {
+	if slices.Contains(chosen, Wedge(loop)) && isArmed() {
 		select {}
 	}
 }

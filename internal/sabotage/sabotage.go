@@ -12,8 +12,8 @@
 package sabotage
 
 const (
-	// Variable names what is broken: a Switch, or what Kill or Wedge makes of a
-	// point or a loop.
+	// Variable lists, by comma, what is broken: a Switch, or what Kill or Wedge
+	// makes of a point or a loop.
 	Variable = "WALHOOK_FAULTS_SABOTAGE"
 
 	// Armed is a file without which no point and no loop does anything, so that a
@@ -27,7 +27,7 @@ type Switch string
 // The switches.
 const (
 	ConfirmOnReceipt Switch = "confirm-on-receipt" // rule 1: what has no row yet is confirmed
-	ConfirmBegin     Switch = "confirm-begin"      // rule 1: a transaction is confirmed with its first piece, by the position in its Begin
+	ConfirmBegin     Switch = "confirm-begin"      // rule 1: a transaction is confirmed with its first piece, by the position in its Begin and one
 	SkipEcho         Switch = "skip-echo"          // rule 2: what is recorded is confirmed at its commit
 	SkipLookUp       Switch = "skip-look-up"       // rule 4: what the stream repeats is taken for new
 	NoFence          Switch = "no-fence"           // rule 5: whoever writes is the holder
