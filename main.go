@@ -75,7 +75,6 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case "run":
 		err = withConfig(newFlags("run", stderr), args, stderr, func(cfg *config.Config, log *slog.Logger) error {
 			tuneMemory(cfg)
-			defer exitAfter(ctx, cfg.Timeout+stopMargin, log)()
 			return run(ctx, cfg, log)
 		})
 	case "demo":
@@ -116,15 +115,20 @@ func tuneMemory(cfg *config.Config) {
 // stopMargin is what a graceful stop may take beyond the attempts under way.
 const stopMargin = 5*time.Second - 200*time.Millisecond
 
-// exitAfter ends the process, whatever hangs, when it was told to stop that long
-// ago. The function that it returns calls this off.
-func exitAfter(ctx context.Context, d time.Duration, log *slog.Logger) (callOff func() bool) {
-	return context.AfterFunc(ctx, func() {
-		time.AfterFunc(d, func() {
-			log.Error("did not stop in time; what was not recorded is sent again by the next process")
+// exitAfter ends the process, whatever hangs, when the context ended that long
+// ago: it was told to stop, or a part has failed. The function that it returns
+// calls this off.
+func exitAfter(ctx context.Context, d time.Duration, log *slog.Logger) (callOff func()) {
+	ended := make(chan struct{})
+	context.AfterFunc(ctx, func() {
+		select {
+		case <-ended:
+		case <-time.After(d):
+			log.Error("did not stop in time; what was not recorded is sent again by the next process", "reason", context.Cause(ctx))
 			os.Exit(exitFailure)
-		})
+		}
 	})
+	return func() { close(ended) }
 }
 
 // errConfig marks what is wrong with the environment or the command line.
@@ -174,6 +178,9 @@ func newLogger(cfg *config.Config, w io.Writer) *slog.Logger {
 // run wires the parts, and runs them until the context ends or the first of them
 // fails. Then the engine drains; what it needs for that ends after it.
 func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
+	ctx, stop := context.WithCancelCause(ctx) // ends with the first part that fails, too
+	defer stop(nil)
+	defer exitAfter(ctx, cfg.Timeout+stopMargin, log)()
 	pool, err := newPool(ctx, cfg)
 	if err != nil {
 		return err
@@ -211,8 +218,7 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	parts, live := errgroup.WithContext(context.WithoutCancel(ctx)) // outlives ctx, for the drain
 	live, end := context.WithCancel(live)
 	defer end()
-	ctx, stop := context.WithCancel(ctx) // ends with the first part that fails
-	defer context.AfterFunc(live, stop)()
+	defer context.AfterFunc(live, func() { stop(context.Cause(live)) })()
 	parts.Go(func() error { return serve(live) })
 	parts.Go(func() error {
 		defer end()

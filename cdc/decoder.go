@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
 
+	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -98,7 +99,7 @@ func (d *decoder) decode(message []byte) (outbox.Batch, bool, error) {
 }
 
 func (d *decoder) begin(r *reader) (outbox.Batch, bool, error) {
-	r.uint64() // the commit record's start: not a position that may be confirmed
+	at := r.uint64() // the commit record's start: not a position that may be confirmed
 	committed := r.time()
 	r.uint32() // xid
 	if r.short {
@@ -110,6 +111,9 @@ func (d *decoder) begin(r *reader) (outbox.Batch, bool, error) {
 	d.inTx = true
 	d.bytes = 0
 	d.batch = outbox.Batch{CommitTime: committed}
+	if sabotage.On(sabotage.ConfirmBegin) {
+		d.batch.End = pglogrepl.LSN(at) + 1 // as the protocol counts: the last byte that is flushed, and one
+	}
 	return outbox.Batch{}, false, nil
 }
 

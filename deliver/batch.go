@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -67,7 +68,7 @@ func (w *window) record(d *delivery) outbox.Record {
 	switch {
 	case d.stage == ended:
 		w.outcome(d, &r)
-	case d.stage == parked:
+	case d.stage == parked || sabotage.On(sabotage.NoLease):
 		r.Status, r.Wait = outbox.Pending, -parkedDue
 	default: // running: the lease
 		r.Status, r.Wait = outbox.Pending, w.limits.Timeout+leaseMargin

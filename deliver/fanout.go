@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -116,6 +117,7 @@ func (f *fanOut) take(ctx context.Context, b *outbox.Batch, known map[uuid.UUID]
 	for _, message := range b.Echoes {
 		if seq, ours := w.fence.ParseEcho(message); ours {
 			w.ledger.echo(seq)
+			sabotage.Reach(sabotage.Echoed)
 			w.replaying = w.replaying && seq < w.marker
 		}
 	}
@@ -189,6 +191,9 @@ func (f *fanOut) awaitRoom(ctx context.Context) bool {
 // a former process, or a former session, may have recorded them, or because the
 // outbox was rewritten and an old event is repeated.
 func (f *fanOut) mayHaveRows(b *outbox.Batch) bool {
+	if sabotage.On(sabotage.SkipLookUp) {
+		return false
+	}
 	for i := range b.Events {
 		if b.CommitTime.Sub(outbox.IDTime(b.Events[i].ID)) > oldOnArrival {
 			return true
@@ -268,6 +273,7 @@ func (f *fanOut) begin(ctx context.Context, s *outbox.Session) error {
 	w.mu.Unlock()
 
 	fence, err := f.acquire(ctx, s, marker)
+	sabotage.Reach(sabotage.TakeOver)
 	if f.void = errors.Is(err, outbox.ErrSessionOver); f.void {
 		f.log.Info("the stream ended before the slot was claimed")
 		return nil

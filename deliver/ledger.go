@@ -4,6 +4,8 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
+
+	"github.com/walhook/walhook/internal/sabotage"
 )
 
 // A ledger decides what may be confirmed. It is a pure data structure: no
@@ -99,7 +101,7 @@ func (l *ledger) advance() position {
 	i := 0
 	for ; i < len(l.transactions); i++ {
 		t := l.transactions[i]
-		if t.end.lsn == 0 || t.pending > 0 {
+		if t.end.lsn == 0 || t.pending > 0 && !sabotage.On(sabotage.ConfirmOnReceipt) {
 			break
 		}
 		l.recorded = position{lsn: max(l.recorded.lsn, t.end.lsn), at: later(l.recorded.at, t.end.at)}

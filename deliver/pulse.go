@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"sync/atomic"
 	"time"
+
+	"github.com/walhook/walhook/internal/sabotage"
 )
 
 // wedgedAfter is how long a loop may go without turning. Every statement and
@@ -24,7 +26,10 @@ func newPulse(name string) *pulse {
 	return p
 }
 
-func (p *pulse) beat() { p.at.Store(int64(time.Since(started))) }
+func (p *pulse) beat() {
+	sabotage.Turn(p.name)
+	p.at.Store(int64(time.Since(started)))
+}
 
 func (p *pulse) check(now time.Time) error {
 	if silent := now.Sub(started) - time.Duration(p.at.Load()); silent > wedgedAfter {

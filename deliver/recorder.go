@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -168,8 +169,13 @@ func (r *recorder) recordNew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	sabotage.Reach(sabotage.Recorded)
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if sabotage.On(sabotage.SkipEcho) {
+		w.ledger.echo(mark.Seq)
+		w.confirm()
+	}
 	w.inserted(taken, allNew)
 	return nil
 }

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 	"unicode/utf8"
+
+	"github.com/walhook/walhook/internal/sabotage"
 )
 
 // What is kept of texts that others wrote, in bytes.
@@ -63,7 +65,7 @@ func storable(b []byte, limit int, whole bool) string {
 	if !whole {
 		b = trimPartialRune(b)
 	}
-	if utf8.Valid(b) && bytes.IndexByte(b, 0) < 0 {
+	if utf8.Valid(b) && bytes.IndexByte(b, 0) < 0 || sabotage.On(sabotage.KeepText) {
 		return string(b)
 	}
 	text := strings.ReplaceAll(strings.ToValidUTF8(string(b), "\uFFFD"), "\x00", "")

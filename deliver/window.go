@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -384,6 +385,7 @@ func (w *window) toPark(d *delivery) {
 	w.parked++
 	d.lane.parking++
 	w.counts.Parked++
+	sabotage.Reach(sabotage.Parking)
 	w.enlist(d)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -51,6 +52,7 @@ func (e *Engine) attempt(ctx context.Context, d *delivery) *delivery {
 		Retry:      d.attempts,
 		Body:       d.event.body,
 	})
+	sabotage.Reach(sabotage.Answered)
 	if completed && e.observe != nil {
 		e.observe(d.event.typ, a)
 	}

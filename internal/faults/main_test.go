@@ -6,9 +6,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/walhook/walhook/internal/sabotage"
 )
 
 // The flags of the suite. WALHOOK_FAULTS=1 is -faults for `go test ./...`, where
@@ -20,6 +23,7 @@ var (
 	rate     = flag.Float64("faults.rate", 300, "events per second")
 	many     = flag.Int("faults.many", 1_000_000, "how many events a backlog or a huge transaction has")
 	every    = flag.Duration("faults.every", time.Second, "how far kills are apart")
+	broken   = flag.String("faults.sabotage", "", "a switch of internal/sabotage: the rule that walhook breaks, so that a scenario goes red")
 	binary   = flag.String("faults.binary", "", "the walhook to be tested; empty: it is built")
 )
 
@@ -54,13 +58,38 @@ var build = sync.OnceValues(func() (string, error) {
 	if *binary != "" {
 		return filepath.Abs(*binary)
 	}
-	path := filepath.Join(folder, "walhook")
-	output, err := exec.Command("go", "build", "-o", path, "github.com/walhook/walhook").CombinedOutput()
-	if err != nil {
+	if *broken != "" {
+		return buildBreakable()
+	}
+	return goBuild("walhook")
+})
+
+// buildBreakable builds a walhook that internal/sabotage can break, once.
+var buildBreakable = sync.OnceValues(func() (string, error) { return goBuild("walhook-breakable", "-tags", "sabotage") })
+
+func goBuild(name string, flags ...string) (string, error) {
+	path := filepath.Join(folder, name)
+	args := append([]string{"build", "-o", path}, flags...)
+	if output, err := exec.Command("go", append(args, "github.com/walhook/walhook")...).CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build walhook: %w: %s", err, output)
 	}
 	return path, nil
-})
+}
+
+// breakable builds a walhook that can be broken.
+func breakable(t *testing.T) string {
+	t.Helper()
+	path, err := buildBreakable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// breaking is the environment of a walhook that breaks in one more way.
+func breaking(how string) string {
+	return sabotage.Variable + "=" + strings.Trim(*broken+","+how, ",")
+}
 
 // setup is the stand of a scenario.
 func setup(t *testing.T, park time.Duration) Setup {
@@ -69,7 +98,11 @@ func setup(t *testing.T, park time.Duration) Setup {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Setup{Binary: path, ParkAfter: park, Report: &Report{}}
+	s := Setup{Binary: path, ParkAfter: park, Report: &Report{}}
+	if *broken != "" {
+		s.Env = []string{sabotage.Variable + "=" + *broken}
+	}
+	return s
 }
 
 // lasting is how long a scenario's load runs.

@@ -17,6 +17,7 @@ var scenarios = []Scenario{
 	{"1", "NoFault", true, noFault},
 	{"2", "KillMinus9", true, killMinus9},
 	{"3", "KillMinus9Mixed", true, killMinus9Mixed},
+	{"4", "Failpoints", true, failpoints},
 	{"5", "RollingRestart", true, rollingRestart},
 	{"6", "KillPostgres", false, killPostgres},
 	{"7", "ImmediateStops", false, immediateStops},
@@ -31,6 +32,7 @@ var scenarios = []Scenario{
 	{"12", "BacklogHanging", false, backlogHanging},
 	{"13", "Takeover", true, takeover},
 	{"14", "Freeze", false, freeze},
+	{"15", "Wedged", false, wedged},
 	{"16", "DroppedSlot", true, droppedSlot},
 	{"17", "InvalidatedSlot", false, invalidatedSlot},
 	{"18", "HugeTransaction", false, hugeTransaction},
@@ -59,6 +61,8 @@ var scenarios = []Scenario{
 	{"29", "MassReplay", false, massReplay},
 	{"30", "Addresses", true, addresses},
 	{"", "InvisibleCommit", false, invisibleCommit},
+	{"", "Lease", false, lease},
+	{"", "UnechoedOutcome", false, unechoedOutcome},
 	{"", "OneOfFiftyHangs", false, oneOfFiftyHangs},
 }
 

@@ -81,6 +81,7 @@ type Trial struct {
 	line      string // Setup.Line's address, or ""
 	crashes   int
 	faults    []string // what was measured and is not as it must be
+	judged    bool     // finish has said so
 
 	mu        sync.Mutex
 	processes []*Process
@@ -247,13 +248,13 @@ func (x *Trial) env(name string) []string {
 	}, x.setup.Env...)
 }
 
-// start starts a walhook.
-func (x *Trial) start() *Process {
+// start starts a walhook, with more in its environment.
+func (x *Trial) start(more ...string) *Process {
 	x.Helper()
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	name := fmt.Sprintf("walhook-%d", len(x.processes)+1)
-	p, err := startProcess(x.setup.Binary, x.folder, name, freeAddress(x), x.env(name))
+	p, err := startProcess(x.setup.Binary, x.folder, name, freeAddress(x), append(x.env(name), more...))
 	if err != nil {
 		x.Fatalf("start walhook: %v", err)
 	}
@@ -293,6 +294,11 @@ func (x *Trial) end() {
 	}
 	if !x.Failed() {
 		return
+	}
+	if !x.judged {
+		for _, f := range x.faults {
+			x.Log(f)
+		}
 	}
 	for _, p := range x.processes[max(0, len(x.processes)-3):] {
 		x.Logf("%s (%v):\n%s", p.Name, p.ended, p.tail())
@@ -435,6 +441,7 @@ func (x *Trial) finish(within time.Duration, figures ...string) {
 	for _, f := range x.faults {
 		x.Error(f)
 	}
+	x.judged = true
 }
 
 // allHaveRows says whether all of the events' deliveries have their rows.

@@ -1,0 +1,58 @@
+// Package sabotage breaks walhook on purpose, in test builds only: a fault suite
+// that has never gone red proves nothing. Each switch breaks one rule of the
+// design, each point is a moment at which a process dies, and each loop can be
+// made to stand still.
+//
+//	names   here, for both builds
+//	off     every build without the tag: nothing, inlined away
+//	on      go build -tags sabotage: what the environment says
+//
+// The environment has no part in the configuration: internal/config passes over
+// names that begin so.
+package sabotage
+
+const (
+	// Variable lists, by comma, what is broken: a Switch, or what Kill or Wedge
+	// makes of a point or a loop.
+	Variable = "WALHOOK_FAULTS_SABOTAGE"
+
+	// Armed is a file without which no point and no loop does anything, so that a
+	// test chooses the moment; none: from the start.
+	Armed = "WALHOOK_FAULTS_SABOTAGE_ARMED"
+)
+
+// A Switch breaks a rule.
+type Switch string
+
+// The switches.
+const (
+	ConfirmOnReceipt Switch = "confirm-on-receipt" // rule 1: what has no row yet is confirmed
+	ConfirmBegin     Switch = "confirm-begin"      // rule 1: a transaction is confirmed with its first piece, by the position in its Begin and one
+	SkipEcho         Switch = "skip-echo"          // rule 2: what is recorded is confirmed at its commit
+	SkipLookUp       Switch = "skip-look-up"       // rule 4: what the stream repeats is taken for new
+	NoFence          Switch = "no-fence"           // rule 5: whoever writes is the holder
+	NoLease          Switch = "no-lease"           // rule 8: a row whose attempt is under way is due
+	KeepText         Switch = "keep-text"          // rule 13: response text goes to the database as it came
+	IgnoreCheck      Switch = "ignore-publication" // rule 14: what the check says does not stop confirming
+)
+
+// Switches are all of them.
+var Switches = []Switch{ConfirmOnReceipt, ConfirmBegin, SkipEcho, SkipLookUp, NoFence, NoLease, KeepText, IgnoreCheck}
+
+// A Point is a moment at which a process can be made to die, as by kill -9.
+type Point string
+
+// The points.
+const (
+	Answered Point = "answered" // a response is there, and not handed to the recorder
+	Recorded Point = "recorded" // a batch is committed, and its echo not awaited
+	Echoed   Point = "echoed"   // its echo has come, and nothing is confirmed by it
+	Parking  Point = "parking"  // a delivery has left the queue, and its row is not written
+	TakeOver Point = "takeover" // the slot is claimed, and nothing done with it
+)
+
+// Kill is the value of Variable that kills at a point.
+func Kill(p Point) string { return "kill:" + string(p) }
+
+// Wedge is the value of Variable that has a loop stand still at its next turn.
+func Wedge(loop string) string { return "wedge:" + loop }
