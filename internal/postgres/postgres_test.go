@@ -114,19 +114,8 @@ func TestRestart(t *testing.T) {
 func TestBackup(t *testing.T) {
 	t.Parallel()
 	primary := start(t, Options{})
-	execute := func(s *Server, sql string) {
-		t.Helper()
-		conn, err := pgx.Connect(t.Context(), s.URL())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close(context.Background())
-		if _, err := conn.Exec(t.Context(), sql); err != nil {
-			t.Fatalf("%s: %v", sql, err)
-		}
-	}
-	execute(primary, `SELECT pg_create_logical_replication_slot('one', 'pgoutput')`)
-	execute(primary, `CREATE TABLE kept ()`)
+	execute(t, primary, `SELECT pg_create_logical_replication_slot('one', 'pgoutput')`)
+	execute(t, primary, `CREATE TABLE kept ()`)
 	backup, err := primary.Backup(t.Context(), true)
 	if errors.Is(err, ErrNoBackup) {
 		t.Skip(err)
@@ -135,7 +124,7 @@ func TestBackup(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { backup.Close() })
-	execute(primary, `CREATE TABLE later ()`)
+	execute(t, primary, `CREATE TABLE later ()`)
 
 	t.Run("a standby follows, and can be promoted", func(t *testing.T) {
 		standby, err := backup.Standby(t.Context(), nil)
@@ -154,7 +143,7 @@ func TestBackup(t *testing.T) {
 		if err := standby.Promote(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		execute(standby, `SELECT FROM kept, later`)
+		execute(t, standby, `SELECT FROM kept, later`)
 	})
 	for what, newTimeline := range map[string]bool{"snapshot": false, "point in time": true} {
 		t.Run("a server is set back to a "+what, func(t *testing.T) {
@@ -170,7 +159,7 @@ func TestBackup(t *testing.T) {
 			if err := primary.Restart(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			execute(primary, `DO $$ BEGIN
+			execute(t, primary, `DO $$ BEGIN
 				ASSERT to_regclass('kept') IS NOT NULL AND to_regclass('later') IS NULL, 'tables';
 				ASSERT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = 'one'), 'the slot';
 			END $$`)
