@@ -80,7 +80,12 @@ func TestFaults(t *testing.T) {
 				t.Skipf("not of the quick ones: make faults RUN=%s", s.name)
 			}
 			for _, park := range parkAfter {
-				t.Run("park="+park.String(), func(t *testing.T) { s.in(t, park) })
+				t.Run("park="+park.String(), func(t *testing.T) {
+					if *quick {
+						t.Parallel() // both modes at once: a scenario mostly waits
+					}
+					s.in(t, park)
+				})
 			}
 		})
 	}
