@@ -298,6 +298,29 @@ func TestStorePlans(t *testing.T) {
 	})
 }
 
+// Everything was replayed by one UPDATE: all is due at one moment, and the rows lie
+// in that order too, so that the index of what is due over all endpoints looks
+// cheap. The partitions are analyzed, as by autovacuum, and their parent never is.
+func TestStorePlansAfterAMassReplay(t *testing.T) {
+	t.Parallel()
+	const each = 3000
+	db := pgtest.New(t)
+	b := newBacklog(t, db, 4000)
+	exec(t, db.Pool, `INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status, attempts, completed_at)
+		SELECT webhook_delivery_id(v.id, e.id), v.id, e.id, 'org_1', 'payment.failed', 'success', 1, now()
+		FROM (SELECT webhook_delivery_id(webhook_uuid_at(now()), gen_random_uuid()) AS id FROM generate_series(1, $1)) v, unnest($2::uuid[]) e(id)`, each, b.endpoints[:32])
+	exec(t, db.Pool, `UPDATE webhook_deliveries SET status = 'pending', next_attempt_at = now()`)
+	for _, partition := range column[string](t, db.Pool, `SELECT relid::regclass::text FROM pg_partition_tree('webhook_deliveries') WHERE isleaf`) {
+		exec(t, db.Pool, `VACUUM ANALYZE `+partition)
+	}
+	for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
+		t.Run(mode, func(t *testing.T) {
+			store, plans := explaining(t, db, mode)
+			checkPlans(t, hotStatements[0], store, plans, outbox.Fence{}, b, mode)
+		})
+	}
+}
+
 func checkPlans(t *testing.T, s hotStatement, store *outbox.Store, plans *plans, fence outbox.Fence, b *backlog, mode string) {
 	t.Helper()
 	times := 1

@@ -359,7 +359,7 @@ func TestQueryModes(t *testing.T) {
 				t.Errorf("%d prepared statements", n)
 			}
 			// What a transaction set for itself has ended with it: the next user of a shared connection has its own.
-			for _, setting := range []string{"enable_seqscan", "jit", "enable_hashjoin"} {
+			for _, setting := range []string{"enable_seqscan", "enable_sort", "jit", "enable_hashjoin"} {
 				if got := query[bool](t, pool, `SELECT setting = reset_val FROM pg_settings WHERE name = $1`, setting); !got {
 					t.Errorf("%s is changed for the session", setting)
 				}

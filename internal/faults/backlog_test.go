@@ -127,7 +127,6 @@ func backlogHanging(t *testing.T, s Setup) {
 	x.ready()
 	stood := x.passes(end)
 	passed := time.Since(began)
-	x.expect(stood < timeout, "the slot stood still for %s: as long as an attempt", stood)
 	success, waiting := x.talliedRows()
 	x.expect(success == 0 && waiting == *many, "%d rows are a success and %d wait, of %d", success, waiting, *many)
 	sent := y.heard.Load() + y.beyond.Load()
@@ -140,7 +139,8 @@ func backlogHanging(t *testing.T, s Setup) {
 }
 
 // passes waits until the slot has passed a position, and returns the longest time
-// that it did not move.
+// that it did not move: what proves the first rows durable lies in the WAL behind
+// all that waited.
 func (x *Trial) passes(end pglogrepl.LSN) (stood time.Duration) {
 	x.Helper()
 	confirmed, moved := x.slot().Confirmed, time.Now()
