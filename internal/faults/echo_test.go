@@ -80,6 +80,7 @@ func failoverBehind(t *testing.T, s Setup) {
 		t.Fatal(err)
 	}
 	x.monitor.forget()
+	x.eventually(20*time.Second, "walhook streams from the new primary", func() bool { return x.slot().PID != 0 })
 	x.finish(time.Minute, fmt.Sprintf("slot=%s missing=%d", slot.Confirmed, len(missing)))
 }
 

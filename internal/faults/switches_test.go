@@ -41,7 +41,7 @@ var breaches = []breach{
 	{sabotage.NoFence, "5", "Thawed", "the zombie wrote", "", nil},
 	{sabotage.NoLease, "8", "Lease", "after an attempt that may take", "", nil},
 	{sabotage.NoReconciler, "10", "DroppedSlot", "everything that was committed before has its rows", "", nil},
-	{sabotage.CancelUnseen, "", "InvisibleCommit", lost, "", nil},
+	{sabotage.CancelUnseen, "-", "InvisibleCommit", lost, "", nil},
 	{sabotage.KeepText, "13", "HostileReceivers", `response of deliveries failed by "NUL" kept: false`, "", nil},
 	{sabotage.IgnoreCheck, "14", "UnpublishedTable", "in the meantime", "", nil},
 }
