@@ -40,6 +40,7 @@ func lease(t *testing.T, s Setup) {
 // with its pending row.
 func (x *Trial) hangParked(n int) (release func()) {
 	x.Helper()
+	before := x.journal.count()
 	release = x.receiver.hang(0)
 	for range n {
 		x.insertOnce(1)
@@ -47,7 +48,7 @@ func (x *Trial) hangParked(n int) (release func()) {
 	x.eventually(10*time.Second, "every delivery is under way, and parked", func() bool {
 		var rows int
 		err := x.pool.QueryRow(x.Context(), `SELECT count(*) FROM webhook_deliveries WHERE status = 'pending'`).Scan(&rows)
-		return err == nil && rows == n && x.journal.count() == n
+		return err == nil && rows == n && x.journal.count() == before+n
 	})
 	return release
 }

@@ -33,7 +33,7 @@ type breach struct {
 
 // All in one mode: that in which walhook holds more that has no row yet.
 var breaches = []breach{
-	{sabotage.ConfirmOnReceipt, "1", "KillMinus9", lost, "", []string{"-faults.duration=5s"}},
+	{sabotage.ConfirmOnReceipt, "1", "KillMinus9", "is confirmed, and event", "", []string{"-faults.duration=5s"}},
 	{sabotage.ConfirmBegin, "1", "KillMinus9Mixed", lost, "", []string{"-faults.duration=5s"}},
 	{sabotage.SkipEcho, "2", "UnechoedOutcome", "and the standby has not got what was recorded", "17", nil},
 	{sabotage.SkipEcho, "2", "FailoverBehind", "the standby's slot is beyond what has rows there", "17", nil},
@@ -110,23 +110,42 @@ func (b *breach) run(t *testing.T, walhook string) []byte {
 // judge reads what the scenario printed: it is red where it failed for the breach's
 // reason, which is quoted.
 func (b *breach) judge(output []byte) (result, why string) {
-	failed, why := false, ""
+	ended := ""
 	for line := range bytes.Lines(output) {
 		text := string(bytes.TrimSpace(line))
-		failed = failed || strings.HasPrefix(text, "fault ") && strings.Contains(text, " "+b.scenario+" ") && strings.Contains(text, " FAIL ")
+		if fields := strings.Fields(text); strings.HasPrefix(text, "fault ") && slices.Contains(fields, b.scenario) {
+			ended = fields[slices.Index(fields, b.scenario)+2] // behind the mode
+		}
 		if why == "" && strings.Contains(text, b.says) {
 			why = text
 		}
 	}
 	switch {
-	case failed && why != "":
+	case ended == "FAIL" && why != "":
 		return "red", why
-	case failed:
+	case ended == "FAIL":
 		return "red for another reason", fmt.Sprintf("nothing says %q", b.says)
-	case bytes.Contains(output, []byte("--- SKIP: TestFaults/"+b.scenario+"/")):
-		return "skipped", ""
+	case ended == "pass":
+		return "green", ""
 	}
-	return "green", ""
+	return "not run to its end", ended
+}
+
+func TestBreachIsJudged(t *testing.T) {
+	t.Parallel()
+	b := breach{scenario: "Lease", says: "sent again"}
+	for _, c := range []struct{ output, want string }{
+		{"    a_test.go:1: x was sent again\nfault  Lease park=500ms FAIL events=5\n", "red"},
+		{"    a_test.go:1: x was sent again\nfault  Lease park=500ms FAIL \n", "red"},
+		{"    a_test.go:1: not drained\nfault  Lease park=500ms FAIL events=5\n", "red for another reason"},
+		{"fault  Lease park=500ms pass sent again=0\n", "green"},
+		{"fault  Lease park=500ms skip\n", "not run to its end"},
+		{"panic: sent again\n", "not run to its end"},
+	} {
+		if got, _ := b.judge([]byte(c.output)); got != c.want {
+			t.Errorf("%q is %s, want %s", c.output, got, c.want)
+		}
+	}
 }
 
 // redAndGreen is the table of what became of the breaches.
