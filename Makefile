@@ -7,10 +7,10 @@ STATICCHECK  := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOLANGCI     := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-pg check bench faults faults-quick clean
+.PHONY: help demo build test test-pg check bench faults faults-quick faults-switches clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## show it all, on a throwaway PostgreSQL: needs nothing but Go and a source of PostgreSQL
 	@$(GO) run . demo
@@ -27,6 +27,7 @@ test-pg: ## the tests that speak to PostgreSQL, with another major version of it
 check: ## read-only checks: format, vet, staticcheck, go.mod, lint
 	@unformatted="$$(gofmt -l .)"; if [ -n "$$unformatted" ]; then echo "gofmt has changes for:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
+	$(GO) vet -tags sabotage ./...
 	$(GO) run $(STATICCHECK) ./...
 	$(GO) mod tidy -diff
 	$(GO) run $(GOLANGCI) run ./...
@@ -39,6 +40,9 @@ faults: ## every fault in full, some fifty minutes; one of them: make faults RUN
 
 faults-quick: ## the faults that every change has to survive, for a shorter time: less than ten minutes
 	WALHOOK_TEST_POSTGRES_VERSION=$(PG) $(GO) test -count=1 -v -timeout 20m ./internal/faults -run 'TestFaults/$(RUN)' -faults.quick
+
+faults-switches: ## break each rule of the design in turn, and see a scenario go red for it: some four minutes
+	$(GO) test -count=1 -v -timeout 30m ./internal/faults -run '^TestSwitches$$' -faults.switches
 
 clean: ## remove what was built
 	rm -rf bin

@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
 
+	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -64,7 +65,7 @@ func (r *reconciler) run(ctx context.Context) error {
 
 func (r *reconciler) reconcile(ctx context.Context) error {
 	fence := r.fence()
-	if !fence.Reconcile {
+	if !fence.Reconcile || sabotage.On(sabotage.NoReconciler) {
 		return nil
 	}
 	now, err := r.store.Now(ctx)

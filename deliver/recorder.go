@@ -202,6 +202,7 @@ func (r *recorder) recordExisting(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	sabotage.Reach(sabotage.Recorded)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	r.aside = append(r.aside, w.updated(taken, busy)...)

@@ -9,6 +9,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/walhook/walhook/internal/sabotage"
 )
 
 // A Due is a delivery whose row waits for an attempt now.
@@ -84,6 +86,9 @@ func (s *Store) Due(ctx context.Context, pages []Page, take func(*Due)) error {
 			if err := rows.Scan(&d.ID, &d.EndpointID, &status, &d.Attempts, &d.SeriesStart, &d.Event.ID, &d.Event.OrganizationID,
 				&d.Event.Type, &payload, &d.Event.CreatedAt, &d.Orphaned, &d.Unseen, &d.dueAt); err != nil {
 				return err
+			}
+			if sabotage.On(sabotage.CancelUnseen) {
+				d.Orphaned = d.Orphaned || d.Unseen
 			}
 			d.Status, d.Event.Payload = Status(status), payload
 			take(&d)

@@ -38,6 +38,7 @@ func failpoints(t *testing.T, s Setup) {
 		x.dieAt(sabotage.Answered, fewEvents, 1),
 		x.dieAt(sabotage.Recorded, fewEvents, 0),
 		x.dieAt(sabotage.Recorded, manyEvents, maxInFlight),
+		x.dieAtParkedOutcome(),
 		x.dieAt(sabotage.Echoed, fewEvents, 0),
 		x.dieAt(sabotage.Echoed, manyEvents, maxInFlight),
 		x.dieWhileParking(),
@@ -56,6 +57,19 @@ func (x *Trial) dieAt(point sabotage.Point, events, twice int) string {
 	arm()
 	x.insertOnce(events)
 	x.dies(p, point)
+	return x.goesOn(d)
+}
+
+// dieAtParkedOutcome has a walhook die when it has recorded the outcome of a
+// delivery that was parked before.
+func (x *Trial) dieAtParkedOutcome() string {
+	x.Helper()
+	p, arm := x.startDying(sabotage.Recorded)
+	d := x.expectDeath(sabotage.Recorded, fewEvents, 0)
+	answer := x.hangParked(fewEvents)
+	arm()
+	answer()
+	x.dies(p, sabotage.Recorded)
 	return x.goesOn(d)
 }
 

@@ -98,7 +98,7 @@ func setup(t *testing.T, park time.Duration) Setup {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := Setup{Binary: path, ParkAfter: park, Report: &Report{}}
+	s := Setup{Binary: path, ParkAfter: park, Broken: *broken != "", Report: &Report{}}
 	if *broken != "" {
 		s.Env = []string{sabotage.Variable + "=" + *broken}
 	}

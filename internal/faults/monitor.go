@@ -97,7 +97,7 @@ func (m *Monitor) look(ctx context.Context) {
 		return
 	}
 	events := m.trial.journal.takeBelow(slot.Safe, m.seen)
-	missing, err := m.withoutRows(ctx, events)
+	missing, err := m.withoutRows(ctx, m.trial.pool, events)
 	if err != nil {
 		for _, e := range events {
 			delete(m.seen, e.ID)
@@ -113,8 +113,8 @@ func (m *Monitor) look(ctx context.Context) {
 const selectMissing = `
 SELECT r.id FROM unnest($1::uuid[]) AS r(id) LEFT JOIN webhook_deliveries d ON d.id = r.id WHERE d.id IS NULL`
 
-// withoutRows says which of the events' deliveries have no row.
-func (m *Monitor) withoutRows(ctx context.Context, events []Event) ([]string, error) {
+// withoutRows says which of the events' deliveries have no row in a database.
+func (m *Monitor) withoutRows(ctx context.Context, pool *pgxpool.Pool, events []Event) ([]string, error) {
 	owed := map[uuid.UUID]string{}
 	var ids []uuid.UUID
 	for _, e := range events {
@@ -129,7 +129,7 @@ func (m *Monitor) withoutRows(ctx context.Context, events []Event) ([]string, er
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	rows, err := m.trial.pool.Query(ctx, selectMissing, ids)
+	rows, err := pool.Query(ctx, selectMissing, ids)
 	if err != nil {
 		return nil, err
 	}

@@ -36,6 +36,7 @@ GRANT CREATE, USAGE ON SCHEMA public TO ` + roleName
 // Setup says what a trial stands on.
 type Setup struct {
 	Binary    string
+	Broken    bool // walhook breaks a rule: what does not come soon never will
 	ParkAfter time.Duration
 	Durable   bool       // PostgreSQL itself is killed
 	Local     bool       // walhook's and the oracle's own commits wait for no standby
@@ -318,7 +319,16 @@ func (x *Trial) slot() (s Slot) {
 
 func (x *Trial) eventually(within time.Duration, what string, cond func() bool) {
 	x.Helper()
-	pgtest.Eventually(x, within, what, cond)
+	pgtest.Eventually(x, x.patient(within), what, cond)
+}
+
+// patient is how long something is waited for that has to come within a time.
+func (x *Trial) patient(within time.Duration) time.Duration {
+	const hopeless = 20 * time.Second
+	if x.setup.Broken {
+		return min(within, hopeless)
+	}
+	return within
 }
 
 // ready waits until a walhook that was just started holds the slot.
@@ -387,6 +397,7 @@ func (x *Trial) drain(within time.Duration) time.Duration {
 	x.load.Wait()
 	began := time.Now()
 	owed := x.owed()
+	within = x.patient(within)
 	deadline := time.After(within)
 	look := time.NewTicker(50 * time.Millisecond)
 	defer look.Stop()
@@ -446,6 +457,6 @@ func (x *Trial) finish(within time.Duration, figures ...string) {
 
 // allHaveRows says whether all of the events' deliveries have their rows.
 func (x *Trial) allHaveRows(events []Event) bool {
-	missing, err := x.monitor.withoutRows(x.Context(), events)
+	missing, err := x.monitor.withoutRows(x.Context(), x.pool, events)
 	return err == nil && len(missing) == 0
 }

@@ -32,12 +32,16 @@ const (
 	SkipLookUp       Switch = "skip-look-up"       // rule 4: what the stream repeats is taken for new
 	NoFence          Switch = "no-fence"           // rule 5: whoever writes is the holder
 	NoLease          Switch = "no-lease"           // rule 8: a row whose attempt is under way is due
+	NoReconciler     Switch = "no-reconciler"      // rule 10: what was committed before the slot was made is not looked for
 	KeepText         Switch = "keep-text"          // rule 13: response text goes to the database as it came
 	IgnoreCheck      Switch = "ignore-publication" // rule 14: what the check says does not stop confirming
+	CancelUnseen     Switch = "cancel-unseen"      // a delivery whose event cannot be seen yet is taken for one whose event is gone
 )
 
 // Switches are all of them.
-var Switches = []Switch{ConfirmOnReceipt, ConfirmBegin, SkipEcho, SkipLookUp, NoFence, NoLease, KeepText, IgnoreCheck}
+var Switches = []Switch{
+	ConfirmOnReceipt, ConfirmBegin, SkipEcho, SkipLookUp, NoFence, NoLease, NoReconciler, KeepText, IgnoreCheck, CancelUnseen,
+}
 
 // A Point is a moment at which a process can be made to die, as by kill -9.
 type Point string

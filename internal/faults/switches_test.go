@@ -1,0 +1,161 @@
+package faults
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"github.com/walhook/walhook/internal/sabotage"
+)
+
+var switches = flag.Bool("faults.switches", false, "break each rule in turn, and want a scenario to go red for it")
+
+// A breach is a rule that walhook breaks, and the scenario that shows it.
+type breach struct {
+	how      sabotage.Switch
+	rule     string // of docs/design.md
+	scenario string
+	says     string   // a part of what it finds: red for any other reason proves nothing
+	postgres string   // the major version that the scenario needs; "": any
+	flags    []string // shorten it
+}
+
+// All in one mode: that in which walhook holds more that has no row yet.
+var breaches = []breach{
+	{sabotage.ConfirmOnReceipt, "1", "KillMinus9", "is confirmed, and event", "", []string{"-faults.duration=5s"}},
+	{sabotage.ConfirmBegin, "1", "KillMinus9Mixed", lost, "", []string{"-faults.duration=5s"}},
+	{sabotage.SkipEcho, "2", "UnechoedOutcome", "and the standby has not got what was recorded", "17", nil},
+	{sabotage.SkipEcho, "2", "FailoverBehind", "the standby's slot is beyond what has rows there", "17", nil},
+	{sabotage.SkipLookUp, "4", "Failpoints", "requests were sent for them again", "", nil},
+	{sabotage.NoFence, "5", "Thawed", "the zombie wrote", "", nil},
+	{sabotage.NoLease, "8", "Lease", "after an attempt that may take", "", nil},
+	{sabotage.NoReconciler, "10", "DroppedSlot", "everything that was committed before has its rows", "", nil},
+	{sabotage.CancelUnseen, "-", "InvisibleCommit", lost, "", nil},
+	{sabotage.KeepText, "13", "HostileReceivers", `response of deliveries failed by "NUL" kept: false`, "", nil},
+	{sabotage.IgnoreCheck, "14", "UnpublishedTable", "in the meantime", "", nil},
+}
+
+// TestSwitches shows that the suite can fail: with a rule broken, the scenario
+// that is there for it goes red, and says what is wrong.
+func TestSwitches(t *testing.T) {
+	if !*switches {
+		t.Skip("-faults.switches runs it: make faults-switches")
+	}
+	for _, s := range sabotage.Switches {
+		if !slices.ContainsFunc(breaches, func(b breach) bool { return b.how == s }) {
+			t.Errorf("no scenario is named for %s", s)
+		}
+	}
+	path := breakable(t)
+	results, whys := make([]string, len(breaches)), make([]string, len(breaches))
+	t.Run("goes red", func(t *testing.T) {
+		for i, b := range breaches {
+			t.Run(b.scenario+" with "+string(b.how), func(t *testing.T) {
+				t.Parallel()
+				results[i] = "not run to its end"
+				output := b.run(t, path)
+				results[i], whys[i] = b.judge(output)
+				if results[i] != "red" {
+					t.Errorf("it is %s: %s\n%s", results[i], whys[i], output)
+				}
+			})
+		}
+	})
+	fmt.Print(redAndGreen(results, whys))
+}
+
+// run runs the scenario in a process of its own, with a walhook that breaks the rule.
+func (b *breach) run(t *testing.T, walhook string) []byte {
+	t.Helper()
+	const atMost = 3 * time.Minute
+	i := slices.IndexFunc(scenarios, func(s Scenario) bool { return s.name == b.scenario })
+	if i < 0 {
+		t.Fatalf("there is no scenario %s", b.scenario)
+	}
+	kind := []string{"-faults", "-faults.rate=100"}
+	if scenarios[i].quick {
+		kind = []string{"-faults.quick"}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), atMost+time.Minute)
+	defer cancel()
+	runtime.LockOSThread() // Pdeathsig means this thread
+	defer runtime.UnlockOSThread()
+	child := exec.CommandContext(ctx, os.Args[0], slices.Concat(kind, b.flags, []string{
+		"-test.run=^TestFaults$/^" + b.scenario + "$/^park=" + parkAfter[0].String() + "$", "-test.v", "-test.timeout=" + atMost.String(),
+		"-faults.sabotage=" + string(b.how), "-faults.binary=" + walhook,
+	})...)
+	child.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	child.Env = os.Environ()
+	if b.postgres != "" {
+		child.Env = append(child.Env, "WALHOOK_TEST_POSTGRES_VERSION="+b.postgres)
+	}
+	output, err := child.CombinedOutput()
+	if _, exited := errors.AsType[*exec.ExitError](err); err != nil && !exited {
+		t.Fatal(err)
+	}
+	return output
+}
+
+// judge reads what the scenario printed: it is red where it failed for the breach's
+// reason, which is quoted.
+func (b *breach) judge(output []byte) (result, why string) {
+	ended := ""
+	for line := range bytes.Lines(output) {
+		text := string(bytes.TrimSpace(line))
+		if fields := strings.Fields(text); strings.HasPrefix(text, "fault ") && slices.Contains(fields, b.scenario) {
+			ended = fields[slices.Index(fields, b.scenario)+2] // behind the mode
+		}
+		if why == "" && strings.Contains(text, b.says) {
+			why = text
+		}
+	}
+	switch {
+	case ended == "FAIL" && why != "":
+		return "red", why
+	case ended == "FAIL":
+		return "red for another reason", fmt.Sprintf("nothing says %q", b.says)
+	case ended == "pass":
+		return "green", ""
+	}
+	return "not run to its end", ended
+}
+
+func TestBreachIsJudged(t *testing.T) {
+	t.Parallel()
+	b := breach{scenario: "Lease", says: "sent again"}
+	for _, c := range []struct{ output, want string }{
+		{"    a_test.go:1: x was sent again\nfault  Lease park=500ms FAIL events=5\n", "red"},
+		{"    a_test.go:1: x was sent again\nfault  Lease park=500ms FAIL \n", "red"},
+		{"    a_test.go:1: not drained\nfault  Lease park=500ms FAIL events=5\n", "red for another reason"},
+		{"fault  Lease park=500ms pass sent again=0\n", "green"},
+		{"fault  Lease park=500ms skip\n", "not run to its end"},
+		{"panic: sent again\n", "not run to its end"},
+	} {
+		if got, _ := b.judge([]byte(c.output)); got != c.want {
+			t.Errorf("%q is %s, want %s", c.output, got, c.want)
+		}
+	}
+}
+
+// redAndGreen is the table of what became of the breaches.
+func redAndGreen(results, whys []string) string {
+	var text strings.Builder
+	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "switch\trule\tscenario\tresult\tit says")
+	for i, b := range breaches {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", b.how, b.rule, b.scenario, results[i], whys[i])
+	}
+	_ = w.Flush() // to a strings.Builder
+	return text.String()
+}
