@@ -9,63 +9,71 @@ import (
 type Scenario struct {
 	number string // docs and reports name faults so
 	name   string // in -run
-	quick  bool   // also with -faults.quick
+	how    how
 	run    func(*testing.T, Setup)
 }
 
+// A how is what is special about running a scenario.
+type how int
+
+const (
+	inQuick how = 1 << iota // it runs with -faults.quick too
+	alone                   // its modes run one after the other: it takes all of the machine, or compares latencies
+)
+
 var scenarios = []Scenario{
-	{"1", "NoFault", true, noFault},
-	{"2", "KillMinus9", true, killMinus9},
-	{"3", "KillMinus9Mixed", true, killMinus9Mixed},
-	{"4", "Failpoints", true, failpoints},
-	{"5", "RollingRestart", true, rollingRestart},
-	{"6", "KillPostgres", false, killPostgres},
-	{"7", "ImmediateStops", false, immediateStops},
-	{"8", "StopPostgresWhileHanging", true, stopPostgresWhileHanging},
-	{"9", "PostgresDown", false, postgresDown},
-	{"10", "LineResets", false, lineResets},
-	{"10", "LineLatency", false, lineLatency},
-	{"10", "LineNarrow", false, lineNarrow},
-	{"10", "LineBlackHole", false, lineBlackHole},
-	{"11", "LockedDeliveries", true, lockedDeliveries},
-	{"12", "BacklogHealthy", false, backlogHealthy},
-	{"12", "BacklogHanging", false, backlogHanging},
-	{"13", "Takeover", true, takeover},
-	{"14", "Freeze", false, freeze},
-	{"14", "Thawed", false, thawed},
-	{"15", "Wedged", false, wedged},
-	{"16", "DroppedSlot", true, droppedSlot},
-	{"17", "InvalidatedSlot", false, invalidatedSlot},
-	{"18", "HugeTransaction", false, hugeTransaction},
-	{"19", "FailoverWithoutSlot", false, failoverWithoutSlot},
-	{"19", "FailoverWithSlot", false, failoverWithSlot},
-	{"19", "FailoverBehind", false, failoverBehind},
-	{"20", "RestoredSnapshot", false, restoredSnapshot},
-	{"20", "RestoredToAPoint", false, restoredToAPoint},
-	{"21", "BlockedCreation", false, blockedCreation},
-	{"22", "DroppedPublication", false, droppedPublication},
-	{"22", "UnpublishedTable", false, unpublishedTable},
-	{"22", "RenamedTable", false, renamedTable},
-	{"23", "Columns", false, columns},
-	{"23", "RenamedColumn", false, renamedColumn},
-	{"23", "Rewritten", false, rewritten},
-	{"23", "Truncated", false, truncated},
-	{"24", "HostileReceivers", true, hostileReceivers},
-	{"25", "CallingBack", false, callingBack},
-	{"26", "ReadOnly", true, readOnly},
-	{"26", "DiskFull", true, diskFull},
-	{"26", "Revoked", true, revoked},
-	{"27", "ClockOff", false, clockOff},
-	{"28", "ComingAndGoing", false, endpointsComeAndGo},
-	{"29", "Deadlocks", false, deadlocks},
-	{"29", "RepeatableRead", false, repeatableRead},
-	{"29", "Serializable", false, serializable},
-	{"29", "MassReplay", false, massReplay},
-	{"30", "Addresses", true, addresses},
-	{"", "InvisibleCommit", false, invisibleCommit},
-	{"", "Lease", false, lease},
-	{"", "UnechoedOutcome", false, unechoedOutcome},
-	{"", "OneOfFiftyHangs", false, oneOfFiftyHangs},
+	{"1", "NoFault", inQuick, noFault},
+	{"2", "KillMinus9", inQuick, killMinus9},
+	{"3", "KillMinus9Mixed", inQuick | alone, killMinus9Mixed},
+	{"4", "Failpoints", inQuick, failpoints},
+	{"5", "RollingRestart", inQuick, rollingRestart},
+	{"6", "KillPostgres", 0, killPostgres},
+	{"7", "ImmediateStops", 0, immediateStops},
+	{"8", "StopPostgresWhileHanging", inQuick, stopPostgresWhileHanging},
+	{"9", "PostgresDown", 0, postgresDown},
+	{"10", "LineResets", 0, lineResets},
+	{"10", "LineLatency", 0, lineLatency},
+	{"10", "LineNarrow", 0, lineNarrow},
+	{"10", "LineBlackHole", 0, lineBlackHole},
+	{"11", "LockedDeliveries", inQuick, lockedDeliveries},
+	{"12", "BacklogHealthy", alone, backlogHealthy},
+	{"12", "BacklogHanging", alone, backlogHanging},
+	{"13", "Takeover", inQuick, takeover},
+	{"14", "Freeze", 0, freeze},
+	{"14", "Thawed", 0, thawed},
+	{"15", "Wedged", 0, wedged},
+	{"16", "DroppedSlot", inQuick, droppedSlot},
+	{"17", "InvalidatedSlot", 0, invalidatedSlot},
+	{"18", "HugeTransaction", alone, hugeTransaction},
+	{"19", "FailoverWithoutSlot", 0, failoverWithoutSlot},
+	{"19", "FailoverWithSlot", 0, failoverWithSlot},
+	{"19", "FailoverBehind", 0, failoverBehind},
+	{"20", "RestoredSnapshot", 0, restoredSnapshot},
+	{"20", "RestoredToAPoint", 0, restoredToAPoint},
+	{"21", "BlockedCreation", 0, blockedCreation},
+	{"22", "DroppedPublication", 0, droppedPublication},
+	{"22", "UnpublishedTable", 0, unpublishedTable},
+	{"22", "RenamedTable", 0, renamedTable},
+	{"23", "Columns", 0, columns},
+	{"23", "RenamedColumn", 0, renamedColumn},
+	{"23", "Rewritten", 0, rewritten},
+	{"23", "Truncated", 0, truncated},
+	{"24", "HostileReceivers", inQuick | alone, hostileReceivers},
+	{"25", "CallingBack", 0, callingBack},
+	{"26", "ReadOnly", inQuick, readOnly},
+	{"26", "DiskFull", inQuick, diskFull},
+	{"26", "Revoked", inQuick, revoked},
+	{"27", "ClockOff", 0, clockOff},
+	{"28", "ComingAndGoing", 0, endpointsComeAndGo},
+	{"29", "Deadlocks", 0, deadlocks},
+	{"29", "RepeatableRead", 0, repeatableRead},
+	{"29", "Serializable", 0, serializable},
+	{"29", "MassReplay", alone, massReplay},
+	{"30", "Addresses", inQuick, addresses},
+	{"", "InvisibleCommit", 0, invisibleCommit},
+	{"", "Lease", 0, lease},
+	{"", "UnechoedOutcome", 0, unechoedOutcome},
+	{"", "OneOfFiftyHangs", alone, oneOfFiftyHangs},
 }
 
 var parkAfter = []time.Duration{500 * time.Millisecond, 0}
@@ -78,12 +86,12 @@ func TestFaults(t *testing.T) {
 	for _, s := range scenarios {
 		t.Run(s.name, func(t *testing.T) {
 			chosen++
-			if *quick && !s.quick {
+			if *quick && s.how&inQuick == 0 {
 				t.Skipf("not of the quick ones: make faults RUN=%s", s.name)
 			}
 			for _, park := range parkAfter {
 				t.Run("park="+park.String(), func(t *testing.T) {
-					if *quick {
+					if *quick || s.how&alone == 0 {
 						t.Parallel() // both modes at once: a scenario mostly waits
 					}
 					s.in(t, park)

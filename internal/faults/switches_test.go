@@ -84,7 +84,7 @@ func (b *breach) run(t *testing.T, walhook string) []byte {
 		t.Fatalf("there is no scenario %s", b.scenario)
 	}
 	kind := []string{"-faults", "-faults.rate=100"}
-	if scenarios[i].quick {
+	if scenarios[i].how&inQuick != 0 {
 		kind = []string{"-faults.quick"}
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), atMost+time.Minute)
