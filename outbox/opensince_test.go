@@ -7,7 +7,9 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/walhook/walhook/internal/postgres"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/outbox"
 )
@@ -161,6 +163,28 @@ func TestALongTransactionIsLookedForFromItsBeginning(t *testing.T) {
 			t.Errorf("compared from %s, but an event of %s had not been committed", from, inserted.Add(-o.passed))
 		}
 	})
+}
+
+func TestAPreparedTransactionIsOpen(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Server(t, postgres.Options{Settings: map[string]string{"max_prepared_transactions": "1"}})
+	pool, err := pgxpool.New(t.Context(), server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	if err := apply(t.Context(), pool, readSchema(t)); err != nil {
+		t.Fatal(err)
+	}
+	o := newOpening(t, &pgtest.DB{Pool: pool, URL: server.URL(), Slot: "walhook"})
+	o.after("something is known", time.Unix(1, 0))
+	tx, inserted := longTransaction(t, o.db)
+	exec(t, tx, `PREPARE TRANSACTION 'one'`)
+	o.pass(hours)
+	o.goOn()
+	if from := o.lose(); from.After(inserted.Add(-o.passed)) {
+		t.Errorf("compared from %s, but an event of %s was only prepared", from, inserted.Add(-o.passed))
+	}
 }
 
 func TestOpenSinceFollows(t *testing.T) {
