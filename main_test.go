@@ -31,13 +31,14 @@ type world struct {
 	stop func() error // ends walhook gracefully, and returns what run returned
 
 	ended func() bool // whether run has returned
+	log   io.Writer
 }
 
 func newWorld(t *testing.T, env ...string) *world {
 	t.Helper()
 	t.Parallel()
 	db := pgtest.New(t)
-	return &world{t: t, db: db, env: append(env,
+	return &world{t: t, db: db, log: t.Output(), env: append(env,
 		"WALHOOK_DATABASE_URL="+db.URL, "WALHOOK_SLOT="+db.Slot, "WALHOOK_ADMIN_ADDR=",
 		"WALHOOK_ALLOW_HTTP=true", "WALHOOK_ALLOW_NETS=127.0.0.0/8", "WALHOOK_TIMEOUT=3s", "WALHOOK_RETRY_SCHEDULE=200ms,200ms,200ms",
 	)}
@@ -55,7 +56,7 @@ func (w *world) run(env ...string) {
 	var result error
 	go func() {
 		defer close(ended)
-		result = run(ctx, cfg, slog.New(slog.NewTextHandler(w.t.Output(), nil)))
+		result = run(ctx, cfg, slog.New(slog.NewTextHandler(w.log, nil)))
 	}()
 	w.stop = sync.OnceValue(func() error {
 		cancel()

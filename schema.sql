@@ -42,8 +42,8 @@ BEGIN
 
     IF to_regprocedure('webhook_schema_version()') IS NOT NULL THEN
         EXECUTE 'SELECT webhook_schema_version()' INTO have;
-        IF have > 3 THEN
-            RAISE EXCEPTION 'this schema is version %, made by a newer walhook; this file is version 3', have
+        IF have > 4 THEN
+            RAISE EXCEPTION 'this schema is version %, made by a newer walhook; this file is version 4', have
                 USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Use the newer walhook: its schema.sql is the one to apply.';
         END IF;
     END IF;
@@ -614,12 +614,16 @@ CREATE TABLE IF NOT EXISTS webhook_state (
     environment       text,
     reconcile_from    timestamptz,
     updated_at        timestamptz NOT NULL DEFAULT now(),
-    published         text
+    published         text,
+    open_since        timestamptz
 );
 DO $do$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_state'::regclass AND attname = 'published') THEN
         ALTER TABLE webhook_state ADD COLUMN published text; -- versions 1 and 2 had none
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_state'::regclass AND attname = 'open_since') THEN
+        ALTER TABLE webhook_state ADD COLUMN open_since timestamptz; -- versions 1 to 3 had none
     END IF;
 END $do$;
 COMMENT ON TABLE webhook_state IS 'How far walhook is: one row per replication slot, updated in the transaction that records outcomes.';
@@ -634,6 +638,8 @@ COMMENT ON COLUMN webhook_state.environment IS 'WALHOOK_ENVIRONMENT of the first
 COMMENT ON COLUMN webhook_state.reconcile_from IS
     'Events from here on may be owed without a row, because the slot was made after them or the outbox was not published: walhook compares, and sets it to null when it is done.';
 COMMENT ON COLUMN webhook_state.published IS 'Identity of the publication and of the outbox''s part in it, when the slot was last taken: where it has changed, the outbox was not published for a while.';
+COMMENT ON COLUMN webhook_state.open_since IS
+    'No transaction that commits after durable_lsn has inserted anything before this: where the stream is lost, walhook compares from here. Null: not known yet.';
 COMMENT ON COLUMN webhook_state.updated_at IS 'When the row was last written.';
 
 CREATE TABLE IF NOT EXISTS webhook_endpoint_failures (
@@ -1081,11 +1087,11 @@ GRANT EXECUTE ON FUNCTION webhook_uuidv7() TO PUBLIC;
 
 
 -- ─── 11. Version ────────────────────────────────────────────────────────────────────────────────────────────────────
--- Last: where this function says 3, all of the above is there.
+-- Last: where this function says 4, all of the above is there.
 
 CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN 3;
+    RETURN 4;
 COMMENT ON FUNCTION webhook_schema_version() IS 'The version of schema.sql that was applied. walhook applies its own where this is older or missing.';
 
 COMMIT;

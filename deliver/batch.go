@@ -48,14 +48,17 @@ func (w *window) take(from *[]*delivery, n int) ([]*delivery, []outbox.Record) {
 	return taken, records
 }
 
-// recordedBy lets a taken batch count as recorded: its echo is what confirms.
-func (w *window) recordedBy(taken []*delivery) {
+// recordedBy lets a taken batch count as recorded, and returns its number and how
+// far everything is. The number comes first: the batch's own echo is what confirms.
+func (w *window) recordedBy(taken []*delivery) (batch uint64, upTo position) {
+	batch = w.ledger.take()
 	for _, d := range taken {
 		if d.tx != nil {
 			d.tx.pending--
 			d.tx = nil
 		}
 	}
+	return batch, w.ledger.advance()
 }
 
 // record is a delivery's row as of now.

@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
-	"pgregory.net/rapid"
 )
 
 func TestLedger(t *testing.T) {
@@ -135,8 +134,9 @@ func TestLedgerKeepsTheCommitTimeOfTheLastTransaction(t *testing.T) {
 
 func TestLedgerMergesGatesBehindAHugeTransaction(t *testing.T) {
 	t.Parallel()
+	const batches = 3 * maxGates
 	l := &ledger{}
-	for i := range 3 * maxGates {
+	for i := range batches {
 		tx := l.current()
 		tx.pending++
 		l.end(pglogrepl.LSN(i+1), time.Time{})
@@ -147,128 +147,13 @@ func TestLedgerMergesGatesBehindAHugeTransaction(t *testing.T) {
 	if len(l.gates) > maxGates {
 		t.Errorf("%d gates, want at most %d", len(l.gates), maxGates)
 	}
-	l.echo(l.taken)
-	if l.confirmed != 3*maxGates {
+	for batch := range uint64(batches) {
+		least := min(batch, maxGates-1) // of those that came first none is merged: they go on being confirmed
+		if l.echo(batch); l.confirmed > pglogrepl.LSN(batch) || l.confirmed < pglogrepl.LSN(least) {
+			t.Fatalf("confirmed %v after the echo of batch %d, want %d at least", l.confirmed, batch, least)
+		}
+	}
+	if l.echo(batches); l.confirmed != batches {
 		t.Errorf("confirmed %v after the last echo, want everything", l.confirmed)
 	}
-}
-
-// TestLedgerModel compares the ledger with the definition of what may be
-// confirmed, over sequences of everything that can happen to it.
-func TestLedgerModel(t *testing.T) {
-	t.Parallel()
-	rapid.Check(t, func(t *rapid.T) {
-		l := &ledger{}
-		m := &model{}
-		t.Repeat(map[string]func(*rapid.T){
-			"": func(t *rapid.T) {
-				if want := m.confirmable(); l.confirmed > want {
-					t.Fatalf("confirmed %v, but only %v is durable", l.confirmed, want)
-				}
-			},
-			"event": func(t *rapid.T) {
-				tx := l.current()
-				n := rapid.IntRange(0, 3).Draw(t, "owed")
-				tx.pending += n
-				m.event(tx, n)
-			},
-			"end": func(t *rapid.T) {
-				m.lsn += pglogrepl.LSN(rapid.IntRange(1, 100).Draw(t, "wal"))
-				l.end(m.lsn, time.Time{})
-				m.end()
-			},
-			"record": func(t *rapid.T) {
-				batch := l.take()
-				for _, d := range m.unrecorded(t) {
-					d.batch = batch
-					d.tx.pending--
-				}
-				l.advance()
-			},
-			"echo": func(t *rapid.T) {
-				m.echoed = max(m.echoed, uint64(rapid.IntRange(0, int(l.taken)).Draw(t, "batch")))
-				l.echo(m.echoed)
-			},
-			"reset": func(t *rapid.T) {
-				l.reset(l.confirmed)
-				m.reset(l.confirmed)
-			},
-		})
-		// In the end everything is recorded and echoed, and so all is confirmed.
-		l.end(m.lsn+1, time.Time{})
-		m.lsn++
-		m.end()
-		batch := l.take()
-		for _, d := range m.deliveries {
-			if d.batch == 0 {
-				d.batch = batch
-				d.tx.pending--
-			}
-		}
-		l.advance()
-		l.echo(batch)
-		if l.confirmed != m.lsn {
-			t.Fatalf("confirmed %v of %v when everything is durable", l.confirmed, m.lsn)
-		}
-	})
-}
-
-// model is the definition: every delivery with its batch and its transaction's end.
-type model struct {
-	lsn        pglogrepl.LSN
-	floor      pglogrepl.LSN // where the session began
-	deliveries []*modelDelivery
-	ends       []pglogrepl.LSN
-	open       []*modelDelivery
-	echoed     uint64
-}
-
-type modelDelivery struct {
-	tx    *transaction
-	end   pglogrepl.LSN // 0: open
-	batch uint64
-}
-
-func (m *model) event(tx *transaction, n int) {
-	for range n {
-		d := &modelDelivery{tx: tx}
-		m.deliveries = append(m.deliveries, d)
-		m.open = append(m.open, d)
-	}
-}
-
-func (m *model) end() {
-	for _, d := range m.open {
-		d.end = m.lsn
-	}
-	m.open = nil
-	m.ends = append(m.ends, m.lsn)
-}
-
-func (m *model) reset(confirmed pglogrepl.LSN) {
-	m.floor, m.deliveries, m.open, m.ends, m.lsn = confirmed, nil, nil, nil, max(m.lsn, confirmed)
-}
-
-func (m *model) unrecorded(t *rapid.T) []*modelDelivery {
-	var some []*modelDelivery
-	for _, d := range m.deliveries {
-		if d.batch == 0 && rapid.Bool().Draw(t, "recorded") {
-			some = append(some, d)
-		}
-	}
-	return some
-}
-
-// confirmable is the largest end before which nothing is without a durable row.
-func (m *model) confirmable() pglogrepl.LSN {
-	best := m.floor
-	for _, end := range m.ends {
-		for _, d := range m.deliveries {
-			if d.end != 0 && d.end <= end && (d.batch == 0 || d.batch > m.echoed) {
-				return best
-			}
-		}
-		best = end
-	}
-	return best
 }

@@ -22,9 +22,9 @@ const (
 	// idsAhead is how far ahead of the clock an event's id may be.
 	idsAhead = time.Hour
 
-	// longTransaction is how long before its commit an event's id may have been
-	// made: the reconciler starts that much before the last recorded commit.
-	longTransaction = time.Hour
+	// idsBehind is how long before its row was inserted an event's id may have been
+	// made, by an application that makes ids itself or a clock that was set.
+	idsBehind = time.Hour
 )
 
 // A reconciler finds owed deliveries that the stream will never bring: what was
@@ -72,8 +72,8 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	from := now.Add(-r.horizon)
-	if start := fence.ReconcileFrom.Add(-longTransaction); start.After(from) {
+	start, from := fence.ReconcileFrom.Add(-idsBehind), now.Add(-r.horizon)
+	if start.After(from) {
 		from = start
 	}
 	total := 0
@@ -93,11 +93,33 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 		total += n
 		after = last
 	}
+	if err := r.reportBeyond(ctx, start, from); err != nil {
+		return err
+	}
 	if err := bounded(ctx, func(ctx context.Context) error { return r.store.Reconciled(ctx, fence) }); err != nil {
 		return err
 	}
 	r.log.Info("reconciled the outbox with its deliveries", "from", from.UTC(), "inserted", total)
 	return nil
+}
+
+// reportBeyond says that the recovery window has cut the comparison short, where
+// there are events that it has kept out.
+func (r *reconciler) reportBeyond(ctx context.Context, start, from time.Time) error {
+	if !start.Before(from) {
+		return nil
+	}
+	var beyond bool
+	err := bounded(ctx, func(ctx context.Context) (err error) {
+		beyond, err = r.store.AnyEvent(ctx, start, from)
+		return err
+	})
+	if beyond {
+		r.log.Warn("events that are older than WALHOOK_RECOVERY_WINDOW were not compared with their deliveries, and some may have none: "+
+			"README, \"Beyond the recovery window\", has the query that finds them and how to have them delivered",
+			"before", from.UTC(), "window", r.horizon.String())
+	}
+	return err
 }
 
 // insertMissing takes the second look and returns how many it inserted.

@@ -152,11 +152,8 @@ func (r *recorder) recordNew(ctx context.Context) error {
 		w.mu.Unlock()
 		return nil
 	}
-	mark := outbox.Mark{Seq: w.ledger.take()}
-	w.recordedBy(taken)
-	at := w.ledger.advance()
-	mark.Durable, mark.CommitAt = at.lsn, at.at
-	mark.Health = w.takeNews()
+	batch, at := w.recordedBy(taken)
+	mark := outbox.Mark{Seq: batch, Durable: at.lsn, CommitAt: at.at, Health: w.takeNews()}
 	fence := w.fence
 	w.mu.Unlock()
 

@@ -73,9 +73,7 @@ func (r *rig) answer(d *delivery, status int) {
 func (r *rig) commit() (inserts, updates []outbox.Record) {
 	for len(r.w.newRows)+len(r.w.toBeParked) > 0 {
 		taken, records := r.w.takeNew()
-		r.w.ledger.take()
 		r.w.recordedBy(taken)
-		r.w.ledger.advance()
 		r.w.inserted(taken, true)
 		inserts = append(inserts, records...)
 	}
@@ -272,6 +270,19 @@ func TestWindow(t *testing.T) {
 				t.Errorf("inserts %v, updates %v; want one update", statuses(inserts), statuses(updates))
 			}
 			r.wantEmpty()
+		},
+		"a batch is confirmed by its own echo, not by that of the one before": func(t *testing.T) {
+			r := newRig(t, small)
+			r.event(r.endpoint())
+			r.answer(r.started[0], 200)
+			taken, _ := r.w.takeNew()
+			batch, at := r.w.recordedBy(taken)
+			if at.lsn != 100 || r.w.ledger.confirmed != 0 {
+				t.Errorf("recorded up to %v and confirmed %v before the echo; want 0/64 and nothing", at.lsn, r.w.ledger.confirmed)
+			}
+			if r.w.ledger.echo(batch); r.w.ledger.confirmed != 100 {
+				t.Errorf("confirmed %v after the echo, want 0/64", r.w.ledger.confirmed)
+			}
 		},
 		"an outcome whose row was there already is applied as an update": func(t *testing.T) {
 			r := newRig(t, small)

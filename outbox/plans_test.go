@@ -237,6 +237,11 @@ var hotStatements = []hotStatement{
 			t.Errorf("%d missing, last %s, %v", len(missing), last, err)
 		}
 	}},
+	{"selectAnyEvent, none", "SELECT EXISTS (SELECT FROM webhook_outbox", backlogPartitions * 10, func(t testing.TB, store *outbox.Store, _ outbox.Fence, _ *backlog) {
+		if there, err := store.AnyEvent(t.Context(), time.Unix(0, 0), time.Now().Add(-365*24*time.Hour)); err != nil || there {
+			t.Errorf("%t, %v", there, err)
+		}
+	}},
 	{"cancelRows, a chunk", "WITH picked", 500*60 + backlogPartitions*10, func(t testing.TB, store *outbox.Store, fence outbox.Fence, b *backlog) {
 		if n, more, err := store.CancelRows(t.Context(), fence, b.disabled[0], "x"); err != nil || n == 0 && !more {
 			t.Errorf("cancelled %d, some wait %t, %v", n, more, err)

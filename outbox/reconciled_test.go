@@ -41,10 +41,12 @@ func TestReconcilingIsRememberedUntilItIsDone(t *testing.T) {
 	}
 	epoch := time.Unix(0, 0)
 	commit := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	open := commit.Add(-4 * time.Hour)
 
 	first := acquire(0)
 	want("the first start", first, true, epoch)
 	do(store.Mark(t.Context(), first, outbox.Mark{Durable: 200, CommitAt: commit}))
+	exec(t, db.Pool, `UPDATE webhook_state SET open_since = $1`, open)
 	second := acquire(100)
 	want("the next process, after a crash before it was done", second, true, epoch)
 	do(store.Reconciled(t.Context(), first)) // fenced: it is not for that one to say
@@ -59,10 +61,10 @@ func TestReconcilingIsRememberedUntilItIsDone(t *testing.T) {
 		t.Errorf("durable %v, %v; want none: the new slot begins after it", st.DurableLSN, err)
 	}
 	anew := acquire(100)
-	want("the process that finds the new slot", anew, true, commit.Add(-time.Microsecond))
+	want("the process that finds the new slot", anew, true, open.Add(-time.Microsecond))
 	do(store.AwaitSlot(t.Context())) // lost once more, while it compares
 	do(store.Reconciled(t.Context(), anew))
-	want("which does not count for the slot after it", acquire(100), true, commit.Add(-2*time.Microsecond))
+	want("which does not count for the slot after it", acquire(100), true, open.Add(-2*time.Microsecond))
 }
 
 func TestAnotherPublicationIsNoticed(t *testing.T) {

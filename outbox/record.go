@@ -126,6 +126,7 @@ const moveState = `
 UPDATE webhook_state SET
     durable_lsn = greatest(durable_lsn, nullif(@durable::text, '0/0')::pg_lsn),
     durable_at  = CASE WHEN @durable::text::pg_lsn > coalesce(durable_lsn, '0/0') THEN coalesce(@commit_at::timestamptz, durable_at) ELSE durable_at END,
+    open_since  = greatest(open_since, @open_since::timestamptz),
     updated_at  = now()
 WHERE slot = @slot AND holder = @holder::uuid AND epoch = @epoch::bigint
 RETURNING CASE WHEN @echo::text <> '' THEN pg_logical_emit_message(true, '` + MessagePrefix + `', @echo::text) END IS NULL`
@@ -135,6 +136,7 @@ func (s *Store) queueFence(b *pgx.Batch, fence Fence, mark Mark) {
 	args := s.fenceArgs(fence)
 	args["durable"] = mark.Durable.String()
 	args["commit_at"] = pgtype.Timestamptz{Time: mark.CommitAt, Valid: !mark.CommitAt.IsZero()}
+	args["open_since"] = s.open.upTo(mark.Durable)
 	args["echo"] = ""
 	if mark.Seq != 0 {
 		args["echo"] = fence.Echo(mark.Seq)

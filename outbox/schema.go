@@ -13,7 +13,7 @@ import (
 
 // SchemaVersion is what webhook_schema_version() of the schema.sql that belongs
 // to this code returns.
-const SchemaVersion = 3
+const SchemaVersion = 4
 
 // What the code reads and writes by name. A newer schema may have more.
 var (
@@ -104,8 +104,21 @@ func (s *Store) published(ctx context.Context) (identity string, err error) {
 var ErrRepublished = errors.New("the publication was changed")
 
 // CheckSession is CheckSchema, and returns ErrRepublished first where what is
-// published has changed since the session began.
+// published has changed since the session began. Each time that all is well it is
+// noted since when what is open now may have been inserted; where that cannot be
+// found out an earlier time stands, so that more is compared.
 func (s *Store) CheckSession(ctx context.Context, session *Session) error {
+	bound, unknown := s.open.look(ctx, s.pool)
+	if err := s.checkSession(ctx, session); err != nil {
+		return err
+	}
+	if unknown == nil {
+		s.open.accept(session, bound)
+	}
+	return nil
+}
+
+func (s *Store) checkSession(ctx context.Context, session *Session) error {
 	identity, err := s.published(ctx)
 	if err != nil {
 		return err

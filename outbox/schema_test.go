@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -238,7 +239,7 @@ func TestSchemaAppliedAgain(t *testing.T) {
 		db := pgtest.New(t)
 		exec(t, db.Pool, `DROP VIEW webhook_endpoint_health`)
 		exec(t, db.Pool, `ALTER TABLE webhook_endpoint_failures DROP COLUMN breaker_opened_at`)
-		exec(t, db.Pool, `ALTER TABLE webhook_state DROP COLUMN published CASCADE`) // and the view webhook_status
+		exec(t, db.Pool, `ALTER TABLE webhook_state DROP COLUMN published CASCADE, DROP COLUMN open_since CASCADE`) // and the view webhook_status
 		exec(t, db.Pool, `CREATE VIEW webhook_endpoint_health AS
 			SELECT e.id AS endpoint_id, e.organization_id, e.url, e.enabled, e.disabled_at, e.disabled_reason, f.failing_since,
 			       0::bigint AS waiting, now() AS oldest_due_at
@@ -264,7 +265,7 @@ func TestSchemaAppliedAgain(t *testing.T) {
 	t.Run("not over a newer one", func(t *testing.T) {
 		t.Parallel()
 		db := pgtest.New(t)
-		exec(t, db.Pool, `CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int LANGUAGE sql IMMUTABLE RETURN 4`)
+		exec(t, db.Pool, `CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int LANGUAGE sql IMMUTABLE RETURN `+strconv.Itoa(outbox.SchemaVersion+1))
 		checkRefusal(t, apply(t.Context(), db.Pool, schema), "newer walhook", "apply")
 		if err := outbox.NewStore(db.Pool, db.Slot, 0).Migrate(t.Context(), schema); err != nil {
 			t.Errorf("an older walhook beside a newer schema: %v", err)

@@ -41,7 +41,7 @@ type Fence struct {
 	// committed after that can have no rows. Zero: never.
 	LastWrite time.Time
 
-	// Reconcile says that events which were committed since ReconcileFrom may be
+	// Reconcile says that events which were inserted since ReconcileFrom may be
 	// owed without a row, and will not come by the stream.
 	Reconcile     bool
 	ReconcileFrom time.Time
@@ -104,6 +104,7 @@ func (s *Store) StartSession(ctx context.Context, session *Session, flushed pglo
 	if st.SystemID == session.SystemID && st.Timeline == session.Timeline && st.DurableLSN <= flushed {
 		session.Start = st.DurableLSN
 	}
+	s.open.begin(session)
 	session.Published, err = s.published(ctx)
 	return err
 }
@@ -116,7 +117,8 @@ const selectLastWrite = `SELECT updated_at FROM webhook_state WHERE slot = @slot
 // the stream: the position of before is forgotten, so that a process that dies
 // before it has found all of that leaves this to the next. Nor does what was
 // committed while the outbox was not published, whoever changed that, and
-// whether or not anybody was there to see it. The message is the marker: its echo
+// whether or not anybody was there to see it. Transactions that were open then
+// may have inserted long before: since open_since. The message is the marker: its echo
 // says that everything written before this acquisition has passed.
 //
 // Nothing before this session's own start may be skipped: a batch that was under
@@ -130,7 +132,7 @@ ON CONFLICT (slot) DO UPDATE SET
     holder            = excluded.holder,
     durable_lsn       = CASE WHEN @goes_on::bool AND s.durable_lsn IS NOT NULL THEN least(s.durable_lsn, @start::text::pg_lsn) END,
     reconcile_from    = CASE WHEN @goes_on::bool AND coalesce(s.published = excluded.published, true) THEN s.reconcile_from
-                             ELSE least(s.reconcile_from, coalesce(s.durable_at, 'epoch')) END,
+                             ELSE least(s.reconcile_from, coalesce(s.durable_at, 'epoch'), coalesce(s.open_since, 'epoch')) END,
     system_identifier = excluded.system_identifier,
     timeline          = excluded.timeline,
     published         = excluded.published,
@@ -143,7 +145,7 @@ const awaitSlot = `
 INSERT INTO webhook_state AS s (slot, reconcile_from) VALUES (@slot, 'epoch')
 ON CONFLICT (slot) DO UPDATE SET
     durable_lsn    = NULL,
-    reconcile_from = least(s.reconcile_from, coalesce(s.durable_at, 'epoch')) - interval '1 microsecond'`
+    reconcile_from = least(s.reconcile_from, coalesce(s.durable_at, 'epoch'), coalesce(s.open_since, 'epoch')) - interval '1 microsecond'`
 
 // AwaitSlot is called before a slot is made. What was committed before that does
 // not come by the stream, and has to be looked for, by another process if this

@@ -18,6 +18,7 @@ type Store struct {
 	slot         string
 	disableAfter time.Duration
 	sealer       *Sealer // nil: signing secrets are stored as they are
+	open         openSince
 }
 
 // NewStore returns a Store on a pool. The slot's name is the key of its state

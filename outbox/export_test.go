@@ -1,0 +1,23 @@
+package outbox
+
+import "time"
+
+// Age makes what was seen of open transactions older, as if the time had passed:
+// it cannot be waited for.
+func (s *Store) Age(by time.Duration) {
+	s.open.mu.Lock()
+	defer s.open.mu.Unlock()
+	for i := range s.open.samples {
+		s.open.samples[i].at = s.open.samples[i].at.Add(-by)
+	}
+	for i := range s.open.bounds {
+		s.open.bounds[i].since = s.open.bounds[i].since.Add(-by)
+	}
+}
+
+// Samples is how many are kept.
+func (s *Store) Samples() int {
+	s.open.mu.Lock()
+	defer s.open.mu.Unlock()
+	return len(s.open.samples)
+}
