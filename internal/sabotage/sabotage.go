@@ -26,15 +26,15 @@ type Switch string
 
 // The switches.
 const (
-	ConfirmOnReceipt Switch = "confirm-on-receipt" // rule 1: what has no row yet is confirmed
-	ConfirmBegin     Switch = "confirm-begin"      // rule 1: a transaction is confirmed with its first piece, by the position in its Begin and one
-	SkipEcho         Switch = "skip-echo"          // rule 2: what is recorded is confirmed at its commit
-	SkipLookUp       Switch = "skip-look-up"       // rule 4: what the stream repeats is taken for new
-	NoFence          Switch = "no-fence"           // rule 5: whoever writes is the holder
-	NoLease          Switch = "no-lease"           // rule 8: a row whose attempt is under way is due
-	NoReconciler     Switch = "no-reconciler"      // rule 10: what was committed before the slot was made is not looked for
-	KeepText         Switch = "keep-text"          // rule 13: response text goes to the database as it came
-	IgnoreCheck      Switch = "ignore-publication" // rule 14: what the check says does not stop confirming
+	ConfirmOnReceipt Switch = "confirm-on-receipt" // what has no row yet is confirmed
+	ConfirmBegin     Switch = "confirm-begin"      // a transaction is confirmed with its first piece, by the position in its Begin and one
+	SkipEcho         Switch = "skip-echo"          // what is recorded is confirmed at its commit
+	SkipLookUp       Switch = "skip-look-up"       // what the stream repeats is taken for new
+	NoFence          Switch = "no-fence"           // whoever writes is the holder
+	NoLease          Switch = "no-lease"           // a row whose attempt is under way is due
+	NoReconciler     Switch = "no-reconciler"      // what was committed before the slot was made is not looked for
+	KeepText         Switch = "keep-text"          // response text goes to the database as it came
+	IgnoreCheck      Switch = "ignore-publication" // what the check says does not stop confirming
 	CancelUnseen     Switch = "cancel-unseen"      // a delivery whose event cannot be seen yet is taken for one whose event is gone
 )
 
