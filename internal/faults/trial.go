@@ -437,7 +437,7 @@ func (x *Trial) finish(within time.Duration, figures ...string) {
 	}
 	verdict := judge(x.evidence())
 	x.monitor.mu.Lock()
-	peak, looks, stall := x.monitor.peak, x.monitor.looks, x.monitor.stall
+	peak, looks, stall, unseen := x.monitor.peak, x.monitor.looks, x.monitor.stall, x.monitor.unseen
 	x.monitor.mu.Unlock()
 	x.expect(looks > 0, "the monitor saw nothing")
 	x.expect(peak < maxMemory, "a walhook used %d MiB", peak>>20)
@@ -445,7 +445,8 @@ func (x *Trial) finish(within time.Duration, figures ...string) {
 		fmt.Sprintf("events=%d deliveries=%d requests=%d duplicates=%d failed=%d crashes=%d", verdict.Events,
 			verdict.Deliveries, verdict.Requests, verdict.Duplicates, verdict.Failed, x.crashes),
 	}, figures...)
-	x.setup.Report.add("%s drain=%.1fs stall=%.1fs looks=%d rss=%dMiB", strings.Join(figures, " "), drained.Seconds(), stall.Seconds(), looks, peak>>20)
+	x.setup.Report.add("%s drain=%.1fs stall=%.1fs looks=%d unseen=%s rss=%dMiB", strings.Join(figures, " "), drained.Seconds(), stall.Seconds(), looks,
+		unseen.Round(100*time.Microsecond), peak>>20)
 	if err := verdict.Err(); err != nil {
 		x.Error(err)
 	}
@@ -457,6 +458,6 @@ func (x *Trial) finish(within time.Duration, figures ...string) {
 
 // allHaveRows says whether all of the events' deliveries have their rows.
 func (x *Trial) allHaveRows(events []Event) bool {
-	missing, err := x.monitor.withoutRows(x.Context(), x.pool, events)
+	missing, err := withoutRows(x.Context(), x.pool, x.monitor.owed(events), anyXID)
 	return err == nil && len(missing) == 0
 }
