@@ -72,10 +72,7 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	start, from := fence.ReconcileFrom.Add(-idsBehind), now.Add(-r.horizon)
-	if start.After(from) {
-		from = start
-	}
+	start, from := r.reach(fence.ReconcileFrom, now)
 	total := 0
 	for after, until := outbox.TimeID(from), outbox.TimeID(now.Add(idsAhead)); after != uuid.Nil; {
 		var candidates []outbox.Candidate
@@ -101,6 +98,19 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 	}
 	r.log.Info("reconciled the outbox with its deliveries", "from", from.UTC(), "inserted", total)
 	return nil
+}
+
+// reach is from where events may be owed without a row, and from where they are
+// compared. A time that is still to come, by a clock that was set back, says nothing.
+func (r *reconciler) reach(since, now time.Time) (start, from time.Time) {
+	if since.After(now) {
+		since = time.Unix(0, 0)
+	}
+	start, from = since.Add(-idsBehind), now.Add(-r.horizon)
+	if start.After(from) {
+		from = start
+	}
+	return start, from
 }
 
 // reportBeyond says that the recovery window has cut the comparison short, where

@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -71,6 +72,7 @@ func (o *openSince) look(ctx context.Context, pool *pgxpool.Pool) (b bound, err 
 	if err := pool.QueryRow(ctx, selectOpenSince).Scan(&now, &xmin, &xmax, &lsn); err != nil {
 		return bound{}, err
 	}
+	o.setBack(now)
 	if o.due(now, xmax) {
 		var s sample
 		if err := pool.QueryRow(ctx, selectSample).Scan(&s.xid, &s.at); err != nil {
@@ -81,6 +83,15 @@ func (o *openSince) look(ctx context.Context, pool *pgxpool.Pool) (b bound, err 
 	b.since = o.since(xmin)
 	b.lsn, err = pglogrepl.ParseLSN(lsn)
 	return b, err
+}
+
+// setBack forgets what was seen by a clock that was ahead: what has begun since it
+// was set back has earlier times.
+func (o *openSince) setBack(now time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.samples = slices.DeleteFunc(o.samples, func(s sample) bool { return s.at.After(now) })
+	o.bounds = slices.DeleteFunc(o.bounds, func(b bound) bool { return b.since.After(now) })
 }
 
 // due says whether to take a sample: not where nothing but our own last one has

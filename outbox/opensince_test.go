@@ -250,6 +250,67 @@ func TestOpenSinceFollows(t *testing.T) {
 	})
 }
 
+// The clock was three hours ahead, and is right again.
+func TestAClockThatWasSetBack(t *testing.T) {
+	t.Parallel()
+	ahead := func(t *testing.T) *opening {
+		t.Helper()
+		o := newOpening(t, pgtest.New(t))
+		o.after("something is known", time.Unix(1, 0))
+		o.pass(-hours)
+		return o
+	}
+	inPast := func(t *testing.T, what string, at time.Time) {
+		t.Helper()
+		if at.After(time.Now()) {
+			t.Errorf("%s: compared from %s, which is still to come", what, at)
+		}
+	}
+	t.Run("and then the slot is lost", func(t *testing.T) {
+		t.Parallel()
+		for _, column := range []string{"open_since", "durable_at"} {
+			o := newOpening(t, pgtest.New(t))
+			exec(t, o.db.Pool, `UPDATE webhook_state SET durable_at = now(), open_since = now() WHERE slot = $1`, o.db.Slot)
+			exec(t, o.db.Pool, `UPDATE webhook_state SET `+column+` = now() + interval '3 hours' WHERE slot = $1`, o.db.Slot)
+			fence, err := o.store.Acquire(t.Context(), uuid.New(), &outbox.Session{SystemID: "system 1", Timeline: 1, SlotCreated: true}, 1)
+			if err != nil || !fence.Reconcile || fence.ReconcileFrom.Unix() != 0 {
+				t.Errorf("%s is still to come: compared from %s (%t, %v), want from the beginning", column, fence.ReconcileFrom, fence.Reconcile, err)
+			}
+			if from := o.lose(); from.Unix() > 0 {
+				t.Errorf("%s is still to come: compared from %s, want from the beginning", column, from)
+			}
+		}
+	})
+	t.Run("before the next check", func(t *testing.T) {
+		t.Parallel()
+		o := ahead(t)
+		o.record(o.now())
+		inPast(t, "what was noted", o.since())
+	})
+	t.Run("and goes on", func(t *testing.T) {
+		t.Parallel()
+		o := ahead(t)
+		for range 5 {
+			o.write()
+			o.check()
+			o.record(o.now())
+		}
+		inPast(t, "what is noted", o.since())
+		inPast(t, "what is lost", o.lose())
+	})
+	t.Run("and is passed by later", func(t *testing.T) {
+		t.Parallel()
+		o := ahead(t)
+		o.check()
+		_, inserted := longTransaction(t, o.db)
+		o.pass(2 * hours) // what was noted ahead of time would be in the past now
+		o.goOn()
+		if from := o.lose(); from.After(inserted.Add(-2 * hours)) {
+			t.Errorf("compared from %s, but an event of %s had not been committed", from, inserted.Add(-2*hours))
+		}
+	})
+}
+
 func TestAnyEvent(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)

@@ -122,11 +122,13 @@ func (s *Store) send(ctx context.Context, b *pgx.Batch) error {
 }
 
 // Locking the state row first makes a takeover wait for us, or us see its epoch.
+// open_since is the newest that is known, and never the greatest: that may be of a
+// clock that was ahead, and has been set back since.
 const moveState = `
 UPDATE webhook_state SET
     durable_lsn = greatest(durable_lsn, nullif(@durable::text, '0/0')::pg_lsn),
     durable_at  = CASE WHEN @durable::text::pg_lsn > coalesce(durable_lsn, '0/0') THEN coalesce(@commit_at::timestamptz, durable_at) ELSE durable_at END,
-    open_since  = greatest(open_since, @open_since::timestamptz),
+    open_since  = CASE WHEN coalesce(@open_since::timestamptz, open_since) <= now() THEN coalesce(@open_since, open_since) END,
     updated_at  = now()
 WHERE slot = @slot AND holder = @holder::uuid AND epoch = @epoch::bigint
 RETURNING CASE WHEN @echo::text <> '' THEN pg_logical_emit_message(true, '` + MessagePrefix + `', @echo::text) END IS NULL`

@@ -113,6 +113,11 @@ const selectOurs = `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_n
 
 const selectLastWrite = `SELECT updated_at FROM webhook_state WHERE slot = @slot AND holder IS NOT NULL FOR UPDATE`
 
+// Where to compare from when the stream is lost at the durable position. A time that
+// is still to come was noted when the clock was ahead, and says nothing.
+const lostFrom = `least(s.reconcile_from, CASE WHEN s.durable_at <= now() THEN s.durable_at ELSE 'epoch' END,
+                                   CASE WHEN s.open_since <= now() THEN s.open_since ELSE 'epoch' END)`
+
 // Where the slot was made just now, what was committed before it does not come by
 // the stream: the position of before is forgotten, so that a process that dies
 // before it has found all of that leaves this to the next. Nor does what was
@@ -132,7 +137,7 @@ ON CONFLICT (slot) DO UPDATE SET
     holder            = excluded.holder,
     durable_lsn       = CASE WHEN @goes_on::bool AND s.durable_lsn IS NOT NULL THEN least(s.durable_lsn, @start::text::pg_lsn) END,
     reconcile_from    = CASE WHEN @goes_on::bool AND coalesce(s.published = excluded.published, true) THEN s.reconcile_from
-                             ELSE least(s.reconcile_from, coalesce(s.durable_at, 'epoch'), coalesce(s.open_since, 'epoch')) END,
+                             ELSE ` + lostFrom + ` END,
     system_identifier = excluded.system_identifier,
     timeline          = excluded.timeline,
     published         = excluded.published,
@@ -145,7 +150,7 @@ const awaitSlot = `
 INSERT INTO webhook_state AS s (slot, reconcile_from) VALUES (@slot, 'epoch')
 ON CONFLICT (slot) DO UPDATE SET
     durable_lsn    = NULL,
-    reconcile_from = least(s.reconcile_from, coalesce(s.durable_at, 'epoch'), coalesce(s.open_since, 'epoch')) - interval '1 microsecond'`
+    reconcile_from = ` + lostFrom + ` - interval '1 microsecond'`
 
 // AwaitSlot is called before a slot is made. What was committed before that does
 // not come by the stream, and has to be looked for, by another process if this
