@@ -15,6 +15,16 @@ func (s *Store) Age(by time.Duration) {
 	}
 }
 
+// Renumber makes the ids that were seen greater, as if the cluster had been restored
+// to when they were smaller.
+func (s *Store) Renumber(by uint64) {
+	s.open.mu.Lock()
+	defer s.open.mu.Unlock()
+	for i := range s.open.samples {
+		s.open.samples[i].xid += by
+	}
+}
+
 // Samples is how many are kept.
 func (s *Store) Samples() int {
 	s.open.mu.Lock()

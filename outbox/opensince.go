@@ -13,10 +13,12 @@ import (
 )
 
 const (
-	// sampleEvery is how exactly it is known when a transaction began to write. Each
-	// sample uses up a transaction id, but none does in a database where nobody else
-	// writes.
+	// sampleEvery and sampleIDs are how exactly it is known when a transaction began
+	// to write: to a minute, or to some dozens of transactions where there are fewer.
+	// Each sample uses up an id itself, so there are more of these than a cluster has
+	// walhooks: they would keep each other sampling where nobody writes.
 	sampleEvery = time.Minute
+	sampleIDs   = 64
 
 	// maxSamples bounds the samples since the oldest open transaction began: of 17
 	// hours, each of them; of more, every second.
@@ -94,8 +96,8 @@ func (o *openSince) setBack(now time.Time) {
 	o.bounds = slices.DeleteFunc(o.bounds, func(b bound) bool { return b.since.After(now) })
 }
 
-// due says whether to take a sample: not where nothing but our own last one has
-// ended since.
+// due says whether to take a sample. Where ids have become smaller, as after a
+// restore, the samples that there are will not be passed for long.
 func (o *openSince) due(now time.Time, xmax uint64) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -103,7 +105,7 @@ func (o *openSince) due(now time.Time, xmax uint64) bool {
 		return true
 	}
 	last := o.samples[len(o.samples)-1]
-	return now.Sub(last.at) >= sampleEvery && xmax > last.xid+1
+	return xmax <= last.xid || now.Sub(last.at) >= sampleEvery && xmax > last.xid+sampleIDs
 }
 
 // add keeps a sample. To leave one out only makes a bound earlier.
@@ -111,7 +113,7 @@ func (o *openSince) add(s sample) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if n := len(o.samples); n > 0 && s.xid <= o.samples[n-1].xid {
-		o.samples = nil // another cluster's, or restored
+		o.samples = nil // restored
 	}
 	if len(o.samples) == maxSamples {
 		for i := range maxSamples / 2 {
@@ -137,10 +139,14 @@ func (o *openSince) since(xmin uint64) (at time.Time) {
 	return o.samples[0].at
 }
 
-// begin forgets positions of the session before, which may mean something else now.
+// begin forgets positions of the session before, which may mean something else now,
+// and ids of another cluster: greater ones may have been given out here long ago.
 func (o *openSince) begin(session *Session) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if before := o.session; before != nil && (before.SystemID != session.SystemID || before.Timeline != session.Timeline) {
+		o.samples = nil
+	}
 	o.session, o.bounds = session, nil
 }
 

@@ -36,8 +36,44 @@ func TestOpenSinceIsBounded(t *testing.T) {
 	if len(o.bounds) != 1 {
 		t.Errorf("%d bounds when all is durable, want the last", len(o.bounds))
 	}
-	o.add(sample{xid: 5, at: begin}) // a cluster that was restored
-	if got := o.since(6); !got.Equal(begin) || len(o.samples) != 1 {
-		t.Errorf("since %s of %d samples, want the only one that means something", got, len(o.samples))
+}
+
+func TestSamplesAreOfOneCluster(t *testing.T) {
+	t.Parallel()
+	at := time.Unix(1_000_000, 0)
+	for _, c := range []struct {
+		next Session
+		kept bool
+	}{
+		{Session{SystemID: "1", Timeline: 1}, true},
+		{Session{SystemID: "2", Timeline: 1}, false},
+		{Session{SystemID: "1", Timeline: 2}, false},
+	} {
+		o := &openSince{}
+		o.begin(&Session{SystemID: "1", Timeline: 1})
+		o.add(sample{xid: 10, at: at})
+		o.begin(&c.next)
+		if got := o.since(100); got.IsZero() == c.kept {
+			t.Errorf("system %s, timeline %d: since %s by a sample of system 1, timeline 1", c.next.SystemID, c.next.Timeline, got)
+		}
+	}
+}
+
+// Each sample uses up a transaction id, which the others see.
+func TestIdleWalhooksDoNotKeepEachOtherSampling(t *testing.T) {
+	t.Parallel()
+	walhooks := make([]openSince, 10) // max_replication_slots is 10
+	xid, begin := uint64(1000), time.Unix(1_000_000, 0)
+	for minute := range 100 {
+		now := begin.Add(time.Duration(minute) * sampleEvery)
+		for i := range walhooks {
+			if o := &walhooks[i]; o.due(now, xid) {
+				o.add(sample{xid: xid, at: now})
+				xid++
+			}
+		}
+	}
+	if n := xid - 1000; n != 10 {
+		t.Errorf("%d ids were used up while nobody wrote, want one for each", n)
 	}
 }

@@ -103,8 +103,10 @@ func (o *opening) goOn() {
 	}
 }
 
-// write is somebody else's transaction.
-func (o *opening) write() { exec(o.t, o.db.Pool, `SELECT pg_current_xact_id()`) }
+// write is others' transactions, enough for a sample.
+func (o *opening) write() {
+	exec(o.t, o.db.Pool, `DO $$ BEGIN FOR i IN 1..70 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$`)
+}
 
 // lose makes a new slot, and returns where the comparison starts.
 func (o *opening) lose() time.Time {
@@ -218,6 +220,16 @@ func TestOpenSinceFollows(t *testing.T) {
 			t.Errorf("since %s, want %s: the position has not moved", at, known)
 		}
 		o.after("it has moved", known)
+	})
+	t.Run("a cluster that was restored to when its ids were smaller", func(t *testing.T) {
+		t.Parallel()
+		o := newOpening(t, pgtest.New(t))
+		known := o.after("something is known", time.Unix(1, 0))
+		o.store.Renumber(1 << 40)
+		o.after("what is sampled now counts", known)
+		if n := o.store.Samples(); n != 1 {
+			t.Errorf("%d samples, want the only one that means something", n)
+		}
 	})
 	t.Run("good checks only", func(t *testing.T) {
 		t.Parallel()
