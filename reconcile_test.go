@@ -106,4 +106,10 @@ func TestWhatIsBeyondTheRecoveryWindowIsReported(t *testing.T) {
 	if strings.Contains(log.String(), warning) {
 		t.Errorf("everything was compared, and the log says:\n%s", &log)
 	}
+	w.exec(`SELECT pg_drop_replication_slot($1)`, w.db.Slot)
+	w.exec(`UPDATE webhook_state SET open_since = now() - interval '6 hours'`) // the outbox was idle since the old one
+	start("3h", 2)
+	if strings.Contains(log.String(), warning) {
+		t.Errorf("what is older has its deliveries, and the log says:\n%s", &log)
+	}
 }

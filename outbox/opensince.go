@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
@@ -177,27 +176,4 @@ func (o *openSince) upTo(durable pglogrepl.LSN) (at pgtype.Timestamptz) {
 	}
 	o.bounds = o.bounds[n-1:] // it stays until there is a later one: this write may fail
 	return pgtype.Timestamptz{Time: o.bounds[0].since, Valid: true}
-}
-
-const selectAnyEvent = `SELECT EXISTS (SELECT FROM webhook_outbox WHERE id >= @after::uuid AND id < @until::uuid)`
-
-// AnyEvent says whether there is an event whose id was made from after until before until.
-func (s *Store) AnyEvent(ctx context.Context, after, until time.Time) (any bool, err error) {
-	after = laterOf(after, time.UnixMilli(0))
-	err = s.read(ctx, selectAnyEvent, pgx.NamedArgs{"after": TimeID(after), "until": TimeID(until)}, func(rows pgx.Rows) error {
-		for rows.Next() {
-			if err := rows.Scan(&any); err != nil {
-				return err
-			}
-		}
-		return rows.Err()
-	})
-	return any, err
-}
-
-func laterOf(a, b time.Time) time.Time {
-	if b.After(a) {
-		return b
-	}
-	return a
 }

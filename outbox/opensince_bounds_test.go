@@ -42,17 +42,17 @@ func TestSamplesAreOfOneCluster(t *testing.T) {
 	t.Parallel()
 	at := time.Unix(1_000_000, 0)
 	for _, c := range []struct {
-		next Session
+		next *Session
 		kept bool
 	}{
-		{Session{SystemID: "1", Timeline: 1}, true},
-		{Session{SystemID: "2", Timeline: 1}, false},
-		{Session{SystemID: "1", Timeline: 2}, false},
+		{&Session{SystemID: "1", Timeline: 1}, true},
+		{&Session{SystemID: "2", Timeline: 1}, false},
+		{&Session{SystemID: "1", Timeline: 2}, false},
 	} {
 		o := &openSince{}
 		o.begin(&Session{SystemID: "1", Timeline: 1})
 		o.add(sample{xid: 10, at: at})
-		o.begin(&c.next)
+		o.begin(c.next)
 		if got := o.since(100); got.IsZero() == c.kept {
 			t.Errorf("system %s, timeline %d: since %s by a sample of system 1, timeline 1", c.next.SystemID, c.next.Timeline, got)
 		}

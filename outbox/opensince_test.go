@@ -322,25 +322,3 @@ func TestAClockThatWasSetBack(t *testing.T) {
 		}
 	})
 }
-
-func TestAnyEvent(t *testing.T) {
-	t.Parallel()
-	db := pgtest.New(t)
-	store := outbox.NewStore(db.Pool, db.Slot, 0)
-	at := time.Now().Add(-10 * 24 * time.Hour).Truncate(time.Millisecond)
-	exec(t, db.Pool, `INSERT INTO webhook_outbox (id, organization_id, event_type, payload) VALUES ($1, 'org_1', 'payment.failed', '{}')`,
-		outbox.DeliveryID(outbox.TimeID(at), uuid.New()))
-	for _, c := range []struct {
-		after, until time.Time
-		want         bool
-	}{
-		{at, at.Add(time.Millisecond), true},
-		{at.Add(-time.Hour), at, false},
-		{at.Add(time.Millisecond), time.Now(), false},
-		{time.Unix(-3600, 0), time.Now(), true}, // before the first id
-	} {
-		if got, err := store.AnyEvent(t.Context(), c.after, c.until); err != nil || got != c.want {
-			t.Errorf("from %s until %s: %t, %v, want %t", c.after, c.until, got, err, c.want)
-		}
-	}
-}

@@ -237,8 +237,8 @@ var hotStatements = []hotStatement{
 			t.Errorf("%d missing, last %s, %v", len(missing), last, err)
 		}
 	}},
-	{"selectAnyEvent, none", "SELECT EXISTS (SELECT FROM webhook_outbox", backlogPartitions * 10, func(t testing.TB, store *outbox.Store, _ outbox.Fence, _ *backlog) {
-		if there, err := store.AnyEvent(t.Context(), time.Unix(0, 0), time.Now().Add(-365*24*time.Hour)); err != nil || there {
+	{"selectAnyMissing, none of three days", "WHERE o.id >= $1::uuid AND o.id < $2::uuid AND NOT EXISTS", 5000*(3+eventsOwedTo*5) + backlogPartitions*10, func(t testing.TB, store *outbox.Store, _ outbox.Fence, _ *backlog) {
+		if there, err := store.AnyMissing(t.Context(), time.Now().Add(-13*24*time.Hour), time.Now().Add(-10*24*time.Hour)); err != nil || there {
 			t.Errorf("%t, %v", there, err)
 		}
 	}},

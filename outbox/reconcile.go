@@ -62,6 +62,33 @@ func (s *Store) Missing(ctx context.Context, after, until uuid.UUID, limit int) 
 	return missing, last, nil
 }
 
+// In the order of ids, so that the first that is found ends it.
+const selectAnyMissing = `
+SELECT EXISTS (
+    SELECT FROM webhook_outbox o CROSS JOIN unnest(o.endpoint_ids) AS e(id)
+    CROSS JOIN LATERAL webhook_delivery_id(o.id, e.id) AS d(id)
+    WHERE o.id >= @after::uuid AND o.id < @until::uuid AND NOT EXISTS (SELECT FROM webhook_deliveries x WHERE x.id = d.id)
+    ORDER BY o.id LIMIT 1
+)`
+
+// AnyMissing says whether an event with an id made from after until before until is
+// owed without a row now. Where none is, it looks at all of them.
+func (s *Store) AnyMissing(ctx context.Context, after, until time.Time) (any bool, err error) {
+	args := pgx.NamedArgs{"after": TimeID(time.UnixMilli(max(0, after.UnixMilli()))), "until": TimeID(until)}
+	err = s.read(ctx, selectAnyMissing, args, func(rows pgx.Rows) error {
+		for rows.Next() {
+			if err := rows.Scan(&any); err != nil {
+				return err
+			}
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return false, fmt.Errorf("look for any owed delivery without a row: %w", err)
+	}
+	return any, nil
+}
+
 // TimeID returns the smallest UUID whose time is t: a bound for ranges of ids.
 func TimeID(t time.Time) uuid.UUID {
 	ms := uint64(t.UnixMilli())

@@ -93,6 +93,35 @@ func TestMissing(t *testing.T) {
 	})
 }
 
+func TestAnyMissing(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store, fence := acquired(t, db)
+	endpoint := uuid.MustParse(newEndpoint(t, db.Pool, "org_1", "payment.*"))
+	at := time.Now().Add(-10 * 24 * time.Hour).Truncate(time.Millisecond)
+	event := func(at time.Time, eventType string) uuid.UUID {
+		t.Helper()
+		id := outbox.DeliveryID(outbox.TimeID(at), uuid.New())
+		exec(t, db.Pool, `INSERT INTO webhook_outbox (id, organization_id, event_type, payload) VALUES ($1, 'org_1', $2, '{}')`, id, eventType)
+		return id
+	}
+	is := func(what string, after, until time.Time, want bool) {
+		t.Helper()
+		if got, err := store.AnyMissing(t.Context(), after, until); err != nil || got != want {
+			t.Errorf("%s, from %s until %s: %t, %v, want %t", what, after, until, got, err, want)
+		}
+	}
+	event(at.Add(-time.Hour), "org.created")
+	owed := event(at, "payment.failed")
+	is("owed", at, at.Add(time.Millisecond), true)
+	is("before", at.Add(-2*time.Hour), at, false)
+	is("after", at.Add(time.Millisecond), time.Now(), false)
+	is("before the first id", time.Unix(-3600, 0), time.Now(), true)
+	insert(t, store, fence, outbox.Record{ID: outbox.DeliveryID(owed, endpoint), EventID: owed, EndpointID: endpoint,
+		OrganizationID: "org_1", EventType: "payment.failed", Status: outbox.Pending})
+	is("with a row", time.Unix(0, 0), time.Now(), false)
+}
+
 func TestTimeID(t *testing.T) {
 	t.Parallel()
 	db := pgtest.Empty(t)
