@@ -65,25 +65,32 @@ FROM pg_current_snapshot() AS s`
 
 const selectSample = `SELECT pg_current_xact_id()::text::bigint, now()`
 
+// lookTimeout bounds a look, which is two queries that touch no table. It precedes a
+// check that must not fail for want of time.
+const lookTimeout = time.Second
+
 // look returns the bound as of now; a zero time: none is known.
-func (o *openSince) look(ctx context.Context, pool *pgxpool.Pool) (b bound, err error) {
+func (o *openSince) look(ctx context.Context, pool *pgxpool.Pool) (b bound) {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
 	var now time.Time
 	var xmin, xmax uint64
 	var lsn string
 	if err := pool.QueryRow(ctx, selectOpenSince).Scan(&now, &xmin, &xmax, &lsn); err != nil {
-		return bound{}, err
+		return bound{}
 	}
 	o.setBack(now)
 	if o.due(now, xmax) {
 		var s sample
-		if err := pool.QueryRow(ctx, selectSample).Scan(&s.xid, &s.at); err != nil {
-			return bound{}, err
+		if err := pool.QueryRow(ctx, selectSample).Scan(&s.xid, &s.at); err == nil {
+			o.add(s)
 		}
-		o.add(s)
 	}
-	b.since = o.since(xmin)
-	b.lsn, err = pglogrepl.ParseLSN(lsn)
-	return b, err
+	at, err := pglogrepl.ParseLSN(lsn)
+	if err != nil {
+		return bound{}
+	}
+	return bound{lsn: at, since: o.since(xmin)}
 }
 
 // setBack forgets what was seen by a clock that was ahead: what has begun since it

@@ -1,6 +1,7 @@
 package outbox_test
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -27,19 +28,31 @@ type opening struct {
 func newOpening(t *testing.T, db *pgtest.DB) *opening {
 	t.Helper()
 	o := &opening{t: t, db: db, store: outbox.NewStore(db.Pool, db.Slot, 0)}
-	o.session = &outbox.Session{SystemID: "system 1", Timeline: 1}
-	if err := o.store.StartSession(t.Context(), o.session, 1<<60); err != nil {
-		t.Fatal(err)
-	}
-	o.session.Start = 100 // it goes on
-	var err error
-	if o.fence, err = o.store.Acquire(t.Context(), uuid.New(), o.session, 1); err != nil {
-		t.Fatal(err)
-	}
+	o.session = o.start()
+	o.claim()
 	if err := o.store.Reconciled(t.Context(), o.fence); err != nil {
 		t.Fatal(err)
 	}
 	return o
+}
+
+// start begins a session.
+func (o *opening) start() *outbox.Session {
+	o.t.Helper()
+	session := &outbox.Session{SystemID: "system 1", Timeline: 1}
+	if err := o.store.StartSession(o.t.Context(), session, 1<<60); err != nil {
+		o.t.Fatal(err)
+	}
+	session.Start = 100 // it goes on
+	return session
+}
+
+func (o *opening) claim() {
+	o.t.Helper()
+	var err error
+	if o.fence, err = o.store.Acquire(o.t.Context(), uuid.New(), o.session, 1); err != nil {
+		o.t.Fatal(err)
+	}
 }
 
 func (o *opening) check() {
@@ -103,10 +116,11 @@ func (o *opening) goOn() {
 	}
 }
 
-// write is others' transactions, enough for a sample.
-func (o *opening) write() {
-	exec(o.t, o.db.Pool, `DO $$ BEGIN FOR i IN 1..70 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$`)
-}
+// write is others' transactions.
+func (o *opening) write() { exec(o.t, o.db.Pool, others) }
+
+// others is as many transactions as make a sample due.
+const others = `DO $$ BEGIN FOR i IN 1..70 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$`
 
 // lose makes a new slot, and returns where the comparison starts.
 func (o *opening) lose() time.Time {
@@ -258,6 +272,44 @@ func TestOpenSinceFollows(t *testing.T) {
 		}
 		if o.store.Samples() != 1 {
 			t.Errorf("%d samples within a minute, want 1", o.store.Samples())
+		}
+	})
+}
+
+// What cannot be found out makes a bound earlier. It is no reason to say that
+// something is wrong with the session.
+func TestACheckDoesNotNeedOpenSince(t *testing.T) {
+	t.Parallel()
+	t.Run("without a sample", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		o := newOpening(t, &pgtest.DB{Pool: newPool(t, db, asRole(roleWithGrants(t, db))), URL: db.URL, Slot: db.Slot})
+		known := o.after("something is known", time.Unix(1, 0))
+		exec(t, db.Pool, `REVOKE EXECUTE ON FUNCTION pg_current_xact_id() FROM PUBLIC`)
+		exec(t, db.Pool, `UPDATE webhook_state SET open_since = NULL WHERE slot = $1`, db.Slot)
+		o.store.Age(2 * time.Minute) // the next is due
+		exec(t, db.Pool, others)
+		o.session = o.start()
+		o.claim()
+		o.check()
+		o.record(o.now())
+		if at := o.since(); at.Unix() == 0 || at.After(known) {
+			t.Errorf("since %s, want what the sample of before says", at)
+		}
+	})
+	t.Run("in time", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		exec(t, db.Pool, `CREATE SCHEMA slow`)
+		exec(t, db.Pool, `CREATE FUNCTION slow.pg_current_snapshot() RETURNS pg_snapshot LANGUAGE sql AS 'SELECT pg_catalog.pg_current_snapshot() FROM pg_sleep(60)'`)
+		o := newOpening(t, db)
+		store := outbox.NewStore(newPool(t, db, func(c *pgxpool.Config) {
+			c.ConnConfig.RuntimeParams["search_path"] = "slow, public, pg_catalog"
+		}), db.Slot, 0)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second) // as cdc gives a check
+		defer cancel()
+		if err := store.CheckSession(ctx, o.session); err != nil {
+			t.Errorf("a session that is well: %v", err)
 		}
 	})
 }

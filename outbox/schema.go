@@ -108,13 +108,11 @@ var ErrRepublished = errors.New("the publication was changed")
 // noted since when what is open now may have been inserted; where that cannot be
 // found out an earlier time stands, so that more is compared.
 func (s *Store) CheckSession(ctx context.Context, session *Session) error {
-	bound, unknown := s.open.look(ctx, s.pool)
+	bound := s.open.look(ctx, s.pool) // before: what commits while it is checked counts for the next
 	if err := s.checkSession(ctx, session); err != nil {
 		return err
 	}
-	if unknown == nil {
-		s.open.accept(session, bound)
-	}
+	s.open.accept(session, bound)
 	return nil
 }
 
