@@ -165,11 +165,13 @@ SELECT date_trunc('day', now() - @retention_ms::bigint * interval '1 ms', 'UTC')
 const selectEnded = `
 SELECT CASE WHEN pg_snapshot_xmin(pg_current_snapshot()) >= @xid::text::xid8 THEN pg_current_wal_insert_lsn()::text ELSE '' END`
 
-// An idle outbox moves the slot and not the state row. Neither moves beyond what is recorded.
+// An idle outbox moves the slot and not the state row. Neither moves beyond what is
+// recorded, but a slot that was made anew begins beyond what has to be looked for.
 const selectPassed = `
-SELECT coalesce((SELECT durable_lsn >= @lsn::text::pg_lsn FROM webhook_state WHERE slot = @slot), false)
-    OR coalesce((SELECT confirmed_flush_lsn >= @lsn::text::pg_lsn FROM pg_replication_slots
-                 WHERE slot_name = @slot AND database = current_database()), false)`
+SELECT NOT EXISTS (SELECT FROM webhook_state WHERE slot = @slot AND reconcile_from IS NOT NULL)
+   AND (coalesce((SELECT durable_lsn >= @lsn::text::pg_lsn FROM webhook_state WHERE slot = @slot), false)
+     OR coalesce((SELECT confirmed_flush_lsn >= @lsn::text::pg_lsn FROM pg_replication_slots
+                  WHERE slot_name = @slot AND database = current_database()), false))`
 
 // confirmed returns the end of the days that are past retention and confirmed,
 // once the looks are done, and begins anew; the zero time until then.

@@ -320,6 +320,26 @@ func TestUpkeepDropsOldDays(t *testing.T) {
 		drops(t, p, func() { catchUp(t, db) })
 	})
 
+	t.Run("never before a lost slot's events are compared", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		addDay(t, db.Pool, 9*day)
+		p := newPartitions(t, db, 7*day)
+		if err := outbox.NewStore(db.Pool, db.Slot, 0).AwaitSlot(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		exec(t, db.Pool, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, db.Slot)
+		advance := func() { exec(t, db.Pool, `SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())`, db.Slot) }
+		for range 20 {
+			advance()
+			if u := upkeep(t, p); len(u.Dropped) != 0 {
+				t.Fatalf("dropped %q", u.Dropped)
+			}
+		}
+		exec(t, db.Pool, `UPDATE webhook_state SET reconcile_from = NULL`)
+		drops(t, p, advance)
+	})
+
 	t.Run("gives way to a reader, and holds no INSERT up", func(t *testing.T) {
 		t.Parallel()
 		db := pgtest.New(t)
