@@ -170,10 +170,14 @@ func (o *openSince) accept(session *Session, b bound) {
 	o.bounds = append(o.bounds, b)
 }
 
-// upTo is the bound that goes with a durable position.
-func (o *openSince) upTo(durable pglogrepl.LSN) (at pgtype.Timestamptz) {
+// upTo is the bound that goes with a durable position of a session: none where the
+// next has begun, whose positions may mean something else.
+func (o *openSince) upTo(session *Session, durable pglogrepl.LSN) (at pgtype.Timestamptz) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.session != session {
+		return pgtype.Timestamptz{}
+	}
 	n := 0
 	for n < len(o.bounds) && o.bounds[n].lsn <= durable {
 		n++

@@ -29,7 +29,7 @@ func TestOpenSinceIsBounded(t *testing.T) {
 		t.Errorf("since %s when that has ended, want the last sample", got)
 	}
 	for durable := range pglogrepl.LSN(20 * maxSamples) {
-		if got := o.upTo(durable); got.Valid && got.Time.After(begin.Add(time.Duration(durable)*sampleEvery)) {
+		if got := o.upTo(session, durable); got.Valid && got.Time.After(begin.Add(time.Duration(durable)*sampleEvery)) {
 			t.Fatalf("since %s goes with position %v, which was durable before", got.Time, durable)
 		}
 	}

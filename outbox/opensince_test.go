@@ -245,6 +245,25 @@ func TestOpenSinceFollows(t *testing.T) {
 			t.Errorf("%d samples, want the only one that means something", n)
 		}
 	})
+	t.Run("positions of the session that was claimed", func(t *testing.T) {
+		t.Parallel()
+		o := newOpening(t, pgtest.New(t))
+		durable := o.now() + 1<<40 // on a timeline that is gone
+		next := o.start()
+		for range 3 {
+			o.write()
+			if err := o.store.CheckSession(t.Context(), next); err != nil {
+				t.Fatal(err)
+			}
+			o.record(durable) // of what was under way when the next began
+		}
+		if at := o.since(); at.Unix() != 0 {
+			t.Errorf("since %s, by a position of the session before", at)
+		}
+		o.session = next
+		o.claim()
+		o.after("something is known by its own", time.Unix(1, 0))
+	})
 	t.Run("good checks only", func(t *testing.T) {
 		t.Parallel()
 		o := newOpening(t, pgtest.New(t))

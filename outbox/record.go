@@ -138,7 +138,7 @@ func (s *Store) queueFence(b *pgx.Batch, fence Fence, mark Mark) {
 	args := s.fenceArgs(fence)
 	args["durable"] = mark.Durable.String()
 	args["commit_at"] = pgtype.Timestamptz{Time: mark.CommitAt, Valid: !mark.CommitAt.IsZero()}
-	args["open_since"] = s.open.upTo(mark.Durable)
+	args["open_since"] = s.open.upTo(fence.session, mark.Durable)
 	args["echo"] = ""
 	if mark.Seq != 0 {
 		args["echo"] = fence.Echo(mark.Seq)

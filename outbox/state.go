@@ -45,6 +45,8 @@ type Fence struct {
 	// owed without a row, and will not come by the stream.
 	Reconcile     bool
 	ReconcileFrom time.Time
+
+	session *Session // that was acquired: what is durable is a position of it
 }
 
 // Echo is the text of the logical message with which batch number seq ends.
@@ -199,7 +201,7 @@ func (s *Store) Acquire(ctx context.Context, holder uuid.UUID, session *Session,
 }
 
 func (s *Store) acquire(ctx context.Context, holder uuid.UUID, session *Session, seq uint64) (fence Fence, err error) {
-	fence.Holder = holder
+	fence.Holder, fence.session = holder, session
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, prepareWrite); err != nil {
 			return err
