@@ -1,6 +1,12 @@
 package outbox
 
-import "time"
+import (
+	"context"
+	"time"
+)
+
+// InTheWay is what Migrate's error says.
+func (s *Store) InTheWay(ctx context.Context, err error) error { return s.inTheWay(ctx, err) }
 
 // Age makes what was seen of open transactions older, as if the time had passed:
 // it cannot be waited for.

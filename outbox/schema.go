@@ -145,7 +145,10 @@ func (s *Store) Migrate(ctx context.Context, schema string) error {
 		if err == nil {
 			return s.CheckSchema(ctx)
 		}
-		if !gaveWay(err) || try == migrateTries {
+		if !gaveWay(err) {
+			return err
+		}
+		if err = s.inTheWay(ctx, err); try == migrateTries {
 			return err
 		}
 		select {
@@ -175,6 +178,25 @@ func (s *Store) apply(ctx context.Context, schema string) error {
 		return fmt.Errorf("%w: apply the schema: %w", ErrNotPrepared, err)
 	}
 	return fmt.Errorf("apply the schema: %w", err)
+}
+
+// The oldest transaction that has a lock on a table or view of walhook's. pg_locks
+// tells every role; what else there is to know only the same role or a monitor sees.
+const selectInTheWay = `
+SELECT format('pid %s%s has a lock on %s%s: wait for it, or end it with SELECT pg_terminate_backend(%1$s)', l.pid,
+              ' of ' || nullif(a.application_name, ''), c.relname, ' (' || a.state || ' for ' || date_trunc('second', clock_timestamp() - a.xact_start) || ')')
+FROM pg_locks l JOIN pg_class c ON c.oid = l.relation LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'relation' AND l.granted AND l.pid <> pg_backend_pid() AND c.relname LIKE 'webhook\_%' AND c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+ORDER BY a.xact_start NULLS LAST LIMIT 1`
+
+// inTheWay adds to an error who held the lock, where that can be seen.
+func (s *Store) inTheWay(ctx context.Context, err error) error {
+	var who string
+	if s.pool.QueryRow(ctx, selectInTheWay).Scan(&who) != nil {
+		return err
+	}
+	return fmt.Errorf("%w (%s)", err, who)
 }
 
 // gaveWay reports whether a statement ended because somebody else held a lock

@@ -370,6 +370,28 @@ func TestCheckSchemaWaitsForNobody(t *testing.T) {
 	}
 }
 
+func TestMigrateSaysWhoIsInTheWay(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	role := newPool(t, db, asRole(roleWithGrants(t, db)))
+	for what, pool := range map[string]*pgxpool.Pool{"a superuser": db.Pool, "a role that sees no other session": role} {
+		store := outbox.NewStore(pool, db.Slot, 0)
+		if err := store.InTheWay(t.Context(), outbox.ErrNotPrepared); err != outbox.ErrNotPrepared { //nolint:errorlint // as it is
+			t.Errorf("%s, with nobody there: %v", what, err)
+		}
+		tx := begin(t, db.Pool)
+		exec(t, tx, `SELECT FROM webhook_status`)
+		want := "pid " + query[string](t, tx, `SELECT pg_backend_pid()::text`)
+		err := store.InTheWay(t.Context(), outbox.ErrNotPrepared)
+		if !errors.Is(err, outbox.ErrNotPrepared) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "has a lock on webhook_") {
+			t.Errorf("%s: %v, want %q in it", what, err, want)
+		}
+		if err := tx.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestMigrateWithoutPrivilege(t *testing.T) {
 	t.Parallel()
 	db := pgtest.Empty(t)
