@@ -64,6 +64,18 @@ func TestALostSlotLosesNoLongTransaction(t *testing.T) {
 	w.eventually("what was open for two hours is delivered", `SELECT count(*) = 2 FROM webhook_deliveries WHERE status = 'success'`)
 }
 
+func TestALostSlotLosesNoEventOfAClockThatWasSetBack(t *testing.T) {
+	w := newWorld(t)
+	rcv := newReceiver(t, always(200))
+	w.endpoint(rcv.URL)
+	w.exec(`ALTER TABLE webhook_outbox DISABLE TRIGGER USER`) // which refuses ids that are ahead by the clock of now
+	w.exec(`INSERT INTO webhook_outbox (id, organization_id, event_type, payload, endpoint_ids, shard)
+		SELECT $1, 'org_1', 'payment.succeeded', '{}', array_agg(id), 0 FROM webhook_endpoints`, eventAged(-3*time.Hour))
+	w.exec(`ALTER TABLE webhook_outbox ENABLE ALWAYS TRIGGER webhook_outbox_before_insert`)
+	w.run()
+	w.eventually("what was inserted by a clock three hours ahead is delivered", `SELECT count(*) = 1 FROM webhook_deliveries WHERE status = 'success'`)
+}
+
 func TestWhatIsBeyondTheRecoveryWindowIsReported(t *testing.T) {
 	w := newWorld(t)
 	const warning = "events that are older than WALHOOK_RECOVERY_WINDOW"

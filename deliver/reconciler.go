@@ -19,9 +19,6 @@ const (
 	// PostgreSQL's time, and 2 MiB of candidates when each is owed to ten endpoints.
 	reconcilePage = 2000
 
-	// idsAhead is how far ahead of the clock an event's id may be.
-	idsAhead = time.Hour
-
 	// idsBehind is how long before its row was inserted an event's id may have been
 	// made, by an application that makes ids itself or a clock that was set.
 	idsBehind = time.Hour
@@ -74,11 +71,11 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 	}
 	start, from := r.reach(fence.ReconcileFrom, now)
 	total := 0
-	for after, until := outbox.TimeID(from), outbox.TimeID(now.Add(idsAhead)); after != uuid.Nil; {
+	for after := outbox.TimeID(from); after != uuid.Nil; { // without an end: ids may be of a clock that was set back
 		var candidates []outbox.Candidate
 		var last uuid.UUID
 		if err := bounded(ctx, func(ctx context.Context) (err error) {
-			candidates, last, err = r.store.Missing(ctx, after, until, reconcilePage)
+			candidates, last, err = r.store.Missing(ctx, after, uuid.Max, reconcilePage)
 			return err
 		}); err != nil {
 			return err

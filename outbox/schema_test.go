@@ -376,7 +376,7 @@ func TestMigrateSaysWhoIsInTheWay(t *testing.T) {
 	role := newPool(t, db, asRole(roleWithGrants(t, db)))
 	for what, pool := range map[string]*pgxpool.Pool{"a superuser": db.Pool, "a role that sees no other session": role} {
 		store := outbox.NewStore(pool, db.Slot, 0)
-		if err := store.InTheWay(t.Context(), outbox.ErrNotPrepared); err != outbox.ErrNotPrepared { //nolint:errorlint // as it is
+		if err := store.InTheWay(t.Context(), outbox.ErrNotPrepared); err != outbox.ErrNotPrepared {
 			t.Errorf("%s, with nobody there: %v", what, err)
 		}
 		tx := begin(t, db.Pool)
