@@ -1,7 +1,6 @@
 package deliver
 
 import (
-	"math/rand/v2"
 	"time"
 
 	"github.com/google/uuid"
@@ -85,7 +84,7 @@ func (w *window) outcome(d *delivery, r *outbox.Record) {
 	case Gone:
 		r.Status = outbox.Failed
 	case Retry:
-		wait, again := w.schedule.Wait(r.Attempts-d.series, d.attempt.RetryAfter, rand.Float64())
+		wait, again := w.schedule.Wait(r.Attempts-d.series, d.attempt.RetryAfter, w.jitter())
 		if r.Status = outbox.Retrying; !again {
 			r.Status, r.Exhausted = outbox.Failed, true
 		}

@@ -24,7 +24,7 @@ const oldOnArrival = time.Minute
 // event is owed to, as the application's own transaction decided.
 type fanOut struct {
 	window   *window
-	store    *outbox.Store
+	store    Store
 	recorder *recorder
 	holder   uuid.UUID
 	acquired func(outbox.Fence) // a new session may write
@@ -173,16 +173,9 @@ func (f *fanOut) awaitRoom(ctx context.Context) bool {
 	w.waiting = true
 	w.mu.Unlock()
 	defer w.mu.Lock()
-	f.pulse.beat()
 	timer := time.NewTimer(parkEvery)
 	defer timer.Stop()
-	select {
-	case <-w.roomFreed:
-	case <-timer.C:
-	case <-ctx.Done():
-		return false
-	}
-	return true
+	return f.pulse.wait(ctx, timer.C, w.roomFreed, nil) != over
 }
 
 // mayHaveRows says whether deliveries of a batch may have rows already: because
@@ -250,7 +243,7 @@ func (f *fanOut) lookUp(ctx context.Context, ids []uuid.UUID, known map[uuid.UUI
 			warned = true
 			f.log.Warn("cannot look up deliveries that may have rows; trying until it works", "error", err)
 		}
-		sleep(ctx, 4*retryPause)
+		f.pulse.sleep(ctx, 4*retryPause)
 	}
 }
 
@@ -258,7 +251,7 @@ func (f *fanOut) lookUp(ctx context.Context, ids []uuid.UUID, known map[uuid.UUI
 // batch of the session: until it is echoed the stream may repeat what has rows.
 func (f *fanOut) begin(ctx context.Context, s *outbox.Session) error {
 	// No batch may be under way: the marker's echo would prove it durable too.
-	if !f.recorder.turn.take(ctx, f.pulse.beat) {
+	if !f.recorder.turn.take(ctx, f.pulse) {
 		return nil
 	}
 	defer f.recorder.turn.giveBack()
@@ -304,6 +297,6 @@ func (f *fanOut) acquire(ctx context.Context, s *outbox.Session, marker uint64) 
 			warned = true
 			f.log.Warn("cannot claim the slot; trying until it works", "error", err)
 		}
-		sleep(ctx, 4*retryPause)
+		f.pulse.sleep(ctx, 4*retryPause)
 	}
 }

@@ -2,6 +2,7 @@ package deliver
 
 import (
 	"container/list"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -72,6 +73,7 @@ const (
 type window struct {
 	limits   Limits
 	schedule Schedule
+	jitter   func() float64 // in [0,1)
 
 	mu         sync.Mutex
 	ledger     ledger
@@ -127,6 +129,7 @@ func newWindow(limits Limits, schedule Schedule) *window {
 	return &window{
 		limits:     limits,
 		schedule:   schedule,
+		jitter:     rand.Float64,
 		deliveries: map[uuid.UUID]*delivery{},
 		lanes:      map[uuid.UUID]*lane{},
 		guestsOf:   map[string]int{},
