@@ -273,6 +273,7 @@ func (f *fanOut) begin(ctx context.Context, s *outbox.Session) error {
 	}
 	w.mu.Lock()
 	w.ledger.reset(s.Confirmed)
+	w.distrust()
 	w.session, w.fence, w.marker, w.replaying = s, fence, marker, true
 	w.mu.Unlock()
 	f.log.Info("claimed the slot", "epoch", fence.Epoch, "start", s.Start.String(), "confirmed", s.Confirmed.String(), "slot_created", s.SlotCreated)

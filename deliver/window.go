@@ -299,6 +299,17 @@ func (w *window) adopt(id uuid.UUID) bool {
 	return true
 }
 
+// distrust forgets what is known of rows: the database that a new session is with
+// may have fallen back behind them. What the session repeats, and is in memory,
+// waits for a row once more, and is written as if it had none. No batch is under way.
+func (w *window) distrust() {
+	before := &transaction{generation: w.ledger.generation - 1}
+	for _, d := range w.deliveries {
+		d.tx, d.inTable = before, false
+	}
+	w.newRows, w.existing = append(w.newRows, w.existing...), nil
+}
+
 // lightEnough says whether a lane may hold more, of what is free of so many bytes
 // for all: an eighth, which is 32 of the largest bodies at the beginning.
 func (w *window) lightEnough(l *lane, all int64) bool { return l.bytes < max((all-w.bytes)/8, 1) }

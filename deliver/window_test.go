@@ -496,6 +496,27 @@ func TestWindow(t *testing.T) {
 				t.Errorf("confirmed %v when the adopted delivery is recorded, want 0/64", r.w.ledger.confirmed)
 			}
 		},
+		"what a new session's database may have lost waits for a row once more": func(t *testing.T) {
+			r := newRig(t, small)
+			id, _ := r.event(r.endpoint())
+			d := r.w.deliveries[outbox.DeliveryID(id, r.started[0].lane.id)]
+			r.w.parkOverdue(time.Now().Add(small.ParkAfter))
+			if inserts, _ := r.commit(); len(inserts) != 1 {
+				t.Fatalf("%d rows, want the lease", len(inserts))
+			}
+			r.w.ledger.reset(0)
+			r.w.distrust()
+			r.w.adopt(d.id)
+			r.w.ledger.end(100, time.Now())
+			if r.commit(); r.w.ledger.confirmed != 0 {
+				t.Error("confirmed, and the lease may be lost")
+			}
+			r.answer(d, 503)
+			if inserts, updates := r.commit(); len(inserts) != 1 || len(updates) != 0 || r.w.ledger.confirmed != 100 {
+				t.Errorf("%d rows inserted, %d updated, confirmed %v; want one that is there in any case, and 0/64", len(inserts), len(updates), r.w.ledger.confirmed)
+			}
+			r.wantEmpty()
+		},
 		"an old event that is repeated while it is in memory holds no later transaction": func(t *testing.T) {
 			r := newRig(t, small)
 			endpoint := r.endpoint()
