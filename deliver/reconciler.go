@@ -120,7 +120,7 @@ func (r *reconciler) insertMissing(ctx context.Context, candidates []outbox.Cand
 		for _, c := range chunk {
 			if !known[c.ID] {
 				records = append(records, outbox.Record{ID: c.ID, EventID: c.EventID, EndpointID: c.EndpointID,
-					OrganizationID: c.OrganizationID, EventType: c.EventType, Status: outbox.Pending})
+					OrganizationID: c.OrganizationID, EventType: c.EventType, Status: outbox.Pending, Wait: r.window.lease(c.ID)})
 			}
 		}
 		if len(records) == 0 {

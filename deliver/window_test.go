@@ -517,6 +517,18 @@ func TestWindow(t *testing.T) {
 			}
 			r.wantEmpty()
 		},
+		"a row that the reconciler writes waits for the attempt under way": func(t *testing.T) {
+			r := newRig(t, small)
+			id, _ := r.event(r.endpoint())
+			d := outbox.DeliveryID(id, r.started[0].lane.id)
+			if got := r.w.lease(d); got <= small.Timeout {
+				t.Errorf("it is due after %v", got)
+			}
+			r.answer(r.started[0], 200)
+			if got := r.w.lease(d); got != 0 {
+				t.Errorf("it is due after %v when the attempt has ended", got)
+			}
+		},
 		"an old event that is repeated while it is in memory holds no later transaction": func(t *testing.T) {
 			r := newRig(t, small)
 			endpoint := r.endpoint()
