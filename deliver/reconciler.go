@@ -187,6 +187,8 @@ func (r *reconciler) settled(ctx context.Context) error {
 	return nil
 }
 
+// mark tries until the marker is written: a number that was taken has to have an
+// echo, or nothing is confirmed before there is another batch.
 func (r *reconciler) mark(ctx context.Context) error {
 	if !r.recorder.turn.take(ctx, r.pulse) {
 		return ctx.Err()
@@ -195,7 +197,15 @@ func (r *reconciler) mark(ctx context.Context) error {
 	r.window.mu.Lock()
 	seq := r.window.ledger.take()
 	r.window.mu.Unlock()
-	return bounded(ctx, func(ctx context.Context) error { return r.store.Mark(ctx, r.fence(), outbox.Mark{Seq: seq}) })
+	for {
+		err := bounded(ctx, func(ctx context.Context) error { return r.store.Mark(ctx, r.fence(), outbox.Mark{Seq: seq}) })
+		if err == nil || errors.Is(err, outbox.ErrFenced) {
+			return err
+		}
+		if !r.pulse.sleep(ctx, 4*retryPause) {
+			return ctx.Err()
+		}
+	}
 }
 
 // bounded runs a statement within statementTimeout.

@@ -227,7 +227,7 @@ func (db *database) fallBack(newTimeline bool) {
 	}
 	for _, c := range lost {
 		for _, r := range c.rows {
-			db.s.journal.excuse(r.ID, 1)
+			db.s.journal.lost(r.ID)
 		}
 	}
 	db.wal, db.tables = kept, newTables()

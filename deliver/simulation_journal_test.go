@@ -52,6 +52,13 @@ func (j *journal) excuse(id uuid.UUID, n int) {
 	}
 }
 
+// lost is a version of a row that the database fell back behind.
+func (j *journal) lost(id uuid.UUID) {
+	if j.excuse(id, 1); j.known[id] != nil {
+		j.known[id].leased = time.Time{}
+	}
+}
+
 // inserted sees a row; that of an attempt under way is a lease.
 func (j *journal) inserted(p *process, r outbox.Record) {
 	d := j.known[r.ID]
