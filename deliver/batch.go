@@ -1,7 +1,6 @@
 package deliver
 
 import (
-	"math/rand/v2"
 	"time"
 
 	"github.com/google/uuid"
@@ -74,9 +73,22 @@ func (w *window) record(d *delivery) outbox.Record {
 	case d.stage == parked || sabotage.On(sabotage.NoLease):
 		r.Status, r.Wait = outbox.Pending, -parkedDue
 	default: // running: the lease
-		r.Status, r.Wait = outbox.Pending, w.limits.Timeout+leaseMargin
+		r.Status, r.Wait = outbox.Pending, w.leaseTime()
 	}
 	return r
+}
+
+func (w *window) leaseTime() time.Duration { return w.limits.Timeout + leaseMargin }
+
+// lease is how long a row that somebody else writes has to wait for the attempt
+// that is under way: what was taken in before its slot was lost.
+func (w *window) lease(id uuid.UUID) time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if d := w.deliveries[id]; d != nil && d.stage == running {
+		return w.leaseTime()
+	}
+	return 0
 }
 
 // outcome decides what follows an attempt.
@@ -89,7 +101,7 @@ func (w *window) outcome(d *delivery, r *outbox.Record) {
 	case Gone:
 		r.Status = outbox.Failed
 	case Retry:
-		wait, again := w.schedule.Wait(r.Attempts-d.series, d.attempt.RetryAfter, rand.Float64())
+		wait, again := w.schedule.Wait(r.Attempts-d.series, d.attempt.RetryAfter, w.jitter())
 		if r.Status = outbox.Retrying; !again {
 			r.Status, r.Exhausted = outbox.Failed, true
 		}

@@ -31,12 +31,8 @@ func (c *clock) run(ctx context.Context) error {
 	timer := time.NewTimer(parkEvery)
 	defer timer.Stop()
 	for {
-		c.pulse.beat()
-		select {
-		case <-ctx.Done():
+		if c.pulse.wait(ctx, timer.C, c.window.toPace, nil) == over {
 			return nil
-		case <-c.window.toPace:
-		case <-timer.C:
 		}
 		timer.Reset(c.window.turnClock(time.Now()))
 	}

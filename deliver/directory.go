@@ -21,7 +21,7 @@ const directoryPage = 500
 // is and whatever becomes of a notification. Only endpoints in use cost anything.
 type directory struct {
 	window *window
-	store  *outbox.Store
+	store  Store
 	sender *Sender
 	pulse  *pulse
 	log    *slog.Logger
@@ -40,15 +40,14 @@ func (d *directory) run(ctx context.Context) error {
 	tick := time.NewTicker(forgetEvery)
 	defer tick.Stop()
 	for {
-		d.pulse.beat()
-		select {
-		case <-ctx.Done():
+		switch d.pulse.wait(ctx, tick.C, d.window.toLookUp, nil) {
+		case over:
 			return nil
-		case now := <-tick.C:
+		case timed:
 			d.window.mu.Lock()
-			d.window.forget(now)
+			d.window.forget(time.Now())
 			d.window.mu.Unlock()
-		case <-d.window.toLookUp:
+		default:
 			d.lookUpAll(ctx)
 		}
 	}
@@ -81,7 +80,7 @@ func (d *directory) lookUpAll(ctx context.Context) {
 			d.log.Warn("cannot look up endpoints; nothing new is sent until it works", "error", err)
 		}
 		d.giveBack(lanes)
-		if !sleep(ctx, 4*retryPause) {
+		if !d.pulse.sleep(ctx, 4*retryPause) {
 			return
 		}
 	}

@@ -39,7 +39,7 @@ type Config struct {
 	Limits
 	Schedule       Schedule
 	RecoveryWindow time.Duration // how far back a first start looks for events that are still owed
-	Store          *outbox.Store
+	Store          Store
 	Sender         *Sender
 	Log            *slog.Logger
 	// Observe, where not nil, is called after each attempt, concurrently.
@@ -58,6 +58,7 @@ type Source interface {
 type Engine struct {
 	window     *window
 	sender     *Sender
+	send       func(context.Context, Request) (outbox.Attempt, bool) // the sender's
 	observe    func(string, outbox.Attempt)
 	log        *slog.Logger
 	timeout    time.Duration
@@ -76,13 +77,13 @@ type Engine struct {
 // New returns an Engine that waits for its first session.
 func New(c Config) *Engine {
 	w := newWindow(c.Limits, c.Schedule)
-	e := &Engine{window: w, sender: c.Sender, observe: c.Observe, log: c.Log, timeout: c.Timeout, stopped: make(chan struct{})}
-	e.recorder = &recorder{window: w, store: c.Store, pulse: e.newPulse("recorder"), log: c.Log, turn: make(turn, 1)}
+	e := &Engine{window: w, sender: c.Sender, send: c.Sender.Send, observe: c.Observe, log: c.Log, timeout: c.Timeout, stopped: make(chan struct{})}
+	e.recorder = &recorder{window: w, store: c.Store, pulse: e.newPulse("recorder"), log: c.Log, turn: newTurn()}
 	e.retrier = &retrier{window: w, store: c.Store, pulse: e.newPulse("retrier"), log: c.Log, hint: newSignal(), later: map[uuid.UUID]bool{}}
 	e.directory = &directory{window: w, store: c.Store, sender: c.Sender, pulse: e.newPulse("directory"), log: c.Log}
 	e.clock = &clock{window: w, pulse: e.newPulse("clock")}
 	e.reconciler = &reconciler{window: w, store: c.Store, recorder: e.recorder, horizon: c.RecoveryWindow,
-		found: e.retrier.hint.raise, log: c.Log, wake: newSignal()}
+		found: e.retrier.hint.raise, log: c.Log, wake: newSignal(), pulse: newPulse("reconciler")}
 	e.fanOut = &fanOut{window: w, store: c.Store, recorder: e.recorder, holder: uuid.New(), acquired: e.acquired,
 		pulse: e.newPulse("fan-out"), log: c.Log}
 	return e

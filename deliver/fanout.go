@@ -25,7 +25,7 @@ const oldOnArrival = time.Minute
 // event is owed to, as the application's own transaction decided.
 type fanOut struct {
 	window   *window
-	store    *outbox.Store
+	store    Store
 	recorder *recorder
 	holder   uuid.UUID
 	acquired func(outbox.Fence) // a new session may write
@@ -175,16 +175,9 @@ func (f *fanOut) awaitRoom(ctx context.Context) bool {
 	w.waiting = true
 	w.mu.Unlock()
 	defer w.mu.Lock()
-	f.pulse.beat()
 	timer := time.NewTimer(parkEvery)
 	defer timer.Stop()
-	select {
-	case <-w.roomFreed:
-	case <-timer.C:
-	case <-ctx.Done():
-		return false
-	}
-	return true
+	return f.pulse.wait(ctx, timer.C, w.roomFreed, nil) != over
 }
 
 // mayHaveRows says whether deliveries of a batch may have rows already: because
@@ -255,7 +248,7 @@ func (f *fanOut) lookUp(ctx context.Context, ids []uuid.UUID, known map[uuid.UUI
 			warned = true
 			f.log.Warn("cannot look up deliveries that may have rows; trying until it works", "error", err)
 		}
-		sleep(ctx, 4*retryPause)
+		f.pulse.sleep(ctx, 4*retryPause)
 	}
 }
 
@@ -263,7 +256,7 @@ func (f *fanOut) lookUp(ctx context.Context, ids []uuid.UUID, known map[uuid.UUI
 // batch of the session: until it is echoed the stream may repeat what has rows.
 func (f *fanOut) begin(ctx context.Context, s *outbox.Session) error {
 	// No batch may be under way: the marker's echo would prove it durable too.
-	if !f.recorder.turn.take(ctx, f.pulse.beat) {
+	if !f.recorder.turn.take(ctx, f.pulse) {
 		return nil
 	}
 	defer f.recorder.turn.giveBack()
@@ -286,6 +279,7 @@ func (f *fanOut) begin(ctx context.Context, s *outbox.Session) error {
 	}
 	w.mu.Lock()
 	w.ledger.reset(s.Confirmed)
+	w.distrust(time.Now())
 	w.session, w.fence, w.marker, w.replaying = s, fence, marker, true
 	w.mu.Unlock()
 	f.log.Info("claimed the slot", "epoch", fence.Epoch, "start", s.Start.String(), "confirmed", s.Confirmed.String(), "slot_created", s.SlotCreated)
@@ -310,6 +304,6 @@ func (f *fanOut) acquire(ctx context.Context, s *outbox.Session, marker uint64) 
 			warned = true
 			f.log.Warn("cannot claim the slot; trying until it works", "error", err)
 		}
-		sleep(ctx, 4*retryPause)
+		f.pulse.sleep(ctx, 4*retryPause)
 	}
 }

@@ -176,7 +176,7 @@ func (h *house) attempt(d *delivery) {
 	}
 	status, after := h.receivers[endpoint](begun)
 	h.w.mu.Unlock()
-	if !sleep(h.t.Context(), after) {
+	if !newPulse("receiver").sleep(h.t.Context(), after) {
 		return // the test is over
 	}
 	a := outbox.Attempt{StatusCode: status, EndedAt: time.Now(), Duration: time.Since(begun)}

@@ -2,6 +2,7 @@ package deliver
 
 import (
 	"math"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -337,8 +338,29 @@ func (w *window) putBack(l *lane, now time.Time) {
 		w.toPark(d)
 	}
 	l.first, l.late = nil, nil
-	l.after = outbox.PageEnd{} // what was put back may stand before,
-	l.parks++                  // also of the page that is under way
+	l.readAnew()
+}
+
+// readAnew has the lane's pages begin again: what was put back may stand before
+// the last one, and before that which is under way.
+func (l *lane) readAnew() {
+	l.after = outbox.PageEnd{}
+	l.parks++
+}
+
+// unstock lets go what waits in a lane's queue and came from the table.
+func (w *window) unstock(l *lane, now time.Time) {
+	stocked := func(d *delivery) bool {
+		if d.stage != queued || !d.fetched {
+			return false
+		}
+		w.leave(d, now)
+		w.remove(d)
+		return true
+	}
+	l.first, l.late = slices.DeleteFunc(l.first, stocked), slices.DeleteFunc(l.late, stocked)
+	l.readAnew()
+	w.hasRows(l, now)
 }
 
 // holdBack puts back what waits in the lane of an endpoint that gets only probes.

@@ -31,20 +31,19 @@ const (
 // is still missing is missing, and is inserted as a pending row.
 type reconciler struct {
 	window   *window
-	store    *outbox.Store
+	store    Store
 	recorder *recorder
 	horizon  time.Duration // how far back it looks at most
 	found    func()        // rows were inserted: somebody should fetch them
 	log      *slog.Logger
 	wake     signal
+	pulse    *pulse // that nobody checks: it may wait for as long as nothing is missing
 }
 
 func (r *reconciler) run(ctx context.Context) error {
 	for {
-		select {
-		case <-ctx.Done():
+		if r.pulse.wait(ctx, nil, r.wake, nil) == over {
 			return nil
-		case <-r.wake:
 		}
 		for {
 			err := r.reconcile(ctx)
@@ -55,7 +54,7 @@ func (r *reconciler) run(ctx context.Context) error {
 				break
 			}
 			r.log.Warn("cannot reconcile the outbox with its deliveries; trying again", "error", err)
-			sleep(ctx, time.Second)
+			r.pulse.sleep(ctx, time.Second)
 		}
 	}
 }
@@ -154,7 +153,7 @@ func (r *reconciler) insertMissing(ctx context.Context, candidates []outbox.Cand
 		for _, c := range chunk {
 			if !known[c.ID] {
 				records = append(records, outbox.Record{ID: c.ID, EventID: c.EventID, EndpointID: c.EndpointID,
-					OrganizationID: c.OrganizationID, EventType: c.EventType, Status: outbox.Pending})
+					OrganizationID: c.OrganizationID, EventType: c.EventType, Status: outbox.Pending, Wait: r.window.lease(c.ID)})
 			}
 		}
 		if len(records) == 0 {
@@ -187,7 +186,7 @@ func (r *reconciler) settled(ctx context.Context) error {
 	}
 	session, confirmed := r.confirmed()
 	for confirmed < lsn {
-		if !sleep(ctx, parkEvery) {
+		if !r.pulse.sleep(ctx, parkEvery) {
 			return ctx.Err()
 		}
 		now := session
@@ -198,15 +197,25 @@ func (r *reconciler) settled(ctx context.Context) error {
 	return nil
 }
 
+// mark tries until the marker is written: a number that was taken has to have an
+// echo, or nothing is confirmed before there is another batch.
 func (r *reconciler) mark(ctx context.Context) error {
-	if !r.recorder.turn.take(ctx, func() {}) {
+	if !r.recorder.turn.take(ctx, r.pulse) {
 		return ctx.Err()
 	}
 	defer r.recorder.turn.giveBack()
 	r.window.mu.Lock()
 	seq := r.window.ledger.take()
 	r.window.mu.Unlock()
-	return bounded(ctx, func(ctx context.Context) error { return r.store.Mark(ctx, r.fence(), outbox.Mark{Seq: seq}) })
+	for {
+		err := bounded(ctx, func(ctx context.Context) error { return r.store.Mark(ctx, r.fence(), outbox.Mark{Seq: seq}) })
+		if err == nil || errors.Is(err, outbox.ErrFenced) {
+			return err
+		}
+		if !r.pulse.sleep(ctx, 4*retryPause) {
+			return ctx.Err()
+		}
+	}
 }
 
 // bounded runs a statement within statementTimeout.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"math/rand/v2"
 	"time"
 
 	"github.com/google/uuid"
@@ -39,7 +38,7 @@ const (
 // at a time: the n-th batch is durable only if all before it are.
 type recorder struct {
 	window *window
-	store  *outbox.Store
+	store  Store
 	pulse  *pulse
 	log    *slog.Logger
 	turn   turn
@@ -48,26 +47,29 @@ type recorder struct {
 
 // A turn is held by whoever writes a numbered batch, from taking the number to
 // the commit.
-type turn chan struct{}
+type turn struct{ free signal }
 
-// take waits for the turn, for as long as the context lives, and calls beat
-// while it waits.
-func (t turn) take(ctx context.Context, beat func()) bool {
+func newTurn() turn {
+	t := turn{free: newSignal()}
+	t.giveBack()
+	return t
+}
+
+// take waits for the turn, for as long as the context lives.
+func (t turn) take(ctx context.Context, p *pulse) bool {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
-		select {
-		case t <- struct{}{}:
-			return true
-		case <-tick.C:
-			beat()
-		case <-ctx.Done():
+		switch p.wait(ctx, tick.C, t.free, nil) {
+		case over:
 			return false
+		case first:
+			return true
 		}
 	}
 }
 
-func (t turn) giveBack() { <-t }
+func (t turn) giveBack() { t.free.raise() }
 
 // run records until the context ends. What it holds then is lost to this
 // process, and repeated by the next.
@@ -75,13 +77,12 @@ func (r *recorder) run(ctx context.Context) error {
 	tick := time.NewTicker(busyAgain)
 	defer tick.Stop()
 	for {
-		r.pulse.beat()
-		select {
-		case <-ctx.Done():
+		switch r.pulse.wait(ctx, tick.C, r.window.toRecord, nil) {
+		case over:
 			return nil
-		case <-tick.C:
+		case timed:
 			r.bringBack()
-		case <-r.window.toRecord:
+		default:
 			r.gather(ctx)
 		}
 		for r.pending() {
@@ -103,15 +104,8 @@ func (r *recorder) gather(ctx context.Context) {
 		r.window.mu.Lock()
 		full := r.window.unwritten() >= recordBatch || r.window.stopping
 		r.window.mu.Unlock()
-		if full {
+		if full || r.pulse.wait(ctx, timer.C, r.window.toRecord, nil) != first {
 			return
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-timer.C:
-			return
-		case <-r.window.toRecord:
 		}
 	}
 }
@@ -134,7 +128,7 @@ func (r *recorder) bringBack() {
 
 // recordOnce writes one batch of new rows and one of existing ones.
 func (r *recorder) recordOnce(ctx context.Context) error {
-	if !r.turn.take(ctx, r.pulse.beat) {
+	if !r.turn.take(ctx, r.pulse) {
 		return ctx.Err()
 	}
 	defer r.turn.giveBack()
@@ -261,7 +255,7 @@ func (r *recorder) writePart(ctx context.Context, mark outbox.Mark, part []outbo
 		case tries == 1:
 			r.log.Warn("cannot record outcomes; trying until it works", "error", err)
 		}
-		if !sleep(ctx, pause+rand.N(pause)) {
+		if !r.pulse.sleep(ctx, pause+time.Duration(r.window.jitter()*float64(pause))) {
 			return ctx.Err()
 		}
 		pause = min(2*pause, retryPauseMax)
@@ -294,16 +288,4 @@ func strip(r outbox.Record, cause error) outbox.Record {
 	}
 	r.Exhausted, r.Gone = false, false
 	return r
-}
-
-// sleep waits, and reports whether the context is still alive.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

@@ -1,9 +1,12 @@
 package deliver
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -39,7 +42,7 @@ const (
 // hundred thousand rows do not stand before another's ten.
 type retrier struct {
 	window *window
-	store  *outbox.Store
+	store  Store
 	pulse  *pulse
 	log    *slog.Logger
 	hint   signal // someone else has changed deliveries or endpoints
@@ -58,7 +61,6 @@ func (r *retrier) run(ctx context.Context) error {
 	defer tick.Stop()
 	failing := false
 	for {
-		r.pulse.beat()
 		err := r.runOnce(ctx)
 		switch {
 		case ctx.Err() != nil:
@@ -72,14 +74,13 @@ func (r *retrier) run(ctx context.Context) error {
 			failing = false
 			r.log.Info("looking for due deliveries again")
 		}
-		select {
-		case <-ctx.Done():
+		switch r.pulse.wait(ctx, tick.C, r.hint, r.window.toFetch) {
+		case over:
 			return nil
-		case <-tick.C:
-		case <-r.hint:
+		case first:
 			r.walkSoon()
-		case <-r.window.toFetch:
-			if err != nil && !sleep(ctx, dueEvery) {
+		case second:
+			if err != nil && !r.pulse.sleep(ctx, dueEvery) {
 				return nil
 			}
 		}
@@ -299,7 +300,7 @@ func (r *retrier) again() {
 	r.window.mu.Lock()
 	defer r.window.mu.Unlock()
 	now := time.Now()
-	for id := range r.later {
+	for _, id := range slices.SortedFunc(maps.Keys(r.later), compareIDs) {
 		if l := r.window.lane(id, now); l.refused {
 			r.window.toSweep(l)
 		} else {
@@ -308,3 +309,5 @@ func (r *retrier) again() {
 	}
 	clear(r.later)
 }
+
+func compareIDs(a, b uuid.UUID) int { return bytes.Compare(a[:], b[:]) }

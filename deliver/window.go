@@ -1,7 +1,10 @@
 package deliver
 
 import (
+	"bytes"
 	"container/list"
+	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -73,6 +76,7 @@ const (
 type window struct {
 	limits   Limits
 	schedule Schedule
+	jitter   func() float64 // in [0,1)
 
 	mu         sync.Mutex
 	ledger     ledger
@@ -128,6 +132,7 @@ func newWindow(limits Limits, schedule Schedule) *window {
 	return &window{
 		limits:     limits,
 		schedule:   schedule,
+		jitter:     rand.Float64,
 		deliveries: map[uuid.UUID]*delivery{},
 		lanes:      map[uuid.UUID]*lane{},
 		guestsOf:   map[string]int{},
@@ -295,6 +300,34 @@ func (w *window) adopt(id uuid.UUID) bool {
 		d.tx.pending++
 	}
 	return true
+}
+
+// distrust forgets what is known of rows: the database that a new session is with
+// may have fallen back behind them. What the session repeats, and is in memory,
+// waits for a row once more, and is written as if it had none. What waits in memory
+// because it has a row goes back to it: nothing would ever park it, and confirming
+// would wait for its turn. No batch is under way.
+func (w *window) distrust(now time.Time) {
+	for _, l := range w.stockedLanes() {
+		w.unstock(l, now)
+	}
+	before := &transaction{generation: w.ledger.generation - 1}
+	for _, d := range w.deliveries {
+		d.tx, d.inTable = before, false
+	}
+	w.newRows, w.existing = append(w.newRows, w.existing...), nil
+}
+
+// stockedLanes are those with deliveries from the table, in order of id: that of
+// the map is another every time.
+func (w *window) stockedLanes() (lanes []*lane) {
+	for _, l := range w.lanes {
+		if l.stocked > 0 {
+			lanes = append(lanes, l)
+		}
+	}
+	slices.SortFunc(lanes, func(a, b *lane) int { return bytes.Compare(a.id[:], b.id[:]) })
+	return lanes
 }
 
 // lightEnough says whether a lane may hold more, of what is free of so many bytes

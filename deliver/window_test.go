@@ -507,6 +507,74 @@ func TestWindow(t *testing.T) {
 				t.Errorf("confirmed %v when the adopted delivery is recorded, want 0/64", r.w.ledger.confirmed)
 			}
 		},
+		"what a new session's database may have lost waits for a row once more": func(t *testing.T) {
+			r := newRig(t, small)
+			id, _ := r.event(r.endpoint())
+			d := r.w.deliveries[outbox.DeliveryID(id, r.started[0].lane.id)]
+			r.w.parkOverdue(time.Now().Add(small.ParkAfter))
+			if inserts, _ := r.commit(); len(inserts) != 1 {
+				t.Fatalf("%d rows, want the lease", len(inserts))
+			}
+			r.w.ledger.reset(0)
+			r.w.distrust(time.Now())
+			r.w.adopt(d.id)
+			r.w.ledger.end(100, time.Now())
+			if r.commit(); r.w.ledger.confirmed != 0 {
+				t.Error("confirmed, and the lease may be lost")
+			}
+			r.answer(d, 503)
+			if inserts, updates := r.commit(); len(inserts) != 1 || len(updates) != 0 || r.w.ledger.confirmed != 100 {
+				t.Errorf("%d rows inserted, %d updated, confirmed %v; want one that is there in any case, and 0/64", len(inserts), len(updates), r.w.ledger.confirmed)
+			}
+			r.wantEmpty()
+		},
+		"what waits because it has a row is no part of a new session": func(t *testing.T) {
+			r := newRig(t, small)
+			endpoint := r.endpoint()
+			var rows []outbox.Record
+			for range small.EndpointInFlight + 1 {
+				rows = append(rows, outbox.Record{ID: uuid.New(), EventID: uuid.New(), Status: outbox.Pending})
+			}
+			l := r.w.lane(endpoint, time.Now())
+			r.w.hasRows(l, time.Now())
+			for rest := rows; len(rest) > 0; {
+				rest = r.page(endpoint, rest...)
+			}
+			running := map[uuid.UUID]bool{}
+			for _, d := range r.started {
+				running[d.id] = true
+			}
+			r.w.ledger.reset(0)
+			r.w.distrust(time.Now())
+			for _, row := range rows {
+				if r.w.adopt(row.ID) != running[row.ID] {
+					t.Errorf("in memory %t, under way %t: what waits there is never parked, and holds the slot", !running[row.ID], running[row.ID])
+				}
+			}
+			if len(running) == len(rows) || !l.rows || l.stocked != 0 || r.w.fetched != len(running) {
+				t.Errorf("%d of %d under way; rows %t, stocked %d, fetched %d", len(running), len(rows), l.rows, l.stocked, r.w.fetched)
+			}
+			for len(r.started) > 0 {
+				r.answer(r.started[0], 200)
+			}
+			r.w.ledger.end(100, time.Now())
+			if r.commit(); r.w.ledger.confirmed != 100 {
+				t.Errorf("confirmed %v, want 0/64", r.w.ledger.confirmed)
+			}
+			r.wantEmpty()
+		},
+		"a row that the reconciler writes waits for the attempt under way": func(t *testing.T) {
+			r := newRig(t, small)
+			id, _ := r.event(r.endpoint())
+			d := outbox.DeliveryID(id, r.started[0].lane.id)
+			if got := r.w.lease(d); got <= small.Timeout {
+				t.Errorf("it is due after %v", got)
+			}
+			r.answer(r.started[0], 200)
+			if got := r.w.lease(d); got != 0 {
+				t.Errorf("it is due after %v when the attempt has ended", got)
+			}
+		},
 		"an old event that is repeated while it is in memory holds no later transaction": func(t *testing.T) {
 			r := newRig(t, small)
 			endpoint := r.endpoint()

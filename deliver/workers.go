@@ -45,7 +45,7 @@ func (e *Engine) work(ctx context.Context, d *delivery) {
 // attempt sends one request, hands its outcome to the recorder, and returns
 // what to do next.
 func (e *Engine) attempt(ctx context.Context, d *delivery) *delivery {
-	a, completed := e.sender.Send(ctx, Request{
+	a, completed := e.send(ctx, Request{
 		Endpoint:   d.target,
 		DeliveryID: d.id,
 		EventType:  d.event.typ,

@@ -23,17 +23,17 @@ type Due struct {
 	Event       Event // EndpointIDs is not read
 	Orphaned    bool  // the event's row is gone: there is nothing to send
 	Unseen      bool  // the event's transaction has committed, but is not visible yet
-	dueAt       pgtype.Timestamptz
+	DueAt       pgtype.Timestamptz
 }
 
 // End is where a page ends whose last row this is.
-func (d *Due) End() PageEnd { return PageEnd{dueAt: d.dueAt, id: d.ID} }
+func (d *Due) End() PageEnd { return PageEnd{DueAt: d.DueAt, ID: d.ID} }
 
 // A PageEnd is where a page ended, so that the next can go on behind it. The
 // zero PageEnd is the beginning.
 type PageEnd struct {
-	dueAt pgtype.Timestamptz
-	id    uuid.UUID
+	DueAt pgtype.Timestamptz
+	ID    uuid.UUID
 }
 
 // A Page asks for due deliveries of one endpoint, those that have been due for
@@ -72,8 +72,8 @@ func (s *Store) Due(ctx context.Context, pages []Page, take func(*Due)) error {
 	afterDue, afterID := make([]pgtype.Timestamptz, len(pages)), make([]pgtype.UUID, len(pages))
 	for i, p := range pages {
 		ids[i], limits[i] = asUUID(p.EndpointID), int32(p.Limit)
-		afterDue[i], afterID[i] = p.After.dueAt, asUUID(p.After.id)
-		if !p.After.dueAt.Valid {
+		afterDue[i], afterID[i] = p.After.DueAt, asUUID(p.After.ID)
+		if !p.After.DueAt.Valid {
 			afterDue[i] = pgtype.Timestamptz{InfinityModifier: pgtype.NegativeInfinity, Valid: true}
 		}
 	}
@@ -84,7 +84,7 @@ func (s *Store) Due(ctx context.Context, pages []Page, take func(*Due)) error {
 			var status string
 			var payload []byte
 			if err := rows.Scan(&d.ID, &d.EndpointID, &status, &d.Attempts, &d.SeriesStart, &d.Event.ID, &d.Event.OrganizationID,
-				&d.Event.Type, &payload, &d.Event.CreatedAt, &d.Orphaned, &d.Unseen, &d.dueAt); err != nil {
+				&d.Event.Type, &payload, &d.Event.CreatedAt, &d.Orphaned, &d.Unseen, &d.DueAt); err != nil {
 				return err
 			}
 			if sabotage.On(sabotage.CancelUnseen) {

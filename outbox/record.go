@@ -121,14 +121,20 @@ func (s *Store) send(ctx context.Context, b *pgx.Batch) error {
 	return s.pool.SendBatch(ctx, b).Close()
 }
 
-// Locking the state row first makes a takeover wait for us, or us see its epoch.
-// open_since is the newest that is known, and never the greatest: that may be of a
-// clock that was ahead, and has been set back since.
+// Locking the state row first makes a takeover wait for us, or us see its epoch. A
+// position is noted only by the server that it was learnt from: what it stands on
+// may be lost where the database was set back to a snapshot of its disk. open_since
+// is the newest that is known, and never the greatest: that may be of a clock that
+// was ahead, and has been set back since.
 const moveState = `
+WITH noted AS (
+    SELECT nullif(@durable::text, '0/0')::pg_lsn AS lsn, @commit_at::timestamptz AS at, @open_since::timestamptz AS open_since
+    WHERE @server::timestamptz = pg_postmaster_start_time()
+)
 UPDATE webhook_state SET
-    durable_lsn = greatest(durable_lsn, nullif(@durable::text, '0/0')::pg_lsn),
-    durable_at  = CASE WHEN @durable::text::pg_lsn > coalesce(durable_lsn, '0/0') THEN coalesce(@commit_at::timestamptz, durable_at) ELSE durable_at END,
-    open_since  = CASE WHEN coalesce(@open_since::timestamptz, open_since) <= now() THEN coalesce(@open_since, open_since) END,
+    durable_lsn = greatest(durable_lsn, (SELECT lsn FROM noted)),
+    durable_at  = CASE WHEN (SELECT lsn FROM noted) > coalesce(durable_lsn, '0/0') THEN coalesce((SELECT at FROM noted), durable_at) ELSE durable_at END,
+    open_since  = CASE WHEN coalesce((SELECT open_since FROM noted), open_since) <= now() THEN coalesce((SELECT open_since FROM noted), open_since) END,
     updated_at  = now()
 WHERE slot = @slot AND holder = @holder::uuid AND epoch = @epoch::bigint
 RETURNING CASE WHEN @echo::text <> '' THEN pg_logical_emit_message(true, '` + MessagePrefix + `', @echo::text) END IS NULL`
@@ -137,6 +143,7 @@ func (s *Store) queueFence(b *pgx.Batch, fence Fence, mark Mark) {
 	b.Queue(prepareWrite)
 	args := s.fenceArgs(fence)
 	args["durable"] = mark.Durable.String()
+	args["server"] = fence.Server
 	args["commit_at"] = pgtype.Timestamptz{Time: mark.CommitAt, Valid: !mark.CommitAt.IsZero()}
 	args["open_since"] = s.open.upTo(fence.session, mark.Durable)
 	args["echo"] = ""

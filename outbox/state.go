@@ -41,6 +41,10 @@ type Fence struct {
 	// committed after that can have no rows. Zero: never.
 	LastWrite time.Time
 
+	// Server is when the server was started. What this process knows to be recorded
+	// holds for that one: after another start the database may have been set back.
+	Server time.Time
+
 	// Reconcile says that events which were inserted since ReconcileFrom may be
 	// owed without a row, and will not come by the stream.
 	Reconcile     bool
@@ -144,7 +148,7 @@ ON CONFLICT (slot) DO UPDATE SET
     timeline          = excluded.timeline,
     published         = excluded.published,
     updated_at        = now()
-RETURNING epoch, reconcile_from IS NOT NULL, coalesce(reconcile_from, 'epoch')`
+RETURNING epoch, reconcile_from IS NOT NULL, coalesce(reconcile_from, 'epoch'), pg_postmaster_start_time()`
 
 // The microsecond makes every call another value, so that a comparison that was
 // under way before does not take this one's mark for its own.
@@ -220,7 +224,7 @@ func (s *Store) acquire(ctx context.Context, holder uuid.UUID, session *Session,
 		if session.PID != 0 && !ours {
 			return ErrSessionOver
 		}
-		if err := tx.QueryRow(ctx, acquireState, args).Scan(&fence.Epoch, &fence.Reconcile, &fence.ReconcileFrom); err != nil {
+		if err := tx.QueryRow(ctx, acquireState, args).Scan(&fence.Epoch, &fence.Reconcile, &fence.ReconcileFrom, &fence.Server); err != nil {
 			return err
 		}
 		_, err = tx.Exec(ctx, emitMessage, pgx.NamedArgs{"echo": fence.Echo(seq)})

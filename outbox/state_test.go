@@ -273,6 +273,24 @@ func TestStartSession(t *testing.T) {
 	})
 }
 
+// What a process knows to be recorded holds for the server that it was recorded by:
+// another start may be that of a snapshot of its disk.
+func TestMarkOfAnotherStart(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store, fence := acquired(t, db)
+	if err := store.Mark(t.Context(), fence, outbox.Mark{Durable: 10}); err != nil {
+		t.Fatal(err)
+	}
+	fence.Server = fence.Server.Add(-time.Microsecond)
+	if err := store.Mark(t.Context(), fence, outbox.Mark{Durable: 20, CommitAt: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := store.State(t.Context()); err != nil || st.DurableLSN != 10 || !st.DurableAt.Equal(time.Unix(0, 0)) {
+		t.Errorf("%s at %s, %v; want what was noted before", st.DurableLSN, st.DurableAt, err)
+	}
+}
+
 func TestMark(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)

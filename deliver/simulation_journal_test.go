@@ -1,0 +1,154 @@
+package deliver
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// A journal is what the application committed and what the receivers saw.
+type journal struct {
+	s         *simulation
+	receivers map[uuid.UUID]answering
+	refused   map[uuid.UUID]bool // endpoints that were ever disabled or deleted
+	known     map[uuid.UUID]*journaled
+	order     []*journaled
+}
+
+// A journaled is what is known of a delivery.
+type journaled struct {
+	id       uuid.UUID
+	event    *outbox.Event
+	endpoint uuid.UUID
+	requests int
+	good     int       // that were answered with 2xx
+	gone     int       // with 410
+	excused  int       // how many more successes there may be than one
+	by       *process  // the last request's
+	begun    time.Time // the last request; zero: it was answered
+	leased   time.Time // nobody else may send before
+}
+
+func newJournal(s *simulation) *journal {
+	return &journal{s: s, receivers: map[uuid.UUID]answering{}, refused: map[uuid.UUID]bool{}, known: map[uuid.UUID]*journaled{}}
+}
+
+func (j *journal) committed(e *outbox.Event) {
+	for _, endpoint := range e.EndpointIDs {
+		d := &journaled{id: outbox.DeliveryID(e.ID, endpoint), event: e, endpoint: endpoint}
+		j.known[d.id] = d
+		j.order = append(j.order, d)
+	}
+}
+
+// excuse allows for so many more successes of a delivery.
+func (j *journal) excuse(id uuid.UUID, n int) {
+	if d := j.known[id]; d != nil {
+		d.excused += n
+	}
+}
+
+// lost is a version of a row that the database fell back behind.
+func (j *journal) lost(id uuid.UUID) {
+	if j.excuse(id, 1); j.known[id] != nil {
+		j.known[id].leased = time.Time{}
+	}
+}
+
+// inserted sees a row; that of an attempt under way is a lease.
+func (j *journal) inserted(p *process, r outbox.Record) {
+	d := j.known[r.ID]
+	if d == nil || !slices.Contains(d.event.EndpointIDs, r.EndpointID) {
+		j.s.violate("a row for delivery %s, which is not owed", r.ID)
+		return
+	}
+	if r.Attempt == nil && d.by == p && !d.begun.IsZero() {
+		d.leased = d.begun.Add(j.s.limits.Timeout)
+	}
+}
+
+// request is one that has arrived.
+func (j *journal) request(p *process, r Request) (status int, after time.Duration) {
+	d := j.known[r.DeliveryID]
+	if d == nil || j.s.db.inserted[d.event.ID] == nil {
+		j.s.violate("delivery %s was sent, whose event is not committed", r.DeliveryID)
+		return 404, 0
+	}
+	if string(r.Body) != string(Body(d.event)) {
+		j.s.violate("delivery %s was sent with another body", d.id)
+	}
+	now := time.Now()
+	// A process that has lost the slot and does not know yet cannot know of the lease.
+	if d.by != p && now.Before(d.leased) && !j.s.db.fenced(p.engine.window.fence) {
+		j.s.violate("delivery %s was sent again within the lease", d.id)
+	}
+	if d.by == p && !d.begun.IsZero() {
+		j.s.violate("delivery %s was sent twice at once", d.id)
+	}
+	status, after = j.receivers[d.endpoint](now)
+	j.s.note("request %s retry %d: %d after %v", d.id, r.Retry, status, after)
+	d.requests++
+	d.by, d.begun = p, now
+	switch {
+	case status == 410:
+		d.gone++
+	case status/100 == 2:
+		d.good++
+	}
+	return status, after
+}
+
+func (j *journal) answered(r Request, p *process) {
+	if d := j.known[r.DeliveryID]; d != nil && d.by == p {
+		d.begun, d.leased = time.Time{}, time.Time{}
+	}
+}
+
+// newReceiver says how a receiver answers: well, now and then not, never, not at
+// first, slowly, or with 410.
+func (s *simulation) newReceiver() answering {
+	quick := func() time.Duration { return s.within(30 * time.Millisecond) }
+	rough := func() bool { return time.Since(s.began) < roughTime } // what is slow is not waited for in the end
+	bad := func() (int, time.Duration) {
+		if rough() && s.chance(40) {
+			return 0, s.limits.Timeout
+		}
+		return 503, quick()
+	}
+	up := s.began.Add(s.within(2 * roughTime))
+	kind := s.rng.IntN(10)
+	return func(at time.Time) (int, time.Duration) {
+		switch {
+		case kind == 0, kind == 1 && s.chance(30), kind == 2 && at.Before(up):
+			return bad()
+		case kind == 3 && s.chance(3):
+			return 410, quick()
+		case kind == 4 && rough():
+			return 200, s.within(s.limits.Timeout)
+		}
+		return 200, quick()
+	}
+}
+
+// send is one attempt: there, at the receiver, and back.
+func (p *process) send(_ context.Context, r Request) (outbox.Attempt, bool) {
+	s := p.s
+	begun := time.Now()
+	s.step()
+	status, after := s.journal.request(p, r)
+	s.pass(after)
+	s.journal.answered(r, p)
+	a := outbox.Attempt{StatusCode: status, EndedAt: time.Now(), Duration: time.Since(begun)}
+	switch {
+	case status == 0:
+		a.Class = outbox.ErrTimeout
+	case status > 299:
+		a.Class = statusClass(status)
+	}
+	s.note("answer %s: %d", r.DeliveryID, status)
+	return a, true
+}

@@ -1,0 +1,100 @@
+package deliver
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// settled says that nothing is left to do.
+func (s *simulation) settled() bool { return s.unsettled() == "" }
+
+// unsettled says what is left to do, or nothing.
+func (s *simulation) unsettled() string {
+	for _, d := range s.journal.order {
+		r, by := s.db.rows[d.id], s.db.inserted[d.event.ID]
+		switch {
+		case by == nil: // the database fell back behind it
+		case r == nil:
+			return fmt.Sprintf("delivery %s (event at %d, endpoint %s) has no row", d.id, by.end, d.endpoint)
+		case r.waits():
+			return fmt.Sprintf("delivery %s (endpoint %s) is %s after %d attempts, due %v", d.id, d.endpoint, r.Status, r.Attempts, r.due.Sub(s.began))
+		}
+	}
+	p := s.active()
+	switch {
+	case p == nil:
+		return "no process has the slot"
+	case p.engine.window.fence.Epoch == 0 || !s.db.state.reconcileFrom.IsZero():
+		return "the reconciler has not ended"
+	case s.db.slot.confirmed != s.db.end():
+		return fmt.Sprintf("confirmed is %d, of %d", s.db.slot.confirmed, s.db.end())
+	case len(p.engine.window.deliveries) > 0:
+		return fmt.Sprintf("%d deliveries in the window", len(p.engine.window.deliveries))
+	}
+	return ""
+}
+
+// judge compares what was owed with what the receivers and the table say.
+func (s *simulation) judge() {
+	active := s.active()
+	for _, p := range s.processes {
+		if p != active { // it has lost the slot, and may not know
+			p.excuse()
+		}
+	}
+	owed := 0
+	for _, d := range s.journal.order {
+		if s.db.inserted[d.event.ID] != nil {
+			s.judgeDelivery(d)
+			owed++
+		}
+	}
+	if len(s.db.rows) != owed {
+		s.violate("%d rows for %d owed deliveries", len(s.db.rows), owed)
+	}
+	s.judgeWindow(active)
+}
+
+func (s *simulation) judgeDelivery(d *journaled) {
+	r := s.db.rows[d.id]
+	if d.good > 1+d.excused {
+		s.violate("delivery %s was delivered %d times, %d may be for crashes", d.id, d.good, d.excused)
+	}
+	switch r.Status {
+	case outbox.Success:
+		if d.good == 0 {
+			s.violate("delivery %s is success and was never answered with 2xx", d.id)
+		}
+	case outbox.Failed:
+		if n := r.Attempts - r.SeriesStart; n != len(simulatedSchedule)+1 && d.gone == 0 {
+			s.violate("delivery %s failed after %d attempts", d.id, n)
+		}
+	case outbox.Cancelled:
+		if !s.journal.refused[d.endpoint] {
+			s.violate("delivery %s is cancelled, and its endpoint was never disabled", d.id)
+		}
+	}
+	if r.Attempts > d.requests {
+		s.violate("delivery %s counts %d attempts, and the receiver %d", d.id, r.Attempts, d.requests)
+	}
+}
+
+// judgeWindow sees that nothing is left behind in memory.
+func (s *simulation) judgeWindow(p *process) {
+	w := p.engine.window
+	left := []int{len(w.deliveries), w.held, w.fetched, int(w.bytes), w.running, w.ended, w.parked, w.aging.Len(), w.guests, w.late, w.aside,
+		w.unwritten(), len(w.ledger.gates)}
+	if slices.Max(left) != 0 || slices.Min(left) != 0 {
+		s.violate("left in the window: deliveries, held, fetched, bytes, running, ended, parked, aging, guests, late, aside, unwritten, gates %v", left)
+	}
+	for _, l := range s.db.endpoints {
+		if l := w.lanes[l.ID]; l != nil && (l.held != 0 || l.running != 0 || l.parking != 0 || l.ended != 0) {
+			s.violate("left in the lane of %s: held %d, running %d, parking %d, ended %d", l.id, l.held, l.running, l.parking, l.ended)
+		}
+	}
+	if attempts := slices.ContainsFunc(s.tasks, func(t *task) bool { return t.process == p && t.name == "attempt" }); attempts {
+		s.violate("an attempt has not ended")
+	}
+}

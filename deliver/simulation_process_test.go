@@ -1,0 +1,158 @@
+package deliver
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// A process is one walhook. Its loops are the real ones, but for the head of the
+// fan-out's, which reads a channel.
+type process struct {
+	s       *simulation
+	number  int
+	engine  *Engine
+	batches chan outbox.Batch
+	thaws   time.Time // frozen until then
+	stopped bool      // it drains
+	ended   bool
+}
+
+// targets makes Targets, and no requests.
+var targets = NewSender(SenderConfig{})
+
+// simulatedSchedule is short, so that a run sees its end.
+var simulatedSchedule = Schedule{time.Second, 5 * time.Second}
+
+func (s *simulation) start() {
+	s.births++
+	p := &process{s: s, number: s.births, batches: make(chan outbox.Batch, 4)}
+	e := New(Config{Limits: s.limits, Schedule: simulatedSchedule, RecoveryWindow: time.Hour, Store: &simulatedStore{p}, Sender: targets, Log: s.log})
+	p.engine = e
+	e.fanOut.holder = s.id(time.Now())
+	e.window.jitter = s.rng.Float64
+	e.send = p.send
+	for _, pulse := range append(e.pulses, e.reconciler.pulse) {
+		pulse.waits = s.wait
+	}
+	ctx := s.t.Context()
+	e.window.workers.run = func(d *delivery) {
+		s.spawn("attempt", p, func() {
+			for d != nil {
+				d = e.attempt(ctx, d)
+			}
+		})
+	}
+	p.loop("fan-out", p.fanOut)
+	p.loop("recorder", e.recorder.run)
+	p.loop("retrier", e.retrier.run)
+	p.loop("directory", e.directory.run)
+	p.loop("clock", e.clock.run)
+	p.loop("reconciler", e.reconciler.run)
+	s.spawn("stream", p, p.stream)
+	s.processes = append(s.processes, p)
+	s.note("process %d starts", p.number)
+}
+
+func (p *process) loop(name string, run func(context.Context) error) {
+	p.s.spawn(name, p, func() {
+		if err := run(p.s.t.Context()); err != nil {
+			p.s.note("ends: %v", err)
+			p.ended = true
+		}
+	})
+}
+
+func (p *process) fanOut(ctx context.Context) error {
+	for {
+		var b outbox.Batch
+		p.s.await(func() bool {
+			select {
+			case b = <-p.batches:
+				return true
+			default:
+				return false
+			}
+		})
+		f := p.engine.fanOut
+		if err := f.takeAll(ctx, f.gather(b, p.batches)); err != nil {
+			return err
+		}
+	}
+}
+
+// stop drains, as Run does when its context ends.
+func (p *process) stop() {
+	p.s.note("process %d is to stop", p.number)
+	p.stopped = true
+	w := p.engine.window
+	w.stopping = true
+	p.s.spawn("drain", p, func() {
+		for end := time.Now().Add(p.engine.timeout + drainMargin); time.Now().Before(end); {
+			p.s.pass(parkEvery)
+			w.toRecord.raise()
+			if p.engine.drained(p.connection() != nil) {
+				break
+			}
+		}
+		if c := p.connection(); c != nil {
+			p.s.db.confirm(c.session.Flushed())
+		}
+		p.ended = true
+	})
+}
+
+// connection is the process's hold of the slot, or nil.
+func (p *process) connection() *connection {
+	if slot := p.s.db.slot; slot != nil && slot.connection != nil && slot.connection.process == p {
+		return slot.connection
+	}
+	return nil
+}
+
+func (p *process) frozen() bool { return p != nil && time.Now().Before(p.thaws) }
+
+// bury is a process's end: everything in memory is gone. What was under way, or
+// whose outcome was not recorded, may be sent once more.
+func (s *simulation) bury(p *process) {
+	s.note("process %d is gone", p.number)
+	s.kill(p)
+	p.excuse()
+	if p.connection() != nil {
+		s.db.slot.connection = nil
+	}
+	s.processes = slices.DeleteFunc(s.processes, func(o *process) bool { return o == p })
+}
+
+// excuse allows for what a process leaves unrecorded to be sent once more.
+func (p *process) excuse() {
+	for id, d := range p.engine.window.deliveries {
+		if d.stage == running || d.stage == ended {
+			p.s.journal.excuse(id, 1)
+		}
+	}
+}
+
+// tend buries what has ended, and sees that there is a process.
+func (s *simulation) tend() {
+	for _, p := range slices.Clone(s.processes) {
+		if p.ended {
+			s.bury(p)
+		}
+	}
+	if len(s.processes) == 0 {
+		s.start()
+	}
+}
+
+// active is the process that holds the slot, or nil.
+func (s *simulation) active() *process {
+	for _, p := range s.processes {
+		if p.connection() != nil {
+			return p
+		}
+	}
+	return nil
+}

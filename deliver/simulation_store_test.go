@@ -1,0 +1,432 @@
+package deliver
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// A simulatedStore is a process's sessions with the database. It does what
+// outbox.Store's SQL does; outbox's tests hold that against PostgreSQL.
+type simulatedStore struct{ p *process }
+
+var errSimulated = errors.New("the database does not answer")
+
+// do runs a statement: it may be refused, take its time, and its answer may be lost
+// when it has long been committed.
+func (st *simulatedStore) do(what string, effect func(*database) error) error {
+	s := st.p.s
+	s.delay()
+	incarnation := s.db.incarnation
+	s.delay()
+	if s.chance(s.weather.refused) || s.db.hasFallenSince(incarnation) {
+		s.note("%s: refused", what)
+		return errSimulated
+	}
+	err := effect(s.db)
+	s.note("%s: %v", what, err)
+	s.delay()
+	if err == nil && (s.chance(s.weather.lost) || s.db.hasFallenSince(incarnation)) {
+		s.note("%s: the answer is lost", what)
+		return errSimulated
+	}
+	return err
+}
+
+// delay is the time that something takes on its way.
+func (s *simulation) delay() {
+	if s.chance(s.weather.slow) {
+		s.pass(s.within(200 * time.Millisecond))
+		return
+	}
+	s.step()
+}
+
+// Acquire is Store's.
+func (st *simulatedStore) Acquire(_ context.Context, holder uuid.UUID, session *outbox.Session, seq uint64) (fence outbox.Fence, err error) {
+	err = st.do("acquire", func(db *database) error {
+		if db.slot == nil || db.slot.connection == nil || db.slot.connection.session.PID != session.PID {
+			return outbox.ErrSessionOver
+		}
+		next := db.nextState()
+		fence = outbox.Fence{Holder: holder, LastWrite: next.updatedAt, Server: db.server}
+		if next.epoch == 0 || next.holder != holder {
+			next.epoch++
+		}
+		next.holder = holder
+		if session.Start != 0 && !session.SlotCreated {
+			if next.durable != 0 {
+				next.durable = min(next.durable, session.Start)
+			}
+		} else {
+			next.durable = 0
+			next.reconcileSince(next.durableAt)
+		}
+		next.timeline, next.updatedAt = session.Timeline, time.Now()
+		fence.Epoch, fence.Reconcile, fence.ReconcileFrom = next.epoch, !next.reconcileFrom.IsZero(), next.reconcileFrom
+		db.write(&commit{visible: true, state: next, echo: fence.Echo(seq)})
+		return nil
+	})
+	return fence, err
+}
+
+// epochStart is what the state row has where nothing was ever recorded.
+var epochStart = time.Unix(0, 0)
+
+func (db *database) nextState() *stateRow {
+	if db.state == nil {
+		return &stateRow{durableAt: epochStart}
+	}
+	next := *db.state
+	return &next
+}
+
+func (st *stateRow) reconcileSince(t time.Time) {
+	if st.reconcileFrom.IsZero() || t.Before(st.reconcileFrom) {
+		st.reconcileFrom = t
+	}
+}
+
+// begin opens a transaction that writes deliveries.
+func (db *database) begin(fence outbox.Fence, mark outbox.Mark) (*commit, error) {
+	if db.fenced(fence) {
+		return nil, outbox.ErrFenced
+	}
+	c := &commit{visible: true, state: db.nextState()}
+	if mark.Durable > c.state.durable && fence.Server.Equal(db.server) {
+		c.state.durable = mark.Durable
+		if !mark.CommitAt.IsZero() {
+			c.state.durableAt = mark.CommitAt
+		}
+	}
+	c.state.updatedAt = time.Now()
+	if mark.Seq != 0 {
+		c.echo = fence.Echo(mark.Seq)
+	}
+	return c, nil
+}
+
+// Existing is Store's.
+func (st *simulatedStore) Existing(_ context.Context, ids []uuid.UUID, known map[uuid.UUID]bool) error {
+	return st.do("look up", func(db *database) error {
+		for _, id := range ids {
+			if db.rows[id] != nil {
+				known[id] = true
+			}
+		}
+		return nil
+	})
+}
+
+// Insert is Store's.
+func (st *simulatedStore) Insert(_ context.Context, fence outbox.Fence, mark outbox.Mark, records []outbox.Record) (allNew bool, err error) {
+	err = st.do("insert", func(db *database) error {
+		c, err := db.begin(fence, mark)
+		if err != nil {
+			return err
+		}
+		allNew = true
+		for _, r := range records {
+			if db.rows[r.ID] != nil {
+				allNew = false
+				continue
+			}
+			db.s.note("row %s %s %d", r.ID, r.Status, r.Attempts)
+			db.s.journal.inserted(st.p, r)
+			c.rows = append(c.rows, newRow(r))
+		}
+		db.consequences(c, mark.Health, records)
+		db.write(c)
+		return nil
+	})
+	return allNew, err
+}
+
+func newRow(r outbox.Record) *deliveryRow {
+	from := time.Now()
+	if r.Attempt != nil {
+		from = r.Attempt.EndedAt
+	}
+	return &deliveryRow{Record: r, due: from.Add(r.Wait.Truncate(time.Millisecond))}
+}
+
+// Update is Store's.
+func (st *simulatedStore) Update(_ context.Context, fence outbox.Fence, mark outbox.Mark, records []outbox.Record) (busy []uuid.UUID, err error) {
+	err = st.do("update", func(db *database) error {
+		c, err := db.begin(fence, mark)
+		if err != nil {
+			return err
+		}
+		for _, r := range records {
+			old := db.rows[r.ID]
+			switch {
+			case old == nil:
+			case db.isLocked(r.ID):
+				busy = append(busy, r.ID)
+			case old.Attempts < r.Attempts && old.Status != outbox.Success && (old.Status != outbox.Cancelled || r.Status == outbox.Success):
+				db.s.note("row %s %s %d", r.ID, r.Status, r.Attempts)
+				row := newRow(r)
+				row.first = old.first
+				c.rows = append(c.rows, row)
+			}
+		}
+		db.consequences(c, mark.Health, records)
+		db.write(c)
+		return nil
+	})
+	return busy, err
+}
+
+// consequences are what outcomes mean beyond their rows.
+func (db *database) consequences(c *commit, health []outbox.EndpointHealth, records []outbox.Record) {
+	for _, r := range records {
+		if r.Exhausted && !outbox.IsOwnType(r.EventType) && slices.ContainsFunc(c.rows, func(o *deliveryRow) bool { return o.ID == r.ID }) {
+			db.tell(c, outbox.TypeDeliveryExhausted, r.OrganizationID, r.ID)
+		}
+		if e := db.endpoint(r.EndpointID); r.Gone && e != nil && e.Enabled {
+			off := *e
+			off.Enabled = false
+			c.endpoints = append(c.endpoints, &off)
+			c.failures = append(c.failures, endpointFailure{endpoint: e.ID})
+			db.s.journal.refused[e.ID] = true
+			if !outbox.IsOwnType(r.EventType) {
+				db.tell(c, outbox.TypeEndpointDisabled, e.OrganizationID, e.ID)
+			}
+		}
+	}
+	for _, h := range health {
+		if h.Recovered || db.enabled(h.EndpointID) {
+			c.failures = append(c.failures, endpointFailure{endpoint: h.EndpointID, failing: h.Failing, open: h.Open})
+		}
+	}
+}
+
+// tell inserts one of walhook's own events.
+func (db *database) tell(c *commit, typ, organization string, about uuid.UUID) {
+	e := &outbox.Event{ID: outbox.DeliveryID(db.s.id(time.Now()), about), OrganizationID: organization, Type: typ, Payload: []byte(`{}`),
+		CreatedAt: time.Now(), EndpointIDs: db.owed(organization, typ)}
+	c.events = append(c.events, e)
+	db.s.journal.committed(e)
+}
+
+// Now is Store's.
+func (st *simulatedStore) Now(context.Context) (now time.Time, err error) {
+	err = st.do("now", func(*database) error {
+		now = time.Now()
+		return nil
+	})
+	return now, err
+}
+
+// NewlyDue is Store's.
+func (st *simulatedStore) NewlyDue(_ context.Context, since time.Time) (endpoints []uuid.UUID, now time.Time, all bool, err error) {
+	err = st.do("newly due", func(db *database) error {
+		now = time.Now()
+		for _, r := range db.order {
+			if r.waits() && !r.due.After(now) && r.due.After(since) && !slices.Contains(endpoints, r.EndpointID) {
+				endpoints = append(endpoints, r.EndpointID)
+			}
+		}
+		return nil
+	})
+	return endpoints, now, true, err
+}
+
+// Waiting is Store's.
+func (st *simulatedStore) Waiting(_ context.Context, after uuid.UUID, limit int) (found []outbox.Waiting, err error) {
+	err = st.do("walk", func(db *database) error {
+		for _, r := range db.order {
+			id := r.EndpointID
+			if r.waits() && afterID(id, after) && !slices.ContainsFunc(found, func(w outbox.Waiting) bool { return w.EndpointID == id }) {
+				found = append(found, outbox.Waiting{EndpointID: id, Enabled: db.enabled(id)})
+			}
+		}
+		slices.SortFunc(found, func(a, b outbox.Waiting) int { return compareIDs(a.EndpointID, b.EndpointID) })
+		found = found[:min(limit, len(found))]
+		return nil
+	})
+	return found, err
+}
+
+// Due is Store's.
+func (st *simulatedStore) Due(_ context.Context, pages []outbox.Page, take func(*outbox.Due)) error {
+	var found []*outbox.Due
+	err := st.do("pages", func(db *database) error {
+		for _, p := range pages {
+			found = append(found, db.page(p)...)
+		}
+		return nil
+	})
+	for _, d := range found { // they come one by one
+		st.p.s.step()
+		take(d)
+	}
+	return err
+}
+
+func (db *database) page(p outbox.Page) (due []*outbox.Due) {
+	later := func(a, b *deliveryRow) int { return cmp.Or(a.due.Compare(b.due), compareIDs(a.ID, b.ID)) }
+	after := &deliveryRow{Record: outbox.Record{ID: p.After.ID}, due: p.After.DueAt.Time}
+	var rows []*deliveryRow
+	for _, r := range db.order {
+		if r.EndpointID == p.EndpointID && r.waits() && !r.due.After(time.Now()) && (!p.After.DueAt.Valid || later(r, after) > 0) {
+			rows = append(rows, r)
+		}
+	}
+	slices.SortFunc(rows, later)
+	for _, r := range rows[:min(p.Limit, len(rows))] {
+		d := &outbox.Due{ID: r.ID, EndpointID: r.EndpointID, Status: r.Status, Attempts: r.Attempts, SeriesStart: r.SeriesStart,
+			DueAt: pgtype.Timestamptz{Time: r.due, Valid: true}}
+		d.Event = outbox.Event{ID: r.EventID, OrganizationID: r.OrganizationID, Type: r.EventType}
+		switch e := db.event(r.EventID); {
+		case e != nil:
+			d.Event.Payload, d.Event.CreatedAt = e.Payload, e.CreatedAt
+		case db.settled(r):
+			d.Orphaned = true
+		default:
+			d.Unseen = true
+		}
+		due = append(due, d)
+	}
+	return due
+}
+
+// event is one that other sessions see.
+func (db *database) event(id uuid.UUID) *outbox.Event {
+	c := db.inserted[id]
+	if c == nil || !c.visible {
+		return nil
+	}
+	return c.events[slices.IndexFunc(c.events, func(e *outbox.Event) bool { return e.ID == id })]
+}
+
+// CancelRows is Store's.
+func (st *simulatedStore) CancelRows(_ context.Context, fence outbox.Fence, endpoint uuid.UUID, _ string) (cancelled int, more bool, err error) {
+	err = st.do("cancel", func(db *database) error {
+		c, err := db.begin(fence, outbox.Mark{})
+		if err != nil {
+			return err
+		}
+		if !db.enabled(endpoint) {
+			c.failures = append(c.failures, endpointFailure{endpoint: endpoint})
+			for _, r := range db.order {
+				switch {
+				case r.EndpointID != endpoint || !r.waits() || db.isLocked(r.ID):
+				case !db.settled(r):
+					more = true
+				default:
+					c.cancel(r)
+				}
+			}
+		}
+		cancelled = len(c.rows)
+		db.write(c)
+		return nil
+	})
+	return cancelled, more, err
+}
+
+func (c *commit) cancel(r *deliveryRow) {
+	row := *r
+	row.Status = outbox.Cancelled
+	c.rows = append(c.rows, &row)
+}
+
+// CancelOrphans is Store's.
+func (st *simulatedStore) CancelOrphans(_ context.Context, fence outbox.Fence, ids []uuid.UUID) error {
+	return st.do("cancel orphans", func(db *database) error {
+		c, err := db.begin(fence, outbox.Mark{})
+		if err != nil {
+			return err
+		}
+		for _, id := range ids {
+			if r := db.rows[id]; r != nil && r.waits() && !db.isLocked(id) {
+				c.cancel(r)
+			}
+		}
+		db.write(c)
+		return nil
+	})
+}
+
+// Endpoints is Store's.
+func (st *simulatedStore) Endpoints(_ context.Context, ids []uuid.UUID) (found []outbox.Endpoint, err error) {
+	err = st.do("endpoints", func(db *database) error {
+		for _, id := range ids {
+			if e := db.endpoint(id); e != nil {
+				copied := e.Endpoint
+				copied.BreakerOpen = db.failing[id].open
+				found = append(found, copied)
+			}
+		}
+		return nil
+	})
+	return found, err
+}
+
+// Missing is Store's, with small pages.
+func (st *simulatedStore) Missing(_ context.Context, after, until uuid.UUID, limit int) (missing []outbox.Candidate, last uuid.UUID, err error) {
+	limit = min(limit, 5)
+	err = st.do("missing", func(db *database) error {
+		for _, e := range db.events {
+			if limit == 0 || !db.inserted[e.ID].visible || !afterID(e.ID, after) || !afterID(until, e.ID) {
+				continue
+			}
+			limit--
+			last = e.ID
+			for _, endpoint := range e.EndpointIDs {
+				id := outbox.DeliveryID(e.ID, endpoint)
+				if db.rows[id] == nil {
+					missing = append(missing, outbox.Candidate{ID: id, EventID: e.ID, EndpointID: endpoint, OrganizationID: e.OrganizationID, EventType: e.Type})
+				}
+			}
+		}
+		return nil
+	})
+	return missing, last, err
+}
+
+// AnyMissing is Store's: the recovery window reaches back to before the beginning.
+func (st *simulatedStore) AnyMissing(context.Context, time.Time, time.Time) (bool, error) {
+	return false, st.do("any missing", func(*database) error { return nil })
+}
+
+// InsertLSN is Store's.
+func (st *simulatedStore) InsertLSN(context.Context) (lsn pglogrepl.LSN, err error) {
+	err = st.do("insert LSN", func(db *database) error {
+		lsn = db.end()
+		return nil
+	})
+	return lsn, err
+}
+
+// Mark is Store's.
+func (st *simulatedStore) Mark(_ context.Context, fence outbox.Fence, mark outbox.Mark) error {
+	return st.do("mark", func(db *database) error {
+		c, err := db.begin(fence, mark)
+		if err == nil {
+			db.write(c)
+		}
+		return err
+	})
+}
+
+// Reconciled is Store's.
+func (st *simulatedStore) Reconciled(_ context.Context, fence outbox.Fence) error {
+	return st.do("reconciled", func(db *database) error {
+		if !db.fenced(fence) && db.state.reconcileFrom.Equal(fence.ReconcileFrom) {
+			next := db.nextState()
+			next.reconcileFrom = time.Time{}
+			db.write(&commit{visible: true, state: next})
+		}
+		return nil
+	})
+}

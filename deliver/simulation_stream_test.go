@@ -1,0 +1,158 @@
+package deliver
+
+import (
+	"slices"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// A connection is a process's use of the slot.
+type connection struct {
+	process *process
+	session *outbox.Session
+	sent    pglogrepl.LSN
+}
+
+// stream is cdc.Stream as the Engine sees it: sessions, one after the other. Each
+// begins anew behind what is confirmed, and everything after that is repeated.
+func (p *process) stream() {
+	for {
+		if c := p.connect(); c != nil {
+			p.s.note("session %d from %d, confirmed %d, timeline %d", c.session.PID, c.sent, c.session.Confirmed, c.session.Timeline)
+			p.follow(c)
+		}
+		p.s.pass(100 * time.Millisecond)
+	}
+}
+
+// connect takes the slot, or makes it. All of these are statements of their own.
+func (p *process) connect() *connection {
+	s, db := p.s, p.s.db
+	incarnation := db.incarnation
+	fallen := func() bool { s.delay(); return db.hasFallenSince(incarnation) }
+	taken := func() bool { return db.slot == nil || db.slot.connection != nil }
+	if fallen() || db.slot != nil && taken() {
+		return nil
+	}
+	created := false
+	if db.slot == nil {
+		next := db.nextState()
+		next.durable = 0
+		next.reconcileSince(next.durableAt)
+		next.reconcileFrom = next.reconcileFrom.Add(-time.Microsecond)
+		db.write(&commit{visible: true, state: next})
+		if fallen() || db.slot != nil {
+			return nil
+		}
+		db.makeSlot()
+		created = true
+	}
+	if fallen() {
+		return nil
+	}
+	db.pids++
+	session := &outbox.Session{SystemID: "1", Timeline: db.timeline, SlotCreated: created, PID: db.pids}
+	flushed := db.end()
+	if fallen() {
+		return nil
+	}
+	if st := db.state; st != nil && st.timeline == session.Timeline && st.durable <= flushed {
+		session.Start = st.durable
+	}
+	if fallen() || taken() {
+		return nil
+	}
+	session.Confirmed = db.slot.confirmed
+	if fallen() || taken() {
+		return nil
+	}
+	c := &connection{process: p, session: session, sent: max(session.Start, db.slot.confirmed)}
+	db.slot.connection = c
+	return c
+}
+
+// makeSlot waits for the transactions under way: what comes after it is streamed.
+func (db *database) makeSlot() {
+	for _, c := range db.wal {
+		c.visible = true
+	}
+	db.slot = &slot{confirmed: db.end(), saved: db.end(), made: db.end()}
+	db.s.note("slot made at %d", db.end())
+}
+
+// follow hands on and confirms until the connection is lost.
+func (p *process) follow(c *connection) {
+	s, db := p.s, p.s.db
+	lost := func() bool { return db.slot == nil || db.slot.connection != c }
+	room := func() bool { return len(p.batches) < cap(p.batches) }
+	if s.await(func() bool { return lost() || room() }); lost() {
+		return
+	}
+	p.batches <- outbox.Batch{Session: c.session}
+	for {
+		s.await(func() bool {
+			return lost() || c.session.Flushed() > db.slot.confirmed || room() && db.next(c.sent) != nil
+		})
+		next := db.next(c.sent)
+		switch {
+		case lost():
+			return
+		case c.session.Flushed() > db.slot.confirmed && (!room() || next == nil || s.chance(50)):
+			s.note("confirmed %d", c.session.Flushed())
+			db.confirm(c.session.Flushed())
+		case room() && next != nil:
+			p.handOn(c, next)
+		}
+	}
+}
+
+// next is the first commit behind a position that the walsender may send.
+func (db *database) next(sent pglogrepl.LSN) *commit {
+	for _, c := range db.wal {
+		if c.end > sent && c.end <= db.replicated {
+			return c
+		}
+	}
+	return nil
+}
+
+// handOn sends a commit, or a piece of it where it is the first of several.
+func (p *process) handOn(c *connection, next *commit) {
+	s := p.s
+	lost := func() bool { return s.db.slot == nil || s.db.slot.connection != c }
+	if p.stopped { // no event comes any more, and no position
+		if next.echo != "" {
+			p.batches <- outbox.Batch{Echoes: []string{next.echo}}
+		}
+		c.sent = next.end
+		return
+	}
+	for _, e := range next.events {
+		s.note("event %s at %d", e.ID, next.end)
+	}
+	events := make([]outbox.Event, 0, len(next.events))
+	for i, e := range next.events {
+		copied := *e
+		copied.EndpointIDs = slices.Clone(e.EndpointIDs)
+		if events = append(events, copied); i < len(next.events)-1 && s.chance(50) {
+			p.batches <- outbox.Batch{Events: events, CommitTime: next.at}
+			events = nil
+			s.await(func() bool { return lost() || len(p.batches) < cap(p.batches) })
+			if lost() || p.stopped {
+				return
+			}
+		}
+	}
+	b := outbox.Batch{Events: events, End: next.end, CommitTime: next.at}
+	if next.echo != "" {
+		b.Echoes = []string{next.echo}
+	}
+	if len(next.events) == 0 && next.echo == "" {
+		b.CommitTime = time.Time{} // a keepalive's position
+	}
+	p.batches <- b
+	c.sent = next.end
+}

@@ -1,0 +1,205 @@
+package deliver
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// What is around the pipeline: an application, its operators, the receivers, and
+// what fails.
+
+// A weather is what may happen in a run: each in half of all, so that faults come
+// alone, together, and not at all. Percentages are per call, or per step where it
+// says so.
+type weather struct {
+	refused, lost, slow float64 // statements: not committed, committed but not answered, late
+	lag                 float64 // the WAL and what is visible are behind
+	strikes             float64 // per step: one of the faults
+	faults              []fault
+	operator            bool // changes endpoints, locks rows, replays
+	hints               bool // and walhook hears of it
+}
+
+// A fault strikes at any moment.
+type fault struct {
+	name   string
+	strike func(*simulation)
+}
+
+var faults = []fault{
+	{"crash", func(s *simulation) { s.bury(pick(s, s.processes)) }},
+	{"freeze", (*simulation).freeze},
+	{"graceful stop", func(s *simulation) {
+		if p := pick(s, s.processes); !p.stopped {
+			p.stop()
+		}
+	}},
+	{"cut", func(s *simulation) {
+		if s.db.slot != nil {
+			s.db.slot.connection = nil
+		}
+	}},
+	{"outage", func(s *simulation) { s.db.fail(s.within(3 * time.Second)) }},
+	{"failover", func(s *simulation) {
+		s.db.fail(s.within(3 * time.Second))
+		s.db.fallBack(true)
+	}},
+	{"restore", func(s *simulation) {
+		s.db.fail(s.within(3 * time.Second))
+		s.db.fallBack(false)
+	}},
+	{"slot lost", func(s *simulation) { s.db.slot = nil }},
+	{"rows locked", func(s *simulation) {
+		for _, r := range s.db.order {
+			if s.chance(30) {
+				s.db.locked[r.ID] = time.Now().Add(s.within(2 * time.Second))
+			}
+		}
+	}},
+}
+
+func (s *simulation) forecast() weather {
+	w := weather{operator: s.chance(50), hints: s.chance(50), strikes: pick(s, []float64{0.05, 0.2, 1})}
+	for _, v := range []*float64{&w.refused, &w.lost, &w.slow, &w.lag} {
+		if s.chance(50) {
+			*v = pick(s, []float64{1, 5, 20})
+		}
+	}
+	for _, f := range faults {
+		if s.chance(35) {
+			w.faults = append(w.faults, f)
+		}
+	}
+	return w
+}
+
+// strike lets a fault happen now, or mostly not.
+func (s *simulation) strike() {
+	if len(s.weather.faults) == 0 || !s.chance(s.weather.strikes) {
+		return
+	}
+	f := pick(s, s.weather.faults)
+	s.note("fault: %s", f.name)
+	f.strike(s)
+}
+
+// freeze stops a process for a while. Another one is there, and mostly the frozen
+// one loses the slot to it.
+func (s *simulation) freeze() {
+	p := pick(s, s.processes)
+	p.thaws = time.Now().Add(s.within(5 * time.Second))
+	if len(s.processes) == 1 {
+		s.start()
+	}
+	if p.connection() != nil && s.chance(80) {
+		s.db.slot.connection = nil
+	}
+}
+
+// populate makes the endpoints, and the tasks of the world.
+func (s *simulation) populate() {
+	c := &commit{visible: true}
+	for range 1 + s.rng.IntN(5) {
+		c.endpoints = append(c.endpoints, s.newEndpoint())
+	}
+	s.db.write(c)
+	s.db.makeSlot()
+	s.db.replicated = s.db.end()
+	s.db.serve()
+	s.start()
+	s.spawn("application", nil, s.application)
+	if s.weather.operator {
+		s.spawn("operator", nil, s.operator)
+	}
+}
+
+func (s *simulation) newEndpoint() *endpointRow {
+	e := &endpointRow{own: s.chance(30)}
+	e.Endpoint = outbox.Endpoint{ID: s.id(time.Now()), OrganizationID: fmt.Sprint("org_", s.rng.IntN(2)), URL: "https://example.com/",
+		Enabled: true, Secrets: []outbox.Secret{"a secret of sixteen"}, MaxInFlight: s.rng.IntN(3)}
+	if s.chance(20) {
+		e.RatePerSecond = 5
+	}
+	s.journal.receivers[e.ID] = s.newReceiver()
+	return e
+}
+
+// application commits events, and rolls some back.
+func (s *simulation) application() {
+	pause := pick(s, []time.Duration{100 * time.Millisecond, 300 * time.Millisecond, time.Second})
+	for time.Since(s.began) < roughTime {
+		s.pass(s.within(2 * pause))
+		c := &commit{visible: !s.chance(50)}
+		if s.chance(5) {
+			c.endpoints = append(c.endpoints, s.newEndpoint())
+		}
+		for range s.rng.IntN(4) {
+			c.events = append(c.events, s.newEvent(c.endpoints...))
+		}
+		for _, e := range c.events {
+			s.journal.committed(e)
+		}
+		s.db.write(c)
+	}
+}
+
+func (s *simulation) newEvent(made ...*endpointRow) *outbox.Event {
+	at := time.Now().Add(-s.within(200 * time.Millisecond))
+	if s.chance(5) {
+		at = at.Add(-2 * time.Minute) // a long transaction
+	}
+	e := &outbox.Event{ID: s.id(at), OrganizationID: fmt.Sprint("org_", s.rng.IntN(2)), Type: "payment.succeeded", CreatedAt: at}
+	e.Payload = fmt.Appendf(nil, `{"n":%q}`, fmt.Sprintf("%0*d", 1+s.rng.IntN(400), 0))
+	e.EndpointIDs = s.db.owed(e.OrganizationID, e.Type, made...)
+	return e
+}
+
+// operator changes endpoints, and replays what has ended.
+func (s *simulation) operator() {
+	for time.Since(s.began) < roughTime {
+		s.pass(s.within(4 * time.Second))
+		if s.chance(50) {
+			s.changeEndpoint(*pick(s, s.db.endpoints))
+		} else if len(s.db.order) > 0 {
+			s.replay(*pick(s, s.db.order))
+		}
+		for _, p := range s.processes {
+			if s.weather.hints {
+				p.engine.Hint()
+			}
+		}
+	}
+}
+
+func (s *simulation) changeEndpoint(e endpointRow) {
+	if e.deleted {
+		return
+	}
+	switch s.rng.IntN(6) {
+	case 0:
+		e.deleted = true
+	case 1, 2:
+		e.Enabled = !e.Enabled
+	case 3:
+		e.MaxInFlight = s.rng.IntN(3)
+	default:
+		e.RatePerSecond = float64(s.rng.IntN(20))
+	}
+	if e.deleted || !e.Enabled {
+		s.journal.refused[e.ID] = true
+	}
+	s.note("endpoint %s: enabled %v, deleted %v", e.ID, e.Enabled, e.deleted)
+	s.db.write(&commit{visible: true, endpoints: []*endpointRow{&e}})
+}
+
+func (s *simulation) replay(r deliveryRow) {
+	if r.waits() || s.db.isLocked(r.ID) {
+		return
+	}
+	s.note("replay %s", r.ID)
+	r.Status, r.due = outbox.Pending, time.Now()
+	s.journal.excuse(r.ID, 1)
+	s.db.write(&commit{visible: true, rows: []*deliveryRow{&r}})
+}
