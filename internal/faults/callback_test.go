@@ -44,7 +44,7 @@ type Callbacks struct {
 
 func newCallbacks(t *testing.T, x *Trial) *Callbacks {
 	t.Helper()
-	pool, err := pgxpool.New(t.Context(), x.url()+"&pool_max_conns=24&application_name=receiver&lock_timeout=2s")
+	pool, err := pgxpool.New(t.Context(), x.url()+"&pool_max_conns=24&application_name=receiver&lock_timeout=3s")
 	if err != nil {
 		t.Fatal(err)
 	}

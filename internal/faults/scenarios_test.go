@@ -59,7 +59,7 @@ var scenarios = []Scenario{
 	{"23", "Rewritten", 0, rewritten},
 	{"23", "Truncated", 0, truncated},
 	{"24", "HostileReceivers", inQuick | alone, hostileReceivers},
-	{"25", "CallingBack", 0, callingBack},
+	{"25", "CallingBack", alone, callingBack},
 	{"26", "ReadOnly", inQuick, readOnly},
 	{"26", "DiskFull", inQuick, diskFull},
 	{"26", "Revoked", inQuick, revoked},
