@@ -1,7 +1,6 @@
 package deliver
 
 import (
-	"bytes"
 	"container/list"
 	"math/rand/v2"
 	"slices"
@@ -326,7 +325,7 @@ func (w *window) stockedLanes() (lanes []*lane) {
 			lanes = append(lanes, l)
 		}
 	}
-	slices.SortFunc(lanes, func(a, b *lane) int { return bytes.Compare(a.id[:], b.id[:]) })
+	slices.SortFunc(lanes, func(a, b *lane) int { return compareIDs(a.id, b.id) })
 	return lanes
 }
 
