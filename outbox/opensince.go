@@ -60,26 +60,37 @@ const maxBounds = 1024
 // The position is read after the snapshot was taken: what commits behind it was
 // not over by then.
 const selectOpenSince = `
-SELECT now(), pg_snapshot_xmin(s)::text::bigint, pg_snapshot_xmax(s)::text::bigint, pg_current_wal_insert_lsn()::text
+SELECT now(), pg_snapshot_xmin(s)::text::bigint, pg_snapshot_xmax(s)::text::bigint, pg_current_wal_insert_lsn()::text,
+       EXISTS (SELECT FROM webhook_state WHERE slot = $1 AND open_since > now())
 FROM pg_current_snapshot() AS s`
+
+// A time that is still to come would count once it has passed: where a transaction is
+// open all the while, or nothing is recorded, nothing else takes its place.
+const forgetOpenSince = `UPDATE webhook_state SET open_since = NULL WHERE slot = $1 AND open_since > now()`
 
 const selectSample = `SELECT pg_current_xact_id()::text::bigint, now()`
 
-// lookTimeout bounds a look, which is two queries that touch no table. It precedes a
-// check that must not fail for want of time.
+// lookTimeout bounds a look, which is two queries that touch one row of webhook_state
+// at most. It precedes a check that must not fail for want of time.
 const lookTimeout = time.Second
 
 // look returns the bound as of now; a zero time: none is known.
-func (o *openSince) look(ctx context.Context, pool *pgxpool.Pool) (b bound) {
+func (o *openSince) look(ctx context.Context, pool *pgxpool.Pool, slot string) (b bound) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	var now time.Time
 	var xmin, xmax uint64
 	var lsn string
-	if err := pool.QueryRow(ctx, selectOpenSince).Scan(&now, &xmin, &xmax, &lsn); err != nil {
+	var ahead bool
+	if err := pool.QueryRow(ctx, selectOpenSince, slot).Scan(&now, &xmin, &xmax, &lsn, &ahead); err != nil {
 		return bound{}
 	}
 	o.setBack(now)
+	if ahead {
+		if _, err := pool.Exec(ctx, forgetOpenSince, slot); err != nil {
+			return bound{} // the next look tries again
+		}
+	}
 	if o.due(now, xmax) {
 		var s sample
 		if err := pool.QueryRow(ctx, selectSample).Scan(&s.xid, &s.at); err == nil {

@@ -108,7 +108,7 @@ var ErrRepublished = errors.New("the publication was changed")
 // noted since when what is open now may have been inserted; where that cannot be
 // found out an earlier time stands, so that more is compared.
 func (s *Store) CheckSession(ctx context.Context, session *Session) error {
-	bound := s.open.look(ctx, s.pool) // before: what commits while it is checked counts for the next
+	bound := s.open.look(ctx, s.pool, s.slot) // before: what commits while it is checked counts for the next
 	if err := s.checkSession(ctx, session); err != nil {
 		return err
 	}
