@@ -147,6 +147,12 @@ const blockersSQL = `SELECT coalesce(l.pid, 0), coalesce(p.gid, ''), coalesce(a.
 
 // watchCreation names, until ctx is done, whom the making of the slot waits for.
 func (s *Stream) watchCreation(ctx context.Context) {
+	reason := ""
+	defer s.setStatus(func(st *Status) { // the wait is over
+		if st.Err == reason {
+			st.Err = ""
+		}
+	})
 	for wait := blockedAfter; sleep(ctx, wait); wait = blockedEvery {
 		pg, err := connect(ctx, ordinary(s.server))
 		if err != nil {
@@ -157,7 +163,7 @@ func (s *Stream) watchCreation(ctx context.Context) {
 		cancel()
 		hangUp(pg)
 		if err == nil && len(rows) == 1 {
-			reason := blockedBy(rows[0])
+			reason = blockedBy(rows[0])
 			s.log.WarnContext(ctx, "the slot cannot be made yet", "slot", s.config.Slot, "reason", reason)
 			s.setStatus(func(st *Status) { st.Err = reason })
 		}

@@ -331,6 +331,9 @@ func TestBlockedSlotCreationNamesTheBlocker(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.streaming(1)
+	if got := r.Status(); got.Err != "" {
+		t.Errorf("status %+v: nobody is waited for", got)
+	}
 	d.insert(1)
 	r.wantPayloads(number(1))
 }
