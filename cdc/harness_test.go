@@ -253,13 +253,14 @@ func (r *run) eventually(within time.Duration, what string, cond func() bool) {
 // streaming waits for a number of sessions.
 func (r *run) streaming(sessions int) *outbox.Session {
 	r.t.Helper()
-	r.eventually(20*time.Second, fmt.Sprintf("session %d", sessions), func() bool { return r.session(sessions-1) != nil })
+	// The making of a slot waits for other tests' transactions.
+	r.eventually(time.Minute, fmt.Sprintf("session %d", sessions), func() bool { return r.session(sessions-1) != nil })
 	return r.session(sessions - 1)
 }
 
 func (r *run) wantPayloads(want ...string) {
 	r.t.Helper()
-	r.eventually(10*time.Second, fmt.Sprintf("%d events", len(want)), func() bool { return r.count() >= len(want) })
+	r.eventually(time.Minute, fmt.Sprintf("%d events", len(want)), func() bool { return r.count() >= len(want) })
 	if got := r.payloads(); !slices.Equal(got, want) {
 		r.t.Fatalf("got events %s\nwant %s", got, want)
 	}
