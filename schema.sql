@@ -566,7 +566,7 @@ COMMENT ON COLUMN webhook_deliveries.duration_ms IS 'How long the last attempt t
 COMMENT ON COLUMN webhook_deliveries.attempt_log IS
     'All attempts: a list of {attempt, at, status_code, error_class, error, duration_ms}; null while the row itself tells the only one. See webhook_attempts.';
 COMMENT ON COLUMN webhook_deliveries.series_start IS 'How many attempts had ended when the retry schedule last started over.';
-COMMENT ON COLUMN webhook_deliveries.created_at IS 'When the row was written first.';
+COMMENT ON COLUMN webhook_deliveries.created_at IS 'When there was something to record first: its first attempt had ended, or it had to wait.';
 COMMENT ON COLUMN webhook_deliveries.updated_at IS 'When walhook last wrote it.';
 COMMENT ON COLUMN webhook_deliveries.completed_at IS 'When it became success, failed or cancelled.';
 

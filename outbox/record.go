@@ -181,9 +181,9 @@ FROM unnest(@id::uuid[], @event_id::uuid[], @endpoint_id::uuid[], @organization_
 
 const insertDeliveries = `
 INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status, attempts, series_start,
-       next_attempt_at, status_code, error_class, error, response, duration_ms, updated_at, completed_at)
+       next_attempt_at, status_code, error_class, error, response, duration_ms, created_at, updated_at, completed_at)
 SELECT id, event_id, endpoint_id, organization_id, event_type, status, attempts, series_start,
-       ended + wait_ms * interval '1 ms', status_code, error_class, error, response, duration_ms, ended,
+       ended + wait_ms * interval '1 ms', status_code, error_class, error, response, duration_ms, ended, ended,
        CASE WHEN wait_ms IS NULL THEN ended END
 FROM (` + recordRows + `) r
 WHERE ` + fenced + `

@@ -137,9 +137,9 @@ func TestInsert(t *testing.T) {
 			if got != want {
 				t.Errorf("%d: %s\nwant %s", i, got, want)
 			}
-			if !query[bool](t, db.Pool, `SELECT event_id = $2 AND endpoint_id = $3 AND organization_id = 'org_1' AND event_type = 'payment.failed' AND attempt_log IS NULL
+			if !query[bool](t, db.Pool, `SELECT created_at = updated_at AND event_id = $2 AND endpoint_id = $3 AND organization_id = 'org_1' AND event_type = 'payment.failed' AND attempt_log IS NULL
 				AND id = webhook_delivery_id(event_id, endpoint_id) FROM webhook_deliveries WHERE id = $1`, rs[i].ID, rs[i].EventID, rs[i].EndpointID) {
-				t.Errorf("%d: ids, organization, type or log", i)
+				t.Errorf("%d: ids, organization, type, log, or when it was made", i)
 			}
 		}
 	})
