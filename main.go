@@ -199,7 +199,7 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	engine := deliver.New(deliver.Config{
 		Limits: deliver.Limits{
 			ParkAfter: cfg.ParkAfter, MaxInFlight: cfg.MaxInFlight, EndpointInFlight: cfg.EndpointInFlight,
-			Window: cfg.Window, MaxMemory: int64(cfg.MaxMemory), Timeout: cfg.Timeout,
+			Window: cfg.Window, MaxMemory: int64(cfg.MaxMemory), Timeout: cfg.Timeout, DisableAfter: cfg.DisableAfter,
 		},
 		Schedule: deliver.Schedule(cfg.RetrySchedule), RecoveryWindow: cfg.RecoveryWindow,
 		Store: store, Sender: sender, Log: log, Observe: metrics.Observe,

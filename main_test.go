@@ -100,11 +100,11 @@ func query[T any](w *world, sql string, args ...any) T {
 	return v
 }
 
-// eventually waits until a query answers true.
 // patience is no promise: the server is shared with other tests, whose open
 // transactions some of what is waited for has to wait for too.
 const patience = time.Minute
 
+// eventually waits until a query answers true.
 func (w *world) eventually(what, sql string, args ...any) {
 	w.t.Helper()
 	pgtest.Eventually(w.t, patience, what, func() bool {
@@ -282,6 +282,37 @@ func TestGoneDisablesTheEndpoint(t *testing.T) {
 		t.Errorf("disabled because of %q", reason)
 	}
 	pgtest.Eventually(t, patience, "the organization is told", func() bool { return len(watcher.requests()) == 1 })
+}
+
+// WALHOOK_DISABLE_AFTER is kept to where it is short, and by a process that finds
+// an endpoint failing.
+func TestWhatOnlyFailsIsDisabled(t *testing.T) {
+	w := newWorld(t, "WALHOOK_DISABLE_AFTER=3s", "WALHOOK_RETRY_SCHEDULE="+strings.Repeat("500ms,", 59)+"500ms")
+	endpoint, _ := w.endpoint(newReceiver(t, always(500)).URL)
+	w.run()
+	w.insert("payment.succeeded")
+	w.eventually("it fails", `SELECT count(*) = 1 FROM webhook_endpoint_failures`)
+	if err := w.stop(); err != nil {
+		t.Fatal(err)
+	}
+	w.run()
+	const within = 20 * time.Second // 3 s, by a machine that is busy
+	pgtest.Eventually(t, within, "it is disabled", func() bool {
+		return query[bool](w, `SELECT NOT enabled FROM webhook_endpoints WHERE id = $1`, endpoint)
+	})
+}
+
+// One delivery in memory is slow, and delivers all the same.
+func TestTheSmallestWindow(t *testing.T) {
+	w := newWorld(t, "WALHOOK_WINDOW=1", "WALHOOK_RETRY_SCHEDULE=500ms,500ms,500ms")
+	w.endpoint(newReceiver(t, always(200)).URL)
+	w.endpoint(newReceiver(t, always(500)).URL)
+	w.run()
+	for range 20 {
+		w.insert("payment.succeeded")
+	}
+	w.eventually("all have ended", `SELECT count(*) FILTER (WHERE status = 'success') = 20 AND count(*) FILTER (WHERE status = 'failed') = 20 FROM webhook_deliveries
+		WHERE event_type = 'payment.succeeded'`)
 }
 
 func TestDisablingCancelsRetries(t *testing.T) {

@@ -13,6 +13,14 @@ import (
 // WALHOOK_DISABLE_AFTER, which is a matter of hours.
 const failureLook = time.Minute
 
+// lookEvery is failureLook, or less where an endpoint is disabled sooner.
+func (l Limits) lookEvery() time.Duration {
+	if l.DisableAfter == 0 {
+		return failureLook
+	}
+	return min(failureLook, l.DisableAfter)
+}
+
 // health is how an endpoint did last, as far as this process knows.
 type health uint8
 
@@ -42,11 +50,12 @@ func (w *window) judge(d *delivery, a *outbox.Attempt, now time.Time) {
 		w.changeBreaker(l, func(b *breaker) {
 			opened = b.failed(a.EndedAt.Add(-a.Duration), now, a.Class == outbox.ErrTimeout, w.schedule.length())
 		})
-		if l.health == failing && !opened && now.Sub(l.lookedAt) < failureLook {
+		due := now.Sub(l.lookedAt) >= w.limits.lookEvery()
+		if l.health == failing && !opened && !due {
 			return
 		}
-		look = l.health == failing && now.Sub(l.lookedAt) >= failureLook
-		if l.health != failing || look {
+		look = l.health != working && due // one that is not known may have been failing for long
+		if l.health == working || look {
 			l.lookedAt = now
 		}
 		l.health = failing

@@ -45,7 +45,7 @@ func (w *window) hasRows(l *lane, now time.Time) {
 func (w *window) feed(l *lane, now time.Time) {
 	switch {
 	case !l.rows || l.inHungry:
-	case w.page(l, w.limits.Window/2-w.fetched, now) > 0:
+	case w.page(l, w.limits.rowsShare()-w.fetched, now) > 0:
 		l.inHungry = true
 		w.hungry = append(w.hungry, l)
 		w.toFetch.raise()
@@ -100,7 +100,7 @@ func (w *window) toAsk(n int, now time.Time) []*pageRequest {
 		return nil
 	}
 	var asked []*pageRequest
-	free := w.limits.Window/2 - w.fetched
+	free := w.limits.rowsShare() - w.fetched
 	for range len(w.hungry) { // once each: one without room for now may stay in the round
 		if len(asked) == n {
 			break

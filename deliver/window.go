@@ -21,6 +21,7 @@ type Limits struct {
 	Window           int           // deliveries in memory
 	MaxMemory        int64         // bytes of their bodies
 	Timeout          time.Duration // of one attempt
+	DisableAfter     time.Duration // of nothing but failures, an endpoint is disabled; 0: never
 }
 
 // laneQueue bounds a lane's queue: an eighth of the window, which an endpoint
@@ -31,7 +32,11 @@ func (l Limits) laneQueue() int { return max(l.Window/8, 1) }
 
 // streamShare is what the stream may hold of the window: a quarter is left to
 // rows, or a stream that fills it all would keep every retry waiting.
-func (l Limits) streamShare() int { return l.Window * 3 / 4 }
+func (l Limits) streamShare() int { return max(l.Window*3/4, 1) }
+
+// rowsShare is what rows may hold of it: half is for what the stream brings, so
+// that rows never keep it from reading.
+func (l Limits) rowsShare() int { return max(l.Window/2, 1) }
 
 const (
 	// unrecordedRoom bounds the attempts that were made and are not recorded, beside
@@ -333,10 +338,9 @@ func (w *window) stockedLanes() (lanes []*lane) {
 // for all: an eighth, which is 32 of the largest bodies at the beginning.
 func (w *window) lightEnough(l *lane, all int64) bool { return l.bytes < max((all-w.bytes)/8, 1) }
 
-// fetchRoom says whether rows may be fetched: half of the window is for what the
-// stream brings, so that rows never keep it from reading.
+// fetchRoom says whether rows may be fetched.
 func (w *window) fetchRoom() bool {
-	return w.held < w.limits.Window && w.fetched < w.limits.Window/2 && w.bytes < w.limits.MaxMemory/2 && w.aside <= maxAside
+	return w.held < w.limits.Window && w.fetched < w.limits.rowsShare() && w.bytes < w.limits.MaxMemory/2 && w.aside <= maxAside
 }
 
 func (w *window) add(d *delivery) {
