@@ -73,7 +73,7 @@ func adminOptions(cfg *config.Config, r *readiness, store *outbox.Store, engine 
 	return admin.Options{
 		Version: version,
 		Token:   string(cfg.AdminToken),
-		Alive:   engine.Alive,
+		Alive:   func() error { return errors.Join(engine.Alive(), stream.Alive()) },
 		Ready:   func(ctx context.Context) (string, error) { return ready(ctx, r, store, engine, stream) },
 		Metrics: metrics,
 		Stats:   engine.Stats,

@@ -110,6 +110,24 @@ func listenOnce(ctx context.Context, cfg *config.Config, hint func()) error {
 	return outbox.Listen(ctx, conn, hint)
 }
 
+// watchEvery is how often the stream is looked at.
+const watchEvery = 500 * time.Millisecond
+
+// watch ends the process where the stream no longer turns. The stream watches all
+// other loops, and cannot watch itself: PostgreSQL would take its slot away, and
+// this process would go on holding nothing. It takes two looks: the first may come
+// before the loops of a process that was frozen have turned.
+func watch(ctx context.Context, alive func() error) error {
+	for wedged := false; pause(ctx, watchEvery); {
+		err := alive()
+		if err != nil && wedged {
+			return err
+		}
+		wedged = err != nil
+	}
+	return nil
+}
+
 // pause waits, and reports whether the context is still alive.
 func pause(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)

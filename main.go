@@ -226,6 +226,7 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 			return err
 		}
 		parts.Go(func() error { return stream.Run(live) })
+		parts.Go(func() error { return watch(live, stream.Alive) })
 		parts.Go(func() error { return keepPartitions(live, store, cfg, engine, log) })
 		parts.Go(func() error { return sealSecrets(live, store, engine, log) })
 		parts.Go(func() error { return listen(live, cfg, engine, log) })

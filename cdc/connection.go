@@ -96,6 +96,7 @@ func (c *connection) run(ctx context.Context) error {
 	c.background.Go(func() { c.check(ctx) })
 
 	err := c.follow(ctx)
+	c.stream.turned.Store(nil)
 	if ctx.Err() != nil {
 		return c.goodbye()
 	}
@@ -304,6 +305,8 @@ func (c *connection) drained(b outbox.Batch) outbox.Batch {
 
 // turn does what is due beside reading. It never waits for the consumer.
 func (c *connection) turn(ctx context.Context, now time.Time, waiting bool) error {
+	sabotage.Turn("stream")
+	c.stream.turned.Store(new(now))
 	if err := ctx.Err(); err != nil {
 		return err
 	}

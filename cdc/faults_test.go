@@ -718,6 +718,37 @@ func TestAWedgedProcessLosesTheSlot(t *testing.T) {
 	r.eventually(5*time.Second, "a free slot", func() bool { return d.walsender() == "" })
 }
 
+func TestAStreamThatNoLongerTurnsIsSeen(t *testing.T) {
+	t.Parallel()
+	db := newDatabase(t)
+	config := db.config()
+	var wedged atomic.Bool
+	goOn := make(chan struct{})
+	config.Alive = func() error { // the connection's goroutine stands still in here
+		if wedged.Load() {
+			<-goOn
+		}
+		return nil
+	}
+	r := start(t, config, shortTimeout)
+	if err := r.Alive(); err != nil {
+		t.Errorf("before it streams: %v", err)
+	}
+	r.streaming(1)
+	if err := r.Alive(); err != nil {
+		t.Errorf("while it streams: %v", err)
+	}
+	wedged.Store(true)
+	r.eventually(5*time.Second, "it says that it has not turned", func() bool { return r.Alive() != nil })
+	r.eventually(5*time.Second, "PostgreSQL takes the slot away", func() bool { return db.walsender() == "" })
+	wedged.Store(false)
+	close(goOn)
+	r.streaming(2)
+	if err := r.Alive(); err != nil {
+		t.Errorf("after it went on: %v", err)
+	}
+}
+
 func TestAnUnreachableServerIsTriedForEver(t *testing.T) {
 	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -36,6 +37,8 @@ type Stream struct {
 	remade        time.Time      // when it was last
 
 	walSenderTimeout time.Duration // tests make it short
+
+	turned atomic.Pointer[time.Time] // when the connection's goroutine last did; nil: there is no connection
 
 	mu           sync.Mutex
 	status       Status
@@ -74,6 +77,20 @@ func (s *Stream) Status() Status {
 	status := s.status
 	status.Err = cmp.Or(status.Err, s.checkTrouble)
 	return status
+}
+
+// Alive returns an error where the connection's goroutine no longer turns, for
+// which PostgreSQL takes the slot away after walSenderTimeout. Between two
+// connections every wait has a bound of its own.
+func (s *Stream) Alive() error {
+	turned := s.turned.Load()
+	if turned == nil {
+		return nil
+	}
+	if silent := time.Since(*turned); silent > s.walSenderTimeout*4/5 { // an answer may take half, and the reason should be said first
+		return fmt.Errorf("the stream has not turned for %s", silent.Round(time.Second))
+	}
+	return nil
 }
 
 // Run streams until ctx is cancelled, and then returns nil within about two

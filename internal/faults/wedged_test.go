@@ -13,10 +13,11 @@ import (
 
 // wedged has each of walhook's loops stand still in turn, with the rest of the
 // process alive and a standby waiting. The slot is given up, and the process
-// ends: whoever watches it starts it anew.
+// ends: whoever watches it starts it anew. The stream's own goroutine cannot give
+// the slot up: PostgreSQL takes it.
 func wedged(t *testing.T, s Setup) {
 	const givenUpAtMost = 30 * time.Second
-	loops := []string{"fan-out", "recorder", "retrier", "directory", "clock"}
+	loops := []string{"fan-out", "recorder", "retrier", "directory", "clock", "stream"}
 	s.Binary = breakable(t)
 	x := newTrial(t, s)
 	active, arm := x.startWedging(loops[0])
