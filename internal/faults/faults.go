@@ -17,7 +17,7 @@
 //
 // The scenarios are tests. A plain `go test` runs the short ones; all of them:
 //
-//	go test ./internal/faults -run TestFaults -faults -v -timeout 120m
+//	go test ./internal/faults -run TestFaults -faults -v -timeout 180m
 //	go test ./internal/faults -run TestFaults -faults.quick -v -timeout 20m
 //	go test ./internal/faults -run TestFaults/KillMinus9 -faults -faults.duration 5m -faults.rate 500 -v
 package faults

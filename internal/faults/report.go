@@ -9,11 +9,12 @@ import (
 
 // A Report is what one run of a scenario measured, and what came of it.
 type Report struct {
-	Number  string // of the fault, as the table of scenarios has it
-	Name    string
-	Mode    string
-	Result  string // "pass", "skip" or "FAIL"
-	figures []string
+	Number   string // of the fault, as the table of scenarios has it
+	Name     string
+	Postgres string // the version that it ran on
+	Mode     string
+	Result   string // "pass", "skip" or "FAIL"
+	figures  []string
 }
 
 // add adds figures. A nil Report takes none.
@@ -23,9 +24,16 @@ func (r *Report) add(format string, args ...any) {
 	}
 }
 
+// on notes the server that it runs on, by its server_version: "17.6 (Debian ...)".
+func (r *Report) on(version string) {
+	if r != nil {
+		r.Postgres, _, _ = strings.Cut(version, " ")
+	}
+}
+
 // String is the report's line.
 func (r *Report) String() string {
-	return fmt.Sprintf("%s\t%s\t%s\t%s\t%s", r.Number, r.Name, r.Mode, r.Result, strings.Join(r.figures, "; "))
+	return fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%s", r.Number, r.Name, r.Postgres, r.Mode, r.Result, strings.Join(r.figures, "; "))
 }
 
 // reports are those of all scenarios that have ended.
@@ -51,7 +59,7 @@ func table() string {
 	}
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "fault\tscenario\tmode\tresult\tfigures")
+	fmt.Fprintln(w, "fault\tscenario\tPostgreSQL\tmode\tresult\tfigures")
 	for _, r := range reports.all {
 		fmt.Fprintln(w, r)
 	}

@@ -1,11 +1,18 @@
 package faults
 
 import (
+	"cmp"
+	"context"
+	"os"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/walhook/walhook/internal/postgres"
 )
 
-// A Scenario is one fault. It runs with both values of WALHOOK_PARK_AFTER.
+// A Scenario is one fault. It runs with both values of WALHOOK_PARK_AFTER, on the
+// PostgreSQL that is there, and where versions matter on others.
 type Scenario struct {
 	number string // docs and reports name faults so
 	name   string // in -run
@@ -19,6 +26,10 @@ type how int
 const (
 	inQuick how = 1 << iota // it runs with -faults.quick too
 	alone                   // its modes run one after the other: it takes all of the machine, or compares latencies
+	on14                    // it runs on PostgreSQL 14 too
+	on17
+	on18
+	from17 // it needs what came with PostgreSQL 17: on that one, and not on what is there, which may be older
 )
 
 var scenarios = []Scenario{
@@ -43,17 +54,17 @@ var scenarios = []Scenario{
 	{"14", "Thawed", 0, thawed},
 	{"15", "Wedged", 0, wedged},
 	{"16", "DroppedSlot", inQuick, droppedSlot},
-	{"17", "InvalidatedSlot", 0, invalidatedSlot},
+	{"17", "InvalidatedSlot", on18, invalidatedSlot},
 	{"18", "HugeTransaction", alone, hugeTransaction},
-	{"19", "FailoverWithoutSlot", 0, failoverWithoutSlot},
-	{"19", "FailoverWithSlot", 0, failoverWithSlot},
-	{"19", "FailoverBehind", 0, failoverBehind},
-	{"20", "RestoredSnapshot", 0, restoredSnapshot},
-	{"20", "RestoredToAPoint", 0, restoredToAPoint},
+	{"19", "FailoverWithoutSlot", on17, failoverWithoutSlot},
+	{"19", "FailoverWithSlot", from17, failoverWithSlot},
+	{"19", "FailoverBehind", from17, failoverBehind},
+	{"20", "RestoredSnapshot", on17, restoredSnapshot},
+	{"20", "RestoredToAPoint", on17, restoredToAPoint},
 	{"21", "BlockedCreation", 0, blockedCreation},
-	{"22", "DroppedPublication", 0, droppedPublication},
-	{"22", "UnpublishedTable", 0, unpublishedTable},
-	{"22", "RenamedTable", 0, renamedTable},
+	{"22", "DroppedPublication", on14 | on18, droppedPublication},
+	{"22", "UnpublishedTable", on14 | on18, unpublishedTable},
+	{"22", "RenamedTable", on14 | on18, renamedTable},
 	{"23", "Columns", 0, columns},
 	{"23", "RenamedColumn", 0, renamedColumn},
 	{"23", "Rewritten", 0, rewritten},
@@ -72,7 +83,7 @@ var scenarios = []Scenario{
 	{"30", "Addresses", inQuick, addresses},
 	{"", "InvisibleCommit", 0, invisibleCommit},
 	{"", "Lease", 0, lease},
-	{"", "UnechoedOutcome", 0, unechoedOutcome},
+	{"", "UnechoedOutcome", from17, unechoedOutcome},
 	{"", "OneOfFiftyHangs", alone, oneOfFiftyHangs},
 }
 
@@ -89,13 +100,12 @@ func TestFaults(t *testing.T) {
 			if *quick && s.how&inQuick == 0 {
 				t.Skipf("not of the quick ones: make faults RUN=%s", s.name)
 			}
-			for _, park := range parkAfter {
-				t.Run("park="+park.String(), func(t *testing.T) {
-					if *quick || s.how&alone == 0 {
-						t.Parallel() // both modes at once: a scenario mostly waits
-					}
-					s.in(t, park)
-				})
+			for _, version := range s.versions() {
+				if version == "" {
+					s.inBothModes(t, version)
+					continue
+				}
+				t.Run("pg"+version, func(t *testing.T) { s.inBothModes(t, version) })
 			}
 		})
 	}
@@ -104,11 +114,47 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+// versions are the major versions of PostgreSQL that a scenario runs on; "" is
+// what is there. One that the environment names is the only one.
+func (s *Scenario) versions() []string {
+	if wanted := os.Getenv(versionVariable); wanted != "" {
+		return []string{wanted}
+	}
+	if s.how&from17 != 0 {
+		return []string{"17"}
+	}
+	versions := []string{""}
+	for _, v := range []struct {
+		how   how
+		major string
+	}{{on14, "14"}, {on17, "17"}, {on18, "18"}} {
+		if s.how&v.how != 0 && !*quick {
+			versions = append(versions, v.major)
+		}
+	}
+	return versions
+}
+
+// versionVariable chooses the major version for all tests of this module.
+const versionVariable = "WALHOOK_TEST_POSTGRES_VERSION"
+
+func (s *Scenario) inBothModes(t *testing.T, version string) {
+	for _, park := range parkAfter {
+		t.Run("park="+park.String(), func(t *testing.T) {
+			if *quick || s.how&alone == 0 {
+				t.Parallel() // both modes at once: a scenario mostly waits
+			}
+			s.in(t, version, park)
+		})
+	}
+}
+
 // in runs a scenario in one mode, and reports what came of it.
-func (s *Scenario) in(t *testing.T, park time.Duration) {
+func (s *Scenario) in(t *testing.T, version string, park time.Duration) {
 	stand := setup(t, park)
+	stand.Version = version
 	report := stand.Report
-	report.Number, report.Name, report.Mode = s.number, s.name, "park="+park.String()
+	report.Number, report.Name, report.Postgres, report.Mode = s.number, s.name, cmp.Or(version, "-"), "park="+park.String()
 	defer func() {
 		switch {
 		case t.Failed():
@@ -120,7 +166,37 @@ func (s *Scenario) in(t *testing.T, park time.Duration) {
 		}
 		report.keep()
 	}()
+	if version != "" && os.Getenv(versionVariable) == "" {
+		if err := canHave(version); err != nil {
+			t.Skipf("there is no PostgreSQL %s: %v", version, err)
+		}
+	}
 	s.run(t, stand)
+}
+
+// had are the versions of PostgreSQL that were asked for, and why there is none.
+var had = struct {
+	mu  sync.Mutex
+	why map[string]error
+}{why: map[string]error{}}
+
+// canHave says why there is no PostgreSQL of a version; nil: there is, or it was fetched.
+func canHave(version string) error {
+	const within = 5 * time.Minute // it may have to be fetched
+	had.mu.Lock()
+	defer had.mu.Unlock()
+	err, asked := had.why[version]
+	if asked {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	server, err := postgres.Start(ctx, postgres.Options{Version: version})
+	if err == nil {
+		err = server.Close()
+	}
+	had.why[version] = err
+	return err
 }
 
 func TestKilledAgainAndAgain(t *testing.T) {

@@ -2,6 +2,7 @@ package faults
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -86,19 +87,21 @@ func (b *breach) run(t *testing.T, walhook string) []byte {
 	if scenarios[i].how&inQuick != 0 {
 		kind = []string{"-faults.quick"}
 	}
+	names := []string{"^TestFaults$", "^" + b.scenario + "$", "^park=" + parkAfter[0].String() + "$"}
+	version := cmp.Or(b.postgres, os.Getenv(versionVariable))
+	if version != "" {
+		names = slices.Insert(names, 2, "^pg"+version+"$")
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), atMost+time.Minute)
 	defer cancel()
 	runtime.LockOSThread() // Pdeathsig means this thread
 	defer runtime.UnlockOSThread()
 	child := exec.CommandContext(ctx, os.Args[0], slices.Concat(kind, b.flags, []string{
-		"-test.run=^TestFaults$/^" + b.scenario + "$/^park=" + parkAfter[0].String() + "$", "-test.v", "-test.timeout=" + atMost.String(),
+		"-test.run=" + strings.Join(names, "/"), "-test.v", "-test.timeout=" + atMost.String(),
 		"-faults.sabotage=" + string(b.how), "-faults.binary=" + walhook,
 	})...)
 	child.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	child.Env = os.Environ()
-	if b.postgres != "" {
-		child.Env = append(child.Env, "WALHOOK_TEST_POSTGRES_VERSION="+b.postgres)
-	}
+	child.Env = append(os.Environ(), versionVariable+"="+version)
 	output, err := child.CombinedOutput()
 	if _, exited := errors.AsType[*exec.ExitError](err); err != nil && !exited {
 		t.Fatal(err)
@@ -113,7 +116,7 @@ func (b *breach) judge(output []byte) (result, why string) {
 	for line := range bytes.Lines(output) {
 		text := string(bytes.TrimSpace(line))
 		if fields := strings.Fields(text); strings.HasPrefix(text, "fault ") && slices.Contains(fields, b.scenario) {
-			ended = fields[slices.Index(fields, b.scenario)+2] // behind the mode
+			ended = fields[slices.Index(fields, b.scenario)+3] // behind version and mode
 		}
 		if why == "" && strings.Contains(text, b.says) {
 			why = text
@@ -134,11 +137,11 @@ func TestBreachIsJudged(t *testing.T) {
 	t.Parallel()
 	b := breach{scenario: "Lease", says: "sent again"}
 	for _, c := range []struct{ output, want string }{
-		{"    a_test.go:1: x was sent again\nfault  Lease park=500ms FAIL events=5\n", "red"},
-		{"    a_test.go:1: x was sent again\nfault  Lease park=500ms FAIL \n", "red"},
-		{"    a_test.go:1: not drained\nfault  Lease park=500ms FAIL events=5\n", "red for another reason"},
-		{"fault  Lease park=500ms pass sent again=0\n", "green"},
-		{"fault  Lease park=500ms skip\n", "not run to its end"},
+		{"    a_test.go:1: x was sent again\nfault  Lease 15.18 park=500ms FAIL events=5\n", "red"},
+		{"    a_test.go:1: x was sent again\nfault  Lease 15.18 park=500ms FAIL \n", "red"},
+		{"    a_test.go:1: not drained\nfault  Lease 15.18 park=500ms FAIL events=5\n", "red for another reason"},
+		{"fault  Lease 15.18 park=500ms pass sent again=0\n", "green"},
+		{"fault  Lease 15.18 park=500ms skip\n", "not run to its end"},
 		{"panic: sent again\n", "not run to its end"},
 	} {
 		if got, _ := b.judge([]byte(c.output)); got != c.want {

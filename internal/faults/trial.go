@@ -36,7 +36,8 @@ GRANT CREATE, USAGE ON SCHEMA public TO ` + roleName
 // Setup says what a trial stands on.
 type Setup struct {
 	Binary    string
-	Broken    bool // walhook breaks a rule: what does not come soon never will
+	Version   string // of PostgreSQL; "": what is there
+	Broken    bool   // walhook breaks a rule: what does not come soon never will
 	ParkAfter time.Duration
 	Durable   bool       // PostgreSQL itself is killed
 	Local     bool       // walhook's and the oracle's own commits wait for no standby
@@ -93,7 +94,7 @@ type Trial struct {
 func newTrial(t testing.TB, s Setup) *Trial {
 	t.Helper()
 	x := &Trial{TB: t, setup: s, journal: &Journal{}, folder: t.ArtifactDir()}
-	x.server = pgtest.Server(t, postgres.Options{Durable: s.Durable, Settings: map[string]string{
+	x.server = pgtest.Server(t, postgres.Options{Version: s.Version, Durable: s.Durable, Settings: map[string]string{
 		"max_prepared_transactions": "20",
 		"checkpoint_timeout":        "30min", // a crash is always minutes after the last checkpoint
 		"max_wal_size":              "4GB",
@@ -107,6 +108,11 @@ func newTrial(t testing.TB, s Setup) *Trial {
 	}
 	x.pool = pool
 	t.Cleanup(pool.Close)
+	var version string
+	if err := pool.QueryRow(t.Context(), `SHOW server_version`).Scan(&version); err != nil {
+		t.Fatal(err)
+	}
+	s.Report.on(version)
 	x.receiver, err = newReceiver(x.journal, s.Address)
 	if err != nil {
 		t.Fatal(err)
