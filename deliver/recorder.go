@@ -193,7 +193,7 @@ func (r *recorder) recordExisting(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	sabotage.Reach(sabotage.Recorded)
+	sabotage.Reach(sabotage.Updated)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	r.aside = append(r.aside, w.updated(taken, busy)...)

@@ -18,13 +18,12 @@ const (
 	// nothing else is under way.
 	fewEvents = 1
 
-	// manyEvents is a transaction that comes in several pieces and is recorded in
-	// several batches, so that a death leaves it recorded in part.
-	manyEvents = 400
+	// manyEvents is a transaction that comes in many pieces and is recorded in many
+	// batches, so that a death leaves it recorded in part.
+	manyEvents = 2000
 
-	// mostEvents is one that takes long enough to be recorded for a death by the
-	// clock to come in the middle.
-	mostEvents = 2000
+	// aPart of its deliveries is recorded when a death comes in the middle.
+	aPart = 400
 )
 
 // failpoints has walhook die at moments that a kill by the clock hits once in a
@@ -35,41 +34,62 @@ func failpoints(t *testing.T, s Setup) {
 	x := newTrial(t, s)
 	x.receiver.failShare = 0
 	figures := []string{
-		x.dieAt(sabotage.Answered, fewEvents, 1),
-		x.dieAt(sabotage.Recorded, fewEvents, 0),
-		x.dieAt(sabotage.Recorded, manyEvents, maxInFlight),
+		x.dieAt(sabotage.Answered, fewEvents),
+		x.dieAt(sabotage.Recorded, fewEvents),
 		x.dieAtParkedOutcome(),
-		x.dieAt(sabotage.Echoed, fewEvents, 0),
-		x.dieAt(sabotage.Echoed, manyEvents, maxInFlight),
+		x.dieAt(sabotage.Echoed, fewEvents),
 		x.dieWhileParking(),
 		x.dieInTakeover(),
+	}
+	if s.ParkAfter > 0 {
+		figures = append(figures, x.dieInTheMiddle(sabotage.Recorded), x.dieInTheMiddle(sabotage.Echoed))
+	} else { // new rows are there long before the first outcome, and no outcome is a new row
+		figures = append(figures, x.dieAt(sabotage.Recorded, manyEvents), x.dieAt(sabotage.Echoed, manyEvents), x.dieInTheMiddle(sabotage.Updated))
 	}
 	x.start()
 	x.ready()
 	x.finish(time.Minute, figures...)
 }
 
-// dieAt has a walhook die at a point, and the next one go on.
-func (x *Trial) dieAt(point sabotage.Point, events, twice int) string {
+// dieAt has a walhook die when it first gets to a point, and the next one go on.
+func (x *Trial) dieAt(point sabotage.Point, events int) string {
 	x.Helper()
 	p, arm := x.startDying(point)
-	d := x.expectDeath(point, events, twice)
+	d := x.expectDeath(point)
 	arm()
 	x.insertOnce(events)
 	x.dies(p, point)
 	return x.goesOn(d)
 }
 
+// dieInTheMiddle has a walhook die when a part of a transaction is recorded.
+func (x *Trial) dieInTheMiddle(point sabotage.Point) string {
+	x.Helper()
+	p, arm := x.startDying(point)
+	d := x.expectDeath(point)
+	x.insertOnce(manyEvents)
+	x.recordsAPart(d)
+	arm()
+	x.dies(p, point)
+	return x.goesOn(d)
+}
+
+// recordsAPart waits until a part of the transaction under way is recorded.
+func (x *Trial) recordsAPart(d death) {
+	x.Helper()
+	x.eventually(10*time.Second, "a part of it is recorded", func() bool { return len(x.succeeded()) > d.recorded+aPart })
+}
+
 // dieAtParkedOutcome has a walhook die when it has recorded the outcome of a
 // delivery that was parked before.
 func (x *Trial) dieAtParkedOutcome() string {
 	x.Helper()
-	p, arm := x.startDying(sabotage.Recorded)
-	d := x.expectDeath(sabotage.Recorded, fewEvents, 0)
+	p, arm := x.startDying(sabotage.Updated)
+	d := x.expectDeath(sabotage.Updated)
 	answer := x.hangParked(fewEvents)
 	arm()
 	answer()
-	x.dies(p, sabotage.Recorded)
+	x.dies(p, sabotage.Updated)
 	return x.goesOn(d)
 }
 
@@ -77,7 +97,7 @@ func (x *Trial) dieAtParkedOutcome() string {
 func (x *Trial) dieWhileParking() string {
 	x.Helper()
 	p, arm := x.startDying(sabotage.Parking)
-	d := x.expectDeath(sabotage.Parking, manyEvents, maxInFlight)
+	d := x.expectDeath(sabotage.Parking)
 	release := x.receiver.hang(0)
 	arm()
 	x.insertOnce(manyEvents)
@@ -94,9 +114,9 @@ func (x *Trial) dieInTakeover() string {
 	x.streams(active)
 	standby := x.start(breaking(sabotage.Kill(sabotage.TakeOver)))
 	x.standingBy(standby)
-	d := x.expectDeath(sabotage.TakeOver, mostEvents, maxInFlight)
-	x.insertOnce(mostEvents)
-	x.eventually(10*time.Second, "a part of it is recorded", func() bool { return len(x.succeeded()) > d.recorded+manyEvents })
+	d := x.expectDeath(sabotage.TakeOver)
+	x.insertOnce(manyEvents)
+	x.recordsAPart(d)
 	if err := active.kill(); err != nil {
 		x.Fatal(err)
 	}
@@ -105,18 +125,17 @@ func (x *Trial) dieInTakeover() string {
 	return x.goesOn(d)
 }
 
-// A death is how things stood before it, and what may come of it.
+// A death is how things stood before it.
 type death struct {
 	point    sabotage.Point
-	events   int // in the one transaction under way
-	twice    int // requests that come twice: all of them have no outcome; at most, where there are many events
 	requests int
 	recorded int // deliveries with their outcome
+	rows     int // deliveries with a row
 }
 
-func (x *Trial) expectDeath(point sabotage.Point, events, twice int) death {
+func (x *Trial) expectDeath(point sabotage.Point) death {
 	x.Helper()
-	return death{point: point, events: events, twice: twice, requests: x.journal.count(), recorded: len(x.succeeded())}
+	return death{point: point, requests: x.journal.count(), recorded: len(x.succeeded()), rows: x.rows()}
 }
 
 // startDying starts a walhook that will die at a point, but not before it is armed.
@@ -132,11 +151,19 @@ func (x *Trial) startDying(point sabotage.Point) (p *Process, arm func()) {
 	}
 }
 
-// streams waits until a process holds the slot, and has nothing left to do.
+// streams waits until a process has claimed the slot, and has nothing left to do: its
+// claim's own echo has come too, since what is confirmed is behind it.
 func (x *Trial) streams(p *Process) {
 	x.Helper()
 	x.holds(p, 20*time.Second)
-	x.drain(20 * time.Second)
+	x.claims(p, 20*time.Second)
+	x.drain(30 * time.Second) // what was parked with a lease comes when that ends
+}
+
+// claims waits until nobody but a process may write: it holds the slot a moment before.
+func (x *Trial) claims(p *Process, within time.Duration) {
+	x.Helper()
+	x.eventually(within, p.Name+" has claimed the slot", func() bool { return p.logged("claimed the slot") > 0 })
 }
 
 // insertOnce commits events in one transaction: of a type that only the first
@@ -152,39 +179,60 @@ func (x *Trial) insertOnce(n int) {
 	}
 }
 
-// dies waits for a process's end.
+// dies waits for a process's end, and for that of its transactions: PostgreSQL streams
+// a commit before others can see it.
 func (x *Trial) dies(p *Process, point sabotage.Point) {
 	x.Helper()
 	x.eventually(20*time.Second, p.Name+" dies at "+string(point), func() bool { return !p.running() })
+	x.eventually(20*time.Second, "its connections are gone", func() bool {
+		var n int
+		err := x.pool.QueryRow(x.Context(), `SELECT count(*) FROM pg_stat_activity WHERE application_name = $1`, p.Name).Scan(&n)
+		return err == nil && n == 0
+	})
 	x.crashes++
 }
 
-// goesOn lets a walhook finish what another has begun, and judges what came twice.
+// goesOn lets a walhook finish what another has begun, and judges what came twice:
+// what had been sent and has no outcome comes once more, and nothing else.
 func (x *Trial) goesOn(d death) string {
 	x.Helper()
 	succeeded := x.succeeded()
-	recorded := len(succeeded) - d.recorded
-	died := x.journal.count()
+	recorded, rows := len(succeeded)-d.recorded, x.rows()-d.rows
+	switch d.point {
+	case sabotage.Updated, sabotage.TakeOver:
+		x.expect(recorded > 0, "at %s nothing had its outcome", d.point)
+	case sabotage.Recorded, sabotage.Echoed: // a new row is an outcome, or where everything is parked says so
+		x.expect(rows > 0 && (recorded > 0 || x.setup.ParkAfter == 0), "at %s %d deliveries had their rows, and %d their outcome", d.point, rows, recorded)
+	}
 	next := x.start()
 	x.streams(next)
 	again := 0
-	for _, r := range x.journal.since(died) {
-		if succeeded[r.Delivery] {
+	before, seen, twice := map[uuid.UUID]bool{}, map[uuid.UUID]bool{}, 0
+	for _, r := range x.journal.since(d.requests) {
+		if r.Agent != next.Name {
+			before[r.Delivery] = true
+		} else if succeeded[r.Delivery] {
 			again++
 		}
-	}
-	x.expect(again == 0, "at %s %d deliveries had their outcome, and %d requests were sent for them again", d.point, recorded, again)
-	seen, twice := map[uuid.UUID]bool{}, 0
-	for _, r := range x.journal.since(d.requests) {
 		if seen[r.Delivery] {
 			twice++
 		}
 		seen[r.Delivery] = true
 	}
-	x.expect(twice == d.twice || d.events > 1 && twice < d.twice, "at %s %d of %d deliveries came twice, want %d", d.point, twice, len(seen), d.twice)
+	x.expect(again == 0, "at %s %d deliveries had their outcome, and %d requests were sent for them again", d.point, recorded, again)
+	x.expect(twice == len(before)-recorded, "at %s %d of %d deliveries had been sent, %d had their outcome, and %d came twice", d.point, len(before), len(seen), recorded, twice)
 	_, err := next.stop(timeout + exitMargin)
 	x.expect(err == nil, "%v", err)
-	return fmt.Sprintf("%s=%d/%d twice, recorded=%d", d.point, twice, len(seen), recorded)
+	return fmt.Sprintf("%s: sent=%d of %d recorded=%d of %d rows twice=%d", d.point, len(before), len(seen), recorded, rows, twice)
+}
+
+// rows counts the deliveries that have one.
+func (x *Trial) rows() (n int) {
+	x.Helper()
+	if err := x.pool.QueryRow(x.Context(), `SELECT count(*) FROM webhook_deliveries`).Scan(&n); err != nil {
+		x.Fatal(err)
+	}
+	return n
 }
 
 // succeeded are the deliveries whose row is a success.

@@ -49,7 +49,8 @@ type Point string
 // The points.
 const (
 	Answered Point = "answered" // a response is there, and not handed to the recorder
-	Recorded Point = "recorded" // a batch is committed, and its echo not awaited
+	Recorded Point = "recorded" // a batch of new rows is committed, and its echo not awaited
+	Updated  Point = "updated"  // a batch of outcomes of rows that were there is committed
 	Echoed   Point = "echoed"   // its echo has come, and nothing is confirmed by it
 	Parking  Point = "parking"  // a delivery has left the queue, and its row is not written
 	TakeOver Point = "takeover" // the slot is claimed, and nothing done with it
