@@ -22,7 +22,7 @@ func failoverWithSlot(t *testing.T, s Setup) {
 // application's commits wait for the standby, so that nothing it knows to be
 // committed is lost; walhook's own do not.
 func failover(t *testing.T, s Setup, synced bool) {
-	const before, headless, backAtMost, resyncAtMost = 4 * time.Second, lookWithin + time.Second, 5 * time.Second, 30 * time.Second
+	const before, hangingFor, headless, backAtMost, resyncAtMost = 4 * time.Second, 2 * time.Second, lookWithin + time.Second, 5 * time.Second, 30 * time.Second
 	s.Local = true
 	s.Standby = map[string]string{"primary_slot_name": standbyName, "hot_standby_feedback": "on"}
 	if synced {
@@ -47,6 +47,8 @@ func failover(t *testing.T, s Setup, synced bool) {
 		x.eventually(time.Minute, "the standby has synchronized the slot", x.slotIsSynchronized)
 	}
 	<-time.After(before)
+	release := x.receiver.hang(0) // so that rows are pending
+	<-time.After(hangingFor)
 	if !synced {
 		x.monitor.pause(true) // the new slot's position is beyond what has rows
 	}
@@ -57,10 +59,13 @@ func failover(t *testing.T, s Setup, synced bool) {
 	<-time.After(headless)
 	status, says := p.ready(t.Context())
 	x.expect(status == http.StatusServiceUnavailable, "readyz says %d while there is no primary: %s", status, says)
+	pending := x.pendingOnStandby()
+	x.expect(pending > 0, "the standby has no pending row, and so none can be lost")
 	if err := x.standby.Promote(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	promoted := time.Now()
+	release()
 	x.monitor.forget()
 	x.eventually(20*time.Second, "walhook streams from the new primary", func() bool { return x.slot().PID != 0 })
 	back := time.Since(promoted)
@@ -71,7 +76,21 @@ func failover(t *testing.T, s Setup, synced bool) {
 	stop()
 	made := p.logged("replication slot created")
 	x.expect(synced == (made == 0), "the slot was made %d times", made)
-	x.finish(time.Minute, fmt.Sprintf("reconnect=%s resync=%s undone=%d", back.Round(time.Millisecond), took.Round(time.Millisecond), undone))
+	x.finish(time.Minute, fmt.Sprintf("pending=%d reconnect=%s resync=%s undone=%d", pending, back.Round(time.Millisecond), took.Round(time.Millisecond), undone))
+}
+
+// pendingOnStandby counts the pending rows that are all a promoted standby would know of.
+func (x *Trial) pendingOnStandby() (n int) {
+	x.Helper()
+	conn, err := pgx.Connect(x.Context(), x.standby.URL())
+	if err != nil {
+		x.Fatal(err)
+	}
+	defer conn.Close(x.Context())
+	if err := conn.QueryRow(x.Context(), `SELECT count(*) FROM webhook_deliveries WHERE status = 'pending'`).Scan(&n); err != nil {
+		x.Fatal(err)
+	}
+	return n
 }
 
 // goneWith marks events of a fate that the database went on without.
