@@ -41,7 +41,7 @@ faults: ## every fault in full, more than an hour on two cores; one of them: mak
 faults-quick: ## the faults that every change has to survive, for a shorter time: less than ten minutes
 	WALHOOK_TEST_POSTGRES_VERSION=$(PG) $(GO) test -count=1 -v -timeout 20m ./internal/faults -run 'TestFaults/$(RUN)' -faults.quick
 
-faults-switches: ## break each rule of the design in turn, and see a scenario go red for it: less than three minutes
+faults-switches: ## break each rule of the design in turn, and see a scenario go red for it: some three minutes
 	$(GO) test -count=1 -v -timeout 30m ./internal/faults -run '^TestSwitches$$' -faults.switches
 
 clean: ## remove what was built

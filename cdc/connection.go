@@ -193,7 +193,7 @@ func (c *connection) keepalive(k pglogrepl.PrimaryKeepaliveMessage) error {
 		return nil
 	}
 	now := time.Now()
-	if c.pings.burst(k.ServerWALEnd, now) {
+	if c.pings.burst(k.ServerWALEnd, now) && !sabotage.On(sabotage.StayOn) {
 		return errShuttingDown
 	}
 	return c.answer(now, false)
@@ -311,11 +311,11 @@ func (c *connection) turn(ctx context.Context, now time.Time, waiting bool) erro
 		return err
 	}
 	if alive := c.stream.config.Alive; alive != nil {
-		if err := alive(); err != nil {
+		if err := alive(); err != nil && !sabotage.On(sabotage.NoWatchdog) {
 			return errAlive{err}
 		}
 	}
-	if c.down.Load() {
+	if c.down.Load() && !sabotage.On(sabotage.StayOn) {
 		return errShuttingDown
 	}
 	if c.changed.Load() {

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -152,6 +153,9 @@ func (s *Stream) start(ctx context.Context, pg *pgconn.PgConn) (*connection, err
 		return nil, errSlotHeld
 	}
 	session.Confirmed, session.PID = slot.confirmed, pg.PID()
+	if sabotage.On(sabotage.SlotsPosition) {
+		session.Start = min(session.Start, slot.confirmed)
+	}
 	if err := s.startReplication(ctx, pg, session.Start); err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/time/rate"
 
+	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -174,7 +175,7 @@ func (w *window) makeReady(l *lane, now time.Time) {
 // start: room for the outcome is reserved before the request.
 func (w *window) next(now time.Time) *delivery {
 	for len(w.ready) > 0 && !w.stopping &&
-		w.running < w.limits.MaxInFlight && w.running+w.ended < w.limits.MaxInFlight+unrecordedRoom {
+		w.running < w.limits.MaxInFlight && (w.running+w.ended < w.limits.MaxInFlight+unrecordedRoom || sabotage.On(sabotage.NoRoom)) {
 		l := w.ready[0]
 		w.ready[0] = nil
 		w.ready = w.ready[1:]

@@ -39,6 +39,7 @@ var scenarios = []Scenario{
 	{"4", "Failpoints", inQuick, failpoints},
 	{"5", "RollingRestart", inQuick, rollingRestart},
 	{"6", "KillPostgres", 0, killPostgres},
+	{"6", "RepeatedEvents", 0, repeatedEvents},
 	{"7", "ImmediateStops", 0, immediateStops},
 	{"8", "StopPostgresWhileHanging", inQuick, stopPostgresWhileHanging},
 	{"9", "PostgresDown", 0, postgresDown},

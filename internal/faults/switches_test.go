@@ -26,25 +26,33 @@ var switches = flag.Bool("faults.switches", false, "break each rule in turn, and
 type breach struct {
 	how      sabotage.Switch
 	scenario string
-	says     string   // a part of what it finds: red for any other reason proves nothing
-	postgres string   // the major version that the scenario needs; "": any
-	flags    []string // shorten it
+	park     time.Duration // WALHOOK_PARK_AFTER: mostly that with which walhook holds more that has no row yet
+	says     string        // a part of what it finds: red for any other reason proves nothing
+	postgres string        // the major version that the scenario needs; "": any
+	flags    []string      // shorten it
 }
 
-// All in one mode: that in which walhook holds more that has no row yet.
 var breaches = []breach{
-	{sabotage.ConfirmOnReceipt, "KillMinus9", "is confirmed, and event", "", []string{"-faults.duration=5s"}},
-	{sabotage.ConfirmBegin, "KillMinus9Mixed", lost, "", []string{"-faults.duration=5s"}},
-	{sabotage.SkipEcho, "UnechoedOutcome", "and the standby has not got what was recorded", "17", nil},
-	{sabotage.SkipEcho, "FailoverBehind", "the standby's slot is beyond what has rows there", "17", nil},
-	{sabotage.SkipLookUp, "Failpoints", "requests were sent for them again", "", nil},
-	{sabotage.NoFence, "Thawed", "the zombie wrote", "", nil},
-	{sabotage.NoLease, "Lease", "after an attempt that may take", "", nil},
-	{sabotage.NoReconciler, "DroppedSlot", "everything that was committed before has its rows", "", nil},
-	{sabotage.CancelUnseen, "InvisibleCommit", lost, "", nil},
-	{sabotage.KeepText, "HostileReceivers", `response of deliveries failed by "NUL" kept: false`, "", nil},
-	{sabotage.IgnoreCheck, "UnpublishedTable", "in the meantime", "", nil},
+	{sabotage.ConfirmOnReceipt, "KillMinus9", direct, "is confirmed, and event", "", []string{"-faults.duration=5s"}},
+	{sabotage.ConfirmOnReceipt, "KillMinus9", 0, "is confirmed, and event", "", []string{"-faults.duration=5s"}},
+	{sabotage.ConfirmBegin, "KillMinus9Mixed", direct, lost, "", []string{"-faults.duration=5s"}},
+	{sabotage.SkipEcho, "UnechoedOutcome", direct, "and the standby has not got what was recorded", "17", nil},
+	{sabotage.SkipEcho, "FailoverBehind", direct, "the standby's slot is beyond what has rows there", "17", nil},
+	{sabotage.SlotsPosition, "RepeatedEvents", direct, "came by the stream once more", "", nil},
+	{sabotage.SkipLookUp, "Failpoints", direct, "requests were sent for them again", "", nil},
+	{sabotage.NoFence, "Thawed", direct, "the zombie wrote", "", nil},
+	{sabotage.NoWatchdog, "Wedged", direct, "walhook-2 sends", "", nil},
+	{sabotage.NoRoom, "ReadOnly", direct, "requests were sent while nothing could be recorded", "", nil},
+	{sabotage.NoLease, "Lease", direct, "after an attempt that may take", "", nil},
+	{sabotage.StayOn, "StopPostgresWhileHanging", direct, "PostgreSQL stopped after", "", nil},
+	{sabotage.NoReconciler, "DroppedSlot", direct, "everything that was committed before has its rows", "", nil},
+	{sabotage.CancelUnseen, "InvisibleCommit", direct, lost, "", nil},
+	{sabotage.KeepText, "HostileReceivers", direct, `response of deliveries failed by "NUL" kept: false`, "", nil},
+	{sabotage.IgnoreCheck, "UnpublishedTable", direct, "in the meantime", "", nil},
 }
+
+// direct is the WALHOOK_PARK_AFTER with which deliveries go straight from the stream.
+var direct = parkAfter[0]
 
 // TestSwitches shows that the suite can fail: with a rule broken, the scenario
 // that is there for it goes red, and says what is wrong.
@@ -61,7 +69,7 @@ func TestSwitches(t *testing.T) {
 	results, whys := make([]string, len(breaches)), make([]string, len(breaches))
 	t.Run("goes red", func(t *testing.T) {
 		for i, b := range breaches {
-			t.Run(b.scenario+" with "+string(b.how), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s with %s and park=%s", b.scenario, b.how, b.park), func(t *testing.T) {
 				t.Parallel()
 				results[i] = "not run to its end"
 				output := b.run(t, path)
@@ -87,7 +95,7 @@ func (b *breach) run(t *testing.T, walhook string) []byte {
 	if scenarios[i].how&inQuick != 0 {
 		kind = []string{"-faults.quick"}
 	}
-	names := []string{"^TestFaults$", "^" + b.scenario + "$", "^park=" + parkAfter[0].String() + "$"}
+	names := []string{"^TestFaults$", "^" + b.scenario + "$", "^park=" + b.park.String() + "$"}
 	version := cmp.Or(b.postgres, os.Getenv(versionVariable))
 	if version != "" {
 		names = slices.Insert(names, 2, "^pg"+version+"$")
@@ -154,9 +162,9 @@ func TestBreachIsJudged(t *testing.T) {
 func redAndGreen(results, whys []string) string {
 	var text strings.Builder
 	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "switch\tscenario\tresult\tit says")
+	fmt.Fprintln(w, "switch\tscenario\tmode\tresult\tit says")
 	for i, b := range breaches {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", b.how, b.scenario, results[i], whys[i])
+		fmt.Fprintf(w, "%s\t%s\tpark=%s\t%s\t%s\n", b.how, b.scenario, b.park, results[i], whys[i])
 	}
 	_ = w.Flush() // to a strings.Builder
 	return text.String()

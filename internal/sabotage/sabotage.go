@@ -29,9 +29,13 @@ const (
 	ConfirmOnReceipt Switch = "confirm-on-receipt" // what has no row yet is confirmed
 	ConfirmBegin     Switch = "confirm-begin"      // a transaction is confirmed with its first piece, by the position in its Begin and one
 	SkipEcho         Switch = "skip-echo"          // what is recorded is confirmed at its commit
+	SlotsPosition    Switch = "slots-position"     // a session begins at the slot's own position, whatever is known to be recorded
 	SkipLookUp       Switch = "skip-look-up"       // what the stream repeats is taken for new
 	NoFence          Switch = "no-fence"           // whoever writes is the holder
+	NoWatchdog       Switch = "no-watchdog"        // the server is answered although a loop no longer turns
+	NoRoom           Switch = "no-reserved-room"   // a request is sent whether or not there is room for its outcome
 	NoLease          Switch = "no-lease"           // a row whose attempt is under way is due
+	StayOn           Switch = "stay-at-shutdown"   // a server that shuts down is answered like any other
 	NoReconciler     Switch = "no-reconciler"      // what was committed before the slot was made is not looked for
 	KeepText         Switch = "keep-text"          // response text goes to the database as it came
 	IgnoreCheck      Switch = "ignore-publication" // what the check says does not stop confirming
@@ -40,7 +44,8 @@ const (
 
 // Switches are all of them.
 var Switches = []Switch{
-	ConfirmOnReceipt, ConfirmBegin, SkipEcho, SkipLookUp, NoFence, NoLease, NoReconciler, KeepText, IgnoreCheck, CancelUnseen,
+	ConfirmOnReceipt, ConfirmBegin, SkipEcho, SlotsPosition, SkipLookUp, NoFence, NoWatchdog, NoRoom, NoLease, StayOn,
+	NoReconciler, KeepText, IgnoreCheck, CancelUnseen,
 }
 
 // A Point is a moment at which a process can be made to die, as by kill -9.
