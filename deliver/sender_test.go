@@ -605,6 +605,18 @@ func TestErrorClass(t *testing.T) {
 // dnsServer returns a resolver that knows some names, each with its addresses.
 func dnsServer(t *testing.T, names map[string][]string) *net.Resolver {
 	t.Helper()
+	return dnsServerOf(t, func(name string, _ uint16) []string { return names[name] })
+}
+
+// What a query asks for (RFC 1035, section 3.2.2, and RFC 3596).
+const (
+	kindA    = 1
+	kindAAAA = 28
+)
+
+// dnsServerOf asks a function for the addresses of a name, once for each query.
+func dnsServerOf(t *testing.T, addresses func(name string, kind uint16) []string) *net.Resolver {
+	t.Helper()
 	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -617,7 +629,7 @@ func dnsServer(t *testing.T, names map[string][]string) *net.Resolver {
 			if err != nil {
 				return
 			}
-			conn.WriteTo(dnsAnswer(buf[:n], names), from)
+			conn.WriteTo(dnsAnswer(buf[:n], addresses), from)
 		}
 	})
 	t.Cleanup(func() {
@@ -630,7 +642,7 @@ func dnsServer(t *testing.T, names map[string][]string) *net.Resolver {
 }
 
 // dnsAnswer answers a query for one name (RFC 1035, section 4).
-func dnsAnswer(query []byte, names map[string][]string) []byte {
+func dnsAnswer(query []byte, addresses func(name string, kind uint16) []string) []byte {
 	var labels []string
 	at := 12
 	for query[at] != 0 {
@@ -638,20 +650,21 @@ func dnsAnswer(query []byte, names map[string][]string) []byte {
 		at += 1 + int(query[at])
 	}
 	question := query[12 : at+5]
-	addresses, known := names[strings.ToLower(strings.Join(labels, "."))]
+	asked := binary.BigEndian.Uint16(query[at+1:])
+	found := addresses(strings.ToLower(strings.Join(labels, ".")), asked)
 	flags := uint16(0x8180)
-	if !known {
+	if len(found) == 0 {
 		flags |= 3 // no such name
 	}
 	var answers []byte
 	count := uint16(0)
-	for _, text := range addresses {
+	for _, text := range found {
 		addr := netip.MustParseAddr(text)
-		kind := uint16(1)
+		kind := uint16(kindA)
 		if addr.Is6() {
-			kind = 28
+			kind = kindAAAA
 		}
-		if kind != binary.BigEndian.Uint16(query[at+1:]) {
+		if kind != asked {
 			continue
 		}
 		count++
@@ -709,16 +722,82 @@ func TestTheCanaryIsNotReached(t *testing.T) {
 	}
 }
 
+// beside listens at an allowed address of this machine, 127.0.0.2, and has a canary
+// at the same port of 127.0.0.1, which is not allowed.
+func beside(t *testing.T, play script) (r *receiver, port string, connections *atomic.Int32) {
+	t.Helper()
+	connections = new(atomic.Int32)
+	_, port, _ = net.SplitHostPort(listen(t, func(net.Conn) { connections.Add(1) }))
+	return serve(t, "127.0.0.2:"+port, play), port, connections
+}
+
+func onlyBeside(c *SenderConfig) {
+	c.Guard.Nets = []netip.Prefix{netip.MustParsePrefix("127.0.0.2/32")}
+}
+
 func TestANameWithAnAllowedAddressIsReachedThere(t *testing.T) {
 	t.Parallel()
-	r := serve(t, "127.0.0.2:0", respond("HTTP/1.1 204 No Content\r\n\r\n"))
-	_, port, _ := net.SplitHostPort(r.addr())
-	s := testSender(t, func(c *SenderConfig) {
-		c.Resolver = dnsServer(t, map[string][]string{"mixed.test": {"127.0.0.1", "127.0.0.2", "::1"}})
-		c.Guard.Nets = []netip.Prefix{netip.MustParsePrefix("127.0.0.2/32")}
+	_, port, canary := beside(t, respond("HTTP/1.1 204 No Content\r\n\r\n"))
+	names := dnsServer(t, map[string][]string{
+		"first.test": {"127.0.0.2", "127.0.0.1"}, "last.test": {"127.0.0.1", "127.0.0.2", "::1"},
+		"gone.test": {"127.0.0.3", "127.0.0.1"}, // nobody listens at 127.0.0.3
 	})
-	if a, _ := s.Send(t.Context(), testRequest(s, "http://mixed.test:"+port)); Judge(a) != Delivered {
-		t.Errorf("Send = %+v", a)
+	s := testSender(t, func(c *SenderConfig) {
+		onlyBeside(c)
+		c.Guard.Nets = append(c.Guard.Nets, netip.MustParsePrefix("127.0.0.3/32"))
+		c.Resolver = names
+	})
+	for _, name := range []string{"first.test", "last.test"} {
+		if a, _ := s.Send(t.Context(), testRequest(s, "http://"+name+":"+port)); Judge(a) != Delivered {
+			t.Errorf("Send to %s = %+v", name, a)
+		}
+	}
+	if a, completed := s.Send(t.Context(), testRequest(s, "http://gone.test:"+port)); !completed || Judge(a) == Delivered {
+		t.Errorf("Send to gone.test = %+v, %v", a, completed)
+	}
+	if got := canary.Load(); got != 0 {
+		t.Errorf("the address that is not allowed saw %d connections", got)
+	}
+}
+
+// A name leads to an allowed address when it is first asked for, and afterwards to
+// this machine. Were it resolved once to be checked and once more to be dialled,
+// the very first attempt would go there.
+func TestANameThatChangesItsAnswerGainsNothing(t *testing.T) {
+	t.Parallel()
+	for _, scheme := range []string{"http", "https"} {
+		t.Run(scheme, func(t *testing.T) {
+			t.Parallel()
+			once := func(c net.Conn) bool { // or the connection would be used again
+				io.WriteString(c, "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+				return false
+			}
+			_, port, canary := beside(t, once)
+			var asked atomic.Int32
+			names := dnsServerOf(t, func(_ string, kind uint16) []string {
+				if kind == kindA && asked.Add(1) > 1 {
+					return []string{"127.0.0.1"}
+				}
+				return []string{"127.0.0.2"}
+			})
+			s := testSender(t, func(c *SenderConfig) {
+				onlyBeside(c)
+				c.Resolver = names
+			})
+			req := testRequest(s, scheme+"://changing.test:"+port)
+			first, _ := s.Send(t.Context(), req)
+			if want := map[string]outbox.ErrorClass{"http": "", "https": outbox.ErrTLS}[scheme]; first.Class != want { // it was reached
+				t.Errorf("Send = %+v, want class %q", first, want)
+			}
+			for range 3 {
+				if a, completed := s.Send(t.Context(), req); !completed || a.Class != outbox.ErrBlocked {
+					t.Errorf("Send after the change = %+v, %v, want class blocked_address", a, completed)
+				}
+			}
+			if got := canary.Load(); got != 0 || asked.Load() != 4 {
+				t.Errorf("the canary saw %d connections; the name was asked for %d times, want 4", got, asked.Load())
+			}
+		})
 	}
 }
 
