@@ -49,6 +49,10 @@ type Request struct {
 	At        time.Time
 	Status    int    // what was answered; 0: nothing, yet or ever
 	Malformed string // what is wrong with the request itself: its signature, its headers
+
+	// Which of its endpoint's secrets, in the order of their making, webhook-signature
+	// and X-Webhook-Signature verify with.
+	Signed, SignedBody []int
 }
 
 // A Journal holds what the driver and the receivers saw, in the order of seeing.

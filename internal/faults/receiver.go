@@ -41,6 +41,8 @@ type Receiver struct {
 	hostile   map[int]answer        // endpoint → what it does instead of answering
 	first     func(*Request)        // what it does before it answers; nil: nothing
 	failShare float64
+	strays    []string // requests that are to no endpoint, and went into no journal
+	torn      []string // those whose body broke off
 }
 
 // An answer is what a hostile receiver does with a request that it has read.
@@ -144,8 +146,14 @@ func (r *Receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	hanging, share, first := r.hanging[index], r.failShare, r.first
 	hostile, secrets := r.hostile[index], append(slices.Clone(r.older[index]), endpoint.Secret)
+	switch {
+	case !known:
+		r.strays = append(r.strays, req.URL.Path)
+	case err != nil:
+		r.torn = append(r.torn, fmt.Sprintf("%s after %d bytes: %v", req.URL.Path, len(body), err))
+	}
 	r.mu.Unlock()
-	if err != nil || !known { // the sender was killed while it wrote: nobody could read that
+	if err != nil || !known {
 		w.WriteHeader(http.StatusNotFound)
 		return
 	}
@@ -180,6 +188,27 @@ func (r *Receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 }
 
+// expectWhole expects that every request went into the journal. Only one whose sender
+// was killed while it wrote may have no whole body.
+func (x *Trial) expectWhole(r *Receiver, killed bool) {
+	x.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.strays) > 0 {
+		x.expect(false, "%d requests came to no endpoint: %s", len(r.strays), r.strays[0])
+	}
+	if len(r.torn) > 0 && !killed {
+		x.expect(false, "%d requests broke off, and nobody was killed: %s", len(r.torn), r.torn[0])
+	}
+}
+
+// killed says whether a process has ended otherwise than by its own will.
+func (x *Trial) killed() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return slices.ContainsFunc(x.processes, func(p *Process) bool { return !p.running() && p.ended != nil })
+}
+
 // reset breaks the connection without an answer.
 func reset(w http.ResponseWriter) { hijack(w, breakOff) }
 
@@ -211,12 +240,16 @@ func read(h http.Header, body []byte, secrets []string) *Request {
 	if err := json.Unmarshal(body, &content); err != nil {
 		wrong = append(wrong, err.Error())
 	}
-	if err := (sign.Verifier{Secrets: secrets, StandardOnly: true}).Verify(h, body); err != nil {
-		wrong = append(wrong, "webhook-signature: "+err.Error())
+	signed, err := signers(secrets, func(secret string) error {
+		return sign.Verifier{Secrets: []string{secret}, StandardOnly: true}.Verify(h, body)
+	})
+	if len(signed) == 0 {
+		wrong = append(wrong, fmt.Sprintf("webhook-signature: %v", err))
 	}
 	alone := http.Header{sign.HeaderBodySignature: h.Values(sign.HeaderBodySignature)}
-	if err := (sign.Verifier{Secrets: secrets}).Verify(alone, body); err != nil {
-		wrong = append(wrong, sign.HeaderBodySignature+": "+err.Error())
+	signedBody, err := signers(secrets, func(secret string) error { return sign.Verify(alone, body, secret) })
+	if len(signedBody) == 0 {
+		wrong = append(wrong, fmt.Sprintf("%s: %v", sign.HeaderBodySignature, err))
 	}
 	delivery, err := uuid.Parse(h.Get("X-Webhook-Delivery-ID"))
 	if err != nil || h.Get(sign.HeaderID) != delivery.String() {
@@ -232,5 +265,18 @@ func read(h http.Header, body []byte, secrets []string) *Request {
 	return &Request{
 		Delivery: delivery, Event: content.ID, N: content.Data.N, Type: h.Get("X-Webhook-Event"), Retry: retry,
 		Body: sha256.Sum256(body), Agent: h.Get("User-Agent"), Malformed: strings.Join(wrong, "; "),
+		Signed: signed, SignedBody: signedBody,
 	}
+}
+
+// signers returns which of the secrets verify, and why the last of the others does not.
+func signers(secrets []string, verify func(secret string) error) (found []int, why error) {
+	for i, secret := range secrets {
+		if err := verify(secret); err != nil {
+			why = err
+		} else {
+			found = append(found, i)
+		}
+	}
+	return found, why
 }

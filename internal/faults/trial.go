@@ -446,6 +446,7 @@ func (x *Trial) finish(within time.Duration, figures ...string) {
 	peak, looks, stall, unseen := x.monitor.peak, x.monitor.looks, x.monitor.stall, x.monitor.unseen
 	x.monitor.mu.Unlock()
 	x.expect(looks > 0, "the monitor saw nothing")
+	x.expectWhole(x.receiver, x.killed())
 	x.expect(peak < maxMemory, "a walhook used %d MiB", peak>>20)
 	figures = append([]string{
 		fmt.Sprintf("events=%d deliveries=%d requests=%d duplicates=%d failed=%d crashes=%d", verdict.Events,
