@@ -152,6 +152,21 @@ func (j *Journal) takeBelow(lsn pglogrepl.LSN, seen map[uuid.UUID]bool) []Event 
 	return events
 }
 
+// takeOf returns an organization's committed events that are not in seen, and adds
+// them to it.
+func (j *Journal) takeOf(org string, seen map[uuid.UUID]bool) []Event {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var events []Event
+	for _, e := range j.events {
+		if e.Fate == Committed && e.Org == org && !seen[e.ID] {
+			seen[e.ID] = true
+			events = append(events, *e)
+		}
+	}
+	return events
+}
+
 // committed returns the events that are known to be committed.
 func (j *Journal) committed() []Event {
 	events, _ := j.copy()
