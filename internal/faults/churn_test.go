@@ -4,11 +4,15 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/walhook/walhook/outbox"
 )
 
 // Churn is endpoints that come and go, in organizations of their own, with a
@@ -26,22 +30,43 @@ type Churn struct {
 
 // churned is one endpoint that comes and goes.
 type churned struct {
-	id      uuid.UUID
-	org     string
-	off     time.Time      // since when it is disabled or deleted; zero: it is not
-	offs    [][2]time.Time // from when to when it was before
-	deleted bool
+	id        uuid.UUID
+	org       string
+	offs      []off
+	rotations []rotation // each made the next of its secrets
+	deleted   bool
 }
+
+// An off is a time in which an endpoint is disabled or deleted. It begins and ends
+// at some moment between the two that are noted.
+type off struct {
+	begins, begun time.Time
+	ends, ended   time.Time // zero: not yet
+}
+
+// A rotation was committed between two times. The secret before is live until it expires.
+type rotation struct{ begins, committed, expires time.Time }
+
+// isOff says whether the endpoint is disabled or deleted now.
+func (e *churned) isOff() bool { return len(e.offs) > 0 && e.offs[len(e.offs)-1].ended.IsZero() }
 
 const (
 	churnOrgs  = 4
 	churnEvery = 100 * time.Millisecond
 
-	// inForce is how soon a change holds, and onTheWay what a request may need to
-	// be seen by a receiver on a busy machine.
-	inForce  = time.Second
-	onTheWay = 250 * time.Millisecond
+	// churnFailShare is how much of what comes to them fails, and one of narrowEvery
+	// gets one request at a time: what waits for its retry, or in the lane, is what
+	// could still be sent after a disable.
+	churnFailShare = 0.2
+	narrowEvery    = 3
+
+	// inForce is how soon after its commit a change holds, and nothing is sent any
+	// more that does not know it.
+	inForce = time.Second
 )
+
+// overlaps are how long two secrets are live: many are over while the load runs.
+var overlaps = []time.Duration{0, time.Second, 3 * time.Second, 24 * time.Hour}
 
 // endpointsComeAndGo creates, disables, enables and deletes endpoints and rotates
 // their secrets, ten times a second, beside the usual load.
@@ -64,9 +89,7 @@ func endpointsComeAndGo(t *testing.T, s Setup) {
 		}
 	}
 	x.drain(time.Minute)
-	late, requests := c.judge()
-	x.finish(time.Minute, fmt.Sprintf("created=%d switched=%d deleted=%d rotated=%d requests to them=%d latest after a disable=%s",
-		c.done[0], c.done[1], c.done[2], c.done[3], requests, late.Round(time.Millisecond)))
+	x.finish(time.Minute, fmt.Sprintf("created=%d switched=%d deleted=%d rotated=%d %s", c.done[0], c.done[1], c.done[2], c.done[3], c.judge()))
 }
 
 func newChurn(t *testing.T, x *Trial) *Churn {
@@ -77,6 +100,7 @@ func newChurn(t *testing.T, x *Trial) *Churn {
 		t.Fatal(err)
 	}
 	t.Cleanup(receiver.close)
+	receiver.failShare = churnFailShare
 	c.receiver = receiver
 	pool, err := pgxpool.New(t.Context(), x.url())
 	if err != nil {
@@ -128,6 +152,11 @@ func (c *Churn) create(org string) {
 	if err != nil {
 		x.Fatal(err)
 	}
+	if len(c.ends)%narrowEvery == 0 {
+		if _, err := tx.Exec(x.Context(), `UPDATE webhook_endpoints SET max_in_flight = 1 WHERE id = $1`, e.ID); err != nil {
+			x.Fatal(err)
+		}
+	}
 	c.receiver.add(e)
 	c.ends = append(c.ends, &churned{id: e.ID, org: org})
 	if err := tx.Commit(x.Context()); err != nil {
@@ -139,14 +168,13 @@ func (c *Churn) create(org string) {
 // switchOver disables an endpoint, or enables it again.
 func (c *Churn) switchOver(i int) {
 	e := c.ends[i]
-	on := !e.off.IsZero()
-	before := time.Now()
+	on, began := e.isOff(), time.Now()
 	c.trial.exec(`UPDATE webhook_endpoints SET enabled = $2 WHERE id = $1`, e.id, on)
 	if on {
-		e.offs = append(e.offs, [2]time.Time{e.off, before})
-		e.off = time.Time{}
+		last := &e.offs[len(e.offs)-1]
+		last.ends, last.ended = began, time.Now()
 	} else {
-		e.off = time.Now()
+		e.offs = append(e.offs, off{begins: began, begun: time.Now()})
 	}
 	c.done[1]++
 }
@@ -154,9 +182,10 @@ func (c *Churn) switchOver(i int) {
 // remove deletes an endpoint.
 func (c *Churn) remove(i int) {
 	e := c.ends[i]
+	began := time.Now()
 	c.trial.exec(`DELETE FROM webhook_endpoints WHERE id = $1`, e.id)
-	if e.off.IsZero() {
-		e.off = time.Now()
+	if !e.isOff() {
+		e.offs = append(e.offs, off{begins: began, begun: time.Now()})
 	}
 	e.deleted = true
 	c.done[2]++
@@ -172,19 +201,31 @@ func (c *Churn) rotate(i int) {
 	}
 	defer tx.Rollback(context.WithoutCancel(x.Context()))
 	var secret string
-	if err := tx.QueryRow(x.Context(), `SELECT webhook_rotate_secret($1)`, c.ends[i].id).Scan(&secret); err != nil {
+	r := rotation{begins: time.Now()}
+	err = tx.QueryRow(x.Context(), `SELECT webhook_rotate_secret($1, $2), now() + $2`, c.ends[i].id, overlaps[rand.N(len(overlaps))]).Scan(&secret, &r.expires)
+	if err != nil {
 		x.Fatal(err)
 	}
 	c.receiver.rotate(i, secret)
 	if err := tx.Commit(x.Context()); err != nil {
 		x.Fatal(err)
 	}
+	r.committed = time.Now()
+	c.ends[i].rotations = append(c.ends[i].rotations, r)
 	c.done[3]++
 }
 
-// judge looks at what the endpoints got, and at the rows. It returns how long
-// after an endpoint was switched off it got its last request.
-func (c *Churn) judge() (latest time.Duration, n int) {
+// What must not be, as the oracle's rules: it leaves these organizations out.
+const (
+	mixed          = "a request for an event that was not committed, or is another organization's"
+	otherwise      = "a request that is signed otherwise than the rotations say"
+	again          = "a delivery that was sent again, and nobody had crashed"
+	undelivered    = "a delivery that got no 2xx, and its endpoint was on all the time"
+	strangeOutcome = "a row that does not tell what became of the delivery"
+)
+
+// judge looks at what the endpoints got, and at the rows, and tells the figures.
+func (c *Churn) judge() string {
 	x := c.trial
 	x.Helper()
 	events, requests := c.journal.copy()
@@ -192,32 +233,165 @@ func (c *Churn) judge() (latest time.Duration, n int) {
 	for i := range events {
 		byID[events[i].ID] = &events[i]
 	}
-	for _, r := range requests {
+	var latest time.Duration
+	var kept signatures
+	var verdict Verdict
+	byDelivery := map[uuid.UUID][]*Request{}
+	for i := range requests {
+		r := &requests[i]
 		e, event := c.ends[r.Endpoint], byID[r.Event]
-		x.expect(r.Malformed == "", "to endpoint %d: %s", r.Endpoint, r.Malformed)
-		if event == nil || event.Fate == RolledBack {
-			x.expect(false, "endpoint %d got event %s, which was not committed", r.Endpoint, r.Event)
+		if r.Malformed != "" {
+			verdict.found(malformedRequest, "to endpoint %d: %s", r.Endpoint, r.Malformed)
+		}
+		if event == nil || event.Fate == RolledBack || event.Org != e.org || event.N != r.N {
+			verdict.found(mixed, "event %s to endpoint %d of %s", r.Event, r.Endpoint, e.org)
 			continue
 		}
-		x.expect(event.Org == e.org && event.N == r.N, "endpoint %d of %s got event %s of %s", r.Endpoint, e.org, r.Event, event.Org)
+		if r.Delivery != outbox.DeliveryID(r.Event, e.id) {
+			verdict.found(deliveryDiffers, "event %s to endpoint %d as %s", r.Event, r.Endpoint, r.Delivery)
+		}
+		if wrong := kept.judge(e.rotations, r); wrong != "" {
+			verdict.found(otherwise, "to endpoint %d, %s", r.Endpoint, wrong)
+		}
 		latest = max(latest, e.after(r.At))
+		byDelivery[r.Delivery] = append(byDelivery[r.Delivery], r)
 	}
-	x.expect(latest <= inForce+onTheWay, "a request came %s after its endpoint was switched off", latest)
+	x.expect(latest <= inForce, "a request came %s after its endpoint was switched off", latest)
+	x.expect(kept.newest > 0 && kept.both > 0 && kept.expired > 0, "too little was seen of rotations: %+v", kept)
+	x.expectWhole(c.receiver, false)
 	c.judgeRows()
-	return latest, len(requests)
+	delivered, cancelled := c.judgeDeliveries(&verdict, byID, byDelivery)
+	x.expect(cancelled > 0, "nothing waited at an endpoint that was switched off")
+	if err := verdict.Err(); err != nil {
+		x.expect(false, "of what comes and goes, %v", err)
+	}
+	return fmt.Sprintf("requests to them=%d delivered=%d cancelled=%d latest after a disable=%s signed: newest=%d both=%d after the overlap=%d, latest with what had expired=%s",
+		len(requests), delivered, cancelled, latest.Round(time.Millisecond), kept.newest, kept.both, kept.expired, kept.late.Round(time.Millisecond))
 }
 
-// after is how long an endpoint has been off at a time; 0: it is on.
+// after is how long an endpoint has been off at a time; 0: it may be on.
 func (e *churned) after(at time.Time) time.Duration {
-	if !e.off.IsZero() && at.After(e.off) {
-		return at.Sub(e.off)
-	}
-	for _, off := range e.offs {
-		if at.After(off[0]) && at.Before(off[1]) {
-			return at.Sub(off[0])
+	for _, o := range e.offs {
+		if at.After(o.begun) && (o.ended.IsZero() || at.Before(o.ends)) {
+			return at.Sub(o.begun)
 		}
 	}
 	return 0
+}
+
+// wasOff says whether an endpoint may have been off at some time from one to another.
+func (e *churned) wasOff(from, to time.Time) bool {
+	return slices.ContainsFunc(e.offs, func(o off) bool { return o.begins.Before(to) && (o.ended.IsZero() || o.ended.After(from)) })
+}
+
+// Signatures counts requests by the secrets that they had to be signed with.
+type signatures struct {
+	newest  int           // by a secret that is not the endpoint's first
+	both    int           // also by the one before it
+	expired int           // by one alone, because the one before has expired
+	late    time.Duration // after which what had expired still signed
+}
+
+// judge says what is wrong with a request's signatures; "": nothing. Every secret
+// from the newest on that must be in force may be the present one, if its rotation
+// had begun. webhook-signature is made with it, and before the one before expires also
+// with that, which alone makes X-Webhook-Signature then.
+func (s *signatures) judge(rotations []rotation, r *Request) (wrong string) {
+	oldest, newest := 0, 0
+	for i, o := range rotations {
+		if !r.At.Before(o.committed.Add(inForce)) {
+			oldest = i + 1
+		}
+		if !r.At.Before(o.begins) {
+			newest = i + 1
+		}
+	}
+	for k := oldest; k <= newest; k++ {
+		switch {
+		case k == 0 && slices.Equal(r.Signed, []int{0}) && slices.Equal(r.SignedBody, r.Signed):
+			return ""
+		case k == 0:
+		case slices.Equal(r.Signed, []int{k - 1, k}) && slices.Equal(r.SignedBody, []int{k - 1}) && r.At.Before(rotations[k-1].expires.Add(inForce)):
+			s.newest++
+			s.both++
+			s.late = max(s.late, r.At.Sub(rotations[k-1].expires))
+			return ""
+		case slices.Equal(r.Signed, []int{k}) && slices.Equal(r.SignedBody, r.Signed) && !r.At.Before(rotations[k-1].expires):
+			s.newest++
+			s.expired++
+			return ""
+		}
+	}
+	wrong = fmt.Sprintf("for which a secret from %d to %d is the newest, is signed by %v, and its body by %v", oldest, newest, r.Signed, r.SignedBody)
+	if newest > 0 {
+		wrong += fmt.Sprintf("; the last came %s before, and the one before it expired after %s", r.At.Sub(rotations[newest-1].committed),
+			rotations[newest-1].expires.Sub(rotations[newest-1].committed))
+	}
+	return wrong
+}
+
+const selectChurned = `
+SELECT id, event_id, endpoint_id, status, attempts, coalesce(completed_at, now()) FROM webhook_deliveries WHERE starts_with(organization_id, '` + comingAndGoing + `')`
+
+// judgeDeliveries lays the requests and the rows side by side: nobody has crashed, so
+// nothing is sent twice, and what did not come was switched off meanwhile, or has had
+// its last attempt. It returns how many came, and how many were cancelled.
+func (c *Churn) judgeDeliveries(v *Verdict, events map[uuid.UUID]*Event, requests map[uuid.UUID][]*Request) (delivered, cancelled int) {
+	x := c.trial
+	x.Helper()
+	rows, err := x.pool.Query(x.Context(), selectChurned)
+	if err != nil {
+		x.Fatal(err)
+	}
+	ends := map[uuid.UUID]*churned{}
+	for _, e := range c.ends {
+		ends[e.id] = e
+	}
+	var id, event, endpoint uuid.UUID
+	var status outbox.Status
+	var attempts int
+	var completed time.Time
+	_, err = pgx.ForEachRow(rows, []any{&id, &event, &endpoint, &status, &attempts, &completed}, func() error {
+		answered, twice := outcome(requests[id])
+		if twice {
+			v.found(again, "delivery %s: %d requests", id, len(requests[id]))
+		}
+		if answered {
+			delivered++
+		}
+		if status == outbox.Cancelled {
+			cancelled++
+		}
+		good := answered && status == outbox.Success || !answered && (status == outbox.Cancelled || status == outbox.Failed && attempts == lastAttempt)
+		end, committed := ends[endpoint], events[event]
+		switch {
+		case end == nil || committed == nil || !good:
+			v.found(strangeOutcome, "delivery %s of event %s is %s after %d attempts; %d requests, with a 2xx %t", id, event, status, attempts, len(requests[id]), answered)
+		case status == outbox.Cancelled && !end.wasOff(committed.Began, completed):
+			v.found(undelivered, "delivery %s is cancelled at %s, committed at %s", id, completed.Format("15:04:05.000"), committed.Began.Format("15:04:05.000"))
+		}
+		delete(requests, id)
+		return nil
+	})
+	if err != nil {
+		x.Fatal(err)
+	}
+	for id := range requests {
+		v.found(rowMissing, "delivery %s, which was sent", id)
+	}
+	return delivered, cancelled
+}
+
+// outcome says whether a delivery's requests were answered with a 2xx, and
+// whether one of them came beyond that, or twice.
+func outcome(requests []*Request) (answered, twice bool) {
+	seen := map[int]bool{}
+	for _, r := range requests {
+		twice = twice || answered || seen[r.Retry]
+		answered = answered || succeeded(r)
+		seen[r.Retry] = true
+	}
+	return answered, twice
 }
 
 // What must not be: a delivery that is owed and has no row, one that has not
@@ -246,7 +420,7 @@ func (c *Churn) judgeRows() {
 	var orgs []string
 	for _, e := range c.ends {
 		ids, orgs = append(ids, e.id), append(orgs, e.org)
-		if !e.off.IsZero() || len(e.offs) > 0 {
+		if len(e.offs) > 0 {
 			switched = append(switched, e.id)
 		}
 	}
@@ -264,5 +438,42 @@ func (c *Churn) judgeRows() {
 			x.Fatalf("%s: %v", q.what, err)
 		}
 		x.expect(n == 0, "%d %s", n, q.what)
+	}
+}
+
+func TestSignaturesAreJudged(t *testing.T) {
+	t.Parallel()
+	start := time.Now()
+	at := func(seconds float64) time.Time { return start.Add(time.Duration(seconds * float64(time.Second))) }
+	rotations := []rotation{ // the second before the first's overlap is over, without one of its own
+		{at(10), at(10.1), at(13)},
+		{at(20), at(20.1), at(20)},
+	}
+	for _, tc := range []struct {
+		name         string
+		at           float64
+		signed, body []int
+		good         bool
+	}{
+		{"the first secret, before any rotation", 9, []int{0}, []int{0}, true},
+		{"a rotation is not known at once", 11, []int{0}, []int{0}, true},
+		{"both in the overlap, the body by the older", 12, []int{0, 1}, []int{0}, true},
+		{"the body by the newer", 12, []int{0, 1}, []int{1}, false},
+		{"a rotation that is never picked up", 11.2, []int{0}, []int{0}, false},
+		{"the newer alone before the overlap is over", 12, []int{1}, []int{1}, false},
+		{"an overlap's end is not known at once", 13.9, []int{0, 1}, []int{0}, true},
+		{"an overlap without an end", 14.1, []int{0, 1}, []int{0}, false},
+		{"the newer alone afterwards", 13.1, []int{1}, []int{1}, true},
+		{"a secret that has no overlap", 20.05, []int{2}, []int{2}, true},
+		{"the one before, for a moment", 21, []int{1}, []int{1}, true},
+		{"and no longer", 21.2, []int{1}, []int{1}, false},
+		{"three at once", 21.2, []int{0, 1, 2}, []int{0}, false},
+		{"a secret that is not made yet", 19, []int{2}, []int{2}, false},
+	} {
+		var s signatures
+		wrong := s.judge(rotations, &Request{At: at(tc.at), Signed: tc.signed, SignedBody: tc.body})
+		if good := wrong == ""; good != tc.good {
+			t.Errorf("%s: good %t, want %t: %s", tc.name, good, tc.good, wrong)
+		}
 	}
 }
