@@ -5,8 +5,12 @@ import (
 	"compress/gzip"
 	"fmt"
 	"io"
+	"log"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/walhook/walhook/outbox"
@@ -17,20 +21,25 @@ type hostility struct {
 	name   string
 	answer answer
 	class  outbox.ErrorClass // "": it is a success
+	text   string            // of the answer, as it is stored where that is a failure
 	https  bool              // the endpoint's URL says https, and the receiver does not
+	url    string            // of a server of its own; "": it is a path of the receiver
 }
+
+// always says that the hostility cannot be switched off.
+func (h *hostility) always() bool { return h.https || h.url != "" }
 
 // hostileFor bounds how long a receiver goes on: much longer than any timeout of walhook.
 const hostileFor = time.Minute
 
-// hostilities are all of them.
-func hostilities() []hostility {
+// hostilities are all of them. The impostor is a TLS server that nobody vouches for.
+func hostilities(impostor string) []hostility {
 	bomb := gzipBomb(64 << 20)
 	endless := strings.Repeat("endless ", 4<<10)
 	header := "X-Padding: " + strings.Repeat("p", 8<<10) + "\r\n"
 	return []hostility{
-		{name: "NUL", class: outbox.ErrHTTP5xx, answer: says(500, "a\x00b\x00")},
-		{name: "invalid UTF-8", class: outbox.ErrHTTP4xx, answer: says(400, "\xff\xfe\xed\xa0\x80 \xc3\x28")},
+		{name: "NUL", class: outbox.ErrHTTP5xx, text: "ab", answer: says(500, "a\x00b\x00")},
+		{name: "invalid UTF-8", class: outbox.ErrHTTP4xx, text: "\uFFFD \uFFFD(", answer: says(400, "\xff\xfe\xed\xa0\x80 \xc3\x28")},
 		{name: "endless body", answer: goesOn(200, "HTTP/1.1 200 OK\r\n\r\n", endless, 0)},
 		{name: "50 MB body", answer: answer{200, func(c net.Conn) {
 			begin(c)
@@ -45,7 +54,23 @@ func hostilities() []hostility {
 		{name: "reset", class: outbox.ErrReset, answer: answer{0, breakOff}},
 		{name: "redirect loop", class: outbox.ErrRedirect, answer: says(302, "", "Location: .")},
 		{name: "no TLS", class: outbox.ErrTLS, https: true},
+		{name: "a certificate of its own making", class: outbox.ErrTLS, url: impostor},
 	}
+}
+
+// An Impostor speaks TLS with a certificate that no authority has signed. What comes
+// through is a request that should never have been sent.
+type Impostor struct {
+	server   *httptest.Server
+	requests atomic.Int64
+}
+
+func newImpostor() *Impostor {
+	i := &Impostor{}
+	i.server = httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { i.requests.Add(1) }))
+	i.server.Config.ErrorLog = log.New(io.Discard, "", 0) // it would print every handshake that walhook breaks off
+	i.server.StartTLS()
+	return i
 }
 
 // begin bounds what follows.

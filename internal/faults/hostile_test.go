@@ -3,7 +3,6 @@ package faults
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -14,17 +13,18 @@ import (
 )
 
 // hostileReceivers has receivers of other organizations answer as none should.
-// Their rows say what it was; the good ones hardly feel it.
+// Their rows say what it was; the good ones hardly feel it. Calm and hostile
+// windows take turns, so that what else the machine does is in both.
 func hostileReceivers(t *testing.T, s Setup) {
-	const healthy, lag = 6, 3 * time.Second
-	const perSecond = 100 // what a receiver holds until the timeout, eight at a time, has to end within a drain
-	lasts := either(8*time.Second, 5*time.Second)
-	kinds := hostilities()
+	const healthy = 6
+	impostor := newImpostor()
+	t.Cleanup(impostor.server.Close)
+	kinds := hostilities(impostor.server.URL)
 	for i := range healthy {
 		s.Endpoints = append(s.Endpoints, Endpoint{Org: fmt.Sprintf("org_%d", i), Types: []string{"*"}})
 	}
 	for i, k := range kinds {
-		s.Endpoints = append(s.Endpoints, Endpoint{Org: fmt.Sprintf("hostile_%d", i), Types: []string{"*"}, Secure: k.https})
+		s.Endpoints = append(s.Endpoints, Endpoint{Org: fmt.Sprintf("hostile_%d", i), Types: []string{"*"}, Secure: k.https, URL: k.url})
 	}
 	s.Schedule = "1s,1s" // the last attempt comes soon
 	s.Env = append(s.Env, "WALHOOK_TIMEOUT=2s")
@@ -32,36 +32,112 @@ func hostileReceivers(t *testing.T, s Setup) {
 	x.receiver.failShare = 0
 	x.start()
 	x.ready()
-	<-x.drive(Load{Rate: perSecond, Duration: lasts})
-	<-time.After(lag)
-	calm := x.latencies(0, healthy)
-	answers := map[int]answer{}
-	for i, k := range kinds {
-		answers[healthy+i] = k.answer
-	}
-	from := x.journal.count()
-	x.receiver.turn(answers)
-	<-x.drive(Load{Rate: perSecond, Duration: lasts})
-	<-time.After(lag)
-	hostile := x.latencies(from, healthy)
+	w := windows{trial: x, healthy: healthy, kinds: kinds}
+	w.run()
 	x.drain(2 * time.Minute)
+	felt := w.judge()
 	failed := x.expectClasses(healthy, kinds)
-	const generous, noise = 5, 200 * time.Millisecond
-	x.expect(hostile.at(0.99) <= generous*calm.at(0.99)+noise, "the others' p99 is %s, and was %s", hostile.at(0.99), calm.at(0.99))
-	x.finish(time.Minute, fmt.Sprintf("failed as they should=%d p50=%s then %s, p99=%s then %s: %.2f times", failed, calm.at(0.5), hostile.at(0.5),
-		calm.at(0.99), hostile.at(0.99), float64(hostile.at(0.99))/float64(max(1, calm.at(0.99)))))
+	came := impostor.requests.Load()
+	x.expect(came == 0, "%d requests were sent to a receiver whose certificate nobody has signed", came)
+	x.finish(time.Minute, fmt.Sprintf("failed as they should=%d %s", failed, felt))
 }
 
-// latencies are those of first attempts to the first endpoints, from the n-th request on.
-func (x *Trial) latencies(n, endpoints int) (found latencies) {
-	events, _ := x.journal.copy()
+// Windows are spans of load, in turn with calm receivers and with hostile ones.
+type windows struct {
+	trial   *Trial
+	healthy int // endpoints, which come first
+	kinds   []hostility
+
+	calm, hostile [][2]time.Time // from when to when
+}
+
+// run has each kind of window several times. A calm one begins when nothing is left
+// of what was hostile before; the last hostile one goes on until all has failed.
+func (w *windows) run() {
+	const lasts = 2 * time.Second
+	rounds := either(9, 3) // odd: there is one in the middle
+	x := w.trial
+	x.Helper()
+	answers := map[int]answer{}
+	for i, k := range w.kinds {
+		answers[w.healthy+i] = k.answer
+	}
+	for range rounds {
+		x.receiver.turn(nil)
+		x.drain(time.Minute)
+		w.calm = append(w.calm, w.one(lasts, false))
+		x.receiver.turn(answers)
+		w.hostile = append(w.hostile, w.one(lasts, true))
+	}
+}
+
+// one loads for one window.
+func (w *windows) one(lasts time.Duration, hostile bool) (window [2]time.Time) {
+	w.trial.driver.orgs = w.organizations(hostile)
+	window[0] = time.Now()
+	<-w.trial.drive(Load{Rate: either[float64](250, 150), Duration: lasts})
+	window[1] = time.Now()
+	return window
+}
+
+// organizations are those that get events: mostly the healthy ones, because what a
+// hostile receiver holds until the timeout, eight at a time, has to end within a drain.
+func (w *windows) organizations(hostile bool) (orgs []string) {
+	more := either(4, 2)
+	for i := range w.healthy {
+		orgs = append(orgs, slices.Repeat([]string{w.trial.endpoints[i].Org}, more)...)
+	}
+	for i, k := range w.kinds {
+		if hostile || !k.always() {
+			orgs = append(orgs, w.trial.endpoints[w.healthy+i].Org)
+		}
+	}
+	return orgs
+}
+
+// judge compares each hostile window with the calm one before it, because the same
+// machine was then as busy with other things, and wants the median to be within a
+// fifth. What hostile receivers cost themselves is no neighbour's in life, and is
+// here: kernel and runtime copy what they flood, and shake hands, on the two cores
+// on which everything runs. So an event may find both cores taken, and wait for a time
+// slice of the scheduler, which is some milliseconds. With -faults.quick other
+// scenarios run at the same time, and what they do is in one window and not in the other.
+func (w *windows) judge() string {
+	times := either(1.2, 5)
+	slice := either(5*time.Millisecond, 200*time.Millisecond)
+	enough := either(2000, 200)
+	x := w.trial
+	x.Helper()
+	var calm, hostile, p99, p99Hostile, excess latencies
+	for i := range w.calm {
+		before, after := x.latencies(w.calm[i], w.healthy), x.latencies(w.hostile[i], w.healthy)
+		calm, hostile = append(calm, before...), append(hostile, after...)
+		p99, p99Hostile = append(p99, before.at(0.99)), append(p99Hostile, after.at(0.99))
+		excess = append(excess, after.at(0.99)-time.Duration(times*float64(before.at(0.99))))
+	}
+	for _, l := range []latencies{calm, hostile, p99, p99Hostile, excess} {
+		slices.Sort(l)
+	}
+	x.expect(len(calm) >= enough && len(hostile) >= enough, "there are %d and %d latencies, want %d of each", len(calm), len(hostile), enough)
+	x.expect(excess.at(0.5) <= slice, "the others' p99 is %s, and was %s: in the median pair of windows %s more than %.1f times, want %s at the most",
+		p99Hostile.at(0.5), p99.at(0.5), excess.at(0.5), times, slice)
+	return fmt.Sprintf("p50=%s then %s, median p99=%s then %s, in the median pair %s beyond %.1f times, of %d and %d", calm.at(0.5), hostile.at(0.5),
+		p99.at(0.5), p99Hostile.at(0.5), excess.at(0.5), times, len(calm), len(hostile))
+}
+
+// latencies are how long first attempts to the first endpoints took, from before the
+// commit to the receiver, for events that were committed in a window.
+func (x *Trial) latencies(window [2]time.Time, endpoints int) (found latencies) {
+	events, requests := x.journal.copy()
 	began := map[uuid.UUID]time.Time{}
 	for _, e := range events {
-		began[e.ID] = e.Began
+		if e.Fate == Committed && !e.Began.Before(window[0]) && e.Began.Before(window[1]) {
+			began[e.ID] = e.Began
+		}
 	}
-	for _, r := range x.journal.since(n) {
-		if r.Endpoint < endpoints && r.Retry == 0 {
-			found = append(found, r.At.Sub(began[r.Event]))
+	for _, r := range requests {
+		if at, in := began[r.Event]; in && r.Endpoint < endpoints && r.Retry == 0 {
+			found = append(found, r.At.Sub(at))
 		}
 	}
 	slices.Sort(found)
@@ -69,8 +145,8 @@ func (x *Trial) latencies(n, endpoints int) (found latencies) {
 }
 
 const selectClasses = `
-SELECT endpoint_id, status, coalesce(error_class, ''), count(*), coalesce(bool_and(response IS NOT NULL), false)
-FROM webhook_deliveries GROUP BY 1, 2, 3`
+SELECT endpoint_id, status, coalesce(error_class, ''), coalesce(CASE WHEN status = 'failed' THEN response END, ''), count(*)
+FROM webhook_deliveries GROUP BY 1, 2, 3, 4`
 
 // expectClasses compares the rows of hostile receivers with what they did. It
 // returns how many deliveries have failed for it.
@@ -84,9 +160,9 @@ func (x *Trial) expectClasses(first int, kinds []hostility) (total int) {
 	var endpoint uuid.UUID
 	var status outbox.Status
 	var class outbox.ErrorClass
+	var text string
 	var n int
-	var said bool
-	_, err = pgx.ForEachRow(rows, []any{&endpoint, &status, &class, &n, &said}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&endpoint, &status, &class, &text, &n}, func() error {
 		i := slices.IndexFunc(x.endpoints, func(e Endpoint) bool { return e.ID == endpoint }) - first
 		switch {
 		case i < 0:
@@ -94,8 +170,10 @@ func (x *Trial) expectClasses(first int, kinds []hostility) (total int) {
 		case status == outbox.Failed:
 			failed[i] += n
 			x.expect(class == kinds[i].class, "%d deliveries failed by %q as %q, want %q", n, kinds[i].name, class, kinds[i].class)
-			if said != strings.HasPrefix(string(class), "http_") && class != outbox.ErrRedirect {
-				x.expect(false, "response of deliveries failed by %q kept: %t", kinds[i].name, said)
+			if text == "" && kinds[i].text != "" {
+				x.expect(false, "response of deliveries failed by %q kept: false", kinds[i].name)
+			} else {
+				x.expect(text == kinds[i].text, "response of deliveries failed by %q is %q, want %q", kinds[i].name, text, kinds[i].text)
 			}
 		}
 		return nil
