@@ -30,6 +30,7 @@ const (
 	on17
 	on18
 	from17 // it needs what came with PostgreSQL 17: on that one, and not on what is there, which may be older
+	from18 // the same of 18
 )
 
 var scenarios = []Scenario{
@@ -56,6 +57,7 @@ var scenarios = []Scenario{
 	{"15", "Wedged", 0, wedged},
 	{"16", "DroppedSlot", inQuick, droppedSlot},
 	{"17", "InvalidatedSlot", on18, invalidatedSlot},
+	{"17", "IdleSlot", from18, idleSlot},
 	{"18", "HugeTransaction", alone, hugeTransaction},
 	{"19", "FailoverWithoutSlot", on17, failoverWithoutSlot},
 	{"19", "FailoverWithSlot", from17, failoverWithSlot},
@@ -123,6 +125,9 @@ func (s *Scenario) versions() []string {
 	}
 	if s.how&from17 != 0 {
 		return []string{"17"}
+	}
+	if s.how&from18 != 0 {
+		return []string{"18"}
 	}
 	versions := []string{""}
 	for _, v := range []struct {
