@@ -77,6 +77,7 @@ var scenarios = []Scenario{
 	{"26", "ReadOnly", inQuick, readOnly},
 	{"26", "DiskFull", inQuick, diskFull},
 	{"26", "Revoked", inQuick, revoked},
+	{"26", "InsertRevoked", 0, insertRevoked},
 	{"27", "ClockOff", 0, clockOff},
 	{"28", "ComingAndGoing", 0, endpointsComeAndGo},
 	{"29", "Deadlocks", 0, deadlocks},
