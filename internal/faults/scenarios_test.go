@@ -218,7 +218,7 @@ func TestKilledAgainAndAgain(t *testing.T) {
 		t.Run("loses nothing with park="+park.String(), func(t *testing.T) {
 			t.Parallel()
 			x := newTrial(t, setup(t, park))
-			kills(x, Load{Rate: 100, Duration: 7 * time.Second}, 1500*time.Millisecond)
+			kills(x, Load{Rate: 100, Duration: 7 * time.Second}, func() time.Duration { return 1500 * time.Millisecond })
 		})
 	}
 }
