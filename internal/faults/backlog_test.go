@@ -115,9 +115,17 @@ func backlogHealthy(t *testing.T, s Setup) {
 		float64(*many)/came.Seconds(), y.beyond.Load()))
 }
 
+// movesWithin bounds how long the slot may take past a backlog that nobody answers:
+// two minutes for a million events, and what a start takes.
+func movesWithin() time.Duration {
+	const aMillion, million, start = 2 * time.Minute, 1_000_000, 20 * time.Second
+	return max(start, aMillion*time.Duration(*many)/million)
+}
+
 // backlogHanging wants the slot to move past a backlog for endpoints none of which
 // answers. What waits in the table is cancelled in the end.
 func backlogHanging(t *testing.T, s Setup) {
+	const stoodAtMost = time.Minute
 	s.Schedule = "1h" // nothing is exhausted meanwhile
 	x, y := newCrowd(t, s, true)
 	inserted := x.insertMany(perTransaction)
@@ -127,6 +135,8 @@ func backlogHanging(t *testing.T, s Setup) {
 	x.ready()
 	stood := x.passes(end)
 	passed := time.Since(began)
+	x.expect(passed <= movesWithin(), "the slot has passed every event after %s", passed)
+	x.expect(stood <= stoodAtMost, "the slot stood for %s", stood)
 	success, waiting := x.talliedRows()
 	x.expect(success == 0 && waiting == *many, "%d rows are a success and %d wait, of %d", success, waiting, *many)
 	sent := y.heard.Load() + y.beyond.Load()

@@ -21,8 +21,9 @@ GRANT SELECT ON faults_clock.off TO ` + roleName + `;
 ALTER ROLE ` + roleName + ` SET search_path = public, faults_clock, pg_catalog`
 
 const (
-	// far is by how much the clock is off, and near is by how much it may be.
-	far, near = 10 * time.Minute, 110 * time.Second
+	// far is by how much the clock is off; near is by how much it may be, and beyond
+	// is more than that.
+	far, near, beyond = 10 * time.Minute, 110 * time.Second, 130 * time.Second
 
 	// inForceAfter is how long walhook may rely on what it has read, and how long a
 	// request may take on top.
@@ -40,13 +41,19 @@ func clockOff(t *testing.T, s Setup) {
 	x.exec(shadowClock)
 	p := x.start()
 	x.ready()
-	x.setClock(near)
 	stop := x.driveOn(Load{Rate: *rate})
-	x.sends("with a clock that is off by "+near.String(), goesOnWithin)
-	ahead := x.whileOff(p, far, stop)
+	for _, way := range []time.Duration{1, -1} {
+		x.setClock(way * near)
+		<-time.After(inForceAfter)
+		x.sends("with a clock that is off by "+(way*near).String(), goesOnWithin)
+		x.refuses(p, way*beyond)
+	}
+	x.setClock(0)
+	x.sends("with a clock that is right again", goesOnWithin)
+	ahead := x.whileOff(p, p.logged(skewed), far, stop)
 	x.sends("of what waited", goesOnWithin)
 	stop = x.driveOn(Load{Rate: *rate})
-	behind := x.whileOff(p, -far, stop)
+	behind := x.whileOff(p, p.logged(skewed), -far, stop)
 
 	x.setClock(far)
 	_, err := p.stop(timeout + exitMargin)
@@ -54,7 +61,7 @@ func clockOff(t *testing.T, s Setup) {
 	p = x.start()
 	x.ready()
 	stop = x.driveOn(Load{Rate: *rate})
-	started := x.whileOff(p, far, stop)
+	started := x.whileOff(p, 0, far, stop)
 	x.finish(time.Minute, ahead, behind, started)
 }
 
@@ -71,19 +78,33 @@ func (x *Trial) sends(what string, within time.Duration) {
 	x.eventually(within, "something is sent "+what, func() bool { return x.journal.count() > n })
 }
 
+// refuses sets the clock wrong under load, and expects that nothing is sent, and that
+// walhook says why.
+func (x *Trial) refuses(p *Process, by time.Duration) {
+	x.Helper()
+	const loaded = 2 * time.Second
+	said := p.logged(skewed)
+	x.setClock(by)
+	<-time.After(inForceAfter)
+	from := x.journal.count()
+	<-time.After(loaded)
+	sent := x.journal.count() - from
+	x.expect(sent == 0, "%d requests were sent with a clock that is off by %s", sent, by)
+	x.saysSo(p, said)
+}
+
 // whileOff sets the clock wrong under load, expects that nothing is sent while the
 // slot moves on, measures what walhook does when the load has ended, and sets the
-// clock right.
-func (x *Trial) whileOff(p *Process, by time.Duration, endLoad func()) (figures string) {
+// clock right. So often the process had said before that a clock is wrong.
+func (x *Trial) whileOff(p *Process, said int, by time.Duration, endLoad func()) (figures string) {
 	x.Helper()
 	const loaded, measured = 4 * time.Second, 5 * time.Second
-	said := p.logged(skewed)
 	x.setClock(by)
 	<-time.After(inForceAfter)
 	from, used := x.journal.count(), p.cpu()
 	<-time.After(loaded)
 	used = p.cpu() - used
-	x.saysSo(p)
+	x.saysSo(p, said)
 	endLoad()
 	x.load.Wait()
 	end := insertLSN(x.Context(), x.pool)
@@ -96,17 +117,20 @@ func (x *Trial) whileOff(p *Process, by time.Duration, endLoad func()) (figures 
 	sent := x.journal.count() - from
 	x.expect(sent == 0, "%d requests were sent with a clock that is off by %s", sent, by)
 	lines := p.logged(skewed) - said
-	x.expect(lines <= 1 && p.logged(skewed) > 0, "the log says it %d times", lines)
+	x.expect(lines == 1, "the log says %d times that the clock is off by %s", lines, by)
 	x.setClock(0)
 	x.eventually(3*time.Second, "walhook is ready again", func() bool { status, _ := p.ready(x.Context()); return status == http.StatusOK })
 	return fmt.Sprintf("by %s: cpu=%.1f%% (with the load %.0f%%) transactions=%.0f/s", by, 100*cpu, 100*used.Seconds()/loaded.Seconds(), rate)
 }
 
-// saysSo expects that GET /readyz tells of the clock.
-func (x *Trial) saysSo(p *Process) {
+// saysSo expects that GET /readyz tells of the clock, and that the process's log has
+// told of it once more.
+func (x *Trial) saysSo(p *Process, said int) {
 	x.Helper()
 	status, says := p.ready(x.Context())
 	x.expect(status == http.StatusServiceUnavailable && strings.Contains(says, skewed), "readyz says %d: %s", status, says)
+	lines := p.logged(skewed) - said
+	x.expect(lines == 1, "the log of %s has told %d times of the clock", p.Name, lines)
 }
 
 // idles measures walhook's share of a CPU, and how many transactions a second there are.

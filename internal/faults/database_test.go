@@ -3,53 +3,90 @@ package faults
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 )
 
-// killPostgres kills all of PostgreSQL with everything that a checkpoint would have saved.
+// killPostgres kills all of PostgreSQL with everything that a checkpoint would have
+// saved: once minutes after the last one, and twice soon after the recovery's.
 func killPostgres(t *testing.T, s Setup) {
+	const soon = 8 * time.Second
 	s.Durable = true
 	x := newTrial(t, s)
-	crashPostgres(x, 3, 8*time.Second, x.server.Kill)
+	span := lasting(2 * time.Minute)
+	var oldest time.Duration
+	first := 0
+	crashPostgres(x, []time.Duration{span, soon, soon}, func() error {
+		oldest = max(oldest, x.sinceCheckpoint())
+		if x.crashes == 1 {
+			first = judge(x.evidence()).Duplicates
+		}
+		return x.server.Kill()
+	})
+	x.expect(oldest >= span, "the last checkpoint was never older than %s", oldest)
+	x.expect(first <= maxInFlight+unrecorded, "%d duplicates after the crash %s after the last checkpoint", first, oldest)
+	x.finish(time.Minute, fmt.Sprintf("checkpoint=%s before, first duplicates=%d", oldest.Round(time.Second), first))
+}
+
+// sinceCheckpoint is how old the last checkpoint is.
+func (x *Trial) sinceCheckpoint() time.Duration {
+	x.Helper()
+	var seconds float64
+	if err := x.pool.QueryRow(x.Context(), `SELECT extract(epoch FROM now() - checkpoint_time) FROM pg_control_checkpoint()`).Scan(&seconds); err != nil {
+		x.Fatal(err)
+	}
+	return time.Duration(seconds * float64(time.Second))
 }
 
 // immediateStops has PostgreSQL drop everything, again and again, while
 // checkpoints write the slot's older positions down.
 func immediateStops(t *testing.T, s Setup) {
+	const apart, enough = 4 * time.Second, 20
 	s.Durable = true
 	x := newTrial(t, s)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
+	var checkpoints atomic.Int32
 	x.load.Go(func() {
 		pace := time.NewTicker(100 * time.Millisecond)
 		defer pace.Stop()
 		for ctx.Err() == nil {
-			_, _ = x.pool.Exec(ctx, `CHECKPOINT`) // fails while PostgreSQL is down
+			if _, err := x.pool.Exec(ctx, `CHECKPOINT`); err == nil { // fails while PostgreSQL is down
+				checkpoints.Add(1)
+			}
 			<-pace.C
 		}
 	})
-	crashPostgres(x, either(8, 3), 4*time.Second, func() error {
-		if x.crashes+1 == either(8, 3) {
+	spans := slices.Repeat([]time.Duration{apart}, 8)
+	crashPostgres(x, spans, func() error {
+		if x.crashes+1 == len(spans) {
 			cancel()
 		}
 		return x.server.Stop("immediate")
 	})
+	n := checkpoints.Load()
+	x.expect(n > enough, "there were %d checkpoints", n)
+	x.finish(time.Minute, fmt.Sprintf("checkpoints=%d", n))
 }
 
-// crashPostgres ends PostgreSQL under load, again and again, and starts it at once.
-func crashPostgres(x *Trial, times int, apart time.Duration, crash func() error) {
+// crashPostgres ends PostgreSQL under load, after each of the spans, and starts it at once.
+func crashPostgres(x *Trial, spans []time.Duration, crash func() error) {
 	x.Helper()
-	const backAtMost = 5 * time.Second
+	const backAtMost, after = 5 * time.Second, 5 * time.Second
 	x.start()
 	x.ready()
-	done := x.drive(Load{Rate: *rate, Duration: time.Duration(times+1) * apart})
-	ticker := time.NewTicker(apart)
-	defer ticker.Stop()
+	stop := x.driveOn(Load{Rate: *rate})
+	defer stop()
 	slowest := time.Duration(0)
-	for range times {
-		<-ticker.C
+	for _, span := range spans {
+		<-time.After(span)
 		if err := crash(); err != nil {
 			x.Fatal(err)
 		}
@@ -63,14 +100,16 @@ func crashPostgres(x *Trial, times int, apart time.Duration, crash func() error)
 		slowest = max(slowest, time.Since(accepts))
 	}
 	x.expect(slowest <= backAtMost, "reconnected %s after PostgreSQL accepted", slowest)
-	<-done
-	x.finish(time.Minute, fmt.Sprintf("reconnect=%s", slowest.Round(time.Millisecond)))
+	<-time.After(after)
+	stop()
+	x.drain(time.Minute)
+	x.setup.Report.add("reconnect=%s", slowest.Round(time.Millisecond))
 }
 
 // postgresDown stops PostgreSQL for long: walhook waits, and does not grow.
 func postgresDown(t *testing.T, s Setup) {
-	const before, growsAtMost, backAtMost = 5 * time.Second, 32 << 20, 5 * time.Second
-	downFor := either(time.Minute, 20*time.Second)
+	const before, growsAtMost, backAtMost, drainedAtMost = 5 * time.Second, 32 << 20, 5 * time.Second, time.Minute
+	downFor := lasting(3 * time.Minute)
 	x := newTrial(t, s)
 	p := x.start()
 	x.ready()
@@ -83,11 +122,11 @@ func postgresDown(t *testing.T, s Setup) {
 	x.crashes++
 	<-time.After(before) // what was under way has ended
 	was, most := p.resident(), int64(0)
-	for range int(downFor/time.Second) - 1 {
+	for range int(downFor / time.Second) {
 		<-time.After(time.Second)
 		most = max(most, p.resident())
 	}
-	x.expect(most-was < growsAtMost, "memory grew from %d to %d MiB while PostgreSQL was down", was>>20, most>>20)
+	x.expect(was > 0 && most-was < growsAtMost, "memory grew from %d to %d MiB while PostgreSQL was down", was>>20, most>>20)
 	status, _ := p.ready(t.Context())
 	x.expect(status == http.StatusServiceUnavailable, "readyz says %d while PostgreSQL is down", status)
 	if err := x.server.Restart(t.Context()); err != nil {
@@ -100,7 +139,9 @@ func postgresDown(t *testing.T, s Setup) {
 	x.expect(back <= backAtMost, "reconnected %s after PostgreSQL accepted", back)
 	<-time.After(before)
 	stop()
-	x.finish(time.Minute, fmt.Sprintf("down=%s memory=%d..%dMiB reconnect=%s", downFor, was>>20, most>>20, back.Round(time.Millisecond)))
+	x.drain(drainedAtMost - time.Since(accepts))
+	drained := time.Since(accepts)
+	x.finish(time.Minute, fmt.Sprintf("down=%s memory=%d..%dMiB reconnect=%s drained=%.1fs", downFor+before, was>>20, most>>20, back.Round(time.Millisecond), drained.Seconds()))
 }
 
 // stopPostgresWhileHanging wants a fast shutdown not to wait for walhook.
@@ -132,11 +173,14 @@ func stopPostgresWhileHanging(t *testing.T, s Setup) {
 	x.finish(2*time.Minute, fmt.Sprintf("stop=%s", took.Round(time.Millisecond)))
 }
 
-// lockedDeliveries keeps walhook from writing for longer than any timeout of the stream.
+// lockedDeliveries keeps walhook from writing, and in the end from reading, for longer
+// than any timeout of the stream: the server's, and the one of walhook's session.
 func lockedDeliveries(t *testing.T, s Setup) {
 	const before = 3 * time.Second
-	lockedFor := either(20*time.Second, 14*time.Second) // wal_sender_timeout is 10 s
+	lockedFor := either(time.Minute, 14*time.Second) // the session's wal_sender_timeout is 10 s
 	x := newTrial(t, s)
+	x.exec(`ALTER SYSTEM SET wal_sender_timeout = '5s'`)
+	x.exec(`SELECT pg_reload_conf()`)
 	x.start()
 	x.ready()
 	done := x.drive(Load{Rate: *rate, Duration: lockedFor + 3*before})
@@ -146,19 +190,37 @@ func lockedDeliveries(t *testing.T, s Setup) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer tx.Rollback(context.WithoutCancel(t.Context()))
 	if _, err := tx.Exec(t.Context(), `LOCK TABLE webhook_deliveries`); err != nil {
 		t.Fatal(err)
 	}
-	<-time.After(lockedFor)
+	x.confirmsNothing(tx, lockedFor)
 	if err := tx.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	x.monitor.pause(false)
 	<-done
 	x.drain(2 * time.Minute)
-	x.monitor.mu.Lock()
-	senders := len(x.monitor.senders)
-	x.monitor.mu.Unlock()
-	x.expect(senders == 1, "there were %d walsenders", senders)
-	x.finish(time.Minute, fmt.Sprintf("walsenders=%d", senders))
+	x.sameSender()
+	x.finish(time.Minute, "the same walsender")
+}
+
+// confirmsNothing looks, for a time, whether what is confirmed has its rows, with
+// the eyes of the transaction that has locked them: the monitor's would have to wait.
+func (x *Trial) confirmsNothing(locking pgx.Tx, lasts time.Duration) {
+	x.Helper()
+	confirmed, rowless := 0, 0
+	for began := time.Now(); time.Since(began) < lasts; <-time.After(time.Second) {
+		slot := x.slot()
+		events := x.journal.takeBelow(slot.Safe, map[uuid.UUID]bool{})
+		confirmed = len(events)
+		var missing int
+		owed := slices.Collect(maps.Keys(x.monitor.owed(events)))
+		if err := locking.QueryRow(x.Context(), `SELECT count(*) FROM (`+selectMissing+`) AS missing`, owed, anyXID).Scan(&missing); err != nil {
+			x.Fatal(err)
+		}
+		rowless = max(rowless, missing)
+	}
+	x.expect(rowless == 0, "%d deliveries were confirmed while nothing could be written, and had no row", rowless)
+	x.expect(confirmed > 0, "nothing was confirmed before the rows were locked")
 }

@@ -1,8 +1,10 @@
 package faults
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"testing"
 	"time"
 )
@@ -16,75 +18,179 @@ func noFault(t *testing.T, s Setup) {
 	x.ready()
 	before, measured := p.metric(t.Context(), goroutines)
 	x.expect(measured, "there is no metric %s", goroutines)
-	<-x.drive(Load{Rate: *rate, Duration: lasting(20 * time.Second)})
+	load := Load{Rate: *rate, Duration: lasting(20 * time.Second)}
+	<-x.drive(load)
 	x.drain(time.Minute)
-	x.receiver.server.CloseClientConnections() // which walhook would keep for a while
+	const held = 0.8 // of the rate: less is another load than the one that was asked for
+	committed, want := float64(len(x.journal.committed())), load.Rate*load.Duration.Seconds()*(1-rollbackShare)
+	x.expect(committed >= held*want, "%.0f events were committed, and %.0f would be the rate", committed, want)
+	x.receiver.server.CloseClientConnections() // which walhook would keep for a while, as it does workers
 	after := before
-	x.eventually(10*time.Second, "the goroutines of the load are gone", func() bool {
+	x.eventually(20*time.Second, "the goroutines of the load are gone", func() bool {
 		if now, ok := p.metric(t.Context(), goroutines); ok {
 			after = now
 		}
 		return after <= before+others
 	})
-	x.finish(time.Minute, fmt.Sprintf("goroutines=%.0f to %.0f", before, after))
+	x.finish(time.Minute, fmt.Sprintf("rate=%.0f%% goroutines=%.0f to %.0f cpu=%.0f%%", 100*committed/want, before, after,
+		100*p.cpu().Seconds()/load.Duration.Seconds()))
 }
 
 func killMinus9(t *testing.T, s Setup) {
-	kills(newTrial(t, s), Load{Rate: *rate, Duration: lasting(time.Minute)}, *every)
+	load := Load{Rate: *rate, Duration: lasting(time.Minute)}
+	kills(newTrial(t, s), load, lifetimes(t, load.Duration))
+}
+
+const (
+	// shortestLife and longestLife bound how far kills are apart, and leastLives how
+	// many a short load has all the same.
+	shortestLife, longestLife = 500 * time.Millisecond, 5 * time.Second
+	leastLives                = 6
+)
+
+// lifetimes are at random, by a seed that is printed.
+func lifetimes(t *testing.T, load time.Duration) (next func() time.Duration) {
+	t.Helper()
+	chosen := cmp.Or(*seed, rand.Uint64())
+	t.Logf("the kills are those of -faults.seed=%d", chosen)
+	random := rand.New(rand.NewPCG(chosen, 0))
+	longest := max(shortestLife, min(longestLife, load/leastLives))
+	return func() time.Duration {
+		return shortestLife + time.Duration(random.Int64N(int64(longest-shortestLife)+1))
+	}
 }
 
 // kills kills walhook again and again under a load, and starts it at once.
-func kills(x *Trial, load Load, every time.Duration) {
+func kills(x *Trial, load Load, lifetime func() time.Duration) {
 	x.Helper()
 	p := x.start()
 	x.ready()
-	lives, moved := killUntil(x, p, x.drive(load), every)
-	x.expect(10*moved >= 9*lives, "the confirmed position moved in %d of %d lives", moved, lives)
-	x.finish(time.Minute, fmt.Sprintf("moved=%d/%d", moved, lives))
+	l := killUntil(x, p, x.drive(load), func() <-chan time.Time { return time.After(lifetime()) })
+	x.expect(10*l.moved >= 9*l.lives, "the confirmed position moved in %d of %d lives", l.moved, l.lives)
+	x.finish(time.Minute, fmt.Sprintf("moved=%d/%d", l.moved, l.lives))
 }
 
-// killUntil kills until done, and says in how many lives the confirmed position moved.
-func killUntil(x *Trial, p *Process, done <-chan struct{}, every time.Duration) (lives, moved int) {
+// Lives are those of walhooks that were killed one after the other.
+type Lives struct {
+	lives    int
+	moved    int // lives in which the confirmed position moved
+	long     int // lives of longEnough
+	recorded int // long lives in which it moved, or rows came to be there
+}
+
+// longEnough is a life in which walhook must record something, whatever it has to read
+// and to look up before.
+const longEnough = 2 * time.Second
+
+// killUntil kills until done, each time when the life ends that has just begun.
+func killUntil(x *Trial, p *Process, done <-chan struct{}, end func() <-chan time.Time) (l Lives) {
 	x.Helper()
-	confirmed := x.slot().Confirmed
-	ticker := time.NewTicker(every)
-	defer ticker.Stop()
+	confirmed, rows := x.slot().Confirmed, x.recorded()
 	for {
+		began := time.Now()
 		select {
 		case <-done:
-			return lives, moved
-		case <-ticker.C:
+			x.expect(l.lives > 0, "nothing was killed")
+			return l
+		case <-end():
 		}
 		x.expect(p.running(), "%s has ended by itself: %v", p.Name, p.ended)
 		if err := p.kill(); err != nil {
 			x.Fatal(err)
 		}
+		lasted := time.Since(began)
 		p = x.start()
 		x.crashes++
-		lives++
-		now := x.slot().Confirmed
-		if now > confirmed {
-			moved++
+		l.lives++
+		nowConfirmed, nowRows := x.slot().Confirmed, x.recorded()
+		if nowConfirmed > confirmed {
+			l.moved++
 		}
-		confirmed = now
+		if lasted >= longEnough {
+			l.long++
+			if nowConfirmed > confirmed || nowRows > rows {
+				l.recorded++
+			}
+		}
+		confirmed, rows = nowConfirmed, nowRows
 	}
 }
 
-// killMinus9Mixed kills under two-phase commits, COPY, and two huge
-// transactions, one of which is rolled back.
+// killMinus9Mixed kills under two-phase commits, COPY, and huge transactions, of
+// which every second is rolled back. Each of the others is cut: walhook is killed as
+// soon as some of its rows are there. Until all of them are, the confirmed position
+// stands; so what must move in 9 of 10 lives is what has its rows, if they are long
+// enough to read and look up again what was cut.
 func killMinus9Mixed(t *testing.T, s Setup) {
-	const huge = 10_000
 	x := newTrial(t, s)
 	p := x.start()
 	x.ready()
-	done := x.drive(Load{Rate: *rate / 2, Duration: lasting(30 * time.Second), Mixed: true})
-	for _, rollBack := range []bool{false, true} {
+	load := Load{Rate: *rate / 2, Duration: lasting(30 * time.Second), Mixed: true}
+	lifetime := lifetimes(t, load.Duration)
+	done := x.drive(load)
+	h := &Huge{trial: x, left: either(4, 2)}
+	l := killUntil(x, p, done, func() <-chan time.Time {
+		h.count()
+		return time.After(min(h.begin(), lifetime()))
+	})
+	x.expect(h.cut > 0, "no kill came while some of a huge transaction's rows were there")
+	x.expect(10*l.recorded >= 9*l.long, "something was recorded in %d of %d long lives", l.recorded, l.long)
+	x.finish(2*time.Minute, fmt.Sprintf("moved=%d/%d recorded=%d/%d cut=%d", l.moved, l.lives, l.recorded, l.long, h.cut))
+}
+
+// Huge is transactions of thousands of rows, of which every second is rolled back.
+type Huge struct {
+	trial  *Trial
+	left   int     // that are still to come
+	events []Event // of the last that was committed, until the next kill
+	cut    int     // kills when some of its rows were there
+}
+
+// begin runs the next of them, if there is one. It returns after how long walhook
+// should be killed at the latest: at once where some of its rows are there.
+func (h *Huge) begin() (life time.Duration) {
+	const rows = 10_000
+	x := h.trial
+	x.Helper()
+	if h.left == 0 {
+		return longestLife
+	}
+	h.left--
+	events, rollBack := x.driver.newEvents(rows), h.left%2 == 0
+	if rollBack {
 		x.load.Go(func() {
-			if err := x.driver.copy(context.WithoutCancel(t.Context()), x.driver.newEvents(huge), rollBack); err != nil {
-				t.Errorf("a huge transaction: %v", err)
+			if err := x.driver.copy(context.WithoutCancel(x.Context()), events, true); err != nil {
+				x.Errorf("a huge transaction: %v", err)
 			}
 		})
+		return longestLife
 	}
-	lives, moved := killUntil(x, p, done, *every)
-	x.finish(2*time.Minute, fmt.Sprintf("moved=%d/%d", moved, lives))
+	if err := x.driver.copy(x.Context(), events, false); err != nil {
+		x.Fatal(err)
+	}
+	for _, e := range events {
+		h.events = append(h.events, *e)
+	}
+	x.eventually(longestLife, "some of a huge transaction's rows are there", func() bool { there, _ := h.rows(); return there > 0 })
+	return 0
+}
+
+// rows is how many of the last transaction's deliveries have a row, of how many.
+func (h *Huge) rows() (there, owed int) {
+	x := h.trial
+	x.Helper()
+	all := x.monitor.owed(h.events)
+	missing, err := withoutRows(x.Context(), x.pool, all, anyXID)
+	if err != nil {
+		x.Fatal(err)
+	}
+	return len(all) - len(missing), len(all)
+}
+
+// count notes whether the last transaction was cut by the kill before.
+func (h *Huge) count() {
+	if there, owed := h.rows(); 0 < there && there < owed {
+		h.cut++
+	}
+	h.events = nil
 }

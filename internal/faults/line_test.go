@@ -114,15 +114,19 @@ func lineResets(t *testing.T, s Setup) {
 	x.finish(time.Minute, fmt.Sprintf("walsenders=%d", senders))
 }
 
-// lineLatency delays all that PostgreSQL says. How much is delivered all the same
-// is measured; that nothing is lost, and nothing left behind once the line is
-// good again, is what must hold.
+// lineLatency delays all that PostgreSQL and walhook say to each other, so that an
+// answer takes half a second: with a whole one nothing could be sent, because what is
+// known of an endpoint may not be older. Nothing is lost, so many deliveries end all
+// the same, and nothing is left behind once the line is good again.
 func lineLatency(t *testing.T, s Setup) {
-	const latency, settles = 500 * time.Millisecond, 10 * time.Second
+	const latency, settles = 250 * time.Millisecond, 10 * time.Second
+	const perSecond = 20
 	x, line := newLine(t, s)
 	x.start()
 	x.ready()
-	line.poison("slow", "downstream", "latency", fmt.Sprintf(`{"latency": %d}`, latency.Milliseconds()))
+	for _, direction := range []string{"upstream", "downstream"} {
+		line.poison(direction, direction, "latency", fmt.Sprintf(`{"latency": %d}`, latency.Milliseconds()))
+	}
 	lasts := lasting(30 * time.Second)
 	<-x.drive(Load{Rate: *rate, Duration: lasts})
 	loaded := x.ended()
@@ -130,10 +134,10 @@ func lineLatency(t *testing.T, s Setup) {
 	after := x.ended()
 	owed := x.owed()
 	x.sameSender()
-	x.expect(after > 0 && (after > loaded || after == owed), "nothing goes on: %d of %d deliveries have ended", after, owed)
+	whileLoaded, afterwards := float64(loaded)/lasts.Seconds(), float64(after-loaded)/settles.Seconds()
+	x.expect(whileLoaded >= perSecond && (afterwards >= perSecond || after == owed), "%.0f deliveries ended per second, then %.0f, %d of %d", whileLoaded, afterwards, after, owed)
 	line.heal()
-	x.finish(time.Minute, fmt.Sprintf("ended per second=%.0f, then %.0f, %d of %d", float64(loaded)/lasts.Seconds(),
-		float64(after-loaded)/settles.Seconds(), after, owed))
+	x.finish(time.Minute, fmt.Sprintf("ended per second=%.0f, then %.0f, %d of %d", whileLoaded, afterwards, after, owed))
 }
 
 // ended is how many deliveries have ended.
@@ -157,13 +161,14 @@ func (x *Trial) sameSender() {
 // lineNarrow lets 32 KB/s through, each way and for each connection. What is
 // streamed during the load fits, and one big transaction takes its time.
 func lineNarrow(t *testing.T, s Setup) {
-	const kilobytes, fits, big = 32, 10, 500
+	const kilobytes, fits, big, perSecond = 32, 10, 500, 15
 	x, line := newLine(t, s)
 	x.start()
 	x.ready()
 	for _, direction := range []string{"upstream", "downstream"} {
 		line.poison(direction, direction, "bandwidth", fmt.Sprintf(`{"rate": %d}`, kilobytes))
 	}
+	began := time.Now()
 	done := x.drive(Load{Rate: fits, Duration: lasting(30 * time.Second)})
 	if err := x.driver.copy(t.Context(), x.driver.newEvents(big), false); err != nil {
 		t.Fatal(err)
@@ -171,8 +176,10 @@ func lineNarrow(t *testing.T, s Setup) {
 	<-done
 	drained := x.drain(2 * time.Minute)
 	x.sameSender()
+	pace := float64(x.owed()) / time.Since(began).Seconds()
+	x.expect(pace >= perSecond, "%.1f deliveries ended per second", pace)
 	line.heal()
-	x.finish(time.Minute, fmt.Sprintf("drained=%.1fs", drained.Seconds()))
+	x.finish(time.Minute, fmt.Sprintf("drained=%.1fs ended per second=%.1f", drained.Seconds(), pace))
 }
 
 // lineBlackHole swallows everything, without closing a connection.
@@ -200,6 +207,7 @@ func lineBlackHole(t *testing.T, s Setup) {
 	})
 	noticed := time.Since(began)
 	x.expect(noticed <= noticedAtMost, "the black hole was noticed after %s", noticed)
+	x.expect(unready > 0 && unready <= noticedAtMost, "readyz told of the black hole after %s", unready)
 	<-time.After(holds - noticed)
 	line.heal()
 	healed := time.Now()

@@ -18,11 +18,11 @@ import (
 // other packages do not know the flag.
 var (
 	faults   = flag.Bool("faults", os.Getenv("WALHOOK_FAULTS") != "", "run every scenario in full")
-	quick    = flag.Bool("faults.quick", false, "run the quick scenarios, for a shorter time and at a third of the rate")
+	quick    = flag.Bool("faults.quick", false, "run the quick scenarios, for a shorter time and at a fifth of the rate")
 	duration = flag.Duration("faults.duration", 0, "how long the load runs, where it is not the scenario's own time")
-	rate     = flag.Float64("faults.rate", 300, "events per second")
+	rate     = flag.Float64("faults.rate", 500, "events per second")
 	many     = flag.Int("faults.many", 1_000_000, "how many events a backlog or a huge transaction has")
-	every    = flag.Duration("faults.every", time.Second, "how far kills are apart")
+	seed     = flag.Uint64("faults.seed", 0, "when kills come: 0 is at random")
 	broken   = flag.String("faults.sabotage", "", "a switch of internal/sabotage: the rule that walhook breaks, so that a scenario goes red")
 	binary   = flag.String("faults.binary", "", "the walhook to be tested; empty: it is built")
 )
@@ -33,7 +33,7 @@ var folder string
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if *quick {
-		*rate /= quickly
+		*rate /= slower
 	}
 	code, err := runTests(m)
 	if err != nil {
@@ -113,8 +113,9 @@ func lasting(usual time.Duration) time.Duration {
 	return either(usual, usual/quickly)
 }
 
-// quickly is by how much -faults.quick lowers the rate and shortens the load.
-const quickly = 3
+// quickly is by how much -faults.quick shortens the load, and slower by how much it
+// lowers the rate.
+const quickly, slower = 3, 5
 
 // either is what a scenario does in full, or with -faults.quick.
 func either[T any](full, shorter T) T {

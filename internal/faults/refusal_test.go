@@ -8,35 +8,57 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
+// A Refusal is what keeps walhook from making rows of deliveries.
+type Refusal struct {
+	refuse, permit []string
+	updates        bool // are refused too
+}
+
 // readOnly makes every new transaction read-only, but the application's.
 func readOnly(t *testing.T, s Setup) {
-	refused(t, s, []string{`ALTER SYSTEM SET default_transaction_read_only = on`, `SELECT pg_reload_conf()`},
-		[]string{`ALTER SYSTEM RESET default_transaction_read_only`, `SELECT pg_reload_conf()`})
+	refused(t, s, Refusal{
+		[]string{`ALTER SYSTEM SET default_transaction_read_only = on`, `SELECT pg_reload_conf()`},
+		[]string{`ALTER SYSTEM RESET default_transaction_read_only`, `SELECT pg_reload_conf()`}, true,
+	})
 }
 
 // diskFull answers every write to the deliveries as a full disk does.
 func diskFull(t *testing.T, s Setup) {
-	refused(t, s, []string{`
+	refused(t, s, Refusal{[]string{`
 CREATE FUNCTION faults_disk_full() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = 'disk_full';
 END $$;
 CREATE TRIGGER faults_disk_full BEFORE INSERT OR UPDATE ON webhook_deliveries FOR EACH STATEMENT EXECUTE FUNCTION faults_disk_full()`},
-		[]string{`DROP TRIGGER faults_disk_full ON webhook_deliveries`})
+		[]string{`DROP TRIGGER faults_disk_full ON webhook_deliveries`}, true,
+	})
 }
 
-// revoked takes walhook's right to insert.
+// revoked takes walhook's right to write deliveries.
 func revoked(t *testing.T, s Setup) {
 	s.Role = true
-	refused(t, s, []string{`REVOKE INSERT, UPDATE ON webhook_deliveries FROM ` + roleName},
-		[]string{`GRANT INSERT, UPDATE ON webhook_deliveries TO ` + roleName})
+	refused(t, s, Refusal{
+		[]string{`REVOKE INSERT, UPDATE ON webhook_deliveries FROM ` + roleName},
+		[]string{`GRANT INSERT, UPDATE ON webhook_deliveries TO ` + roleName}, true,
+	})
 }
 
-// refused keeps walhook from recording anything. What it may send meanwhile is
-// what it can hold.
-func refused(t *testing.T, s Setup, refuse, permit []string) {
-	const before, recoversAtMost = 3 * time.Second, 10 * time.Second
+// insertRevoked takes the right to insert alone: what has its row is sent and
+// recorded as ever.
+func insertRevoked(t *testing.T, s Setup) {
+	s.Role = true
+	refused(t, s, Refusal{
+		[]string{`REVOKE INSERT ON webhook_deliveries FROM ` + roleName},
+		[]string{`GRANT INSERT ON webhook_deliveries TO ` + roleName}, false,
+	})
+}
+
+// refused keeps walhook from making rows. What it may send for the first time
+// meanwhile is what it can hold; then it stops.
+func refused(t *testing.T, s Setup, r Refusal) {
+	const before, recoversAtMost, stoppedFor = 3 * time.Second, 10 * time.Second, 3 * time.Second
 	const enough = 400 // events per second, so that W is less than what is owed meanwhile
+	const underWay = time.Second
 	refusedFor := either(15*time.Second, 10*time.Second)
 	x := newTrial(t, s)
 	x.writable(t)
@@ -46,31 +68,52 @@ func refused(t *testing.T, s Setup, refuse, permit []string) {
 	defer stop()
 	<-time.After(before)
 	x.monitor.pause(true) // it must not wait for a lock
-	for _, sql := range refuse {
+	for _, sql := range r.refuse {
 		x.exec(sql)
 	}
-	from, since := x.journal.count(), time.Now()
+	from, since, known := x.journal.count(), time.Now().Add(underWay), len(x.journal.committed())
 	x.monitor.pause(false)
-	<-time.After(refusedFor)
-	sent := x.journal.count() - from
-	x.expect(sent > 0, "nothing was sent: the load is too small")
-	const underWay = time.Second
-	written := x.written(since.Add(underWay))
-	x.expect(written == 0, "%d rows were written while that was refused", written)
+	<-time.After(underWay)
+	rows := x.recorded()
+	<-time.After(refusedFor - underWay)
+	owed := len(x.monitor.owed(x.journal.committed()[known:]))
+	x.expect(owed > maxInFlight+unrecorded, "%d deliveries were owed meanwhile: the load is too small", owed)
+	sent, late := r.counts(x.journal.since(from), time.Now().Add(-stoppedFor))
 	x.expect(sent <= maxInFlight+unrecorded, "%d requests were sent while nothing could be recorded", sent)
-	for _, sql := range permit {
+	x.expect(late == 0, "%d requests were sent in the last %s in which nothing could be recorded", late, stoppedFor)
+	written := x.written(since)
+	x.expect(!r.updates || written == 0, "%d rows were written while that was refused", written)
+	made := x.recorded() - rows
+	x.expect(made == 0, "%d rows were made while that was refused", made)
+	for _, sql := range r.permit {
 		x.exec(sql)
 	}
 	began := time.Now()
 	end := insertLSN(t.Context(), x.pool)
-	x.eventually(time.Minute, "walhook records again", func() bool { return x.written(began) > 0 })
+	x.eventually(time.Minute, "walhook makes rows again", func() bool { return x.recorded() > rows })
 	records := time.Since(began)
 	x.expect(records <= recoversAtMost, "recorded again after %s", records)
 	x.eventually(time.Minute, "what was committed meanwhile is confirmed", func() bool { return x.slot().Confirmed >= end })
 	caughtUp := time.Since(began)
+	x.expect(caughtUp <= recoversAtMost, "caught up after %s", caughtUp)
 	stop()
 	x.finish(time.Minute, fmt.Sprintf("sent=%d of W=%d recovered=%s caught up=%s", sent, maxInFlight+unrecorded,
 		records.Round(time.Millisecond), caughtUp.Round(time.Millisecond)))
+}
+
+// counts is how many requests were sent that the refusal should stop, and how many of
+// them came late. Where updates are possible, retries go on.
+func (r *Refusal) counts(requests []Request, late time.Time) (n, came int) {
+	for _, q := range requests {
+		if q.Retry > 0 && !r.updates {
+			continue
+		}
+		n++
+		if q.At.After(late) {
+			came++
+		}
+	}
+	return n, came
 }
 
 // writable makes a pool for the application and the oracle that may always write.

@@ -30,6 +30,7 @@ const (
 	on17
 	on18
 	from17 // it needs what came with PostgreSQL 17: on that one, and not on what is there, which may be older
+	from18 // the same of 18
 )
 
 var scenarios = []Scenario{
@@ -56,6 +57,7 @@ var scenarios = []Scenario{
 	{"15", "Wedged", 0, wedged},
 	{"16", "DroppedSlot", inQuick, droppedSlot},
 	{"17", "InvalidatedSlot", on18, invalidatedSlot},
+	{"17", "IdleSlot", from18, idleSlot},
 	{"18", "HugeTransaction", alone, hugeTransaction},
 	{"19", "FailoverWithoutSlot", on17, failoverWithoutSlot},
 	{"19", "FailoverWithSlot", from17, failoverWithSlot},
@@ -75,6 +77,7 @@ var scenarios = []Scenario{
 	{"26", "ReadOnly", inQuick, readOnly},
 	{"26", "DiskFull", inQuick, diskFull},
 	{"26", "Revoked", inQuick, revoked},
+	{"26", "InsertRevoked", 0, insertRevoked},
 	{"27", "ClockOff", 0, clockOff},
 	{"28", "ComingAndGoing", 0, endpointsComeAndGo},
 	{"29", "Deadlocks", 0, deadlocks},
@@ -123,6 +126,9 @@ func (s *Scenario) versions() []string {
 	}
 	if s.how&from17 != 0 {
 		return []string{"17"}
+	}
+	if s.how&from18 != 0 {
+		return []string{"18"}
 	}
 	versions := []string{""}
 	for _, v := range []struct {
@@ -212,7 +218,7 @@ func TestKilledAgainAndAgain(t *testing.T) {
 		t.Run("loses nothing with park="+park.String(), func(t *testing.T) {
 			t.Parallel()
 			x := newTrial(t, setup(t, park))
-			kills(x, Load{Rate: 100, Duration: 7 * time.Second}, 1500*time.Millisecond)
+			kills(x, Load{Rate: 100, Duration: 7 * time.Second}, func() time.Duration { return 1500 * time.Millisecond })
 		})
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -102,11 +103,77 @@ func (x *Trial) resynchronised(began time.Time, atMost time.Duration) time.Durat
 	return took
 }
 
+// invalidated is the alarm for a slot that PostgreSQL has given up.
+const invalidated = "the replication slot was invalidated by PostgreSQL"
+
 // invalidatedSlot has PostgreSQL give up the slot for the WAL that it holds, while
 // walhook cannot record anything.
 func invalidatedSlot(t *testing.T, s Setup) {
-	const before, atMost, segments = 4 * time.Second, 30 * time.Second, 6
-	const alarm = "the replication slot was invalidated by PostgreSQL"
+	const segments = 6
+	losesSlot(t, s, func(x *Trial, _ *Process) (restore func()) {
+		x.exec(`ALTER SYSTEM SET max_slot_wal_keep_size = '32MB'`)
+		x.exec(`SELECT pg_reload_conf()`)
+		tx, err := x.pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) })
+		if _, err := tx.Exec(t.Context(), `LOCK TABLE webhook_deliveries`); err != nil {
+			t.Fatal(err)
+		}
+		for range segments {
+			x.exec(`SELECT pg_logical_emit_message(false, 'faults', 'a segment'), pg_switch_wal()`)
+		}
+		x.exec(`CHECKPOINT`)
+		return func() {
+			x.exec(`ALTER SYSTEM RESET max_slot_wal_keep_size`)
+			x.exec(`SELECT pg_reload_conf()`)
+			if err := tx.Rollback(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// idleSlot has PostgreSQL give up the slot because nobody streams from it, while
+// walhook is frozen.
+func idleSlot(t *testing.T, s Setup) {
+	const givenUpWithin = 30 * time.Second // walhook's wal_sender_timeout is 10 s
+	losesSlot(t, s, func(x *Trial, p *Process) (restore func()) {
+		var unit string
+		err := x.pool.QueryRow(t.Context(), `SELECT coalesce(min(unit), '') FROM pg_settings WHERE name = 'idle_replication_slot_timeout'`).Scan(&unit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if unit == "" {
+			t.Skip("slots are given up for idling from PostgreSQL 18 on: WALHOOK_TEST_POSTGRES_VERSION chooses another")
+		}
+		x.exec(`ALTER SYSTEM SET idle_replication_slot_timeout = '1` + unit + `'`)
+		x.exec(`SELECT pg_reload_conf()`)
+		if err := p.signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		x.eventually(givenUpWithin, "a checkpoint invalidates the slot for idling", func() bool {
+			x.exec(`CHECKPOINT`)
+			var reason string
+			err := x.pool.QueryRow(t.Context(), `SELECT coalesce(invalidation_reason, '') FROM pg_replication_slots WHERE slot_name = $1`, slotName).Scan(&reason)
+			return err == nil && reason == "idle_timeout"
+		})
+		if err := p.signal(syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		return func() {
+			x.exec(`ALTER SYSTEM RESET idle_replication_slot_timeout`)
+			x.exec(`SELECT pg_reload_conf()`)
+		}
+	})
+}
+
+// losesSlot has PostgreSQL give up the slot under load, and expects one alarm and
+// a new slot.
+func losesSlot(t *testing.T, s Setup, lose func(*Trial, *Process) (restore func())) {
+	t.Helper()
+	const before, atMost = 4 * time.Second, 30 * time.Second
 	x := newTrial(t, s)
 	p := x.start()
 	x.ready()
@@ -114,32 +181,15 @@ func invalidatedSlot(t *testing.T, s Setup) {
 	defer stop()
 	<-time.After(before)
 	x.monitor.pause(true) // the new slot's position is beyond what has rows
-	x.exec(`ALTER SYSTEM SET max_slot_wal_keep_size = '32MB'`)
-	x.exec(`SELECT pg_reload_conf()`)
-	tx, err := x.pool.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tx.Rollback(context.WithoutCancel(t.Context()))
-	if _, err := tx.Exec(t.Context(), `LOCK TABLE webhook_deliveries`); err != nil {
-		t.Fatal(err)
-	}
 	x.crashes++
-	began := time.Now()
-	for range segments {
-		x.exec(`SELECT pg_logical_emit_message(false, 'faults', 'a segment'), pg_switch_wal()`)
-	}
-	x.exec(`CHECKPOINT`)
-	x.eventually(20*time.Second, "the log says that the slot was invalidated", func() bool { return p.logged(alarm) > 0 })
-	alarmed := time.Since(began)
-	x.exec(`ALTER SYSTEM RESET max_slot_wal_keep_size`)
-	x.exec(`SELECT pg_reload_conf()`)
-	if err := tx.Rollback(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	restore := lose(x, p)
+	lost := time.Now()
+	x.eventually(20*time.Second, "the log says that the slot was invalidated", func() bool { return p.logged(invalidated) > 0 })
+	alarmed := time.Since(lost)
+	restore()
 	took := x.resynchronised(time.Now(), atMost)
 	<-time.After(before)
 	stop()
-	x.expect(p.logged(alarm) == 1, "there were %d alarms", p.logged(alarm))
+	x.expect(p.logged(invalidated) == 1, "there were %d alarms", p.logged(invalidated))
 	x.finish(time.Minute, fmt.Sprintf("alarm=%s resync=%s", alarmed.Round(time.Millisecond), took.Round(time.Millisecond)))
 }
