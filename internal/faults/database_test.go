@@ -31,7 +31,7 @@ func immediateStops(t *testing.T, s Setup) {
 		}
 	})
 	crashPostgres(x, either(8, 3), 4*time.Second, func() error {
-		if x.crashes+1 == either(8, 3) {
+		if len(x.crashes) == either(8, 3) {
 			cancel()
 		}
 		return x.server.Stop("immediate")
@@ -50,13 +50,14 @@ func crashPostgres(x *Trial, times int, apart time.Duration, crash func() error)
 	slowest := time.Duration(0)
 	for range times {
 		<-ticker.C
+		over := x.crash(nil)
 		if err := crash(); err != nil {
 			x.Fatal(err)
 		}
-		x.crashes++
 		if err := x.server.Restart(x.Context()); err != nil {
 			x.Fatal(err)
 		}
+		over()
 		accepts := time.Now()
 		x.monitor.forget()
 		x.eventually(20*time.Second, "walhook streams again", func() bool { return x.slot().PID != 0 })
@@ -77,10 +78,10 @@ func postgresDown(t *testing.T, s Setup) {
 	stop := x.driveOn(Load{Rate: *rate})
 	defer stop()
 	<-time.After(before)
+	over := x.crash(nil)
 	if err := x.server.Stop("fast"); err != nil {
 		t.Fatal(err)
 	}
-	x.crashes++
 	<-time.After(before) // what was under way has ended
 	was, most := p.resident(), int64(0)
 	for range int(downFor/time.Second) - 1 {
@@ -93,6 +94,7 @@ func postgresDown(t *testing.T, s Setup) {
 	if err := x.server.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	over()
 	accepts := time.Now()
 	x.monitor.forget()
 	x.eventually(20*time.Second, "walhook streams again", func() bool { return x.slot().PID != 0 })
@@ -114,6 +116,7 @@ func stopPostgresWhileHanging(t *testing.T, s Setup) {
 	stop := x.driveOn(Load{Rate: *rate})
 	defer stop()
 	<-time.After(hangingFor)
+	over := x.crash(nil) // a cut
 	began := time.Now()
 	err := x.server.Stop("fast")
 	took := time.Since(began)
@@ -121,11 +124,11 @@ func stopPostgresWhileHanging(t *testing.T, s Setup) {
 	if err != nil {
 		_ = x.server.Kill()
 	}
-	x.crashes++ // a cut
 	<-time.After(downFor)
 	if err := x.server.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	over()
 	release()
 	<-time.After(downFor)
 	stop()

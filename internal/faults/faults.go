@@ -48,6 +48,9 @@ func (e *Endpoint) owed(org, eventType string) bool {
 		slices.Contains(e.Types, "*") && category != "webhook")
 }
 
+// reached says whether each attempt ends with a request at the receiver.
+func (e *Endpoint) reached() bool { return e.URL == "" && !e.Secure }
+
 // The names of organizations whose deliveries the oracle leaves to their scenario
 // begin with these: their endpoints come and go, or they have too many.
 const (

@@ -47,8 +47,9 @@ type Request struct {
 	Body      [sha256.Size]byte
 	Agent     string // which walhook sent it
 	At        time.Time
-	Status    int    // what was answered; 0: nothing, yet or ever
-	Malformed string // what is wrong with the request itself: its signature, its headers
+	Status    int       // what was answered; 0: nothing, yet or ever
+	Whole     time.Time // when its answer had been written to the end; zero: never, or nobody knows
+	Malformed string    // what is wrong with the request itself: its signature, its headers
 }
 
 // A Journal holds what the driver and the receivers saw, in the order of seeing.
@@ -100,6 +101,13 @@ func (j *Journal) answered(r *Request, status int) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	r.Status = status
+}
+
+// answeredWhole notes that the answer is written to its end.
+func (j *Journal) answeredWhole(r *Request) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	r.Whole = time.Now()
 }
 
 // copy returns the journal as it is now.

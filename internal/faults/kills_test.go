@@ -56,11 +56,12 @@ func killUntil(x *Trial, p *Process, done <-chan struct{}, every time.Duration) 
 		case <-ticker.C:
 		}
 		x.expect(p.running(), "%s has ended by itself: %v", p.Name, p.ended)
+		over := x.crash(p)
 		if err := p.kill(); err != nil {
 			x.Fatal(err)
 		}
+		over()
 		p = x.start()
-		x.crashes++
 		lives++
 		now := x.slot().Confirmed
 		if now > confirmed {

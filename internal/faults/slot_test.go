@@ -19,8 +19,9 @@ func droppedSlot(t *testing.T, s Setup) {
 	defer stop()
 	<-time.After(before)
 	x.monitor.pause(true) // the new slot's position is beyond what has rows
+	over := x.crash(nil)
 	x.dropSlot()
-	x.crashes++
+	over()
 	took := x.resynchronised(time.Now(), atMost)
 	<-time.After(before)
 	stop()
@@ -52,8 +53,9 @@ func blockedCreation(t *testing.T, s Setup) {
 	first, resyncFirst := x.blockCreation(atMost, func() *Process { p = x.start(); return p })
 	<-time.After(before)
 	x.monitor.pause(true)
+	over := x.crash(nil)
 	again, resyncAgain := x.blockCreation(atMost, func() *Process { return p })
-	x.crashes++
+	over()
 	<-time.After(before)
 	stop()
 	x.finish(time.Minute, fmt.Sprintf("named=%s, %s resync=%s, %s", first.Round(time.Millisecond), again.Round(time.Millisecond),
@@ -124,8 +126,7 @@ func invalidatedSlot(t *testing.T, s Setup) {
 	if _, err := tx.Exec(t.Context(), `LOCK TABLE webhook_deliveries`); err != nil {
 		t.Fatal(err)
 	}
-	x.crashes++
-	began := time.Now()
+	began, over := time.Now(), x.crash(nil)
 	for range segments {
 		x.exec(`SELECT pg_logical_emit_message(false, 'faults', 'a segment'), pg_switch_wal()`)
 	}
@@ -138,6 +139,7 @@ func invalidatedSlot(t *testing.T, s Setup) {
 		t.Fatal(err)
 	}
 	took := x.resynchronised(time.Now(), atMost)
+	over()
 	<-time.After(before)
 	stop()
 	x.expect(p.logged(alarm) == 1, "there were %d alarms", p.logged(alarm))

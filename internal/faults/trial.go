@@ -81,7 +81,7 @@ type Trial struct {
 	endpoints []Endpoint
 	folder    string
 	line      string // Setup.Line's address, or ""
-	crashes   int
+	crashes   []Crash
 	faults    []string // what was measured and is not as it must be
 	judged    bool     // finish has said so
 
@@ -291,6 +291,17 @@ func (x *Trial) living() []*Process {
 	return slices.DeleteFunc(slices.Clone(x.processes), func(p *Process) bool { return !p.running() })
 }
 
+// began is when each process was started.
+func (x *Trial) began() map[string]time.Time {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	began := map[string]time.Time{}
+	for _, p := range x.processes {
+		began[p.Name] = p.began
+	}
+	return began
+}
+
 // end kills what still runs, and shows the logs of a trial that failed.
 func (x *Trial) end() {
 	for _, p := range x.living() {
@@ -372,10 +383,21 @@ func (x *Trial) expect(good bool, format string, args ...any) {
 	}
 }
 
+// crash notes that a fault begins which may have requests repeated, those of a
+// process or those of whichever there is, and returns what notes that it is over.
+func (x *Trial) crash(p *Process) (over func()) {
+	c, i := Crash{From: time.Now()}, len(x.crashes)
+	if p != nil {
+		c.Agent = p.Name
+	}
+	x.crashes = append(x.crashes, c)
+	return func() { x.crashes[i].Until = time.Now() }
+}
+
 // evidence resolves what is unknown by looking at the tables, which must be at rest.
 func (x *Trial) evidence() *Evidence {
 	x.Helper()
-	e := &Evidence{Endpoints: x.endpoints, Crashes: x.crashes, PerCrash: maxInFlight + unrecorded,
+	e := &Evidence{Endpoints: x.endpoints, Crashes: slices.Clone(x.crashes), PerCrash: maxInFlight + unrecorded,
 		LastAttempt: 1 + len(strings.Split(cmp.Or(x.setup.Schedule, retrySchedule), ","))}
 	e.Events, e.Requests = x.journal.copy()
 	if err := e.readTables(x.Context(), x.pool); err != nil {
@@ -449,7 +471,7 @@ func (x *Trial) finish(within time.Duration, figures ...string) {
 	x.expect(peak < maxMemory, "a walhook used %d MiB", peak>>20)
 	figures = append([]string{
 		fmt.Sprintf("events=%d deliveries=%d requests=%d duplicates=%d failed=%d crashes=%d", verdict.Events,
-			verdict.Deliveries, verdict.Requests, verdict.Duplicates, verdict.Failed, x.crashes),
+			verdict.Deliveries, verdict.Requests, verdict.Duplicates, verdict.Failed, len(x.crashes)),
 	}, figures...)
 	x.setup.Report.add("%s drain=%.1fs stall=%.1fs looks=%d unseen=%s rss=%dMiB", strings.Join(figures, " "), drained.Seconds(), stall.Seconds(), looks,
 		unseen.Round(100*time.Microsecond), peak>>20)
