@@ -65,6 +65,7 @@ func endpointsComeAndGo(t *testing.T, s Setup) {
 	}
 	x.drain(time.Minute)
 	late, requests := c.judge()
+	c.receiver.server.CloseClientConnections() // as those of the trial's own
 	x.finish(time.Minute, fmt.Sprintf("created=%d switched=%d deleted=%d rotated=%d requests to them=%d latest after a disable=%s",
 		c.done[0], c.done[1], c.done[2], c.done[3], requests, late.Round(time.Millisecond)))
 }

@@ -83,10 +83,10 @@ func postgresDown(t *testing.T, s Setup) {
 		t.Fatal(err)
 	}
 	<-time.After(before) // what was under way has ended
-	was, most := p.resident(), int64(0)
+	was, most := x.resident(p), int64(0)
 	for range int(downFor/time.Second) - 1 {
 		<-time.After(time.Second)
-		most = max(most, p.resident())
+		most = max(most, x.resident(p))
 	}
 	x.expect(most-was < growsAtMost, "memory grew from %d to %d MiB while PostgreSQL was down", was>>20, most>>20)
 	status, _ := p.ready(t.Context())

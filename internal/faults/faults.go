@@ -10,6 +10,7 @@
 //	hostile   answers that no good receiver gives
 //	tally     the endpoints of a million events: counts them
 //	process   one walhook: start, kill, freeze, stop
+//	usage     goroutines, memory and CPU time of one, before and after
 //	monitor   every 200 ms: what is confirmed has its rows
 //	journal   what the driver and the receivers saw
 //	evidence  the journal and the tables, side by side

@@ -88,7 +88,7 @@ func (m *Monitor) look(ctx context.Context) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, p := range m.trial.living() {
-		m.peak = max(m.peak, p.resident())
+		m.peak = max(m.peak, m.trial.resident(p))
 	}
 	slot, err := readSlot(ctx, m.trial.pool)
 	if err != nil {

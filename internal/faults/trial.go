@@ -348,7 +348,8 @@ func (x *Trial) patient(within time.Duration) time.Duration {
 	return within
 }
 
-// ready waits until a walhook that was just started holds the slot.
+// ready waits until a walhook that was just started holds the slot. One that finds
+// nothing to do has its usage measured.
 func (x *Trial) ready() {
 	x.Helper()
 	before := x.slot().Epoch
@@ -356,6 +357,15 @@ func (x *Trial) ready() {
 		s := x.slot()
 		return s.PID != 0 && s.Epoch > 0 && s.Epoch >= before
 	})
+	var events bool
+	if err := x.pool.QueryRow(x.Context(), `SELECT EXISTS (SELECT FROM webhook_outbox)`).Scan(&events); err != nil {
+		x.Fatal(err)
+	}
+	for _, p := range x.living() {
+		if !events {
+			x.idles(p)
+		}
+	}
 }
 
 // drive runs a load in the background, and returns a channel that is closed at
@@ -455,10 +465,12 @@ func (x *Trial) owed() int {
 	return judge(e).Deliveries
 }
 
-// finish drains, stops the last walhook, judges, and prints the trial's line.
+// finish drains, expects that the last walhook is as it was before, stops it,
+// judges, and prints the trial's line.
 func (x *Trial) finish(within time.Duration, figures ...string) {
 	x.Helper()
 	drained := x.drain(within)
+	figures = append(figures, x.idlesAgain()...)
 	for _, p := range x.living() {
 		_, err := p.stop(timeout + exitMargin)
 		x.expect(err == nil, "%v", err)
@@ -468,7 +480,7 @@ func (x *Trial) finish(within time.Duration, figures ...string) {
 	peak, looks, stall, unseen := x.monitor.peak, x.monitor.looks, x.monitor.stall, x.monitor.unseen
 	x.monitor.mu.Unlock()
 	x.expect(looks > 0, "the monitor saw nothing")
-	x.expect(peak < maxMemory, "a walhook used %d MiB", peak>>20)
+	x.expect(peak > 0 && peak < maxMemory, "a walhook used %d MiB", peak>>20)
 	figures = append([]string{
 		fmt.Sprintf("events=%d deliveries=%d requests=%d duplicates=%d failed=%d crashes=%d", verdict.Events,
 			verdict.Deliveries, verdict.Requests, verdict.Duplicates, verdict.Failed, len(x.crashes)),
