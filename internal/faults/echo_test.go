@@ -73,7 +73,7 @@ func failoverBehind(t *testing.T, s Setup) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	missing, err := withoutRows(t.Context(), standby, x.monitor.owed(x.journal.takeBelow(slot.Confirmed, map[uuid.UUID]bool{})), anyXID)
+	missing, err := withoutRows(t.Context(), standby, x.monitor.owed(x.journal.takeBelow(slot.Confirmed, map[uuid.UUID]bool{})), time.Time{})
 	if err != nil {
 		t.Fatal(err)
 	}

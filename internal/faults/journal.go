@@ -141,6 +141,18 @@ func (j *Journal) count() int {
 	return len(j.requests)
 }
 
+// bound is how many events are known to be committed below a position.
+func (j *Journal) bound() (n int) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, e := range j.events {
+		if e.Fate == Committed && e.Bound != 0 {
+			n++
+		}
+	}
+	return n
+}
+
 // takeBelow returns the committed events at or below a position that are not in
 // seen, and adds them to it.
 func (j *Journal) takeBelow(lsn pglogrepl.LSN, seen map[uuid.UUID]bool) []Event {
