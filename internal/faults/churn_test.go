@@ -89,7 +89,9 @@ func endpointsComeAndGo(t *testing.T, s Setup) {
 		}
 	}
 	x.drain(time.Minute)
-	x.finish(time.Minute, fmt.Sprintf("created=%d switched=%d deleted=%d rotated=%d %s", c.done[0], c.done[1], c.done[2], c.done[3], c.judge()))
+	figures := c.judge()
+	c.receiver.server.CloseClientConnections() // as those of the trial's own
+	x.finish(time.Minute, fmt.Sprintf("created=%d switched=%d deleted=%d rotated=%d %s", c.done[0], c.done[1], c.done[2], c.done[3], figures))
 }
 
 func newChurn(t *testing.T, x *Trial) *Churn {

@@ -101,16 +101,16 @@ func (x *Trial) whileOff(p *Process, said int, by time.Duration, endLoad func())
 	const loaded, measured = 4 * time.Second, 5 * time.Second
 	x.setClock(by)
 	<-time.After(inForceAfter)
-	from, used := x.journal.count(), p.cpu()
+	from, used := x.journal.count(), x.cpu(p)
 	<-time.After(loaded)
-	used = p.cpu() - used
+	used = x.cpu(p) - used
 	x.saysSo(p, said)
 	endLoad()
 	x.load.Wait()
 	end := insertLSN(x.Context(), x.pool)
 	x.eventually(3*time.Second, "what nobody gets is parked and confirmed", func() bool { return x.slot().Confirmed >= end })
 
-	cpu, rate := x.idles(p, measured)
+	cpu, rate := x.idleRates(p, measured)
 	const cpuAtMost, rateAtMost = 0.1, 100 // a few look-ups a second; the trial's own looks are among them
 	x.expect(cpu <= cpuAtMost, "walhook uses %.0f%% of a CPU while it can do nothing", 100*cpu)
 	x.expect(rate <= rateAtMost, "%.0f transactions a second while nothing can be done", rate)
@@ -133,13 +133,13 @@ func (x *Trial) saysSo(p *Process, said int) {
 	x.expect(lines == 1, "the log of %s has told %d times of the clock", p.Name, lines)
 }
 
-// idles measures walhook's share of a CPU, and how many transactions a second there are.
-func (x *Trial) idles(p *Process, over time.Duration) (cpu, transactions float64) {
+// idleRates measures walhook's share of a CPU, and how many transactions a second there are.
+func (x *Trial) idleRates(p *Process, over time.Duration) (cpu, transactions float64) {
 	x.Helper()
-	used, committed, began := p.cpu(), x.transactions(), time.Now()
+	used, committed, began := x.cpu(p), x.transactions(), time.Now()
 	<-time.After(over)
 	took := time.Since(began).Seconds()
-	return (p.cpu() - used).Seconds() / took, float64(x.transactions()-committed) / took
+	return (x.cpu(p) - used).Seconds() / took, float64(x.transactions()-committed) / took
 }
 
 func (x *Trial) transactions() (n int64) {

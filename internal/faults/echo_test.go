@@ -65,15 +65,15 @@ func failoverBehind(t *testing.T, s Setup) {
 	record()
 	<-time.After(unechoedFor)
 	x.synchronize(standby)
+	over := x.crash(nil)
 	if err := x.server.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	x.crashes++
 	slot, err := readSlot(t.Context(), standby)
 	if err != nil {
 		t.Fatal(err)
 	}
-	missing, err := withoutRows(t.Context(), standby, x.monitor.owed(x.journal.takeBelow(slot.Confirmed, map[uuid.UUID]bool{})), anyXID)
+	missing, err := withoutRows(t.Context(), standby, x.monitor.owed(x.journal.takeBelow(slot.Confirmed, map[uuid.UUID]bool{})), time.Time{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,6 +81,7 @@ func failoverBehind(t *testing.T, s Setup) {
 	if err := x.standby.Promote(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	over()
 	x.monitor.forget()
 	x.eventually(20*time.Second, "walhook streams from the new primary", func() bool { return x.slot().PID != 0 })
 	x.finish(time.Minute, fmt.Sprintf("slot=%s missing=%d", slot.Confirmed, len(missing)))

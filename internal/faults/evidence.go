@@ -3,6 +3,7 @@ package faults
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -20,10 +21,27 @@ type Evidence struct {
 	Rows      []Row
 	Online    []string // what was seen to be wrong while running
 
-	Crashes     int // kills, freezes and cuts
-	PerCrash    int // W: how many duplicates each may cause
-	LastAttempt int // after how many attempts a delivery may be failed
+	Crashes     []Crash // in the order of their beginning
+	PerCrash    int     // W: how many duplicates each may cause
+	LastAttempt int     // after how many attempts a delivery may be failed
 }
+
+// A Crash is a fault that may have requests repeated: a kill, a freeze, a cut.
+type Crash struct {
+	From, Until time.Time // before it began and when it was over; Until is zero where nobody has said so
+	Agent       string    // the walhook that it befell; "": whichever there is
+}
+
+// excuses says whether a request may be repeated for the crash: it lies between the
+// two, and befell one of their senders.
+func (c *Crash) excuses(before, again *Request) bool {
+	return !before.At.After(c.Until.Add(seenWithin)) && !again.At.Before(c.From) &&
+		(c.Agent == "" || c.Agent == before.Agent || c.Agent == again.Agent)
+}
+
+// seenWithin is how long a request may be on its way until its receiver looks at
+// it, on a busy machine: so much later than a crash is one from before it.
+const seenWithin = 500 * time.Millisecond
 
 // A Row is one of webhook_deliveries.
 type Row struct {

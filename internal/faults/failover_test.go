@@ -52,10 +52,10 @@ func failover(t *testing.T, s Setup, synced bool) {
 	if !synced {
 		x.monitor.pause(true) // the new slot's position is beyond what has rows
 	}
+	over := x.crash(nil)
 	if err := x.server.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	x.crashes++
 	<-time.After(headless)
 	status, says := p.ready(t.Context())
 	x.expect(status == http.StatusServiceUnavailable, "readyz says %d while there is no primary: %s", status, says)
@@ -64,6 +64,7 @@ func failover(t *testing.T, s Setup, synced bool) {
 	if err := x.standby.Promote(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	over()
 	promoted := time.Now()
 	release()
 	x.monitor.forget()

@@ -117,10 +117,12 @@ func (x *Trial) dieInTakeover() string {
 	d := x.expectDeath(sabotage.TakeOver)
 	x.insertOnce(manyEvents)
 	x.recordsAPart(d)
+	over := x.crash(active)
 	if err := active.kill(); err != nil {
 		x.Fatal(err)
 	}
-	x.crashes++
+	over()
+	x.crash(standby)
 	x.dies(standby, sabotage.TakeOver)
 	return x.goesOn(d)
 }
@@ -141,10 +143,11 @@ func (x *Trial) expectDeath(point sabotage.Point) death {
 // startDying starts a walhook that will die at a point, but not before it is armed.
 func (x *Trial) startDying(point sabotage.Point) (p *Process, arm func()) {
 	x.Helper()
-	file := filepath.Join(x.folder, fmt.Sprintf("armed-%d", x.crashes))
+	file := filepath.Join(x.folder, fmt.Sprintf("armed-%d", len(x.crashes)))
 	p = x.start(breaking(sabotage.Kill(point)), sabotage.Armed+"="+file)
 	x.streams(p)
 	return p, func() {
+		x.crash(p) // until dies
 		if err := os.WriteFile(file, nil, 0o600); err != nil {
 			x.Fatal(err)
 		}
@@ -179,17 +182,17 @@ func (x *Trial) insertOnce(n int) {
 	}
 }
 
-// dies waits for a process's end, and for that of its transactions: PostgreSQL streams
+// dies waits for the end of a process whose crash has begun, and for that of its transactions: PostgreSQL streams
 // a commit before others can see it.
 func (x *Trial) dies(p *Process, point sabotage.Point) {
 	x.Helper()
 	x.eventually(20*time.Second, p.Name+" dies at "+string(point), func() bool { return !p.running() })
+	x.crashes[len(x.crashes)-1].Until = time.Now()
 	x.eventually(20*time.Second, "its connections are gone", func() bool {
 		var n int
 		err := x.pool.QueryRow(x.Context(), `SELECT count(*) FROM pg_stat_activity WHERE application_name = $1`, p.Name).Scan(&n)
 		return err == nil && n == 0
 	})
-	x.crashes++
 }
 
 // goesOn lets a walhook finish what another has begun, and judges what came twice:

@@ -10,6 +10,7 @@
 //	hostile   answers that no good receiver gives
 //	tally     the endpoints of a million events: counts them
 //	process   one walhook: start, kill, freeze, stop
+//	usage     goroutines, memory and CPU time of one, before and after
 //	monitor   every 200 ms: what is confirmed has its rows
 //	journal   what the driver and the receivers saw
 //	evidence  the journal and the tables, side by side
@@ -47,6 +48,9 @@ func (e *Endpoint) owed(org, eventType string) bool {
 	return e.Org == org && (slices.Contains(e.Types, eventType) || slices.Contains(e.Types, category+".*") ||
 		slices.Contains(e.Types, "*") && category != "webhook")
 }
+
+// reached says whether each attempt ends with a request at the receiver.
+func (e *Endpoint) reached() bool { return e.URL == "" && !e.Secure }
 
 // The names of organizations whose deliveries the oracle leaves to their scenario
 // begin with these: their endpoints come and go, or they have too many.

@@ -96,10 +96,11 @@ func takeover(t *testing.T, s Setup) {
 		x.standingBy(standby)
 		<-time.After(time.Second)
 		began := time.Now()
+		over := x.crash(active)
 		if err := active.kill(); err != nil {
 			t.Fatal(err)
 		}
-		x.crashes++
+		over()
 		slowest = max(slowest, x.firstRequest(standby, began, 20*time.Second))
 		active = standby
 	}
@@ -156,11 +157,10 @@ func freeze(t *testing.T, s Setup) {
 	x.standingBy(standby)
 	done := x.drive(Load{Rate: *rate, Duration: 2*time.Second + frozenFor + afterwards})
 	<-time.After(2 * time.Second)
-	began := time.Now()
+	began, over := time.Now(), x.crash(zombie)
 	if err := zombie.signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	x.crashes++
 	thaw := time.After(frozenFor)
 	took := x.firstRequest(standby, began, frozenFor)
 	x.expect(took <= atMost, "took over after %s", took)
@@ -170,6 +170,7 @@ func freeze(t *testing.T, s Setup) {
 	if err := zombie.signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
+	over()
 	<-done
 	sent := 0
 	for _, r := range x.journal.since(from) {

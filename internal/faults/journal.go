@@ -47,8 +47,9 @@ type Request struct {
 	Body      [sha256.Size]byte
 	Agent     string // which walhook sent it
 	At        time.Time
-	Status    int    // what was answered; 0: nothing, yet or ever
-	Malformed string // what is wrong with the request itself: its signature, its headers
+	Status    int       // what was answered; 0: nothing, yet or ever
+	Whole     time.Time // when its answer had been written to the end; zero: never, or nobody knows
+	Malformed string    // what is wrong with the request itself: its signature, its headers
 
 	// Which of its endpoint's secrets, in the order of their making, webhook-signature
 	// and X-Webhook-Signature verify with.
@@ -106,6 +107,13 @@ func (j *Journal) answered(r *Request, status int) {
 	r.Status = status
 }
 
+// answeredWhole notes that the answer is written to its end.
+func (j *Journal) answeredWhole(r *Request) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	r.Whole = time.Now()
+}
+
 // copy returns the journal as it is now.
 func (j *Journal) copy() (events []Event, requests []Request) {
 	j.mu.Lock()
@@ -135,6 +143,18 @@ func (j *Journal) count() int {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return len(j.requests)
+}
+
+// bound is how many events are known to be committed below a position.
+func (j *Journal) bound() (n int) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, e := range j.events {
+		if e.Fate == Committed && e.Bound != 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // takeBelow returns the committed events at or below a position that are not in

@@ -100,16 +100,17 @@ func lineResets(t *testing.T, s Setup) {
 				stood++
 			}
 			confirmed = now
-			x.crashes++ // a cut
+			over := x.crash(nil) // a cut
 			line.resetAll()
+			over()
 		}
 	}
 	line.heal()
-	x.expect(10*stood <= x.crashes, "nothing was confirmed in %d of %d spans between resets", stood, x.crashes)
+	x.expect(10*stood <= len(x.crashes), "nothing was confirmed in %d of %d spans between resets", stood, len(x.crashes))
 	x.monitor.mu.Lock()
 	senders := len(x.monitor.senders)
 	x.monitor.mu.Unlock()
-	x.expect(2*senders > x.crashes, "there were %d walsenders in %d resets: the line did not reset", senders, x.crashes)
+	x.expect(2*senders > len(x.crashes), "there were %d walsenders in %d resets: the line did not reset", senders, len(x.crashes))
 	x.expect(p.running(), "%s has ended by itself: %v", p.Name, p.ended)
 	x.finish(time.Minute, fmt.Sprintf("walsenders=%d", senders))
 }
@@ -193,8 +194,7 @@ func lineBlackHole(t *testing.T, s Setup) {
 	defer stop()
 	<-time.After(before)
 	known := p.logged(interrupted)
-	x.crashes++
-	began := time.Now()
+	began, over := time.Now(), x.crash(nil)
 	for _, direction := range []string{"upstream", "downstream"} {
 		line.poison(direction, direction, "timeout", `{"timeout": 0}`)
 	}
@@ -210,6 +210,7 @@ func lineBlackHole(t *testing.T, s Setup) {
 	x.expect(unready > 0 && unready <= noticedAtMost, "readyz told of the black hole after %s", unready)
 	<-time.After(holds - noticed)
 	line.heal()
+	over()
 	healed := time.Now()
 	end := insertLSN(t.Context(), x.pool)
 	x.eventually(time.Minute, "what was committed in the black hole is confirmed", func() bool { return x.slot().Confirmed >= end })

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"math"
 	"slices"
 	"sync"
 	"time"
@@ -38,9 +37,14 @@ type Monitor struct {
 
 	mu       sync.Mutex
 	paused   bool               // rows are not looked at
-	seen     map[uuid.UUID]bool // events that have been looked at
+	seen     map[uuid.UUID]bool // events that have been looked at, and need not be again
+	chunks   []Chunk            // of tallied events, that were not confirmed at the last look
+	sampled  int                // tallied deliveries that have been looked at
 	problems []string
-	looks    int // that could be made
+	looks    int                // at rows
+	events   map[uuid.UUID]bool // whose rows they have been at
+	watched  time.Duration      // in which looks could be made: the database answered, and rows were to be looked at
+	since    time.Time          // until when that is known
 	senders  []int32
 	peak     int64
 	unseen   time.Duration // the longest time that rows were durable and not visible
@@ -50,7 +54,9 @@ type Monitor struct {
 	stall     time.Duration // the longest time that it did not
 }
 
-func newMonitor(t *Trial) *Monitor { return &Monitor{trial: t, seen: map[uuid.UUID]bool{}} }
+func newMonitor(t *Trial) *Monitor {
+	return &Monitor{trial: t, seen: map[uuid.UUID]bool{}, events: map[uuid.UUID]bool{}, since: time.Now()}
+}
 
 func (m *Monitor) run(ctx context.Context) {
 	ticker := time.NewTicker(lookEvery)
@@ -80,15 +86,22 @@ func (m *Monitor) forget() {
 	clear(m.seen)
 }
 
-// look makes one look. Positions are read before rows, so that what was
-// confirmed must be there.
+// look makes one look. Positions are read before the time and that before rows, so
+// that what was confirmed must have been committed by then.
 func (m *Monitor) look(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, lookWithin)
 	defer cancel()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, p := range m.trial.living() {
-		m.peak = max(m.peak, p.resident())
+		m.peak = max(m.peak, m.trial.resident(p))
+	}
+	watching := m.trial.pool.Ping(ctx) == nil && !m.paused
+	if now := time.Now(); watching {
+		m.watched += now.Sub(m.since)
+		m.since = now
+	} else {
+		defer func() { m.since = time.Now() }()
 	}
 	slot, err := readSlot(ctx, m.trial.pool)
 	if err != nil {
@@ -102,38 +115,107 @@ func (m *Monitor) look(ctx context.Context) {
 	} else {
 		m.stall = max(m.stall, now.Sub(m.moved))
 	}
-	if m.paused {
-		return
+	if watching {
+		m.lookBelow(ctx, slot.Safe)
 	}
-	events := m.trial.journal.takeBelow(slot.Safe, m.seen)
-	missing, err := withoutRows(ctx, m.trial.pool, m.owed(events), anyXID)
-	if err == nil && len(missing) > 0 {
-		missing, err = m.stillMissing(ctx, missing)
+}
+
+// judge expects that the monitor did look, most of the time and at most of what was
+// committed, and says what it saw. The last of it was confirmed a moment ago.
+func (m *Monitor) judge() (figures string) {
+	x := m.trial
+	x.Helper()
+	known := x.journal.bound()
+	for began := time.Now(); !m.hasLooked(known) && time.Since(began) < lookWithin; {
+		time.Sleep(lookEvery)
 	}
+	x.expect(m.hasLooked(known), "the monitor has hardly looked at events")
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	x.expect(m.looks > 0 && 2*m.looks >= int(m.watched/lookEvery), "the monitor could look for %s, and has looked %d times", m.watched, m.looks)
+	return fmt.Sprintf("stall=%.1fs looks=%d in %.1fs at %d of %d events and %d of %d tallied unseen=%s", m.stall.Seconds(), m.looks, m.watched.Seconds(),
+		len(m.events), known, m.sampled, x.tallied, m.unseen.Round(100*time.Microsecond))
+}
+
+// hasLooked says whether it has looked at half of so many events, and at some of the
+// tallied ones.
+func (m *Monitor) hasLooked(known int) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return 2*len(m.events) >= known && (m.sampled > 0 || m.trial.tallied == 0)
+}
+
+// lookBelow looks at the rows of events that are confirmed, and were not before.
+func (m *Monitor) lookBelow(ctx context.Context, safe pglogrepl.LSN) {
+	events := m.trial.journal.takeBelow(safe, m.seen)
+	owed, chunks := m.owed(events), m.chunks
+	sampled := m.sample(safe, owed)
+	missing, err := m.withoutRowsNow(ctx, owed)
 	if err != nil {
 		for _, e := range events {
 			delete(m.seen, e.ID)
 		}
+		m.chunks = chunks
 		return
 	}
 	m.looks++
+	for _, e := range events {
+		m.events[e.ID] = true
+	}
+	m.sampled += sampled
 	for _, what := range missing {
-		m.problems = append(m.problems, fmt.Sprintf("%s: %s is confirmed, and %s", time.Now().Format("15:04:05.000"), slot.Safe, what))
+		m.problems = append(m.problems, fmt.Sprintf("%s: %s is confirmed, and %s", clock(time.Now()), safe, what))
 	}
 }
 
-// stillMissing looks again: a commit is streamed when it is in the WAL, and is
-// visible a moment later. Only what was begun by now is waited for: rows of a
-// transaction that begins after their event was confirmed are no excuse.
-func (m *Monitor) stillMissing(ctx context.Context, missing map[uuid.UUID]string) (map[uuid.UUID]string, error) {
+// withoutRowsNow leaves those of the deliveries that have no row which was committed by
+// now. It looks again where a row cannot be seen: a commit is streamed when it is in
+// the WAL, and is visible a moment later. Its time is taken before it is in the WAL:
+// rows that were only being written are no excuse.
+func (m *Monitor) withoutRowsNow(ctx context.Context, owed map[uuid.UUID]string) (missing map[uuid.UUID]string, err error) {
+	var now time.Time
+	if err := m.trial.pool.QueryRow(ctx, `SELECT pg_catalog.clock_timestamp()`).Scan(&now); err != nil {
+		return nil, err
+	}
 	began := time.Now()
-	var next int64
-	err := m.trial.pool.QueryRow(ctx, `SELECT pg_current_xact_id()::text::bigint`).Scan(&next)
+	missing, err = withoutRows(ctx, m.trial.pool, owed, now)
 	for err == nil && len(missing) > 0 && time.Since(began) < visibleWithin {
-		missing, err = withoutRows(ctx, m.trial.pool, missing, next)
+		missing, err = withoutRows(ctx, m.trial.pool, missing, now)
 		m.unseen = max(m.unseen, time.Since(began))
 	}
 	return missing, err
+}
+
+// A Chunk is some deliveries of tallied events of one transaction, which no journal has.
+type Chunk struct {
+	deliveries []uuid.UUID
+	bound      pglogrepl.LSN // its commit lies before
+}
+
+// sample adds deliveries of tallied events that are confirmed: of the chunk that came
+// last, because what is confirmed too early is in it. All of a million would take the
+// machine from what is tested.
+func (m *Monitor) sample(safe pglogrepl.LSN, owed map[uuid.UUID]string) (n int) {
+	passed := 0
+	for passed < len(m.chunks) && m.chunks[passed].bound <= safe {
+		passed++
+	}
+	if passed == 0 {
+		return 0
+	}
+	c := m.chunks[passed-1]
+	m.chunks = m.chunks[passed:]
+	for _, id := range c.deliveries {
+		owed[id] = fmt.Sprintf("tallied delivery %s, committed at or before %s, has no row", id, c.bound)
+	}
+	return len(c.deliveries)
+}
+
+// add has a chunk looked at when it is confirmed; chunks come in the order of their commits.
+func (m *Monitor) add(c Chunk) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.chunks = append(m.chunks, c)
 }
 
 // owed is the events' deliveries, and what to say where one has no row.
@@ -150,20 +232,25 @@ func (m *Monitor) owed(events []Event) map[uuid.UUID]string {
 	return owed
 }
 
-// anyXID is beyond all transactions of a throwaway server.
-const anyXID = math.MaxUint32
-
+// A row keeps the id of the transaction that inserted it in a column of the trial's
+// own, because an update changes xmin. Without a time, whatever can be seen counts.
 const selectMissing = `
-SELECT r.id FROM unnest($1::uuid[]) AS r(id) LEFT JOIN webhook_deliveries d ON d.id = r.id AND d.xmin::text::bigint < $2 WHERE d.id IS NULL`
+SELECT r.id FROM unnest($1::uuid[]) AS r(id)
+LEFT JOIN webhook_deliveries d ON d.id = r.id AND ($2::timestamptz IS NULL OR pg_xact_commit_timestamp(d.faults_inserted::xid) <= $2)
+WHERE d.id IS NULL`
 
-// withoutRows leaves those of the deliveries that have no row in a database which a
-// transaction before another has written.
-func withoutRows(ctx context.Context, pool *pgxpool.Pool, owed map[uuid.UUID]string, before int64) (missing map[uuid.UUID]string, err error) {
+// withoutRows leaves those of the deliveries that have no row in a database which was
+// committed by a time, of its clock; the zero time is none.
+func withoutRows(ctx context.Context, pool *pgxpool.Pool, owed map[uuid.UUID]string, by time.Time) (missing map[uuid.UUID]string, err error) {
 	missing = map[uuid.UUID]string{}
 	if len(owed) == 0 {
 		return missing, nil
 	}
-	rows, err := pool.Query(ctx, selectMissing, slices.Collect(maps.Keys(owed)), before)
+	var bound *time.Time
+	if !by.IsZero() {
+		bound = &by
+	}
+	rows, err := pool.Query(ctx, selectMissing, slices.Collect(maps.Keys(owed)), bound)
 	if err != nil {
 		return nil, err
 	}

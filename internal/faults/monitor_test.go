@@ -1,7 +1,7 @@
 package faults
 
 import (
-	"errors"
+	"context"
 	"testing"
 	"time"
 
@@ -36,14 +36,16 @@ func TestMonitorSeesAMissingRow(t *testing.T) {
 	}
 }
 
-// A row that becomes visible a moment after the look is an excuse where its
-// transaction had begun before, and none where it began later.
-func TestMonitorWaitsForWhatIsUnderWay(t *testing.T) {
+// A row that becomes visible a moment after the look is an excuse where its commit was
+// in the WAL before, and none where its transaction had only begun.
+func TestMonitorWaitsForWhatIsCommitted(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
 		t.Skip("starts a PostgreSQL")
 	}
-	x := newTrial(t, setup(t, 0))
+	s := setup(t, 0)
+	s.Local = true
+	x := newTrial(t, s)
 	p := x.start()
 	x.ready()
 	if err := x.driver.copy(t.Context(), x.driver.newEvents(1), false); err != nil {
@@ -53,33 +55,86 @@ func TestMonitorWaitsForWhatIsUnderWay(t *testing.T) {
 	if err := p.kill(); err != nil { // it would hold the row
 		t.Fatal(err)
 	}
-	for what, begun := range map[string]bool{"begun before": true, "begun later": false} {
-		x.monitor.forget()
-		x.monitor.problems = nil
-		x.exec(`CREATE TABLE kept AS SELECT * FROM webhook_deliveries`)
+	x.exec(`CREATE TABLE kept AS SELECT * FROM webhook_deliveries`)
+	x.exec(`ALTER TABLE kept DROP COLUMN faults_inserted`) // the last one: inserted anew, a row has its own
+	for what, inWAL := range map[string]bool{"committed, and waits for a standby": true, "inserted": false} {
 		x.exec(`DELETE FROM webhook_deliveries`)
 		tx, err := x.pool.Begin(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		if begun {
-			if _, err := tx.Exec(t.Context(), `SELECT pg_current_xact_id()`); err != nil {
-				t.Fatal(err)
-			}
-		}
-		written := make(chan error)
-		go func() {
-			<-time.After(visibleWithin / 4)
-			_, err := tx.Exec(t.Context(), `INSERT INTO webhook_deliveries SELECT * FROM kept`)
-			written <- errors.Join(err, tx.Commit(t.Context()))
-		}()
-		x.monitor.look(t.Context())
-		if err := <-written; err != nil {
+		if _, err := tx.Exec(t.Context(), `SET LOCAL synchronous_commit = on`); err != nil {
 			t.Fatal(err)
 		}
-		if begun != (len(x.monitor.problems) == 0) {
-			t.Errorf("%s: the monitor found %q", what, x.monitor.problems)
+		if _, err := tx.Exec(t.Context(), `INSERT INTO webhook_deliveries SELECT * FROM kept`); err != nil {
+			t.Fatal(err)
 		}
-		x.exec(`DROP TABLE kept`)
+		x.synchronousStandby("nobody")
+		appears := make(chan error)
+		if inWAL {
+			go func() { appears <- tx.Commit(context.WithoutCancel(t.Context())) }()
+			x.eventually(10*time.Second, "the commit waits", func() bool {
+				var waits bool
+				err := x.pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')`).Scan(&waits)
+				return err == nil && waits
+			})
+		}
+		x.monitor.mu.Lock()
+		clear(x.monitor.seen)
+		x.monitor.problems, x.monitor.unseen = nil, 0
+		time.AfterFunc(visibleWithin/4, func() {
+			x.synchronousStandby("")
+			if !inWAL {
+				appears <- tx.Commit(context.WithoutCancel(t.Context()))
+			}
+		})
+		x.monitor.mu.Unlock()
+		x.monitor.look(t.Context())
+		if err := <-appears; err != nil {
+			t.Fatal(err)
+		}
+		x.monitor.mu.Lock()
+		if x.monitor.unseen == 0 || inWAL != (len(x.monitor.problems) == 0) {
+			t.Errorf("a row that was %s: the monitor found %q, after %s", what, x.monitor.problems, x.monitor.unseen)
+		}
+		x.monitor.mu.Unlock()
+	}
+}
+
+func TestMonitorMustHaveLooked(t *testing.T) {
+	t.Parallel()
+	const events, looks = 10, 20
+	looked := func(n int) map[uuid.UUID]bool {
+		seen := map[uuid.UUID]bool{}
+		for range n {
+			seen[uuid.New()] = true
+		}
+		return seen
+	}
+	for what, c := range map[string]struct {
+		m       *Monitor
+		tallied int
+		good    bool
+	}{
+		"all looks, at all events":   {&Monitor{looks: looks, watched: looks * lookEvery, events: looked(events)}, 0, true},
+		"half the looks":             {&Monitor{looks: looks / 2, watched: looks * lookEvery, events: looked(events)}, 0, true},
+		"a quarter of the looks":     {&Monitor{looks: looks / 4, watched: looks * lookEvery, events: looked(events)}, 0, false},
+		"no look, and no time":       {&Monitor{events: looked(events)}, 0, false},
+		"looks at few of the events": {&Monitor{looks: looks, watched: looks * lookEvery, events: looked(events/2 - 1)}, 0, false},
+		"looks at no tallied event":  {&Monitor{looks: looks, watched: looks * lookEvery, events: looked(events)}, 1, false},
+		"looks at tallied events":    {&Monitor{looks: looks, watched: looks * lookEvery, events: looked(events), sampled: 1}, 1, true},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			x := &Trial{TB: t, journal: &Journal{}, tallied: c.tallied}
+			for range events {
+				x.journal.open([]*Event{{ID: uuid.New(), Fate: Committed, Bound: 1}})
+			}
+			c.m.trial = x
+			c.m.judge()
+			if c.good != (len(x.faults) == 0) {
+				t.Errorf("found %q", x.faults)
+			}
+		})
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -18,6 +19,7 @@ type Verdict struct {
 	Requests   int
 	Duplicates int // requests beyond what was necessary
 	Failed     int // rows that ended without success
+	perCrash   []int
 	problems   map[string][]string
 }
 
@@ -34,7 +36,8 @@ const (
 	deliveryDiffers  = "a delivery id that is not that of its event and endpoint"
 	contentWrong     = "a request whose content is not the event's"
 	malformedRequest = "a request that does not verify"
-	tooMany          = "more duplicates than the crashes allow"
+	repeated         = "a request was repeated, and no crash lies between the two"
+	tooMany          = "more duplicates than a crash allows"
 	online           = "seen while running"
 )
 
@@ -70,6 +73,7 @@ type delivery struct {
 	id       uuid.UUID
 	event    *Event
 	endpoint int
+	undone   bool // the database went on without its event: it need not have come to an end
 	requests []*Request
 	rows     []*Row
 }
@@ -84,15 +88,17 @@ type oracle struct {
 
 // judge compares what was committed with what was sent and what was recorded.
 func judge(e *Evidence) *Verdict {
-	o := &oracle{Evidence: e, verdict: &Verdict{Requests: len(e.Requests)}, events: map[uuid.UUID]*Event{}, deliveries: map[uuid.UUID]*delivery{}}
+	o := &oracle{Evidence: e, verdict: &Verdict{Requests: len(e.Requests), perCrash: make([]int, len(e.Crashes))}, events: map[uuid.UUID]*Event{}, deliveries: map[uuid.UUID]*delivery{}}
 	o.expect()
 	o.sortRequests()
 	o.sortRows()
 	for _, d := range o.deliveries {
 		o.judgeDelivery(d)
 	}
-	if most := e.Crashes * e.PerCrash; o.verdict.Duplicates > most {
-		o.verdict.found(tooMany, "%d after %d crashes, at most %d", o.verdict.Duplicates, e.Crashes, most)
+	for i, n := range o.verdict.perCrash {
+		if n > e.PerCrash {
+			o.verdict.found(tooMany, "%d for crash %d of %d, at %s, at most %d", n, i+1, len(e.Crashes), clock(e.Crashes[i].From), e.PerCrash)
+		}
 	}
 	for _, p := range e.Online {
 		o.verdict.found(online, "%s", p)
@@ -110,6 +116,9 @@ func (o *oracle) expect() {
 		if there != committed {
 			o.verdict.found(outboxDiffers, "event %s: committed %t, in the table %t", e.ID, committed, there)
 		}
+		if e.Fate == Undone {
+			o.mayOwe(e)
+		}
 		if !committed {
 			continue
 		}
@@ -120,6 +129,7 @@ func (o *oracle) expect() {
 				continue
 			}
 			owed++
+			o.verdict.Deliveries++
 			id := outbox.DeliveryID(e.ID, o.Endpoints[k].ID)
 			o.deliveries[id] = &delivery{id: id, event: e, endpoint: k}
 			if there && !slices.Contains(stored, o.Endpoints[k].ID) {
@@ -130,7 +140,17 @@ func (o *oracle) expect() {
 			o.verdict.found(outboxDiffers, "event %s (%s) is owed to %d endpoints, want %d", e.ID, e.Type, len(stored), owed)
 		}
 	}
-	o.verdict.Deliveries = len(o.deliveries)
+}
+
+// mayOwe makes the deliveries of an event that is gone: nothing need have come of
+// them, but what came is judged as ever.
+func (o *oracle) mayOwe(e *Event) {
+	for k := range o.Endpoints {
+		if o.Endpoints[k].owed(e.Org, e.Type) {
+			id := outbox.DeliveryID(e.ID, o.Endpoints[k].ID)
+			o.deliveries[id] = &delivery{id: id, event: e, endpoint: k, undone: true}
+		}
+	}
 }
 
 // sortRequests gives each request to its delivery.
@@ -142,11 +162,8 @@ func (o *oracle) sortRequests() {
 		}
 		id := outbox.DeliveryID(r.Event, o.Endpoints[r.Endpoint].ID)
 		d := o.deliveries[id]
-		if d == nil && o.undone(r.Event, r.Endpoint) && r.Delivery == id {
-			continue
-		}
 		if d == nil {
-			o.verdict.found(phantom, "event %s (%s) to endpoint %d at %s", r.Event, r.Type, r.Endpoint, r.At.Format("15:04:05.000"))
+			o.verdict.found(phantom, "event %s (%s) to endpoint %d at %s", r.Event, r.Type, r.Endpoint, clock(r.At))
 			continue
 		}
 		if r.Delivery != id {
@@ -159,20 +176,11 @@ func (o *oracle) sortRequests() {
 	}
 }
 
-// undone says whether a delivery was owed until the database went on without its event.
-func (o *oracle) undone(event uuid.UUID, endpoint int) bool {
-	e := o.events[event]
-	return e != nil && e.Fate == Undone && o.Endpoints[endpoint].owed(e.Org, e.Type)
-}
-
 // sortRows gives each row to its delivery.
 func (o *oracle) sortRows() {
 	for i := range o.Rows {
 		r := &o.Rows[i]
 		d := o.deliveries[r.ID]
-		if e := o.events[r.Event]; d == nil && e != nil && e.Fate == Undone && r.ID == outbox.DeliveryID(r.Event, r.Endpoint) {
-			continue
-		}
 		if d == nil || d.event.ID != r.Event || o.Endpoints[d.endpoint].ID != r.Endpoint {
 			o.verdict.found(rowBeyond, "row %s of event %s (%s)", r.ID, r.Event, r.Status)
 			continue
@@ -182,48 +190,100 @@ func (o *oracle) sortRows() {
 }
 
 func (o *oracle) judgeDelivery(d *delivery) {
-	switch len(d.rows) {
-	case 0:
-		o.verdict.found(rowMissing, "delivery %s of event %s, committed at %s", d.id, d.event.ID, d.event.Began.Format("15:04:05.000"))
-	case 1:
+	switch {
+	case len(d.rows) == 1:
 		o.judgeRow(d, d.rows[0])
-	default:
+	case len(d.rows) > 1:
 		o.verdict.found(rowBeyond, "delivery %s has %d rows", d.id, len(d.rows))
+	case !d.undone:
+		o.verdict.found(rowMissing, "delivery %s of event %s, committed at %s", d.id, d.event.ID, clock(d.event.Began))
 	}
-	delivered, seen, bodies := false, map[int]bool{}, map[[sha256.Size]byte]bool{}
+	delivered, bodies := false, map[[sha256.Size]byte]bool{}
 	for _, r := range d.requests {
-		if delivered || seen[r.Retry] {
-			o.verdict.Duplicates++
-		}
 		delivered = delivered || succeeded(r)
-		seen[r.Retry], bodies[r.Body] = true, true
+		bodies[r.Body] = true
 	}
 	if len(bodies) > 1 {
 		o.verdict.found(bytesDiffer, "delivery %s: %d bodies in %d requests", d.id, len(bodies), len(d.requests))
 	}
 	failed := len(d.rows) == 1 && d.rows[0].Status == outbox.Failed
-	if !delivered && !failed {
-		o.verdict.found(lost, "delivery %s of event %s, committed at %s: %d requests", d.id, d.event.ID, d.event.Began.Format("15:04:05.000"), len(d.requests))
+	if !delivered && !failed && !d.undone {
+		o.verdict.found(lost, "delivery %s of event %s, committed at %s: %d requests", d.id, d.event.ID, clock(d.event.Began), len(d.requests))
 	}
+	o.judgeRepeats(d)
 }
+
+func clock(at time.Time) string { return at.Format("15:04:05.000") }
 
 func succeeded(r *Request) bool { return r.Status >= 200 && r.Status < 300 }
 
+// judgeRepeats looks for requests that were not necessary: those after a 2xx, and
+// those with the Retry of one before. Each counts for the first crash that lies
+// between the last request which made it unnecessary and itself: an outcome that
+// outlived a crash is lost in none that comes later.
+func (o *oracle) judgeRepeats(d *delivery) {
+	var last *Request // with a 2xx
+	same := map[int]*Request{}
+	for _, r := range d.requests {
+		before := last
+		if other := same[r.Retry]; before == nil || other != nil && other.At.After(before.At) {
+			before = other
+		}
+		if before != nil {
+			o.blame(d, before, r)
+		}
+		same[r.Retry] = r
+		if succeeded(r) {
+			last = r
+		}
+	}
+}
+
+func (o *oracle) blame(d *delivery, before, again *Request) {
+	o.verdict.Duplicates++
+	crash := slices.IndexFunc(o.Crashes, func(c Crash) bool { return c.excuses(before, again) })
+	if crash < 0 {
+		o.verdict.found(repeated, "delivery %s: request %d of %s at %s (%d), then %d of %s at %s", d.id, before.Retry, before.Agent, clock(before.At), before.Status,
+			again.Retry, again.Agent, clock(again.At))
+		return
+	}
+	o.verdict.perCrash[crash]++
+}
+
+// inTime is how soon an answer is in time for every walhook of a trial, whatever
+// its timeout is: what is written by then has been read.
+const inTime = time.Second
+
+// heard says whether the sender must have got a 2xx for a request.
+func heard(r *Request) bool {
+	return succeeded(r) && !r.Whole.IsZero() && r.Whole.Sub(r.At) < inTime
+}
+
 func (o *oracle) judgeRow(d *delivery, row *Row) {
-	highest, answered := -1, false
+	highest, answered, came := -1, false, map[int]bool{}
+	var last *Request // of those for the last attempt
 	for _, r := range d.requests {
 		highest = max(highest, r.Retry)
-		answered = answered || r.Retry == row.Attempts-1 && succeeded(r)
+		came[r.Retry] = true
+		if r.Retry == row.Attempts-1 {
+			last, answered = r, answered || succeeded(r)
+		}
 	}
 	switch {
 	case row.Status != outbox.Success && row.Status != outbox.Failed:
-		o.verdict.found(notFinal, "delivery %s is %s after %d attempts", d.id, row.Status, row.Attempts)
+		if !d.undone {
+			o.verdict.found(notFinal, "delivery %s is %s after %d attempts", d.id, row.Status, row.Attempts)
+		}
 	case row.Status == outbox.Success && !answered:
 		o.verdict.found(attemptsWrong, "delivery %s is a success after %d attempts, and request %d got no 2xx", d.id, row.Attempts, row.Attempts-1)
 	case row.Status == outbox.Failed && row.Attempts != o.LastAttempt:
 		o.verdict.found(attemptsWrong, "delivery %s failed after %d attempts, the last is %d", d.id, row.Attempts, o.LastAttempt)
+	case row.Status == outbox.Failed && last != nil && heard(last):
+		o.verdict.found(attemptsWrong, "delivery %s failed after %d attempts, and request %d got a whole %d in time", d.id, row.Attempts, last.Retry, last.Status)
 	case highest+1 > row.Attempts:
 		o.verdict.found(attemptsWrong, "delivery %s: %d attempts, and request %d was sent", d.id, row.Attempts, highest)
+	case o.Endpoints[d.endpoint].reached() && len(came) < row.Attempts:
+		o.verdict.found(attemptsWrong, "delivery %s: %d attempts, and requests came for %d of them", d.id, row.Attempts, len(came))
 	}
 	if row.Status == outbox.Failed {
 		o.verdict.Failed++

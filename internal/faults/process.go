@@ -27,6 +27,7 @@ type Process struct {
 	log     string // file
 	admin   string // address; "": off
 	began   time.Time
+	idle    *Usage        // when it held the slot and had nothing to do yet; nil: it had, or nobody looked
 	exited  chan struct{} // closed when it has ended and was waited for
 	ended   error
 }
@@ -104,39 +105,41 @@ func (p *Process) stop(within time.Duration) (time.Duration, error) {
 	}
 }
 
-// resident is the process's memory in bytes; 0 where it cannot be measured.
-func (p *Process) resident() int64 {
+// resident is the process's memory in bytes.
+func (p *Process) resident() (int64, error) {
 	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", p.command.Process.Pid))
-	fields := strings.Fields(string(content))
-	if err != nil || len(fields) < 2 {
-		return 0
-	}
-	pages, err := strconv.ParseInt(fields[1], 10, 64)
 	if err != nil {
-		return 0
+		return 0, err
 	}
-	return pages * int64(os.Getpagesize())
+	var size, pages int64
+	if _, err := fmt.Sscan(string(content), &size, &pages); err != nil || pages == 0 {
+		return 0, fmt.Errorf("statm is %q: %w", content, err)
+	}
+	return pages * int64(os.Getpagesize()), nil
 }
 
-// cpu is how much CPU time the process has used; 0 where it cannot be measured.
-func (p *Process) cpu() time.Duration {
+// cpu is how much CPU time the process has used.
+func (p *Process) cpu() (time.Duration, error) {
 	const tick = 10 * time.Millisecond // of USER_HZ, which is 100 on every Linux
 	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.command.Process.Pid))
-	_, text, found := strings.Cut(string(content), ") ") // behind the name, which may have blanks
+	if err != nil {
+		return 0, err
+	}
+	_, text, _ := strings.Cut(string(content), ") ") // behind the name, which may have blanks
 	fields := strings.Fields(text)
 	const user, system = 11, 12
-	if err != nil || !found || len(fields) <= system {
-		return 0
+	if len(fields) <= system {
+		return 0, fmt.Errorf("stat is %q", content)
 	}
 	ticks := time.Duration(0)
 	for _, field := range fields[user : system+1] {
 		n, err := strconv.ParseInt(field, 10, 64)
 		if err != nil {
-			return 0
+			return 0, err
 		}
 		ticks += time.Duration(n)
 	}
-	return ticks * tick
+	return ticks * tick, nil
 }
 
 // metric returns a metric without labels, and whether there is one.

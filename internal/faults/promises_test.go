@@ -24,10 +24,11 @@ func lease(t *testing.T, s Setup) {
 	standby := x.start()
 	x.standingBy(standby)
 	release := x.hangParked(events)
+	over := x.crash(active)
 	if err := active.kill(); err != nil {
 		t.Fatal(err)
 	}
-	x.crashes++
+	over()
 	release()
 	x.holds(standby, 10*time.Second)
 	x.drain(time.Minute)
@@ -79,10 +80,10 @@ func thawed(t *testing.T, s Setup) {
 	standby := x.start()
 	x.standingBy(standby)
 	answer := x.hangParked(events)
+	over := x.crash(zombie)
 	if err := zombie.signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	x.crashes++
 	answer()
 	release := x.receiver.hang(0) // what the other sends has no outcome yet
 	x.holds(standby, 15*time.Second)
@@ -91,6 +92,7 @@ func thawed(t *testing.T, s Setup) {
 	if err := zombie.signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
+	over()
 	written := 0
 	x.eventually(15*time.Second, "the zombie has ended, or has written", func() bool {
 		written = x.writtenBy(zombie) - before

@@ -39,8 +39,8 @@ func blinded(t *testing.T, s Setup, take, giveBack string) {
 		return p.logged("nothing is confirmed until this is mended") + p.logged("the stream is interrupted")
 	}
 	known := logged()
+	over := x.crash(nil) // the stream may be cut
 	x.exec(take)
-	x.crashes++ // the stream may be cut
 	began := time.Now()
 	says := ""
 	x.eventually(2*saidAtMost, "readyz and the log say what is missing", func() bool {
@@ -57,6 +57,7 @@ func blinded(t *testing.T, s Setup, take, giveBack string) {
 	x.expect(moved == stood, "the slot was confirmed from %s to %s in the meantime", stood, moved)
 	x.exec(giveBack)
 	took := x.resynchronised(time.Now(), resyncAtMost)
+	over()
 	x.eventually(resyncAtMost, "readyz is content again", func() bool {
 		status, _ := p.ready(t.Context())
 		return status == http.StatusOK

@@ -184,7 +184,11 @@ func (r *Receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		w.WriteHeader(http.StatusInternalServerError)
 	default:
 		r.journal.answered(noted, http.StatusOK)
+		w.Header().Set("Content-Length", "0") // or the end of the answer would come with our return
 		w.WriteHeader(http.StatusOK)
+		if http.NewResponseController(w).Flush() == nil {
+			r.journal.answeredWhole(noted)
+		}
 	}
 }
 

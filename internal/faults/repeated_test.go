@@ -25,13 +25,14 @@ func repeatedEvents(t *testing.T, s Setup) {
 	x.drain(20 * time.Second)
 	before, measured := p.metric(t.Context(), counter)
 	x.expect(measured && before >= transactions*mostRows, "%s is %.0f", counter, before)
+	over := x.crash(nil)
 	if err := x.server.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	x.crashes++
 	if err := x.server.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	over()
 	x.pool.Reset() // its connections are dead
 	x.monitor.forget()
 	x.insertOnce(1)

@@ -20,8 +20,9 @@ func droppedSlot(t *testing.T, s Setup) {
 	defer stop()
 	<-time.After(before)
 	x.monitor.pause(true) // the new slot's position is beyond what has rows
+	over := x.crash(nil)
 	x.dropSlot()
-	x.crashes++
+	over()
 	took := x.resynchronised(time.Now(), atMost)
 	<-time.After(before)
 	stop()
@@ -53,8 +54,9 @@ func blockedCreation(t *testing.T, s Setup) {
 	first, resyncFirst := x.blockCreation(atMost, func() *Process { p = x.start(); return p })
 	<-time.After(before)
 	x.monitor.pause(true)
+	over := x.crash(nil)
 	again, resyncAgain := x.blockCreation(atMost, func() *Process { return p })
-	x.crashes++
+	over()
 	<-time.After(before)
 	stop()
 	x.finish(time.Minute, fmt.Sprintf("named=%s, %s resync=%s, %s", first.Round(time.Millisecond), again.Round(time.Millisecond),
@@ -181,13 +183,14 @@ func losesSlot(t *testing.T, s Setup, lose func(*Trial, *Process) (restore func(
 	defer stop()
 	<-time.After(before)
 	x.monitor.pause(true) // the new slot's position is beyond what has rows
-	x.crashes++
+	over := x.crash(nil)
 	restore := lose(x, p)
 	lost := time.Now()
 	x.eventually(20*time.Second, "the log says that the slot was invalidated", func() bool { return p.logged(invalidated) > 0 })
 	alarmed := time.Since(lost)
 	restore()
 	took := x.resynchronised(time.Now(), atMost)
+	over()
 	<-time.After(before)
 	stop()
 	x.expect(p.logged(invalidated) == 1, "there were %d alarms", p.logged(invalidated))

@@ -7,10 +7,12 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/walhook/walhook/sign"
 )
@@ -31,12 +33,13 @@ type Tally struct {
 
 	mu        sync.Mutex
 	endpoints []Endpoint
-	wrong     []string // requests that must not be
+	wrong     []string       // requests that must not be
+	repeats   map[string]int // requests beyond the first of each, by the walhook that sent them
 }
 
 // newTally counts events with numbers below n. It hangs until it is released.
 func newTally(n int, hanging bool) *Tally {
-	y := &Tally{counts: make([]atomic.Uint32, n)}
+	y := &Tally{counts: make([]atomic.Uint32, n), repeats: map[string]int{}}
 	if hanging {
 		y.hanging = make(chan struct{})
 	}
@@ -74,6 +77,9 @@ func (y *Tally) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		y.heard.Add(1)
 	default:
 		y.beyond.Add(1)
+		y.mu.Lock()
+		y.repeats[req.UserAgent()]++
+		y.mu.Unlock()
 	}
 	if y.hanging != nil {
 		select {
@@ -120,3 +126,21 @@ func numberOf(body []byte) (int, error) {
 
 // lost is how many events no request came for.
 func (y *Tally) lost() int { return len(y.counts) - int(y.heard.Load()) }
+
+// tooMany says which walhooks have repeated more than they may: nothing where none
+// has crashed before them, and else what the last crash has lost. What an earlier
+// one has lost comes first of all in the life after it.
+func (y *Tally) tooMany(crashes []Crash, began map[string]time.Time) (found []string) {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	for name, n := range y.repeats {
+		most := 0
+		if slices.ContainsFunc(crashes, func(c Crash) bool { return c.From.Before(began[name]) }) {
+			most = maxInFlight + unrecorded
+		}
+		if n > most {
+			found = append(found, fmt.Sprintf("%s has sent %d events again, at most %d", name, n, most))
+		}
+	}
+	return found
+}

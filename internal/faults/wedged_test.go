@@ -29,12 +29,12 @@ func wedged(t *testing.T, s Setup) {
 		standby, armNext := x.startWedging(append(loops, "none")[i+1])
 		x.standingBy(standby)
 		<-time.After(time.Second)
-		began := time.Now()
+		began, over := time.Now(), x.crash(active)
 		arm()
-		x.crashes++
 		given := x.firstRequest(standby, began, 2*givenUpAtMost)
 		x.expect(given <= givenUpAtMost, "with the %s wedged, the slot was given up after %s", loop, given)
 		x.ends(active, loop)
+		over()
 		x.expect(active.logged("the "+loop+" has not turned") > 0, "with the %s wedged, the log does not say so", loop)
 		took = append(took, fmt.Sprintf("%s=%s/%s", loop, given.Round(100*time.Millisecond), time.Since(began).Round(100*time.Millisecond)))
 		active, arm = standby, armNext

@@ -1,0 +1,40 @@
+package faults
+
+import (
+	"os/exec"
+	"testing"
+)
+
+func TestUsageComesBack(t *testing.T) {
+	t.Parallel()
+	before := Usage{goroutines: 30, resident: 40 << 20}
+	for _, c := range []struct {
+		what    string
+		now     Usage
+		returns bool
+	}{
+		{"the same", before, true},
+		{"some connections more", Usage{before.goroutines + moreGoroutines, before.resident}, true},
+		{"a goroutine beyond", Usage{before.goroutines + moreGoroutines + 1, before.resident}, false},
+		{"garbage of a full window", Usage{before.goroutines, before.resident + moreResident}, true},
+		{"memory beyond", Usage{before.goroutines, before.resident + moreResident + 1}, false},
+	} {
+		if more := c.now.more(before); c.returns != (more == "") {
+			t.Errorf("%s: %q", c.what, more)
+		}
+	}
+}
+
+func TestWhatHasEndedIsNotMeasuredAsNothing(t *testing.T) {
+	t.Parallel()
+	p := &Process{command: exec.Command("true")}
+	if err := p.command.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := p.resident(); err == nil {
+		t.Errorf("its memory is %d", n)
+	}
+	if used, err := p.cpu(); err == nil {
+		t.Errorf("it has used %s", used)
+	}
+}
