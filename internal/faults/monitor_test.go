@@ -2,6 +2,7 @@ package faults
 
 import (
 	"context"
+	"sync"
 	"testing"
 	"time"
 
@@ -82,7 +83,9 @@ func TestMonitorWaitsForWhatIsCommitted(t *testing.T) {
 		x.monitor.mu.Lock()
 		clear(x.monitor.seen)
 		x.monitor.problems, x.monitor.unseen = nil, 0
-		time.AfterFunc(visibleWithin/4, func() {
+		var later sync.WaitGroup
+		later.Go(func() {
+			time.Sleep(visibleWithin / 4)
 			x.synchronousStandby("")
 			if !inWAL {
 				appears <- tx.Commit(context.WithoutCancel(t.Context()))
@@ -90,7 +93,9 @@ func TestMonitorWaitsForWhatIsCommitted(t *testing.T) {
 		})
 		x.monitor.mu.Unlock()
 		x.monitor.look(t.Context())
-		if err := <-appears; err != nil {
+		err = <-appears
+		later.Wait()
+		if err != nil {
 			t.Fatal(err)
 		}
 		x.monitor.mu.Lock()
