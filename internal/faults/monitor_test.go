@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 )
 
 func TestMonitorSeesAMissingRow(t *testing.T) {
@@ -59,22 +60,36 @@ func TestMonitorWaitsForWhatIsCommitted(t *testing.T) {
 	x.exec(`CREATE TABLE kept AS SELECT * FROM webhook_deliveries`)
 	x.exec(`ALTER TABLE kept DROP COLUMN faults_inserted`) // the last one: inserted anew, a row has its own
 	for what, inWAL := range map[string]bool{"committed, and waits for a standby": true, "inserted": false} {
-		x.exec(`DELETE FROM webhook_deliveries`)
-		tx, err := x.pool.Begin(t.Context())
-		if err != nil {
-			t.Fatal(err)
+		var tx pgx.Tx
+		appears := make(chan error, 1)
+		begin := func() {
+			x.exec(`DELETE FROM webhook_deliveries`)
+			var err error
+			if tx, err = x.pool.Begin(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := tx.Exec(t.Context(), `SET LOCAL synchronous_commit = on`); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := tx.Exec(t.Context(), `INSERT INTO webhook_deliveries SELECT * FROM kept`); err != nil {
+				t.Fatal(err)
+			}
 		}
-		if _, err := tx.Exec(t.Context(), `SET LOCAL synchronous_commit = on`); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := tx.Exec(t.Context(), `INSERT INTO webhook_deliveries SELECT * FROM kept`); err != nil {
-			t.Fatal(err)
-		}
+		commit := func() { appears <- tx.Commit(context.WithoutCancel(t.Context())) }
+		begin()
 		x.synchronousStandby("nobody")
-		appears := make(chan error)
 		if inWAL {
-			go func() { appears <- tx.Commit(context.WithoutCancel(t.Context())) }()
-			x.eventually(10*time.Second, "the commit waits", func() bool {
+			go commit()
+			x.eventually(time.Minute, "the commit waits", func() bool {
+				select {
+				case err := <-appears: // the checkpointer, which tells commits to wait, has not read the setting yet
+					if err != nil {
+						t.Fatal(err)
+					}
+					begin()
+					go commit()
+				default:
+				}
 				var waits bool
 				err := x.pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')`).Scan(&waits)
 				return err == nil && waits
@@ -88,12 +103,12 @@ func TestMonitorWaitsForWhatIsCommitted(t *testing.T) {
 			time.Sleep(visibleWithin / 4)
 			x.synchronousStandby("")
 			if !inWAL {
-				appears <- tx.Commit(context.WithoutCancel(t.Context()))
+				commit()
 			}
 		})
 		x.monitor.mu.Unlock()
 		x.monitor.look(t.Context())
-		err = <-appears
+		err := <-appears
 		later.Wait()
 		if err != nil {
 			t.Fatal(err)
