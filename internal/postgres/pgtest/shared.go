@@ -48,7 +48,6 @@ const keeperVariable = "WALHOOK_PGTEST_KEEPER"
 func init() {
 	if path := os.Getenv(keeperVariable); path != "" {
 		if err := keep(folder(path)); err != nil {
-			fmt.Fprintln(os.Stderr, err) // into the folder's log
 			os.Exit(1)
 		}
 		os.Exit(0)
@@ -269,10 +268,15 @@ func (f folder) kept() bool {
 const keeperFD = 3
 
 // keep is the keeper's whole life.
-func keep(f folder) error {
+func keep(f folder) (err error) {
 	syscall.CloseOnExec(keeperFD) // or the server would hold the keeper's lock too
 	lock := os.NewFile(keeperFD, f.path("keeper"))
-	defer lock.Close()
+	defer func() {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err) // into the folder's log, which is read when the lock is free
+		}
+		lock.Close()
+	}()
 	fmt.Fprintln(lock, os.Getpid()) // for people
 	ctx, cancel := context.WithTimeout(context.Background(), startWithin)
 	defer cancel()
