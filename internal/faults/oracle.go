@@ -17,9 +17,9 @@ type Verdict struct {
 	Events     int // committed
 	Deliveries int // owed
 	Requests   int
-	Duplicates int // requests beyond what was necessary
-	Failed     int // rows that ended without success
-	perCrash   []int
+	Duplicates int   // requests beyond what was necessary
+	Failed     int   // rows that ended without success
+	perCrash   []int // deliveries with requests that were repeated for it
 	problems   map[string][]string
 }
 
@@ -220,34 +220,41 @@ func succeeded(r *Request) bool { return r.Status >= 200 && r.Status < 300 }
 // judgeRepeats looks for requests that were not necessary: those after a 2xx, and
 // those with the Retry of one before. Each counts for the first crash that lies
 // between the last request which made it unnecessary and itself: an outcome that
-// outlived a crash is lost in none that comes later.
+// outlived a crash is lost in none that comes later. For each crash a delivery counts
+// once: what was sent again and refused this time is retried.
 func (o *oracle) judgeRepeats(d *delivery) {
 	var last *Request // with a 2xx
 	same := map[int]*Request{}
+	crashes := map[int]bool{}
 	for _, r := range d.requests {
 		before := last
 		if other := same[r.Retry]; before == nil || other != nil && other.At.After(before.At) {
 			before = other
 		}
 		if before != nil {
-			o.blame(d, before, r)
+			if crash := o.blame(d, before, r); crash >= 0 {
+				crashes[crash] = true
+			}
 		}
 		same[r.Retry] = r
 		if succeeded(r) {
 			last = r
 		}
 	}
+	for crash := range crashes {
+		o.verdict.perCrash[crash]++
+	}
 }
 
-func (o *oracle) blame(d *delivery, before, again *Request) {
+// blame returns the crash that a request was repeated for.
+func (o *oracle) blame(d *delivery, before, again *Request) (crash int) {
 	o.verdict.Duplicates++
-	crash := slices.IndexFunc(o.Crashes, func(c Crash) bool { return c.excuses(before, again) })
+	crash = slices.IndexFunc(o.Crashes, func(c Crash) bool { return c.excuses(before, again) })
 	if crash < 0 {
 		o.verdict.found(repeated, "delivery %s: request %d of %s at %s (%d), then %d of %s at %s", d.id, before.Retry, before.Agent, clock(before.At), before.Status,
 			again.Retry, again.Agent, clock(again.At))
-		return
 	}
-	o.verdict.perCrash[crash]++
+	return crash
 }
 
 // inTime is how soon an answer is in time for every walhook of a trial, whatever

@@ -119,6 +119,22 @@ func TestOracleFindsNothingWrong(t *testing.T) {
 	}
 }
 
+// A delivery that is sent again after a crash, and refused this time, is retried: it is
+// one whose outcome was lost, and not two.
+func TestOracleCountsADeliveryOnceForACrash(t *testing.T) {
+	t.Parallel()
+	e := clean()
+	e.PerCrash = 1
+	e.crash(time.Second, 0, "")
+	e.repeat(func(r *Request) { r.Status = 500 })
+	e.repeat(func(r *Request) { r.Retry, r.At = 1, r.At.Add(time.Second) })
+	e.Rows[len(e.Rows)-1].Attempts = 2
+	v := judge(e)
+	if err := v.Err(); err != nil || v.Duplicates != 2 {
+		t.Errorf("%d duplicates, want 2; %v", v.Duplicates, err)
+	}
+}
+
 func TestOracleGoesRed(t *testing.T) {
 	t.Parallel()
 	unchanged := func(*Request) {}
