@@ -42,8 +42,8 @@ BEGIN
 
     IF to_regprocedure('webhook_schema_version()') IS NOT NULL THEN
         EXECUTE 'SELECT webhook_schema_version()' INTO have;
-        IF have > 4 THEN
-            RAISE EXCEPTION 'this schema is version %, made by a newer walhook; this file is version 4', have
+        IF have > 5 THEN
+            RAISE EXCEPTION 'this schema is version %, made by a newer walhook; this file is version 5', have
                 USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Use the newer walhook: its schema.sql is the one to apply.';
         END IF;
     END IF;
@@ -1087,11 +1087,11 @@ GRANT EXECUTE ON FUNCTION webhook_uuidv7() TO PUBLIC;
 
 
 -- ─── 11. Version ────────────────────────────────────────────────────────────────────────────────────────────────────
--- Last: where this function says 4, all of the above is there.
+-- Last: where this function says 5, all of the above is there.
 
 CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN 4;
+    RETURN 5;
 COMMENT ON FUNCTION webhook_schema_version() IS 'The version of schema.sql that was applied. walhook applies its own where this is older or missing.';
 
 COMMIT;

@@ -13,7 +13,7 @@ import (
 
 // SchemaVersion is what webhook_schema_version() of the schema.sql that belongs
 // to this code returns.
-const SchemaVersion = 4
+const SchemaVersion = 5
 
 // What the code reads and writes by name. A newer schema may have more.
 var (
