@@ -6,11 +6,11 @@
 --            database for the publication.
 -- Again:     the file can be applied any number of times, by several at once, while applications insert. It keeps all
 --            data, and on a prepared database it takes no lock that an INSERT, an UPDATE or a SELECT on a table waits for.
--- Layout:    1 types and ids · 2 event types · 3 endpoints and secrets · 4 outbox · 5 deliveries · 6 walhook's own state
---            7 partitions · 8 functions for operators · 9 views · 10 publication · 11 version
+-- Layout:    1 types and ids, 2 event types, 3 endpoints and secrets, 4 outbox, 5 deliveries, 6 walhook's own state
+--            7 partitions, 8 functions for operators, 9 views, 10 publication, 11 version
 --
 -- What an application's role needs:    GRANT INSERT, SELECT (id) ON webhook_outbox TO app;
--- What a reader's role needs:          GRANT SELECT ON webhook_outbox, webhook_deliveries, webhook_endpoints, … TO reader;
+-- What a reader's role needs:          GRANT SELECT ON webhook_outbox, webhook_deliveries, webhook_endpoints, ... TO reader;
 -- Never grant webhook_secrets to either.
 
 BEGIN;
@@ -50,8 +50,8 @@ BEGIN
 END $do$;
 
 
--- ─── 1. Ids ─────────────────────────────────────────────────────────────────────────────────────────────────────────
--- Bodies of the form RETURN … are bound when they are created: no search_path can change what they mean.
+-- --- 1. Ids ---------------------------------------------------------------------------------------------------------
+-- Bodies of the form RETURN ... are bound when they are created: no search_path can change what they mean.
 
 CREATE OR REPLACE FUNCTION webhook_uuidv7() RETURNS uuid
     LANGUAGE sql VOLATILE PARALLEL SAFE
@@ -77,7 +77,7 @@ COMMENT ON FUNCTION webhook_uuid_time(uuid) IS 'The time in a UUIDv7, in millise
 
 CREATE OR REPLACE FUNCTION webhook_delivery_id(event_id uuid, endpoint_id uuid) RETURNS uuid
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-    -- The event's 48 bits of time, then SHA-256(event ‖ endpoint); bits 55..52 say version 7, bits 71..70 variant 10.
+    -- The event's 48 bits of time, then SHA-256(event || endpoint); bits 55..52 say version 7, bits 71..70 variant 10.
     RETURN encode(set_bit(set_bit(set_bit(set_bit(set_bit(set_bit(
         substring(uuid_send(event_id) FROM 1 FOR 6)
             || substring(sha256(uuid_send(event_id) || uuid_send(endpoint_id)) FROM 1 FOR 10),
@@ -87,7 +87,7 @@ COMMENT ON FUNCTION webhook_delivery_id(uuid, uuid) IS
     'Sent as X-Webhook-Delivery-ID; walhook computes the same in Go.';
 
 
--- ─── 2. Event types ─────────────────────────────────────────────────────────────────────────────────────────────────
+-- --- 2. Event types -------------------------------------------------------------------------------------------------
 
 CREATE OR REPLACE FUNCTION webhook_event_patterns(name text, category text) RETURNS text[]
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
@@ -144,7 +144,7 @@ INSERT INTO webhook_event_types (name, category, description) VALUES
 ON CONFLICT (name) DO NOTHING;
 
 
--- ─── 3. Endpoints and secrets ───────────────────────────────────────────────────────────────────────────────────────
+-- --- 3. Endpoints and secrets ---------------------------------------------------------------------------------------
 
 CREATE TABLE IF NOT EXISTS webhook_endpoints (
     id              uuid PRIMARY KEY DEFAULT gen_random_uuid(),
@@ -168,7 +168,7 @@ COMMENT ON TABLE webhook_endpoints IS
 COMMENT ON COLUMN webhook_endpoints.id IS 'Made by the database. Part of every delivery id, so it cannot change.';
 COMMENT ON COLUMN webhook_endpoints.organization_id IS 'Whose events it gets. It cannot change: make a new endpoint.';
 COMMENT ON COLUMN webhook_endpoints.url IS 'http:// or https:// with a host; no user, no fragment, no blanks.';
-COMMENT ON COLUMN webhook_endpoints.event_types IS 'Exact names, payment.* for every type that starts with payment., or * for all but walhook''s own (webhook.…).';
+COMMENT ON COLUMN webhook_endpoints.event_types IS 'Exact names, payment.* for every type that starts with payment., or * for all but walhook''s own (webhook.*).';
 COMMENT ON COLUMN webhook_endpoints.description IS 'For people.';
 COMMENT ON COLUMN webhook_endpoints.headers IS 'Extra request headers: a JSON object of name to text. At most 32, 4 KiB in all.';
 COMMENT ON COLUMN webhook_endpoints.enabled IS 'false: no new event is owed to it, nothing is sent, and what was still owed is cancelled.';
@@ -196,7 +196,7 @@ COMMENT ON TABLE webhook_secrets IS
 COMMENT ON COLUMN webhook_secrets.id IS 'Of two live secrets with the same created_at, the smaller id is the older.';
 COMMENT ON COLUMN webhook_secrets.endpoint_id IS 'The endpoint whose requests it signs. Secrets go with their endpoint.';
 COMMENT ON COLUMN webhook_secrets.secret IS
-    '16 to 256 printable ASCII characters: your own, or whsec_ and base64. sealed:v1:… where WALHOOK_SECRET_KEY seals secrets at rest.';
+    '16 to 256 printable ASCII characters: your own, or whsec_ and base64. sealed:v1:... where WALHOOK_SECRET_KEY seals secrets at rest.';
 COMMENT ON COLUMN webhook_secrets.created_at IS 'The clock at INSERT: of two live secrets, the older one makes X-Webhook-Signature.';
 COMMENT ON COLUMN webhook_secrets.expires_at IS 'Not used from then on. Null: for ever.';
 
@@ -211,7 +211,7 @@ BEGIN
         RETURN 'it holds a blank, a control character or a character beyond ASCII (percent-encode paths, write host names in punycode)';
     END IF;
     IF url !~* '^https?://' THEN RETURN 'it does not start with http:// or https://'; END IF;
-    IF strpos(url, '#') > 0 THEN RETURN 'it has a fragment (#…), which is never sent'; END IF;
+    IF strpos(url, '#') > 0 THEN RETURN 'it has a fragment (#...), which is never sent'; END IF;
     IF url ~ '[\\"<>^`{|}]' OR url ~ '%(?![0-9A-Fa-f]{2})' THEN
         RETURN 'it holds a character that has to be percent-encoded, or a % that encodes nothing';
     END IF;
@@ -236,7 +236,7 @@ BEGIN
     RETURN NULL;
 END $fn$;
 COMMENT ON FUNCTION webhook_url_problem(text) IS
-    'What is wrong with an endpoint''s URL, or null. Which addresses may be dialled is decided when sending, by WALHOOK_ALLOW_….';
+    'What is wrong with an endpoint''s URL, or null. Which addresses may be dialled is decided when sending, by WALHOOK_ALLOW_*.';
 
 CREATE OR REPLACE FUNCTION webhook_headers_problem(headers jsonb) RETURNS text
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path FROM CURRENT AS $fn$
@@ -297,7 +297,7 @@ BEGIN
         problem := webhook_headers_problem(new.headers);
         IF problem IS NOT NULL THEN
             RAISE EXCEPTION 'webhook_endpoints.headers are not usable: %', problem
-                USING ERRCODE = 'check_violation', HINT = 'Give a JSON object of name to text, such as {"Authorization": "Bearer …"}, without headers of walhook or of the connection.';
+                USING ERRCODE = 'check_violation', HINT = 'Give a JSON object of name to text, such as {"Authorization": "Bearer ..."}, without headers of walhook or of the connection.';
         END IF;
     END IF;
 
@@ -335,7 +335,7 @@ COMMENT ON FUNCTION webhook_endpoints_before_write() IS
 
 CREATE OR REPLACE FUNCTION webhook_new_secret() RETURNS text
     LANGUAGE sql VOLATILE PARALLEL SAFE
-    -- 4 × 122 bits of the server's strong random source, folded into 32 bytes: no pgcrypto needed.
+    -- 4 x 122 bits of the server's strong random source, folded into 32 bytes: no pgcrypto needed.
     RETURN 'whsec_' || encode(sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())
         || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())), 'base64');
 COMMENT ON FUNCTION webhook_new_secret() IS 'A random signing secret in the form of Standard Webhooks: whsec_ and base64 of 32 bytes.';
@@ -395,7 +395,7 @@ END $do$;
 REVOKE ALL ON webhook_secrets FROM PUBLIC;
 
 
--- ─── 4. Outbox ──────────────────────────────────────────────────────────────────────────────────────────────────────
+-- --- 4. Outbox ------------------------------------------------------------------------------------------------------
 -- REPLICA IDENTITY stays what it is: the publication carries inserts only, and those never need it.
 
 CREATE TABLE IF NOT EXISTS webhook_outbox (
@@ -408,7 +408,7 @@ CREATE TABLE IF NOT EXISTS webhook_outbox (
     shard           smallint NOT NULL
 ) PARTITION BY RANGE (id);
 COMMENT ON TABLE webhook_outbox IS
-    'Events. INSERT INTO webhook_outbox (organization_id, event_type, payload) VALUES (…) in the transaction that makes it true is all '
+    'Events. INSERT INTO webhook_outbox (organization_id, event_type, payload) VALUES (...) in the transaction that makes it true is all '
     'an application does. A row cannot be changed, only deleted. Partitioned by day (UTC) of the id.';
 COMMENT ON COLUMN webhook_outbox.id IS 'A UUIDv7, made at INSERT unless given. Its time chooses the partition; more than an hour ahead is refused.';
 COMMENT ON COLUMN webhook_outbox.organization_id IS 'Whose event it is. Its endpoints get it.';
@@ -450,7 +450,7 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'webhook_outbox.event_type % is not a known event type', coalesce(quote_literal(new.event_type), 'null')
             USING ERRCODE = 'invalid_parameter_value',
-                  HINT = format('Known types: %s. Add a new one with INSERT INTO webhook_event_types (name, category) VALUES (…).',
+                  HINT = format('Known types: %s. Add a new one with INSERT INTO webhook_event_types (name, category) VALUES (...).',
                       (SELECT string_agg(t.name, ', ' ORDER BY t.name) FROM webhook_event_types AS t));
     END IF;
 
@@ -518,7 +518,7 @@ CREATE TABLE IF NOT EXISTS webhook_outbox_default PARTITION OF webhook_outbox DE
 COMMENT ON TABLE webhook_outbox_default IS 'Events of days without a partition. Empty in normal life.';
 
 
--- ─── 5. Deliveries ──────────────────────────────────────────────────────────────────────────────────────────────────
+-- --- 5. Deliveries --------------------------------------------------------------------------------------------------
 
 CREATE TABLE IF NOT EXISTS webhook_deliveries (
     id              uuid PRIMARY KEY,
@@ -545,7 +545,7 @@ CREATE TABLE IF NOT EXISTS webhook_deliveries (
 ) PARTITION BY RANGE (id);
 COMMENT ON TABLE webhook_deliveries IS
     'What became of every event at every endpoint that it was owed to: one row each, written by walhook. Replay any of them with '
-    'UPDATE webhook_deliveries SET status = ''pending'', next_attempt_at = now() WHERE …. Partitioned by day (UTC) of the id.';
+    'UPDATE webhook_deliveries SET status = ''pending'', next_attempt_at = now() WHERE id = ...; partitioned by day (UTC) of the id.';
 COMMENT ON COLUMN webhook_deliveries.id IS 'webhook_delivery_id(event_id, endpoint_id); receivers see it as X-Webhook-Delivery-ID.';
 COMMENT ON COLUMN webhook_deliveries.event_id IS 'The row of webhook_outbox.';
 COMMENT ON COLUMN webhook_deliveries.endpoint_id IS 'The row of webhook_endpoints (which may be deleted by now).';
@@ -601,7 +601,7 @@ CREATE TABLE IF NOT EXISTS webhook_deliveries_default PARTITION OF webhook_deliv
 COMMENT ON TABLE webhook_deliveries_default IS 'Deliveries of days without a partition. Empty in normal life.';
 
 
--- ─── 6. walhook's own state ─────────────────────────────────────────────────────────────────────────────────────────
+-- --- 6. walhook's own state -----------------------------------------------------------------------------------------
 
 CREATE TABLE IF NOT EXISTS webhook_state (
     slot              text PRIMARY KEY,
@@ -661,7 +661,7 @@ COMMENT ON COLUMN webhook_endpoint_failures.breaker_opened_at IS
     'Since when it has failed so often in a row that it gets one probe at a time, and everything else waits in webhook_deliveries. Null: it has not.';
 
 
--- ─── 7. Partitions ──────────────────────────────────────────────────────────────────────────────────────────────────
+-- --- 7. Partitions --------------------------------------------------------------------------------------------------
 -- Days are UTC. walhook calls these functions; lock_timeout keeps them from standing in anybody's way.
 
 CREATE OR REPLACE FUNCTION webhook_add_partition(parent text, day date, OUT made boolean, OUT moved bigint)
@@ -796,7 +796,7 @@ BEGIN
 END $do$;
 
 
--- ─── 8. Functions for operators ─────────────────────────────────────────────────────────────────────────────────────
+-- --- 8. Functions for operators -------------------------------------------------------------------------------------
 -- Those that hand out a secret run with their owner's rights and begin without EXECUTE for PUBLIC:
 --     GRANT EXECUTE ON FUNCTION webhook_create_endpoint, webhook_rotate_secret TO backend;
 -- The others run with the caller's rights on the tables.
@@ -965,7 +965,7 @@ COMMENT ON FUNCTION webhook_stats(text) IS
     'failure, and what waits now, of any age.';
 
 
--- ─── 9. Views ───────────────────────────────────────────────────────────────────────────────────────────────────────
+-- --- 9. Views -------------------------------------------------------------------------------------------------------
 
 CREATE OR REPLACE VIEW webhook_attempts AS
     SELECT d.id AS delivery_id, d.event_id, d.endpoint_id, a.attempt, a.at, a.status_code, a.error_class, a.error, a.duration_ms
@@ -1045,7 +1045,7 @@ COMMENT ON COLUMN webhook_status.outbox_default_rows IS 'Events outside of the d
 COMMENT ON COLUMN webhook_status.deliveries_default_rows IS 'Deliveries outside of the daily partitions: 0 in normal life.';
 
 
--- ─── 10. Publication and rights ─────────────────────────────────────────────────────────────────────────────────────
+-- --- 10. Publication and rights -------------------------------------------------------------------------------------
 -- publish_via_partition_root: rows come out under the name webhook_outbox, whatever partition they went into.
 
 DO $do$
@@ -1086,7 +1086,7 @@ REVOKE ALL ON FUNCTION webhook_add_partition(text, date), webhook_drop_day(date)
 GRANT EXECUTE ON FUNCTION webhook_uuidv7() TO PUBLIC;
 
 
--- ─── 11. Version ────────────────────────────────────────────────────────────────────────────────────────────────────
+-- --- 11. Version ----------------------------------------------------------------------------------------------------
 -- Last: where this function says 5, all of the above is there.
 
 CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -115,6 +116,16 @@ func apply(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	defer conn.Release()
 	_, err = conn.Conn().PgConn().Exec(ctx, schema).ReadAll()
 	return err
+}
+
+// Whatever the encoding of a session or of psql: the file's bytes mean the same.
+func TestSchemaIsASCII(t *testing.T) {
+	t.Parallel()
+	for i, line := range strings.Split(readSchema(t), "\n") {
+		if strings.ContainsFunc(line, func(r rune) bool { return r > unicode.MaxASCII || r < ' ' }) {
+			t.Errorf("line %d of schema.sql has a character that is not printable ASCII: %s", i+1, line)
+		}
+	}
 }
 
 func TestSchemaAndCodeAgree(t *testing.T) {
