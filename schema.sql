@@ -277,34 +277,34 @@ DECLARE
 BEGIN
     -- An UPDATE is held to the rules for what it changes, so that an old row can always be disabled.
     IF is_new AND (new.organization_id IS NULL OR btrim(new.organization_id) = '' OR octet_length(new.organization_id) > 512) THEN
-        RAISE EXCEPTION 'webhook_endpoints.organization_id is null, empty or longer than 512 bytes'
-            USING ERRCODE = 'check_violation', HINT = 'Give the id of the organization whose events this endpoint gets.';
+        RAISE EXCEPTION 'webhook_endpoints.organization_id is null, empty or longer than 512 bytes: give the id of the organization whose events this endpoint gets'
+            USING ERRCODE = 'check_violation';
     END IF;
     IF NOT is_new AND (new.id <> old.id OR new.organization_id IS DISTINCT FROM old.organization_id) THEN
-        RAISE EXCEPTION 'webhook_endpoints.id and organization_id cannot be changed'
-            USING ERRCODE = 'check_violation', HINT = 'Delete the endpoint and insert a new one: what is owed to the old one is cancelled.';
+        RAISE EXCEPTION 'webhook_endpoints.id and organization_id cannot be changed: delete the endpoint and insert a new one; what is owed to the old one is cancelled'
+            USING ERRCODE = 'check_violation';
     END IF;
 
     IF is_new OR new.url IS DISTINCT FROM old.url THEN
         problem := webhook_url_problem(new.url);
         IF problem IS NOT NULL THEN
-            RAISE EXCEPTION 'webhook_endpoints.url is not usable: %', problem
-                USING ERRCODE = 'check_violation', HINT = 'Give an absolute URL such as https://example.com/webhooks.';
+            RAISE EXCEPTION 'webhook_endpoints.url is not usable: %; give an absolute URL such as https://example.com/webhooks', problem
+                USING ERRCODE = 'check_violation';
         END IF;
     END IF;
 
     IF is_new OR new.headers IS DISTINCT FROM old.headers THEN
         problem := webhook_headers_problem(new.headers);
         IF problem IS NOT NULL THEN
-            RAISE EXCEPTION 'webhook_endpoints.headers are not usable: %', problem
-                USING ERRCODE = 'check_violation', HINT = 'Give a JSON object of name to text, such as {"Authorization": "Bearer ..."}, without headers of walhook or of the connection.';
+            RAISE EXCEPTION 'webhook_endpoints.headers are not usable: %; give a JSON object of name to text, without headers of walhook or of the connection', problem
+                USING ERRCODE = 'check_violation';
         END IF;
     END IF;
 
     IF is_new OR new.event_types IS DISTINCT FROM old.event_types THEN
         IF new.event_types IS NULL OR cardinality(new.event_types) = 0 THEN
-            RAISE EXCEPTION 'webhook_endpoints.event_types is empty'
-                USING ERRCODE = 'check_violation', HINT = 'Use ''{*}'' for every type, or set enabled = false to get none.';
+            RAISE EXCEPTION 'webhook_endpoints.event_types is null or empty: use ''{*}'' for every type, or set enabled = false to get none'
+                USING ERRCODE = 'check_violation';
         END IF;
         SELECT coalesce(quote_literal(w.entry), 'a null entry') INTO problem
         FROM unnest(new.event_types) AS w(entry)
@@ -312,10 +312,8 @@ BEGIN
           AND NOT EXISTS (SELECT FROM webhook_event_types AS t WHERE w.entry = ANY (t.patterns))
         LIMIT 1;
         IF FOUND THEN
-            RAISE EXCEPTION 'webhook_endpoints.event_types: % matches nothing; known types: %', problem,
-                (SELECT string_agg(t.name, ', ' ORDER BY t.name) FROM webhook_event_types AS t)
-                USING ERRCODE = 'check_violation',
-                      HINT = 'Use an exact name, a pattern such as payment.*, or *. A new type has to be in webhook_event_types first.';
+            RAISE EXCEPTION 'webhook_endpoints.event_types: % matches nothing: use an exact name, a pattern such as payment.*, or *; INSERT INTO webhook_event_types (name, category) adds a type; known types: %',
+                problem, (SELECT string_agg(t.name, ', ' ORDER BY t.name) FROM webhook_event_types AS t) USING ERRCODE = 'check_violation';
         END IF;
     END IF;
 
@@ -431,43 +429,41 @@ DECLARE
     stranger text;
 BEGIN
     IF id_text IS NULL OR substr(id_text, 15, 1) <> '7' OR substr(id_text, 20, 1) NOT IN ('8', '9', 'a', 'b') THEN
-        RAISE EXCEPTION 'webhook_outbox.id % is not a UUIDv7', coalesce(id_text, 'null')
-            USING ERRCODE = 'invalid_parameter_value',
-                  HINT = 'Leave the column out: the database makes the id. An id of your own has to be a UUIDv7 (RFC 9562).';
+        RAISE EXCEPTION 'webhook_outbox.id % is not a UUIDv7 (RFC 9562): leave the column out, and the database makes the id', coalesce(id_text, 'null')
+            USING ERRCODE = 'invalid_parameter_value';
     END IF;
     -- The id's first six bytes are its milliseconds, and bytes compare like numbers.
     IF uuid_send(new.id) >= substring(int8send(((extract(epoch FROM clock_timestamp()) + 3600) * 1000)::bigint) FROM 3) THEN
-        RAISE EXCEPTION 'webhook_outbox.id % is from %, more than an hour ahead of the database''s clock', id_text, webhook_uuid_time(new.id)
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'Mend the clock of the machine that makes the ids, or leave the column out.';
+        RAISE EXCEPTION 'webhook_outbox.id % is from %, more than an hour ahead of the database''s clock: leave the column out, or set the clock of the machine that makes the ids',
+            id_text, webhook_uuid_time(new.id) USING ERRCODE = 'invalid_parameter_value';
     END IF;
 
     IF new.organization_id IS NULL OR btrim(new.organization_id) = '' OR octet_length(new.organization_id) > 512 THEN
-        RAISE EXCEPTION 'webhook_outbox.organization_id is null, empty or longer than 512 bytes'
-            USING ERRCODE = 'check_violation', HINT = 'Give the id of the organization whose endpoints get the event.';
+        RAISE EXCEPTION 'webhook_outbox.organization_id is null, empty or longer than 512 bytes: give the id of the organization whose endpoints get the event'
+            USING ERRCODE = 'check_violation';
     END IF;
 
     SELECT t.patterns INTO wanted FROM webhook_event_types AS t WHERE t.name = new.event_type;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'webhook_outbox.event_type % is not a known event type', coalesce(quote_literal(new.event_type), 'null')
-            USING ERRCODE = 'invalid_parameter_value',
-                  HINT = format('Known types: %s. Add a new one with INSERT INTO webhook_event_types (name, category) VALUES (...).',
-                      (SELECT string_agg(t.name, ', ' ORDER BY t.name) FROM webhook_event_types AS t));
+        RAISE EXCEPTION 'webhook_outbox.event_type % is not a known event type: INSERT INTO webhook_event_types (name, category) adds one; known types: %',
+            coalesce(quote_literal(new.event_type), 'null'), (SELECT string_agg(t.name, ', ' ORDER BY t.name) FROM webhook_event_types AS t)
+            USING ERRCODE = 'invalid_parameter_value';
     END IF;
 
     IF new.payload IS NULL THEN
-        RAISE EXCEPTION 'webhook_outbox.payload is null'
-            USING ERRCODE = 'check_violation', HINT = 'Give the event''s data as JSON; ''{}'' where there is none.';
+        RAISE EXCEPTION 'webhook_outbox.payload is null: give the event''s data as JSON, ''{}'' where there is none'
+            USING ERRCODE = 'check_violation';
     END IF;
     size := octet_length(new.payload::text);
     IF size > 262144 THEN
-        RAISE EXCEPTION 'webhook_outbox.payload is % bytes as text, more than 256 KiB', size
-            USING ERRCODE = 'check_violation', HINT = 'Send a reference (an id or a URL) instead of the data.';
+        RAISE EXCEPTION 'webhook_outbox.payload is % bytes as text, more than 256 KiB: send a reference (an id or a URL) instead of the data', size
+            USING ERRCODE = 'check_violation';
     END IF;
 
     new.created_at := coalesce(new.created_at, now());
     IF new.created_at NOT BETWEEN '1970-01-01 00:00:00+00' AND '9999-12-31 00:00:00+00' THEN
-        RAISE EXCEPTION 'webhook_outbox.created_at % is not a time that can be sent', new.created_at
-            USING ERRCODE = 'check_violation', HINT = 'Leave the column out: it becomes the time of the transaction.';
+        RAISE EXCEPTION 'webhook_outbox.created_at % is not a time that can be sent: leave the column out, and it becomes the time of the transaction', new.created_at
+            USING ERRCODE = 'check_violation';
     END IF;
 
     new.shard := hashtextextended(new.organization_id, 0) & 1023;
@@ -482,9 +478,8 @@ BEGIN
         SELECT coalesce(g.id::text, 'null') INTO stranger FROM unnest(new.endpoint_ids) AS g(id)
         WHERE g.id IS NULL OR g.id <> ALL (mine) LIMIT 1;
         IF FOUND THEN
-            RAISE EXCEPTION 'webhook_outbox.endpoint_ids: % is not an endpoint of organization %', stranger, quote_literal(new.organization_id)
-                USING ERRCODE = 'invalid_parameter_value',
-                      HINT = 'Leave the column out to reach every endpoint that subscribes, or name endpoints of this organization.';
+            RAISE EXCEPTION 'webhook_outbox.endpoint_ids: % is not an endpoint of organization %: leave the column out to reach every endpoint that subscribes, or name endpoints of this organization',
+                stranger, quote_literal(new.organization_id) USING ERRCODE = 'invalid_parameter_value';
         END IF;
         new.endpoint_ids := mine;
     END IF;
@@ -496,8 +491,8 @@ COMMENT ON FUNCTION webhook_outbox_before_insert() IS
 CREATE OR REPLACE FUNCTION webhook_outbox_before_update() RETURNS trigger
     LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
 BEGIN
-    RAISE EXCEPTION 'webhook_outbox: an event cannot be changed'
-        USING ERRCODE = 'check_violation', HINT = 'It may have been sent already: delete it and insert a new event.';
+    RAISE EXCEPTION 'webhook_outbox: an event cannot be changed, because it may have been sent already: delete it and insert a new one'
+        USING ERRCODE = 'check_violation';
 END $fn$;
 COMMENT ON FUNCTION webhook_outbox_before_update() IS 'Trigger: an event''s row cannot be changed.';
 

@@ -231,7 +231,7 @@ func TestTestWebhook(t *testing.T) {
 	refused(http.StatusBadRequest, "nothing else", `{"event":"payment.succeeded"} {}`)
 	refused(http.StatusBadRequest, "a UUID", `{"event":"payment.succeeded","endpointId":"1"}`)
 	refused(http.StatusBadRequest, "a UUID", `{"event":"payment.succeeded","endpointId":"00000000-0000-0000-0000-000000000000"}`)
-	refused(http.StatusUnprocessableEntity, "'payment.won' is not a known event type. Known types: ", `{"event":"payment.won"}`)
+	refused(http.StatusUnprocessableEntity, "'payment.won' is not a known event type: ", `{"event":"payment.won"}`)
 	refused(http.StatusUnprocessableEntity, "is not an endpoint of organization 'org_1'", `{"event":"payment.succeeded","endpointId":"`+uuid.NewString()+`"}`)
 	refused(http.StatusUnprocessableEntity, "unsupported Unicode escape", `{"event":"payment.succeeded","data":"\u0000"}`)
 	refused(http.StatusUnprocessableEntity, "byte sequence", "{\"event\":\"payment.succeeded\",\"data\":\"\xff\"}")

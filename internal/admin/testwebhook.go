@@ -112,11 +112,7 @@ func testRefusal(err error) (status int, reason string) {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	// Classes 22, data exception, and 23, integrity constraint violation, are about the row.
 	if ok && (strings.HasPrefix(pg.Code, "22") || strings.HasPrefix(pg.Code, "23")) {
-		reason = pg.Message
-		if pg.Hint != "" {
-			reason += ". " + pg.Hint
-		}
-		return http.StatusUnprocessableEntity, reason
+		return http.StatusUnprocessableEntity, pg.Message
 	}
 	return http.StatusServiceUnavailable, "the database did not take the event: " + err.Error()
 }
