@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -247,9 +248,32 @@ func answered(begun time.Time, resp *http.Response) outbox.Attempt {
 	a.Duration = a.EndedAt.Sub(begun)
 	if a.Class != "" {
 		a.Error = statusText(resp.StatusCode)
+		if a.Class == outbox.ErrRedirect {
+			a.Error = redirectText(resp)
+		}
 		a.RetryAfter = retryAfter(resp.Header, a.EndedAt)
 	}
 	return a
+}
+
+// redirectText says what an operator has to know of a redirect: that it is not
+// followed, and where the endpoint's url would have to point instead. The query
+// stays away, and so does all of it where the receiver has copied a part of ours.
+func redirectText(resp *http.Response) string {
+	text := statusText(resp.StatusCode) + ": redirects are not followed"
+	to, err := resp.Location()
+	if err != nil || to.Host == "" {
+		return text
+	}
+	where := url.URL{Scheme: to.Scheme, Host: to.Host, Path: to.Path, RawPath: to.RawPath}
+	for _, values := range resp.Request.URL.Query() {
+		for _, value := range values {
+			if value != "" && (strings.Contains(where.Path, value) || strings.Contains(where.String(), value)) {
+				return text
+			}
+		}
+	}
+	return cutText(text + "; it points to " + where.String())
 }
 
 // statusText names a status in our own words: the receiver's are in no table.

@@ -276,6 +276,8 @@ func TestAnEchoOfTheRequestDoesNotGetIntoTheError(t *testing.T) {
 		"as the status line": echo + "\r\n",
 		"as the status":      "HTTP/1.1 /hook?token=secret-token\r\n\r\n",
 		"as the reason":      "HTTP/1.1 302 /hook?token=secret-token\r\nLocation: /hook?token=secret-token\r\nContent-Length: 0\r\n\r\n",
+		"as a place":         "HTTP/1.1 302 Found\r\nLocation: https://example.com/a/secret-token/b\r\nContent-Length: 0\r\n\r\n",
+		"as a host":          "HTTP/1.1 302 Found\r\nLocation: https://secret-token.example.com/\r\nContent-Length: 0\r\n\r\n",
 		"as a header":        "HTTP/1.1 200 OK\r\n" + echo + "\r\n",
 		"as a length":        "HTTP/1.1 200 OK\r\nContent-Length: secret-token\r\n\r\n",
 		"as an encoding":     "HTTP/1.1 200 OK\r\nTransfer-Encoding: secret-token\r\n\r\n",
@@ -289,6 +291,28 @@ func TestAnEchoOfTheRequestDoesNotGetIntoTheError(t *testing.T) {
 				t.Errorf("Send = %+v", a)
 			}
 		})
+	}
+}
+
+func TestARedirectSaysWhereToAndThatItIsNotFollowed(t *testing.T) {
+	t.Parallel()
+	for location, want := range map[string]string{
+		"https://www.example.com/hooks?key=1#top": "301 Moved Permanently: redirects are not followed; it points to https://www.example.com/hooks",
+		"https://user:pass@example.com/":          "301 Moved Permanently: redirects are not followed; it points to https://example.com/",
+		"/elsewhere?x":                            "301 Moved Permanently: redirects are not followed; it points to http://HOST/elsewhere",
+		"":                                        "301 Moved Permanently: redirects are not followed",
+		"https://%zz/":                            "301 Moved Permanently: redirects are not followed",
+		"mailto:somebody":                         "301 Moved Permanently: redirects are not followed",
+		"https://example.com/" + strings.Repeat("a", 600): ("301 Moved Permanently: redirects are not followed; it points to https://example.com/" + strings.Repeat("a", 600))[:maxError],
+	} {
+		s := testSender(t, nil)
+		r := newReceiver(t, respond("HTTP/1.1 301 Moved\r\nLocation: "+location+"\r\nContent-Length: 0\r\n\r\n"))
+		a, _ := s.Send(t.Context(), testRequest(s, r.url("http")))
+		want = strings.ReplaceAll(want, "HOST", strings.TrimPrefix(r.url("http"), "http://"))
+		if a.Class != outbox.ErrRedirect || a.Error != want {
+			t.Errorf("%q: %s: %q, want %q", location, a.Class, a.Error, want)
+		}
+		checkStorable(t, a)
 	}
 }
 
