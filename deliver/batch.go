@@ -71,7 +71,7 @@ func (w *window) record(d *delivery) outbox.Record {
 	case d.stage == ended:
 		w.outcome(d, &r)
 	case d.stage == parked || sabotage.On(sabotage.NoLease):
-		r.Status, r.Wait = outbox.Pending, -parkedDue
+		r.Status, r.Wait = outbox.Pending, -outbox.ParkedDue
 	default: // running: the lease
 		r.Status, r.Wait = outbox.Pending, w.leaseTime()
 	}
@@ -95,6 +95,9 @@ func (w *window) lease(id uuid.UUID) time.Duration {
 func (w *window) outcome(d *delivery, r *outbox.Record) {
 	r.Attempt, r.Gone = d.attempt, d.gone
 	r.Attempts = d.attempts + 1
+	if r.Seen = d.seen; !d.fetched {
+		r.Seen.Lease = w.leaseTime()
+	}
 	switch Judge(*d.attempt) {
 	case Delivered:
 		r.Status = outbox.Success
@@ -127,8 +130,9 @@ func (w *window) inserted(taken []*delivery, allNew bool) {
 }
 
 // updated takes the commit of a batch of existing rows, and returns those that
-// someone else had locked.
-func (w *window) updated(taken []*delivery, busy map[uuid.UUID]bool) (aside []*delivery) {
+// someone else had locked. Those that an operator has said are to be sent again
+// may stand before where their lane reads.
+func (w *window) updated(taken []*delivery, busy, again map[uuid.UUID]bool) (aside []*delivery) {
 	for _, d := range taken {
 		d.writing = false
 		if busy[d.id] {
@@ -136,7 +140,11 @@ func (w *window) updated(taken []*delivery, busy map[uuid.UUID]bool) (aside []*d
 			w.settled(d) // it may be for as long as an operator likes
 			continue
 		}
-		w.done(d)
+		if w.done(d); again[d.id] {
+			l := w.lane(d.lane.id, time.Now())
+			l.readAnew()
+			w.hasRows(l, time.Now())
+		}
 	}
 	w.dispatch(time.Now())
 	return aside

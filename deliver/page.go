@@ -127,7 +127,11 @@ func (w *window) toAsk(n int, now time.Time) []*pageRequest {
 // is no room: then it stays in the table, where it is safe.
 func (w *window) admitDue(due *outbox.Due, now time.Time) {
 	l := w.lane(due.EndpointID, now)
-	if l.overflown || w.stopping || w.removed[due.ID] || w.deliveries[due.ID] != nil {
+	if d := w.deliveries[due.ID]; d != nil {
+		w.seeAgain(d, due)
+		return
+	}
+	if l.overflown || w.stopping || w.removed[due.ID] {
 		return
 	}
 	e := newEvent(&due.Event)
@@ -135,16 +139,31 @@ func (w *window) admitDue(due *outbox.Due, now time.Time) {
 		l.breaker.holds(now) && l.held >= l.may(now); l.overflown {
 		return
 	}
-	d := &delivery{id: due.ID, event: e, lane: l, attempts: due.Attempts, series: due.SeriesStart, inTable: true, fetched: true}
-	if due.Status == outbox.Pending {
-		d.series = due.Attempts // a replay begins a new series; a first attempt, the first
-	}
+	d := &delivery{id: due.ID, event: e, lane: l, inTable: true, fetched: true}
+	d.asSeen(due)
 	// A lane that is spilled has its first attempts in the table too.
 	d.late = due.Attempts > 0 || !l.spilled
 	w.fetched++
 	w.counts.Fetched++
 	w.add(d)
 	w.enqueue(d, now)
+}
+
+// asSeen takes what the row says of the next attempt.
+func (d *delivery) asSeen(due *outbox.Due) {
+	d.attempts, d.series = due.Attempts, due.SeriesStart
+	if due.Status == outbox.Pending {
+		d.series = due.Attempts // a replay begins a new series; a first attempt, the first
+	}
+	d.seen = outbox.Seen{Status: due.Status, DueAt: due.DueAt}
+}
+
+// seeAgain takes the row of a delivery that waits in memory: it may have been
+// replayed since it was fetched, and the attempt to come is the replay's.
+func (w *window) seeAgain(d *delivery, due *outbox.Due) {
+	if d.stage == queued && d.fetched && due.Attempts >= d.attempts {
+		d.asSeen(due)
+	}
 }
 
 // paged takes the outcome of a page. The next begins where this one ended. Fewer

@@ -182,11 +182,14 @@ func (r *recorder) recordExisting(ctx context.Context) error {
 	mark := outbox.Mark{Durable: w.ledger.recorded.lsn, CommitAt: w.ledger.recorded.at, Health: w.takeNews()}
 	fence := w.fence
 	w.mu.Unlock()
-	busy := map[uuid.UUID]bool{}
+	busy, again := map[uuid.UUID]bool{}, map[uuid.UUID]bool{}
 	err := r.write(ctx, mark, records, func(ctx context.Context, mark outbox.Mark, part []outbox.Record) error {
-		ids, err := r.store.Update(ctx, fence, mark, part)
-		for _, id := range ids {
+		locked, waiting, err := r.store.Update(ctx, fence, mark, part)
+		for _, id := range locked {
 			busy[id] = true
+		}
+		for _, id := range waiting {
+			again[id] = true
 		}
 		return err
 	})
@@ -196,7 +199,7 @@ func (r *recorder) recordExisting(ctx context.Context) error {
 	sabotage.Reach(sabotage.Updated)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	r.aside = append(r.aside, w.updated(taken, busy)...)
+	r.aside = append(r.aside, w.updated(taken, busy, again)...)
 	w.aside = len(r.aside)
 	return nil
 }

@@ -45,6 +45,7 @@ type commit struct {
 type deliveryRow struct {
 	outbox.Record
 	due   time.Time
+	said  bool // by an operator, and not by walhook
 	by    *commit
 	first *commit
 }

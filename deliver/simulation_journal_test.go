@@ -28,6 +28,10 @@ type journaled struct {
 	good     int       // that were answered with 2xx
 	gone     int       // with 410
 	excused  int       // how many more successes there may be than one
+	goodAt   time.Time // when the last request began that was answered with 2xx
+	anew     time.Time // when it was last replayed; zero: never, or that is lost
+	byHand   bool      // it was cancelled by hand, and not replayed since
+	unsure   bool      // the database fell back behind a version of its row
 	by       *process  // the last request's
 	begun    time.Time // the last request; zero: it was answered
 	leased   time.Time // nobody else may send before
@@ -52,10 +56,26 @@ func (j *journal) excuse(id uuid.UUID, n int) {
 	}
 }
 
+// replayed sees an operator begin a delivery anew.
+func (j *journal) replayed(id uuid.UUID) {
+	j.excuse(id, 1)
+	if d := j.known[id]; d != nil {
+		d.anew, d.byHand = time.Now(), false
+	}
+}
+
+// cancelled sees an operator cancel a delivery.
+func (j *journal) cancelled(id uuid.UUID) {
+	if d := j.known[id]; d != nil {
+		d.anew, d.byHand = time.Time{}, true
+	}
+}
+
 // lost is a version of a row that the database fell back behind.
 func (j *journal) lost(id uuid.UUID) {
 	if j.excuse(id, 1); j.known[id] != nil {
-		j.known[id].leased = time.Time{}
+		d := j.known[id]
+		d.leased, d.anew, d.unsure = time.Time{}, time.Time{}, true
 	}
 }
 
@@ -98,6 +118,7 @@ func (j *journal) request(p *process, r Request) (status int, after time.Duratio
 		d.gone++
 	case status/100 == 2:
 		d.good++
+		d.goodAt = now
 	}
 	return status, after
 }

@@ -159,7 +159,7 @@ func newRow(r outbox.Record) *deliveryRow {
 }
 
 // Update is Store's.
-func (st *simulatedStore) Update(_ context.Context, fence outbox.Fence, mark outbox.Mark, records []outbox.Record) (busy []uuid.UUID, err error) {
+func (st *simulatedStore) Update(_ context.Context, fence outbox.Fence, mark outbox.Mark, records []outbox.Record) (busy, again []uuid.UUID, err error) {
 	err = st.do("update", func(db *database) error {
 		c, err := db.begin(fence, mark)
 		if err != nil {
@@ -171,10 +171,19 @@ func (st *simulatedStore) Update(_ context.Context, fence outbox.Fence, mark out
 			case old == nil:
 			case db.isLocked(r.ID):
 				busy = append(busy, r.ID)
-			case old.Attempts < r.Attempts && old.Status != outbox.Success && (old.Status != outbox.Cancelled || r.Status == outbox.Success):
-				db.s.note("row %s %s %d", r.ID, r.Status, r.Attempts)
+			case old.Attempts < r.Attempts && old.Status != outbox.Success:
 				row := newRow(r)
 				row.first = old.first
+				if old.overrules(r) {
+					row.Status, row.due, row.said = old.Status, old.due, old.said
+					if old.Status == outbox.Pending {
+						row.SeriesStart = r.Attempts
+					}
+					if old.waits() {
+						again = append(again, r.ID)
+					}
+				}
+				db.s.note("row %s %s %d", r.ID, row.Status, r.Attempts)
 				c.rows = append(c.rows, row)
 			}
 		}
@@ -182,13 +191,28 @@ func (st *simulatedStore) Update(_ context.Context, fence outbox.Fence, mark out
 		db.write(c)
 		return nil
 	})
-	return busy, err
+	return busy, again, err
+}
+
+// overrules says that an operator has said what is to become of a delivery since
+// the attempt began that an outcome is of.
+func (r *deliveryRow) overrules(outcome outbox.Record) bool {
+	changed := r.said
+	if seen := outcome.Seen; seen.DueAt.Valid {
+		changed = r.Status != seen.Status || !r.due.Equal(seen.DueAt.Time)
+	}
+	if outcome.Status != outbox.Success {
+		return changed || r.Status == outbox.Cancelled
+	}
+	begun := outcome.Attempt.EndedAt.Add(-outcome.Attempt.Duration)
+	return changed && r.Status == outbox.Pending && r.due.After(begun)
 }
 
 // consequences are what outcomes mean beyond their rows.
 func (db *database) consequences(c *commit, health []outbox.EndpointHealth, records []outbox.Record) {
 	for _, r := range records {
-		if r.Exhausted && !outbox.IsOwnType(r.EventType) && slices.ContainsFunc(c.rows, func(o *deliveryRow) bool { return o.ID == r.ID }) {
+		failed := func(o *deliveryRow) bool { return o.ID == r.ID && o.Status == outbox.Failed }
+		if r.Exhausted && !outbox.IsOwnType(r.EventType) && slices.ContainsFunc(c.rows, failed) {
 			db.tell(c, outbox.TypeDeliveryExhausted, r.OrganizationID, r.ID)
 		}
 		if e := db.endpoint(r.EndpointID); r.Gone && e != nil && e.Enabled {

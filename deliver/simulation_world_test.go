@@ -156,11 +156,11 @@ func (s *simulation) newEvent(made ...*endpointRow) *outbox.Event {
 	return e
 }
 
-// operator changes endpoints, and replays what has ended.
+// operator changes endpoints, and replays and cancels deliveries.
 func (s *simulation) operator() {
 	for time.Since(s.began) < roughTime {
 		s.pass(s.within(4 * time.Second))
-		if s.chance(50) {
+		if s.chance(40) {
 			s.changeEndpoint(*pick(s, s.db.endpoints))
 		} else if len(s.db.order) > 0 {
 			s.replay(*pick(s, s.db.order))
@@ -194,12 +194,21 @@ func (s *simulation) changeEndpoint(e endpointRow) {
 	s.db.write(&commit{visible: true, endpoints: []*endpointRow{&e}})
 }
 
+// replay begins a delivery anew, whatever has become of it, and whatever is under
+// way; or now and then it is cancelled by hand.
 func (s *simulation) replay(r deliveryRow) {
-	if r.waits() || s.db.isLocked(r.ID) {
+	if s.db.isLocked(r.ID) {
 		return
 	}
-	s.note("replay %s", r.ID)
-	r.Status, r.due = outbox.Pending, time.Now()
-	s.journal.excuse(r.ID, 1)
+	r.said = true
+	if s.chance(20) && r.waits() {
+		s.note("cancel %s", r.ID)
+		r.Status = outbox.Cancelled
+		s.journal.cancelled(r.ID)
+	} else {
+		s.note("replay %s", r.ID)
+		r.Status, r.due = outbox.Pending, time.Now()
+		s.journal.replayed(r.ID)
+	}
 	s.db.write(&commit{visible: true, rows: []*deliveryRow{&r}})
 }

@@ -19,7 +19,7 @@ type Store interface {
 
 	// The recorder.
 	Insert(ctx context.Context, fence outbox.Fence, mark outbox.Mark, records []outbox.Record) (allNew bool, err error)
-	Update(ctx context.Context, fence outbox.Fence, mark outbox.Mark, records []outbox.Record) (busy []uuid.UUID, err error)
+	Update(ctx context.Context, fence outbox.Fence, mark outbox.Mark, records []outbox.Record) (busy, again []uuid.UUID, err error)
 
 	// The retrier.
 	Now(ctx context.Context) (time.Time, error)

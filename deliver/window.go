@@ -58,12 +58,6 @@ const (
 	// locked before no more rows are fetched: they must not use up the room that
 	// fresh events' outcomes need.
 	maxAside = unrecordedRoom / 4
-
-	// parkedDue is how long ago a parked delivery became due, as its row says: so
-	// that first attempts come before retries, unless those have waited for so long
-	// themselves; and that the look at what has newly become due is not crowded with
-	// rows whose lane knows of them.
-	parkedDue = 10 * time.Minute
 )
 
 // A window holds every delivery that is in memory, with the lanes, and the
@@ -179,8 +173,9 @@ type delivery struct {
 	attempts int // that have ended, as the row says
 	series   int // how many had ended when the present series began
 	fetched  bool
-	late     bool    // no first attempt: it comes after what the stream brings
-	target   *Target // running: the endpoint as of the start
+	seen     outbox.Seen // fetched: the row as it was then
+	late     bool        // no first attempt: it comes after what the stream brings
+	target   *Target     // running: the endpoint as of the start
 	attempt  *outbox.Attempt
 	gone     bool // the attempt was answered with 410
 

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/walhook/walhook/outbox"
 )
@@ -79,7 +80,7 @@ func (r *rig) commit() (inserts, updates []outbox.Record) {
 	}
 	for len(r.w.existing) > 0 {
 		taken, records := r.w.takeExisting()
-		r.w.updated(taken, nil)
+		r.w.updated(taken, nil, nil)
 		updates = append(updates, records...)
 	}
 	r.w.ledger.echo(r.w.ledger.taken)
@@ -469,6 +470,41 @@ func TestWindow(t *testing.T) {
 				t.Error("sent twice")
 			}
 		},
+		"a delivery that was replayed during its attempt is fetched again at once": func(t *testing.T) {
+			r := newRig(t, small)
+			endpoint := r.endpoint()
+			l := r.w.lane(endpoint, time.Now())
+			row := outbox.Record{ID: uuid.New(), EventID: uuid.New(), Status: outbox.Pending}
+			r.w.hasRows(l, time.Now())
+			r.page(endpoint, row)
+			r.answer(r.started[0], 500)
+			l.after.ID = row.ID // pages have gone past it
+			taken, _ := r.w.takeExisting()
+			r.w.updated(taken, nil, map[uuid.UUID]bool{row.ID: true})
+			if !l.rows || l.after.ID != uuid.Nil {
+				t.Errorf("it waits in the table, and the lane does not ask for it: rows %v, after %v", l.rows, l.after.ID)
+			}
+			r.page(endpoint, row)
+			if len(r.started) != 1 {
+				t.Fatalf("%d attempts, want another", len(r.started))
+			}
+			r.answer(r.started[0], 200)
+			r.commit()
+			r.wantEmpty()
+		},
+		"a replay of what waits in the lane begins a new series": func(t *testing.T) {
+			r := newRig(t, small)
+			endpoint := r.endpoint()
+			l := r.w.lane(endpoint, time.Now())
+			l.limit = 0
+			due := &outbox.Due{ID: uuid.New(), EndpointID: endpoint, Status: outbox.Retrying, Attempts: 7, SeriesStart: 2, Event: outbox.Event{ID: uuid.New()}}
+			r.w.admitDue(due, time.Now())
+			due.Status, due.DueAt = outbox.Pending, pgtype.Timestamptz{Time: time.Now(), Valid: true}
+			r.w.admitDue(due, time.Now())
+			if d := r.w.deliveries[due.ID]; d == nil || d.series != 7 || d.seen.DueAt != due.DueAt || len(r.w.deliveries) != 1 {
+				t.Errorf("it is as it was fetched: %+v", d)
+			}
+		},
 		"a row that an operator has locked waits aside": func(t *testing.T) {
 			r := newRig(t, small)
 			endpoint := r.endpoint()
@@ -477,7 +513,7 @@ func TestWindow(t *testing.T) {
 			r.page(endpoint, row)
 			r.answer(r.started[0], 200)
 			taken, _ := r.w.takeExisting()
-			aside := r.w.updated(taken, map[uuid.UUID]bool{row.ID: true})
+			aside := r.w.updated(taken, map[uuid.UUID]bool{row.ID: true}, nil)
 			if len(aside) != 1 || r.w.deliveries[row.ID] == nil {
 				t.Fatal("the outcome is lost")
 			}

@@ -439,14 +439,14 @@ func TestStorePrunesPartitions(t *testing.T) {
 				return store.Existing(t.Context(), []uuid.UUID{rs[0].ID, rs[1].ID}, map[uuid.UUID]bool{})
 			},
 			"update": func() error {
-				_, err := store.Update(t.Context(), fence, outbox.Mark{}, []outbox.Record{outcome(rs[0], outbox.Retrying, 2, 500), outcome(rs[1], outbox.Retrying, 2, 500)})
+				_, _, err := store.Update(t.Context(), fence, outbox.Mark{}, []outbox.Record{outcome(rs[0], outbox.Retrying, 2, 500), outcome(rs[1], outbox.Retrying, 2, 500)})
 				return err
 			},
 			"orphans": func() error { return store.CancelOrphans(t.Context(), fence, []uuid.UUID{rs[2].ID, rs[3].ID}) },
 			"exhausted": func() error {
 				r := outcome(rs[4], outbox.Failed, 2, 500)
 				r.Exhausted = true
-				_, err := store.Update(t.Context(), fence, outbox.Mark{}, []outbox.Record{r})
+				_, _, err := store.Update(t.Context(), fence, outbox.Mark{}, []outbox.Record{r})
 				return err
 			},
 			"the event of a due row": func() error {

@@ -31,6 +31,16 @@ type Record struct {
 	Attempt                 *Attempt      // nil: no attempt
 	Exhausted               bool          // the schedule is used up: tell the organization
 	Gone                    bool          // answered 410: disable the endpoint
+	Seen                    Seen          // Update: what tells whether somebody else has changed the row since
+}
+
+// Seen is what a delivery's row says of its next attempt, unless somebody else has
+// changed that while an attempt was under way: an operator who replays or cancels
+// it. The zero Seen is not compared.
+type Seen struct {
+	Status Status             // as the row was fetched, where DueAt is valid
+	DueAt  pgtype.Timestamptz // likewise
+	Lease  time.Duration      // not fetched: if there is a row, walhook wrote it as parked, or with this lease
 }
 
 // A Mark says what a recording transaction moves besides its rows.
@@ -77,16 +87,28 @@ func (s *Store) Insert(ctx context.Context, fence Fence, mark Mark, records []Re
 // Update writes outcomes of deliveries that have a row, in one transaction. It
 // never waits for a row: what someone else has locked is left alone and
 // returned as busy, to be tried again. An outcome is applied only where it is a
-// later attempt than the row has; a row that is gone is passed over.
-func (s *Store) Update(ctx context.Context, fence Fence, mark Mark, records []Record) (busy []uuid.UUID, err error) {
+// later attempt than the row has; a row that is gone is passed over. Where an
+// operator has said meanwhile what is to become of a delivery, the attempt is
+// counted and logged and his word stands: again are those that wait by it.
+func (s *Store) Update(ctx context.Context, fence Fence, mark Mark, records []Record) (busy, again []uuid.UUID, err error) {
 	rows := newColumns(records)
 	held := make(map[uuid.UUID]bool, len(records))
 	var b pgx.Batch
 	s.queueFence(&b, fence, mark)
-	b.Queue(updateDeliveries, rows.args(s.fenceArgs(fence))).Query(func(r pgx.Rows) error { return collectIDs(r, held) })
+	b.Queue(updateDeliveries, rows.args(s.fenceArgs(fence))).Query(func(r pgx.Rows) error {
+		var id uuid.UUID
+		var waits bool
+		_, err := pgx.ForEachRow(r, []any{&id, &waits}, func() error {
+			if held[id] = true; waits {
+				again = append(again, id)
+			}
+			return nil
+		})
+		return err
+	})
 	queueConsequences(&b, s, fence, mark.Health, records)
 	if err := s.send(ctx, &b); err != nil {
-		return nil, fmt.Errorf("record %d outcomes: %w", len(records), err)
+		return nil, nil, fmt.Errorf("record %d outcomes: %w", len(records), err)
 	}
 	var missed []uuid.UUID
 	for i := range records {
@@ -95,13 +117,13 @@ func (s *Store) Update(ctx context.Context, fence Fence, mark Mark, records []Re
 		}
 	}
 	if len(missed) == 0 {
-		return nil, nil
+		return nil, again, nil
 	}
 	there := map[uuid.UUID]bool{}
 	if err := s.Existing(ctx, missed, there); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return slices.DeleteFunc(missed, func(id uuid.UUID) bool { return !there[id] }), nil
+	return slices.DeleteFunc(missed, func(id uuid.UUID) bool { return !there[id] }), again, nil
 }
 
 // Mark writes a mark without rows. Its echo says that the stream has passed
@@ -175,9 +197,10 @@ const recordRows = `
 SELECT *, now() - ended_ago_ms * interval '1 ms' AS ended
 FROM unnest(@id::uuid[], @event_id::uuid[], @endpoint_id::uuid[], @organization_id::text[], @event_type::text[],
             @status::text[], @attempts::int[], @series_start::int[], @wait_ms::bigint[], @ended_ago_ms::bigint[],
-            @status_code::int[], @error_class::text[], @error::text[], @response::text[], @duration_ms::int[])
+            @status_code::int[], @error_class::text[], @error::text[], @response::text[], @duration_ms::int[],
+            @seen_status::text[], @seen_due::timestamptz[], @lease_ms::float8[])
   AS r(id, event_id, endpoint_id, organization_id, event_type, status, attempts, series_start, wait_ms, ended_ago_ms,
-       status_code, error_class, error, response, duration_ms)`
+       status_code, error_class, error, response, duration_ms, seen_status, seen_due, lease_ms)`
 
 const insertDeliveries = `
 INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status, attempts, series_start,
@@ -200,20 +223,47 @@ const firstEntry = `jsonb_build_array(jsonb_build_object('attempt', d.attempts,
     'at', d.updated_at - coalesce(d.duration_ms, 0) * interval '1 ms', 'status_code', d.status_code,
     'error_class', d.error_class, 'error', d.error, 'duration_ms', d.duration_ms))`
 
+// ParkedDue is how long ago a parked delivery became due, as its row says: so
+// that first attempts come before retries, unless those have waited for so long
+// themselves; and that the look at what has newly become due is not crowded with
+// rows whose lane knows of them.
+const ParkedDue = 10 * time.Minute
+
+// begunWithin is how much later than it did an attempt may seem to have begun by
+// PostgreSQL's clock, which knows its age as of when the statement was sent.
+const begunWithin = 250 * time.Millisecond
+
+// overruled is true where somebody else has said what is to become of a delivery
+// (a replay, a cancel) after its attempt began, whose outcome is r. What walhook
+// wrote itself is known to the microsecond: a lease or a parked row is so much after
+// or before its updated_at, which nobody else is to write. A success ends what
+// waits, unless it is to be sent again: a replay from before the attempt has had it.
+var overruled = fmt.Sprintf(`CASE
+    WHEN r.status = 'success' THEN d.status = 'pending' AND %[1]s
+         AND d.next_attempt_at > r.ended - (coalesce(r.duration_ms, 0) + %[2]d)::float8 * interval '1 ms'
+    ELSE d.status = 'cancelled' OR %[1]s END`,
+	fmt.Sprintf(`(CASE
+         WHEN r.seen_due IS NOT NULL THEN d.status <> r.seen_status OR d.next_attempt_at IS DISTINCT FROM r.seen_due
+         WHEN r.lease_ms IS NOT NULL THEN d.status <> 'pending' OR (d.next_attempt_at <> d.updated_at + r.lease_ms * interval '1 ms'
+              AND d.next_attempt_at <> d.updated_at - interval '%d s')
+         ELSE false END)`, int(ParkedDue.Seconds())), begunWithin.Milliseconds())
+
 // What is locked was looked at again under the lock, and is still as it was then
 // when the UPDATE, whose snapshot may be older, looks at it: its WHERE and what
 // it computes are by the newest version of the row.
 var updateDeliveries = fmt.Sprintf(`
 WITH r AS MATERIALIZED (
-    SELECT r.* FROM (%[1]s) r JOIN webhook_deliveries d ON d.id = r.id WHERE %[2]s
+    SELECT r.*, %[5]s AS overruled FROM (%[1]s) r JOIN webhook_deliveries d ON d.id = r.id WHERE %[2]s
     FOR NO KEY UPDATE OF d SKIP LOCKED
 ), applied AS (
     UPDATE webhook_deliveries d SET
-        status = r.status, attempts = r.attempts, series_start = r.series_start,
-        next_attempt_at = r.ended + r.wait_ms * interval '1 ms',
+        status = CASE WHEN r.overruled THEN d.status ELSE r.status END,
+        attempts = r.attempts,
+        series_start = CASE WHEN r.overruled AND d.status = 'pending' THEN r.attempts ELSE r.series_start END,
+        next_attempt_at = CASE WHEN r.overruled THEN d.next_attempt_at ELSE r.ended + r.wait_ms * interval '1 ms' END,
         status_code = r.status_code, error_class = r.error_class, error = r.error, response = r.response,
         duration_ms = r.duration_ms, updated_at = r.ended,
-        completed_at = CASE WHEN r.wait_ms IS NULL THEN r.ended END,
+        completed_at = CASE WHEN r.overruled THEN d.completed_at WHEN r.wait_ms IS NULL THEN r.ended END,
         attempt_log = CASE WHEN d.attempts > 0 THEN
             CASE WHEN jsonb_typeof(d.attempt_log) IS DISTINCT FROM 'array' THEN %[4]s
                  WHEN jsonb_array_length(d.attempt_log) >= %[3]d THEN d.attempt_log - 0
@@ -222,9 +272,9 @@ WITH r AS MATERIALIZED (
                    'status_code', r.status_code, 'error_class', r.error_class, 'error', r.error, 'duration_ms', r.duration_ms)
         END
     FROM r WHERE d.id = r.id AND d.attempts < r.attempts AND d.status <> 'success'
-      AND (d.status <> 'cancelled' OR r.status = 'success')
+    RETURNING d.id, r.overruled AND d.status IN ('pending', 'retrying') AS waits
 )
-SELECT id FROM r`, recordRows, fenced, maxAttemptLog, firstEntry)
+SELECT id, false FROM r UNION ALL SELECT id, true FROM applied WHERE waits`, recordRows, fenced, maxAttemptLog, firstEntry, overruled)
 
 // columns are records turned on their side, for unnest.
 type columns struct {
@@ -235,6 +285,9 @@ type columns struct {
 	code                       []pgtype.Int4
 	class, errorText, response []pgtype.Text
 	duration                   []pgtype.Int4
+	seenStatus                 []pgtype.Text
+	seenDue                    []pgtype.Timestamptz
+	lease                      []pgtype.Float8
 }
 
 func newColumns(records []Record) *columns {
@@ -245,6 +298,7 @@ func newColumns(records []Record) *columns {
 		attempts: make([]int32, n), series: make([]int32, n), wait: make([]pgtype.Int8, n), ago: make([]pgtype.Int8, n),
 		code: make([]pgtype.Int4, n), class: make([]pgtype.Text, n), errorText: make([]pgtype.Text, n),
 		response: make([]pgtype.Text, n), duration: make([]pgtype.Int4, n),
+		seenStatus: make([]pgtype.Text, n), seenDue: make([]pgtype.Timestamptz, n), lease: make([]pgtype.Float8, n),
 	}
 	now := time.Now()
 	for i := range records {
@@ -255,6 +309,8 @@ func newColumns(records []Record) *columns {
 		if r.Status == Pending || r.Status == Retrying {
 			c.wait[i] = pgtype.Int8{Int64: r.Wait.Milliseconds(), Valid: true}
 		}
+		c.seenStatus[i], c.seenDue[i] = textOrNull(string(r.Seen.Status)), r.Seen.DueAt
+		c.lease[i] = pgtype.Float8{Float64: float64(r.Seen.Lease.Milliseconds()), Valid: r.Seen.Lease > 0}
 		c.ago[i] = pgtype.Int8{Valid: true}
 		if a := r.Attempt; a != nil {
 			c.ago[i].Int64 = max(0, now.Sub(a.EndedAt).Milliseconds())
@@ -272,6 +328,7 @@ func (c *columns) args(args pgx.NamedArgs) pgx.NamedArgs {
 	args["attempts"], args["series_start"], args["wait_ms"], args["ended_ago_ms"] = c.attempts, c.series, c.wait, c.ago
 	args["status_code"], args["error_class"], args["error"] = c.code, c.class, c.errorText
 	args["response"], args["duration_ms"] = c.response, c.duration
+	args["seen_status"], args["seen_due"], args["lease_ms"] = c.seenStatus, c.seenDue, c.lease
 	return args
 }
 

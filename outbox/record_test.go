@@ -91,7 +91,7 @@ func tell(t testing.TB, store *outbox.Store, fence outbox.Fence, health ...outbo
 
 func update(t testing.TB, store *outbox.Store, fence outbox.Fence, records ...outbox.Record) (busy []uuid.UUID) {
 	t.Helper()
-	busy, err := store.Update(t.Context(), fence, outbox.Mark{}, records)
+	busy, _, err := store.Update(t.Context(), fence, outbox.Mark{}, records)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -253,7 +253,7 @@ func TestFencedWritesNothing(t *testing.T) {
 			return err
 		},
 		"update": func() error {
-			_, err := store.Update(t.Context(), old, mark, []outbox.Record{bad(rs[0], true), bad(rs[1], false)})
+			_, _, err := store.Update(t.Context(), old, mark, []outbox.Record{bad(rs[0], true), bad(rs[1], false)})
 			return err
 		},
 		"mark":           func() error { return store.Mark(t.Context(), old, mark) },
@@ -294,7 +294,7 @@ func TestEchoesAreInTheWAL(t *testing.T) {
 	if _, err := store.Insert(t.Context(), fence, outbox.Mark{Seq: 3}, rs[2:]); err == nil {
 		t.Fatal("a NUL was stored")
 	}
-	if _, err := store.Update(t.Context(), fence, outbox.Mark{Seq: 4}, rs[:1]); err != nil {
+	if _, _, err := store.Update(t.Context(), fence, outbox.Mark{Seq: 4}, rs[:1]); err != nil {
 		t.Fatal(err)
 	}
 	if err := store.Mark(t.Context(), fence, outbox.Mark{Seq: 5}); err != nil {
@@ -355,8 +355,8 @@ func TestUpdate(t *testing.T) {
 			{"success", 1, outbox.Success, 2, "success 1"},
 			{"failed", 3, outbox.Success, 4, "success 4"},
 			{"failed", 3, outbox.Success, 3, "failed 3"},
-			{"cancelled", 1, outbox.Failed, 2, "cancelled 1"},
-			{"cancelled", 1, outbox.Retrying, 2, "cancelled 1"},
+			{"cancelled", 1, outbox.Failed, 2, "cancelled 2"},
+			{"cancelled", 1, outbox.Retrying, 2, "cancelled 2"},
 			{"cancelled", 1, outbox.Success, 2, "success 2"},
 			{"cancelled", 0, outbox.Success, 1, "success 1"},
 		} {
@@ -478,7 +478,7 @@ func TestUpdateDecidesByTheNewestVersion(t *testing.T) {
 	slow := outbox.NewStore(newPool(t, db, asRole(role)), db.Slot, disableAfter)
 	done := make(chan []uuid.UUID, 1)
 	go func() {
-		busy, err := slow.Update(t.Context(), fence, outbox.Mark{}, rs)
+		busy, _, err := slow.Update(t.Context(), fence, outbox.Mark{}, rs)
 		if err != nil {
 			t.Error(err)
 		}
@@ -498,7 +498,7 @@ func TestUpdateDecidesByTheNewestVersion(t *testing.T) {
 	if busy := <-done; len(busy) != 0 {
 		t.Errorf("busy: %v", busy)
 	}
-	for i, want := range []string{"retrying 3", "success 2", "cancelled 1", "retrying 3"} {
+	for i, want := range []string{"retrying 3", "success 2", "cancelled 3", "retrying 3"} {
 		if got := statusOf(t, db, rs[i].ID); got != want {
 			t.Errorf("%d: %s, want %s", i, got, want)
 		}
@@ -828,7 +828,7 @@ func TestLockedTable(t *testing.T) {
 			return err
 		},
 		"update": func() error {
-			_, err := store.Update(t.Context(), fence, outbox.Mark{}, rs[:1])
+			_, _, err := store.Update(t.Context(), fence, outbox.Mark{}, rs[:1])
 			return err
 		},
 		"due": func() error {
@@ -928,7 +928,7 @@ func TestNoDeadlocks(t *testing.T) {
 		})
 	}
 	run("update", func(round int) error {
-		_, err := store.Update(t.Context(), fence, outbox.Mark{Seq: 1, Health: news()}, shuffled(round+2))
+		_, _, err := store.Update(t.Context(), fence, outbox.Mark{Seq: 1, Health: news()}, shuffled(round+2))
 		return err
 	})
 	run("insert", func(round int) error {
@@ -954,4 +954,121 @@ func TestNoDeadlocks(t *testing.T) {
 		return err
 	})
 	wg.Wait()
+}
+
+// TestTheLaterWordCounts has an operator say what is to become of a delivery while
+// its attempt is under way, and the attempt end after that.
+func TestTheLaterWordCounts(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store, fence := acquired(t, db)
+	endpoint := newEndpoint(t, db.Pool, "org_1")
+	const lease = 20 * time.Second
+	due := func(t *testing.T, id uuid.UUID) (found outbox.Due) {
+		t.Helper()
+		page := outbox.Page{EndpointID: uuid.MustParse(endpoint), Limit: 100}
+		if err := store.Due(t.Context(), []outbox.Page{page}, func(d *outbox.Due) {
+			if d.ID == id {
+				found = *d
+			}
+		}); err != nil || found.ID != id {
+			t.Fatalf("the row is not due, error %v", err)
+		}
+		return found
+	}
+	leased := func(t *testing.T) outbox.Record {
+		r := owed(t, db, endpoint, 1)[0]
+		r.Status, r.Wait = outbox.Pending, lease
+		insert(t, store, fence, r)
+		r.Seen.Lease = lease
+		return r
+	}
+	parked := func(t *testing.T) outbox.Record {
+		r := owed(t, db, endpoint, 1)[0]
+		r.Status, r.Wait = outbox.Pending, -outbox.ParkedDue
+		insert(t, store, fence, r)
+		r.Seen.Lease = lease // it was taken in before its row was there
+		return r
+	}
+	fetched := func(t *testing.T) outbox.Record {
+		r := owed(t, db, endpoint, 1)[0]
+		first := outcome(r, outbox.Retrying, 1, 500)
+		first.Wait = -1234567 * time.Microsecond
+		insert(t, store, fence, first)
+		d := due(t, r.ID)
+		r.Attempts, r.Seen = d.Attempts, outbox.Seen{Status: d.Status, DueAt: d.DueAt}
+		return r
+	}
+	early := func(t *testing.T) outbox.Record {
+		r := owed(t, db, endpoint, 1)[0]
+		insert(t, store, fence, outcome(r, outbox.Failed, 1, 500))
+		exec(t, db.Pool, `UPDATE webhook_deliveries SET status = 'pending', next_attempt_at = '-infinity' WHERE id = $1`, r.ID)
+		d := due(t, r.ID)
+		r.Attempts, r.Seen = d.Attempts, outbox.Seen{Status: d.Status, DueAt: d.DueAt}
+		return r
+	}
+	rows := map[string]func(*testing.T) outbox.Record{"leased": leased, "parked": parked, "fetched": fetched, "due since ever": early}
+	const replay, cancel, later, before = `status = 'pending', next_attempt_at = now()`, `status = 'cancelled', next_attempt_at = NULL`,
+		`status = 'pending', next_attempt_at = now() + interval '1 hour'`, `status = 'pending', next_attempt_at = now() - interval '1 minute'`
+	for _, c := range []struct {
+		said    string
+		outcome outbox.Status
+		want    string // after how many attempts before
+		waits   bool
+	}{
+		{"", outbox.Success, "success", false},
+		{"", outbox.Failed, "failed", false},
+		{"", outbox.Retrying, "retrying", false},
+		{replay, outbox.Success, "pending", true},
+		{replay, outbox.Failed, "pending", true},
+		{replay, outbox.Retrying, "pending", true},
+		{later, outbox.Success, "pending", true},
+		{later, outbox.Failed, "pending", true},
+		{before, outbox.Success, "success", false}, // the attempt was the replay's
+		{cancel, outbox.Success, "success", false},
+		{cancel, outbox.Failed, "cancelled", false},
+		{cancel, outbox.Retrying, "cancelled", false},
+		{`next_attempt_at = now()`, outbox.Success, "", false},
+	} {
+		for name, row := range rows {
+			t.Run(fmt.Sprintf("%s, %q, %s", name, c.said, c.outcome), func(t *testing.T) {
+				r := row(t)
+				if c.said != "" {
+					exec(t, db.Pool, `UPDATE webhook_deliveries SET `+c.said+` WHERE id = $1`, r.ID)
+				}
+				said := query[string](t, db.Pool, `SELECT coalesce(next_attempt_at::text, '') FROM webhook_deliveries WHERE id = $1`, r.ID)
+				want := c.want
+				if want == "" { // no replay where it was not pending, but haste
+					if want = "success"; name != "fetched" {
+						want = "pending"
+					}
+				}
+				n := r.Attempts + 1
+				end := outcome(r, c.outcome, n, map[outbox.Status]int{outbox.Success: 200}[c.outcome])
+				end.Exhausted = c.outcome == outbox.Failed
+				_, again, err := store.Update(t.Context(), fence, outbox.Mark{}, []outbox.Record{end})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := statusOf(t, db, r.ID); got != fmt.Sprint(want, " ", n) {
+					t.Errorf("%s, want %s %d", got, want, n)
+				}
+				if waits := c.waits || c.want == "" && want == "pending"; (len(again) == 1) != waits {
+					t.Errorf("again: %v, want %v", again, waits)
+				}
+				if want == "pending" {
+					if got := query[string](t, db.Pool, `SELECT next_attempt_at::text FROM webhook_deliveries WHERE id = $1 AND series_start = attempts`, r.ID); got != said {
+						t.Errorf("due at %s, and the operator said %s", got, said)
+					}
+				}
+				if logged := query[int](t, db.Pool, `SELECT count(*) FROM webhook_attempts WHERE delivery_id = $1 AND attempt = $2`, r.ID, n); logged != 1 {
+					t.Errorf("the attempt is logged %d times", logged)
+				}
+				told := query[int](t, db.Pool, `SELECT count(*) FROM webhook_outbox WHERE event_type = $1 AND payload ->> 'deliveryId' = $2::uuid::text`, outbox.TypeDeliveryExhausted, r.ID)
+				if (told == 1) != (want == "failed") {
+					t.Errorf("told of the last attempt %d times, and it is %s", told, want)
+				}
+			})
+		}
+	}
 }

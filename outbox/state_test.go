@@ -426,7 +426,7 @@ func everyStatement(t *testing.T, db *pgtest.DB, store *outbox.Store) {
 	}
 	failed.Attempts, failed.Wait = 2, -10*time.Second
 	health := outbox.EndpointHealth{EndpointID: uuid.MustParse(endpoint), Recovered: true, Failing: true, Open: true, Look: true, At: time.Now()}
-	busy, err := store.Update(t.Context(), fence, outbox.Mark{Health: []outbox.EndpointHealth{health}}, []outbox.Record{*failed})
+	busy, _, err := store.Update(t.Context(), fence, outbox.Mark{Health: []outbox.EndpointHealth{health}}, []outbox.Record{*failed})
 	if ok("update", err); len(busy) != 0 {
 		t.Errorf("%d are busy", len(busy))
 	}
@@ -461,7 +461,7 @@ func everyStatement(t *testing.T, db *pgtest.DB, store *outbox.Store) {
 		t.Errorf("endpoints: %+v", found)
 	}
 	parked.Status, parked.Attempts, parked.Attempt, parked.Gone = outbox.Failed, 1, newAttempt(410, ""), true
-	_, err = store.Update(t.Context(), fence, outbox.Mark{Seq: 3}, []outbox.Record{*parked})
+	_, _, err = store.Update(t.Context(), fence, outbox.Mark{Seq: 3}, []outbox.Record{*parked})
 	ok("update", err)
 	pgtest.Eventually(t, 30*time.Second, "its row is cancelled", func() bool {
 		n, _, err := store.CancelRows(t.Context(), fence, id, "disabled")
@@ -477,7 +477,7 @@ func everyStatement(t *testing.T, db *pgtest.DB, store *outbox.Store) {
 	}
 	for range 7 { // generic plans of the prepared ones
 		ok("existing", store.Existing(t.Context(), []uuid.UUID{failed.ID}, known))
-		_, err := store.Update(t.Context(), fence, outbox.Mark{}, []outbox.Record{*failed})
+		_, _, err := store.Update(t.Context(), fence, outbox.Mark{}, []outbox.Record{*failed})
 		ok("update", err)
 	}
 	session := &outbox.Session{SystemID: "system 1", Timeline: 1}
