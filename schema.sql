@@ -23,6 +23,8 @@ SET LOCAL client_min_messages = warning;
 
 -- Every function of this file says SET search_path FROM CURRENT: it sees this schema and pg_catalog, and looks into
 -- pg_temp last, so that no caller's search_path or temporary table can stand in for one of our names.
+-- Every trigger function refuses tables that are not ours, by their oid and before it looks at a row: columns of types that
+-- somebody else has made bring casts and operators of his with them, which would run with the function's owner's rights.
 DO $do$
 DECLARE
     have int;
@@ -275,6 +277,9 @@ DECLARE
     is_new boolean := tg_op = 'INSERT';
     problem text;
 BEGIN
+    IF tg_relid <> 'webhook_endpoints'::regclass::oid THEN
+        RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_endpoints_before_write', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
+    END IF;
     -- An UPDATE is held to the rules for what it changes, so that an old row can always be disabled.
     IF is_new AND (new.organization_id IS NULL OR btrim(new.organization_id) = '' OR octet_length(new.organization_id) > 512) THEN
         RAISE EXCEPTION 'webhook_endpoints.organization_id is null, empty or longer than 512 bytes: give the id of the organization whose events this endpoint gets'
@@ -341,6 +346,9 @@ COMMENT ON FUNCTION webhook_new_secret() IS 'A random signing secret in the form
 CREATE OR REPLACE FUNCTION webhook_endpoints_after_insert() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $fn$
 BEGIN
+    IF tg_relid <> 'webhook_endpoints'::regclass::oid THEN
+        RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_endpoints_after_insert', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
+    END IF;
     INSERT INTO webhook_secrets (endpoint_id, secret) VALUES (new.id, webhook_new_secret());
     RETURN NULL;
 END $fn$;
@@ -349,6 +357,9 @@ COMMENT ON FUNCTION webhook_endpoints_after_insert() IS 'Trigger: a new endpoint
 CREATE OR REPLACE FUNCTION webhook_endpoints_notify() RETURNS trigger
     LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
 BEGIN
+    IF tg_relid <> 'webhook_endpoints'::regclass::oid THEN
+        RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_endpoints_notify', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
+    END IF;
     PERFORM pg_notify('walhook', 'endpoints');
     RETURN NULL;
 END $fn$;
@@ -422,20 +433,36 @@ COMMENT ON COLUMN webhook_outbox.shard IS '0 to 1023, from the organization. Set
 CREATE OR REPLACE FUNCTION webhook_outbox_before_insert() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $fn$
 DECLARE
-    id_text  text := new.id::text;
+    bytes    bytea;
     size     bigint;
     wanted   text[];
     mine     uuid[];
     stranger text;
 BEGIN
-    IF id_text IS NULL OR substr(id_text, 15, 1) <> '7' OR substr(id_text, 20, 1) NOT IN ('8', '9', 'a', 'b') THEN
-        RAISE EXCEPTION 'webhook_outbox.id % is not a UUIDv7 (RFC 9562): leave the column out, and the database makes the id', coalesce(id_text, 'null')
+    -- To look for the root of each row's partition would make an INSERT a fifth slower: where the name is one of ours, the
+    -- columns' types are enough to know that no code of somebody else's runs below.
+    IF (tg_table_schema <> current_schema() OR NOT starts_with(tg_table_name::text, 'webhook_outbox_'))
+       AND pg_partition_root(tg_relid::regclass)::oid IS DISTINCT FROM 'webhook_outbox'::regclass::oid THEN
+        RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_outbox_before_insert', tg_relid::regclass
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF (pg_catalog.pg_typeof(new.id)::oid, pg_catalog.pg_typeof(new.organization_id)::oid, pg_catalog.pg_typeof(new.event_type)::oid,
+        pg_catalog.pg_typeof(new.payload)::oid, pg_catalog.pg_typeof(new.created_at)::oid, pg_catalog.pg_typeof(new.endpoint_ids)::oid,
+        pg_catalog.pg_typeof(new.shard)::oid)
+       <> ('uuid'::regtype::oid, 'text'::regtype::oid, 'text'::regtype::oid, 'jsonb'::regtype::oid, 'timestamptz'::regtype::oid,
+           'uuid[]'::regtype::oid, 'smallint'::regtype::oid) THEN
+        RAISE EXCEPTION 'table % has columns of other types than webhook_outbox: drop its trigger that calls webhook_outbox_before_insert', tg_relid::regclass
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    bytes := uuid_send(new.id);
+    IF new.id IS NULL OR get_byte(bytes, 6) >> 4 <> 7 OR get_byte(bytes, 8) >> 6 <> 2 THEN
+        RAISE EXCEPTION 'webhook_outbox.id % is not a UUIDv7 (RFC 9562): leave the column out, and the database makes the id', coalesce(new.id::text, 'null')
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     -- The id's first six bytes are its milliseconds, and bytes compare like numbers.
-    IF uuid_send(new.id) >= substring(int8send(((extract(epoch FROM clock_timestamp()) + 3600) * 1000)::bigint) FROM 3) THEN
+    IF bytes >= substring(int8send(((date_part('epoch'::text, clock_timestamp()) + 3600::float8) * 1000::float8)::bigint) FROM 3) THEN
         RAISE EXCEPTION 'webhook_outbox.id % is from %, more than an hour ahead of the database''s clock: leave the column out, or set the clock of the machine that makes the ids',
-            id_text, webhook_uuid_time(new.id) USING ERRCODE = 'invalid_parameter_value';
+            new.id, webhook_uuid_time(new.id) USING ERRCODE = 'invalid_parameter_value';
     END IF;
 
     IF new.organization_id IS NULL OR btrim(new.organization_id) = '' OR octet_length(new.organization_id) > 512 THEN
@@ -568,6 +595,9 @@ COMMENT ON COLUMN webhook_deliveries.completed_at IS 'When it became success, fa
 CREATE OR REPLACE FUNCTION webhook_deliveries_notify() RETURNS trigger
     LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
 BEGIN
+    IF tg_relid <> 'webhook_deliveries'::regclass::oid THEN
+        RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_deliveries_notify', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
+    END IF;
     PERFORM pg_notify('walhook', 'deliveries');
     RETURN NULL;
 END $fn$;
@@ -1075,7 +1105,15 @@ EXCEPTION WHEN insufficient_privilege THEN
                             current_database(), current_user);
 END $do$;
 
-REVOKE ALL ON FUNCTION webhook_add_partition(text, date), webhook_drop_day(date), webhook_delete_old(timestamptz, int),
+-- PUBLIC executes only what runs with the caller's own rights and is of use to him: ids (webhook_uuidv7, webhook_uuid_at,
+-- webhook_uuid_time, webhook_delivery_id), what a generated column needs (webhook_event_patterns), webhook_send_test,
+-- webhook_replay, webhook_replay_failed, webhook_explain and webhook_stats, which need rights on the tables, and
+-- webhook_schema_version. All else is taken back each time, trigger functions first: who may execute one can put it on a
+-- table of his own. What is granted to roles by their names stays.
+REVOKE ALL ON FUNCTION webhook_endpoints_before_write(), webhook_endpoints_after_insert(), webhook_endpoints_notify(),
+    webhook_outbox_before_insert(), webhook_outbox_before_update(), webhook_deliveries_notify(),
+    webhook_url_problem(text), webhook_headers_problem(jsonb), webhook_new_secret(),
+    webhook_add_partition(text, date), webhook_drop_day(date), webhook_delete_old(timestamptz, int),
     webhook_create_endpoint(text, text, text[]), webhook_rotate_secret(uuid, interval) FROM PUBLIC;
 -- An application's role needs no grant but those on webhook_outbox, also where functions are not PUBLIC by default.
 GRANT EXECUTE ON FUNCTION webhook_uuidv7() TO PUBLIC;
