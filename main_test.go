@@ -2,6 +2,9 @@ package main
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -216,6 +219,28 @@ func TestFromInsertToRow(t *testing.T) {
 	}
 	w.eventually("the slot moves past the event", `SELECT confirmed_flush_lsn >= durable_lsn AND durable_lsn IS NOT NULL
 		FROM pg_replication_slots s JOIN webhook_state t ON t.slot = s.slot_name WHERE slot_name = $1`, w.db.Slot)
+}
+
+func TestASecretOfOnesOwnSigns(t *testing.T) {
+	w := newWorld(t)
+	rcv := newReceiver(t, always(200))
+	const own, next = "4f6c1c1d1d9f5d6e2f3a0b9c8d7e6f5a4f6c1c1d1d9f5d6e2f3a0b9c8d7e6f5a", "the next secret of one's own"
+	id := query[uuid.UUID](w, `SELECT endpoint_id FROM webhook_create_endpoint('org_1', $1, secret => $2)`, rcv.URL, own)
+	w.run()
+	signedWith := func(secret string) bool {
+		event := w.insert("payment.succeeded")
+		w.eventually("success", `SELECT status = 'success' FROM webhook_deliveries WHERE event_id = $1`, event)
+		got := rcv.requests()
+		r := got[len(got)-1]
+		mac := hmac.New(sha256.New, []byte(secret))
+		mac.Write([]byte(r.body))
+		return r.header.Get("X-Webhook-Signature") == hex.EncodeToString(mac.Sum(nil)) && sign.Verify(r.header, []byte(r.body), secret) == nil
+	}
+	if !signedWith(own) {
+		t.Error("the first request is not signed with the endpoint's own secret")
+	}
+	w.exec(`SELECT webhook_set_secret($1, $2)`, id, next)
+	pgtest.Eventually(t, patience, "signed with the secret that was set", func() bool { return signedWith(next) })
 }
 
 func TestRetriesUntilItWorks(t *testing.T) {

@@ -198,7 +198,7 @@ COMMENT ON TABLE webhook_secrets IS
 COMMENT ON COLUMN webhook_secrets.id IS 'Of two live secrets with the same created_at, the smaller id is the older.';
 COMMENT ON COLUMN webhook_secrets.endpoint_id IS 'The endpoint whose requests it signs. Secrets go with their endpoint.';
 COMMENT ON COLUMN webhook_secrets.secret IS
-    '16 to 256 printable ASCII characters: your own, or whsec_ and base64. sealed:v1:... where WALHOOK_SECRET_KEY seals secrets at rest.';
+    '16 to 256 printable ASCII characters: your own (see webhook_set_secret), or whsec_ and base64. sealed:v1:... where WALHOOK_SECRET_KEY seals secrets at rest.';
 COMMENT ON COLUMN webhook_secrets.created_at IS 'The clock at INSERT: of two live secrets, the older one makes X-Webhook-Signature.';
 COMMENT ON COLUMN webhook_secrets.expires_at IS 'Not used from then on. Null: for ever.';
 
@@ -822,56 +822,120 @@ END $do$;
 
 
 -- --- 8. Functions for operators -------------------------------------------------------------------------------------
--- Those that hand out a secret run with their owner's rights and begin without EXECUTE for PUBLIC:
---     GRANT EXECUTE ON FUNCTION webhook_create_endpoint, webhook_rotate_secret TO backend;
+-- Those that hand out or take a secret run with their owner's rights and begin without EXECUTE for PUBLIC:
+--     GRANT EXECUTE ON FUNCTION webhook_create_endpoint, webhook_rotate_secret, webhook_set_secret TO backend;
 -- The others run with the caller's rights on the tables.
 
+CREATE OR REPLACE FUNCTION webhook_secret_problem(secret text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    -- Nothing of the secret itself: errors go into logs.
+    RETURN CASE
+        WHEN secret IS NULL THEN 'it is null'
+        WHEN starts_with(secret, 'sealed:') THEN 'it begins with sealed:, which is how walhook marks what it has sealed'
+        WHEN secret !~ '^[\x20-\x7e]+$' OR length(secret) NOT BETWEEN 16 AND 256 THEN 'it is not 16 to 256 printable ASCII characters'
+    END;
+COMMENT ON FUNCTION webhook_secret_problem(text) IS 'What is wrong with a signing secret of one''s own, or null.';
+
+-- One that was given stands in the place of the one that the trigger made.
 CREATE OR REPLACE FUNCTION webhook_create_endpoint(organization_id text, url text, event_types text[] DEFAULT '{*}',
-    OUT endpoint_id uuid, OUT secret text)
+    OUT endpoint_id uuid, INOUT secret text DEFAULT NULL)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $fn$
 #variable_conflict use_column
+DECLARE
+    given text := webhook_create_endpoint.secret;
 BEGIN
+    IF given IS NOT NULL AND webhook_secret_problem(given) IS NOT NULL THEN
+        RAISE EXCEPTION 'webhook_create_endpoint: the secret is not usable: %; leave it out, or give what openssl rand -hex 32 prints', webhook_secret_problem(given)
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     INSERT INTO webhook_endpoints (organization_id, url, event_types)
     VALUES (webhook_create_endpoint.organization_id, webhook_create_endpoint.url, webhook_create_endpoint.event_types)
     RETURNING id INTO webhook_create_endpoint.endpoint_id;
 
-    SELECT s.secret INTO STRICT webhook_create_endpoint.secret
-    FROM webhook_secrets AS s WHERE s.endpoint_id = webhook_create_endpoint.endpoint_id;
+    UPDATE webhook_secrets AS s SET secret = coalesce(given, s.secret) WHERE s.endpoint_id = webhook_create_endpoint.endpoint_id
+    RETURNING s.secret INTO STRICT webhook_create_endpoint.secret;
 END $fn$;
-COMMENT ON FUNCTION webhook_create_endpoint(text, text, text[]) IS
-    'SELECT * FROM webhook_create_endpoint(''org_1'', ''https://example.com/webhooks'', ''{payment.*}''): a new endpoint and its signing secret.';
+COMMENT ON FUNCTION webhook_create_endpoint(text, text, text[], text) IS
+    'SELECT * FROM webhook_create_endpoint(''org_1'', ''https://example.com/webhooks'', ''{payment.*}''): a new endpoint and its signing secret, which is made unless it is given.';
 
-CREATE OR REPLACE FUNCTION webhook_rotate_secret(endpoint_id uuid, overlap interval DEFAULT '24 hours') RETURNS text
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $fn$
+DO $do$
+DECLARE
+    -- Of versions 1 to 4: with both, a call of three arguments would be ambiguous. Who could call it can call the new one.
+    former regprocedure := to_regprocedure('webhook_create_endpoint(text, text, text[])');
+    allowed record;
+BEGIN
+    IF former IS NULL THEN
+        RETURN;
+    END IF;
+    FOR allowed IN
+        SELECT CASE WHEN a.grantee = 0::oid THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS grantee, a.is_grantable
+        FROM pg_proc AS p CROSS JOIN LATERAL aclexplode(p.proacl) AS a WHERE p.oid = former::oid AND a.grantee <> p.proowner
+    LOOP
+        EXECUTE format('GRANT EXECUTE ON FUNCTION webhook_create_endpoint(text, text, text[], text) TO %s%s', allowed.grantee,
+            CASE WHEN allowed.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+    END LOOP;
+    DROP FUNCTION webhook_create_endpoint(text, text, text[]);
+EXCEPTION WHEN dependent_objects_still_exist THEN
+    RAISE EXCEPTION 'webhook_create_endpoint has got an argument more, and something of yours depends on its former shape: %', sqlerrm
+        USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Drop that view or function, apply the schema, and make it anew.';
+END $do$;
+
+-- At most two stay live: the new one, and for the overlap the newest of those before. A secret that is set once more is
+-- the new one; where it is sealed it cannot be told, and signs as before all the same.
+CREATE OR REPLACE FUNCTION webhook_replace_secret(endpoint_id uuid, secret text, overlap interval) RETURNS void
+    LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
 #variable_conflict use_column
 DECLARE
-    made text;
+    newest timestamptz;
 BEGIN
     IF overlap IS NULL OR overlap < interval '0' THEN
-        RAISE EXCEPTION 'webhook_rotate_secret: the overlap is null or negative'
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'Give how long the old secret stays valid; ''0'' ends it at once.';
+        RAISE EXCEPTION 'the overlap is null or negative: give how long the secret of before stays valid; ''0'' ends it at once'
+            USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    -- One rotation of an endpoint at a time. Nobody else waits for this lock.
-    PERFORM FROM webhook_endpoints AS e WHERE e.id = webhook_rotate_secret.endpoint_id FOR NO KEY UPDATE;
+    -- One change of an endpoint's secrets at a time. Nobody else waits for this lock.
+    PERFORM FROM webhook_endpoints AS e WHERE e.id = webhook_replace_secret.endpoint_id FOR NO KEY UPDATE;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'webhook_rotate_secret: there is no endpoint %', coalesce(webhook_rotate_secret.endpoint_id::text, 'null')
-            USING ERRCODE = 'no_data_found';
+        RAISE EXCEPTION 'there is no endpoint %', coalesce(webhook_replace_secret.endpoint_id::text, 'null') USING ERRCODE = 'no_data_found';
     END IF;
-    -- At most two stay live: the new one, and for the overlap the newest of those before.
+    DELETE FROM webhook_secrets AS s WHERE s.endpoint_id = webhook_replace_secret.endpoint_id AND s.secret = webhook_replace_secret.secret;
     UPDATE webhook_secrets AS s
     SET expires_at = CASE WHEN live.age = 1 THEN least(s.expires_at, now() + overlap) ELSE now() END
     FROM (SELECT id, row_number() OVER (ORDER BY created_at DESC, id DESC) AS age
           FROM webhook_secrets AS s
-          WHERE s.endpoint_id = webhook_rotate_secret.endpoint_id AND (s.expires_at IS NULL OR s.expires_at > now())) AS live
+          WHERE s.endpoint_id = webhook_replace_secret.endpoint_id AND (s.expires_at IS NULL OR s.expires_at > now())) AS live
     WHERE s.id = live.id;
 
-    INSERT INTO webhook_secrets AS s (endpoint_id, secret) VALUES (webhook_rotate_secret.endpoint_id, webhook_new_secret())
-    RETURNING s.secret INTO made;
+    -- The older of two makes X-Webhook-Signature, also where the clock has been set back since.
+    SELECT max(s.created_at) INTO newest FROM webhook_secrets AS s WHERE s.endpoint_id = webhook_replace_secret.endpoint_id;
+    INSERT INTO webhook_secrets (endpoint_id, secret, created_at)
+    VALUES (webhook_replace_secret.endpoint_id, webhook_replace_secret.secret, greatest(clock_timestamp(), newest + interval '1 microsecond'));
+END $fn$;
+COMMENT ON FUNCTION webhook_replace_secret(uuid, text, interval) IS 'What webhook_rotate_secret and webhook_set_secret have in common.';
+
+CREATE OR REPLACE FUNCTION webhook_rotate_secret(endpoint_id uuid, overlap interval DEFAULT '24 hours') RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $fn$
+DECLARE
+    made text := webhook_new_secret();
+BEGIN
+    PERFORM webhook_replace_secret(endpoint_id, made, overlap);
     RETURN made;
 END $fn$;
 COMMENT ON FUNCTION webhook_rotate_secret(uuid, interval) IS
     'Makes a new signing secret and returns it. For the overlap both it and the one before are live: X-Webhook-Signature stays with the old one, '
     'webhook-signature carries both.';
+
+CREATE OR REPLACE FUNCTION webhook_set_secret(endpoint_id uuid, secret text, overlap interval DEFAULT '0') RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $fn$
+BEGIN
+    IF webhook_secret_problem(secret) IS NOT NULL THEN
+        RAISE EXCEPTION 'webhook_set_secret: the secret is not usable: %; give what openssl rand -hex 32 prints', webhook_secret_problem(secret)
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    PERFORM webhook_replace_secret(endpoint_id, secret, overlap);
+END $fn$;
+COMMENT ON FUNCTION webhook_set_secret(uuid, text, interval) IS
+    'Gives an endpoint a signing secret of your own. After the overlap it is the only live one; until then X-Webhook-Signature stays with the one '
+    'before, and webhook-signature carries both.';
 
 CREATE OR REPLACE FUNCTION webhook_send_test(endpoint_id uuid, event_type text DEFAULT 'webhook.test') RETURNS uuid
     LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
@@ -1114,7 +1178,8 @@ REVOKE ALL ON FUNCTION webhook_endpoints_before_write(), webhook_endpoints_after
     webhook_outbox_before_insert(), webhook_outbox_before_update(), webhook_deliveries_notify(),
     webhook_url_problem(text), webhook_headers_problem(jsonb), webhook_new_secret(),
     webhook_add_partition(text, date), webhook_drop_day(date), webhook_delete_old(timestamptz, int),
-    webhook_create_endpoint(text, text, text[]), webhook_rotate_secret(uuid, interval) FROM PUBLIC;
+    webhook_create_endpoint(text, text, text[], text), webhook_rotate_secret(uuid, interval),
+    webhook_set_secret(uuid, text, interval), webhook_replace_secret(uuid, text, interval), webhook_secret_problem(text) FROM PUBLIC;
 -- An application's role needs no grant but those on webhook_outbox, also where functions are not PUBLIC by default.
 GRANT EXECUTE ON FUNCTION webhook_uuidv7() TO PUBLIC;
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -62,7 +63,9 @@ func (s *Store) Endpoints(ctx context.Context, ids []uuid.UUID) ([]Endpoint, err
 					e.Problem = problem.Error()
 					continue
 				}
-				e.Secrets = append(e.Secrets, text)
+				if !slices.Contains(e.Secrets, text) { // SQL cannot tell that two sealed ones are equal
+					e.Secrets = append(e.Secrets, text)
+				}
 			}
 			return e, err
 		})

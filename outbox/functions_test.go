@@ -3,6 +3,7 @@ package outbox_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -10,7 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/outbox"
@@ -411,6 +414,82 @@ func TestSecrets(t *testing.T) {
 	}
 }
 
+func TestSecretsOfOnesOwn(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	const own = "4f6c1c1d1d9f5d6e2f3a0b9c8d7e6f5a4f6c1c1d1d9f5d6e2f3a0b9c8d7e6f5a" // as openssl rand -hex 32 prints it
+	endpoint := query[string](t, db.Pool, `SELECT endpoint_id::text FROM webhook_create_endpoint('org_1', 'https://example.com', secret => $1) WHERE secret = $1`, own)
+	live := func() []string {
+		t.Helper()
+		endpoints, err := outbox.NewStore(db.Pool, db.Slot, 0).Endpoints(t.Context(), []uuid.UUID{uuid.MustParse(endpoint)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var live []string
+		for _, secret := range endpoints[0].Secrets {
+			live = append(live, string(secret))
+		}
+		return live
+	}
+	if got := live(); !slices.Equal(got, []string{own}) {
+		t.Fatalf("an endpoint that was created with a secret has %q, and its own alone is to sign", got)
+	}
+
+	set := func(args string) []string {
+		t.Helper()
+		exec(t, db.Pool, `SELECT webhook_set_secret('`+endpoint+`', `+args+`)`)
+		return live()
+	}
+	const second, third = "the second secret", "the third secret"
+	for _, c := range []struct {
+		args string
+		want []string // oldest first: the first makes X-Webhook-Signature
+	}{
+		{"'" + second + "'", []string{second}},
+		{"'" + third + "', '1 hour'", []string{second, third}},
+		{"'" + third + "', '1 hour'", []string{second, third}},  // once more
+		{"'" + second + "', '1 hour'", []string{third, second}}, // and back
+		{"'" + second + "'", []string{second}},
+		{"'" + own + "', '0'", []string{own}}, // one that was used before
+	} {
+		if got := set(c.args); !slices.Equal(got, c.want) {
+			t.Errorf("after webhook_set_secret(%s): %q, want %q", c.args, got, c.want)
+		}
+	}
+	t.Run("the one before signs during the overlap, and then no more", func(t *testing.T) {
+		exec(t, db.Pool, `UPDATE webhook_secrets SET created_at = now() + interval '1 day'`) // the clock was set back
+		if got := set("'" + third + "', '1 hour'"); !slices.Equal(got, []string{own, third}) {
+			t.Errorf("the clock was set back: %q", got)
+		}
+		exec(t, db.Pool, `UPDATE webhook_secrets SET expires_at = expires_at - interval '61 minutes'`)
+		if got := live(); !slices.Equal(got, []string{third}) {
+			t.Errorf("after the overlap: %q", got)
+		}
+	})
+
+	long := strings.Repeat("x", 257)
+	for _, c := range []struct{ secret, want string }{
+		{"fifteen chars..", "not 16 to 256 printable ASCII"}, {long, "not 16 to 256 printable ASCII"}, {"sixteen and an ümlaut", "not 16 to 256 printable ASCII"},
+		{"sixteen and a line\n", "not 16 to 256 printable ASCII"}, {"sealed:v1:AAAAAAAAAAAA", "begins with sealed:"}, {"", "not 16 to 256"},
+	} {
+		for _, sql := range []string{`SELECT webhook_set_secret('` + endpoint + `', $1)`, `SELECT webhook_create_endpoint('org_1', 'https://example.com', secret => $1)`} {
+			_, err := db.Pool.Exec(t.Context(), sql, c.secret)
+			checkRefusal(t, err, c.want, sql)
+			pg, _ := errors.AsType[*pgconn.PgError](err)
+			if text := fmt.Sprint(pg.Message, pg.Detail, pg.Hint, pg.Where, pg.InternalQuery); c.secret != "" && strings.Contains(text, c.secret) {
+				t.Errorf("the secret is in the error: %s", text)
+			}
+		}
+	}
+	refused(t, db.Pool, "it is null", `SELECT webhook_set_secret($1, NULL)`, endpoint)
+	refused(t, db.Pool, "null or negative", `SELECT webhook_set_secret($1, $2, '-1 second')`, endpoint, own)
+	refused(t, db.Pool, "null or negative", `SELECT webhook_set_secret($1, $2, NULL)`, endpoint, own)
+	refused(t, db.Pool, "there is no endpoint", `SELECT webhook_set_secret(gen_random_uuid(), $1)`, own)
+	if n := query[int](t, db.Pool, `SELECT count(*) FROM webhook_endpoints`); n != 1 {
+		t.Errorf("%d endpoints: one that was refused stays", n)
+	}
+}
+
 func TestCreateEndpointAndSendTest(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
@@ -632,6 +711,7 @@ func TestRoles(t *testing.T) {
 		for _, sql := range []string{
 			`SELECT payload FROM webhook_outbox`, `SELECT FROM webhook_endpoints`, `SELECT FROM webhook_secrets`, `SELECT FROM webhook_deliveries`, `DELETE FROM webhook_outbox`,
 			`SELECT webhook_create_endpoint('org_1', 'https://example.com')`, `SELECT webhook_rotate_secret('` + endpoint + `')`,
+			`SELECT webhook_set_secret('` + endpoint + `', 'a secret of sixteen')`, `SELECT webhook_replace_secret('` + endpoint + `', 'a secret of sixteen', '0')`,
 			`SELECT webhook_drop_day('2020-01-01')`, `SELECT webhook_add_partition('webhook_outbox', '2020-01-01')`, `SELECT webhook_delete_old(now(), 1)`,
 			`SELECT webhook_send_test('` + endpoint + `')`,
 		} {
@@ -659,9 +739,10 @@ func TestRoles(t *testing.T) {
 	})
 
 	t.Run("a backend manages endpoints without reading secrets", func(t *testing.T) {
-		tx := as(t, `GRANT INSERT, UPDATE, DELETE, SELECT ON webhook_endpoints TO ROLE; GRANT EXECUTE ON FUNCTION webhook_create_endpoint, webhook_rotate_secret TO ROLE`)
+		tx := as(t, `GRANT INSERT, UPDATE, DELETE, SELECT ON webhook_endpoints TO ROLE; GRANT EXECUTE ON FUNCTION webhook_create_endpoint, webhook_rotate_secret, webhook_set_secret TO ROLE`)
 		id := newEndpoint(t, tx, "org_1", "payment.*")
 		exec(t, tx, `SELECT webhook_rotate_secret($1)`, id)
+		exec(t, tx, `SELECT webhook_set_secret($1, 'a secret of sixteen')`, id)
 		exec(t, tx, `SELECT webhook_create_endpoint('org_1', 'https://example.com')`)
 		exec(t, tx, `UPDATE webhook_endpoints SET enabled = false`)
 		denied(t, tx, `SELECT secret FROM webhook_secrets`)

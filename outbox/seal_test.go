@@ -62,6 +62,15 @@ func TestSecretsAreSealedAtRest(t *testing.T) {
 	if e := look(store(1), endpoint); e.Problem != "" || len(e.Secrets) != 1 || string(e.Secrets[0]) != plain {
 		t.Errorf("opened as %d secrets, problem %q", len(e.Secrets), e.Problem)
 	}
+	if _, err := db.Pool.Exec(t.Context(), `SELECT webhook_set_secret($1, $2, '1 hour')`, endpoint, plain); err != nil {
+		t.Fatal(err)
+	}
+	if e := look(store(1), endpoint); len(e.Secrets) != 1 || string(e.Secrets[0]) != plain {
+		t.Errorf("set once more, with its sealed self live: %d secrets", len(e.Secrets))
+	}
+	if _, err := db.Pool.Exec(t.Context(), `DELETE FROM webhook_secrets WHERE endpoint_id = $1 AND secret = $2`, endpoint, plain); err != nil {
+		t.Fatal(err)
+	}
 	if e := look(store(2), endpoint); !strings.Contains(e.Problem, "another WALHOOK_SECRET_KEY") || len(e.Secrets) != 0 {
 		t.Errorf("with another key: problem %q", e.Problem)
 	}
