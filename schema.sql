@@ -708,6 +708,15 @@ COMMENT ON COLUMN webhook_endpoint_failures.failing_since IS 'End of the first o
 COMMENT ON COLUMN webhook_endpoint_failures.breaker_opened_at IS
     'Since when it has failed so often in a row that it gets one probe at a time, and everything else waits in webhook_deliveries. Null: it has not.';
 
+CREATE TABLE IF NOT EXISTS webhook_retries (
+    endpoint_id uuid PRIMARY KEY,
+    asked_at    timestamptz NOT NULL
+);
+COMMENT ON TABLE webhook_retries IS
+    'When webhook_retry_now was last called for an endpoint. Apart from webhook_endpoint_failures, so that no transaction of an operator holds what recording waits for.';
+COMMENT ON COLUMN webhook_retries.endpoint_id IS 'The row of webhook_endpoints.';
+COMMENT ON COLUMN webhook_retries.asked_at IS 'A breaker that was open then is closed.';
+
 
 -- --- 7. Partitions --------------------------------------------------------------------------------------------------
 -- Days are UTC. walhook calls these functions; lock_timeout keeps them from standing in anybody's way.
@@ -852,6 +861,10 @@ BEGIN
                    ORDER BY d.id LIMIT most
                    FOR UPDATE SKIP LOCKED);
     GET DIAGNOSTICS deliveries = ROW_COUNT;
+
+    -- What was asked for a day ago has been done.
+    DELETE FROM webhook_retries AS r
+    WHERE r.endpoint_id IN (SELECT r.endpoint_id FROM webhook_retries AS r WHERE r.asked_at < now() - interval '1 day' LIMIT most FOR UPDATE SKIP LOCKED);
 
     -- Of endpoints that are deleted: there is no foreign key.
     DELETE FROM webhook_endpoint_failures AS f WHERE NOT EXISTS (SELECT FROM webhook_endpoints AS e WHERE e.id = f.endpoint_id);
@@ -1035,6 +1048,38 @@ BEGIN
 END $fn$;
 COMMENT ON FUNCTION webhook_replay_failed(uuid, timestamptz, timestamptz) IS
     'Replays an endpoint''s failed and cancelled deliveries of the events of an interval. Returns how many.';
+
+-- With its owner's rights, and begins without EXECUTE for PUBLIC: nobody but walhook writes webhook_retries otherwise.
+CREATE OR REPLACE FUNCTION webhook_retry_now(endpoint_id uuid) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
+    -- A plan made while there were few rows must still use the indexes when there are many, and compiling it takes longer.
+    SET enable_seqscan = off SET jit = off AS $fn$
+#variable_conflict use_column
+DECLARE
+    waiting bigint;
+BEGIN
+    PERFORM FROM webhook_endpoints AS e WHERE e.id = webhook_retry_now.endpoint_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'webhook_retry_now: there is no endpoint %', coalesce(webhook_retry_now.endpoint_id::text, 'null') USING ERRCODE = 'no_data_found';
+    END IF;
+    INSERT INTO webhook_retries AS r (endpoint_id, asked_at) VALUES (webhook_retry_now.endpoint_id, clock_timestamp())
+    ON CONFLICT (endpoint_id) DO UPDATE SET asked_at = greatest(excluded.asked_at, r.asked_at + interval '1 microsecond');
+    -- The time is as late as can be: what has become due is looked for from a second ago.
+    UPDATE webhook_deliveries AS d SET next_attempt_at = clock_timestamp()
+    WHERE d.endpoint_id = webhook_retry_now.endpoint_id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at > now();
+    -- What was due already waits for its turn; but those at the head, no more than max_in_flight allows, may be under way,
+    -- and a failure would put them off again.
+    UPDATE webhook_deliveries AS d SET next_attempt_at = clock_timestamp()
+    WHERE d.id = ANY (ARRAY(SELECT d.id FROM webhook_deliveries AS d
+                            WHERE d.endpoint_id = webhook_retry_now.endpoint_id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at <= now()
+                            ORDER BY d.next_attempt_at, d.id LIMIT 1000))
+      AND d.status IN ('pending', 'retrying');
+    SELECT count(*) INTO waiting FROM webhook_deliveries AS d
+    WHERE d.endpoint_id = webhook_retry_now.endpoint_id AND d.status IN ('pending', 'retrying');
+    RETURN waiting;
+END $fn$;
+COMMENT ON FUNCTION webhook_retry_now(uuid) IS
+    'For an endpoint that has been mended: what waits is due at once, in its series, and its breaker lets it through, slowly at first. Returns how many.';
 
 CREATE OR REPLACE FUNCTION webhook_explain(event_id uuid)
     RETURNS TABLE (endpoint_id uuid, url text, reason text, delivery_id uuid, status text)
@@ -1234,7 +1279,8 @@ REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_endp
     webhook_url_problem(text), webhook_headers_problem(jsonb), webhook_new_secret(),
     webhook_add_partition(text, date), webhook_drop_day(date), webhook_delete_old(timestamptz, int),
     webhook_create_endpoint(text, text, text[], text), webhook_rotate_secret(uuid, interval),
-    webhook_set_secret(uuid, text, interval), webhook_replace_secret(uuid, text, interval), webhook_secret_problem(text) FROM PUBLIC;
+    webhook_set_secret(uuid, text, interval), webhook_replace_secret(uuid, text, interval), webhook_secret_problem(text),
+    webhook_retry_now(uuid) FROM PUBLIC;
 -- An application's role needs no grant but those on webhook_outbox, also where functions are not PUBLIC by default.
 GRANT EXECUTE ON FUNCTION webhook_uuidv7() TO PUBLIC;
 
