@@ -15,19 +15,40 @@ import (
 	"github.com/walhook/walhook/outbox"
 )
 
+// The classes of what keeps walhook from being ready, for those who may not see more.
+const (
+	starting    = "starting"
+	unreachable = "database unreachable"
+	unprepared  = "database not prepared"
+	notWorking  = "not delivering"
+	connecting  = "connecting to the replication slot"
+)
+
+// unready says why, in both forms of a Reason.
+func unready(otherwise string, err error) error {
+	class := otherwise
+	if errors.Is(err, outbox.ErrNotPrepared) {
+		class = unprepared
+	}
+	return &admin.Reason{Class: class, Err: err}
+}
+
 // A readiness remembers why walhook is not ready, until the database is prepared.
 type readiness struct {
 	mu  sync.Mutex
 	err error
 }
 
-func newReadiness() *readiness { return &readiness{err: errors.New("starting")} }
+func newReadiness() *readiness { return &readiness{err: unready(starting, errors.New(starting))} }
 
 // waiting says what is waited for; nil: nothing any more.
 func (r *readiness) waiting(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.err = err
+	if err != nil {
+		r.err = unready(unreachable, err)
+	}
 }
 
 func (r *readiness) check() error {
@@ -39,21 +60,24 @@ func (r *readiness) check() error {
 // ready says what this process is: the active one, or a standby that waits for
 // the slot, which is ready too.
 func ready(ctx context.Context, r *readiness, store *outbox.Store, engine *deliver.Engine, stream *cdc.Stream) (role string, err error) {
-	if err := errors.Join(r.check(), engine.Trouble()); err != nil {
+	if err := r.check(); err != nil {
 		return "", err
 	}
+	if err := engine.Trouble(); err != nil {
+		return "", unready(notWorking, err)
+	}
 	if err := store.CheckSchema(ctx); err != nil {
-		return "", err
+		return "", unready(unreachable, err)
 	}
 	switch status := stream.Status(); {
 	case status.Err != "":
-		return "", errors.New(status.Err)
+		return "", unready(connecting, errors.New(status.Err))
 	case status.Role == cdc.Streaming:
 		return "active", nil
 	case status.Role == cdc.Standby:
 		return "standby", nil
 	}
-	return "", errors.New("connecting to the replication slot")
+	return "", unready(connecting, errors.New(connecting))
 }
 
 // serveAdmin serves until the context ends, where there is an address to serve on.
@@ -72,7 +96,7 @@ func serveAdmin(ctx context.Context, cfg *config.Config, o admin.Options, log *s
 func adminOptions(cfg *config.Config, r *readiness, store *outbox.Store, engine *deliver.Engine, stream *cdc.Stream, metrics *admin.Metrics) admin.Options {
 	return admin.Options{
 		Version: version,
-		Token:   string(cfg.AdminToken),
+		Tokens:  cfg.AdminTokens(),
 		Alive:   func() error { return errors.Join(engine.Alive(), stream.Alive()) },
 		Ready:   func(ctx context.Context) (string, error) { return ready(ctx, r, store, engine, stream) },
 		Metrics: metrics,

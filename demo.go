@@ -16,13 +16,10 @@ import (
 // runDemo tells walhook's story on a throwaway PostgreSQL. Where somebody sits
 // at a terminal it stays until they have seen enough.
 func runDemo(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	flags := newFlags("demo", stderr)
+	flags := newFlags("demo")
 	verbose := flags.Bool("verbose", false, "show walhook's log")
-	if err := flags.Parse(args); err != nil {
-		return fmt.Errorf("%w: %w", errConfig, err)
-	}
-	if flags.NArg() > 0 {
-		return fmt.Errorf("%w: %s takes no argument %q", errConfig, flags.Name(), flags.Arg(0))
+	if err := parseFlags(flags, args); err != nil {
+		return err
 	}
 	cfg := demo.Config{Start: startForDemo, Out: stdout, Color: demo.Color(stdout), Stay: demo.Terminal(os.Stdin, stdout)}
 	if *verbose {

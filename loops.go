@@ -5,8 +5,6 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/walhook/walhook/deliver"
 	"github.com/walhook/walhook/internal/config"
 	"github.com/walhook/walhook/outbox"
@@ -77,9 +75,9 @@ func sealSecrets(ctx context.Context, store *outbox.Store, engine *deliver.Engin
 // listen wakes the retrier when someone else has changed deliveries or
 // endpoints. It is only a hint: without it they are found some seconds later. So
 // a listener that cannot connect is said once, and is no reason to stop.
-func listen(ctx context.Context, cfg *config.Config, engine *deliver.Engine, log *slog.Logger) error {
+func listen(ctx context.Context, s *sessions, engine *deliver.Engine, log *slog.Logger) error {
 	for said := false; ; {
-		err := listenOnce(ctx, cfg, engine.Hint)
+		err := listenOnce(ctx, s, engine.Hint)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -93,16 +91,8 @@ func listen(ctx context.Context, cfg *config.Config, engine *deliver.Engine, log
 	}
 }
 
-func listenOnce(ctx context.Context, cfg *config.Config, hint func()) error {
-	cc, err := pgx.ParseConfig(string(cfg.ReplicationURL)) // direct: a pooler does not carry notifications
-	if err != nil {
-		return err
-	}
-	delete(cc.RuntimeParams, "replication")
-	if cc.ConnectTimeout == 0 {
-		cc.ConnectTimeout = connectTimeout
-	}
-	conn, err := pgx.ConnectConfig(ctx, cc)
+func listenOnce(ctx context.Context, s *sessions, hint func()) error {
+	conn, err := s.listener(ctx)
 	if err != nil {
 		return err
 	}

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 	"time"
 
@@ -50,6 +51,7 @@ const usage = `walhook delivers webhooks from a transactional outbox in PostgreS
   walhook init         apply the schema, make the publication and the slot
                        --adopt: take over a database of another WALHOOK_ENVIRONMENT
   walhook demo         show it all, on a throwaway PostgreSQL
+                       --verbose: with walhook's log
   walhook healthcheck  ask a running walhook whether it is healthy
   walhook uninstall    drop the slot and the publication
                        --tables: and all tables, with everything in them
@@ -73,7 +75,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	var err error
 	switch name {
 	case "run":
-		err = withConfig(newFlags("run", stderr), args, stderr, func(cfg *config.Config, log *slog.Logger) error {
+		err = withConfig(newFlags("run"), args, stderr, func(cfg *config.Config, log *slog.Logger) error {
 			tuneMemory(cfg)
 			return run(ctx, cfg, log)
 		})
@@ -84,18 +86,53 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case "uninstall":
 		err = runUninstall(ctx, args, stdout, stderr)
 	case "healthcheck":
-		err = runHealthcheck(ctx, args, stdout, stderr)
+		err = runHealthcheck(ctx, args)
 	case "version", "--version":
-		fmt.Fprintln(stdout, "walhook", version)
+		if err = parseFlags(newFlags("version"), args); err == nil {
+			fmt.Fprintln(stdout, "walhook", version)
+		}
 	case "help", "--help", "-h":
 		fmt.Fprint(stdout, usage)
 	default:
 		err = fmt.Errorf("%w: there is no command %q\n\n%s", errConfig, name, usage)
 	}
+	if errors.Is(err, flag.ErrHelp) {
+		fmt.Fprint(stdout, help(name))
+		return exitClean
+	}
 	if err != nil {
-		fmt.Fprintln(stderr, "walhook:", err)
+		sayLast(stderr, name, err)
 	}
 	return exitCode(err)
+}
+
+// help is the part of the usage that is about one command.
+func help(name string) string {
+	var lines []string
+	of := false
+	for line := range strings.Lines(usage) {
+		if word, isCommand := strings.CutPrefix(line, "  walhook "); isCommand {
+			of = strings.HasPrefix(word, name+" ")
+		} else if !strings.HasPrefix(line, "   ") {
+			of = false
+		}
+		if of {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines, "") + "\nIt is configured by the environment; see README.md.\n"
+}
+
+// sayLast tells why the process ends. What reads the log of `run` reads this too, so it
+// is a line of the same format; people who typed another command get text, unless they
+// chose a format.
+func sayLast(stderr io.Writer, command string, err error) {
+	format, chosen := config.LogFormat(os.Environ())
+	if format != "json" || !chosen && command != "run" {
+		fmt.Fprintln(stderr, "walhook:", err)
+		return
+	}
+	slog.New(slog.NewJSONHandler(stderr, nil)).Error("walhook ends", "command", command, "exit_code", exitCode(err), "error", err.Error())
 }
 
 // tuneMemory lets the small heap grow to five times what is live before it is
@@ -149,13 +186,29 @@ func exitCode(err error) int {
 	}
 }
 
+func newFlags(name string) *flag.FlagSet {
+	flags := flag.NewFlagSet("walhook "+name, flag.ContinueOnError)
+	flags.SetOutput(io.Discard) // what is wrong is told once, at the end
+	return flags
+}
+
+// parseFlags returns flag.ErrHelp where help was asked for.
+func parseFlags(flags *flag.FlagSet, args []string) error {
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return err
+	case err != nil:
+		return fmt.Errorf("%w: %w; see `%s --help`", errConfig, err, flags.Name())
+	case flags.NArg() > 0:
+		return fmt.Errorf("%w: %s takes no argument %q", errConfig, flags.Name(), flags.Arg(0))
+	}
+	return nil
+}
+
 // withConfig runs a command with the configuration and a logger.
 func withConfig(flags *flag.FlagSet, args []string, stderr io.Writer, f func(*config.Config, *slog.Logger) error) error {
-	if err := flags.Parse(args); err != nil {
-		return fmt.Errorf("%w: %w", errConfig, err)
-	}
-	if flags.NArg() > 0 {
-		return fmt.Errorf("%w: %s takes no argument %q", errConfig, flags.Name(), flags.Arg(0))
+	if err := parseFlags(flags, args); err != nil {
+		return err
 	}
 	cfg, err := config.Load(os.Environ())
 	if err != nil {
@@ -181,7 +234,9 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	ctx, stop := context.WithCancelCause(ctx) // ends with the first part that fails, too
 	defer stop(nil)
 	defer exitAfter(ctx, cfg.Timeout+stopMargin, log)()
-	pool, err := newPool(ctx, cfg)
+	sessions := newSessions(cfg)
+	sayDropped(ctx, cfg, log)
+	pool, err := sessions.pool(ctx)
 	if err != nil {
 		return err
 	}
@@ -205,7 +260,7 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 		Store: store, Sender: sender, Log: log, Observe: metrics.Observe,
 	})
 	stream := cdc.New(cdc.Config{
-		URL: string(cfg.ReplicationURL), Slot: cfg.Slot, Publication: outbox.Publication, CreateSlot: cfg.AutoInit,
+		Server: sessions.replication, Slot: cfg.Slot, Publication: outbox.Publication, CreateSlot: cfg.AutoInit,
 		Creating: store.AwaitSlot, Start: store.StartSession, Check: store.CheckSession, Alive: engine.Alive, Logger: log,
 	})
 
@@ -222,14 +277,14 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	parts.Go(func() error { return serve(live) })
 	parts.Go(func() error {
 		defer end()
-		if err := prepare(ctx, cfg, store, readiness, log); err != nil || ctx.Err() != nil {
+		if err := prepare(ctx, sessions, store, readiness, log); err != nil || ctx.Err() != nil {
 			return err
 		}
-		parts.Go(func() error { return stream.Run(live) })
+		parts.Go(func() error { return sessions.refusedReplication(stream.Run(live)) })
 		parts.Go(func() error { return watch(live, stream.Alive) })
 		parts.Go(func() error { return keepPartitions(live, store, cfg, engine, log) })
 		parts.Go(func() error { return sealSecrets(live, store, engine, log) })
-		parts.Go(func() error { return listen(live, cfg, engine, log) })
+		parts.Go(func() error { return listen(live, sessions, engine, log) })
 		return engine.Run(ctx, stream)
 	})
 	return parts.Wait()

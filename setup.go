@@ -3,57 +3,20 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
-	"strings"
+	"os"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/walhook/walhook/cdc"
 	"github.com/walhook/walhook/internal/config"
 	"github.com/walhook/walhook/outbox"
 )
-
-// poolConns bounds the SQL connections: one each for the recorder, the retrier,
-// the directory and the fan-out, one for upkeep, checks and reconciling, one for
-// the admin server. With the replication connection and the listener they are 8.
-const poolConns = 6
-
-// newPool makes the pool without connecting: the database may not be up yet.
-func newPool(ctx context.Context, cfg *config.Config) (*pgxpool.Pool, error) {
-	pc, err := pgxpool.ParseConfig(string(cfg.DatabaseURL))
-	if err != nil {
-		return nil, fmt.Errorf("%w: WALHOOK_DATABASE_URL: %w", errConfig, err)
-	}
-	pc.MaxConns = poolConns
-	pc.MaxConnIdleTime = 5 * time.Minute
-	if pc.ConnConfig.ConnectTimeout == 0 {
-		pc.ConnConfig.ConnectTimeout = connectTimeout
-	}
-	if pc.ConnConfig.RuntimeParams["application_name"] == "" && !pooled(cfg) {
-		pc.ConnConfig.RuntimeParams["application_name"] = "walhook"
-	}
-	// Also for what is parsed before a transaction has set its own.
-	if _, set := pc.ConnConfig.RuntimeParams["lock_timeout"]; !set && !pooled(cfg) {
-		pc.ConnConfig.RuntimeParams["lock_timeout"] = outbox.LockTimeout
-	}
-	// A pooler that shares connections between transactions forgets prepared statements.
-	if pooled(cfg) && !strings.Contains(string(cfg.DatabaseURL), "default_query_exec_mode") {
-		pc.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
-	}
-	pool, err := pgxpool.NewWithConfig(context.WithoutCancel(ctx), pc)
-	if err != nil {
-		return nil, fmt.Errorf("%w: WALHOOK_DATABASE_URL: %w", errConfig, err)
-	}
-	return pool, nil
-}
 
 // newStore makes the store, which seals secrets where there is a key.
 func newStore(cfg *config.Config, pool *pgxpool.Pool) (*outbox.Store, error) {
@@ -69,14 +32,7 @@ func newStore(cfg *config.Config, pool *pgxpool.Pool) (*outbox.Store, error) {
 	return store, nil
 }
 
-// pooled says that SQL may go through a pooler, which is why there is another
-// URL for the replication connection.
-func pooled(cfg *config.Config) bool { return cfg.ReplicationURL != cfg.DatabaseURL }
-
 const (
-	// connectTimeout bounds one try to connect, where the URL does not.
-	connectTimeout = 5 * time.Second
-
 	// connectPause and connectPauseMax bound the pause between tries.
 	connectPause    = 100 * time.Millisecond
 	connectPauseMax = time.Second
@@ -84,12 +40,13 @@ const (
 
 // prepare sees to it that the database is as it must be: schema, publication,
 // environment. A database that cannot be reached is waited for, for ever.
-func prepare(ctx context.Context, cfg *config.Config, store *outbox.Store, r *readiness, log *slog.Logger) error {
+func prepare(ctx context.Context, s *sessions, store *outbox.Store, r *readiness, log *slog.Logger) error {
 	pause, said := connectPause, ""
 	for {
-		err := prepareOnce(ctx, cfg, store)
+		err := prepareOnce(ctx, s, store)
 		if err == nil {
 			r.waiting(nil)
+			warnOfMakers(ctx, store, log)
 		}
 		if err == nil || ctx.Err() != nil || errors.Is(err, errConfig) ||
 			errors.Is(err, outbox.ErrNotPrepared) || errors.Is(err, outbox.ErrHeldBack) {
@@ -109,55 +66,73 @@ func prepare(ctx context.Context, cfg *config.Config, store *outbox.Store, r *re
 	}
 }
 
-func prepareOnce(ctx context.Context, cfg *config.Config, store *outbox.Store) error {
+func prepareOnce(ctx context.Context, s *sessions, store *outbox.Store) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	schemaErr := store.CheckSchema(ctx)
-	if cfg.AutoInit && errors.Is(schemaErr, outbox.ErrNotPrepared) {
-		schemaErr = store.Migrate(ctx, schema)
+	if s.cfg.AutoInit && errors.Is(schemaErr, outbox.ErrNotPrepared) {
+		schemaErr = migrate(ctx, s, store)
 	}
 	if schemaErr != nil {
-		return refused(schemaErr)
+		return s.refusedSQL(schemaErr)
 	}
-	return store.ClaimEnvironment(ctx, cfg.Environment, false)
+	return store.ClaimEnvironment(ctx, s.cfg.Environment, false)
 }
 
-// refused tells a server that is away from one that will not have us, ever.
-func refused(err error) error {
-	pg, ok := errors.AsType[*pgconn.PgError](err)
-	if !ok {
-		return err
+// migrate applies the schema, in a schema of its own where WALHOOK_SCHEMA names one.
+func migrate(ctx context.Context, s *sessions, store *outbox.Store) error {
+	if s.cfg.Schema != "" {
+		if err := store.CreateSchema(ctx, s.cfg.Schema); err != nil {
+			return err
+		}
 	}
-	switch pg.Code {
-	case "28P01", "28000": // invalid_password, invalid_authorization_specification
-		return fmt.Errorf("%w: WALHOOK_DATABASE_URL: %w", errConfig, err)
-	case "3D000": // invalid_catalog_name
-		return fmt.Errorf("%w: %w; CREATE DATABASE it, or mend WALHOOK_DATABASE_URL", outbox.ErrNotPrepared, err)
+	return store.Migrate(ctx, schema)
+}
+
+// warnOfMakers says who else may make objects in walhook's schema: what they make there
+// can be found by statements that mean something else.
+func warnOfMakers(ctx context.Context, store *outbox.Store, log *slog.Logger) {
+	who, mend, err := store.Makers(ctx)
+	switch {
+	case err != nil:
+		log.InfoContext(ctx, "cannot see who else may create in walhook's schema", "error", err)
+	case who != "":
+		log.WarnContext(ctx, "others may create in walhook's schema: take that away, or give walhook a schema of its own with WALHOOK_SCHEMA",
+			"who", who, "mend", mend)
 	}
-	return err
+}
+
+// sayDropped names the parameters that were meant for somebody else.
+func sayDropped(ctx context.Context, cfg *config.Config, log *slog.Logger) {
+	if dropped := cfg.Dropped(); len(dropped) > 0 {
+		log.InfoContext(ctx, "parameters of the connection string mean nothing to walhook; WALHOOK_SCHEMA says where its tables are", "parameters", dropped)
+	}
 }
 
 // runInit prepares the database, the slot included, and starts nothing.
 func runInit(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	flags := newFlags("init", stderr)
+	flags := newFlags("init")
 	adopt := flags.Bool("adopt", false, "take over a database of another WALHOOK_ENVIRONMENT")
 	return withConfig(flags, args, stderr, func(cfg *config.Config, log *slog.Logger) error {
-		pool, err := newPool(ctx, cfg)
+		sessions := newSessions(cfg)
+		sayDropped(ctx, cfg, log)
+		pool, err := sessions.pool(ctx)
 		if err != nil {
 			return err
 		}
 		defer pool.Close()
 		store := outbox.NewStore(pool, cfg.Slot, cfg.DisableAfter)
-		if err := store.Migrate(ctx, schema); err != nil {
-			return refused(err)
+		if err := migrate(ctx, sessions, store); err != nil {
+			return sessions.refusedSQL(err)
 		}
+		warnOfMakers(ctx, store, log)
 		if err := store.ClaimEnvironment(ctx, cfg.Environment, *adopt); err != nil {
 			return err
 		}
-		created, err := cdc.Prepare(ctx, cdc.Config{URL: string(cfg.ReplicationURL), Slot: cfg.Slot, Publication: outbox.Publication, CreateSlot: true,
+		created, err := cdc.Prepare(ctx, cdc.Config{Server: sessions.replication, Slot: cfg.Slot, Publication: outbox.Publication, CreateSlot: true,
 			Creating: store.AwaitSlot, Logger: log})
 		if err != nil {
-			return err
+			return sessions.refusedReplication(err)
 		}
 		how := "exists"
 		if created {
@@ -171,10 +146,11 @@ func runInit(ctx context.Context, args []string, stdout, stderr io.Writer) error
 
 // runUninstall takes back what init made. The tables stay unless asked for.
 func runUninstall(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	flags := newFlags("uninstall", stderr)
+	flags := newFlags("uninstall")
 	tables := flags.Bool("tables", false, "drop the tables too, with everything in them")
 	return withConfig(flags, args, stderr, func(cfg *config.Config, _ *slog.Logger) error {
-		pool, err := newPool(ctx, cfg)
+		sessions := newSessions(cfg)
+		pool, err := sessions.pool(ctx)
 		if err != nil {
 			return err
 		}
@@ -182,7 +158,7 @@ func runUninstall(ctx context.Context, args []string, stdout, stderr io.Writer) 
 		store := outbox.NewStore(pool, cfg.Slot, cfg.DisableAfter)
 		dropped, err := store.DropSlot(ctx)
 		if err != nil {
-			return refused(err)
+			return sessions.refusedSQL(err)
 		}
 		if err := store.DropPublication(ctx); err != nil {
 			return err
@@ -202,40 +178,40 @@ func runUninstall(ctx context.Context, args []string, stdout, stderr io.Writer) 
 // healthTimeout bounds the question; Docker's default for a health check is 30 s.
 const healthTimeout = 3 * time.Second
 
-// runHealthcheck asks the walhook of this container whether its loops turn.
-func runHealthcheck(ctx context.Context, args []string, _, stderr io.Writer) error {
-	return withConfig(newFlags("healthcheck", stderr), args, stderr, func(cfg *config.Config, _ *slog.Logger) error {
-		if cfg.AdminAddr == "" {
-			return fmt.Errorf("%w: WALHOOK_ADMIN_ADDR is empty: there is nobody to ask", errConfig)
-		}
-		host, port, err := net.SplitHostPort(cfg.AdminAddr)
-		if err != nil {
-			return fmt.Errorf("%w: WALHOOK_ADMIN_ADDR: %w", errConfig, err)
-		}
-		if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-			host = "localhost"
-		}
-		ctx, cancel := context.WithTimeout(ctx, healthTimeout)
-		defer cancel()
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(host, port)+"/healthz", nil)
-		if err != nil {
-			return err
-		}
-		resp, err := (&http.Client{Transport: &http.Transport{}}).Do(req) // no proxy: it is this machine
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			text, _ := io.ReadAll(io.LimitReader(resp.Body, 1024))
-			return fmt.Errorf("unhealthy: %s: %s", resp.Status, text)
-		}
-		return nil
-	})
-}
-
-func newFlags(name string, stderr io.Writer) *flag.FlagSet {
-	flags := flag.NewFlagSet("walhook "+name, flag.ContinueOnError)
-	flags.SetOutput(stderr)
-	return flags
+// runHealthcheck asks the walhook of this container whether its loops turn. Where to
+// ask is all that it needs to know.
+func runHealthcheck(ctx context.Context, args []string) error {
+	if err := parseFlags(newFlags("healthcheck"), args); err != nil {
+		return err
+	}
+	addr, err := config.AdminAddr(os.Environ())
+	if err != nil {
+		return fmt.Errorf("%w: %w", errConfig, err)
+	}
+	if addr == "" {
+		return fmt.Errorf("%w: WALHOOK_ADMIN_ADDR is empty: there is nobody to ask", errConfig)
+	}
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("%w: WALHOOK_ADMIN_ADDR: %w", errConfig, err)
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "localhost"
+	}
+	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(host, port)+"/healthz", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := (&http.Client{Transport: &http.Transport{}}).Do(req) // no proxy: it is this machine
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, 1024))
+		return fmt.Errorf("unhealthy: %s: %s", resp.Status, text)
+	}
+	return nil
 }

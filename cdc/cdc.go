@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walhook/walhook/outbox"
 )
@@ -34,11 +35,12 @@ import (
 // empty reports whether a batch is nothing but a position.
 func empty(b *outbox.Batch) bool { return b.Session == nil && len(b.Events) == 0 && len(b.Echoes) == 0 }
 
-// Config says what to stream. URL, Slot and Publication are required.
+// Config says what to stream. Server, Slot and Publication are required.
 type Config struct {
-	// URL is any connection string that libpq understands. The stream adds what it
-	// needs: replication=database, and settings that make text decoding deterministic.
-	URL         string
+	// Server says how to connect, and is asked before each connection: a password may
+	// have been rotated. The stream adds what it needs: replication=database, and
+	// settings that make text decoding deterministic.
+	Server      func() (*pgconn.Config, error)
 	Slot        string
 	Publication string
 

@@ -459,7 +459,7 @@ func (c *connection) probe(ctx context.Context) {
 	}
 	c.background.Go(func() {
 		defer c.probing.Store(false)
-		pg, err := connect(ctx, ordinary(c.stream.server))
+		pg, err := c.stream.connectOrdinary(ctx)
 		if err == nil {
 			hangUp(pg)
 		}

@@ -54,7 +54,7 @@ func (s *Stream) createSlot(ctx context.Context, pg *pgconn.PgConn) error {
 	case sqlState(err) == codeDuplicateObject: // another process was faster
 		return errSlotHeld
 	case err != nil:
-		return fmt.Errorf("create the slot: %w", withRemedy(err, s.server.User))
+		return fmt.Errorf("create the slot: %w", withRemedy(err, s.user))
 	}
 	s.log.InfoContext(ctx, "replication slot created", "slot", s.config.Slot)
 	return nil
@@ -154,7 +154,7 @@ func (s *Stream) watchCreation(ctx context.Context) {
 		}
 	})
 	for wait := blockedAfter; sleep(ctx, wait); wait = blockedEvery {
-		pg, err := connect(ctx, ordinary(s.server))
+		pg, err := s.connectOrdinary(ctx)
 		if err != nil {
 			continue
 		}

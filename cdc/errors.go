@@ -26,6 +26,7 @@ const (
 	codeAuthorization      = "28000" // pg_hba.conf
 	codePassword           = "28P01"
 	codeUnknownDatabase    = "3D000"
+	codeSyntax             = "42601"
 )
 
 // sqlState returns the SQLSTATE in an error, or nothing.
@@ -51,6 +52,12 @@ var errSlotHeld = errors.New("another process holds the slot")
 
 // errSlotUnreadable means that the slot can never be decoded again.
 var errSlotUnreadable = errors.New("the slot cannot be decoded any more")
+
+// ErrNoReplication means that the server does not replicate: a pooler stands between.
+var ErrNoReplication = errors.New("no replication here")
+
+// poolerBetween is what mends that.
+const poolerBetween = "if a pooler answers, WALHOOK_REPLICATION_URL has to name PostgreSQL itself"
 
 // errAlive wraps the watchdog's error, to end Run with it.
 type errAlive struct{ error }
@@ -87,6 +94,10 @@ func notPrepared(what, mend string, args ...any) error {
 // withRemedy says what to do about an error of PostgreSQL, where that is known.
 func withRemedy(err error, user string) error {
 	remedy := preparationError{cause: err}
+	if outbox.NeverConnects(err) {
+		remedy.what, remedy.mend = "the connection is refused as it is asked for", "take the parameter out of the connection string; "+poolerBetween
+		return &remedy
+	}
 	switch sqlState(err) {
 	case codePrivilege:
 		remedy.what = "the role may not replicate"

@@ -45,7 +45,7 @@ func TestTheSlotGoesWithAFailover(t *testing.T) {
 		}
 		u.User = url.User("replicates")
 		config := d.config()
-		config.URL = u.String()
+		config.Server = at(u.String())
 		if _, err := Prepare(t.Context(), config); err != nil {
 			t.Fatal(err)
 		}

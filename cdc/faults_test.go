@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/walhook/walhook/internal/postgres"
@@ -391,8 +392,8 @@ func TestNotPrepared(t *testing.T) {
 		"slot of another kind": {sql: `SELECT pg_create_logical_replication_slot('walhook', 'test_decoding')`, want: "pg_drop_replication_slot"},
 		"physical slot":        {sql: `SELECT pg_create_physical_replication_slot('walhook')`, want: "pg_drop_replication_slot"},
 		"role may not replicate": {sql: `CREATE ROLE plain LOGIN`, want: `ALTER ROLE "plain" REPLICATION`,
-			change: func(c *Config) { c.URL = withUser(c.URL, "plain") }},
-		"database missing": {want: "the database does not exist", change: func(c *Config) { c.URL = withDatabase(c.URL, "nowhere") }},
+			change: func(c *Config) { c.Server = changed(c.Server, func(s *pgconn.Config) { s.User = "plain" }) }},
+		"database missing": {want: "the database does not exist", change: func(c *Config) { c.Server = changed(c.Server, func(s *pgconn.Config) { s.Database = "nowhere" }) }},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -417,24 +418,6 @@ func TestNotPrepared(t *testing.T) {
 			t.Log(r.error())
 		})
 	}
-}
-
-func withUser(u, user string) string {
-	parsed, err := url.Parse(u)
-	if err != nil {
-		panic(err)
-	}
-	parsed.User = url.User(user)
-	return parsed.String()
-}
-
-func withDatabase(u, name string) string {
-	parsed, err := url.Parse(u)
-	if err != nil {
-		panic(err)
-	}
-	parsed.Path = "/" + name
-	return parsed.String()
 }
 
 func TestASlotWhoseWALIsGoneIsMadeAnew(t *testing.T) {
@@ -590,7 +573,7 @@ func TestBlackHole(t *testing.T) {
 	d := newDatabase(t)
 	p := newProxy(t, d.url)
 	config := d.config()
-	config.URL = p.url
+	config.Server = at(p.url)
 	r := start(t, config)
 	r.streaming(1)
 	d.insert(1)
@@ -610,7 +593,7 @@ func TestSlowLineIsNotSilence(t *testing.T) {
 	d := newDatabase(t)
 	p := newProxy(t, d.url)
 	config := d.config()
-	config.URL = p.url
+	config.Server = at(p.url)
 	r := start(t, config, shortTimeout) // so that silence is 1.2 s
 	r.streaming(1)
 	p.slow.Store(64 << 10)
@@ -757,7 +740,7 @@ func TestAnUnreachableServerIsTriedForEver(t *testing.T) {
 	}
 	address := listener.Addr().String()
 	listener.Close()
-	r := start(t, Config{URL: "postgres://u:secret@" + address + "/d?sslmode=disable", Slot: "s", Publication: "p"})
+	r := start(t, Config{Server: at("postgres://u:secret@" + address + "/d?sslmode=disable"), Slot: "s", Publication: "p"})
 	r.eventually(5*time.Second, "the reason", func() bool { return r.Status().Err != "" })
 	since := time.Now()
 	r.eventually(5*time.Second, "some attempts", func() bool { return time.Since(since) > 3*time.Second })
@@ -775,8 +758,8 @@ func TestAnUnreachableServerIsTriedForEver(t *testing.T) {
 func TestBadConfiguration(t *testing.T) {
 	t.Parallel()
 	for _, config := range []Config{
-		{URL: "postgres://127.0.0.1/x", Slot: "Not-A-Slot", Publication: "p"},
-		{URL: "postgres://u:secret@127.0.0.1:notaport/x", Slot: "s", Publication: "p"},
+		{Server: at("postgres://127.0.0.1/x"), Slot: "Not-A-Slot", Publication: "p"},
+		{Server: at("postgres://u:secret@127.0.0.1:notaport/x"), Slot: "s", Publication: "p"},
 	} {
 		err := New(config).Run(t.Context())
 		if err == nil || strings.Contains(err.Error(), "secret") {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.uber.org/goleak"
 
@@ -84,8 +85,24 @@ func (d *database) walsender() string {
 	return d.value(`SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1`, d.slot)
 }
 
+// at connects as a connection string says.
+func at(url string) func() (*pgconn.Config, error) {
+	return func() (*pgconn.Config, error) { return pgconn.ParseConfig(url) }
+}
+
+// changed connects with a change.
+func changed(server func() (*pgconn.Config, error), change func(*pgconn.Config)) func() (*pgconn.Config, error) {
+	return func() (*pgconn.Config, error) {
+		config, err := server()
+		if err == nil {
+			change(config)
+		}
+		return config, err
+	}
+}
+
 func (d *database) config() Config {
-	return Config{URL: d.url, Slot: d.slot, Publication: "walhook", CreateSlot: true}
+	return Config{Server: at(d.url), Slot: d.slot, Publication: "walhook", CreateSlot: true}
 }
 
 // A run is a Stream with a consumer that keeps what it was handed.

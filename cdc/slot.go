@@ -35,33 +35,67 @@ const (
 
 var slotName = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
 
-// parseConfig reads the connection string and adds what the session needs.
-func parseConfig(url string, walSenderTimeout time.Duration) (*pgconn.Config, error) {
-	config, err := pgconn.ParseConfig(url)
+// configure asks how to connect now, and adds what a session needs, whatever its
+// role's and its database's defaults are.
+func (s *Stream) configure() (*pgconn.Config, error) {
+	config, err := s.config.Server()
 	if err != nil {
-		return nil, fmt.Errorf("connection string for replication: %w", err)
+		return nil, err
 	}
-	set := config.RuntimeParams
-	set["replication"] = "database"
-	if set["application_name"] == "" {
-		set["application_name"] = "walhook"
-	}
-	set["client_encoding"] = "UTF8"
-	set["DateStyle"] = "ISO, YMD"
-	set["TimeZone"] = "UTC"
+	set := outbox.Settings("")
 	set["search_path"] = "pg_catalog" // nobody else's functions and operators in our queries
+	// A session lasts for months, a standby is idle, and the making of a slot waits for
+	// the transactions of others.
 	set["statement_timeout"] = "0"
-	set["idle_session_timeout"] = "0" // a standby is idle
-	set["wal_sender_timeout"] = strconv.FormatInt(walSenderTimeout.Milliseconds(), 10)
+	set["lock_timeout"] = "0"
+	set["idle_in_transaction_session_timeout"] = "0"
+	outbox.Override(config.RuntimeParams, set)
+	if config.RuntimeParams["application_name"] == "" {
+		config.RuntimeParams["application_name"] = "walhook"
+	}
 	return config, nil
 }
 
-// ordinary is the same server without replication.
-func ordinary(config *pgconn.Config) *pgconn.Config {
-	c := config.Copy()
-	delete(c.RuntimeParams, "replication")
-	delete(c.RuntimeParams, "wal_sender_timeout")
-	return c
+// connectOrdinary connects to the same server without replication.
+func (s *Stream) connectOrdinary(ctx context.Context) (*pgconn.PgConn, error) {
+	config, err := s.configure()
+	if err != nil {
+		return nil, err
+	}
+	return connect(ctx, config)
+}
+
+// connectReplicating connects for replication.
+func (s *Stream) connectReplicating(ctx context.Context) (*pgconn.PgConn, error) {
+	config, err := s.configure()
+	if err != nil {
+		return nil, err
+	}
+	config.RuntimeParams["replication"] = "database"
+	config.RuntimeParams["wal_sender_timeout"] = strconv.FormatInt(s.walSenderTimeout.Milliseconds(), 10)
+	s.user = config.User
+	pg, err := connect(ctx, config)
+	if err != nil {
+		return nil, err
+	}
+	if err := noTransactionTimeout(ctx, pg); err != nil {
+		hangUp(pg)
+		return nil, err
+	}
+	return pg, nil
+}
+
+// PostgreSQL 17 brought it; it would end a stream that decodes a long transaction.
+const noTransactionTimeoutSQL = `SELECT CASE WHEN pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL
+	THEN pg_catalog.set_config('transaction_timeout', '0', false) END`
+
+func noTransactionTimeout(ctx context.Context, pg *pgconn.PgConn) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	if _, err := query(ctx, pg, noTransactionTimeoutSQL); err != nil {
+		return fmt.Errorf("set up the session: %w", err)
+	}
+	return nil
 }
 
 func connect(ctx context.Context, config *pgconn.Config) (*pgconn.PgConn, error) {
@@ -89,7 +123,7 @@ func hangUp(pg *pgconn.PgConn) {
 // open connects, sees that everything is there, and starts replication. As long
 // as another process holds the slot it waits.
 func (s *Stream) open(ctx context.Context) (*connection, error) {
-	pg, err := connect(ctx, s.server)
+	pg, err := s.connectReplicating(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -105,10 +139,7 @@ func (s *Stream) open(ctx context.Context) (*connection, error) {
 // checks what a stream would need.
 func Prepare(ctx context.Context, config Config) (created bool, err error) {
 	s := New(config)
-	if s.server, err = parseConfig(config.URL, s.walSenderTimeout); err != nil {
-		return false, err
-	}
-	pg, err := connect(ctx, s.server)
+	pg, err := s.connectReplicating(ctx)
 	if err != nil {
 		return false, err
 	}
@@ -171,6 +202,9 @@ func (s *Stream) identify(ctx context.Context, pg *pgconn.PgConn) (*outbox.Sessi
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 	system, err := pglogrepl.IdentifySystem(ctx, pg)
+	if sqlState(err) == codeSyntax { // replication=database was passed over: this is an ordinary session
+		return nil, 0, &preparationError{what: "what answers takes no replication commands", mend: poolerBetween, cause: errors.Join(ErrNoReplication, err)}
+	}
 	if err != nil {
 		return nil, 0, fmt.Errorf("identify the server: %w", err)
 	}

@@ -10,8 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
-
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -28,13 +26,13 @@ type Stream struct {
 	stop    context.CancelFunc
 
 	// What only Run's goroutine touches.
-	server        *pgconn.Config // of the replication connection
-	serverVersion int            // as server_version_num, when it was last asked
-	prepared      bool           // the slot was once streamed from, or seen in another's hands
-	failures      int            // since a session was last healthy
-	unreadable    int            // sessions in a row that ended because the slot cannot be decoded
-	remakes       int            // how often the slot was made anew lately
-	remade        time.Time      // when it was last
+	user          string    // of the replication connection
+	serverVersion int       // as server_version_num, when it was last asked
+	prepared      bool      // the slot was once streamed from, or seen in another's hands
+	failures      int       // since a session was last healthy
+	unreadable    int       // sessions in a row that ended because the slot cannot be decoded
+	remakes       int       // how often the slot was made anew lately
+	remade        time.Time // when it was last
 
 	walSenderTimeout time.Duration // tests make it short
 
@@ -104,8 +102,7 @@ func (s *Stream) Run(ctx context.Context) error {
 	if !slotName.MatchString(s.config.Slot) {
 		return fmt.Errorf("slot name %q: only lower-case letters, digits and underscores, at most 63", s.config.Slot)
 	}
-	var err error
-	if s.server, err = parseConfig(s.config.URL, s.walSenderTimeout); err != nil {
+	if _, err := s.configure(); err != nil {
 		return err
 	}
 	for {

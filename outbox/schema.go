@@ -19,7 +19,7 @@ const SchemaVersion = 5
 var (
 	requiredTables = []string{
 		"webhook_event_types", "webhook_endpoints", "webhook_secrets", "webhook_outbox", "webhook_outbox_default",
-		"webhook_deliveries", "webhook_deliveries_default", "webhook_state", "webhook_endpoint_failures", "webhook_retries",
+		"webhook_deliveries", "webhook_deliveries_default", "webhook_state", "webhook_endpoint_failures",
 	}
 	requiredColumns = []string{"id", "organization_id", "event_type", "payload", "created_at", "endpoint_ids"}
 )
@@ -39,8 +39,7 @@ SELECT webhook_schema_version(),
            SELECT FROM pg_publication_rel r
            WHERE r.prpubid = p.oid AND r.prrelid = o.oid
              AND num_nonnulls(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') = 0), false),
-       coalesce(has_table_privilege(to_regclass('webhook_endpoint_failures'), 'UPDATE'), true),
-       coalesce(has_table_privilege(to_regclass('webhook_retries'), 'SELECT'), true)
+       coalesce(has_table_privilege(to_regclass('webhook_endpoint_failures'), 'UPDATE'), true)
 FROM (SELECT to_regclass('webhook_outbox')::oid AS oid) o LEFT JOIN pg_publication p ON p.pubname = 'walhook'`
 
 // CheckSchema returns an error that wraps ErrNotPrepared, and says what to do,
@@ -51,9 +50,9 @@ FROM (SELECT to_regclass('webhook_outbox')::oid AS oid) o LEFT JOIN pg_publicati
 func (s *Store) CheckSchema(ctx context.Context) error {
 	var version int
 	var tables, columns []string
-	var trigger, publication, inserts, member, updates, retries bool
+	var trigger, publication, inserts, member, updates bool
 	err := s.pool.QueryRow(ctx, checkSchema, pgx.NamedArgs{"tables": requiredTables, "columns": requiredColumns}).
-		Scan(&version, &tables, &columns, &trigger, &publication, &inserts, &member, &updates, &retries)
+		Scan(&version, &tables, &columns, &trigger, &publication, &inserts, &member, &updates)
 	var missing string
 	switch {
 	case hasCode(err, "42883"): // undefined_function
@@ -76,8 +75,6 @@ func (s *Store) CheckSchema(ctx context.Context) error {
 		missing = "the publication walhook does not carry webhook_outbox, or only some of its rows or columns"
 	case !updates: // a role with the grants of schema version 1
 		missing = "this role may not update webhook_endpoint_failures (GRANT UPDATE ON webhook_endpoint_failures TO it)"
-	case !retries: // of schema version 4
-		missing = "this role may not read webhook_retries (GRANT SELECT ON webhook_retries TO it)"
 	default:
 		return nil
 	}

@@ -124,10 +124,18 @@ func apply(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	return err
 }
 
-// Whatever the encoding of a session or of psql: the file's bytes mean the same.
+// Whatever the encoding of a session or of psql is, and whatever a backslash means
+// there: the file means the same.
 func TestSchemaIsASCII(t *testing.T) {
 	t.Parallel()
 	for i, line := range strings.Split(readSchema(t), "\n") {
+		if parts := strings.Split(line, "'"); len(parts) > 1 {
+			for j := 1; j < len(parts); j += 2 {
+				if strings.Contains(parts[j], `\`) && !strings.HasSuffix(parts[j-1], "E") {
+					t.Errorf("line %d of schema.sql has a backslash in a literal without E: %s", i+1, line)
+				}
+			}
+		}
 		if strings.ContainsFunc(line, func(r rune) bool { return r > unicode.MaxASCII || r < ' ' }) {
 			t.Errorf("line %d of schema.sql has a character that is not printable ASCII: %s", i+1, line)
 		}

@@ -28,15 +28,15 @@ import (
 	"github.com/walhook/walhook/outbox"
 )
 
-// Options are what the server asks, and whom it answers. All but Token are required.
+// Options are what the server asks, and whom it answers. All but Tokens are required.
 type Options struct {
 	Version string
-	Token   string // bearer token for everything but health; "": only requests to a loopback name are answered
+	Tokens  []string // each will do, for everything but health; none: only requests to a loopback name are answered
 
 	// Alive returns an error where a loop no longer turns.
 	Alive func() error
 	// Ready returns the role, "active" or "standby", or an error that says why
-	// there is none: the database is away, or not prepared.
+	// there is none: the database is away, or not prepared. See Reason.
 	Ready func(context.Context) (role string, err error)
 
 	Metrics *Metrics
@@ -60,8 +60,8 @@ func New(o Options) http.Handler {
 
 	all := http.NewServeMux()
 	all.Handle("GET /healthz", healthz(o.Alive))
-	all.Handle("GET /readyz", readyz(o.Ready))
-	all.Handle("/", guard(o.Token, restricted))
+	all.Handle("GET /readyz", readyz(o.Tokens, o.Ready))
+	all.Handle("/", guard(o.Tokens, restricted))
 	return all
 }
 

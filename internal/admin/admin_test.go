@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"io"
@@ -85,7 +86,7 @@ func reason(t *testing.T, w *httptest.ResponseRecorder) string {
 func TestHealth(t *testing.T) {
 	t.Parallel()
 	o := options(t, away(t))
-	o.Token = "t0ken"
+	o.Tokens = []string{"t0ken", "t0ken-to-come"}
 	h := New(o)
 	if w := ask(h, "GET", "/healthz", ""); w.Code != http.StatusOK || w.Body.String() != "ok" {
 		t.Errorf("healthz: %d %q", w.Code, w.Body)
@@ -95,13 +96,37 @@ func TestHealth(t *testing.T) {
 	}
 
 	o.Alive = func() error { return errors.New("the recorder has not turned for 13s") }
-	o.Ready = func(context.Context) (string, error) { return "", errors.New("the publication is missing") }
+	o.Ready = func(context.Context) (string, error) {
+		return "", &Reason{Class: "database unreachable", Err: errors.New("no route to db.internal for user walhook")}
+	}
 	h = New(o)
 	if w := ask(h, "GET", "/healthz", ""); w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "the recorder") {
 		t.Errorf("healthz, wedged: %d %q", w.Code, w.Body)
 	}
-	if w := ask(h, "GET", "/readyz", ""); w.Code != http.StatusServiceUnavailable || reason(t, w) != "the publication is missing" {
-		t.Errorf("readyz, not ready: %d %q", w.Code, w.Body)
+	const text = "no route to db.internal for user walhook"
+	for _, tt := range []struct {
+		who, want string
+		header    string
+	}{
+		{"everybody", "database unreachable", "Host: walhook.internal"},
+		{"who asks on this machine, with a token elsewhere", "database unreachable", "Host: localhost"},
+		{"a wrong token", "database unreachable", "Authorization: Bearer t0kem"},
+		{"the token", text, "Authorization: Bearer t0ken"},
+		{"the token in a browser", text, "Authorization: Basic " + basic("me:t0ken-to-come")},
+	} {
+		if w := ask(h, "GET", "/readyz", "", tt.header); w.Code != http.StatusServiceUnavailable || reason(t, w) != tt.want {
+			t.Errorf("readyz, not ready, to %s: %d %q, want %q", tt.who, w.Code, w.Body, tt.want)
+		}
+	}
+	o.Tokens = nil
+	for host, want := range map[string]string{"localhost:8080": text, "walhook.internal": "database unreachable"} {
+		if w := ask(New(o), "GET", "/readyz", "", "Host: "+host); reason(t, w) != want {
+			t.Errorf("readyz without a token, to %s: %q, want %q", host, w.Body, want)
+		}
+	}
+	o.Ready = func(context.Context) (string, error) { return "", errors.New(text) }
+	if w := ask(New(o), "GET", "/readyz", "", "Host: walhook.internal"); reason(t, w) != "not ready" {
+		t.Errorf("readyz, for a reason that nobody has classed: %q", w.Body)
 	}
 }
 
@@ -110,7 +135,7 @@ func TestWhoMayAsk(t *testing.T) {
 	const tooFar, fine = http.StatusForbidden, http.StatusOK
 	open := New(options(t, away(t)))
 	o := options(t, away(t))
-	o.Token = "t0ken"
+	o.Tokens = []string{"t0ken", "t0ken-to-come"}
 	closed := New(o)
 	for _, tt := range []struct {
 		what    string
@@ -128,7 +153,14 @@ func TestWhoMayAsk(t *testing.T) {
 		{"no token", closed, nil, http.StatusUnauthorized},
 		{"a wrong token", closed, []string{"Authorization: Bearer t0kem"}, http.StatusUnauthorized},
 		{"half a token", closed, []string{"Authorization: Bearer t0k"}, http.StatusUnauthorized},
-		{"another scheme", closed, []string{"Authorization: Basic t0ken"}, http.StatusUnauthorized},
+		{"another scheme", closed, []string{"Authorization: Digest t0ken"}, http.StatusUnauthorized},
+		{"Basic without a password", closed, []string{"Authorization: Basic t0ken"}, http.StatusUnauthorized},
+		{"the token as the user of Basic", closed, []string{"Authorization: Basic " + basic("t0ken:")}, http.StatusUnauthorized},
+		{"the token as the password of Basic", closed, []string{"Authorization: Basic " + basic(":t0ken")}, fine},
+		{"with any user", closed, []string{"Authorization: Basic " + basic("operator:t0ken")}, fine},
+		{"an empty password", closed, []string{"Authorization: Basic " + basic("operator:")}, http.StatusUnauthorized},
+		{"the token to come", closed, []string{"Authorization: Bearer t0ken-to-come"}, fine},
+		{"both at once", closed, []string{"Authorization: Bearer t0ken,t0ken-to-come"}, http.StatusUnauthorized},
 		{"the token", closed, []string{"Authorization: Bearer t0ken", "Host: walhook.internal"}, fine},
 		{"the token, in other case", closed, []string{"Authorization: bearer t0ken"}, fine},
 	} {
@@ -144,6 +176,25 @@ func TestWhoMayAsk(t *testing.T) {
 		if w := ask(tt.h, "POST", "/api/test-webhook", "{}", tt.headers...); w.Code != want || reason(t, w) == "" {
 			t.Errorf("%s: POST answers %d, want %d", tt.what, w.Code, want)
 		}
+	}
+}
+
+// basic encodes user and password.
+func basic(text string) string { return base64.StdEncoding.EncodeToString([]byte(text)) }
+
+// A browser asks for a password where it is told of Basic.
+func TestABrowserIsAskedForThePassword(t *testing.T) {
+	t.Parallel()
+	o := options(t, away(t))
+	o.Tokens = []string{"t0ken"}
+	w := ask(New(o), "GET", "/", "")
+	got := w.Header().Values("WWW-Authenticate")
+	if w.Code != http.StatusUnauthorized || len(got) != 2 || !strings.HasPrefix(got[0], "Basic realm=") || !strings.HasPrefix(got[1], "Bearer") {
+		t.Errorf("%d %q", w.Code, got)
+	}
+	post := ask(New(o), "POST", "/api/test-webhook", "{}", "Authorization: Basic "+basic(":t0ken"), "Sec-Fetch-Site: cross-site")
+	if post.Code != http.StatusForbidden {
+		t.Errorf("another origin's page posts with the browser's password: %d", post.Code)
 	}
 }
 

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
 )
@@ -21,8 +22,28 @@ func healthz(alive func() error) http.Handler {
 	})
 }
 
+// A Reason is why walhook is not ready, in two forms: for everybody who reaches the
+// port, and for who may see everything. The second can name hosts, users and databases.
+type Reason struct {
+	Class string
+	Err   error
+}
+
+func (r *Reason) Error() string { return r.Err.Error() }
+func (r *Reason) Unwrap() error { return r.Err }
+
+// class is what everybody may know of an error.
+func class(err error) string {
+	if reason, ok := errors.AsType[*Reason](err); ok {
+		return reason.Class
+	}
+	return "not ready"
+}
+
 // readyz answers whether walhook does its work, or would at once: a standby is ready.
-func readyz(ready func(context.Context) (string, error)) http.Handler {
+// Everybody may ask, so why not is told in words that name nothing, but to who may see
+// everything.
+func readyz(tokens []string, ready func(context.Context) (string, error)) http.Handler {
 	turn := newGate()
 	ask := func(ctx context.Context) (string, error) {
 		if err := turn.enter(ctx); err != nil {
@@ -36,7 +57,11 @@ func readyz(ready func(context.Context) (string, error)) http.Handler {
 		defer cancel()
 		role, err := ask(ctx)
 		if err != nil {
-			refuse(w, http.StatusServiceUnavailable, err.Error())
+			reason := class(err)
+			if trusted(r, tokens) {
+				reason = err.Error()
+			}
+			refuse(w, http.StatusServiceUnavailable, reason)
 			return
 		}
 		answer(w, http.StatusOK, map[string]string{"role": role})

@@ -1,7 +1,7 @@
 package config
 
 import (
-	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -13,8 +13,6 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
-
-	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // The bounds say what cannot be meant. They are wide: what is merely unusual is
@@ -54,7 +52,31 @@ const (
 
 	// What HTTP servers are sure to take as one header.
 	maxHeaderValue = 256
+
+	// What nobody guesses over HTTP: 64 bits as hexadecimal digits.
+	minToken = 16
+
+	// The old one and the new one, while a token is changed.
+	maxTokens = 2
 )
+
+// maxName is how long a name of PostgreSQL's can be, in bytes; a longer one would be cut.
+const maxName = 63
+
+// wrongSchema says why a name cannot be that of walhook's schema.
+func wrongSchema(name string) string {
+	switch {
+	case len(name) > maxName:
+		return fmt.Sprintf("longer than the %d bytes that PostgreSQL takes", maxName)
+	case !printable(name, maxName):
+		return "has to be printable, without blanks around it: the bare name, without quotes"
+	case strings.HasPrefix(name, "pg_"), name == "information_schema":
+		return "is a schema of PostgreSQL's own"
+	case name == "$user":
+		return "has to be the name itself"
+	}
+	return ""
+}
 
 // slotName is PostgreSQL's own rule.
 var slotName = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
@@ -64,7 +86,11 @@ func (l *loader) bounds(c *Config) {
 	if !slotName.MatchString(c.Slot) {
 		l.wrong("WALHOOK_SLOT", "PostgreSQL takes only lower-case letters, digits and underscores, 1 to 63 of them")
 	}
+	if wrong := wrongSchema(c.Schema); c.Schema != "" && wrong != "" {
+		l.wrong("WALHOOK_SCHEMA", "%s", wrong)
+	}
 	l.adminAddr(c)
+	l.adminTokens(c)
 	l.between("WALHOOK_PARK_AFTER", c.ParkAfter, 0, maxParkAfter)
 	l.between("WALHOOK_TIMEOUT", c.Timeout, minTimeout, maxTimeout)
 	l.between("WALHOOK_DISABLE_AFTER", c.DisableAfter, 0, maxAge)
@@ -79,9 +105,6 @@ func (l *loader) bounds(c *Config) {
 	l.schedule(c.RetrySchedule)
 	if !printable(c.UserAgent, maxHeaderValue) || !isASCII(c.UserAgent) {
 		l.wrong("WALHOOK_USER_AGENT", "has to be printable ASCII, at most %d characters, without blanks around it", maxHeaderValue)
-	}
-	if c.AdminToken != "" && (!printable(string(c.AdminToken), maxHeaderValue) || !isASCII(string(c.AdminToken)) || strings.Contains(string(c.AdminToken), " ")) {
-		l.wrong("WALHOOK_ADMIN_TOKEN", "has to be printable ASCII without blanks, at most %d characters", maxHeaderValue)
 	}
 	if c.Environment != "" && !printable(c.Environment, maxEnvironment) {
 		l.wrong("WALHOOK_ENVIRONMENT", "has to be printable, at most %d characters, without blanks around it", maxEnvironment)
@@ -129,6 +152,26 @@ func (l *loader) schedule(waits Schedule) {
 		}
 	}
 }
+
+// adminTokens are split here; a comma is no part of one.
+func (l *loader) adminTokens(c *Config) {
+	const name = "WALHOOK_ADMIN_TOKEN"
+	tokens := c.AdminTokens()
+	if len(tokens) > maxTokens {
+		l.wrong(name, "%d tokens, and at most %d are possible: the old and the new", len(tokens), maxTokens)
+	}
+	for _, token := range tokens {
+		switch {
+		case !isASCII(token), strings.Contains(token, " "), token != "" && !printable(token, maxHeaderValue):
+			l.wrong(name, "has to be printable ASCII without blanks, at most %d characters", maxHeaderValue)
+		case len(token) < minToken:
+			l.wrong(name, "a token of %d characters can be guessed: it has to have %d at least", len(token), minToken)
+		}
+	}
+}
+
+// AdminTokens are the tokens of which each will do.
+func (c *Config) AdminTokens() []string { return entries(string(c.AdminToken)) }
 
 // adminAddr allows port 0, for tests: the system chooses one.
 func (l *loader) adminAddr(c *Config) {
@@ -227,38 +270,26 @@ func (l *loader) connections(c *Config) {
 			l.wrong(source, "no database is named: set it, or DATABASE_URL, or libpq's %s", strings.Join(pgVariables, ", "))
 		}
 	}
-	l.connection(source, c.DatabaseURL)
+	c.databaseFile, _ = l.env.set("WALHOOK_DATABASE_URL" + fileSuffix)
+	c.replicationFile, _ = l.env.set("WALHOOK_REPLICATION_URL" + fileSuffix)
+	l.connection(c, source, c.DatabaseURL)
 	if c.ReplicationURL == "" {
 		c.ReplicationURL = c.DatabaseURL
 		return
 	}
-	l.connection("WALHOOK_REPLICATION_URL", c.ReplicationURL)
+	l.connection(c, "WALHOOK_REPLICATION_URL", c.ReplicationURL)
 }
 
-// connection checks what pgx makes of a connection string. What url.Parse says
-// can quote a piece of a password, so it is not passed on.
-func (l *loader) connection(source string, conn Secret) {
+// connection checks a connection string.
+func (l *loader) connection(c *Config, source string, conn Secret) {
 	if l.isWrong(source) {
 		return
 	}
-	text := string(conn)
-	scheme, _, isURL := strings.Cut(text, "://")
-	isURL = isURL && !strings.Contains(scheme, "=")
-	if isURL && scheme != "postgres" && scheme != "postgresql" {
-		l.wrongConnection(source, "the scheme has to be postgres or postgresql")
-		return
+	_, dropped, err := parseConnection(string(conn))
+	if err != nil {
+		l.wrongConnection(source, err.Error())
 	}
-	if _, err := url.Parse(text); isURL && err != nil {
-		l.wrongConnection(source, "not a URL; in a user or password, characters such as @ : / # % have to be percent-encoded")
-		return
-	}
-	if _, err := pgxpool.ParseConfig(text); err != nil {
-		wrong := "not a connection string"
-		if cause := errors.Unwrap(err); cause != nil {
-			wrong += ": " + cause.Error()
-		}
-		l.wrongConnection(source, wrong)
-	}
+	c.dropped = append(c.dropped, dropped...)
 }
 
 func (l *loader) wrongConnection(source, wrong string) {

@@ -3,6 +3,7 @@
 //	variables  the table: every variable, its default, what it means
 //	environ    where a value comes from: the environment, a file, the default
 //	values     from text to Go
+//	connection from a connection string to what pgx connects with
 //	bounds     what makes no sense, and what makes no sense together
 //	problems   what to tell an operator
 //
@@ -27,10 +28,11 @@ type Config struct {
 	DatabaseURL    Secret `env:"WALHOOK_DATABASE_URL"`    // "": libpq's PG* say it, which pgx reads by itself
 	ReplicationURL Secret `env:"WALHOOK_REPLICATION_URL"` // the same as DatabaseURL where it is not given
 	Slot           string `env:"WALHOOK_SLOT"`
+	Schema         string `env:"WALHOOK_SCHEMA"` // "": the first of the search_path
 	AutoInit       bool   `env:"WALHOOK_AUTO_INIT"`
 
-	AdminAddr  string `env:"WALHOOK_ADMIN_ADDR"` // "": no admin server
-	AdminToken Secret `env:"WALHOOK_ADMIN_TOKEN"`
+	AdminAddr  string `env:"WALHOOK_ADMIN_ADDR"`  // "": no admin server
+	AdminToken Secret `env:"WALHOOK_ADMIN_TOKEN"` // see AdminTokens
 
 	ParkAfter        time.Duration `env:"WALHOOK_PARK_AFTER"`
 	MaxInFlight      int           `env:"WALHOOK_MAX_IN_FLIGHT"`
@@ -54,6 +56,9 @@ type Config struct {
 
 	LogLevel  slog.Level `env:"WALHOOK_LOG_LEVEL"`
 	LogFormat string     `env:"WALHOOK_LOG_FORMAT"` // "json" or "text"
+
+	databaseFile, replicationFile string   // to be read again before each connection; "": the values are above
+	dropped                       []string // see Dropped
 }
 
 // Load reads the configuration out of an environment in the form of os.Environ.
@@ -70,6 +75,31 @@ func Load(env Environ) (*Config, error) {
 		return nil, l.problems
 	}
 	return c, nil
+}
+
+// AdminAddr returns where the admin server listens; a health check needs to know
+// nothing else.
+func AdminAddr(env Environ) (string, error) {
+	l := &loader{env: env}
+	c := new(Config)
+	c.AdminAddr, _ = l.lookup("WALHOOK_ADMIN_ADDR")
+	c.AdminToken = "not looked at"
+	l.adminAddr(c)
+	if len(l.problems) > 0 {
+		return "", l.problems
+	}
+	return c.AdminAddr, nil
+}
+
+// LogFormat returns the format of the log and whether it was chosen; for what has to be
+// said where the configuration cannot be used.
+func LogFormat(env Environ) (format string, chosen bool) {
+	format, chosen = env.set("WALHOOK_LOG_FORMAT")
+	if chosen = chosen && (format == "json" || format == "text"); !chosen {
+		v, _ := variable("WALHOOK_LOG_FORMAT")
+		format = v.Default
+	}
+	return format, chosen
 }
 
 // Proxy returns the egress proxy; nil: none.
@@ -89,6 +119,9 @@ func (c *Config) LogValue() slog.Value {
 	var attrs []slog.Attr
 	v := reflect.ValueOf(c).Elem()
 	for i := range v.NumField() {
+		if !v.Type().Field(i).IsExported() {
+			continue
+		}
 		attrs = append(attrs, slog.String(v.Type().Field(i).Tag.Get("env"), fmt.Sprint(v.Field(i).Interface())))
 	}
 	return slog.GroupValue(attrs...)
@@ -107,6 +140,9 @@ func (l *loader) decode(c *Config) {
 	config := reflect.ValueOf(c).Elem()
 	for i := range config.NumField() {
 		field := config.Type().Field(i)
+		if !field.IsExported() {
+			continue
+		}
 		one := reflect.New(reflect.StructOf([]reflect.StructField{field}))
 		if err := l.process(one, envconfig.LookuperFunc(l.lookup)); err != nil {
 			l.wrong(field.Tag.Get("env"), "%s", notA(field.Type, err))

@@ -68,7 +68,9 @@ func TestEveryVariableHasItsField(t *testing.T) {
 	t.Parallel()
 	var names []string
 	for field := range reflect.TypeFor[Config]().Fields() {
-		names = append(names, field.Tag.Get("env"))
+		if field.IsExported() {
+			names = append(names, field.Tag.Get("env"))
+		}
 	}
 	for _, v := range Variables {
 		if !slices.Contains(names, v.Name) {
@@ -97,6 +99,8 @@ func TestValues(t *testing.T) {
 		want any
 	}{
 		{"WALHOOK_AUTO_INIT=false", func(c *Config) any { return c.AutoInit }, false},
+		{"WALHOOK_SCHEMA=Web.hooks \u00fc", func(c *Config) any { return c.Schema }, "Web.hooks \u00fc"},
+		{"WALHOOK_SCHEMA=", func(c *Config) any { return c.Schema }, ""},
 		{"WALHOOK_SLOT=walhook_2", func(c *Config) any { return c.Slot }, "walhook_2"},
 		{"WALHOOK_ADMIN_ADDR=", func(c *Config) any { return c.AdminAddr }, ""},
 		{"WALHOOK_ADMIN_ADDR=[::1]:0", func(c *Config) any { return c.AdminAddr }, "[::1]:0"},
@@ -180,7 +184,15 @@ func TestWrongValues(t *testing.T) {
 		{"WALHOOK_PROXY_URL=proxy:3128", "not a URL with a host"},
 		{"WALHOOK_SECRET_KEY=hunter2!", "not base64"},
 		{"WALHOOK_SECRET_KEY=" + base64.StdEncoding.EncodeToString(make([]byte, 31)), "31 bytes, and has to be 32"},
-		{"WALHOOK_ADMIN_TOKEN=hunter2 and more", "without blanks"},
+		{"WALHOOK_ADMIN_TOKEN=hunter2 and many more", "without blanks"},
+		{"WALHOOK_ADMIN_TOKEN=hunter2hunter2a", "a token of 15 characters can be guessed"},
+		{"WALHOOK_ADMIN_TOKEN=hunter2hunter2ab,", "a token of 0 characters"},
+		{"WALHOOK_ADMIN_TOKEN=hunter2hunter2ab,hunter2hunter2cd,hunter2hunter2ef", "at most 2"},
+		{"WALHOOK_SCHEMA=pg_walhook", "PostgreSQL's own"},
+		{"WALHOOK_SCHEMA=information_schema", "PostgreSQL's own"},
+		{"WALHOOK_SCHEMA=$user", "the name itself"},
+		{"WALHOOK_SCHEMA= webhooks", "without blanks around it"},
+		{"WALHOOK_SCHEMA=" + strings.Repeat("\u00e4", 32), "longer than the 63 bytes"},
 		{"WALHOOK_RETENTION=0", "from 1s to 87600h"},
 		{"WALHOOK_RECOVERY_WINDOW=-1s", "from 0s"},
 		{"WALHOOK_ENVIRONMENT=" + strings.Repeat("x", 65), "at most 64"},
@@ -290,7 +302,7 @@ func TestSecretsComeFromFiles(t *testing.T) {
 	c, err := Load(Environ{
 		"WALHOOK_DATABASE_URL_FILE=" + file("postgres://a/x\n"),
 		"WALHOOK_REPLICATION_URL_FILE=" + file("postgres://b/x\r\n"),
-		"WALHOOK_ADMIN_TOKEN_FILE=" + file("token"),
+		"WALHOOK_ADMIN_TOKEN_FILE=" + file("a-token-of-a-file,the-one-after-that\n"),
 		"WALHOOK_SECRET_KEY_FILE=" + file(base64.StdEncoding.EncodeToString(key)+"\n"),
 		"WALHOOK_PROXY_URL_FILE=" + file("http://proxy:1"),
 		"WALHOOK_ADMIN_TOKEN=", // an empty one is none
@@ -298,7 +310,7 @@ func TestSecretsComeFromFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.DatabaseURL != "postgres://a/x" || c.ReplicationURL != "postgres://b/x" || c.AdminToken != "token" ||
+	if c.DatabaseURL != "postgres://a/x" || c.ReplicationURL != "postgres://b/x" || !slices.Equal(c.AdminTokens(), []string{"a-token-of-a-file", "the-one-after-that"}) ||
 		string(c.SecretKey) != string(key) || c.Proxy().String() != "http://proxy:1" {
 		t.Errorf("got %+v", *c)
 	}
@@ -325,7 +337,7 @@ func TestTokenIsRequiredOffLoopback(t *testing.T) {
 		if got := err != nil; got != required {
 			t.Errorf("%s: required is %v, want %v: %v", addr, got, required, err)
 		}
-		if _, err := Load(Environ{someURL, "WALHOOK_ADMIN_ADDR=" + addr, "WALHOOK_ADMIN_TOKEN=t"}); err != nil {
+		if _, err := Load(Environ{someURL, "WALHOOK_ADMIN_ADDR=" + addr, "WALHOOK_ADMIN_TOKEN=hunter2hunter2ab"}); err != nil {
 			t.Errorf("%s with a token: %v", addr, err)
 		}
 	}
@@ -364,7 +376,7 @@ func TestLimitsFitTogether(t *testing.T) {
 func TestSecretsAreNeverPrinted(t *testing.T) {
 	t.Parallel()
 	key := base64.StdEncoding.EncodeToString([]byte("hunter2 hunter2 hunter2 hunter2!"))
-	c := load(t, "WALHOOK_ADMIN_TOKEN=hunter2", "WALHOOK_PROXY_URL=http://u:hunter2@proxy", "WALHOOK_SECRET_KEY="+key)
+	c := load(t, "WALHOOK_ADMIN_TOKEN=hunter2hunter2ab", "WALHOOK_PROXY_URL=http://u:hunter2@proxy", "WALHOOK_SECRET_KEY="+key)
 	var out strings.Builder
 	slog.New(slog.NewJSONHandler(&out, nil)).Info("start", "config", c)
 	slog.New(slog.NewTextHandler(&out, nil)).Info("start", "token", c.AdminToken, "key", c.SecretKey)

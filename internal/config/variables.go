@@ -30,6 +30,10 @@ var Variables = []Variable{
 		Meaning: "replication slot", Example: "walhook",
 	},
 	{
+		Name: "WALHOOK_SCHEMA", Shown: "the first schema of the `search_path`",
+		Meaning: "where walhook's tables are; made where it does not exist. All sessions pin it: no other schema is looked into", Example: "webhooks",
+	},
+	{
 		Name: "WALHOOK_AUTO_INIT", Default: "true",
 		Meaning: "`run` applies the schema, publication and slot; `false`: checks, and exits 3", Example: "true",
 	},
@@ -39,7 +43,7 @@ var Variables = []Variable{
 	},
 	{
 		Name: "WALHOOK_ADMIN_TOKEN", Shown: "none", Secret: true,
-		Meaning: "bearer token for everything but health; required off loopback", Example: "what openssl rand -hex 32 prints",
+		Meaning: "token (16 characters and more; two by comma during a change) for everything but health, as `Bearer` or as the password of Basic; required off loopback", Example: "what openssl rand -hex 32 prints",
 	},
 	{
 		Name: "WALHOOK_PARK_AFTER", Default: "500ms",
