@@ -243,6 +243,41 @@ func TestASecretOfOnesOwnSigns(t *testing.T) {
 	pgtest.Eventually(t, patience, "signed with the secret that was set", func() bool { return signedWith(next) })
 }
 
+func TestWhatWaitsIsSentAtOnceWhenTheReceiverIsMended(t *testing.T) {
+	w := newWorld(t)
+	var mended atomic.Bool
+	rcv := newReceiver(t, func(int) int {
+		if mended.Load() {
+			return 200
+		}
+		return 503
+	})
+	id, _ := w.endpoint(rcv.URL)
+	w.run("WALHOOK_RETRY_SCHEDULE=1h,2h,3h")
+	const first, more = 30, 20 // the breaker opens after 20 failures
+	for range first {
+		w.insert("payment.failed")
+	}
+	w.eventually("the breaker is open", `SELECT breaker = 'open' FROM webhook_endpoint_health WHERE endpoint_id = $1`, id)
+	for range more {
+		w.insert("payment.failed")
+	}
+	w.eventually("all wait", `SELECT count(*) = $1 FROM webhook_deliveries WHERE status IN ('pending', 'retrying')`, first+more)
+	probes := len(rcv.requests())
+	pgtest.Eventually(t, patience, "three probes, so that the next is seconds away", func() bool { return len(rcv.requests()) >= probes+3 })
+
+	mended.Store(true)
+	asked := time.Now()
+	if n := query[int](w, `SELECT webhook_retry_now($1)`, id); n != first+more {
+		t.Errorf("webhook_retry_now: %d, want %d", n, first+more)
+	}
+	w.eventually("all are delivered", `SELECT count(*) = $1 FROM webhook_deliveries WHERE status = 'success'`, first+more)
+	if took := time.Since(asked); took > 5*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	w.eventually("the breaker is closed", `SELECT failing_since IS NULL FROM webhook_endpoint_health WHERE endpoint_id = $1`, id)
+}
+
 func TestRetriesUntilItWorks(t *testing.T) {
 	w := newWorld(t)
 	rcv := newReceiver(t, func(n int) int { return []int{500, 302, 204}[min(n, 2)] })

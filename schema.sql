@@ -7,7 +7,7 @@
 -- Again:     the file can be applied any number of times, by several at once, while applications insert. It keeps all
 --            data, and on a prepared database it takes no lock that an INSERT, an UPDATE or a SELECT on a table waits for.
 -- Layout:    1 types and ids, 2 event types, 3 endpoints and secrets, 4 outbox, 5 deliveries, 6 walhook's own state
---            7 partitions, 8 functions for operators, 9 views, 10 publication, 11 version
+--            7 partitions, 8 functions for operators, 9 views, 10 publication, 11 version, 12 default privileges
 --
 -- What an application's role needs:    GRANT INSERT, SELECT (id) ON webhook_outbox TO app;
 -- What a reader's role needs:          GRANT SELECT ON webhook_outbox, webhook_deliveries, webhook_endpoints, ... TO reader;
@@ -40,15 +40,50 @@ SET LOCAL client_min_messages = warning;
 -- Every trigger function refuses tables that are not ours, by their oid and before it looks at a row: columns of types that
 -- somebody else has made bring casts and operators of his with them, which would run with the function's owner's rights.
 DO $do$
-DECLARE
-    have int;
 BEGIN
     IF current_schema() IS NULL THEN
         RAISE EXCEPTION 'no schema to install into: search_path "%" names no schema that exists', current_setting('search_path')
             USING ERRCODE = 'invalid_schema_name', HINT = 'CREATE SCHEMA, or set search_path to one that exists.';
     END IF;
     PERFORM set_config('search_path', quote_ident(current_schema()) || ', pg_temp', true);
+END $do$;
 
+-- Who may CREATE in this schema can have made tables and functions of our names before us, and would keep what a superuser
+-- then fills in: all of it has to belong to the role that applies this file. What is there now is remembered, so that
+-- section 12 knows what was made below.
+DO $do$
+DECLARE
+    here   CONSTANT oid := quote_ident(current_schema()::text)::regnamespace::oid;
+    tables CONSTANT text[] := '{webhook_event_types,webhook_endpoints,webhook_secrets,webhook_outbox,webhook_outbox_default,webhook_deliveries,'
+        'webhook_deliveries_default,webhook_state,webhook_endpoint_failures,webhook_attempts,webhook_endpoint_health,webhook_status}';
+    other  record;
+    have   int := 0;
+BEGIN
+    SELECT o.what, o.owner INTO other
+    FROM (SELECT 'table or view ' || c.relname::text AS what, c.relowner AS owner FROM pg_class AS c WHERE c.relnamespace = here AND c.relname::text = ANY (tables)
+          UNION ALL
+          SELECT 'function ' || p.proname::text, p.proowner FROM pg_proc AS p WHERE p.pronamespace = here AND p.proname = 'webhook_schema_version') AS o
+    JOIN pg_roles AS me ON me.rolname = current_user
+    WHERE o.owner <> me.oid AND (me.rolsuper OR NOT pg_has_role(o.owner, 'USAGE'::text)) ORDER BY o.what LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION '% belongs to role %, and % would be the owner of what is made now', other.what, pg_get_userbyid(other.owner), current_user
+            USING ERRCODE = 'insufficient_privilege',
+                  HINT = 'If it is walhook''s, apply the schema as that role, or make one role the owner of everything (ALTER ... OWNER TO); else rename or drop it.';
+    END IF;
+    IF to_regprocedure('webhook_schema_version()') IS NOT NULL THEN
+        EXECUTE 'SELECT webhook_schema_version()' INTO have;
+    END IF;
+    PERFORM set_config('walhook.had_version', have::text, true);
+    PERFORM set_config('walhook.had_objects', (SELECT coalesce(string_agg(o.oid::text, ','::text), '') FROM (
+        SELECT c.oid FROM pg_class AS c WHERE c.relnamespace = here AND c.relkind IN ('r', 'p', 'v', 'S') AND starts_with(c.relname::text, 'webhook_'::text)
+        UNION ALL
+        SELECT p.oid FROM pg_proc AS p WHERE p.pronamespace = here AND starts_with(p.proname::text, 'webhook_'::text)) AS o), true);
+END $do$;
+
+DO $do$
+DECLARE
+    have int;
+BEGIN
     IF EXISTS (SELECT FROM pg_class c
                WHERE c.relnamespace = quote_ident(current_schema())::regnamespace AND c.relkind <> 'p'
                  AND c.relname IN ('webhook_outbox', 'webhook_deliveries')) THEN
@@ -391,18 +426,6 @@ BEGIN
         CREATE INDEX webhook_secrets_endpoint_idx ON webhook_secrets (endpoint_id);
         CREATE INDEX webhook_secrets_unsealed_idx ON webhook_secrets (id) WHERE NOT starts_with(secret, 'sealed:');
         COMMENT ON INDEX webhook_secrets_unsealed_idx IS 'With WALHOOK_SECRET_KEY, what is to be sealed is found here.';
-        -- Default privileges may have handed the new table to readers: it begins with its owner alone.
-        DECLARE
-            grantee text;
-        BEGIN
-            FOR grantee IN
-                SELECT DISTINCT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END
-                FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a
-                WHERE c.oid = 'webhook_secrets'::regclass AND a.grantee <> c.relowner
-            LOOP
-                EXECUTE 'REVOKE ALL ON webhook_secrets FROM ' || grantee;
-            END LOOP;
-        END;
     END IF;
     IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass AND tgname = 'webhook_endpoints_before_write') THEN
         CREATE TRIGGER webhook_endpoints_before_write BEFORE INSERT OR UPDATE ON webhook_endpoints
@@ -699,9 +722,49 @@ COMMENT ON COLUMN webhook_endpoint_failures.failing_since IS 'End of the first o
 COMMENT ON COLUMN webhook_endpoint_failures.breaker_opened_at IS
     'Since when it has failed so often in a row that it gets one probe at a time, and everything else waits in webhook_deliveries. Null: it has not.';
 
+CREATE TABLE IF NOT EXISTS webhook_retries (
+    endpoint_id uuid PRIMARY KEY,
+    asked_at    timestamptz NOT NULL
+);
+COMMENT ON TABLE webhook_retries IS
+    'When webhook_retry_now was last called for an endpoint. Apart from webhook_endpoint_failures, so that no transaction of an operator holds what recording waits for.';
+COMMENT ON COLUMN webhook_retries.endpoint_id IS 'The row of webhook_endpoints.';
+COMMENT ON COLUMN webhook_retries.asked_at IS 'A breaker that was open then is closed.';
+
 
 -- --- 7. Partitions --------------------------------------------------------------------------------------------------
 -- Days are UTC. walhook calls these functions; lock_timeout keeps them from standing in anybody's way.
+
+CREATE OR REPLACE FUNCTION webhook_revoke_default_privileges(catalogue oid, object oid) RETURNS text[]
+    LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
+DECLARE
+    roles text[] := '{}';
+    given record;
+BEGIN
+    FOR given IN
+        SELECT o.what, CASE a.grantee WHEN 0::oid THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)::text) END AS role,
+               string_agg(DISTINCT a.privilege_type, ', '::text) AS privileges
+        FROM (SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END || c.oid::regclass::text AS what, c.relowner AS owner,
+                     c.relnamespace AS namespace, c.relacl AS acl, CASE c.relkind WHEN 'S' THEN 'S' ELSE 'r' END AS kind
+              FROM pg_class AS c WHERE catalogue = 'pg_class'::regclass::oid AND c.oid = object
+              UNION ALL
+              SELECT 'FUNCTION ' || p.oid::regprocedure::text, p.proowner, p.pronamespace, p.proacl, 'f'
+              FROM pg_proc AS p WHERE catalogue = 'pg_proc'::regclass::oid AND p.oid = object) AS o
+        CROSS JOIN LATERAL aclexplode(o.acl) AS a
+        JOIN pg_default_acl AS d ON d.defaclrole = o.owner AND d.defaclobjtype::text = o.kind AND d.defaclnamespace IN (0::oid, o.namespace)
+        CROSS JOIN LATERAL aclexplode(d.defaclacl) AS b
+        WHERE a.grantor = o.owner AND a.grantee <> o.owner AND b.grantee = a.grantee AND b.privilege_type = a.privilege_type
+          AND NOT (o.kind = 'f' AND a.grantee = 0::oid) -- what PUBLIC executes is in section 10
+        GROUP BY o.what, a.grantee
+    LOOP
+        EXECUTE 'REVOKE ' || given.privileges || ' ON ' || given.what || ' FROM ' || given.role || ' CASCADE';
+        roles := array_append(roles, given.role);
+    END LOOP;
+    RETURN roles;
+END $fn$;
+COMMENT ON FUNCTION webhook_revoke_default_privileges(oid, oid) IS
+    'Takes back what ALTER DEFAULT PRIVILEGES gave to others on a table, sequence or function when it was made: catalogue is pg_class or pg_proc. '
+    'Returns who had something.';
 
 CREATE OR REPLACE FUNCTION webhook_add_partition(parent text, day date, OUT made boolean, OUT moved bigint)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET lock_timeout = '200ms' AS $fn$
@@ -731,6 +794,7 @@ BEGIN
     -- DEFAULT partition; locking that first makes the move complete and leaves no lock to be upgraded.
     EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL EXCLUDING COMMENTS, CONSTRAINT attach CHECK (id >= %L AND id < %L))',
         part, parent, low, high);
+    PERFORM webhook_revoke_default_privileges('pg_class'::regclass::oid, to_regclass(part)::oid);
     EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', fallback);
     EXECUTE format('WITH rows AS (DELETE FROM %I WHERE id >= $1 AND id < $2 RETURNING *) INSERT INTO %I SELECT * FROM rows', fallback, part)
         USING low, high;
@@ -811,6 +875,10 @@ BEGIN
                    ORDER BY d.id LIMIT most
                    FOR UPDATE SKIP LOCKED);
     GET DIAGNOSTICS deliveries = ROW_COUNT;
+
+    -- What was asked for a day ago has been done.
+    DELETE FROM webhook_retries AS r
+    WHERE r.endpoint_id IN (SELECT r.endpoint_id FROM webhook_retries AS r WHERE r.asked_at < now() - interval '1 day' LIMIT most FOR UPDATE SKIP LOCKED);
 
     -- Of endpoints that are deleted: there is no foreign key.
     DELETE FROM webhook_endpoint_failures AS f WHERE NOT EXISTS (SELECT FROM webhook_endpoints AS e WHERE e.id = f.endpoint_id);
@@ -994,6 +1062,38 @@ BEGIN
 END $fn$;
 COMMENT ON FUNCTION webhook_replay_failed(uuid, timestamptz, timestamptz) IS
     'Replays an endpoint''s failed and cancelled deliveries of the events of an interval. Returns how many.';
+
+-- With its owner's rights, and begins without EXECUTE for PUBLIC: nobody but walhook writes webhook_retries otherwise.
+CREATE OR REPLACE FUNCTION webhook_retry_now(endpoint_id uuid) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
+    -- A plan made while there were few rows must still use the indexes when there are many, and compiling it takes longer.
+    SET enable_seqscan = off SET jit = off AS $fn$
+#variable_conflict use_column
+DECLARE
+    waiting bigint;
+BEGIN
+    PERFORM FROM webhook_endpoints AS e WHERE e.id = webhook_retry_now.endpoint_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'webhook_retry_now: there is no endpoint %', coalesce(webhook_retry_now.endpoint_id::text, 'null') USING ERRCODE = 'no_data_found';
+    END IF;
+    INSERT INTO webhook_retries AS r (endpoint_id, asked_at) VALUES (webhook_retry_now.endpoint_id, clock_timestamp())
+    ON CONFLICT (endpoint_id) DO UPDATE SET asked_at = greatest(excluded.asked_at, r.asked_at + interval '1 microsecond');
+    -- The time is as late as can be: what has become due is looked for from a second ago.
+    UPDATE webhook_deliveries AS d SET next_attempt_at = clock_timestamp()
+    WHERE d.endpoint_id = webhook_retry_now.endpoint_id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at > now();
+    -- What was due already waits for its turn; but those at the head, no more than max_in_flight allows, may be under way,
+    -- and a failure would put them off again.
+    UPDATE webhook_deliveries AS d SET next_attempt_at = clock_timestamp()
+    WHERE d.id = ANY (ARRAY(SELECT d.id FROM webhook_deliveries AS d
+                            WHERE d.endpoint_id = webhook_retry_now.endpoint_id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at <= now()
+                            ORDER BY d.next_attempt_at, d.id LIMIT 1000))
+      AND d.status IN ('pending', 'retrying');
+    SELECT count(*) INTO waiting FROM webhook_deliveries AS d
+    WHERE d.endpoint_id = webhook_retry_now.endpoint_id AND d.status IN ('pending', 'retrying');
+    RETURN waiting;
+END $fn$;
+COMMENT ON FUNCTION webhook_retry_now(uuid) IS
+    'For an endpoint that has been mended: what waits is due at once, in its series, and its breaker lets it through, slowly at first. Returns how many.';
 
 CREATE OR REPLACE FUNCTION webhook_explain(event_id uuid)
     RETURNS TABLE (endpoint_id uuid, url text, reason text, delivery_id uuid, status text)
@@ -1188,22 +1288,69 @@ END $do$;
 -- webhook_replay, webhook_replay_failed, webhook_explain and webhook_stats, which need rights on the tables, and
 -- webhook_schema_version. All else is taken back each time, trigger functions first: who may execute one can put it on a
 -- table of his own. What is granted to roles by their names stays.
-REVOKE ALL ON FUNCTION webhook_endpoints_before_write(), webhook_endpoints_after_insert(), webhook_endpoints_notify(),
+REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_endpoints_before_write(), webhook_endpoints_after_insert(), webhook_endpoints_notify(),
     webhook_outbox_before_insert(), webhook_outbox_before_update(), webhook_deliveries_notify(),
     webhook_url_problem(text), webhook_headers_problem(jsonb), webhook_new_secret(),
     webhook_add_partition(text, date), webhook_drop_day(date), webhook_delete_old(timestamptz, int),
     webhook_create_endpoint(text, text, text[], text), webhook_rotate_secret(uuid, interval),
-    webhook_set_secret(uuid, text, interval), webhook_replace_secret(uuid, text, interval), webhook_secret_problem(text) FROM PUBLIC;
+    webhook_set_secret(uuid, text, interval), webhook_replace_secret(uuid, text, interval), webhook_secret_problem(text),
+    webhook_retry_now(uuid) FROM PUBLIC;
 -- An application's role needs no grant but those on webhook_outbox, also where functions are not PUBLIC by default.
 GRANT EXECUTE ON FUNCTION webhook_uuidv7() TO PUBLIC;
 
 
 -- --- 11. Version ----------------------------------------------------------------------------------------------------
--- Last: where this function says 5, all of the above is there.
+-- Where this function says 5, all of this file was applied: it is one transaction.
 
 CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN 5;
 COMMENT ON FUNCTION webhook_schema_version() IS 'The version of schema.sql that was applied. walhook applies its own where this is older or missing.';
+
+
+-- --- 12. Default privileges ------------------------------------------------------------------------------------------
+-- Platforms hand all that is made to roles that face the internet (ALTER DEFAULT PRIVILEGES ... GRANT ALL ... TO anon):
+-- signing secrets, the payloads of all organizations, webhook_rotate_secret. That is taken back from what was made above,
+-- and once, by version 5, from what versions before have made. What is granted from then on stays.
+DO $do$
+DECLARE
+    here CONSTANT oid := quote_ident(current_schema()::text)::regnamespace::oid;
+    had  CONSTANT oid[] := string_to_array(current_setting('walhook.had_objects'), ','::text)::oid[];
+    old  CONSTANT boolean := current_setting('walhook.had_version')::int BETWEEN 1 AND 4;
+    before CONSTANT text[] := '{webhook_event_types,webhook_endpoints,webhook_secrets,webhook_secrets_id_seq,webhook_outbox,webhook_deliveries,webhook_state,'
+        'webhook_endpoint_failures,webhook_attempts,webhook_endpoint_health,webhook_status,webhook_uuidv7,webhook_uuid_at,webhook_uuid_time,'
+        'webhook_delivery_id,webhook_event_patterns,webhook_url_problem,webhook_headers_problem,webhook_endpoints_before_write,webhook_new_secret,'
+        'webhook_endpoints_after_insert,webhook_endpoints_notify,webhook_outbox_before_insert,webhook_outbox_before_update,webhook_deliveries_notify,'
+        'webhook_add_partition,webhook_drop_day,webhook_delete_old,webhook_create_endpoint,webhook_rotate_secret,webhook_send_test,webhook_replay,'
+        'webhook_replay_failed,webhook_explain,webhook_stats,webhook_schema_version}';
+    object  record;
+    roles   text[] := '{}';
+    grantee text;
+BEGIN
+    FOR object IN
+        SELECT o.* FROM (
+            SELECT 'pg_class'::regclass::oid AS catalogue, c.oid, c.relname::text AS name, c.relowner AS owner,
+                   EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhrelid = c.oid
+                           AND i.inhparent IN ('webhook_outbox'::regclass::oid, 'webhook_deliveries'::regclass::oid)) AS is_partition
+            FROM pg_class AS c WHERE c.relnamespace = here AND c.relkind IN ('r', 'p', 'v', 'S')
+            UNION ALL
+            SELECT 'pg_proc'::regclass::oid, p.oid, p.proname::text, p.proowner, false FROM pg_proc AS p WHERE p.pronamespace = here) AS o
+        WHERE starts_with(o.name, 'webhook_'::text) AND pg_has_role(o.owner, 'USAGE'::text)
+          AND (o.oid <> ALL (had) OR old AND (o.is_partition OR o.name = ANY (before)))
+    LOOP
+        roles := roles OPERATOR(pg_catalog.||) webhook_revoke_default_privileges(object.catalogue, object.oid);
+    END LOOP;
+    FOR grantee IN SELECT DISTINCT r.role FROM pg_catalog.unnest(roles) AS r(role) ORDER BY r.role LOOP
+        RAISE WARNING 'default privileges had given % rights on walhook''s tables, views or functions: they are taken back; GRANT it what it is to have', grantee;
+    END LOOP;
+    -- Who made a function of ours before us would own it still.
+    SELECT p.oid::regprocedure::text INTO grantee FROM pg_proc AS p JOIN pg_roles AS me ON me.rolname = current_user
+    WHERE p.pronamespace = here AND p.xmin::text = (pg_current_xact_id()::xid)::text AND p.proowner <> me.oid
+      AND (me.rolsuper OR NOT pg_has_role(p.proowner, 'USAGE'::text)) LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'function % belongs to another role', grantee
+            USING ERRCODE = 'insufficient_privilege', HINT = 'Drop it, or ALTER FUNCTION ' || grantee || ' OWNER TO ' || quote_ident(current_user::text) || '.';
+    END IF;
+END $do$;
 
 COMMIT;

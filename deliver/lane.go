@@ -75,9 +75,10 @@ type lane struct {
 	passParks uint64    // as of the first page, when after was the beginning
 	sweep     bool      // rows wait in the table to be cancelled
 
-	health   health
-	lookedAt time.Time              // when failing was last looked at
-	news     *outbox.EndpointHealth // to be recorded; nil: nothing
+	health    health
+	lookedAt  time.Time              // when failing was last looked at
+	retriedAt time.Time              // when an operator last asked for what waits
+	news      *outbox.EndpointHealth // to be recorded; nil: nothing
 }
 
 // lane returns an endpoint's lane, making it where there is none.
@@ -291,6 +292,7 @@ func (w *window) lookedUp(l *lane, e *outbox.Endpoint, target *Target, asOf, now
 	if !refused {
 		l.organization = e.OrganizationID
 		w.limit(l, e, now)
+		w.retryNow(l, e.RetriedAt, now)
 		if first && e.BreakerOpen {
 			w.changeBreaker(l, func(b *breaker) { b.trip(now, w.schedule.length()) })
 			w.holdBack(l, now)
@@ -302,6 +304,22 @@ func (w *window) lookedUp(l *lane, e *outbox.Endpoint, target *Target, asOf, now
 	l.refused = refused
 	w.makeReady(l, now)
 	w.feed(l, now)
+}
+
+// retryNow closes the breaker of a lane where an operator has asked for what waits
+// since the last look-up: he says that the endpoint is mended. It goes as slowly
+// at first as after a probe that succeeded.
+func (w *window) retryNow(l *lane, asked, now time.Time) {
+	if !asked.After(l.retriedAt) {
+		return
+	}
+	l.retriedAt = asked
+	if !l.breaker.open {
+		return
+	}
+	w.changeBreaker(l, func(b *breaker) { *b = breaker{ramp: 1} })
+	w.tell(l, false, now, false)
+	w.hasRows(l, now)
 }
 
 // limit sets what an endpoint's row says of how much it may get.

@@ -174,6 +174,45 @@ func TestLanes(t *testing.T) {
 			h.load(100, 10*time.Second, endpoint)
 			h.is("requests in 10 s", len(h.sent[endpoint]), 3, 6)
 		},
+		"an operator's word closes it, slowly at first": func(t *testing.T) {
+			h := newHouse(t, usual)
+			mended := false
+			endpoint := h.open(func(time.Time) (int, time.Duration) {
+				if mended {
+					return 200, 10 * time.Millisecond
+				}
+				return 503, 0
+			})
+			h.load(100, 33*time.Second, endpoint) // the next probe is more than 10 s away
+			if h.w.open != 1 {
+				t.Fatal("its breaker is closed")
+			}
+			mended = true
+			h.sleep(time.Second)
+			if h.w.open != 1 {
+				t.Fatal("a probe came first")
+			}
+			before := len(h.sent[endpoint])
+			h.change(endpoint, func(e *outbox.Endpoint) { e.RetriedAt = time.Now() })
+			h.w.found(h.w.lanes[endpoint], time.Now()) // what the retrier does when rows have become due
+			h.sleep(5 * time.Millisecond)
+			h.is("sent at once", len(h.sent[endpoint])-before, 1, 1)
+			h.sleep(time.Second)
+			h.is("sent in a second", len(h.sent[endpoint])-before, 100, 5000)
+			if h.w.open != 0 {
+				t.Error("its breaker is open")
+			}
+		},
+		"an operator's word of before does not close it again": func(t *testing.T) {
+			h := newHouse(t, usual)
+			endpoint := h.open(always(503, 0), func(e *outbox.Endpoint) { e.RetriedAt = time.Now() })
+			h.load(100, 10*time.Second, endpoint)
+			h.w.found(h.w.lanes[endpoint], time.Now())
+			h.sleep(time.Second)
+			if h.w.open != 1 {
+				t.Error("its breaker is closed")
+			}
+		},
 		"once it is enabled again it begins anew": func(t *testing.T) {
 			h := newHouse(t, usual)
 			endpoint := h.open(always(503, 0))

@@ -41,6 +41,16 @@ func (w *window) hasRows(l *lane, now time.Time) {
 	w.feed(l, now)
 }
 
+// found has the retrier ask for the rows of a lane that the table told of. Why
+// they are due it does not tell: where the breaker is open an operator may have
+// asked for them, which the look-up knows.
+func (w *window) found(l *lane, now time.Time) {
+	w.hasRows(l, now)
+	if l.breaker.open && now.Sub(l.asOf) >= refreshAfter {
+		w.want(l)
+	}
+}
+
 // feed puts a lane whose rows have room into the round of those that ask.
 func (w *window) feed(l *lane, now time.Time) {
 	switch {

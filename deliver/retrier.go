@@ -139,7 +139,7 @@ func (r *retrier) look(ctx context.Context) error {
 	r.window.mu.Lock()
 	defer r.window.mu.Unlock()
 	for _, id := range endpoints {
-		r.window.hasRows(r.window.lane(id, r.looked), r.looked)
+		r.window.found(r.window.lane(id, r.looked), r.looked)
 	}
 	return nil
 }
@@ -157,7 +157,7 @@ func (r *retrier) walk(ctx context.Context) error {
 	defer r.window.mu.Unlock()
 	for _, f := range found {
 		l := r.window.lane(f.EndpointID, r.walked)
-		if r.window.hasRows(l, r.walked); !f.Enabled {
+		if r.window.found(l, r.walked); !f.Enabled {
 			r.window.want(l) // the look-up finds it refused, and has it swept
 		}
 		r.cursor = f.EndpointID

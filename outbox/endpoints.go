@@ -17,8 +17,9 @@ SELECT e.id, e.organization_id, e.url, e.headers, e.enabled, coalesce(e.max_in_f
        array(SELECT s.secret FROM webhook_secrets s
              WHERE s.endpoint_id = e.id AND (s.expires_at IS NULL OR s.expires_at > now())
              ORDER BY s.created_at, s.id),
-       EXISTS (SELECT FROM webhook_endpoint_failures f WHERE f.endpoint_id = e.id AND f.breaker_opened_at IS NOT NULL)
-FROM unnest(@ids::uuid[]) AS r(id) JOIN webhook_endpoints e ON e.id = r.id`
+       EXISTS (SELECT FROM webhook_endpoint_failures f WHERE f.endpoint_id = e.id AND f.breaker_opened_at > coalesce(n.asked_at, '-infinity')),
+       coalesce(n.asked_at, 'epoch')
+FROM unnest(@ids::uuid[]) AS r(id) JOIN webhook_endpoints e ON e.id = r.id LEFT JOIN webhook_retries n ON n.endpoint_id = e.id`
 
 // maxSkew is how far walhook's clock may be from PostgreSQL's. Receivers refuse
 // timestamps that are off by five minutes.
@@ -53,7 +54,7 @@ func (s *Store) Endpoints(ctx context.Context, ids []uuid.UUID) ([]Endpoint, err
 			var e Endpoint
 			var headers []byte
 			var secrets []string
-			err := row.Scan(&e.ID, &e.OrganizationID, &e.URL, &headers, &e.Enabled, &e.MaxInFlight, &e.RatePerSecond, &secrets, &e.BreakerOpen)
+			err := row.Scan(&e.ID, &e.OrganizationID, &e.URL, &headers, &e.Enabled, &e.MaxInFlight, &e.RatePerSecond, &secrets, &e.BreakerOpen, &e.RetriedAt)
 			if err == nil && json.Unmarshal(headers, &e.Headers) != nil {
 				e.Problem = "the endpoint's headers are not a JSON object of name to text"
 			}

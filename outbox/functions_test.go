@@ -560,6 +560,68 @@ func TestDeliveriesReplay(t *testing.T) {
 	refused(t, db.Pool, "webhook_deliveries_attempts", `UPDATE webhook_deliveries SET attempts = -1`)
 }
 
+func TestRetryNow(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	endpoint, other := newEndpoint(t, db.Pool, "org_1"), newEndpoint(t, db.Pool, "org_1")
+	for i, status := range []string{"pending", "retrying", "retrying", "success", "failed", "cancelled"} {
+		event := newEvent(t, db.Pool, "org_1", "payment.failed")
+		newDelivery(t, db.Pool, event, other, status)
+		exec(t, db.Pool, `UPDATE webhook_deliveries SET next_attempt_at = now() + $2 * interval '1 hour', attempts = 3, series_start = 1 WHERE id = $1 AND next_attempt_at IS NOT NULL`,
+			newDelivery(t, db.Pool, event, endpoint, status), i)
+	}
+	exec(t, db.Pool, `UPDATE webhook_deliveries SET next_attempt_at = now() + interval '1 hour' WHERE endpoint_id = $1 AND next_attempt_at IS NOT NULL`, other)
+	exec(t, db.Pool, `INSERT INTO webhook_endpoint_failures VALUES ($1, now(), now())`, endpoint)
+	look := func() outbox.Endpoint {
+		t.Helper()
+		found, err := outbox.NewStore(db.Pool, db.Slot, 0).Endpoints(t.Context(), []uuid.UUID{uuid.MustParse(endpoint)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found[0]
+	}
+	if e := look(); !e.BreakerOpen || e.RetriedAt.After(time.Unix(0, 0)) {
+		t.Errorf("before: %+v", e)
+	}
+
+	// An operator's transaction holds nothing that recording waits for.
+	tx := begin(t, db.Pool)
+	if n := query[int64](t, tx, `SELECT webhook_retry_now($1)`, endpoint); n != 3 {
+		t.Errorf("%d deliveries are due at once, want 3", n)
+	}
+	if held := column[string](t, tx, `SELECT format('%s %s', relation::regclass, mode) FROM pg_locks WHERE pid = pg_backend_pid() AND mode NOT IN ('AccessShareLock', 'RowShareLock')
+		AND relation::regclass::text ~ '^webhook_(endpoint_failures|state)$'`); len(held) > 0 {
+		t.Errorf("it holds %q", held)
+	}
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := query[string](t, db.Pool, `SELECT string_agg(format('%s %s %s', status, attempts, series_start), ', ' ORDER BY status)
+		FROM webhook_deliveries WHERE endpoint_id = $1 AND status IN ('pending', 'retrying') AND next_attempt_at <= now()`, endpoint); got != "pending 3 1, retrying 3 1, retrying 3 1" {
+		t.Errorf("due: %s", got)
+	}
+	if n := query[int](t, db.Pool, `SELECT count(*) FROM webhook_deliveries WHERE endpoint_id = $1 AND next_attempt_at <= now()`, other); n != 0 {
+		t.Errorf("%d of another endpoint are due", n)
+	}
+	first := look()
+	if first.BreakerOpen || first.RetriedAt.Before(time.Unix(1, 0)) {
+		t.Errorf("afterwards: %+v", first)
+	}
+	if n := query[int64](t, db.Pool, `SELECT webhook_retry_now($1)`, endpoint); n != 3 || !look().RetriedAt.After(first.RetriedAt) {
+		t.Errorf("once more: %d", n)
+	}
+	exec(t, db.Pool, `UPDATE webhook_endpoint_failures SET breaker_opened_at = clock_timestamp()`)
+	if !look().BreakerOpen {
+		t.Error("a breaker that has opened since is closed")
+	}
+	refused(t, db.Pool, "there is no endpoint", `SELECT webhook_retry_now(gen_random_uuid())`)
+	exec(t, db.Pool, `UPDATE webhook_retries SET asked_at = now() - interval '25 hours'`)
+	exec(t, db.Pool, `SELECT webhook_delete_old(now() - interval '30 days', 10)`)
+	if n := query[int](t, db.Pool, `SELECT count(*) FROM webhook_retries`); n != 0 {
+		t.Errorf("%d calls of yesterday are kept", n)
+	}
+}
+
 func TestExplain(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
@@ -712,7 +774,7 @@ func TestRoles(t *testing.T) {
 			`SELECT payload FROM webhook_outbox`, `SELECT FROM webhook_endpoints`, `SELECT FROM webhook_secrets`, `SELECT FROM webhook_deliveries`, `DELETE FROM webhook_outbox`,
 			`SELECT webhook_create_endpoint('org_1', 'https://example.com')`, `SELECT webhook_rotate_secret('` + endpoint + `')`,
 			`SELECT webhook_set_secret('` + endpoint + `', 'a secret of sixteen')`, `SELECT webhook_replace_secret('` + endpoint + `', 'a secret of sixteen', '0')`,
-			`SELECT webhook_drop_day('2020-01-01')`, `SELECT webhook_add_partition('webhook_outbox', '2020-01-01')`, `SELECT webhook_delete_old(now(), 1)`,
+			`SELECT webhook_retry_now('` + endpoint + `')`, `SELECT webhook_drop_day('2020-01-01')`, `SELECT webhook_add_partition('webhook_outbox', '2020-01-01')`, `SELECT webhook_delete_old(now(), 1)`,
 			`SELECT webhook_send_test('` + endpoint + `')`,
 		} {
 			denied(t, tx, sql)

@@ -41,11 +41,12 @@ type Endpoint struct {
 	URL            string
 	Headers        map[string]string
 	Enabled        bool
-	MaxInFlight    int      // 0: the deployment's WALHOOK_ENDPOINT_IN_FLIGHT
-	RatePerSecond  float64  // 0: no limit
-	Secrets        []Secret // live ones, oldest first
-	BreakerOpen    bool     // as last recorded: it failed many times in a row
-	Problem        string   // why nothing can be sent to it as it stands; empty: nothing
+	MaxInFlight    int       // 0: the deployment's WALHOOK_ENDPOINT_IN_FLIGHT
+	RatePerSecond  float64   // 0: no limit
+	Secrets        []Secret  // live ones, oldest first
+	BreakerOpen    bool      // as last recorded: it failed many times in a row
+	RetriedAt      time.Time // when an operator last asked for what waits to be sent at once
+	Problem        string    // why nothing can be sent to it as it stands; empty: nothing
 }
 
 // A Secret is the text of a signing secret. It prints as a placeholder.

@@ -19,7 +19,7 @@ const SchemaVersion = 5
 var (
 	requiredTables = []string{
 		"webhook_event_types", "webhook_endpoints", "webhook_secrets", "webhook_outbox", "webhook_outbox_default",
-		"webhook_deliveries", "webhook_deliveries_default", "webhook_state", "webhook_endpoint_failures",
+		"webhook_deliveries", "webhook_deliveries_default", "webhook_state", "webhook_endpoint_failures", "webhook_retries",
 	}
 	requiredColumns = []string{"id", "organization_id", "event_type", "payload", "created_at", "endpoint_ids"}
 )
@@ -39,7 +39,8 @@ SELECT webhook_schema_version(),
            SELECT FROM pg_publication_rel r
            WHERE r.prpubid = p.oid AND r.prrelid = o.oid
              AND num_nonnulls(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') = 0), false),
-       coalesce(has_table_privilege(to_regclass('webhook_endpoint_failures'), 'UPDATE'), true)
+       coalesce(has_table_privilege(to_regclass('webhook_endpoint_failures'), 'UPDATE'), true),
+       coalesce(has_table_privilege(to_regclass('webhook_retries'), 'SELECT'), true)
 FROM (SELECT to_regclass('webhook_outbox')::oid AS oid) o LEFT JOIN pg_publication p ON p.pubname = 'walhook'`
 
 // CheckSchema returns an error that wraps ErrNotPrepared, and says what to do,
@@ -50,9 +51,9 @@ FROM (SELECT to_regclass('webhook_outbox')::oid AS oid) o LEFT JOIN pg_publicati
 func (s *Store) CheckSchema(ctx context.Context) error {
 	var version int
 	var tables, columns []string
-	var trigger, publication, inserts, member, updates bool
+	var trigger, publication, inserts, member, updates, retries bool
 	err := s.pool.QueryRow(ctx, checkSchema, pgx.NamedArgs{"tables": requiredTables, "columns": requiredColumns}).
-		Scan(&version, &tables, &columns, &trigger, &publication, &inserts, &member, &updates)
+		Scan(&version, &tables, &columns, &trigger, &publication, &inserts, &member, &updates, &retries)
 	var missing string
 	switch {
 	case hasCode(err, "42883"): // undefined_function
@@ -75,6 +76,8 @@ func (s *Store) CheckSchema(ctx context.Context) error {
 		missing = "the publication walhook does not carry webhook_outbox, or only some of its rows or columns"
 	case !updates: // a role with the grants of schema version 1
 		missing = "this role may not update webhook_endpoint_failures (GRANT UPDATE ON webhook_endpoint_failures TO it)"
+	case !retries: // of schema version 4
+		missing = "this role may not read webhook_retries (GRANT SELECT ON webhook_retries TO it)"
 	default:
 		return nil
 	}

@@ -508,6 +508,7 @@ var runGrants = []string{
 	`SELECT, INSERT ON webhook_outbox`,
 	`SELECT, UPDATE ON webhook_endpoints, webhook_secrets`,
 	`SELECT, INSERT, UPDATE, DELETE ON webhook_endpoint_failures`,
+	`SELECT ON webhook_retries`,
 	`SELECT ON webhook_outbox_default, webhook_deliveries_default`,
 	`EXECUTE ON FUNCTION webhook_add_partition, webhook_drop_day, webhook_delete_old`,
 }

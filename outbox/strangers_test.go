@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 )
@@ -139,4 +140,146 @@ func TestTriggerFunctionsAreOfNoUseToStrangers(t *testing.T) {
 	// A table of ours by its name alone.
 	exec(t, db.Pool, `GRANT USAGE, CREATE ON SCHEMA public TO `+role)
 	checkRefusal(t, attack("webhook_outbox_before_insert", "public.webhook_outbox_trap"), "has columns of other types than webhook_outbox", "a table in walhook's schema")
+}
+
+// rightsOf is a line for each right of a role on what is walhook's.
+const rightsOf = `
+SELECT c.relname || ' ' || a.privilege_type FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) AS a
+WHERE c.relname LIKE 'webhook\_%' AND a.grantee = $1::regrole
+UNION ALL SELECT p.proname || ' ' || a.privilege_type FROM pg_proc p CROSS JOIN LATERAL aclexplode(p.proacl) AS a
+WHERE p.proname LIKE 'webhook\_%' AND a.grantee = $1::regrole`
+
+// Platforms grant all that is made to roles that face the internet.
+func TestDefaultPrivilegesGiveNothing(t *testing.T) {
+	t.Parallel()
+	schema := readSchema(t)
+	// platform grants to a new role, by both kinds of default privileges, and to PUBLIC.
+	platform := func(t *testing.T, db *pgtest.DB) (anon string) {
+		t.Helper()
+		anon = strings.Replace(db.Slot, "test", "anon", 1)
+		exec(t, db.Pool, `CREATE ROLE "`+anon+`"`)
+		t.Cleanup(func() {
+			for _, sql := range []string{`DROP OWNED BY "` + anon + `" CASCADE`, `DROP ROLE "` + anon + `"`} {
+				if _, err := db.Pool.Exec(context.Background(), sql); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		for _, what := range []string{"TABLES", "SEQUENCES", "FUNCTIONS", "TYPES"} {
+			exec(t, db.Pool, `ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON `+what+` TO "`+anon+`" WITH GRANT OPTION`)
+			exec(t, db.Pool, `ALTER DEFAULT PRIVILEGES GRANT ALL ON `+what+` TO "`+anon+`"`)
+		}
+		exec(t, db.Pool, `ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC`)
+		exec(t, db.Pool, `CREATE TABLE webhook_of_the_application ()`)
+		return anon
+	}
+	// install applies schema.sql and returns what it warns of.
+	install := func(t *testing.T, db *pgtest.DB) (warnings []string) {
+		t.Helper()
+		config, err := pgx.ParseConfig(db.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		config.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) { warnings = append(warnings, n.Message) }
+		conn, err := pgx.ConnectConfig(t.Context(), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close(context.WithoutCancel(t.Context()))
+		if _, err := conn.PgConn().Exec(t.Context(), schema).ReadAll(); err != nil {
+			t.Fatal(err)
+		}
+		return warnings
+	}
+	check := func(t *testing.T, db *pgtest.DB, anon string, warnings []string) {
+		t.Helper()
+		got := column[string](t, db.Pool, rightsOf, anon)
+		got = slices.DeleteFunc(got, func(r string) bool { return strings.HasPrefix(r, "webhook_of_the_application") })
+		if len(got) > 0 {
+			t.Errorf("the role has %d rights by default: %q", len(got), got)
+		}
+		if public := column[string](t, db.Pool, rightsOf, "-"); slices.ContainsFunc(public, func(r string) bool { return strings.HasSuffix(r, "SELECT") && !strings.HasPrefix(r, "webhook_of") }) {
+			t.Errorf("PUBLIC has %q", public)
+		}
+		if len(warnings) != 2 || !strings.Contains(warnings[0]+warnings[1], anon) || !strings.Contains(warnings[0]+warnings[1], "PUBLIC") {
+			t.Errorf("warnings: %q, want one for each grantee", warnings)
+		}
+		if got := query[bool](t, db.Pool, `SELECT has_table_privilege($1, 'webhook_of_the_application', 'SELECT')`, anon); !got {
+			t.Error("a table of the application was taken from the role")
+		}
+	}
+
+	t.Run("in a new database, and what is granted later stays", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.Empty(t)
+		anon := platform(t, db)
+		check(t, db, anon, install(t, db))
+
+		exec(t, db.Pool, `SELECT webhook_add_partition('webhook_outbox', '2020-01-01'), webhook_add_partition('webhook_deliveries', '2020-01-01')`)
+		if got := column[string](t, db.Pool, rightsOf, anon); slices.ContainsFunc(got, func(r string) bool { return strings.Contains(r, "_p20") }) {
+			t.Errorf("on a new partition: %q", got)
+		}
+		exec(t, db.Pool, `GRANT SELECT ON webhook_deliveries TO "`+anon+`"`)
+		exec(t, db.Pool, `GRANT EXECUTE ON FUNCTION webhook_rotate_secret TO "`+anon+`"`)
+		exec(t, db.Pool, `DROP VIEW webhook_attempts`)
+		if warnings := install(t, db); len(warnings) != 2 {
+			t.Errorf("a view that was made again: warnings %q", warnings)
+		}
+		got := column[string](t, db.Pool, rightsOf+` EXCEPT SELECT 'webhook_of_the_application ' || privilege FROM unnest('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER,MAINTAIN}'::text[]) AS privilege ORDER BY 1`, anon)
+		if want := []string{"webhook_deliveries SELECT", "webhook_rotate_secret EXECUTE"}; !slices.Equal(got, want) {
+			t.Errorf("after the schema was applied again the role has %q, want %q", got, want)
+		}
+	})
+
+	t.Run("once, in a database of version 4, whose own grants stay", func(t *testing.T) {
+		t.Parallel()
+		var anon string
+		db, roles := version4(t, func(db *pgtest.DB) { anon = platform(t, db) })
+		grants := map[string][]string{}
+		for _, role := range roles {
+			grants[role] = column[string](t, db.Pool, granted, role)
+		}
+		if got := column[string](t, db.Pool, rightsOf, anon); len(got) < 50 {
+			t.Fatalf("before: %q", got)
+		}
+		check(t, db, anon, install(t, db))
+		for role, want := range grants {
+			if lost, _ := differences(want, column[string](t, db.Pool, granted, role)); len(lost) > 0 {
+				t.Errorf("%s lost %q", role, lost)
+			}
+		}
+		exec(t, db.Pool, `GRANT SELECT ON webhook_outbox TO "`+anon+`"`)
+		if warnings := install(t, db); len(warnings) > 0 {
+			t.Errorf("applied again: %q", warnings)
+		}
+		if !query[bool](t, db.Pool, `SELECT has_table_privilege($1, 'webhook_outbox', 'SELECT')`, anon) {
+			t.Error("what was granted after the upgrade was taken away")
+		}
+	})
+}
+
+// Who makes tables or functions of our names first would own what a superuser then fills in.
+func TestSchemaRefusesWhatIsAnothers(t *testing.T) {
+	t.Parallel()
+	schema := readSchema(t)
+	for _, planted := range []string{
+		`CREATE TABLE webhook_event_types (name text PRIMARY KEY, category text, description text)`,
+		`CREATE TABLE webhook_outbox (id uuid, organization_id text) PARTITION BY RANGE (id)`,
+		`CREATE VIEW webhook_status AS SELECT 1`,
+		`CREATE FUNCTION webhook_schema_version() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'called as %', current_user; END $$`,
+		`CREATE FUNCTION webhook_outbox_before_insert() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN new; END $$`,
+		`CREATE FUNCTION webhook_uuidv7() RETURNS uuid LANGUAGE sql AS 'SELECT NULL::uuid'`,
+	} {
+		t.Run(planted, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.Empty(t)
+			conn := stranger(t, db)
+			exec(t, db.Pool, `GRANT CREATE, USAGE ON SCHEMA public TO `+conn.Config().User)
+			exec(t, conn, planted)
+			checkRefusal(t, apply(t.Context(), db.Pool, schema), "belongs to", "a superuser")
+			if n := query[int](t, db.Pool, `SELECT count(*) FROM pg_class WHERE relname LIKE 'webhook%' AND relowner = current_user::regrole`); n != 0 {
+				t.Errorf("%d tables and views were made all the same", n)
+			}
+		})
+	}
 }

@@ -52,14 +52,17 @@ GRANT SELECT ON webhook_outbox, webhook_deliveries, webhook_endpoints, webhook_e
     webhook_endpoint_failures, webhook_attempts, webhook_endpoint_health, webhook_status TO ROLE_ops;
 GRANT UPDATE (status, next_attempt_at) ON webhook_deliveries TO ROLE_ops;`
 
-// version4 is a database of version 4 in use, with README's roles, whose names it returns.
-func version4(t testing.TB) (db *pgtest.DB, roles map[string]string) {
+// version4 is a database of version 4 in use, with README's roles, whose names it returns. What comes before is done first.
+func version4(t testing.TB, before ...func(*pgtest.DB)) (db *pgtest.DB, roles map[string]string) {
 	t.Helper()
 	old, err := os.ReadFile("testdata/schema-4.sql")
 	if err != nil {
 		t.Fatal(err)
 	}
 	db = pgtest.Empty(t)
+	for _, do := range before {
+		do(db)
+	}
 	if err := apply(t.Context(), db.Pool, string(old)); err != nil {
 		t.Fatal(err)
 	}
