@@ -194,6 +194,34 @@ INSERT INTO webhook_event_types (name, category, description) VALUES
     ('webhook.delivery.exhausted', 'webhook',      'The last attempt of a delivery failed')
 ON CONFLICT (name) DO NOTHING;
 
+CREATE OR REPLACE FUNCTION webhook_event_types_keep() RETURNS trigger
+    LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
+BEGIN
+    IF tg_relid <> 'webhook_event_types'::regclass::oid THEN
+        RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_event_types_keep', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF tg_op = 'TRUNCATE' THEN
+        RAISE EXCEPTION 'webhook_event_types cannot be truncated: walhook needs its own types; use DELETE FROM webhook_event_types WHERE category <> ''webhook'''
+            USING ERRCODE = 'check_violation';
+    END IF;
+    RAISE EXCEPTION 'webhook_event_types: % is walhook''s own and cannot be deleted, renamed or put into another category; an endpoint that does not list it does not get it', old.name
+        USING ERRCODE = 'check_violation';
+END $fn$;
+COMMENT ON FUNCTION webhook_event_types_keep() IS
+    'Trigger: the types of category webhook stay, or walhook could not tell that it has disabled an endpoint.';
+DO $do$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_event_types'::regclass AND tgname = 'webhook_event_types_keep_from_delete') THEN
+        CREATE TRIGGER webhook_event_types_keep_from_delete BEFORE DELETE ON webhook_event_types
+            FOR EACH ROW WHEN (starts_with(old.name, 'webhook.')) EXECUTE FUNCTION webhook_event_types_keep();
+        CREATE TRIGGER webhook_event_types_keep_from_update BEFORE UPDATE ON webhook_event_types
+            FOR EACH ROW WHEN (starts_with(old.name, 'webhook.') AND (new.name <> old.name OR new.category <> old.category))
+            EXECUTE FUNCTION webhook_event_types_keep();
+        CREATE TRIGGER webhook_event_types_keep_from_truncate BEFORE TRUNCATE ON webhook_event_types
+            FOR EACH STATEMENT EXECUTE FUNCTION webhook_event_types_keep();
+    END IF;
+END $do$;
+
 
 -- --- 3. Endpoints and secrets ---------------------------------------------------------------------------------------
 
@@ -1080,14 +1108,16 @@ BEGIN
     ON CONFLICT (endpoint_id) DO UPDATE SET asked_at = greatest(excluded.asked_at, r.asked_at + interval '1 microsecond');
     -- The time is as late as can be: what has become due is looked for from a second ago.
     UPDATE webhook_deliveries AS d SET next_attempt_at = clock_timestamp()
-    WHERE d.endpoint_id = webhook_retry_now.endpoint_id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at > now();
+    -- (A pending first attempt that is due later is under way: made due it would be a replay, and be sent twice.)
+    WHERE d.endpoint_id = webhook_retry_now.endpoint_id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at > now()
+      AND (d.status = 'retrying' OR d.attempts > 0);
     -- What was due already waits for its turn; but those at the head, no more than max_in_flight allows, may be under way,
     -- and a failure would put them off again.
     UPDATE webhook_deliveries AS d SET next_attempt_at = clock_timestamp()
     WHERE d.id = ANY (ARRAY(SELECT d.id FROM webhook_deliveries AS d
                             WHERE d.endpoint_id = webhook_retry_now.endpoint_id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at <= now()
                             ORDER BY d.next_attempt_at, d.id LIMIT 1000))
-      AND d.status IN ('pending', 'retrying');
+      AND d.status = 'retrying';
     SELECT count(*) INTO waiting FROM webhook_deliveries AS d
     WHERE d.endpoint_id = webhook_retry_now.endpoint_id AND d.status IN ('pending', 'retrying');
     RETURN waiting;
@@ -1288,7 +1318,7 @@ END $do$;
 -- webhook_replay, webhook_replay_failed, webhook_explain and webhook_stats, which need rights on the tables, and
 -- webhook_schema_version. All else is taken back each time, trigger functions first: who may execute one can put it on a
 -- table of his own. What is granted to roles by their names stays.
-REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_endpoints_before_write(), webhook_endpoints_after_insert(), webhook_endpoints_notify(),
+REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_event_types_keep(), webhook_endpoints_before_write(), webhook_endpoints_after_insert(), webhook_endpoints_notify(),
     webhook_outbox_before_insert(), webhook_outbox_before_update(), webhook_deliveries_notify(),
     webhook_url_problem(text), webhook_headers_problem(jsonb), webhook_new_secret(),
     webhook_add_partition(text, date), webhook_drop_day(date), webhook_delete_old(timestamptz, int),

@@ -1,6 +1,7 @@
 package deliver
 
 import (
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -114,11 +115,14 @@ func (w *window) outcome(d *delivery, r *outbox.Record) {
 
 // inserted takes the commit of a batch of new rows. Where not all were new, an
 // outcome among them may not be written yet: it goes on as an update, which
-// applies only what is later than the row.
-func (w *window) inserted(taken []*delivery, allNew bool) {
+// applies only what is later than the row. It returns those that the database has
+// refused, and that have no row.
+func (w *window) inserted(taken []*delivery, allNew bool, refused map[uuid.UUID]bool) (stuck []*delivery) {
 	for _, d := range taken {
-		d.writing, d.inTable = false, true
+		d.writing, d.inTable = false, !refused[d.id]
 		switch {
+		case refused[d.id]:
+			stuck = append(stuck, w.putAside(d)...)
 		case d.stage == running: // the lease is written; its outcome will follow
 		case d.stage == ended && (d.enlisted || !allNew): // the lease was written, or another row was there
 			w.enlist(d)
@@ -127,17 +131,21 @@ func (w *window) inserted(taken []*delivery, allNew bool) {
 		}
 	}
 	w.dispatch(time.Now())
+	return stuck
 }
 
 // updated takes the commit of a batch of existing rows, and returns those that
-// someone else had locked. Those that an operator has said are to be sent again
-// may stand before where their lane reads.
-func (w *window) updated(taken []*delivery, busy, again map[uuid.UUID]bool) (aside []*delivery) {
+// someone else had locked, and those that the database has refused. Those that an
+// operator has said are to be sent again may stand before where their lane reads.
+func (w *window) updated(taken []*delivery, busy, refused, again map[uuid.UUID]bool) (aside, stuck []*delivery) {
 	for _, d := range taken {
 		d.writing = false
-		if busy[d.id] {
-			aside = append(aside, d)
-			w.settled(d) // it may be for as long as an operator likes
+		switch {
+		case busy[d.id]:
+			aside = append(aside, w.putAside(d)...)
+			continue
+		case refused[d.id]:
+			stuck = append(stuck, w.putAside(d)...)
 			continue
 		}
 		if w.done(d); again[d.id] {
@@ -147,7 +155,24 @@ func (w *window) updated(taken []*delivery, busy, again map[uuid.UUID]bool) (asi
 		}
 	}
 	w.dispatch(time.Now())
-	return aside
+	return aside, stuck
+}
+
+// putAside lets a delivery wait that could not be written, for as long as an operator
+// likes, without its place among the late ones. One whose attempt was under way need
+// not wait: its outcome follows, or has been lined up as that of a row.
+func (w *window) putAside(d *delivery) []*delivery {
+	if d.enlisted {
+		w.existing = slices.DeleteFunc(w.existing, func(o *delivery) bool { return o == d })
+		d.enlisted = false
+		w.enlist(d)
+		return nil
+	}
+	if d.stage == running {
+		return nil
+	}
+	w.settled(d)
+	return []*delivery{d}
 }
 
 // done lets a delivery go whose outcome, or whose pending row, is committed.

@@ -10,6 +10,7 @@
 //	workers      attempts under way; sender, request, response, guard: one attempt
 //	verdict      what an attempt means; backoff: when to try again
 //	recorder     outcomes → rows, in batches; batch: what is in one, and what its commit means
+//	tell         what outcomes mean beyond their rows, where that cannot be written with them
 //	ledger       pure: what may be confirmed
 //	retrier      due rows → lanes
 //	directory    endpoints as they are now
@@ -84,6 +85,7 @@ func New(c Config) *Engine {
 	e.clock = &clock{window: w, pulse: e.newPulse("clock")}
 	e.reconciler = &reconciler{window: w, store: c.Store, recorder: e.recorder, horizon: c.RecoveryWindow,
 		found: e.retrier.hint.raise, log: c.Log, wake: newSignal(), pulse: newPulse("reconciler")}
+	e.recorder.compare = e.reconciler.wake.raise
 	e.fanOut = &fanOut{window: w, store: c.Store, recorder: e.recorder, holder: uuid.New(), acquired: e.acquired,
 		pulse: e.newPulse("fan-out"), log: c.Log}
 	return e

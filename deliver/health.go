@@ -90,6 +90,20 @@ func (w *window) takeNews() []outbox.EndpointHealth {
 	return news
 }
 
+// tellAgain gives news back that could not be recorded. What has come since is newer.
+func (w *window) tellAgain(health []outbox.EndpointHealth) {
+	for _, h := range health {
+		l := w.lane(h.EndpointID, time.Now())
+		if l.news == nil {
+			l.news = &h
+			w.news = append(w.news, l)
+			continue
+		}
+		l.news.Recovered = l.news.Recovered || h.Recovered
+		l.news.Look = l.news.Failing && (l.news.Look || h.Look)
+	}
+}
+
 // changeBreaker keeps count of the breakers that are open.
 func (w *window) changeBreaker(l *lane, change func(*breaker)) {
 	before := l.breaker.open

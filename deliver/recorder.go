@@ -25,6 +25,17 @@ const (
 	// busyAgain is how long the outcome of a row that someone else has locked waits aside.
 	busyAgain = 250 * time.Millisecond
 
+	// refusedAgain is how long something waits aside that the database refuses, a row
+	// or what outcomes mean: until somebody has mended the cause.
+	refusedAgain = 5 * time.Second
+
+	// maxOwed bounds what is kept of the news that cannot be told: some 100 bytes each.
+	maxOwed = 16 << 10
+
+	// tellAtMost bounds the statements of one try to find out which of it is refused,
+	// so that recording goes on meanwhile.
+	tellAtMost = 64
+
 	// statementTimeout bounds every statement, so that each loop turns.
 	statementTimeout = 8 * time.Second
 
@@ -42,7 +53,18 @@ type recorder struct {
 	pulse  *pulse
 	log    *slog.Logger
 	turn   turn
-	aside  []*delivery // whose rows someone else had locked
+	trouble
+
+	aside   []*delivery // whose rows someone else had locked
+	stuck   []*delivery // whose rows the database refuses, whatever is left out
+	triedAt time.Time   // they were tried
+	said    bool        // that there are some
+	compare func()      // has the outbox compared with its deliveries
+
+	apart  bool                 // what outcomes mean is refused, and told apart from them
+	owed   []outbox.Consequence // of that, what is not told
+	toldAt time.Time            // it was tried
+	lost   bool                 // some of it
 }
 
 // A turn is held by whoever writes a numbered batch, from taking the number to
@@ -82,6 +104,11 @@ func (r *recorder) run(ctx context.Context) error {
 			return nil
 		case timed:
 			r.bringBack()
+			if r.apart && time.Since(r.toldAt) >= refusedAgain {
+				if err := r.tell(ctx); err != nil {
+					return err
+				}
+			}
 		default:
 			r.gather(ctx)
 		}
@@ -116,14 +143,25 @@ func (r *recorder) pending() bool {
 	return r.window.fence.Epoch != 0 && r.window.unwritten() > 0
 }
 
-// bringBack lines up again what was busy.
+// bringBack lines up again what was busy, and now and then what was refused.
 func (r *recorder) bringBack() {
+	again := r.aside
+	r.aside = nil
+	if time.Since(r.triedAt) >= refusedAgain {
+		if r.said && len(r.stuck) == 0 {
+			r.said = false
+			r.log.Info("what could not be stored is stored")
+			r.compare() // the note that it was missing is of no use any more
+		}
+		again = append(again, r.stuck...)
+		r.stuck, r.triedAt = nil, time.Now()
+	}
 	r.window.mu.Lock()
 	defer r.window.mu.Unlock()
-	for _, d := range r.aside {
+	for _, d := range again {
 		r.window.enlist(d)
 	}
-	r.aside, r.window.aside = nil, 0
+	r.window.aside = len(r.aside) + len(r.stuck)
 }
 
 // recordOnce writes one batch of new rows and one of existing ones.
@@ -147,27 +185,36 @@ func (r *recorder) recordNew(ctx context.Context) error {
 		return nil
 	}
 	batch, at := w.recordedBy(taken)
-	mark := outbox.Mark{Seq: batch, Durable: at.lsn, CommitAt: at.at, Health: w.takeNews()}
-	fence := w.fence
+	b := &batchOf{mark: outbox.Mark{Seq: batch, Durable: at.lsn, CommitAt: at.at, Health: r.takeNews()}, fence: w.fence, refused: map[uuid.UUID]bool{}}
 	w.mu.Unlock()
 
 	allNew := true
-	err := r.write(ctx, mark, records, func(ctx context.Context, mark outbox.Mark, part []outbox.Record) error {
-		fresh, err := r.store.Insert(ctx, fence, mark, part)
+	b.send = func(ctx context.Context, mark outbox.Mark, part []outbox.Record) error {
+		fresh, err := r.store.Insert(ctx, b.fence, mark, part)
 		allNew = allNew && fresh
 		return err
-	})
-	if err != nil {
+	}
+	b.lose = func(ctx context.Context, of outbox.Record) error {
+		from, err := r.store.Owe(ctx, b.fence, outbox.IDTime(of.ID))
+		if err == nil {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.fence.Reconcile, w.fence.ReconcileFrom = true, from
+		}
+		return err
+	}
+	if err := r.write(ctx, b, records); err != nil {
 		return err
 	}
 	sabotage.Reach(sabotage.Recorded)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if sabotage.On(sabotage.SkipEcho) {
-		w.ledger.echo(mark.Seq)
+		w.ledger.echo(b.mark.Seq)
 		w.confirm()
 	}
-	w.inserted(taken, allNew)
+	r.stuck = append(r.stuck, w.inserted(taken, allNew, b.refused)...)
+	w.aside = len(r.aside) + len(r.stuck)
 	return nil
 }
 
@@ -179,12 +226,12 @@ func (r *recorder) recordExisting(ctx context.Context) error {
 		w.mu.Unlock()
 		return nil
 	}
-	mark := outbox.Mark{Durable: w.ledger.recorded.lsn, CommitAt: w.ledger.recorded.at, Health: w.takeNews()}
-	fence := w.fence
+	b := &batchOf{mark: outbox.Mark{Durable: w.ledger.recorded.lsn, CommitAt: w.ledger.recorded.at, Health: r.takeNews()}, fence: w.fence,
+		refused: map[uuid.UUID]bool{}}
 	w.mu.Unlock()
 	busy, again := map[uuid.UUID]bool{}, map[uuid.UUID]bool{}
-	err := r.write(ctx, mark, records, func(ctx context.Context, mark outbox.Mark, part []outbox.Record) error {
-		locked, waiting, err := r.store.Update(ctx, fence, mark, part)
+	b.send = func(ctx context.Context, mark outbox.Mark, part []outbox.Record) error {
+		locked, waiting, err := r.store.Update(ctx, b.fence, mark, part)
 		for _, id := range locked {
 			busy[id] = true
 		}
@@ -192,47 +239,58 @@ func (r *recorder) recordExisting(ctx context.Context) error {
 			again[id] = true
 		}
 		return err
-	})
-	if err != nil {
+	}
+	b.lose = func(context.Context, outbox.Record) error { return nil } // its row waits
+	if err := r.write(ctx, b, records); err != nil {
 		return err
 	}
 	sabotage.Reach(sabotage.Updated)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	r.aside = append(r.aside, w.updated(taken, busy, again)...)
-	w.aside = len(r.aside)
+	locked, refused := w.updated(taken, busy, b.refused, again)
+	r.aside, r.stuck = append(r.aside, locked...), append(r.stuck, refused...)
+	w.aside = len(r.aside) + len(r.stuck)
 	return nil
 }
 
-// A send writes records in one transaction.
-type send func(context.Context, outbox.Mark, []outbox.Record) error
+// takeNews hands over what is to be recorded about endpoints, unless it is told apart.
+func (r *recorder) takeNews() []outbox.EndpointHealth {
+	if r.apart {
+		return nil
+	}
+	return r.window.takeNews()
+}
+
+// A batchOf is a batch on its way into the table.
+type batchOf struct {
+	mark    outbox.Mark
+	fence   outbox.Fence
+	send    func(context.Context, outbox.Mark, []outbox.Record) error // in one transaction
+	lose    func(context.Context, outbox.Record) error                // notes that a delivery has no row although its batch is written
+	refused map[uuid.UUID]bool                                        // deliveries that the database does not take
+}
 
 // write tries until the records are written: the database may be away, read-only
 // or full for as long as it likes. A batch that it can never take is bisected
-// down to the row that is the cause, which is stripped of what the receiver
-// said; so one row can never hold the slot. The mark goes with the last part,
-// whose commit means that all are written.
-func (r *recorder) write(ctx context.Context, mark outbox.Mark, records []outbox.Record, send send) error {
-	return r.writePart(ctx, mark, records, true, false, send)
+// down to the row that is the cause, which is stripped of what the receiver said,
+// and then of all but its status; what is refused even so waits aside. So one row
+// can never hold the slot. The mark goes with the last part, whose commit means
+// that all are written.
+func (r *recorder) write(ctx context.Context, b *batchOf, records []outbox.Record) error {
+	return r.writePart(ctx, b, records, true, 0)
 }
 
-func (r *recorder) writePart(ctx context.Context, mark outbox.Mark, part []outbox.Record, last, stripped bool, send send) error {
+func (r *recorder) writePart(ctx context.Context, b *batchOf, part []outbox.Record, last bool, stripped int) error {
 	m := outbox.Mark{}
 	if last {
-		m = mark
+		m = b.mark
 	}
-	if stripped {
-		m.Health = nil // it may be the cause
-	}
-	pause := retryPause
+	pause, begun := retryPause, time.Now()
 	for tries := 1; ; tries++ {
-		r.pulse.beat()
-		attempt, cancel := context.WithTimeout(ctx, statementTimeout)
-		err := send(attempt, m, part)
-		cancel()
+		err := r.try(ctx, b, m, part)
 		switch {
 		case err == nil:
-			if tries > 1 {
+			if r.clear(); tries > 1 {
 				r.log.Info("recording again", "tries", tries)
 			}
 			return nil
@@ -240,16 +298,23 @@ func (r *recorder) writePart(ctx context.Context, mark outbox.Mark, part []outbo
 			return err
 		case isPoison(err) && len(part) > 1:
 			half := len(part) / 2
-			if err := r.writePart(ctx, mark, part[:half], false, false, send); err != nil {
+			if err := r.writePart(ctx, b, part[:half], false, 0); err != nil {
 				return err
 			}
-			return r.writePart(ctx, mark, part[half:], last, false, send)
-		case isPoison(err) && len(part) > 0 && !stripped:
-			r.log.Error("a delivery's outcome cannot be stored as it is; storing it without the response", "delivery", part[0].ID, "error", err)
-			return r.writePart(ctx, mark, []outbox.Record{strip(part[0], err)}, last, true, send)
+			return r.writePart(ctx, b, part[half:], last, 0)
+		case isPoison(err) && len(part) > 0 && stripped < bare:
+			less := strip(part[0], err, stripped+1)
+			if err := r.writePart(ctx, b, []outbox.Record{less}, last, stripped+1); err != nil {
+				return err
+			}
+			if stripped == 0 && !b.refused[less.ID] {
+				r.log.Error("a delivery's outcome could not be stored as it is; it is stored without what the receiver said", "delivery", less.ID, "error", err)
+			}
+			return nil
 		case isPoison(err) && len(part) > 0:
-			r.log.Error("a delivery's outcome cannot be stored at all: look at the constraints and triggers on webhook_deliveries",
-				"delivery", part[0].ID, "error", err)
+			if err := r.setAside(ctx, b, part[0], err); err != nil {
+				return err
+			}
 			if !last {
 				return nil
 			}
@@ -258,11 +323,65 @@ func (r *recorder) writePart(ctx context.Context, mark outbox.Mark, part []outbo
 		case tries == 1:
 			r.log.Warn("cannot record outcomes; trying until it works", "error", err)
 		}
+		r.note(begun, err)
 		if !r.pulse.sleep(ctx, pause+time.Duration(r.window.jitter()*float64(pause))) {
 			return ctx.Err()
 		}
 		pause = min(2*pause, retryPauseMax)
 	}
+}
+
+// try writes a part once, with what it means, or where the database refuses that,
+// the rows alone.
+func (r *recorder) try(ctx context.Context, b *batchOf, mark outbox.Mark, part []outbox.Record) error {
+	send := func(mark outbox.Mark) error {
+		r.pulse.beat()
+		return bounded(ctx, func(ctx context.Context) error { return b.send(ctx, mark, part) })
+	}
+	meaning := outbox.Consequences(mark.Health, part)
+	var refused error
+	if !r.apart {
+		if refused = send(mark); refused == nil || len(meaning) == 0 || !isRefusal(refused) {
+			return refused
+		}
+	}
+	mark.Alone = true
+	if err := send(mark); err != nil {
+		return err
+	}
+	return r.owe(ctx, meaning, refused)
+}
+
+// setAside lets a batch pass without the row of a delivery that the database takes
+// in no form: the outcome waits in memory until it does. Where there is no row yet,
+// the next process would not know of it, and is told first to compare.
+func (r *recorder) setAside(ctx context.Context, b *batchOf, of outbox.Record, cause error) error {
+	if !r.said {
+		r.said = true
+		r.log.Error("a delivery's outcome cannot be stored at all; it is kept and tried again: look at the constraints and triggers on webhook_deliveries",
+			"delivery", of.ID, "error", cause)
+	}
+	b.refused[of.ID] = true
+	for {
+		r.pulse.beat()
+		err := bounded(ctx, func(ctx context.Context) error { return b.lose(ctx, of) })
+		switch {
+		case errors.Is(err, outbox.ErrFenced), ctx.Err() != nil:
+			return err
+		case err != nil:
+			if !r.pulse.sleep(ctx, 4*retryPause) {
+				return ctx.Err()
+			}
+			continue
+		}
+		break
+	}
+	for _, c := range outbox.Consequences(nil, []outbox.Record{of}) {
+		if len(c.Endpoints()) > 0 {
+			return r.owe(ctx, []outbox.Consequence{c}, cause)
+		}
+	}
+	return nil
 }
 
 // isPoison says that the database will never take these rows, as against not
@@ -279,16 +398,38 @@ func isPoison(err error) bool {
 	return false
 }
 
-// strip leaves of a record what walhook itself decided.
-func strip(r outbox.Record, cause error) outbox.Record {
-	if r.Attempt != nil {
-		a := *r.Attempt
-		a.Response, a.Error = "", "walhook could not store the error: SQLSTATE unknown"
-		if pg, ok := errors.AsType[*pgconn.PgError](cause); ok {
-			a.Error = "walhook could not store the response: SQLSTATE " + pg.Code
-		}
-		r.Attempt = &a
+// isRefusal says that a statement was refused for what it says, and not because the
+// server is going down (57), is out of something (53, 58), or had another conflict
+// just then (40).
+func isRefusal(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok || len(pg.Code) != 5 {
+		return false
 	}
-	r.Exhausted, r.Gone = false, false
+	switch pg.Code[:2] {
+	case "40", "53", "57", "58":
+		return false
+	}
+	return true
+}
+
+// bare is how far a record can be stripped.
+const bare = 2
+
+// strip leaves of a record what walhook itself decided: without what the receiver
+// said, or only the status.
+func strip(r outbox.Record, cause error, far int) outbox.Record {
+	if r.Attempt == nil {
+		return r
+	}
+	a := *r.Attempt
+	a.Response, a.Error = "", "walhook could not store the response"
+	if pg, ok := errors.AsType[*pgconn.PgError](cause); ok {
+		a.Error += ": SQLSTATE " + pg.Code
+	}
+	if far == bare {
+		a = outbox.Attempt{EndedAt: a.EndedAt, Duration: a.Duration} // which tell what came after it
+	}
+	r.Attempt = &a
 	return r
 }

@@ -17,6 +17,7 @@ type journal struct {
 	refused   map[uuid.UUID]bool // endpoints that were ever disabled or deleted
 	known     map[uuid.UUID]*journaled
 	order     []*journaled
+	told      int // consequences, apart from the outcomes
 }
 
 // A journaled is what is known of a delivery.
@@ -60,7 +61,7 @@ func (j *journal) excuse(id uuid.UUID, n int) {
 func (j *journal) replayed(id uuid.UUID) {
 	j.excuse(id, 1)
 	if d := j.known[id]; d != nil {
-		d.anew, d.byHand = time.Now(), false
+		d.anew, d.byHand, d.leased = time.Now(), false, time.Time{}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/walhook/walhook/outbox"
@@ -133,6 +134,9 @@ func (st *simulatedStore) Insert(_ context.Context, fence outbox.Fence, mark out
 		if err != nil {
 			return err
 		}
+		if err := db.refuse(mark, records); err != nil {
+			return err
+		}
 		allNew = true
 		for _, r := range records {
 			if db.rows[r.ID] != nil {
@@ -143,7 +147,9 @@ func (st *simulatedStore) Insert(_ context.Context, fence outbox.Fence, mark out
 			db.s.journal.inserted(st.p, r)
 			c.rows = append(c.rows, newRow(r))
 		}
-		db.consequences(c, mark.Health, records)
+		if !mark.Alone {
+			db.consequences(c, mark.Health, records)
+		}
 		db.write(c)
 		return nil
 	})
@@ -163,6 +169,9 @@ func (st *simulatedStore) Update(_ context.Context, fence outbox.Fence, mark out
 	err = st.do("update", func(db *database) error {
 		c, err := db.begin(fence, mark)
 		if err != nil {
+			return err
+		}
+		if err := db.refuse(mark, records); err != nil {
 			return err
 		}
 		for _, r := range records {
@@ -187,11 +196,68 @@ func (st *simulatedStore) Update(_ context.Context, fence outbox.Fence, mark out
 				c.rows = append(c.rows, row)
 			}
 		}
-		db.consequences(c, mark.Health, records)
+		if !mark.Alone {
+			db.consequences(c, mark.Health, records)
+		}
 		db.write(c)
 		return nil
 	})
 	return busy, again, err
+}
+
+// refuse is what somebody's constraints and triggers do: they take a row in no
+// form, or with nothing that the receiver said, or none of walhook's own events.
+func (db *database) refuse(mark outbox.Mark, records []outbox.Record) error {
+	now := time.Now()
+	for _, r := range records {
+		if now.Before(db.refused[r.ID]) || now.Before(db.picky[r.ID]) && r.Attempt != nil && r.Attempt.StatusCode != 0 {
+			return &pgconn.PgError{Code: "23514"}
+		}
+	}
+	if !mark.Alone && now.Before(db.mute) && len(outbox.Consequences(mark.Health, records)) > 0 {
+		return &pgconn.PgError{Code: "P0001"}
+	}
+	return nil
+}
+
+// Tell is Store's. What it is about is for the packages of its own to know: what was
+// owed is told when the rows are looked at.
+func (st *simulatedStore) Tell(_ context.Context, fence outbox.Fence, c outbox.Consequence) (rest []outbox.Consequence, err error) {
+	err = st.do("tell", func(db *database) error {
+		w, err := db.begin(fence, outbox.Mark{})
+		if err != nil {
+			return err
+		}
+		if time.Now().Before(db.mute) && len(c.Endpoints()) == 0 {
+			return &pgconn.PgError{Code: "P0001"}
+		}
+		for _, id := range c.Endpoints() {
+			db.disable(w, id)
+		}
+		for _, h := range c.Health {
+			db.stands(w, h)
+		}
+		db.s.journal.told += c.Len()
+		db.write(w)
+		return nil
+	})
+	return rest, err
+}
+
+// Owe is Store's.
+func (st *simulatedStore) Owe(_ context.Context, fence outbox.Fence, from time.Time) (noted time.Time, err error) {
+	err = st.do("owe", func(db *database) error {
+		if db.fenced(fence) {
+			return outbox.ErrFenced
+		}
+		next := db.nextState()
+		next.reconcileSince(from)
+		next.reconcileFrom = next.reconcileFrom.Add(-time.Microsecond)
+		noted = next.reconcileFrom
+		db.write(&commit{visible: true, state: next})
+		return nil
+	})
+	return noted, err
 }
 
 // overrules says that an operator has said what is to become of a delivery since
@@ -215,21 +281,33 @@ func (db *database) consequences(c *commit, health []outbox.EndpointHealth, reco
 		if r.Exhausted && !outbox.IsOwnType(r.EventType) && slices.ContainsFunc(c.rows, failed) {
 			db.tell(c, outbox.TypeDeliveryExhausted, r.OrganizationID, r.ID)
 		}
-		if e := db.endpoint(r.EndpointID); r.Gone && e != nil && e.Enabled {
-			off := *e
-			off.Enabled = false
-			c.endpoints = append(c.endpoints, &off)
-			c.failures = append(c.failures, endpointFailure{endpoint: e.ID})
-			db.s.journal.refused[e.ID] = true
-			if !outbox.IsOwnType(r.EventType) {
-				db.tell(c, outbox.TypeEndpointDisabled, e.OrganizationID, e.ID)
-			}
+		if r.Gone && db.disable(c, r.EndpointID) && !outbox.IsOwnType(r.EventType) {
+			db.tell(c, outbox.TypeEndpointDisabled, db.endpoint(r.EndpointID).OrganizationID, r.EndpointID)
 		}
 	}
 	for _, h := range health {
-		if h.Recovered || db.enabled(h.EndpointID) {
-			c.failures = append(c.failures, endpointFailure{endpoint: h.EndpointID, failing: h.Failing, open: h.Open})
-		}
+		db.stands(c, h)
+	}
+}
+
+// disable disables an endpoint that has answered 410.
+func (db *database) disable(c *commit, id uuid.UUID) bool {
+	e := db.endpoint(id)
+	if e == nil || !e.Enabled {
+		return false
+	}
+	off := *e
+	off.Enabled = false
+	c.endpoints = append(c.endpoints, &off)
+	c.failures = append(c.failures, endpointFailure{endpoint: e.ID})
+	db.s.journal.refused[e.ID] = true
+	return true
+}
+
+// stands notes how an endpoint stands.
+func (db *database) stands(c *commit, h outbox.EndpointHealth) {
+	if h.Recovered || db.enabled(h.EndpointID) {
+		c.failures = append(c.failures, endpointFailure{endpoint: h.EndpointID, failing: h.Failing, open: h.Open})
 	}
 }
 

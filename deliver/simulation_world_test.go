@@ -58,6 +58,17 @@ var faults = []fault{
 			}
 		}
 	}},
+	{"rows refused", func(s *simulation) {
+		for _, d := range s.journal.order {
+			switch {
+			case s.chance(20):
+				s.db.refused[d.id] = time.Now().Add(s.within(3 * time.Second))
+			case s.chance(20):
+				s.db.picky[d.id] = time.Now().Add(s.within(3 * time.Second))
+			}
+		}
+	}},
+	{"news refused", func(s *simulation) { s.db.mute = time.Now().Add(s.within(3 * time.Second)) }},
 }
 
 func (s *simulation) forecast() weather {

@@ -21,6 +21,9 @@ type Store interface {
 	Insert(ctx context.Context, fence outbox.Fence, mark outbox.Mark, records []outbox.Record) (allNew bool, err error)
 	Update(ctx context.Context, fence outbox.Fence, mark outbox.Mark, records []outbox.Record) (busy, again []uuid.UUID, err error)
 
+	Tell(ctx context.Context, fence outbox.Fence, c outbox.Consequence) (rest []outbox.Consequence, err error)
+	Owe(ctx context.Context, fence outbox.Fence, from time.Time) (noted time.Time, err error)
+
 	// The retrier.
 	Now(ctx context.Context) (time.Time, error)
 	NewlyDue(ctx context.Context, since time.Time) (endpoints []uuid.UUID, now time.Time, all bool, err error)

@@ -75,12 +75,12 @@ func (r *rig) commit() (inserts, updates []outbox.Record) {
 	for len(r.w.newRows)+len(r.w.toBeParked) > 0 {
 		taken, records := r.w.takeNew()
 		r.w.recordedBy(taken)
-		r.w.inserted(taken, true)
+		r.w.inserted(taken, true, nil)
 		inserts = append(inserts, records...)
 	}
 	for len(r.w.existing) > 0 {
 		taken, records := r.w.takeExisting()
-		r.w.updated(taken, nil, nil)
+		r.w.updated(taken, nil, nil, nil)
 		updates = append(updates, records...)
 	}
 	r.w.ledger.echo(r.w.ledger.taken)
@@ -265,7 +265,7 @@ func TestWindow(t *testing.T) {
 			taken, _ := r.w.takeNew()
 			r.w.recordedBy(taken)
 			r.answer(r.started[0], 200)
-			r.w.inserted(taken, true)
+			r.w.inserted(taken, true, nil)
 			inserts, updates := r.commit()
 			if len(inserts) != 0 || statuses(updates)[outbox.Success] != 1 {
 				t.Errorf("inserts %v, updates %v; want one update", statuses(inserts), statuses(updates))
@@ -291,7 +291,7 @@ func TestWindow(t *testing.T) {
 			r.answer(r.started[0], 200)
 			taken, _ := r.w.takeNew()
 			r.w.recordedBy(taken)
-			r.w.inserted(taken, false)
+			r.w.inserted(taken, false, nil)
 			if _, updates := r.commit(); statuses(updates)[outbox.Success] != 1 {
 				t.Errorf("updates %v, want the outcome", statuses(updates))
 			}
@@ -480,7 +480,7 @@ func TestWindow(t *testing.T) {
 			r.answer(r.started[0], 500)
 			l.after.ID = row.ID // pages have gone past it
 			taken, _ := r.w.takeExisting()
-			r.w.updated(taken, nil, map[uuid.UUID]bool{row.ID: true})
+			r.w.updated(taken, nil, nil, map[uuid.UUID]bool{row.ID: true})
 			if !l.rows || l.after.ID != uuid.Nil {
 				t.Errorf("it waits in the table, and the lane does not ask for it: rows %v, after %v", l.rows, l.after.ID)
 			}
@@ -513,7 +513,7 @@ func TestWindow(t *testing.T) {
 			r.page(endpoint, row)
 			r.answer(r.started[0], 200)
 			taken, _ := r.w.takeExisting()
-			aside := r.w.updated(taken, map[uuid.UUID]bool{row.ID: true}, nil)
+			aside, _ := r.w.updated(taken, map[uuid.UUID]bool{row.ID: true}, nil, nil)
 			if len(aside) != 1 || r.w.deliveries[row.ID] == nil {
 				t.Fatal("the outcome is lost")
 			}

@@ -1,6 +1,8 @@
 package outbox
 
 import (
+	"context"
+	"fmt"
 	"maps"
 	"time"
 
@@ -11,7 +13,8 @@ import (
 
 // What an outcome means beyond its own row is written in the transaction that
 // records it: an endpoint that answered 410 is disabled, an organization is
-// told. Every statement here is fenced, and idempotent by its ids.
+// told. Every statement here is fenced, and idempotent by its ids. Where the
+// database refuses it, the rows are written without, and Tell does the rest later.
 
 // The texts of disabled_reason.
 const (
@@ -19,20 +22,133 @@ const (
 	reasonFailing = "nothing but failures for longer than WALHOOK_DISABLE_AFTER"
 )
 
-func queueConsequences(b *pgx.Batch, s *Store, fence Fence, health []EndpointHealth, records []Record) {
-	var exhausted []*Record
-	var gone []told
+// A Consequence is what outcomes mean beyond their rows: one kind of it, of one
+// endpoint or delivery or of many.
+type Consequence struct {
+	Health    []EndpointHealth // how endpoints stand
+	gone      []told           // they have answered 410: to be disabled
+	disabled  []told           // their organizations are to be told, for one reason
+	reason    string
+	exhausted []exhaustion // their organizations are to be told
+}
+
+// An exhaustion is a delivery whose last attempt has failed.
+type exhaustion struct {
+	delivery uuid.UUID
+	at       time.Time // the attempt's end
+	attempts int
+}
+
+// Consequences are what is known of endpoints, and what records mean.
+func Consequences(health []EndpointHealth, records []Record) []Consequence {
+	var gone, exhausted Consequence
 	for i := range records {
 		r := &records[i]
 		if r.Exhausted && !IsOwnType(r.EventType) {
-			exhausted = append(exhausted, r)
+			exhausted.exhausted = append(exhausted.exhausted, exhaustion{r.ID, r.Attempt.EndedAt, r.Attempts})
 		}
 		if r.Gone {
-			gone = append(gone, told{r.EndpointID, r.Attempt.EndedAt, IsOwnType(r.EventType)})
+			gone.gone = append(gone.gone, told{r.EndpointID, r.Attempt.EndedAt, IsOwnType(r.EventType)})
 		}
 	}
+	var all []Consequence
+	for _, c := range []Consequence{exhausted, {Health: health}, gone} {
+		if c.Len() > 0 {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+// Len is of how many endpoints or deliveries it is.
+func (c Consequence) Len() int {
+	return len(c.Health) + len(c.gone) + len(c.disabled) + len(c.exhausted)
+}
+
+// Endpoints are those that are to get nothing more.
+func (c Consequence) Endpoints() (ids []uuid.UUID) {
+	for _, e := range c.gone {
+		ids = append(ids, e.endpoint)
+	}
+	return ids
+}
+
+// Halves parts one of several, so that what the database refuses can be found.
+func (c Consequence) Halves() [2]Consequence {
+	a, b := c, c
+	a.Health, b.Health = halves(c.Health)
+	a.gone, b.gone = halves(c.gone)
+	a.disabled, b.disabled = halves(c.disabled)
+	a.exhausted, b.exhausted = halves(c.exhausted)
+	return [2]Consequence{a, b}
+}
+
+func halves[T any](all []T) (a, b []T) { return all[:len(all)/2], all[len(all)/2:] }
+
+// Tell writes one consequence, in a transaction of its own: an endpoint is disabled
+// whether or not its organization can be told. That is the rest which it returns.
+func (s *Store) Tell(ctx context.Context, fence Fence, c Consequence) (rest []Consequence, err error) {
+	var b pgx.Batch
+	s.queueFence(&b, fence, Mark{})
+	off := func(from []told, reason string) func(pgx.Rows) error {
+		return func(rows pgx.Rows) error {
+			ids := map[uuid.UUID]bool{}
+			err := collectIDs(rows, ids)
+			for _, e := range from {
+				if ids[e.endpoint] && !e.own {
+					rest = append(rest, Consequence{disabled: []told{e}, reason: reason})
+				}
+				delete(ids, e.endpoint) // once
+			}
+			return err
+		}
+	}
+	queue := s.queuer(&b, fence)
+	queue(insertExhausted, len(c.exhausted), exhaustedArgs(c.exhausted))
+	s.queueHealth(queue, c.Health)
+	if long := s.long(c.Health); len(long) > 0 {
+		queue(onlyDisableFailing, len(long), disableArgs(long, reasonFailing, s.disableAfter)).Query(off(long, reasonFailing))
+	}
+	if len(c.gone) > 0 {
+		queue(onlyDisableGone, len(c.gone), disableArgs(c.gone, reasonGone, 0)).Query(off(c.gone, reasonGone))
+	}
+	queue(insertDisabled, len(c.disabled), disableArgs(c.disabled, c.reason, 0))
+	if err := s.send(ctx, &b); err != nil {
+		return nil, fmt.Errorf("write what outcomes mean beyond their rows: %w", err)
+	}
+	return rest, nil
+}
+
+// queueConsequences writes all of it in the transaction of a batch.
+func queueConsequences(b *pgx.Batch, s *Store, fence Fence, mark Mark, records []Record) {
+	if mark.Alone {
+		return
+	}
+	queue := s.queuer(b, fence)
+	for _, c := range Consequences(mark.Health, records) {
+		queue(insertExhausted, len(c.exhausted), exhaustedArgs(c.exhausted))
+		s.queueHealth(queue, c.Health)
+		long := s.long(c.Health)
+		queue(disableFailing, len(long), disableArgs(long, reasonFailing, s.disableAfter))
+		queue(disableGone, len(c.gone), disableArgs(c.gone, reasonGone, 0))
+	}
+}
+
+// queuer returns what adds fenced statements to a batch, where they have something to do.
+func (s *Store) queuer(b *pgx.Batch, fence Fence) func(sql string, n int, more pgx.NamedArgs) *pgx.QueuedQuery {
+	return func(sql string, n int, more pgx.NamedArgs) *pgx.QueuedQuery {
+		if n == 0 {
+			return nil
+		}
+		args := s.fenceArgs(fence)
+		maps.Copy(args, more)
+		return b.Queue(sql, args)
+	}
+}
+
+// queueHealth notes in webhook_endpoint_failures how endpoints stand.
+func (s *Store) queueHealth(queue func(string, int, pgx.NamedArgs) *pgx.QueuedQuery, health []EndpointHealth) {
 	var recovered, failing, open []uuid.UUID
-	var long []told
 	for _, h := range health {
 		if h.Recovered {
 			recovered = append(recovered, h.EndpointID)
@@ -43,23 +159,20 @@ func queueConsequences(b *pgx.Batch, s *Store, fence Fence, health []EndpointHea
 		case h.Failing:
 			failing = append(failing, h.EndpointID)
 		}
+	}
+	queue(deleteFailures, len(recovered), pgx.NamedArgs{"ids": asUUIDs(recovered)})
+	queue(insertFailures, len(failing), pgx.NamedArgs{"ids": asUUIDs(failing), "open": false})
+	queue(insertFailures, len(open), pgx.NamedArgs{"ids": asUUIDs(open), "open": true})
+}
+
+// long are the endpoints that may have been failing for too long.
+func (s *Store) long(health []EndpointHealth) (long []told) {
+	for _, h := range health {
 		if h.Failing && h.Look && s.disableAfter > 0 {
 			long = append(long, told{h.EndpointID, h.At, h.Own})
 		}
 	}
-	queue := func(sql string, n int, more pgx.NamedArgs) {
-		if n > 0 {
-			args := s.fenceArgs(fence)
-			maps.Copy(args, more)
-			b.Queue(sql, args)
-		}
-	}
-	queue(insertExhausted, len(exhausted), exhaustedArgs(exhausted))
-	queue(deleteFailures, len(recovered), pgx.NamedArgs{"ids": asUUIDs(recovered)})
-	queue(insertFailures, len(failing), pgx.NamedArgs{"ids": asUUIDs(failing), "open": false})
-	queue(insertFailures, len(open), pgx.NamedArgs{"ids": asUUIDs(open), "open": true})
-	queue(disableFailing, len(long), disableArgs(long, reasonFailing, s.disableAfter))
-	queue(disableGone, len(gone), disableArgs(gone, reasonGone, 0))
+	return long
 }
 
 // Not status = 'failed', or the plan may be to read all dead letters and pick these.
@@ -73,11 +186,11 @@ JOIN webhook_deliveries d ON d.id = r.id AND d.attempts = r.attempts AND d.statu
 WHERE ` + fenced + `
 ON CONFLICT (id) DO NOTHING`
 
-func exhaustedArgs(records []*Record) pgx.NamedArgs {
-	ids, own, attempts := make([]pgtype.UUID, len(records)), make([]pgtype.UUID, len(records)), make([]int32, len(records))
-	for i, r := range records {
-		ids[i], attempts[i] = asUUID(r.ID), int32(r.Attempts)
-		own[i] = asUUID(ownEventID(r.Attempt.EndedAt, r.ID, r.Attempts))
+func exhaustedArgs(exhausted []exhaustion) pgx.NamedArgs {
+	ids, own, attempts := make([]pgtype.UUID, len(exhausted)), make([]pgtype.UUID, len(exhausted)), make([]int32, len(exhausted))
+	for i, e := range exhausted {
+		ids[i], attempts[i] = asUUID(e.delivery), int32(e.attempts)
+		own[i] = asUUID(ownEventID(e.at, e.delivery, e.attempts))
 	}
 	return pgx.NamedArgs{"ids": ids, "own_ids": own, "attempts": attempts}
 }
@@ -96,9 +209,8 @@ WHERE (f.breaker_opened_at IS NULL) <> (excluded.breaker_opened_at IS NULL)`
 
 // disableEndpoints disables those of @ids that a condition picks. An endpoint
 // whose row an operator holds locked is left for the next failure, rather than
-// hold up everybody's outcomes. A delivery of one of our own events disables its
-// endpoint too, but tells nobody, so that events about events cannot go round.
-func disableEndpoints(condition string) string {
+// hold up everybody's outcomes.
+func disableEndpoints(condition, then string) string {
 	return `
 WITH picked AS (
     SELECT e.id FROM webhook_endpoints e
@@ -110,7 +222,17 @@ WITH picked AS (
     RETURNING e.id, e.organization_id
 ), anew AS (
     DELETE FROM webhook_endpoint_failures f USING off WHERE f.endpoint_id = off.id
-)
+)` + then
+}
+
+const (
+	always  = `true`
+	forLong = `EXISTS (SELECT FROM webhook_endpoint_failures f
+        WHERE f.endpoint_id = e.id AND f.failing_since < now() - @failing_ms::bigint * interval '1 ms')`
+
+	// A delivery of one of our own events disables its endpoint too, but tells
+	// nobody, so that events about events cannot go round.
+	tellOff = `
 INSERT INTO webhook_outbox (id, organization_id, event_type, payload)
 SELECT DISTINCT ON (off.id) r.own_id, off.organization_id, '` + TypeEndpointDisabled + `',
        jsonb_build_object('endpointId', off.id, 'reason', @reason::text)
@@ -118,13 +240,25 @@ FROM off JOIN unnest(@ids::uuid[], @own_ids::uuid[], @tell::bool[]) AS r(id, own
 WHERE r.tell
 ORDER BY off.id, r.own_id
 ON CONFLICT (id) DO NOTHING`
-}
+
+	listOff = `
+SELECT id FROM off`
+)
 
 var (
-	disableGone    = disableEndpoints(`true`)
-	disableFailing = disableEndpoints(`EXISTS (SELECT FROM webhook_endpoint_failures f
-        WHERE f.endpoint_id = e.id AND f.failing_since < now() - @failing_ms::bigint * interval '1 ms')`)
+	disableGone        = disableEndpoints(always, tellOff)
+	disableFailing     = disableEndpoints(forLong, tellOff)
+	onlyDisableGone    = disableEndpoints(always, listOff)
+	onlyDisableFailing = disableEndpoints(forLong, listOff)
 )
+
+// One that was enabled again meanwhile is no news any more.
+const insertDisabled = `
+INSERT INTO webhook_outbox (id, organization_id, event_type, payload)
+SELECT r.own_id, e.organization_id, '` + TypeEndpointDisabled + `', jsonb_build_object('endpointId', e.id, 'reason', @reason::text)
+FROM unnest(@ids::uuid[], @own_ids::uuid[]) AS r(id, own_id) JOIN webhook_endpoints e ON e.id = r.id
+WHERE NOT e.enabled AND e.disabled_reason = @reason::text AND ` + fenced + `
+ON CONFLICT (id) DO NOTHING`
 
 // A told is an endpoint that is to be disabled, and the attempt that says so.
 type told struct {

@@ -892,3 +892,22 @@ func TestPlans(t *testing.T) {
 		t.Errorf("webhook_attempts of one delivery:\n%s", got)
 	}
 }
+
+func TestOwnEventTypesStay(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	exec(t, db.Pool, `INSERT INTO webhook_event_types (name, category) VALUES ('invoice.paid', 'invoice')`)
+	for _, sql := range []string{
+		`DELETE FROM webhook_event_types`,
+		`DELETE FROM webhook_event_types WHERE name = 'webhook.endpoint.disabled'`,
+		`UPDATE webhook_event_types SET name = 'webhook.off' WHERE name = 'webhook.endpoint.disabled'`,
+		`UPDATE webhook_event_types SET name = 'off', category = 'mine' WHERE category = 'webhook'`,
+		`TRUNCATE webhook_event_types`,
+	} {
+		if _, err := db.Pool.Exec(t.Context(), sql); err == nil || !strings.Contains(err.Error(), "webhook_event_types") {
+			t.Errorf("%s: %v", sql, err)
+		}
+	}
+	exec(t, db.Pool, `UPDATE webhook_event_types SET description = 'of mine' WHERE category = 'webhook'`)
+	exec(t, db.Pool, `DELETE FROM webhook_event_types WHERE category <> 'webhook'`)
+}

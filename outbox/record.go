@@ -49,6 +49,7 @@ type Mark struct {
 	Durable  pglogrepl.LSN    // with this batch, every transaction up to here is recorded; 0: not known
 	CommitAt time.Time        // when the last of them was committed; zero: not known
 	Health   []EndpointHealth // of the endpoints about which there is news
+	Alone    bool             // the rows alone: what they mean, and Health, is for Tell
 }
 
 // EndpointHealth is how an endpoint stands, told when it changes and never per
@@ -77,7 +78,7 @@ func (s *Store) Insert(ctx context.Context, fence Fence, mark Mark, records []Re
 		inserted = tag.RowsAffected()
 		return nil
 	})
-	queueConsequences(&b, s, fence, mark.Health, records)
+	queueConsequences(&b, s, fence, mark, records)
 	if err := s.send(ctx, &b); err != nil {
 		return false, fmt.Errorf("record %d new deliveries: %w", len(records), err)
 	}
@@ -106,7 +107,7 @@ func (s *Store) Update(ctx context.Context, fence Fence, mark Mark, records []Re
 		})
 		return err
 	})
-	queueConsequences(&b, s, fence, mark.Health, records)
+	queueConsequences(&b, s, fence, mark, records)
 	if err := s.send(ctx, &b); err != nil {
 		return nil, nil, fmt.Errorf("record %d outcomes: %w", len(records), err)
 	}
@@ -131,7 +132,7 @@ func (s *Store) Update(ctx context.Context, fence Fence, mark Mark, records []Re
 func (s *Store) Mark(ctx context.Context, fence Fence, mark Mark) error {
 	var b pgx.Batch
 	s.queueFence(&b, fence, mark)
-	queueConsequences(&b, s, fence, mark.Health, nil)
+	queueConsequences(&b, s, fence, mark, nil)
 	if err := s.send(ctx, &b); err != nil {
 		return fmt.Errorf("emit a marker: %w", err)
 	}

@@ -1029,11 +1029,16 @@ func TestTheLaterWordCounts(t *testing.T) {
 		{cancel, outbox.Failed, "cancelled", false},
 		{cancel, outbox.Retrying, "cancelled", false},
 		{`next_attempt_at = now()`, outbox.Success, "", false},
+		{"haste", outbox.Success, "success", false},
 	} {
 		for name, row := range rows {
 			t.Run(fmt.Sprintf("%s, %q, %s", name, c.said, c.outcome), func(t *testing.T) {
 				r := row(t)
-				if c.said != "" {
+				switch c.said {
+				case "":
+				case "haste": // an attempt that is under way is what he asks for
+					exec(t, db.Pool, `SELECT webhook_retry_now($1)`, endpoint)
+				default:
 					exec(t, db.Pool, `UPDATE webhook_deliveries SET `+c.said+` WHERE id = $1`, r.ID)
 				}
 				said := query[string](t, db.Pool, `SELECT coalesce(next_attempt_at::text, '') FROM webhook_deliveries WHERE id = $1`, r.ID)
@@ -1070,5 +1075,88 @@ func TestTheLaterWordCounts(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestRowsAlone has what outcomes mean refused: the rows are written without it, and
+// it is told when that can be, an endpoint disabled whether or not anybody can be told.
+func TestRowsAlone(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store, fence := acquired(t, db)
+	endpoint, other := newEndpoint(t, db.Pool, "org_1"), newEndpoint(t, db.Pool, "org_1")
+	rs := append(owed(t, db, endpoint, 2), owed(t, db, other, 1)...)
+	for i := range rs {
+		rs[i] = outcome(rs[i], outbox.Failed, 1, 410)
+		rs[i].Gone = i < 2
+		rs[i].Exhausted = i == 2
+	}
+	health := []outbox.EndpointHealth{{EndpointID: uuid.MustParse(other), Failing: true, Open: true, At: time.Now()}}
+	exec(t, db.Pool, `CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not here'; END $$`)
+	exec(t, db.Pool, `CREATE TRIGGER refuse BEFORE INSERT ON webhook_outbox FOR EACH ROW WHEN (starts_with(new.event_type, 'webhook.')) EXECUTE FUNCTION refuse()`)
+	if _, err := store.Insert(t.Context(), fence, outbox.Mark{Health: health}, rs); err == nil {
+		t.Fatal("what they mean was not refused")
+	}
+	if _, err := store.Insert(t.Context(), fence, outbox.Mark{Health: health, Alone: true}, rs); err != nil {
+		t.Fatal(err)
+	}
+	off := func(id string) bool {
+		return query[bool](t, db.Pool, `SELECT NOT enabled FROM webhook_endpoints WHERE id = $1`, id)
+	}
+	if off(endpoint) || query[int](t, db.Pool, `SELECT count(*) FROM webhook_endpoint_failures`) != 0 {
+		t.Error("rows alone were not alone")
+	}
+	var rest []outbox.Consequence
+	for _, c := range outbox.Consequences(health, rs) {
+		more, err := store.Tell(t.Context(), fence, c)
+		if gone := len(c.Endpoints()) > 0; (err == nil) != (gone || len(c.Health) > 0) {
+			t.Errorf("error %v of %d endpoints and %d states", err, len(c.Endpoints()), len(c.Health))
+		}
+		if rest = append(rest, more...); err != nil {
+			rest = append(rest, c)
+		}
+	}
+	if !off(endpoint) || off(other) || query[int](t, db.Pool, `SELECT count(*) FROM webhook_endpoint_failures WHERE breaker_opened_at IS NOT NULL`) != 1 {
+		t.Error("an endpoint is not disabled, or its health not noted, because nobody can be told")
+	}
+	exec(t, db.Pool, `DROP TRIGGER refuse ON webhook_outbox`)
+	for range 2 { // the second is a commit that was not heard of
+		for _, c := range rest {
+			if more, err := store.Tell(t.Context(), fence, c); err != nil || len(more) != 0 {
+				t.Errorf("error %v, and %d more", err, len(more))
+			}
+		}
+	}
+	got := column[string](t, db.Pool, `SELECT event_type || ' ' || coalesce(payload ->> 'endpointId', '') || ' ' || coalesce(payload ->> 'reason', payload ->> 'deliveryId')
+		FROM webhook_outbox WHERE starts_with(event_type, 'webhook.') ORDER BY 1`)
+	want := []string{fmt.Sprint(outbox.TypeDeliveryExhausted, " ", other, " ", rs[2].ID), fmt.Sprint(outbox.TypeEndpointDisabled, " ", endpoint, " answered 410 Gone")}
+	if !slices.Equal(got, want) {
+		t.Errorf("told: %q, want %q", got, want)
+	}
+	if _, err := store.Tell(t.Context(), outbox.Fence{Holder: uuid.New(), Epoch: 1}, outbox.Consequences(health, nil)[0]); !errors.Is(err, outbox.ErrFenced) {
+		t.Errorf("of another holder: %v", err)
+	}
+}
+
+func TestOwe(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store, fence := acquired(t, db)
+	if err := store.Reconciled(t.Context(), fence); err != nil {
+		t.Fatal(err)
+	}
+	at := time.Now().Add(-time.Hour).Truncate(time.Microsecond)
+	for i, from := range []time.Time{at, at.Add(time.Minute), at.Add(-time.Minute)} {
+		noted, err := store.Owe(t.Context(), fence, from)
+		if err != nil || !noted.Before(at) || !noted.Before(from) || noted.Before(at.Add(-2*time.Minute)) {
+			t.Errorf("%d: noted %v of %v, error %v", i, noted, from, err)
+		}
+		if got := query[time.Time](t, db.Pool, `SELECT reconcile_from FROM webhook_state`); !got.Equal(noted) {
+			t.Errorf("%d: noted %v, and %v is there", i, noted, got)
+		}
+	}
+	fence.Holder = uuid.New()
+	if _, err := store.Owe(t.Context(), fence, at); !errors.Is(err, outbox.ErrFenced) {
+		t.Errorf("of another holder: %v", err)
 	}
 }

@@ -183,6 +183,27 @@ func (s *Store) Reconciled(ctx context.Context, f Fence) error {
 	return nil
 }
 
+// The microsecond: see awaitSlot.
+const owe = `
+UPDATE webhook_state SET reconcile_from = least(coalesce(reconcile_from, @from::timestamptz), @from::timestamptz) - interval '1 microsecond'
+WHERE slot = @slot AND holder = @holder AND epoch = @epoch
+RETURNING reconcile_from`
+
+// Owe notes that a delivery of an event of that time has no row, though the stream
+// has passed it: whoever holds the slot next, or this process when it can, compares.
+func (s *Store) Owe(ctx context.Context, f Fence, from time.Time) (noted time.Time, err error) {
+	args := s.fenceArgs(f)
+	args["from"] = from
+	err = s.pool.QueryRow(ctx, owe, args).Scan(&noted)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return time.Time{}, ErrFenced
+	}
+	if err != nil {
+		return time.Time{}, fmt.Errorf("note in webhook_state that deliveries have no rows: %w", err)
+	}
+	return noted, nil
+}
+
 const emitMessage = `SELECT pg_logical_emit_message(true, '` + MessagePrefix + `', @echo::text)`
 
 // Acquire claims the right to write for a process that has just got the slot:

@@ -1,0 +1,120 @@
+package deliver
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// What outcomes mean beyond their rows goes with them, in one transaction. Where the
+// database refuses that (somebody's constraint or trigger, an event type that is
+// gone), outcomes must not wait for it, nor must it be lost: the rows are written
+// alone, and what they mean is told apart from them, until all of it is told.
+
+// owe keeps what outcomes mean that are recorded without it. What nobody must send
+// to any more is told at once.
+func (r *recorder) owe(ctx context.Context, meaning []outbox.Consequence, refused error) error {
+	if len(meaning) == 0 {
+		return nil
+	}
+	if !r.apart {
+		r.apart, r.toldAt = true, time.Now()
+		r.log.Warn("what outcomes mean cannot be written with them (endpoints to be disabled, organizations to be told): it is kept and tried again. "+
+			"`walhook init` puts back what is missing of walhook's event types; else look at the constraints and triggers on webhook_outbox, "+
+			"webhook_endpoints and webhook_endpoint_failures", "error", refused)
+	}
+	var urgent []outbox.Consequence
+	for _, c := range meaning {
+		if len(c.Endpoints()) > 0 {
+			urgent = append(urgent, c)
+		} else {
+			r.keep(c)
+		}
+	}
+	return r.tellAll(ctx, urgent)
+}
+
+// keep holds on to what could not be told. How endpoints stand goes back to their
+// lanes: by the next try it may be different.
+func (r *recorder) keep(c outbox.Consequence) {
+	if len(c.Health) > 0 {
+		r.window.mu.Lock()
+		defer r.window.mu.Unlock()
+		r.window.tellAgain(c.Health)
+		return
+	}
+	r.owed = append(r.owed, c)
+	n := 0
+	for i := len(r.owed) - 1; i >= 0; i-- {
+		if n += r.owed[i].Len(); n <= maxOwed {
+			continue
+		}
+		if r.owed = r.owed[i+1:]; !r.lost {
+			r.lost = true
+			r.log.Error("more news of deliveries and endpoints cannot be told than is kept; the oldest is lost", "kept", maxOwed)
+		}
+		return
+	}
+}
+
+// tell tries all that is owed.
+func (r *recorder) tell(ctx context.Context) error {
+	r.toldAt = time.Now()
+	r.window.mu.Lock()
+	acquired, health := r.window.fence.Epoch != 0, r.window.takeNews()
+	r.window.mu.Unlock()
+	all := append(r.owed, outbox.Consequences(health, nil)...)
+	if r.owed = nil; !acquired {
+		for _, c := range all {
+			r.keep(c)
+		}
+		return nil
+	}
+	if err := r.tellAll(ctx, all); err != nil {
+		return err
+	}
+	r.window.mu.Lock()
+	news := len(r.window.news)
+	r.window.mu.Unlock()
+	if len(r.owed) == 0 && news == 0 {
+		r.apart, r.lost = false, false
+		r.log.Info("what outcomes mean is written again, and nothing is owed")
+	}
+	return nil
+}
+
+// tellAll tells what it can: what is refused is parted, until what is the cause
+// stands alone. What would take too many tries has its turn before that next time.
+func (r *recorder) tellAll(ctx context.Context, all []outbox.Consequence) error {
+	r.window.mu.Lock()
+	fence := r.window.fence
+	r.window.mu.Unlock()
+	var refused []outbox.Consequence
+	for tries := 0; len(all) > 0 && tries < tellAtMost; tries++ {
+		c := all[0]
+		all = all[1:]
+		r.pulse.beat()
+		var rest []outbox.Consequence
+		err := bounded(ctx, func(ctx context.Context) (err error) {
+			rest, err = r.store.Tell(ctx, fence, c)
+			return err
+		})
+		switch {
+		case errors.Is(err, outbox.ErrFenced), ctx.Err() != nil:
+			return err
+		case err == nil:
+			all = append(rest, all...)
+		case isRefusal(err) && c.Len() > 1:
+			halves := c.Halves()
+			all = append(halves[:], all...)
+		default:
+			refused = append(refused, c)
+		}
+	}
+	for _, c := range append(all, refused...) {
+		r.keep(c)
+	}
+	return nil
+}
