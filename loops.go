@@ -97,7 +97,41 @@ func listenOnce(ctx context.Context, s *sessions, hint func()) error {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	return outbox.Listen(ctx, conn, hint)
+	counted, stop := atMost(ctx, hintEvery, hint)
+	defer stop()
+	return outbox.Listen(ctx, conn, counted)
+}
+
+// hintEvery is how often notifications count: the channel is anybody's to notify,
+// and each hint makes the retrier look. The first counts at once.
+const hintEvery = 100 * time.Millisecond
+
+// atMost returns a function that calls f at once, and again when every has passed
+// where it was called meanwhile. It never blocks; f runs until stop, which waits.
+func atMost(ctx context.Context, every time.Duration, f func()) (call, stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	called, ended := make(chan struct{}, 1), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-called:
+				f()
+			case <-ctx.Done():
+				return
+			}
+			if !pause(ctx, every) {
+				return
+			}
+		}
+	}()
+	call = func() {
+		select {
+		case called <- struct{}{}:
+		default: // it is going to be called
+		}
+	}
+	return call, func() { cancel(); <-ended }
 }
 
 // watchEvery is how often the stream is looked at.
