@@ -297,7 +297,7 @@ func (f *fanOut) acquire(ctx context.Context, s *outbox.Session, marker uint64) 
 		if err == nil || ctx.Err() != nil {
 			return fence, nil
 		}
-		if errors.Is(err, outbox.ErrSessionOver) {
+		if errors.Is(err, outbox.ErrSessionOver) || errors.Is(err, outbox.ErrHeldBack) {
 			return fence, err
 		}
 		if !warned {

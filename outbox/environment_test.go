@@ -1,10 +1,14 @@
 package outbox_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/outbox"
@@ -92,4 +96,64 @@ func TestClaimEnvironmentTogether(t *testing.T) {
 			t.Fatalf("%d were held back, want 1", held)
 		}
 	}
+}
+
+// Two walhooks with slots of their own on the same tables would send everything
+// twice. Of two that claim at the same moment one is held back.
+func TestASecondSlotIsHeldBack(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	stores, pids := map[string]*outbox.Store{}, map[string]uint32{}
+	for _, slot := range []string{db.Slot, db.Slot + "_2"} {
+		stores[slot] = outbox.NewStore(db.Pool, slot, 0)
+		pids[slot] = streamFrom(t, db, slot)
+	}
+	for range 10 {
+		exec(t, db.Pool, `DELETE FROM webhook_state`)
+		claims := make(chan error, len(stores))
+		for slot, store := range stores {
+			go func() {
+				_, err := store.Acquire(t.Context(), uuid.New(), &outbox.Session{PID: pids[slot]}, 1)
+				claims <- err
+			}()
+		}
+		held := 0
+		for range stores {
+			switch err := <-claims; {
+			case errors.Is(err, outbox.ErrHeldBack) && strings.Contains(err.Error(), "WALHOOK_SLOT"):
+				held++
+			case err != nil:
+				t.Fatal(err)
+			}
+		}
+		if held != 1 {
+			t.Fatalf("%d were held back, want 1", held)
+		}
+	}
+}
+
+// streamFrom makes a slot and streams from it until the test ends.
+func streamFrom(t *testing.T, db *pgtest.DB, slot string) (pid uint32) {
+	t.Helper()
+	exec(t, db.Pool, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, slot)
+	config, err := pgx.ParseConfig(db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.RuntimeParams["replication"] = "database"
+	config.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
+	conn, err := pgx.ConnectConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.PgConn().Exec(t.Context(), `START_REPLICATION SLOT `+slot+` LOGICAL 0/0 (proto_version '1', publication_names 'walhook')`)
+	t.Cleanup(func() {
+		ended, cancel := context.WithCancel(context.Background())
+		cancel() // a stream does not end by being asked to
+		_ = conn.Close(ended)
+	})
+	pgtest.Eventually(t, 10*time.Second, "the slot is in use", func() bool {
+		return query[bool](t, db.Pool, `SELECT active FROM pg_replication_slots WHERE slot_name = $1`, slot)
+	})
+	return conn.PgConn().PID()
 }

@@ -210,7 +210,8 @@ const emitMessage = `SELECT pg_logical_emit_message(true, '` + MessagePrefix + `
 // it raises the epoch if the last holder was another process, and emits marker
 // number seq. A holder that froze inside its transaction would block it for
 // ever, so after the lock timeout whoever holds the row is terminated: he has to
-// be of the same role, or this one a member of pg_signal_backend.
+// be of the same role, or this one a member of pg_signal_backend. Where a walhook
+// with another slot delivers from these tables, ErrHeldBack is returned.
 func (s *Store) Acquire(ctx context.Context, holder uuid.UUID, session *Session, seq uint64) (Fence, error) {
 	fence, err := s.acquire(ctx, holder, session, seq)
 	if hasCode(err, "55P03") { // lock_not_available
@@ -229,6 +230,13 @@ func (s *Store) acquire(ctx context.Context, holder uuid.UUID, session *Session,
 	fence.Holder, fence.session = holder, session
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, prepareWrite); err != nil {
+			return err
+		}
+		// Of two with different slots that claim at the same moment, the second sees the first.
+		if _, err := tx.Exec(ctx, lockState); err != nil {
+			return err
+		}
+		if err := s.heldByOther(ctx, tx); err != nil {
 			return err
 		}
 		args := pgx.NamedArgs{"slot": s.slot, "holder": holder, "system": session.SystemID, "timeline": session.Timeline,
@@ -256,11 +264,18 @@ func (s *Store) acquire(ctx context.Context, holder uuid.UUID, session *Session,
 
 // A row's xmax is the transaction that has it locked, and every transaction holds
 // its own id. So nobody else is terminated: no walhook with another slot, and
-// nobody who reads or has locked the whole table.
+// nobody who reads. The lock on the table is terminated where it is one that walhook
+// takes, and its session has said nothing for longer than between two statements: not
+// somebody who applies schema.sql.
 const terminateHolder = `
 SELECT pg_terminate_backend(l.pid) FROM webhook_state s
 JOIN pg_locks l ON l.locktype = 'transactionid' AND l.transactionid = s.xmax AND l.mode = 'ExclusiveLock' AND l.granted
-WHERE s.slot = @slot AND l.pid <> pg_backend_pid()`
+WHERE s.slot = @slot AND l.pid <> pg_backend_pid()
+UNION ALL
+SELECT pg_terminate_backend(l.pid) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'relation' AND l.relation = 'webhook_state'::regclass::oid AND l.mode = 'ShareUpdateExclusiveLock' AND l.granted
+  AND l.database = a.datid AND a.datname = current_database() AND l.pid <> pg_backend_pid()
+  AND a.state = 'idle in transaction' AND a.state_change < clock_timestamp() - interval '2 seconds'`
 
 func (s *Store) terminateHolder(ctx context.Context) error {
 	// Not a batch, which is prepared before it begins: the lock timeout is to hold for that too.
