@@ -29,10 +29,6 @@ SET LOCAL DateStyle = 'ISO, YMD';
 SET LOCAL IntervalStyle = 'postgres';
 SET LOCAL TimeZone = 'UTC';
 
--- One at a time: who comes second waits for the first to be done. For everything else half a second is the limit.
-SET LOCAL lock_timeout = 0;
-DO $do$ BEGIN PERFORM pg_advisory_xact_lock(hashtextextended('walhook schema', 0)); END $do$;
-SET LOCAL lock_timeout = '500ms';
 SET LOCAL client_min_messages = warning;
 
 -- Every function of this file says SET search_path FROM CURRENT: it sees this schema and pg_catalog, and looks into
@@ -47,6 +43,50 @@ BEGIN
     END IF;
     PERFORM set_config('search_path', quote_ident(current_schema()) || ', pg_temp', true);
 END $do$;
+
+-- One at a time: who comes second waits for the first to be done. The lock is one on a table of walhook's, which only a
+-- role that may write it can take: an advisory lock, every role of the database could hold for ever. A first installation
+-- makes that table; of two, the second waits for its name. No INSERT, UPDATE or SELECT waits behind this lock, so that
+-- five seconds cost nobody anything; for everything else half a second is the limit.
+SET LOCAL lock_timeout = '5s';
+DO $do$
+BEGIN
+    IF to_regclass('webhook_state') IS NULL THEN
+        BEGIN
+            CREATE TABLE webhook_state (
+                slot              text PRIMARY KEY,
+                epoch             bigint NOT NULL DEFAULT 0,
+                holder            uuid,
+                durable_lsn       pg_lsn,
+                durable_at        timestamptz,
+                system_identifier text,
+                timeline          int,
+                environment       text,
+                reconcile_from    timestamptz,
+                updated_at        timestamptz NOT NULL DEFAULT now(),
+                published         text,
+                open_since        timestamptz
+            );
+            PERFORM set_config('walhook.made_state', 'webhook_state'::regclass::oid::text, true);
+        EXCEPTION WHEN unique_violation OR duplicate_table THEN
+            NULL; -- the other one has made it
+        END;
+    END IF;
+    LOCK TABLE webhook_state IN SHARE UPDATE EXCLUSIVE MODE;
+EXCEPTION
+    WHEN insufficient_privilege THEN
+        IF to_regclass('webhook_state') IS NULL THEN
+            RAISE; -- it cannot be made
+        END IF;
+        RAISE EXCEPTION 'table webhook_state belongs to role %, and % would be the owner of what is made now',
+            (SELECT pg_get_userbyid(c.relowner) FROM pg_class AS c WHERE c.oid = to_regclass('webhook_state')::oid), current_user
+            USING ERRCODE = 'insufficient_privilege',
+                  HINT = 'If it is walhook''s, apply the schema as that role, or make one role the owner of everything (ALTER ... OWNER TO); else rename or drop it.';
+    WHEN lock_not_available THEN
+        RAISE EXCEPTION 'another session is applying walhook''s schema, or has webhook_state locked: nothing was changed'
+            USING ERRCODE = 'lock_not_available', HINT = 'Try again when it is done, or end it: pg_locks and pg_stat_activity tell which it is.';
+END $do$;
+SET LOCAL lock_timeout = '500ms';
 
 -- Who may CREATE in this schema can have made tables and functions of our names before us, and would keep what a superuser
 -- then fills in: all of it has to belong to the role that applies this file. What is there now is remembered, so that
@@ -76,6 +116,7 @@ BEGIN
     PERFORM set_config('walhook.had_version', have::text, true);
     PERFORM set_config('walhook.had_objects', (SELECT coalesce(string_agg(o.oid::text, ','::text), '') FROM (
         SELECT c.oid FROM pg_class AS c WHERE c.relnamespace = here AND c.relkind IN ('r', 'p', 'v', 'S') AND starts_with(c.relname::text, 'webhook_'::text)
+          AND c.oid::text IS DISTINCT FROM current_setting('walhook.made_state', true) -- which was made above
         UNION ALL
         SELECT p.oid FROM pg_proc AS p WHERE p.pronamespace = here AND starts_with(p.proname::text, 'webhook_'::text)) AS o), true);
 END $do$;
@@ -444,24 +485,32 @@ COMMENT ON FUNCTION webhook_endpoints_notify() IS 'Trigger: tells walhook at onc
 
 DO $do$
 BEGIN
-    -- Objects of a table are made once: asking for one that exists (CREATE INDEX IF NOT EXISTS, CREATE OR REPLACE
-    -- TRIGGER) would lock the table against writers first.
+    -- Objects of a table are made where they are missing, each by itself: asking for one that exists (CREATE INDEX IF NOT
+    -- EXISTS, CREATE OR REPLACE TRIGGER) would lock the table against writers first.
     IF to_regclass('webhook_endpoints_organization_idx') IS NULL THEN
         CREATE INDEX webhook_endpoints_organization_idx ON webhook_endpoints (organization_id);
         COMMENT ON INDEX webhook_endpoints_organization_idx IS 'Every INSERT into webhook_outbox looks up its organization''s endpoints here.';
     END IF;
     IF to_regclass('webhook_secrets_endpoint_idx') IS NULL THEN
         CREATE INDEX webhook_secrets_endpoint_idx ON webhook_secrets (endpoint_id);
+    END IF;
+    IF to_regclass('webhook_secrets_unsealed_idx') IS NULL THEN
         CREATE INDEX webhook_secrets_unsealed_idx ON webhook_secrets (id) WHERE NOT starts_with(secret, 'sealed:');
         COMMENT ON INDEX webhook_secrets_unsealed_idx IS 'With WALHOOK_SECRET_KEY, what is to be sealed is found here.';
     END IF;
     IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass AND tgname = 'webhook_endpoints_before_write') THEN
         CREATE TRIGGER webhook_endpoints_before_write BEFORE INSERT OR UPDATE ON webhook_endpoints
             FOR EACH ROW EXECUTE FUNCTION webhook_endpoints_before_write();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass AND tgname = 'webhook_endpoints_after_insert') THEN
         CREATE TRIGGER webhook_endpoints_after_insert AFTER INSERT ON webhook_endpoints
             FOR EACH ROW EXECUTE FUNCTION webhook_endpoints_after_insert();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass AND tgname = 'webhook_endpoints_notify_update') THEN
         CREATE TRIGGER webhook_endpoints_notify_update AFTER UPDATE ON webhook_endpoints
             FOR EACH ROW WHEN (old.enabled AND NOT new.enabled) EXECUTE FUNCTION webhook_endpoints_notify();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass AND tgname = 'webhook_endpoints_notify_delete') THEN
         CREATE TRIGGER webhook_endpoints_notify_delete AFTER DELETE ON webhook_endpoints
             FOR EACH ROW EXECUTE FUNCTION webhook_endpoints_notify();
     END IF;
@@ -596,6 +645,8 @@ BEGIN
         CREATE TRIGGER webhook_outbox_before_insert BEFORE INSERT ON webhook_outbox
             FOR EACH ROW EXECUTE FUNCTION webhook_outbox_before_insert();
         ALTER TABLE webhook_outbox ENABLE ALWAYS TRIGGER webhook_outbox_before_insert;
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_outbox'::regclass AND tgname = 'webhook_outbox_before_update') THEN
         CREATE TRIGGER webhook_outbox_before_update BEFORE UPDATE ON webhook_outbox
             FOR EACH ROW EXECUTE FUNCTION webhook_outbox_before_update();
         ALTER TABLE webhook_outbox ENABLE ALWAYS TRIGGER webhook_outbox_before_update;
@@ -672,12 +723,18 @@ DO $do$
 BEGIN
     IF to_regclass('webhook_deliveries_due_idx') IS NULL THEN
         CREATE INDEX webhook_deliveries_due_idx ON webhook_deliveries (next_attempt_at) WHERE status IN ('pending', 'retrying');
-        CREATE INDEX webhook_deliveries_lane_idx ON webhook_deliveries (endpoint_id, next_attempt_at, id) WHERE status IN ('pending', 'retrying');
-        CREATE INDEX webhook_deliveries_dead_idx ON webhook_deliveries (endpoint_id, id) WHERE status IN ('failed', 'cancelled');
-        CREATE INDEX webhook_deliveries_event_idx ON webhook_deliveries (event_id);
         COMMENT ON INDEX webhook_deliveries_due_idx IS 'What is due, over all endpoints.';
+    END IF;
+    IF to_regclass('webhook_deliveries_lane_idx') IS NULL THEN
+        CREATE INDEX webhook_deliveries_lane_idx ON webhook_deliveries (endpoint_id, next_attempt_at, id) WHERE status IN ('pending', 'retrying');
         COMMENT ON INDEX webhook_deliveries_lane_idx IS 'What is due for one endpoint.';
+    END IF;
+    IF to_regclass('webhook_deliveries_dead_idx') IS NULL THEN
+        CREATE INDEX webhook_deliveries_dead_idx ON webhook_deliveries (endpoint_id, id) WHERE status IN ('failed', 'cancelled');
         COMMENT ON INDEX webhook_deliveries_dead_idx IS 'Dead letters of one endpoint by time, see webhook_replay_failed.';
+    END IF;
+    IF to_regclass('webhook_deliveries_event_idx') IS NULL THEN
+        CREATE INDEX webhook_deliveries_event_idx ON webhook_deliveries (event_id);
         COMMENT ON INDEX webhook_deliveries_event_idx IS 'For people: the deliveries of one event.';
     END IF;
     IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_deliveries'::regclass AND tgname = 'webhook_deliveries_notify') THEN
@@ -693,20 +750,7 @@ COMMENT ON TABLE webhook_deliveries_default IS 'Deliveries of days without a par
 
 -- --- 6. walhook's own state -----------------------------------------------------------------------------------------
 
-CREATE TABLE IF NOT EXISTS webhook_state (
-    slot              text PRIMARY KEY,
-    epoch             bigint NOT NULL DEFAULT 0,
-    holder            uuid,
-    durable_lsn       pg_lsn,
-    durable_at        timestamptz,
-    system_identifier text,
-    timeline          int,
-    environment       text,
-    reconcile_from    timestamptz,
-    updated_at        timestamptz NOT NULL DEFAULT now(),
-    published         text,
-    open_since        timestamptz
-);
+-- The table was made at the beginning of this file, with today's columns: its lock lets one apply the file at a time.
 DO $do$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_state'::regclass AND attname = 'published') THEN
@@ -1281,9 +1325,16 @@ COMMENT ON COLUMN webhook_status.deliveries_default_rows IS 'Deliveries outside 
 -- --- 10. Publication and rights -------------------------------------------------------------------------------------
 -- publish_via_partition_root: rows come out under the name webhook_outbox, whatever partition they went into.
 
+-- The name is the database's, not the schema's. One that carries other tables and not ours is somebody else's, or another
+-- installation's: it is left as it is. Where it carries others beside ours, those keep what is published of them.
+
 DO $do$
 DECLARE
-    pub pg_publication;
+    pub    pg_publication;
+    member boolean;
+    others text;
+    areas  text;
+    keeps  boolean;
 BEGIN
     SELECT * INTO pub FROM pg_publication WHERE pubname = 'walhook';
     IF NOT FOUND THEN
@@ -1291,18 +1342,37 @@ BEGIN
         COMMENT ON PUBLICATION walhook IS 'Events on their way to walhook. Without it nothing is delivered.';
         RETURN;
     END IF;
-    IF NOT pub.pubinsert OR NOT pub.pubviaroot OR (NOT pub.puballtables AND (pub.pubupdate OR pub.pubdelete OR pub.pubtruncate)) THEN
-        ALTER PUBLICATION walhook SET (publish = 'insert', publish_via_partition_root = true);
+    SELECT coalesce(bool_or(r.prrelid = 'webhook_outbox'::regclass::oid), false),
+           string_agg(r.prrelid::regclass::text, ', ' ORDER BY r.prrelid) FILTER (WHERE r.prrelid <> 'webhook_outbox'::regclass::oid)
+        INTO member, others FROM pg_publication_rel AS r WHERE r.prpubid = pub.oid;
+    IF to_regclass('pg_catalog.pg_publication_namespace') IS NOT NULL THEN -- from PostgreSQL 15 on
+        EXECUTE 'SELECT string_agg(''schema '' || n.pnnspid::regnamespace::text, '', '') FROM pg_publication_namespace AS n WHERE n.pnpubid = $1'
+            INTO areas USING pub.oid;
+        others := concat_ws(', ', others, areas);
+    END IF;
+    keeps := pub.puballtables OR others <> '';
+
+    IF NOT pub.puballtables AND NOT member AND others <> '' THEN
+        RAISE EXCEPTION 'the publication walhook carries %, and not %: it is another''s', others, 'webhook_outbox'::regclass
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  HINT = 'A database has one publication of that name, and so one walhook. Where that is the walhook you mean, set WALHOOK_SCHEMA '
+                      'to its schema. Otherwise: ALTER PUBLICATION walhook RENAME TO something_else, or DROP PUBLICATION walhook where nobody needs it.';
+    END IF;
+    IF NOT pub.pubinsert OR NOT pub.pubviaroot OR (NOT keeps AND (pub.pubupdate OR pub.pubdelete OR pub.pubtruncate)) THEN
+        EXECUTE format('ALTER PUBLICATION walhook SET (publish = %L, publish_via_partition_root = true)', concat_ws(', ', 'insert',
+            CASE WHEN keeps AND pub.pubupdate THEN 'update' END, CASE WHEN keeps AND pub.pubdelete THEN 'delete' END,
+            CASE WHEN keeps AND pub.pubtruncate THEN 'truncate' END));
     END IF;
     IF NOT pub.puballtables THEN
         -- A row filter or a column list (PostgreSQL 15) would hold events back: such an entry is made anew. The row as
         -- JSON, because PostgreSQL 14 has no such columns.
         IF EXISTS (SELECT FROM pg_publication_rel AS r
-                   WHERE r.prpubid = pub.oid AND r.prrelid = 'webhook_outbox'::regclass
+                   WHERE r.prpubid = pub.oid AND r.prrelid = 'webhook_outbox'::regclass::oid
                      AND num_nonnulls(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') > 0) THEN
             ALTER PUBLICATION walhook DROP TABLE webhook_outbox;
+            member := false;
         END IF;
-        IF NOT EXISTS (SELECT FROM pg_publication_rel AS r WHERE r.prpubid = pub.oid AND r.prrelid = 'webhook_outbox'::regclass) THEN
+        IF NOT member THEN
             ALTER PUBLICATION walhook ADD TABLE webhook_outbox;
         END IF;
     END IF;
@@ -1327,6 +1397,28 @@ REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_even
     webhook_retry_now(uuid) FROM PUBLIC;
 -- An application's role needs no grant but those on webhook_outbox, also where functions are not PUBLIC by default.
 GRANT EXECUTE ON FUNCTION webhook_uuidv7() TO PUBLIC;
+
+
+-- Triggers that a hand or a restore (pg_restore --disable-triggers ends with ENABLE TRIGGER ALL) has left disabled, or not
+-- ENABLE ALWAYS. A row's triggers are those of its partition. Only where there is something to mend, and last: nothing else
+-- in this file makes an INSERT wait, and this does until COMMIT.
+SET LOCAL lock_timeout = '200ms';
+DO $do$
+DECLARE
+    off record;
+BEGIN
+    FOR off IN
+        SELECT g.tgrelid::regclass AS in_table, g.tgname AS name, CASE WHEN want.always THEN 'ALWAYS' ELSE '' END AS always
+        FROM pg_trigger AS g JOIN pg_class AS c ON c.oid = g.tgrelid
+        CROSS JOIN LATERAL (SELECT starts_with(g.tgname::text, 'webhook_outbox_before_') AS always) AS want
+        WHERE g.tgname::text LIKE 'webhook\_%' AND g.tgconstraint = 0 AND g.tgenabled::text NOT IN ('A', CASE WHEN want.always THEN 'A' ELSE 'O' END)
+          AND (c.oid IN (SELECT to_regclass(t)::oid FROM unnest('{webhook_event_types,webhook_endpoints,webhook_secrets,webhook_outbox,webhook_deliveries,webhook_state,webhook_endpoint_failures,webhook_retries}'::text[]) AS t)
+               OR c.oid IN (SELECT i.inhrelid FROM pg_inherits AS i WHERE i.inhparent IN ('webhook_outbox'::regclass::oid, 'webhook_deliveries'::regclass::oid)))
+        ORDER BY c.relispartition, c.oid
+    LOOP
+        EXECUTE format('ALTER TABLE %s ENABLE %s TRIGGER %I', off.in_table, off.always, off.name);
+    END LOOP;
+END $do$;
 
 
 -- --- 11. Version ----------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import (
 // newStore makes the store, which seals secrets where there is a key.
 func newStore(cfg *config.Config, pool *pgxpool.Pool) (*outbox.Store, error) {
 	store := outbox.NewStore(pool, cfg.Slot, cfg.DisableAfter)
+	store.Expects(schema)
 	if len(cfg.SecretKey) == 0 {
 		return store, nil
 	}
@@ -69,24 +70,30 @@ func prepare(ctx context.Context, s *sessions, store *outbox.Store, r *readiness
 func prepareOnce(ctx context.Context, s *sessions, store *outbox.Store) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	schemaErr := store.CheckSchema(ctx)
-	if s.cfg.AutoInit && errors.Is(schemaErr, outbox.ErrNotPrepared) {
-		schemaErr = migrate(ctx, s, store)
-	}
+	schemaErr := makeReady(ctx, s, store)
 	if schemaErr != nil {
 		return s.refusedSQL(schemaErr)
 	}
 	return store.ClaimEnvironment(ctx, s.cfg.Environment, false)
 }
 
-// migrate applies the schema, in a schema of its own where WALHOOK_SCHEMA names one.
-func migrate(ctx context.Context, s *sessions, store *outbox.Store) error {
-	if s.cfg.Schema != "" {
-		if err := store.CreateSchema(ctx, s.cfg.Schema); err != nil {
-			return err
-		}
+// makeReady only looks where WALHOOK_AUTO_INIT is false.
+func makeReady(ctx context.Context, s *sessions, store *outbox.Store) error {
+	if !s.cfg.AutoInit {
+		return store.CheckSchema(ctx)
+	}
+	if err := createSchema(ctx, s, store); err != nil {
+		return err
 	}
 	return store.Migrate(ctx, schema)
+}
+
+// createSchema makes the schema that WALHOOK_SCHEMA names, where it is missing.
+func createSchema(ctx context.Context, s *sessions, store *outbox.Store) error {
+	if s.cfg.Schema == "" {
+		return nil
+	}
+	return store.CreateSchema(ctx, s.cfg.Schema)
 }
 
 // warnOfMakers says who else may make objects in walhook's schema: what they make there
@@ -122,8 +129,9 @@ func runInit(ctx context.Context, args []string, stdout, stderr io.Writer) error
 		}
 		defer pool.Close()
 		store := outbox.NewStore(pool, cfg.Slot, cfg.DisableAfter)
-		if err := migrate(ctx, sessions, store); err != nil {
-			return sessions.refusedSQL(err)
+		store.Expects(schema)
+		if err := applySchema(ctx, sessions, store, log); err != nil {
+			return err
 		}
 		warnOfMakers(ctx, store, log)
 		if err := store.ClaimEnvironment(ctx, cfg.Environment, *adopt); err != nil {
@@ -144,35 +152,22 @@ func runInit(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	})
 }
 
-// runUninstall takes back what init made. The tables stay unless asked for.
-func runUninstall(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	flags := newFlags("uninstall")
-	tables := flags.Bool("tables", false, "drop the tables too, with everything in them")
-	return withConfig(flags, args, stderr, func(cfg *config.Config, _ *slog.Logger) error {
-		sessions := newSessions(cfg)
-		pool, err := sessions.pool(ctx)
-		if err != nil {
-			return err
-		}
-		defer pool.Close()
-		store := outbox.NewStore(pool, cfg.Slot, cfg.DisableAfter)
-		dropped, err := store.DropSlot(ctx)
-		if err != nil {
-			return sessions.refusedSQL(err)
-		}
-		if err := store.DropPublication(ctx); err != nil {
-			return err
-		}
-		fmt.Fprintf(stdout, "slot %s dropped: %t; publication %s dropped\n", cfg.Slot, dropped, outbox.Publication)
-		if !*tables {
-			return nil
-		}
-		if err := store.DropTables(ctx, schema); err != nil {
-			return err
-		}
-		fmt.Fprintln(stdout, "tables, views and functions dropped")
+// applySchema applies the schema whatever is there, which mends also what no check
+// finds. Where nothing that is looked for is missing, it is no reason to stop that
+// somebody is in the way, or that a newer walhook has been here.
+func applySchema(ctx context.Context, s *sessions, store *outbox.Store, log *slog.Logger) error {
+	if err := createSchema(ctx, s, store); err != nil {
+		return s.refusedSQL(err)
+	}
+	err := store.Apply(ctx, schema)
+	if err == nil {
 		return nil
-	})
+	}
+	if store.CheckSchema(ctx) != nil {
+		return s.refusedSQL(err)
+	}
+	log.WarnContext(ctx, "the schema was not applied again; nothing that walhook needs is missing", "reason", err)
+	return nil
 }
 
 // healthTimeout bounds the question; Docker's default for a health check is 30 s.

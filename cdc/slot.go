@@ -148,8 +148,11 @@ func Prepare(ctx context.Context, config Config) (created bool, err error) {
 		return false, err
 	}
 	slot, err := s.lookUpSlot(ctx, pg)
-	if err != nil || slot != nil && slot.activePID != 0 { // in use: ensureSlot would stand by
+	switch {
+	case err != nil:
 		return false, err
+	case slot != nil && slot.activePID != 0 && s.ours(slot) == nil: // ensureSlot would stand by
+		return false, nil
 	}
 	return s.ensureSlot(ctx, pg)
 }
@@ -270,6 +273,17 @@ func (s *Stream) lookUpSlot(ctx context.Context, pg *pgconn.PgConn) (*slotRow, e
 	return slot, nil
 }
 
+// ours returns an error unless the slot can be walhook's: one of another database,
+// another plugin or a physical one is somebody's who has the same name for it.
+func (s *Stream) ours(slot *slotRow) error {
+	if slot.plugin == "pgoutput" && slot.here {
+		return nil
+	}
+	return notPrepared(fmt.Sprintf("slot %s is not one of pgoutput in this database (plugin %q, database %q)", s.config.Slot, slot.plugin, slot.database),
+		"choose another name with WALHOOK_SLOT: names of slots are the server's, not a database's; or, where nobody needs it, in that database: "+
+			"SELECT pg_drop_replication_slot(%s)", quoteLiteral(s.config.Slot))
+}
+
 // ensureSlot returns when there is a usable slot that nobody holds, and whether
 // it was made just now.
 func (s *Stream) ensureSlot(ctx context.Context, pg *pgconn.PgConn) (created bool, err error) {
@@ -281,9 +295,8 @@ func (s *Stream) ensureSlot(ctx context.Context, pg *pgconn.PgConn) (created boo
 			return false, err
 		case slot == nil:
 			return true, s.afterNotice(ctx, pg, s.createSlot)
-		case slot.plugin != "pgoutput" || !slot.here:
-			return false, notPrepared(fmt.Sprintf("slot %s is not one of pgoutput in this database (plugin %q, database %q)", s.config.Slot, slot.plugin, slot.database),
-				"choose another name with WALHOOK_SLOT, or drop it: SELECT pg_drop_replication_slot(%s)", quoteLiteral(s.config.Slot))
+		case s.ours(slot) != nil:
+			return false, s.ours(slot)
 		case slot.activePID != 0:
 			s.standBy()
 			if !named && time.Since(since) > standbyAfter {

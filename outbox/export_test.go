@@ -1,12 +1,12 @@
 package outbox
 
 import (
-	"context"
+	"slices"
 	"time"
 )
 
-// InTheWay is what Migrate's error says.
-func (s *Store) InTheWay(ctx context.Context, err error) error { return s.inTheWay(ctx, err) }
+// ApplyFor bounds how long applying schema.sql is tried.
+func (s *Store) ApplyFor(d time.Duration) { s.applyFor = d }
 
 // Age makes what was seen of open transactions older, as if the time had passed:
 // it cannot be waited for.
@@ -36,4 +36,10 @@ func (s *Store) Samples() int {
 	s.open.mu.Lock()
 	defer s.open.mu.Unlock()
 	return len(s.open.samples)
+}
+
+// Made is all that a schema.sql makes, as its text is read.
+func Made(schema string) []string {
+	m := readManifest(schema)
+	return slices.Concat(m.tables, m.views, m.functions, m.indexes, m.triggers, m.eventTypes)
 }

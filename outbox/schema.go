@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,34 +27,64 @@ var (
 
 // It reads catalogues only, and takes no lock: it answers also while somebody
 // holds the tables locked. A row filter or column list of the publication is
-// read as JSON, because PostgreSQL 14 has no such columns.
+// read as JSON, because PostgreSQL 14 has no such columns. A row's triggers are
+// those of its partition, so that all partitions are looked at.
 const checkSchema = `
+WITH o AS MATERIALIZED (
+    SELECT c.oid, c.relowner, c.relnamespace, n.nspname
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = to_regclass('webhook_outbox')::oid
+), tables AS MATERIALIZED (
+    SELECT to_regclass(t)::oid AS oid FROM unnest(@tables::text[]) AS t
+    UNION SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent IN (to_regclass('webhook_outbox')::oid, to_regclass('webhook_deliveries')::oid)
+), triggers AS MATERIALIZED (
+    SELECT g.tgrelid, g.tgname::text AS name, g.tgenabled::text AS enabled, starts_with(g.tgname::text, 'webhook_outbox_before_') AS always
+    FROM tables JOIN pg_trigger g ON g.tgrelid = tables.oid WHERE g.tgname::text = ANY (@triggers::text[])
+)
 SELECT webhook_schema_version(),
        array(SELECT t FROM unnest(@tables::text[]) AS t WHERE to_regclass(t) IS NULL),
        array(SELECT c FROM unnest(@columns::text[]) AS c
-             WHERE NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = o.oid AND a.attname = c AND a.attnum > 0 AND NOT a.attisdropped)),
-       EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = o.oid AND t.tgname = 'webhook_outbox_before_insert' AND t.tgenabled = 'A'),
+             WHERE NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = o.oid AND a.attname::text = c AND a.attnum > 0 AND NOT a.attisdropped)),
+       array(SELECT r FROM unnest(@relations::text[]) AS r WHERE to_regclass(r) IS NULL
+             UNION ALL SELECT f FROM unnest(@functions::text[]) AS f
+             WHERE NOT EXISTS (SELECT FROM pg_proc p WHERE p.proname::text = f AND p.pronamespace = o.relnamespace)
+             UNION ALL SELECT t FROM unnest(@triggers::text[]) AS t WHERE NOT EXISTS (SELECT FROM triggers WHERE triggers.name = t)),
+       coalesce((SELECT format('the trigger %1$s of %2$s is disabled or not ENABLE ALWAYS (ALTER TABLE %2$s ENABLE %3$sTRIGGER %1$s)',
+                               t.name, t.tgrelid::regclass, CASE WHEN t.always THEN 'ALWAYS ' ELSE '' END)
+                 FROM triggers t WHERE t.enabled NOT IN ('A', CASE WHEN t.always THEN 'A' ELSE 'O' END) ORDER BY t.tgrelid LIMIT 1), ''),
+       coalesce((SELECT format('%s looks into another schema than its own (%s): the schema was renamed', p.oid::regprocedure, setting)
+                 FROM pg_proc p CROSS JOIN LATERAL unnest(p.proconfig) AS setting
+                 WHERE p.pronamespace = o.relnamespace AND p.proowner = o.relowner AND p.proname::text = ANY (@functions::text[])
+                   AND starts_with(setting, 'search_path=') AND strpos(' ' || substr(setting, 13) || ',', ' ' || quote_ident(o.nspname::text) || ',') = 0
+                 LIMIT 1), ''),
        p.oid IS NOT NULL,
        coalesce(p.pubinsert AND p.pubviaroot, false),
        coalesce(p.puballtables OR EXISTS (
            SELECT FROM pg_publication_rel r
            WHERE r.prpubid = p.oid AND r.prrelid = o.oid
              AND num_nonnulls(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') = 0), false),
-       coalesce(has_table_privilege(to_regclass('webhook_endpoint_failures'), 'UPDATE'), true),
-       coalesce(has_table_privilege(to_regclass('webhook_retries'), 'SELECT'), true)
-FROM (SELECT to_regclass('webhook_outbox')::oid AS oid) o LEFT JOIN pg_publication p ON p.pubname = 'walhook'`
+       coalesce(has_table_privilege(to_regclass('webhook_endpoint_failures')::oid, 'UPDATE'), true),
+       coalesce(has_table_privilege(to_regclass('webhook_retries')::oid, 'SELECT'), true)
+FROM (SELECT) AS one LEFT JOIN o ON true LEFT JOIN pg_publication p ON p.pubname = 'walhook'`
+
+// Expects says which schema.sql belongs to this code: CheckSchema then looks for
+// all that it makes. It is called before the Store is used.
+func (s *Store) Expects(schema string) { s.made = readManifest(schema) }
 
 // CheckSchema returns an error that wraps ErrNotPrepared, and says what to do,
-// unless everything that walhook needs is there: the tables, the columns and
-// the trigger of the outbox, and a publication that carries its inserts. It is
-// one cheap query, made every few seconds: PostgreSQL itself keeps silent about
-// a publication that is gone.
-func (s *Store) CheckSchema(ctx context.Context) error {
+// unless everything that walhook needs is there: tables, columns, functions,
+// indexes and triggers as schema.sql makes them, and a publication that carries
+// the outbox's inserts. It is one cheap query, made every few seconds: PostgreSQL
+// itself keeps silent about a publication that is gone.
+func (s *Store) CheckSchema(ctx context.Context) error { return s.compare(ctx, s.made) }
+
+func (s *Store) compare(ctx context.Context, made manifest) error {
 	var version int
-	var tables, columns []string
-	var trigger, publication, inserts, member, updates, retries bool
-	err := s.pool.QueryRow(ctx, checkSchema, pgx.NamedArgs{"tables": requiredTables, "columns": requiredColumns}).
-		Scan(&version, &tables, &columns, &trigger, &publication, &inserts, &member, &updates, &retries)
+	var tables, columns, others []string
+	var trigger, renamed string
+	var publication, inserts, member, updates, retries bool
+	err := s.pool.QueryRow(ctx, checkSchema, pgx.NamedArgs{"tables": made.tables, "columns": requiredColumns, "triggers": made.triggers,
+		"functions": made.functions, "relations": slices.Concat(made.views, made.indexes)}).
+		Scan(&version, &tables, &columns, &others, &trigger, &renamed, &publication, &inserts, &member, &updates, &retries)
 	var missing string
 	switch {
 	case hasCode(err, "42883"): // undefined_function
@@ -66,8 +97,12 @@ func (s *Store) CheckSchema(ctx context.Context) error {
 		missing = "missing tables: " + strings.Join(tables, ", ")
 	case len(columns) > 0:
 		missing = "missing columns of webhook_outbox: " + strings.Join(columns, ", ")
-	case !trigger:
-		missing = "the trigger webhook_outbox_before_insert is missing or not ENABLE ALWAYS (ALTER TABLE webhook_outbox ENABLE ALWAYS TRIGGER webhook_outbox_before_insert)"
+	case len(others) > 0 && version == SchemaVersion: // a newer one may do without
+		missing = "missing: " + strings.Join(others, ", ")
+	case trigger != "":
+		missing = trigger
+	case renamed != "":
+		missing = renamed
 	case !publication:
 		missing = "the publication walhook is missing"
 	case !inserts:
@@ -90,7 +125,7 @@ func (s *Store) CheckSchema(ctx context.Context) error {
 // changed for a while.
 const selectPublished = `
 SELECT coalesce((
-    SELECT p.oid || '.' || p.xmin || coalesce((SELECT string_agg(' ' || r.oid, '' ORDER BY r.oid) FROM pg_publication_rel r WHERE r.prpubid = p.oid), '')
+    SELECT p.oid || '.' || p.xmin || coalesce((SELECT ' ' || r.oid FROM pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = to_regclass('webhook_outbox')::oid), '')
     FROM pg_publication p WHERE p.pubname = 'walhook'), 'nothing')`
 
 // published returns the identity of what is published.
@@ -131,31 +166,55 @@ func (s *Store) checkSession(ctx context.Context, session *Session) error {
 }
 
 // Applying the schema gives up a lock that it does not get within half a
-// second, so that no application queues behind it, and tries again this often.
+// second, so that no application queues behind it, and tries again for so long.
 const (
-	migrateTries = 10
-	migratePause = time.Second
+	applyFor   = 15 * time.Second
+	applyPause = time.Second
 )
 
-// Migrate applies schema.sql where CheckSchema finds something missing or
-// older. A newer schema stays as it is.
+// Migrate applies schema.sql where something that it makes is missing, switched
+// off or older. A newer schema stays as it is.
 func (s *Store) Migrate(ctx context.Context, schema string) error {
-	if err := s.CheckSchema(ctx); !errors.Is(err, ErrNotPrepared) {
+	made := readManifest(schema)
+	err := s.compare(ctx, made)
+	if err == nil {
+		err = s.compareEventTypes(ctx, made.eventTypes)
+	}
+	if !errors.Is(err, ErrNotPrepared) {
 		return err
 	}
-	for try := 1; ; try++ {
+	return s.Apply(ctx, schema)
+}
+
+const selectMissingEventTypes = `
+SELECT array(SELECT name FROM unnest(@types::text[]) AS name WHERE NOT EXISTS (SELECT FROM webhook_event_types t WHERE t.name = name.name))`
+
+// compareEventTypes looks for walhook's own event types: without their rows it
+// could not tell anybody what it has to tell.
+func (s *Store) compareEventTypes(ctx context.Context, types []string) error {
+	var missing []string
+	if err := s.pool.QueryRow(ctx, selectMissingEventTypes, pgx.NamedArgs{"types": types}).Scan(&missing); err != nil {
+		return fmt.Errorf("look for walhook's own event types: %w", err)
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: missing in webhook_event_types: %s; run `walhook init` with a role that owns the tables", ErrNotPrepared, strings.Join(missing, ", "))
+}
+
+// Apply applies schema.sql, whatever is there: that mends also what no check
+// looks at. Where somebody is in the way for too long its error says who.
+func (s *Store) Apply(ctx context.Context, schema string) error {
+	for began := time.Now(); ; {
 		err := s.apply(ctx, schema)
 		if err == nil {
-			return s.CheckSchema(ctx)
+			return s.compare(ctx, readManifest(schema))
 		}
-		if !gaveWay(err) {
-			return err
-		}
-		if err = s.inTheWay(ctx, err); try == migrateTries {
+		if !gaveWay(err) || time.Since(began) > s.applyFor {
 			return err
 		}
 		select {
-		case <-time.After(migratePause):
+		case <-time.After(applyPause):
 		case <-ctx.Done():
 			return fmt.Errorf("apply the schema: %w (last: %w)", context.Cause(ctx), err)
 		}
@@ -170,8 +229,14 @@ func (s *Store) apply(ctx context.Context, schema string) error {
 		return fmt.Errorf("apply the schema: %w", err)
 	}
 	defer conn.Release()
-	if _, err = conn.Conn().PgConn().Exec(ctx, schema).ReadAll(); err == nil {
+	who := s.watchBlockers(ctx, conn.Conn().PgConn().PID())
+	_, err = conn.Conn().PgConn().Exec(ctx, schema).ReadAll()
+	blocker := who()
+	switch {
+	case err == nil:
 		return nil
+	case gaveWay(err) && blocker != "":
+		return fmt.Errorf("apply the schema: %w (%s)", err, blocker)
 	}
 	// A privilege, a schema or a name that only an operator can mend. The hint says how.
 	if hasCode(err, "42501", "3F000", "42P07", "55000") {
@@ -183,23 +248,45 @@ func (s *Store) apply(ctx context.Context, schema string) error {
 	return fmt.Errorf("apply the schema: %w", err)
 }
 
-// The oldest transaction that has a lock on a table or view of walhook's. pg_locks
-// tells every role; what else there is to know only the same role or a monitor sees.
-const selectInTheWay = `
-SELECT format('pid %s%s has a lock on %s%s: wait for it, or end it with SELECT pg_terminate_backend(%1$s)', l.pid,
-              ' of ' || nullif(a.application_name, ''), c.relname, ' (' || a.state || ' for ' || date_trunc('second', clock_timestamp() - a.xact_start) || ')')
-FROM pg_locks l JOIN pg_class c ON c.oid = l.relation LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-WHERE l.locktype = 'relation' AND l.granted AND l.pid <> pg_backend_pid() AND c.relname LIKE 'webhook\_%' AND c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition
-  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+// For whom a backend waits, and for what. Every role may ask that; of what else
+// there is to know about a session it sees only its own, or all as a monitor.
+const selectBlocker = `
+SELECT CASE WHEN b.pid = 0 THEN 'a prepared transaction is in the way: see pg_prepared_xacts'
+       ELSE format('pid %s%s has %s%s: wait for it, or end it with SELECT pg_terminate_backend(%1$s)', b.pid, ' of ' || nullif(a.application_name, ''),
+                   coalesce('a lock on ' || w.relation::regclass, 'a transaction that has to end first'),
+                   ' (' || a.state || ' for ' || date_trunc('second', clock_timestamp() - a.xact_start) || ')') END
+FROM unnest(pg_blocking_pids(@pid::int)) AS b(pid) LEFT JOIN pg_stat_activity a ON a.pid = b.pid
+LEFT JOIN pg_locks w ON w.pid = @pid::int AND NOT w.granted
 ORDER BY a.xact_start NULLS LAST LIMIT 1`
 
-// inTheWay adds to an error who held the lock, where that can be seen.
-func (s *Store) inTheWay(ctx context.Context, err error) error {
-	var who string
-	if s.pool.QueryRow(ctx, selectInTheWay).Scan(&who) != nil {
-		return err
+// blockersEvery is how often it is asked: some times within every wait.
+const blockersEvery = 100 * time.Millisecond
+
+// watchBlockers looks, until it is asked, for whom a backend waits. It answers
+// with the last whom it has seen, or nothing.
+func (s *Store) watchBlockers(ctx context.Context, pid uint32) (who func() string) {
+	ctx, cancel := context.WithCancel(ctx)
+	last := make(chan string, 1)
+	go func() {
+		seen, tick := "", time.NewTicker(blockersEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				last <- seen
+				return
+			case <-tick.C:
+			}
+			var now string
+			if s.pool.QueryRow(ctx, selectBlocker, pgx.NamedArgs{"pid": int32(pid)}).Scan(&now) == nil {
+				seen = now
+			}
+		}
+	}()
+	return func() string {
+		cancel()
+		return <-last
 	}
-	return fmt.Errorf("%w (%s)", err, who)
 }
 
 // gaveWay reports whether a statement ended because somebody else held a lock

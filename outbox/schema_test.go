@@ -344,6 +344,7 @@ func TestCheckSchema(t *testing.T) {
 
 	db := pgtest.New(t)
 	store := outbox.NewStore(db.Pool, db.Slot, 0)
+	store.Expects(schema)
 	if err := store.CheckSchema(t.Context()); err != nil {
 		t.Fatalf("a prepared database: %v", err)
 	}
@@ -361,7 +362,7 @@ func TestCheckSchema(t *testing.T) {
 		{`ALTER PUBLICATION walhook SET TABLE webhook_outbox (id, payload)`, "or columns", true, true},
 		{`DROP TABLE webhook_state CASCADE`, "missing tables: webhook_state", true, false},
 		{`CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int LANGUAGE sql IMMUTABLE RETURN 0`, "version 0", true, false},
-		{`ALTER TABLE webhook_outbox ENABLE TRIGGER webhook_outbox_before_insert`, "ENABLE ALWAYS", false, false},
+		{`ALTER TABLE webhook_outbox ENABLE TRIGGER webhook_outbox_before_insert`, "ENABLE ALWAYS", true, false},
 		{`ALTER TABLE webhook_outbox RENAME COLUMN payload TO body`, "missing columns of webhook_outbox: payload", false, false},
 	} {
 		if c.newer && !newer {
@@ -397,23 +398,186 @@ func TestCheckSchemaWaitsForNobody(t *testing.T) {
 
 func TestMigrateSaysWhoIsInTheWay(t *testing.T) {
 	t.Parallel()
+	schema := readSchema(t)
+	for what, c := range map[string]struct {
+		hold, want string
+		make       func(testing.TB) *pgtest.DB
+	}{
+		"a reader of a view": {`SELECT FROM webhook_status`, "a lock on webhook_status", pgtest.New},
+		"who applies it too": {`LOCK TABLE webhook_state IN SHARE UPDATE EXCLUSIVE MODE`, "a lock on webhook_state", pgtest.New},
+		"a first one":        {`CREATE TABLE webhook_state ()`, "a transaction that has to end first", pgtest.Empty},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			db := c.make(t)
+			role := newRole(t, db)
+			exec(t, db.Pool, `GRANT CREATE ON SCHEMA public TO `+role)
+			store := outbox.NewStore(newPool(t, db, asRole(role)), db.Slot, 0) // a role that sees no other session
+			if what != "a first one" {
+				store = outbox.NewStore(db.Pool, db.Slot, 0)
+			}
+			store.ApplyFor(time.Millisecond)
+			tx := begin(t, db.Pool)
+			exec(t, tx, c.hold)
+			want := "pid " + query[string](t, tx, `SELECT pg_backend_pid()::text`)
+			began := time.Now()
+			err := store.Apply(t.Context(), schema)
+			if err == nil || errors.Is(err, outbox.ErrNotPrepared) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want %q with %s in it", err, want, c.want)
+			}
+			if took := time.Since(began); took > 10*time.Second {
+				t.Errorf("it took %s", took)
+			}
+			if err := tx.Rollback(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// Any role that may connect can take any advisory lock, for ever.
+func TestAdvisoryLocksHoldNobodyUp(t *testing.T) {
+	t.Parallel()
+	db := pgtest.Empty(t)
+	conn, err := pgx.Connect(t.Context(), newPool(t, db, asRole(newRole(t, db))).Config().ConnString())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.WithoutCancel(t.Context()))
+	for _, key := range []string{"walhook schema", "walhook environment"} {
+		exec(t, conn, `SELECT pg_advisory_lock(hashtextextended($1, 0))`, key)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	store := outbox.NewStore(db.Pool, db.Slot, 0)
+	if err := store.Migrate(ctx, readSchema(t)); err != nil {
+		t.Fatalf("Migrate: %v", err)
+	}
+	if err := store.ClaimEnvironment(ctx, "production", false); err != nil {
+		t.Errorf("ClaimEnvironment: %v", err)
+	}
+}
+
+// What a restore, a DBA or a rename leaves behind is found, and mended, while the
+// version is current, by the role that owns the tables.
+func TestMigrateMends(t *testing.T) {
+	t.Parallel()
+	schema := readSchema(t)
+	db := pgtest.Empty(t)
+	role := newRole(t, db)
+	exec(t, db.Pool, `GRANT CREATE ON SCHEMA public TO `+role)
+	exec(t, db.Pool, `DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %I TO `+strings.ReplaceAll(role, `'`, `''`)+`', current_database()); END $$`)
+	pool := newPool(t, db, asRole(role))
+	store := outbox.NewStore(pool, db.Slot, 0)
+	store.Expects(schema)
+	if err := store.Migrate(t.Context(), schema); err != nil {
+		t.Fatal(err)
+	}
+	today := `webhook_outbox_p` + time.Now().UTC().Format("20060102")
+	for _, c := range []struct {
+		damage, want string
+		unseen       bool // by CheckSchema
+	}{
+		{`ALTER TABLE webhook_outbox DISABLE TRIGGER ALL; ALTER TABLE webhook_outbox ENABLE TRIGGER ALL`, "ENABLE ALWAYS", false}, // pg_restore --disable-triggers
+		{`ALTER TABLE webhook_endpoints DISABLE TRIGGER USER`, "is disabled", false},
+		{`ALTER TABLE ` + today + ` DISABLE TRIGGER webhook_outbox_before_insert`, today, false},
+		{`ALTER TABLE ` + today + ` ENABLE TRIGGER webhook_outbox_before_update`, today, false},
+		{`ALTER TABLE webhook_deliveries DISABLE TRIGGER USER`, "webhook_deliveries_notify", false},
+		{`DROP TRIGGER webhook_endpoints_after_insert ON webhook_endpoints`, "missing: webhook_endpoints_after_insert", false},
+		{`DROP TRIGGER webhook_outbox_before_update ON webhook_outbox`, "missing: webhook_outbox_before_update", false},
+		{`DROP INDEX webhook_deliveries_lane_idx`, "missing: webhook_deliveries_lane_idx", false},
+		{`DROP INDEX webhook_secrets_unsealed_idx`, "missing: webhook_secrets_unsealed_idx", false},
+		{`DROP FUNCTION webhook_replay(uuid)`, "missing: webhook_replay", false},
+		{`DROP VIEW webhook_attempts`, "missing: webhook_attempts", false},
+		{`DELETE FROM webhook_event_types WHERE category = 'webhook'`, "", true},
+	} {
+		exec(t, db.Pool, c.damage)
+		err := store.CheckSchema(t.Context())
+		if !c.unseen && (!errors.Is(err, outbox.ErrNotPrepared) || !strings.Contains(err.Error(), c.want)) || c.unseen && err != nil {
+			t.Errorf("after %s: got %v, want %q in it", c.damage, err, c.want)
+		}
+		if err := store.Migrate(t.Context(), schema); err != nil {
+			t.Errorf("mend after %s: %v", c.damage, err)
+		}
+		endpoint := newEndpoint(t, pool, "org_1")
+		if n := query[int](t, db.Pool, `SELECT count(*) FROM webhook_secrets WHERE endpoint_id = $1`, endpoint); n != 1 {
+			t.Errorf("after %s an endpoint has %d secrets", c.damage, n)
+		}
+		exec(t, pool, `DELETE FROM webhook_endpoints WHERE id = $1`, endpoint)
+	}
+	if n := query[int](t, db.Pool, `SELECT count(*) FROM webhook_event_types WHERE name IN ('`+outbox.TypeTest+`', '`+outbox.TypeEndpointDisabled+`', '`+outbox.TypeDeliveryExhausted+`')`); n != 3 {
+		t.Errorf("%d of walhook's event types are there", n)
+	}
+	if states := column[string](t, db.Pool, `SELECT DISTINCT tgname || ' ' || tgenabled::text FROM pg_trigger WHERE tgname LIKE 'webhook\_outbox\_before%'`); len(states) != 2 || !strings.HasSuffix(states[0]+states[1], "A") {
+		t.Errorf("triggers of the outbox and its partitions: %q", states)
+	}
+}
+
+// A function's own search_path is a text: it keeps the old name.
+func TestMigrateMendsARenamedSchema(t *testing.T) {
+	t.Parallel()
+	schema := readSchema(t)
 	db := pgtest.New(t)
-	role := newPool(t, db, asRole(roleWithGrants(t, db)))
-	for what, pool := range map[string]*pgxpool.Pool{"a superuser": db.Pool, "a role that sees no other session": role} {
-		store := outbox.NewStore(pool, db.Slot, 0)
-		if err := store.InTheWay(t.Context(), outbox.ErrNotPrepared); err != outbox.ErrNotPrepared {
-			t.Errorf("%s, with nobody there: %v", what, err)
-		}
-		tx := begin(t, db.Pool)
-		exec(t, tx, `SELECT FROM webhook_status`)
-		want := "pid " + query[string](t, tx, `SELECT pg_backend_pid()::text`)
-		err := store.InTheWay(t.Context(), outbox.ErrNotPrepared)
-		if !errors.Is(err, outbox.ErrNotPrepared) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "has a lock on webhook_") {
-			t.Errorf("%s: %v, want %q in it", what, err, want)
-		}
-		if err := tx.Commit(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+	exec(t, db.Pool, `ALTER SCHEMA public RENAME TO "Other, name"`)
+	pool := newPool(t, db, func(c *pgxpool.Config) { c.ConnConfig.RuntimeParams["search_path"] = `"Other, name"` })
+	store := outbox.NewStore(pool, db.Slot, 0)
+	store.Expects(schema)
+	if err := store.CheckSchema(t.Context()); !errors.Is(err, outbox.ErrNotPrepared) || !strings.Contains(err.Error(), "the schema was renamed") {
+		t.Errorf("got %v, want %v that says so", err, outbox.ErrNotPrepared)
+	}
+	if err := store.Migrate(t.Context(), schema); err != nil {
+		t.Fatal(err)
+	}
+	newEvent(t, pool, "org_1", "payment.failed")
+	if endpoint := newEndpoint(t, pool, "org_1"); endpoint == "" {
+		t.Error("no endpoint")
+	}
+}
+
+// What schema.sql makes is read out of its text, for the check and for uninstall.
+func TestManifestIsWhatTheSchemaMakes(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	if forgotten := column[string](t, db.Pool, `
+		SELECT relname::text FROM pg_class WHERE relname LIKE 'webhook\_%' AND NOT relispartition AND relkind IN ('r', 'p', 'v', 'i', 'I') AND relname <> ALL ($1)
+			AND relname !~ '_(pkey|p[0-9]{8}_.*|default_.*)$'
+		UNION ALL SELECT proname::text FROM pg_proc WHERE proname LIKE 'webhook\_%' AND proname <> ALL ($1)
+		UNION ALL SELECT tgname::text FROM pg_trigger WHERE tgname LIKE 'webhook\_%' AND tgname <> ALL ($1)
+		UNION ALL SELECT name FROM webhook_event_types WHERE category = 'webhook' AND name <> ALL ($1)`, outbox.Made(readSchema(t))); len(forgotten) > 0 {
+		t.Errorf("not found in schema.sql: %q", forgotten)
+	}
+}
+
+func TestPublicationOfOthers(t *testing.T) {
+	t.Parallel()
+	schema := readSchema(t)
+	for what, c := range map[string]struct {
+		make, want string // a refusal; "": it is used
+		published  string // of webhook_outbox and the others, afterwards
+	}{
+		"another installation":    {`CREATE SCHEMA b; CREATE TABLE b.webhook_outbox (id int PRIMARY KEY); CREATE PUBLICATION walhook FOR TABLE b.webhook_outbox`, "carries b.webhook_outbox", "b.webhook_outbox iudt"},
+		"another's altogether":    {`CREATE TABLE orders (id int PRIMARY KEY); CREATE PUBLICATION walhook FOR TABLE orders`, "carries orders", "orders iudt"},
+		"empty":                   {`CREATE PUBLICATION walhook`, "", "webhook_outbox i"},
+		"FOR ALL TABLES":          {`CREATE TABLE orders (id int PRIMARY KEY); CREATE PUBLICATION walhook FOR ALL TABLES WITH (publish = 'update')`, "", "orders, webhook_outbox iu"},
+		"FOR ALL TABLES, of more": {`CREATE SCHEMA b; CREATE TABLE b.webhook_outbox (id int PRIMARY KEY); CREATE PUBLICATION walhook FOR ALL TABLES WITH (publish_via_partition_root = true)`, "", "b.webhook_outbox, webhook_outbox iudt"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.Empty(t)
+			exec(t, db.Pool, c.make)
+			store := outbox.NewStore(db.Pool, db.Slot, 0)
+			err := store.Migrate(t.Context(), schema)
+			if c.want == "" && err != nil || c.want != "" && (!errors.Is(err, outbox.ErrNotPrepared) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "WALHOOK_SCHEMA")) {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+			if got := query[string](t, db.Pool, `
+				SELECT (SELECT string_agg(t.relid::regclass::text, ', ' ORDER BY t.relid::regclass::text) FROM pg_get_publication_tables('walhook') t
+				        WHERE t.relid::regclass::text !~ '^webhook_(?!outbox$)') || ' ' ||
+				       CASE WHEN pubinsert THEN 'i' ELSE '' END || CASE WHEN pubupdate THEN 'u' ELSE '' END ||
+				       CASE WHEN pubdelete THEN 'd' ELSE '' END || CASE WHEN pubtruncate THEN 't' ELSE '' END FROM pg_publication`); got != c.published {
+				t.Errorf("published: %s, want %s", got, c.published)
+			}
+		})
 	}
 }
 

@@ -19,12 +19,14 @@ type Store struct {
 	disableAfter time.Duration
 	sealer       *Sealer // nil: signing secrets are stored as they are
 	open         openSince
+	made         manifest      // what is to be there
+	applyFor     time.Duration // how long applying schema.sql is tried
 }
 
 // NewStore returns a Store on a pool. The slot's name is the key of its state
 // row. An endpoint with nothing but failures for disableAfter is disabled; 0: never.
 func NewStore(pool *pgxpool.Pool, slot string, disableAfter time.Duration) *Store {
-	return &Store{pool: pool, slot: slot, disableAfter: disableAfter}
+	return &Store{pool: pool, slot: slot, disableAfter: disableAfter, made: readManifest(""), applyFor: applyFor}
 }
 
 // Sealing makes the Store keep signing secrets sealed at rest. It is called

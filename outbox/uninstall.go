@@ -4,28 +4,45 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
-	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-const selectSlotHolder = `SELECT coalesce(active_pid, 0) FROM pg_replication_slots WHERE slot_name = $1`
+// This file takes back what init made, and nothing else: a slot, a publication or
+// a table of the same name may be somebody else's.
 
-// DropSlot drops the replication slot, if there is one. One that is in use is
-// an error that says by whom.
-func (s *Store) DropSlot(ctx context.Context) (dropped bool, err error) {
+const selectSlotToDrop = `
+SELECT coalesce(active_pid, 0), coalesce(plugin::text, 'physical'), coalesce(database::text, ''),
+       coalesce(plugin::text = 'pgoutput' AND database = current_database() AND NOT temporary, false)
+FROM pg_replication_slots WHERE slot_name = $1`
+
+// lookAtSlot reports whether there is a slot to be dropped. One that is in use is an
+// error that says by whom, and so is one that cannot be this database's walhook's.
+func (s *Store) lookAtSlot(ctx context.Context) (exists bool, err error) {
 	var pid int
-	err = s.pool.QueryRow(ctx, selectSlotHolder, s.slot).Scan(&pid)
+	var plugin, database string
+	var ours bool
+	err = s.pool.QueryRow(ctx, selectSlotToDrop, s.slot).Scan(&pid, &plugin, &database, &ours)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return false, nil
 	case err != nil:
 		return false, fmt.Errorf("look for slot %s: %w", s.slot, err)
+	case !ours:
+		return false, fmt.Errorf("%w: slot %s is not this database's walhook's (plugin %s, database %q): it stays. Connect to the database of the walhook that is meant, "+
+			"or set WALHOOK_SLOT to its slot", ErrNotPrepared, s.slot, plugin, database)
 	case pid != 0:
 		return false, fmt.Errorf("slot %s is in use by pid %d: stop that walhook first", s.slot, pid)
+	}
+	return true, nil
+}
+
+// DropSlot drops the replication slot, if there is one.
+func (s *Store) DropSlot(ctx context.Context) (dropped bool, err error) {
+	if exists, err := s.lookAtSlot(ctx); !exists || err != nil {
+		return false, err
 	}
 	if _, err := s.pool.Exec(ctx, `SELECT pg_drop_replication_slot($1)`, s.slot); err != nil {
 		return false, fmt.Errorf("drop slot %s: %w", s.slot, err)
@@ -33,38 +50,120 @@ func (s *Store) DropSlot(ctx context.Context) (dropped bool, err error) {
 	return true, nil
 }
 
-// DropPublication drops the publication, if there is one.
-func (s *Store) DropPublication(ctx context.Context) error {
-	if _, err := s.pool.Exec(ctx, `DROP PUBLICATION IF EXISTS `+Publication); err != nil {
-		return fmt.Errorf("drop publication %s: %w", Publication, err)
+// What the publication carries: all tables, our outbox, and others. Schemas
+// (PostgreSQL 15) are found as the tables that they bring.
+const selectPublicationToDrop = `
+SELECT p.puballtables, coalesce(bool_or(t.oid = o.oid AND t.named), false), coalesce(o.oid::regclass::text, ''),
+       coalesce(string_agg(t.oid::regclass::text, ', ') FILTER (WHERE t.oid IS DISTINCT FROM o.oid), '')
+FROM pg_publication p
+CROSS JOIN (SELECT to_regclass('webhook_outbox')::oid AS oid) o
+LEFT JOIN LATERAL (
+    SELECT r.prrelid AS oid, true AS named FROM pg_publication_rel r WHERE r.prpubid = p.oid
+    UNION ALL
+    SELECT g.relid::oid, false FROM pg_get_publication_tables(p.pubname::text) g
+    WHERE NOT p.puballtables AND NOT EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid)
+) t ON true
+WHERE p.pubname = 'walhook' GROUP BY p.puballtables, o.oid`
+
+// DropPublication takes the outbox out of the publication, and drops that where
+// nothing else is in it. It says what it did.
+func (s *Store) DropPublication(ctx context.Context) (did string, err error) {
+	var all, carries bool
+	var outbox, others string
+	err = s.pool.QueryRow(ctx, selectPublicationToDrop).Scan(&all, &carries, &outbox, &others)
+	do := "DROP PUBLICATION " + Publication
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return "there is no publication " + Publication, nil
+	case err != nil:
+		return "", fmt.Errorf("look at publication %s: %w", Publication, err)
+	case all:
+		return "publication " + Publication + " is FOR ALL TABLES, which walhook does not make: it stays", nil
+	case !carries && others != "":
+		return fmt.Sprintf("publication %s carries %s, and not walhook's outbox: it stays", Publication, others), nil
+	case others != "":
+		do = fmt.Sprintf("ALTER PUBLICATION %s DROP TABLE %s", Publication, outbox)
+		did = fmt.Sprintf("%s taken out of publication %s, which carries %s too", outbox, Publication, others)
+	default:
+		did = "publication " + Publication + " dropped"
 	}
-	return nil
+	if _, err := s.pool.Exec(ctx, do); err != nil {
+		return "", fmt.Errorf("%s: %w", do, err)
+	}
+	return did, nil
 }
 
-// What schema.sql makes, by its own words, so that nothing of the application's
-// that happens to be called webhook_… is touched.
-var madeBySchema = regexp.MustCompile(`(?m)^CREATE (?:OR REPLACE |)(TABLE|VIEW|FUNCTION)(?: IF NOT EXISTS|) (webhook_\w+)`)
+// Everything by the names of schema.sql in the schema that walhook is in. Whose it is
+// tells the owner of the function that is made last.
+const selectMade = `
+WITH home AS MATERIALIZED (
+    SELECT p.pronamespace AS schema, p.proowner AS owner FROM pg_proc p WHERE p.oid = to_regprocedure('webhook_schema_version()')::oid
+)
+SELECT CASE c.relkind::text WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END, c.oid::regclass::text, pg_get_userbyid(c.relowner)::text, pg_get_userbyid(home.owner)::text,
+       c.relname::text NOT IN ('webhook_outbox', 'webhook_deliveries') OR c.relkind::text = 'p'
+FROM home JOIN pg_class c ON c.relnamespace = home.schema
+WHERE c.relname::text = ANY (@tables::text[] || @views::text[]) AND c.relkind::text IN ('r', 'p', 'v', 'f', 'm')
+UNION ALL
+SELECT 'FUNCTION', p.oid::regprocedure::text, pg_get_userbyid(p.proowner)::text, pg_get_userbyid(home.owner)::text, true
+FROM home JOIN pg_proc p ON p.pronamespace = home.schema
+WHERE p.proname::text = ANY (@functions::text[]) AND p.proowner = home.owner`
+
+// lookAtTables returns what there is to be dropped, by kind. A table of one of our
+// names that has another owner or shape is not known to be walhook's.
+func (s *Store) lookAtTables(ctx context.Context, schema string) (map[string][]string, error) {
+	names := readManifest(schema)
+	rows, err := s.pool.Query(ctx, selectMade, pgx.NamedArgs{"tables": names.tables, "views": names.views, "functions": names.functions})
+	if err != nil {
+		return nil, fmt.Errorf("look for walhook's tables: %w", err)
+	}
+	made := map[string][]string{}
+	var kind, name, owner, expected string
+	var shape bool
+	_, err = pgx.ForEachRow(rows, []any{&kind, &name, &owner, &expected, &shape}, func() error {
+		switch {
+		case !shape:
+			return fmt.Errorf("%w: %s is not partitioned, so it is not walhook's: nothing is dropped", ErrNotPrepared, name)
+		case owner != expected:
+			return fmt.Errorf("%w: %s belongs to %s, and walhook to %s: nothing is dropped. If it is walhook's: ALTER TABLE %[2]s OWNER TO %[4]s",
+				ErrNotPrepared, name, owner, pgx.Identifier{expected}.Sanitize())
+		}
+		made[kind] = append(made[kind], name)
+		return nil
+	})
+	return made, err
+}
+
+// MayUninstall returns an error where something that is asked for is not this
+// walhook's, or in use: before anything is dropped.
+func (s *Store) MayUninstall(ctx context.Context, schema string, tables bool) error {
+	if _, err := s.lookAtSlot(ctx); err != nil {
+		return err
+	}
+	if !tables {
+		return nil
+	}
+	_, err := s.lookAtTables(ctx, schema)
+	return err
+}
 
 // DropTables drops everything that the schema made, with everything in it, in
 // one transaction. Where something of the application's depends on it (a view, a
 // column's default), nothing is dropped and the error says what that is. It does
 // not wait for an application's transaction, whose successors would wait for it.
 func (s *Store) DropTables(ctx context.Context, schema string) error {
-	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+	made, err := s.lookAtTables(ctx, schema)
+	if err != nil {
+		return err
+	}
+	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, prepareRead); err != nil {
 			return err
 		}
 		for _, kind := range []string{"VIEW", "TABLE", "FUNCTION"} {
-			var names []string
-			for _, made := range madeBySchema.FindAllStringSubmatch(schema, -1) {
-				if made[1] == kind && !slices.Contains(names, made[2]) {
-					names = append(names, made[2])
-				}
-			}
-			if len(names) == 0 {
+			if len(made[kind]) == 0 {
 				continue
 			}
-			if _, err := tx.Exec(ctx, "DROP "+kind+" IF EXISTS "+strings.Join(names, ", ")); err != nil {
+			if _, err := tx.Exec(ctx, "DROP "+kind+" "+strings.Join(made[kind], ", ")); err != nil {
 				return err
 			}
 		}
@@ -77,4 +176,14 @@ func (s *Store) DropTables(ctx context.Context, schema string) error {
 		return fmt.Errorf("drop walhook's tables: %w", err)
 	}
 	return nil
+}
+
+const selectDatabase = `SELECT current_database()::text`
+
+// Database is the name of the database.
+func (s *Store) Database(ctx context.Context) (name string, err error) {
+	if err := s.pool.QueryRow(ctx, selectDatabase).Scan(&name); err != nil {
+		return "", fmt.Errorf("ask for the database's name: %w", err)
+	}
+	return name, nil
 }

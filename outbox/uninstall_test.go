@@ -2,6 +2,8 @@ package outbox_test
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -96,7 +98,7 @@ func TestUninstall(t *testing.T) {
 	})
 
 	for range 2 { // again, it finds nothing
-		if err := store.DropPublication(t.Context()); err != nil {
+		if _, err := store.DropPublication(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if err := store.DropTables(t.Context(), readSchema(t)); err != nil {
@@ -112,5 +114,93 @@ func TestUninstall(t *testing.T) {
 	exec(t, db.Pool, `INSERT INTO webhook_mine DEFAULT VALUES; SELECT * FROM webhook_theirs`)
 	if err := apply(t.Context(), db.Pool, readSchema(t)); err != nil {
 		t.Errorf("installed again: %v", err)
+	}
+}
+
+// A slot of our name may be anybody's: it stays, and nothing else is dropped either.
+func TestDropSlotOfOthers(t *testing.T) {
+	t.Parallel()
+	db, other := pgtest.New(t), pgtest.Empty(t)
+	for what, c := range map[string]struct{ pool, sql string }{
+		"another database's": {"other", `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`},
+		"a physical one":     {"", `SELECT pg_create_physical_replication_slot($1)`},
+		"another plugin's":   {"", `SELECT pg_create_logical_replication_slot($1, 'test_decoding')`},
+	} {
+		pool := db.Pool
+		if c.pool != "" {
+			pool = other.Pool
+		}
+		exec(t, pool, c.sql, db.Slot)
+		store := outbox.NewStore(db.Pool, db.Slot, 0)
+		for name, err := range map[string]error{"MayUninstall": store.MayUninstall(t.Context(), readSchema(t), true), "DropSlot": second(store.DropSlot(t.Context()))} {
+			if !errors.Is(err, outbox.ErrNotPrepared) || !strings.Contains(err.Error(), "is not this database's walhook's") {
+				t.Errorf("%s: %s: %v", what, name, err)
+			}
+		}
+		if n := query[int](t, db.Pool, `SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1`, db.Slot); n != 1 {
+			t.Errorf("%s: the slot has gone", what)
+			continue
+		}
+		exec(t, pool, `SELECT pg_drop_replication_slot($1)`, db.Slot)
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+func TestDropPublicationOfOthers(t *testing.T) {
+	t.Parallel()
+	for what, c := range map[string]struct{ make, did, left string }{
+		"FOR ALL TABLES":       {`DROP PUBLICATION walhook; CREATE PUBLICATION walhook FOR ALL TABLES`, "it stays", "all"},
+		"with another table":   {`ALTER PUBLICATION walhook ADD TABLE orders`, "taken out", "orders"},
+		"of other tables only": {`DROP PUBLICATION walhook; CREATE PUBLICATION walhook FOR TABLE orders`, "it stays", "orders"},
+		"of another outbox":    {`CREATE SCHEMA b; CREATE TABLE b.webhook_outbox (id int PRIMARY KEY); DROP PUBLICATION walhook; CREATE PUBLICATION walhook FOR TABLE b.webhook_outbox`, "it stays", "b.webhook_outbox"},
+		"of nothing":           {`ALTER PUBLICATION walhook DROP TABLE webhook_outbox`, "dropped", ""},
+		"ours":                 {`SELECT`, "dropped", ""},
+		"there is none":        {`DROP PUBLICATION walhook`, "there is no publication", ""},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t)
+			exec(t, db.Pool, `CREATE TABLE orders (id int PRIMARY KEY)`)
+			exec(t, db.Pool, c.make)
+			did, err := outbox.NewStore(db.Pool, db.Slot, 0).DropPublication(t.Context())
+			if err != nil || !strings.Contains(did, c.did) {
+				t.Errorf("it did %q, %v, want %q", did, err, c.did)
+			}
+			if left := query[string](t, db.Pool, `SELECT coalesce(string_agg(CASE WHEN p.puballtables THEN 'all' ELSE r.prrelid::regclass::text END, ', '), '')
+				FROM pg_publication p LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid`); left != c.left {
+				t.Errorf("left: %q, want %q", left, c.left)
+			}
+		})
+	}
+}
+
+// A table may have one of our names and be the application's.
+func TestDropTablesOfOthers(t *testing.T) {
+	t.Parallel()
+	db := pgtest.Empty(t)
+	store := outbox.NewStore(db.Pool, db.Slot, 0)
+	exec(t, db.Pool, `CREATE TABLE webhook_endpoints (id int); CREATE FUNCTION webhook_replay(text) RETURNS int LANGUAGE sql RETURN 1`)
+	if err := store.DropTables(t.Context(), readSchema(t)); err != nil {
+		t.Errorf("without a walhook: %v", err)
+	}
+	exec(t, db.Pool, `SELECT FROM webhook_endpoints; SELECT webhook_replay('x')`)
+	exec(t, db.Pool, `DROP TABLE webhook_endpoints`)
+	if err := store.Migrate(t.Context(), readSchema(t)); err != nil {
+		t.Fatal(err)
+	}
+	role := newRole(t, db)
+	exec(t, db.Pool, `ALTER FUNCTION webhook_replay(text) OWNER TO `+role)
+	exec(t, db.Pool, `ALTER TABLE webhook_endpoint_failures OWNER TO `+role)
+	if err := store.DropTables(t.Context(), readSchema(t)); !errors.Is(err, outbox.ErrNotPrepared) || !strings.Contains(err.Error(), "ALTER TABLE webhook_endpoint_failures OWNER TO") {
+		t.Errorf("with a table of another owner: %v", err)
+	}
+	exec(t, db.Pool, `ALTER TABLE webhook_endpoint_failures OWNER TO CURRENT_USER`)
+	if err := store.DropTables(t.Context(), readSchema(t)); err != nil {
+		t.Error(err)
+	}
+	if left := column[string](t, db.Pool, `SELECT relname::text FROM pg_class WHERE relname LIKE 'webhook%'
+		UNION ALL SELECT oid::regprocedure::text FROM pg_proc WHERE proname LIKE 'webhook%'`); !slices.Equal(left, []string{"webhook_replay(text)"}) {
+		t.Errorf("left: %q, want the other role's function", left)
 	}
 }

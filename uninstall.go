@@ -1,0 +1,98 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/walhook/walhook/internal/config"
+	"github.com/walhook/walhook/internal/demo"
+	"github.com/walhook/walhook/outbox"
+)
+
+// runUninstall takes back what init made: only what is this database's walhook's.
+// The tables stay unless asked for, and going with all that is in them, they have to
+// be asked for twice.
+func runUninstall(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	flags := newFlags("uninstall")
+	tables := flags.Bool("tables", false, "drop the tables too, with everything in them")
+	yes := flags.Bool("yes", false, "with --tables: do not ask")
+	return withConfig(flags, args, stderr, func(cfg *config.Config, _ *slog.Logger) error {
+		if err := mayAsk(flags, *tables, *yes, stdout); err != nil {
+			return err
+		}
+		sessions := newSessions(cfg)
+		pool, err := sessions.pool(ctx)
+		if err != nil {
+			return err
+		}
+		defer pool.Close()
+		store := outbox.NewStore(pool, cfg.Slot, cfg.DisableAfter)
+		if err := store.MayUninstall(ctx, schema, *tables); err != nil {
+			return sessions.refusedSQL(err)
+		}
+		if *tables && !*yes {
+			if err := confirm(ctx, store, os.Stdin, stdout); err != nil {
+				return err
+			}
+		}
+		return uninstall(ctx, cfg, store, *tables, stdout)
+	})
+}
+
+// mayAsk refuses to drop tables where nobody sits who could be asked.
+func mayAsk(flags *flag.FlagSet, tables, yes bool, stdout io.Writer) error {
+	switch {
+	case yes && !tables:
+		return fmt.Errorf("%w: --yes is for --tables: slot and publication are dropped without asking", errConfig)
+	case tables && !yes && !demo.Terminal(os.Stdin, stdout):
+		return fmt.Errorf("%w: %s --tables drops all events, deliveries, endpoints and secrets for good, and there is no terminal to ask at: say --tables --yes",
+			errConfig, flags.Name())
+	}
+	return nil
+}
+
+// confirm asks for the database's name.
+func confirm(ctx context.Context, store *outbox.Store, in io.Reader, out io.Writer) error {
+	database, err := store.Database(ctx)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "This drops all events, deliveries, endpoints and secrets in the database %q for good.\nType the database's name to go on: ", database)
+	answer, err := bufio.NewReader(in).ReadString('\n')
+	if err != nil && answer == "" || strings.TrimSpace(answer) != database {
+		return fmt.Errorf("%w: that is not its name: nothing was dropped", errConfig)
+	}
+	return nil
+}
+
+// uninstall drops the slot first: without it PostgreSQL keeps no WAL, whatever
+// becomes of the rest.
+func uninstall(ctx context.Context, cfg *config.Config, store *outbox.Store, tables bool, stdout io.Writer) error {
+	dropped, err := store.DropSlot(ctx)
+	if err != nil {
+		return err
+	}
+	slot := "there is no slot " + cfg.Slot
+	if dropped {
+		slot = "slot " + cfg.Slot + " dropped"
+	}
+	publication, err := store.DropPublication(ctx)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(stdout, "%s; %s\n", slot, publication)
+	if !tables {
+		return nil
+	}
+	if err := store.DropTables(ctx, schema); err != nil {
+		return err
+	}
+	fmt.Fprintln(stdout, "tables, views and functions dropped")
+	return nil
+}
