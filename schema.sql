@@ -37,6 +37,11 @@ SET LOCAL client_min_messages = warning;
 -- somebody else has made bring casts and operators of his with them, which would run with the function's owner's rights.
 DO $do$
 BEGIN
+    IF getdatabaseencoding() <> 'UTF8' THEN
+        RAISE EXCEPTION 'the encoding of this database is %, and walhook needs UTF8', getdatabaseencoding()
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  HINT = 'It cannot be changed: dump the database, CREATE DATABASE another with ENCODING ''UTF8'' TEMPLATE template0, and restore it there.';
+    END IF;
     IF current_schema() IS NULL THEN
         RAISE EXCEPTION 'no schema to install into: search_path "%" names no schema that exists', current_setting('search_path')
             USING ERRCODE = 'invalid_schema_name', HINT = 'CREATE SCHEMA, or set search_path to one that exists.';

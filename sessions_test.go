@@ -3,16 +3,21 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
+	"log/slog"
+	"net"
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/walhook/walhook/internal/config"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
-	"github.com/walhook/walhook/outbox"
 )
 
 // newWorldWithRole has a database that is empty, and a walhook whose role has what the
@@ -162,5 +167,230 @@ func mustExec(t *testing.T, db *pgtest.DB, sql string, args ...any) {
 	}
 }
 
-var _ = config.Secret("")
-var _ = outbox.Publication
+// ends runs a walhook that has to end by itself, and returns its exit code and why.
+func (w *world) ends(env ...string) (code int, why string) {
+	w.t.Helper()
+	const within = 20 * time.Second // 5 s, on a machine that is busy
+	cfg, err := config.Load(append(env, w.env...))
+	if err != nil {
+		return exitConfig, err.Error()
+	}
+	ctx, cancel := context.WithTimeout(w.t.Context(), within)
+	defer cancel()
+	if err = run(ctx, cfg, slog.New(slog.NewTextHandler(w.log, nil))); err == nil {
+		w.t.Errorf("it still tries after %s", within)
+		return exitClean, ""
+	}
+	return exitCode(err), err.Error()
+}
+
+func TestASchemaOfItsOwn(t *testing.T) {
+	w, role := newWorldWithRole(t, `WALHOOK_SCHEMA=Web"hooks.ü`)
+	// Tables of our names in the schema that the role would look into: nobody looks.
+	w.exec(`CREATE TABLE webhook_outbox (id int); CREATE TABLE webhook_endpoints (id int)`)
+	rcv := newReceiver(t, func(n int) int { return []int{500, 204}[min(n, 1)] })
+	w.run()
+	w.exec(`SET search_path = "Web""hooks.ü"`)
+	for range 4 { // each connection of the pool
+		w.exec(`SELECT pg_catalog.set_config('search_path', '"Web""hooks.ü"', false)`)
+	}
+	w.exec(`ALTER ROLE "` + role + `" SET search_path = nowhere`) // what the role has does not matter
+	w.exec(`ALTER DATABASE "` + w.db.Slot + `" SET search_path = "Web""hooks.ü"`)
+	w.db.Pool.Reset()
+	w.endpoint(rcv.URL, "payment.*")
+	event := w.insert("payment.succeeded")
+	w.eventually("it is delivered", `SELECT status = 'success' AND attempts = 2 FROM webhook_deliveries WHERE event_id = $1`, event)
+	if n := query[int](w, `SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND relname LIKE 'webhook%'`); n != 2 {
+		t.Errorf("%d tables of ours in another schema", n-2)
+	}
+	if err := w.stop(); err != nil {
+		t.Fatal(err)
+	}
+	w.run() // again, where all is there
+	event = w.insert("payment.failed")
+	w.eventually("it is delivered after a restart", `SELECT status = 'success' FROM webhook_deliveries WHERE event_id = $1`, event)
+}
+
+func TestASchemaThatMayNotBeMade(t *testing.T) {
+	w, role := newWorldWithRole(t, "WALHOOK_SCHEMA=webhooks")
+	w.exec(fmt.Sprintf(`REVOKE CREATE ON DATABASE "%s" FROM "%s"`, w.db.Slot, role))
+	code, why := w.ends()
+	want := fmt.Sprintf(`CREATE SCHEMA "webhooks" AUTHORIZATION "%s"`, role)
+	if code != exitNotPrepared || !strings.Contains(why, want) {
+		t.Fatalf("exit %d: %s, want one that says %s", code, why, want)
+	}
+	w.exec(want) // what was said works
+	w.exec(fmt.Sprintf(`GRANT CREATE ON DATABASE "%s" TO "%s"`, w.db.Slot, role))
+	w.run()
+}
+
+// The schema is that of the first session, also when another one comes first in the
+// search_path later.
+func TestTheSchemaIsPinned(t *testing.T) {
+	w, role := newWorldWithRole(t)
+	rcv := newReceiver(t, always(200))
+	w.run()
+	w.endpoint(rcv.URL)
+	w.exec(fmt.Sprintf(`CREATE SCHEMA AUTHORIZATION "%s"`, role)) // "$user" comes first
+	w.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1`, role)
+	event := w.insert("payment.succeeded")
+	w.eventually("it is delivered", `SELECT status = 'success' FROM webhook_deliveries WHERE event_id = $1`, event)
+}
+
+func TestWhatCanNeverWorkEnds(t *testing.T) {
+	w, role := newWorldWithRole(t)
+	base := asRole(w.db.URL, role)
+	for _, tt := range []struct {
+		what string
+		env  []string
+		code int
+		says []string
+	}{
+		{"a parameter that nobody knows", []string{"WALHOOK_DATABASE_URL=" + base + "&connection_limits=5"}, exitConfig, []string{"WALHOOK_DATABASE_URL", `"connection_limits"`}},
+		{"a value that cannot be", []string{"WALHOOK_DATABASE_URL=" + base + "&work_mem=much"}, exitConfig, []string{"WALHOOK_DATABASE_URL", `"work_mem"`}},
+		{"for replication alone", []string{"WALHOOK_REPLICATION_URL=" + base + "&connection_limits=5"}, exitConfig, []string{"WALHOOK_REPLICATION_URL", `"connection_limits"`}},
+		{"a database that is not there", []string{"WALHOOK_DATABASE_URL=" + onDatabase(base, "nowhere")}, exitNotPrepared, []string{"nowhere", "CREATE DATABASE"}},
+		{"a role that is not there", []string{"WALHOOK_DATABASE_URL=" + asRole(w.db.URL, "nobody_at_all")}, exitConfig, []string{"nobody_at_all"}},
+		{"a password with a blank", []string{"WALHOOK_DATABASE_URL=" + keywords(t, base) + " password=hunter2 ter3=x"}, exitConfig, []string{"has to stand in ' '"}},
+		{"no schema", []string{"WALHOOK_DATABASE_URL=" + base + "&search_path=nowhere"}, exitNotPrepared, []string{"WALHOOK_SCHEMA"}},
+	} {
+		code, why := w.ends(tt.env...)
+		if code != tt.code || strings.Contains(why, "hunter2") || strings.Contains(why, "ter3") {
+			t.Errorf("%s: exit %d, want %d: %s", tt.what, code, tt.code, why)
+		}
+		for _, says := range tt.says {
+			if !strings.Contains(why, says) {
+				t.Errorf("%s: %q does not say %q", tt.what, why, says)
+			}
+		}
+	}
+	w.run("WALHOOK_DATABASE_URL=" + base + "&schema=app&pgbouncer=true&connection_limit=5&pool_max_conns=3&keepalives_idle=3&gssencmode=prefer")
+}
+
+// keywords is a connection string of the other form.
+func keywords(t *testing.T, text string) string {
+	t.Helper()
+	u, err := url.Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("host=%s port=%s user=%s dbname=%s sslmode=disable", u.Hostname(), u.Port(), u.User.Username(), strings.TrimPrefix(u.Path, "/"))
+}
+
+// A fakePooler stands between walhook and PostgreSQL, and treats the parameters of a
+// connection as a pooler does.
+func newFakePooler(t *testing.T, server string, refuse func(*pgproto3.StartupMessage) *pgproto3.ErrorResponse) (address string) {
+	t.Helper()
+	u, err := url.Parse(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	t.Cleanup(func() { listener.Close(); all.Wait() })
+	ctx, upstream := t.Context(), u.Host
+	all.Go(func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			all.Go(func() {
+				defer client.Close()
+				defer context.AfterFunc(ctx, func() { client.Close() })()
+				poolOne(client, upstream, refuse)
+			})
+		}
+	})
+	u.Host = listener.Addr().String()
+	return u.String()
+}
+
+func poolOne(client net.Conn, server string, refuse func(*pgproto3.StartupMessage) *pgproto3.ErrorResponse) {
+	backend := pgproto3.NewBackend(client, client)
+	for {
+		message, err := backend.ReceiveStartupMessage()
+		if err != nil {
+			return
+		}
+		startup, ok := message.(*pgproto3.StartupMessage)
+		if !ok { // TLS is asked for
+			if _, err := client.Write([]byte("N")); err != nil {
+				return
+			}
+			continue
+		}
+		if refusal := refuse(startup); refusal != nil {
+			backend.Send(refusal)
+			_ = backend.Flush()
+			return
+		}
+		upstream, err := net.Dial("tcp", server)
+		if err != nil {
+			return
+		}
+		defer upstream.Close()
+		frontend := pgproto3.NewFrontend(upstream, upstream)
+		frontend.Send(startup)
+		if frontend.Flush() != nil {
+			return
+		}
+		go func() { _, _ = io.Copy(upstream, client); upstream.Close() }()
+		_, _ = io.Copy(client, upstream)
+		return
+	}
+}
+
+// pgBouncer knows few parameters, and not replication.
+func pgBouncer(m *pgproto3.StartupMessage) *pgproto3.ErrorResponse {
+	for name := range m.Parameters {
+		switch strings.ToLower(name) {
+		case "user", "database", "client_encoding", "application_name", "datestyle", "timezone", "standard_conforming_strings":
+		default:
+			return &pgproto3.ErrorResponse{Severity: "FATAL", Code: "08P01", Message: "unsupported startup parameter: " + name}
+		}
+	}
+	return nil
+}
+
+// passesOver is a pooler that takes every parameter, and forgets it.
+func passesOver(m *pgproto3.StartupMessage) *pgproto3.ErrorResponse {
+	for name := range m.Parameters {
+		if name != "user" && name != "database" && name != "client_encoding" {
+			delete(m.Parameters, name)
+		}
+	}
+	return nil
+}
+
+func TestThroughAPooler(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		pooler func(*pgproto3.StartupMessage) *pgproto3.ErrorResponse
+	}{{"that refuses parameters", pgBouncer}, {"that forgets parameters", passesOver}} {
+		t.Run(tt.name, func(t *testing.T) {
+			w, role := newWorldWithRole(t)
+			pooler := newFakePooler(t, asRole(w.db.URL, role), tt.pooler)
+			code, why := w.ends("WALHOOK_DATABASE_URL=" + pooler)
+			if code != exitConfig || !strings.Contains(why, "WALHOOK_REPLICATION_URL") {
+				t.Errorf("everything through it: exit %d: %s", code, why)
+			}
+			w.exec(`ALTER ROLE "` + role + `" SET statement_timeout = '50ms'`)
+			env := []string{"WALHOOK_DATABASE_URL=" + pooler, "WALHOOK_REPLICATION_URL=" + asRole(w.db.URL, role)}
+			code, why = w.ends(env...)
+			mend := fmt.Sprintf(`ALTER ROLE "%s" IN DATABASE "%s" SET statement_timeout = 0`, role, w.db.Slot)
+			if code != exitConfig || !strings.Contains(why, mend) {
+				t.Errorf("with a timeout: exit %d: %s", code, why)
+			}
+			w.exec(mend)
+			rcv := newReceiver(t, func(n int) int { return []int{500, 204}[min(n, 1)] })
+			w.run(env...)
+			w.endpoint(rcv.URL, "payment.*")
+			event := w.insert("payment.succeeded")
+			w.eventually("SQL through it, and replication beside it", `SELECT status = 'success' AND attempts = 2 FROM webhook_deliveries WHERE event_id = $1`, event)
+		})
+	}
+}

@@ -387,6 +387,9 @@ func (r *recorder) setAside(ctx context.Context, b *batchOf, of outbox.Record, c
 // isPoison says that the database will never take these rows, as against not
 // now: a data exception, a violated constraint, a program limit, a row twice.
 func isPoison(err error) bool {
+	if _, connecting := errors.AsType[*pgconn.ConnectError](err); connecting { // it has not seen them
+		return false
+	}
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok || len(pg.Code) != 5 {
 		return false

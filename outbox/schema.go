@@ -88,7 +88,7 @@ func (s *Store) compare(ctx context.Context, made manifest) error {
 	var missing string
 	switch {
 	case hasCode(err, "42883"): // undefined_function
-		missing = "walhook's tables are not in the search_path"
+		missing = "walhook's tables are not in the schema that its sessions look into (WALHOOK_SCHEMA, or the first of the search_path)"
 	case err != nil:
 		return fmt.Errorf("check the schema: %w", err)
 	case version < SchemaVersion:
@@ -238,14 +238,28 @@ func (s *Store) apply(ctx context.Context, schema string) error {
 	case gaveWay(err) && blocker != "":
 		return fmt.Errorf("apply the schema: %w (%s)", err, blocker)
 	}
-	// A privilege, a schema or a name that only an operator can mend. The hint says how.
-	if hasCode(err, "42501", "3F000", "42P07", "55000") {
-		if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Hint != "" {
-			return fmt.Errorf("%w: apply the schema: %w (%s)", ErrNotPrepared, err, pg.Hint)
-		}
-		return fmt.Errorf("%w: apply the schema: %w", ErrNotPrepared, err)
+	if mend, never := neverApplies(err); never {
+		return fmt.Errorf("%w: apply the schema: %w%s", ErrNotPrepared, err, mend)
 	}
 	return fmt.Errorf("apply the schema: %w", err)
+}
+
+// neverApplies says whether only an operator can mend why the schema was not applied,
+// and how: a right, a schema that is not there, or something with one of our names that
+// is somebody else's. PostgreSQL refuses that in many ways, all of one class.
+func neverApplies(err error) (mend string, never bool) {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	switch {
+	case !ok:
+		return "", false
+	case pg.Routine == "exec_stmt_raise" && pg.Hint != "": // the file's own words
+		return " (" + pg.Hint + ")", true
+	case hasCode(err, "42501", "3F000", "55000"): // insufficient_privilege, invalid_schema_name, object_not_in_prerequisite_state
+		return "", true
+	case strings.HasPrefix(pg.Code, "42"): // syntax_error_or_access_rule_violation
+		return " (something that has one of walhook's names is not walhook's: rename it, or give walhook a schema of its own with WALHOOK_SCHEMA)", true
+	}
+	return "", false
 }
 
 // For whom a backend waits, and for what. Every role may ask that; of what else

@@ -102,7 +102,7 @@ func searchPath(schema string) string { return pgx.Identifier{schema}.Sanitize()
 // default was made so for people; a database or a server that does was made so because
 // its disk is full, or because it is being moved, and is waited for.
 const beginSession = `
-SELECT coalesce(pg_catalog.current_schema()::pg_catalog.text, ''), pg_catalog.current_setting('search_path'),
+SELECT pg_catalog.getdatabaseencoding()::pg_catalog.text, coalesce(pg_catalog.current_schema()::pg_catalog.text, ''), pg_catalog.current_setting('search_path'),
        CASE WHEN pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL
             THEN pg_catalog.set_config('transaction_timeout', '0', false) END,
        CASE WHEN pg_catalog.current_setting('default_transaction_read_only') = 'on'
@@ -117,9 +117,12 @@ var ErrNoSchema = fmt.Errorf("%w: there is no schema to look into", ErrNotPrepar
 // BeginSession makes a session that has started with Settings ready for use, and
 // returns its schema. Where none is given it is the first one of the session's search_path.
 func BeginSession(ctx context.Context, conn *pgx.Conn, schema string) (string, error) {
-	var current, path string
-	if err := conn.QueryRow(ctx, beginSession, pgx.QueryExecModeExec).Scan(&current, &path, new(*string), new(*string)); err != nil {
+	var encoding, current, path string
+	if err := conn.QueryRow(ctx, beginSession, pgx.QueryExecModeExec).Scan(&encoding, &current, &path, new(*string), new(*string)); err != nil {
 		return "", fmt.Errorf("begin a session: %w", err)
+	}
+	if err := checkEncoding(encoding); err != nil {
+		return "", err
 	}
 	if schema != "" {
 		return schema, nil // which may have to be made first
@@ -133,6 +136,21 @@ func BeginSession(ctx context.Context, conn *pgx.Conn, schema string) (string, e
 	return current, nil
 }
 
+// ErrEncoding means that the database's encoding is one that not all texts can be stored
+// in, or one that does not know what its bytes are.
+var ErrEncoding = fmt.Errorf("%w: the encoding of the database is not UTF8", ErrNotPrepared)
+
+// checkEncoding wants UTF8: with SQL_ASCII one row of other bytes can never be read,
+// and holds the slot for ever; in others some characters of a receiver's answer cannot
+// be stored.
+func checkEncoding(encoding string) error {
+	if encoding == "UTF8" {
+		return nil
+	}
+	return fmt.Errorf("%w but %s, which cannot be changed: dump it, make another with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0, and restore it there",
+		ErrEncoding, encoding)
+}
+
 // ErrSettings means that a session cannot be set up as it must be, and that somebody
 // has to change the defaults of its role.
 var ErrSettings = errors.New("the settings of the sessions are not as they must be")
@@ -141,7 +159,7 @@ var ErrSettings = errors.New("the settings of the sessions are not as they must 
 // others. So the role's own settings have to be right. A timeout of less than a minute
 // is one that ends statements of ours.
 const checkShared = `
-SELECT coalesce(pg_catalog.current_schema()::pg_catalog.text, ''), current_user::pg_catalog.text, pg_catalog.current_database()::pg_catalog.text,
+SELECT pg_catalog.getdatabaseencoding()::pg_catalog.text, coalesce(pg_catalog.current_schema()::pg_catalog.text, ''), current_user::pg_catalog.text, pg_catalog.current_database()::pg_catalog.text,
        pg_catalog.to_regnamespace(pg_catalog.quote_ident($1::pg_catalog.text)) IS NOT NULL,
        ARRAY(SELECT s.name FROM pg_catalog.pg_settings AS s
              WHERE s.name IN ('statement_timeout', 'transaction_timeout') AND s.setting::pg_catalog.int8 BETWEEN 1 AND 59999
@@ -160,11 +178,14 @@ var right = map[string]string{
 // CheckShared is BeginSession for a session through a pooler: it changes nothing, and
 // returns an error that wraps ErrSettings and says what to type.
 func CheckShared(ctx context.Context, conn *pgx.Conn, schema string) (string, error) {
-	var current, role, database string
+	var encoding, current, role, database string
 	var exists bool
 	var wrong []string
-	if err := conn.QueryRow(ctx, checkShared, pgx.QueryExecModeExec, schema).Scan(&current, &role, &database, &exists, &wrong); err != nil {
+	if err := conn.QueryRow(ctx, checkShared, pgx.QueryExecModeExec, schema).Scan(&encoding, &current, &role, &database, &exists, &wrong); err != nil {
 		return "", fmt.Errorf("check the session's settings: %w", err)
+	}
+	if err := checkEncoding(encoding); err != nil {
+		return "", err
 	}
 	var mend []string
 	alter := fmt.Sprintf("ALTER ROLE %s IN DATABASE %s SET ", pgx.Identifier{role}.Sanitize(), pgx.Identifier{database}.Sanitize())
