@@ -33,6 +33,8 @@ SET LOCAL client_min_messages = warning;
 
 -- Every function of this file says SET search_path FROM CURRENT: it sees this schema and pg_catalog, and looks into
 -- pg_temp last, so that no caller's search_path or temporary table can stand in for one of our names.
+-- Every SECURITY DEFINER function says SET row_security = off too: FORCE ROW LEVEL SECURITY on one of our tables is then an
+-- error. Hidden rows would be lost events in silence.
 -- Every trigger function refuses tables that are not ours, by their oid and before it looks at a row: columns of types that
 -- somebody else has made bring casts and operators of his with them, which would run with the function's owner's rights.
 DO $do$
@@ -395,7 +397,7 @@ END $fn$;
 COMMENT ON FUNCTION webhook_headers_problem(jsonb) IS 'What is wrong with an endpoint''s headers, or null.';
 
 CREATE OR REPLACE FUNCTION webhook_endpoints_before_write() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $fn$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
 DECLARE
     is_new boolean := tg_op = 'INSERT';
     problem text;
@@ -467,7 +469,7 @@ CREATE OR REPLACE FUNCTION webhook_new_secret() RETURNS text
 COMMENT ON FUNCTION webhook_new_secret() IS 'A random signing secret in the form of Standard Webhooks: whsec_ and base64 of 32 bytes.';
 
 CREATE OR REPLACE FUNCTION webhook_endpoints_after_insert() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $fn$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
 BEGIN
     IF tg_relid <> 'webhook_endpoints'::regclass::oid THEN
         RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_endpoints_after_insert', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
@@ -550,7 +552,7 @@ COMMENT ON COLUMN webhook_outbox.shard IS '0 to 1023, from the organization. Set
 
 -- SECURITY DEFINER: the application needs no right on endpoints or event types.
 CREATE OR REPLACE FUNCTION webhook_outbox_before_insert() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $fn$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
 DECLARE
     bytes    bytea;
     size     bigint;
@@ -606,8 +608,9 @@ BEGIN
             USING ERRCODE = 'check_violation';
     END IF;
 
-    new.created_at := coalesce(new.created_at, now());
-    IF new.created_at NOT BETWEEN '1970-01-01 00:00:00+00' AND '9999-12-31 00:00:00+00' THEN
+    IF new.created_at IS NULL THEN
+        new.created_at := now();
+    ELSIF new.created_at NOT BETWEEN '1970-01-01 00:00:00+00' AND '9999-12-31 00:00:00+00' THEN
         RAISE EXCEPTION 'webhook_outbox.created_at % is not a time that can be sent: leave the column out, and it becomes the time of the transaction', new.created_at
             USING ERRCODE = 'check_violation';
     END IF;
@@ -844,7 +847,7 @@ COMMENT ON FUNCTION webhook_revoke_default_privileges(oid, oid) IS
     'Returns who had something.';
 
 CREATE OR REPLACE FUNCTION webhook_add_partition(parent text, day date, OUT made boolean, OUT moved bigint)
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET lock_timeout = '200ms' AS $fn$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '200ms' AS $fn$
 DECLARE
     -- Bounds how long the DEFAULT partition is locked while rows are moved out of it: below half a second.
     most     CONSTANT bigint := 20000;
@@ -885,7 +888,7 @@ COMMENT ON FUNCTION webhook_add_partition(text, date) IS
     'and moved > 0: there are too many rows to move at once, the day stays in the DEFAULT partition.';
 
 CREATE OR REPLACE FUNCTION webhook_drop_day(day date) RETURNS boolean
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET lock_timeout = '50ms' AS $fn$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '50ms' AS $fn$
 DECLARE
     events     text := 'webhook_outbox_p' || to_char(day, 'YYYYMMDD');
     deliveries text := 'webhook_deliveries_p' || to_char(day, 'YYYYMMDD');
@@ -927,7 +930,7 @@ COMMENT ON FUNCTION webhook_drop_day(date) IS
     'Drops a day (UTC) of events and deliveries, unless a delivery of that day still waits. It does not ask whether walhook has read the day''s '
     'events: walhook calls it only for days that it has.';
 CREATE OR REPLACE FUNCTION webhook_delete_old(before timestamptz, most int, OUT events bigint, OUT deliveries bigint)
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET lock_timeout = '200ms'
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '200ms'
     -- Plans made while the DEFAULT partitions were empty must still use the indexes when they are not.
     SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $fn$
 DECLARE
@@ -998,7 +1001,7 @@ COMMENT ON FUNCTION webhook_secret_problem(text) IS 'What is wrong with a signin
 -- One that was given stands in the place of the one that the trigger made.
 CREATE OR REPLACE FUNCTION webhook_create_endpoint(organization_id text, url text, event_types text[] DEFAULT '{*}',
     OUT endpoint_id uuid, INOUT secret text DEFAULT NULL)
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $fn$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
 #variable_conflict use_column
 DECLARE
     given text := webhook_create_endpoint.secret;
@@ -1072,7 +1075,7 @@ END $fn$;
 COMMENT ON FUNCTION webhook_replace_secret(uuid, text, interval) IS 'What webhook_rotate_secret and webhook_set_secret have in common.';
 
 CREATE OR REPLACE FUNCTION webhook_rotate_secret(endpoint_id uuid, overlap interval DEFAULT '24 hours') RETURNS text
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $fn$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
 DECLARE
     made text := webhook_new_secret();
 BEGIN
@@ -1084,7 +1087,7 @@ COMMENT ON FUNCTION webhook_rotate_secret(uuid, interval) IS
     'webhook-signature carries both.';
 
 CREATE OR REPLACE FUNCTION webhook_set_secret(endpoint_id uuid, secret text, overlap interval DEFAULT '0') RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $fn$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
 BEGIN
     IF webhook_secret_problem(secret) IS NOT NULL THEN
         RAISE EXCEPTION 'webhook_set_secret: the secret is not usable: %; give what openssl rand -hex 32 prints', webhook_secret_problem(secret)
@@ -1325,6 +1328,28 @@ COMMENT ON COLUMN webhook_status.retrying IS 'Deliveries waiting for their next 
 COMMENT ON COLUMN webhook_status.oldest_due_at IS 'When the first of these is or was due.';
 COMMENT ON COLUMN webhook_status.outbox_default_rows IS 'Events outside of the daily partitions: 0 in normal life.';
 COMMENT ON COLUMN webhook_status.deliveries_default_rows IS 'Deliveries outside of the daily partitions: 0 in normal life.';
+
+-- With its owner's rights a view would show what row security keeps from whoever reads it. (PostgreSQL 14 knows nothing else.)
+DO $do$
+BEGIN
+    IF current_setting('server_version_num')::int >= 150000 THEN
+        ALTER VIEW webhook_attempts SET (security_invoker = true);
+        ALTER VIEW webhook_endpoint_health SET (security_invoker = true);
+        ALTER VIEW webhook_status SET (security_invoker = true);
+    END IF;
+    -- So who reads webhook_status has to be able to read these two; README's grants of before did not name them.
+    DECLARE
+        reader text;
+    BEGIN
+        FOR reader IN
+            SELECT CASE a.grantee WHEN 0::oid THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)::text) END
+            FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a
+            WHERE c.oid = 'webhook_status'::regclass::oid AND a.grantee <> c.relowner AND a.privilege_type = 'SELECT'
+        LOOP
+            EXECUTE 'GRANT SELECT ON webhook_outbox_default, webhook_deliveries_default TO ' || reader;
+        END LOOP;
+    END;
+END $do$;
 
 
 -- --- 10. Publication and rights -------------------------------------------------------------------------------------

@@ -786,8 +786,8 @@ func TestRoles(t *testing.T) {
 	})
 
 	t.Run("a reader sees everything but secrets", func(t *testing.T) {
-		tx := as(t, `GRANT SELECT ON webhook_outbox, webhook_deliveries, webhook_endpoints, webhook_event_types, webhook_state, webhook_endpoint_failures,
-			webhook_attempts, webhook_endpoint_health, webhook_status TO ROLE`)
+		tx := as(t, `GRANT SELECT ON webhook_outbox, webhook_outbox_default, webhook_deliveries, webhook_deliveries_default, webhook_endpoints, webhook_event_types,
+			webhook_state, webhook_endpoint_failures, webhook_attempts, webhook_endpoint_health, webhook_status TO ROLE`)
 		newer := query[string](t, db.Pool, `SELECT $1 || ''`, newEvent(t, db.Pool, "org_1", "payment.failed"))
 		for _, sql := range []string{
 			`SELECT * FROM webhook_attempts`, `SELECT * FROM webhook_endpoint_health`, `SELECT * FROM webhook_status`,
@@ -811,7 +811,7 @@ func TestRoles(t *testing.T) {
 		exec(t, tx, `DELETE FROM webhook_endpoints`)
 	})
 
-	t.Run("default privileges do not hand out secrets", func(t *testing.T) {
+	t.Run("default privileges hand out nothing", func(t *testing.T) {
 		empty := pgtest.Empty(t)
 		role := `"default_` + empty.Slot + `"`
 		exec(t, empty.Pool, `CREATE ROLE `+role)
@@ -825,7 +825,7 @@ func TestRoles(t *testing.T) {
 		}
 		tx := begin(t, empty.Pool)
 		exec(t, tx, `SET LOCAL ROLE `+role)
-		exec(t, tx, `SELECT * FROM webhook_deliveries`)
+		denied(t, tx, `SELECT * FROM webhook_deliveries`)
 		denied(t, tx, `SELECT * FROM webhook_secrets`)
 	})
 }

@@ -254,7 +254,7 @@ func (p *Partitions) deleteOld(ctx context.Context, before time.Time, u *Upkeep)
 	return nil
 }
 
-const prepareUpkeep = `SELECT set_config('statement_timeout', '` + upkeepStatement + `', true)`
+const prepareUpkeep = `SELECT set_config('statement_timeout', '` + upkeepStatement + `', true), set_config('row_security', 'off', true)`
 
 // upkeep runs a statement that returns one row, in a transaction of its own.
 func (s *Store) upkeep(ctx context.Context, sql string, args pgx.NamedArgs, into ...any) error {

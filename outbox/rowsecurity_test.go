@@ -1,0 +1,166 @@
+package outbox_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/outbox"
+)
+
+// Hidden rows would be lost events in silence: an event that nobody is owed, a delivery
+// that is sent again, one that is cancelled because its event or endpoint is gone.
+func TestRowSecurityIsAnError(t *testing.T) {
+	t.Parallel()
+	db := pgtest.Empty(t)
+	role := newRole(t, db)
+	pool := newPool(t, db, asRole(role))
+	exec(t, db.Pool, `GRANT CREATE ON DATABASE `+db.Slot+` TO `+role)
+	exec(t, db.Pool, `GRANT CREATE, USAGE ON SCHEMA public TO `+role)
+	if err := apply(t.Context(), pool, readSchema(t)); err != nil {
+		t.Fatal(err)
+	}
+	store := outbox.NewStore(pool, db.Slot, disableAfter)
+	fence := acquire(t, store)
+	endpoint := newEndpoint(t, pool, "org_1")
+	rs := owed(t, db, endpoint, 3)
+	rs[0], rs[1] = outcome(rs[0], outbox.Retrying, 1, 500), outcome(rs[1], outbox.Retrying, 1, 500)
+	insert(t, store, fence, rs[0])
+	id := uuid.MustParse(endpoint)
+
+	for table, statements := range map[string]map[string]func() error{
+		"webhook_endpoints": {
+			"an event": func() error {
+				_, err := pool.Exec(t.Context(), `INSERT INTO webhook_outbox (organization_id, event_type, payload) VALUES ('org_1', 'payment.failed', '{}')`)
+				return err
+			},
+			"an event for an endpoint": func() error {
+				_, err := pool.Exec(t.Context(), `INSERT INTO webhook_outbox (organization_id, event_type, payload, endpoint_ids) VALUES ('org_1', 'payment.failed', '{}', ARRAY[$1::uuid])`, endpoint)
+				return err
+			},
+			"a rotation": func() error {
+				_, err := pool.Exec(t.Context(), `SELECT webhook_rotate_secret($1)`, endpoint)
+				return err
+			},
+			"Endpoints":  func() error { _, err := store.Endpoints(t.Context(), []uuid.UUID{id}); return err },
+			"Waiting":    func() error { _, err := store.Waiting(t.Context(), uuid.Nil, 10); return err },
+			"CancelRows": func() error { _, _, err := store.CancelRows(t.Context(), fence, id, "disabled"); return err },
+		},
+		"webhook_event_types": {
+			"an event": func() error {
+				_, err := pool.Exec(t.Context(), `INSERT INTO webhook_outbox (organization_id, event_type, payload) VALUES ('org_1', 'payment.failed', '{}')`)
+				return err
+			},
+			"an endpoint": func() error {
+				_, err := pool.Exec(t.Context(), `INSERT INTO webhook_endpoints (organization_id, url) VALUES ('org_1', 'https://example.com')`)
+				return err
+			},
+		},
+		"webhook_secrets": {
+			"Endpoints": func() error { _, err := store.Endpoints(t.Context(), []uuid.UUID{id}); return err },
+			"an endpoint": func() error {
+				_, err := pool.Exec(t.Context(), `SELECT webhook_create_endpoint('org_1', 'https://example.com')`)
+				return err
+			},
+		},
+		"webhook_outbox": {
+			"Due": func() error {
+				return store.Due(t.Context(), []outbox.Page{{EndpointID: id, Limit: 10}}, func(*outbox.Due) {})
+			},
+			"AnyMissing": func() error {
+				_, err := store.AnyMissing(t.Context(), time.Now().Add(-time.Hour), time.Now())
+				return err
+			},
+		},
+		"webhook_deliveries": {
+			"Existing": func() error { return store.Existing(t.Context(), []uuid.UUID{rs[0].ID}, map[uuid.UUID]bool{}) },
+			"Due": func() error {
+				return store.Due(t.Context(), []outbox.Page{{EndpointID: id, Limit: 10}}, func(*outbox.Due) {})
+			},
+			"NewlyDue": func() error { _, _, _, err := store.NewlyDue(t.Context(), time.Now().Add(-time.Hour)); return err },
+			"Insert": func() error {
+				_, err := store.Insert(t.Context(), fence, outbox.Mark{}, []outbox.Record{rs[1]})
+				return err
+			},
+			"Update": func() error {
+				_, _, err := store.Update(t.Context(), fence, outbox.Mark{}, []outbox.Record{outcome(rs[0], outbox.Success, 2, 200)})
+				return err
+			},
+			"a day that is dropped": func() error {
+				_, err := pool.Exec(t.Context(), `SELECT webhook_drop_day(current_date)`)
+				return err
+			},
+		},
+		"webhook_state": {
+			"Mark": func() error { return store.Mark(t.Context(), fence, outbox.Mark{}) },
+		},
+	} {
+		exec(t, db.Pool, `ALTER TABLE `+table+` ENABLE ROW LEVEL SECURITY`)
+		exec(t, db.Pool, `ALTER TABLE `+table+` FORCE ROW LEVEL SECURITY`)
+		for what, statement := range statements {
+			if err := statement(); !strings.Contains(errorText(err), `row-level security policy for table "`+table) {
+				t.Errorf("%s, with %s FORCE ROW LEVEL SECURITY: %v", what, table, err)
+			}
+		}
+		exec(t, db.Pool, `ALTER TABLE `+table+` NO FORCE ROW LEVEL SECURITY`)
+		for what, statement := range statements {
+			if err := statement(); err != nil && !errors.Is(err, pgx.ErrNoRows) {
+				t.Errorf("%s, with row security that is not for the owner: %v", what, err)
+			}
+		}
+	}
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// From PostgreSQL 15 on a view shows what its reader may see.
+func TestViewsAreTheirReaders(t *testing.T) {
+	t.Parallel()
+	for what, db := range map[string]*pgtest.DB{"new": pgtest.New(t), "upgraded": upgraded(t)} {
+		role := newRole(t, db)
+		exec(t, db.Pool, `GRANT SELECT ON webhook_outbox, webhook_outbox_default, webhook_deliveries, webhook_deliveries_default, webhook_endpoints, webhook_event_types, webhook_state,
+			webhook_endpoint_failures, webhook_attempts, webhook_endpoint_health, webhook_status TO `+role) // as README says
+		reader := newPool(t, db, asRole(role))
+		newDelivery(t, db.Pool, newEvent(t, db.Pool, "org_1", "payment.failed"), newEndpoint(t, db.Pool, "org_1"), "failed")
+		for _, view := range []string{"webhook_attempts", "webhook_endpoint_health", "webhook_status"} {
+			if n := query[int](t, reader, `SELECT count(*) FROM `+view); n == 0 {
+				t.Errorf("%s: %s is empty", what, view)
+			}
+		}
+		if query[int](t, db.Pool, `SELECT current_setting('server_version_num')::int`) < 150000 {
+			continue
+		}
+		exec(t, db.Pool, `ALTER TABLE webhook_deliveries ENABLE ROW LEVEL SECURITY`)
+		if n := query[int](t, reader, `SELECT count(*) FROM webhook_attempts`); n != 0 {
+			t.Errorf("%s: webhook_attempts shows %d rows of deliveries that the reader does not see", what, n)
+		}
+		exec(t, db.Pool, `REVOKE SELECT ON webhook_endpoints FROM `+role)
+		refused(t, reader, "permission denied for table webhook_endpoints", `SELECT FROM webhook_endpoint_health`)
+	}
+}
+
+// upgraded is a database of version 4 that was taken along; a reader of before still reads all views.
+func upgraded(t *testing.T) *pgtest.DB {
+	t.Helper()
+	db, roles := version4(t)
+	if err := apply(t.Context(), db.Pool, readSchema(t)); err != nil {
+		t.Fatal(err)
+	}
+	tx := begin(t, db.Pool)
+	exec(t, tx, `SET LOCAL ROLE "`+roles["ops"]+`"`)
+	exec(t, tx, `SELECT FROM webhook_attempts, webhook_endpoint_health, webhook_status`)
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return db
+}
