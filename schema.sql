@@ -1441,7 +1441,7 @@ BEGIN
         SELECT g.tgrelid::regclass AS in_table, g.tgname AS name, CASE WHEN want.always THEN 'ALWAYS' ELSE '' END AS always
         FROM pg_trigger AS g JOIN pg_class AS c ON c.oid = g.tgrelid
         CROSS JOIN LATERAL (SELECT starts_with(g.tgname::text, 'webhook_outbox_before_') AS always) AS want
-        WHERE g.tgname::text LIKE 'webhook\_%' AND g.tgconstraint = 0 AND g.tgenabled::text NOT IN ('A', CASE WHEN want.always THEN 'A' ELSE 'O' END)
+        WHERE starts_with(g.tgname::text, 'webhook_') AND g.tgconstraint = 0 AND g.tgenabled::text NOT IN ('A', CASE WHEN want.always THEN 'A' ELSE 'O' END)
           AND (c.oid IN (SELECT to_regclass(t)::oid FROM unnest('{webhook_event_types,webhook_endpoints,webhook_secrets,webhook_outbox,webhook_deliveries,webhook_state,webhook_endpoint_failures,webhook_retries}'::text[]) AS t)
                OR c.oid IN (SELECT i.inhrelid FROM pg_inherits AS i WHERE i.inhparent IN ('webhook_outbox'::regclass::oid, 'webhook_deliveries'::regclass::oid)))
         ORDER BY c.relispartition, c.oid
