@@ -38,7 +38,7 @@ func newWorldWithRole(t *testing.T, env ...string) (w *world, role string) {
 	db = pgtest.Empty(t)
 	w = &world{t: t, db: db, log: t.Output()}
 	role = strings.Replace(db.Slot, "walhook_test_", "walhook_role_", 1)
-	w.exec(fmt.Sprintf(`CREATE ROLE "%s" LOGIN REPLICATION`, role))
+	w.exec(fmt.Sprintf(`CREATE ROLE "%[1]s" LOGIN REPLICATION PASSWORD '%[1]s'`, role))
 	w.exec(fmt.Sprintf(`GRANT CREATE ON DATABASE "%s" TO "%s"`, db.Slot, role))
 	w.exec(fmt.Sprintf(`GRANT CREATE, USAGE ON SCHEMA public TO "%s"`, role))
 	w.env = append(env, "WALHOOK_DATABASE_URL="+asRole(db.URL, role), "WALHOOK_SLOT="+db.Slot, "WALHOOK_ADMIN_ADDR=",
@@ -60,7 +60,7 @@ func asRole(server, role string) string {
 	if err != nil {
 		panic(err)
 	}
-	u.User = url.User(role)
+	u.User = url.UserPassword(role, role) // where one is asked for
 	return u.String()
 }
 
@@ -215,7 +215,7 @@ func TestASchemaThatMayNotBeMade(t *testing.T) {
 	w, role := newWorldWithRole(t, "WALHOOK_SCHEMA=webhooks")
 	w.exec(fmt.Sprintf(`REVOKE CREATE ON DATABASE "%s" FROM "%s"`, w.db.Slot, role))
 	code, why := w.ends()
-	want := fmt.Sprintf(`CREATE SCHEMA "webhooks" AUTHORIZATION "%s"`, role)
+	want := fmt.Sprintf(`CREATE SCHEMA webhooks AUTHORIZATION %s`, role)
 	if code != exitNotPrepared || !strings.Contains(why, want) {
 		t.Fatalf("exit %d: %s, want one that says %s", code, why, want)
 	}
@@ -274,7 +274,7 @@ func keywords(t *testing.T, text string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return fmt.Sprintf("host=%s port=%s user=%s dbname=%s sslmode=disable", u.Hostname(), u.Port(), u.User.Username(), strings.TrimPrefix(u.Path, "/"))
+	return fmt.Sprintf("host=%s port=%s user=%[3]s password=%[3]s dbname=%[4]s sslmode=disable", u.Hostname(), u.Port(), u.User.Username(), strings.TrimPrefix(u.Path, "/"))
 }
 
 // A fakePooler stands between walhook and PostgreSQL, and treats the parameters of a
@@ -381,7 +381,7 @@ func TestThroughAPooler(t *testing.T) {
 			w.exec(`ALTER ROLE "` + role + `" SET statement_timeout = '50ms'`)
 			env := []string{"WALHOOK_DATABASE_URL=" + pooler, "WALHOOK_REPLICATION_URL=" + asRole(w.db.URL, role)}
 			code, why = w.ends(env...)
-			mend := fmt.Sprintf(`ALTER ROLE "%s" IN DATABASE "%s" SET statement_timeout = 0`, role, w.db.Slot)
+			mend := fmt.Sprintf(`ALTER ROLE %s IN DATABASE %s SET statement_timeout = 0`, role, w.db.Slot)
 			if code != exitConfig || !strings.Contains(why, mend) {
 				t.Errorf("with a timeout: exit %d: %s", code, why)
 			}

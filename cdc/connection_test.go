@@ -166,3 +166,12 @@ func TestABurstOfPingsIsAShutdown(t *testing.T) {
 		}
 	})
 }
+
+func TestNamesToPaste(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]string{"walhook": "walhook", "user": `"user"`, "Wal": `"Wal"`, "a-b": `"a-b"`, `a"b`: `"a""b"`, "1a": `"1a"`, "": `""`} {
+		if got := toPaste(name); got != want {
+			t.Errorf("%s: got %s, want %s", name, got, want)
+		}
+	}
+}

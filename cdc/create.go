@@ -98,7 +98,7 @@ func (s *Stream) letFailOver(ctx context.Context, pg *pgconn.PgConn) error {
 // anew. What lies between is for the reconciler (rule 10).
 func (s *Stream) remakeSlot(ctx context.Context, pg *pgconn.PgConn) error {
 	if !s.config.CreateSlot {
-		return notPrepared("slot "+s.config.Slot+" was invalidated by PostgreSQL", "SELECT pg_drop_replication_slot(%[1]s), "+
+		return notPrepared("slot "+s.config.Slot+" was invalidated by PostgreSQL", "SELECT pg_drop_replication_slot(%[1]s); "+
 			"SELECT pg_create_logical_replication_slot(%[1]s, 'pgoutput'); consider a larger max_slot_wal_keep_size", quoteLiteral(s.config.Slot))
 	}
 	if !sleep(ctx, s.remakePause(time.Now())) {

@@ -101,7 +101,7 @@ func withRemedy(err error, user string) error {
 	switch sqlState(err) {
 	case codePrivilege:
 		remedy.what = "the role may not replicate"
-		remedy.mend = "ALTER ROLE " + quoteIdentifier(user) + " REPLICATION (on managed services: GRANT rds_replication, or the like)"
+		remedy.mend = "ALTER ROLE " + toPaste(user) + " REPLICATION (on managed services: GRANT rds_replication, or the like)"
 	case codeAuthorization:
 		remedy.what = "the server refused the role"
 		remedy.mend = "allow it in pg_hba.conf (a replication connection to a database needs a line for that database), and LOGIN"

@@ -391,7 +391,7 @@ func TestNotPrepared(t *testing.T) {
 		"slot missing":         {change: func(c *Config) { c.CreateSlot = false }, want: "pg_create_logical_replication_slot"},
 		"slot of another kind": {sql: `SELECT pg_create_logical_replication_slot('walhook', 'test_decoding')`, want: "pg_drop_replication_slot"},
 		"physical slot":        {sql: `SELECT pg_create_physical_replication_slot('walhook')`, want: "pg_drop_replication_slot"},
-		"role may not replicate": {sql: `CREATE ROLE plain LOGIN`, want: `ALTER ROLE "plain" REPLICATION`,
+		"role may not replicate": {sql: `CREATE ROLE plain LOGIN`, want: `ALTER ROLE plain REPLICATION`,
 			change: func(c *Config) { c.Server = changed(c.Server, func(s *pgconn.Config) { s.User = "plain" }) }},
 		"database missing": {want: "the database does not exist", change: func(c *Config) { c.Server = changed(c.Server, func(s *pgconn.Config) { s.Database = "nowhere" }) }},
 	}

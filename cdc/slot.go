@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -220,11 +221,11 @@ func (s *Stream) identify(ctx context.Context, pg *pgconn.PgConn) (*outbox.Sessi
 	case recovery == "t":
 		return nil, 0, errReadOnly
 	case walLevel != "logical":
-		return nil, 0, notPrepared("wal_level is "+walLevel, "ALTER SYSTEM SET wal_level = 'logical', then restart PostgreSQL "+
+		return nil, 0, notPrepared("wal_level is "+walLevel, "ALTER SYSTEM SET wal_level = 'logical'; and restart PostgreSQL "+
 			"(on managed services a parameter such as rds.logical_replication)")
 	case publication != "t":
 		return nil, 0, notPrepared("publication "+s.config.Publication+" does not exist", "apply schema.sql (walhook init), "+
-			"or CREATE PUBLICATION %s FOR TABLE webhook_outbox WITH (publish = 'insert')", quoteIdentifier(s.config.Publication))
+			"or in the schema of walhook's tables: CREATE PUBLICATION %s FOR TABLE webhook_outbox WITH (publish = 'insert', publish_via_partition_root = true)", toPaste(s.config.Publication))
 	}
 	if s.serverVersion, err = strconv.Atoi(version); err != nil {
 		return nil, 0, fmt.Errorf("read the server's version: %w", err)
@@ -369,6 +370,22 @@ func query(ctx context.Context, pg *pgconn.PgConn, sql string) ([][]string, erro
 		}
 	}
 	return rows, nil
+}
+
+// plain is a name that needs no quotes in SQL, unless it is a word of SQL's own. A log in
+// JSON would escape them, and the statement could not be pasted.
+var plain = regexp.MustCompile(`^[a-z_][a-z0-9_]*$`)
+
+// words of SQL that somebody may have called a role.
+var words = []string{"all", "analyze", "any", "both", "current_role", "current_user", "default", "end", "grant", "group", "order", "primary", "references",
+	"select", "session_user", "table", "to", "user", "when", "where", "window", "with", "public", "none"}
+
+// toPaste is a name as a statement for people has it.
+func toPaste(name string) string {
+	if plain.MatchString(name) && !slices.Contains(words, name) {
+		return name
+	}
+	return quoteIdentifier(name)
 }
 
 func quoteIdentifier(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }

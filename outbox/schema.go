@@ -110,13 +110,25 @@ func (s *Store) compare(ctx context.Context, made manifest) error {
 	case !member:
 		missing = "the publication walhook does not carry webhook_outbox, or only some of its rows or columns"
 	case !updates: // a role with the grants of schema version 1
-		missing = "this role may not update webhook_endpoint_failures (GRANT UPDATE ON webhook_endpoint_failures TO it)"
+		return s.lacks(ctx, "UPDATE", "webhook_endpoint_failures")
 	case !retries: // of schema version 4
-		missing = "this role may not read webhook_retries (GRANT SELECT ON webhook_retries TO it)"
+		return s.lacks(ctx, "SELECT", "webhook_retries")
 	default:
 		return nil
 	}
 	return fmt.Errorf("%w: %s; run `walhook init` with a role that owns the tables", ErrNotPrepared, missing)
+}
+
+const selectGrant = `
+SELECT format('GRANT %s ON %I.%I TO %I', @privilege::text, current_schema(), @table::text, current_user)`
+
+// lacks says which statement gives this role a right that it lacks.
+func (s *Store) lacks(ctx context.Context, privilege, table string) error {
+	var grant string
+	if err := s.pool.QueryRow(ctx, selectGrant, pgx.NamedArgs{"privilege": privilege, "table": table}).Scan(&grant); err != nil {
+		return fmt.Errorf("check the schema: %w", err)
+	}
+	return fmt.Errorf("%w: this role lacks a right, which the owner of the table can give it: %s", ErrNotPrepared, grant)
 }
 
 // Rows of a catalogue are told apart by their oid, and versions of one by the

@@ -147,7 +147,7 @@ func checkEncoding(encoding string) error {
 	if encoding == "UTF8" {
 		return nil
 	}
-	return fmt.Errorf("%w but %s, which cannot be changed: dump it, make another with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0, and restore it there",
+	return fmt.Errorf("%w but %s, which cannot be changed: dump it, make another with CREATE DATABASE another ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0, and restore it there",
 		ErrEncoding, encoding)
 }
 
@@ -159,7 +159,7 @@ var ErrSettings = errors.New("the settings of the sessions are not as they must 
 // others. So the role's own settings have to be right. A timeout of less than a minute
 // is one that ends statements of ours.
 const checkShared = `
-SELECT pg_catalog.getdatabaseencoding()::pg_catalog.text, coalesce(pg_catalog.current_schema()::pg_catalog.text, ''), current_user::pg_catalog.text, pg_catalog.current_database()::pg_catalog.text,
+SELECT pg_catalog.getdatabaseencoding()::pg_catalog.text, coalesce(pg_catalog.current_schema()::pg_catalog.text, ''), pg_catalog.quote_ident(current_user::pg_catalog.text), pg_catalog.quote_ident(pg_catalog.current_database()::pg_catalog.text),
        pg_catalog.to_regnamespace(pg_catalog.quote_ident($1::pg_catalog.text)) IS NOT NULL,
        ARRAY(SELECT s.name FROM pg_catalog.pg_settings AS s
              WHERE s.name IN ('statement_timeout', 'transaction_timeout') AND s.setting::pg_catalog.int8 BETWEEN 1 AND 59999
@@ -188,7 +188,7 @@ func CheckShared(ctx context.Context, conn *pgx.Conn, schema string) (string, er
 		return "", err
 	}
 	var mend []string
-	alter := fmt.Sprintf("ALTER ROLE %s IN DATABASE %s SET ", pgx.Identifier{role}.Sanitize(), pgx.Identifier{database}.Sanitize())
+	alter := fmt.Sprintf("ALTER ROLE %s IN DATABASE %s SET ", role, database)
 	for _, name := range wrong {
 		mend = append(mend, alter+name+" = "+right[name])
 	}
@@ -200,26 +200,27 @@ func CheckShared(ctx context.Context, conn *pgx.Conn, schema string) (string, er
 		return "", fmt.Errorf("%w: through a pooler they come from the role, and walhook cannot change them: %s; then renew the pooler's connections",
 			ErrSettings, strings.Join(mend, "; "))
 	case schema == "" && current == "":
-		return "", fmt.Errorf("%w: %ssearch_path = the schema of walhook's tables", ErrNoSchema, alter)
+		return "", fmt.Errorf("%w: through a pooler it has to be the first of the role's search_path, for example %ssearch_path = webhooks, pg_temp", ErrNoSchema, alter)
 	}
 	return current, nil
 }
 
-const createSchema = `SELECT pg_catalog.to_regnamespace(pg_catalog.quote_ident($1::pg_catalog.text)) IS NOT NULL`
+const createSchema = `
+SELECT pg_catalog.to_regnamespace(pg_catalog.quote_ident($1::pg_catalog.text)) IS NOT NULL,
+       pg_catalog.quote_ident($1::pg_catalog.text), pg_catalog.quote_ident(current_user::pg_catalog.text)`
 
 // CreateSchema makes the schema where there is none. The name of one that exists is
 // not asked to be made again: that would need the right to.
 func (s *Store) CreateSchema(ctx context.Context, schema string) error {
 	var exists bool
-	if err := s.pool.QueryRow(ctx, createSchema, schema).Scan(&exists); err != nil || exists {
+	var name, role string
+	if err := s.pool.QueryRow(ctx, createSchema, schema).Scan(&exists, &name, &role); err != nil || exists {
 		return err
 	}
-	name := pgx.Identifier{schema}.Sanitize()
 	_, err := s.pool.Exec(ctx, "CREATE SCHEMA IF NOT EXISTS "+name) // if another process was faster
 	if hasCode(err, "42501") {                                      // insufficient_privilege
-		conn := s.pool.Config().ConnConfig
 		return fmt.Errorf("%w: WALHOOK_SCHEMA %s does not exist, and this role may not make it: CREATE SCHEMA %s AUTHORIZATION %s (%w)",
-			ErrNotPrepared, name, name, pgx.Identifier{conn.User}.Sanitize(), err)
+			ErrNotPrepared, name, name, role, err)
 	}
 	if err != nil && !hasCode(err, "23505") { // unique_violation: another process was as fast
 		return fmt.Errorf("create the schema %s: %w", name, err)

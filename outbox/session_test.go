@@ -113,7 +113,7 @@ func TestSharedSessionsAreChecked(t *testing.T) {
 		"&search_path=nowhere":                        `SET search_path = "Web.hooks", pg_temp`,
 	} {
 		_, err := check("Web.hooks", params)
-		if !errors.Is(err, outbox.ErrSettings) || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), `IN DATABASE "`+db.Slot+`" SET`) {
+		if !errors.Is(err, outbox.ErrSettings) || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), `IN DATABASE `+db.Slot+` SET`) {
 			t.Errorf("%s: %v, want one that says %q", params, err, says)
 		}
 	}
@@ -140,4 +140,24 @@ func TestWhoElseMayCreate(t *testing.T) {
 	if who, _, _ := store.Makers(t.Context()); who != "" {
 		t.Errorf("%s has mended nothing: %q", mend, who)
 	}
+}
+
+// What a role lacks is said as a statement that can be pasted.
+func TestWhatARoleLacksCanBePasted(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	role := newRole(t, db)
+	store := outbox.NewStore(newPool(t, db, asRole(role)), db.Slot, 0)
+	for range 3 { // one right after the other
+		err := store.CheckSchema(t.Context())
+		if err == nil {
+			return
+		}
+		_, grant, found := strings.Cut(err.Error(), "can give it: ")
+		if !errors.Is(err, outbox.ErrNotPrepared) || !found {
+			t.Fatalf("got %v", err)
+		}
+		exec(t, db.Pool, grant)
+	}
+	t.Error("what was said does not help")
 }

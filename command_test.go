@@ -1,0 +1,108 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+)
+
+// typed runs a command, as from the command line.
+func typed(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, said bytes.Buffer
+	code = command(t.Context(), args, &out, &said)
+	return code, out.String(), said.String()
+}
+
+// unset takes out of the environment what the machine may have.
+func unset(t *testing.T) {
+	t.Helper()
+	for _, name := range []string{"WALHOOK_DATABASE_URL", "DATABASE_URL", "PGHOST", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE", "WALHOOK_LOG_FORMAT"} {
+		t.Setenv(name, "")
+	}
+}
+
+func TestHelpIsNoFailure(t *testing.T) {
+	unset(t)
+	for _, name := range []string{"run", "init", "demo", "healthcheck", "uninstall", "version"} {
+		for _, flag := range []string{"--help", "-h", "-help"} {
+			code, stdout, stderr := typed(t, name, flag)
+			if code != exitClean || !strings.Contains(stdout, "walhook "+name) || stderr != "" {
+				t.Errorf("%s %s: exit %d, %q, %q", name, flag, code, stdout, stderr)
+			}
+			if strings.Count(stdout, "  walhook ") != 1 {
+				t.Errorf("%s %s tells of other commands: %s", name, flag, stdout)
+			}
+		}
+	}
+	if _, stdout, _ := typed(t, "uninstall", "--help"); !strings.Contains(stdout, "--tables") {
+		t.Errorf("flags are not told: %s", stdout)
+	}
+	for _, args := range [][]string{{"help"}, {"--help"}, {"-h"}} {
+		if code, stdout, stderr := typed(t, args...); code != exitClean || stdout != usage || stderr != "" {
+			t.Errorf("%v: exit %d, %q, %q", args, code, stdout, stderr)
+		}
+	}
+	for _, args := range [][]string{{"init", "--adapt"}, {"init", "now"}, {"version", "x"}, {"stop"}, {"--adopt"}} {
+		if code, stdout, stderr := typed(t, args...); code != exitConfig || stdout != "" || !strings.Contains(stderr, strings.TrimLeft(args[len(args)-1], "-")) {
+			t.Errorf("%v: exit %d, %q, %q", args, code, stdout, stderr)
+		}
+	}
+}
+
+// The last line is of the log's format, so that what reads the log finds why.
+func TestTheLastLineIsALineOfTheLog(t *testing.T) {
+	for _, tt := range []struct {
+		command, format string
+		json            bool
+	}{
+		{"run", "", true}, {"run", "json", true}, {"run", "text", false}, {"run", "xml", true},
+		{"init", "", false}, {"init", "json", true}, {"init", "text", false}, {"stop", "json", true},
+	} {
+		unset(t)
+		t.Setenv("WALHOOK_LOG_FORMAT", tt.format)
+		t.Setenv("WALHOOK_DATABASE_URL", "mysql://u:hunter2@h/x")
+		code, _, stderr := typed(t, tt.command)
+		if code != exitConfig || stderr == "" || strings.Contains(stderr, "hunter2") {
+			t.Errorf("%s: exit %d, %q", tt.command, code, stderr)
+		}
+		var line struct {
+			Level, Msg, Error string
+			ExitCode          int `json:"exit_code"`
+		}
+		switch err := json.Unmarshal([]byte(stderr), &line); {
+		case tt.json && (err != nil || line.Level != "ERROR" || line.ExitCode != exitConfig || line.Error == "" || strings.Count(stderr, "\n") != 1):
+			t.Errorf("%s with %q: %q, %v", tt.command, tt.format, stderr, err)
+		case !tt.json && !strings.HasPrefix(stderr, "walhook: bad configuration: "):
+			t.Errorf("%s with %q: %q", tt.command, tt.format, stderr)
+		}
+	}
+}
+
+func TestAHealthCheckNeedsNoDatabase(t *testing.T) {
+	status := http.StatusOK
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/healthz" {
+			t.Errorf("asked for %s", r.URL)
+		}
+		w.WriteHeader(status)
+	}))
+	t.Cleanup(server.Close)
+	unset(t)
+	t.Setenv("WALHOOK_ADMIN_ADDR", server.Listener.Addr().String())
+	t.Setenv("WALHOOK_DATABASE_URL_FILE", "/nowhere")
+	if code, _, stderr := typed(t, "healthcheck"); code != exitClean {
+		t.Errorf("exit %d, %s", code, stderr)
+	}
+	status = http.StatusServiceUnavailable
+	if code, _, stderr := typed(t, "healthcheck"); code != exitFailure || !strings.Contains(stderr, "unhealthy") {
+		t.Errorf("unhealthy: exit %d, %s", code, stderr)
+	}
+	t.Setenv("WALHOOK_ADMIN_ADDR", "")
+	if code, _, stderr := typed(t, "healthcheck"); code != exitConfig || !strings.Contains(stderr, "nobody to ask") {
+		t.Errorf("nobody to ask: exit %d, %s", code, stderr)
+	}
+}
