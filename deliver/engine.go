@@ -217,6 +217,7 @@ type Stats struct {
 	Spilled      int // lanes that are fed from the table
 	Open         int // lanes whose breaker is open
 	Active       bool
+	Reconciling  bool          // events are to be compared with deliveries, or are just being
 	RecordedLSN  pglogrepl.LSN // every transaction up to here has its rows
 	ConfirmedLSN pglogrepl.LSN // and they are durable
 }
@@ -228,7 +229,7 @@ func (e *Engine) Stats() Stats {
 	defer w.mu.Unlock()
 	s := Stats{
 		Counts: w.counts, Window: w.held, Parking: w.parked, InFlight: w.running, Unrecorded: w.ended, Bytes: w.bytes,
-		Lanes: len(w.lanes), Spilled: w.spilled, Open: w.open, Active: w.fence.Epoch != 0, RecordedLSN: w.ledger.recorded.lsn, ConfirmedLSN: w.ledger.confirmed,
+		Lanes: len(w.lanes), Spilled: w.spilled, Open: w.open, Active: w.fence.Epoch != 0, Reconciling: w.fence.Reconcile, RecordedLSN: w.ledger.recorded.lsn, ConfirmedLSN: w.ledger.confirmed,
 	}
 	s.Errors = maps.Clone(w.counts.Errors)
 	return s

@@ -15,9 +15,25 @@ import (
 )
 
 const (
-	// reconcilePage is how many events one look takes in: about 20 ms of
-	// PostgreSQL's time, and 2 MiB of candidates when each is owed to ten endpoints.
-	reconcilePage = 2000
+	// reconcileMost is how many owed deliveries one look takes in at most: about 50 ms
+	// of PostgreSQL's time. A page is counted by what is owed, and not by events: one
+	// event may be owed to 50,000 endpoints.
+	reconcileMost = 16_000
+
+	// reconcileSlow and reconcileQuick pace the looks: after one that took longer the
+	// next is half as big, and only after one that was quicker it grows again. One that
+	// did not come to its end is tried with a quarter.
+	reconcileSlow  = 500 * time.Millisecond
+	reconcileQuick = 200 * time.Millisecond
+
+	// candidatesMost is how many candidates are collected before they are waited for:
+	// 3 MiB. Where nothing is missing all that is in flight at one moment is fewer, as a
+	// rule, so that the head is reached by one wait.
+	candidatesMost = 16_000
+
+	// missingBatch is how many rows one transaction inserts, which is some 30 ms of work.
+	// The recorder has to wait for its end.
+	missingBatch = 2000
 
 	// idsBehind is how long before its row was inserted an event's id may have been
 	// made, by an application that makes ids itself or a clock that was set.
@@ -27,8 +43,12 @@ const (
 // A reconciler finds owed deliveries that the stream will never bring: what was
 // committed before the slot was made. One look cannot tell missing from in
 // flight, so it takes two: it collects candidates, waits until everything that
-// was committed by then has been recorded and confirmed, and looks again. What
-// is still missing is missing, and is inserted as a pending row.
+// was committed by then has been recorded and confirmed, and inserts a pending row
+// where there still is none.
+//
+// What becomes visible after a look was committed after the session began, and comes
+// by the stream: so a look that finds fewer than it could take in is the last, and
+// the head need not be caught up with.
 type reconciler struct {
 	window   *window
 	store    Store
@@ -38,6 +58,19 @@ type reconciler struct {
 	log      *slog.Logger
 	wake     signal
 	pulse    *pulse // that nobody checks: it may wait for as long as nothing is missing
+
+	comparison comparison
+	size       int // of the next look
+}
+
+// A comparison is how far a reconciler is. It outlives a try that failed, and a session
+// that was followed by another for the same cause.
+type comparison struct {
+	cause       time.Time // the fence's ReconcileFrom, of which each has its own
+	start, from time.Time // see reach
+	upto        outbox.Position
+	inserted    int
+	refused     int // by a constraint or trigger of the deployment
 }
 
 func (r *reconciler) run(ctx context.Context) error {
@@ -53,45 +86,87 @@ func (r *reconciler) run(ctx context.Context) error {
 			if err == nil {
 				break
 			}
-			r.log.Warn("cannot reconcile the outbox with its deliveries; trying again", "error", err)
+			r.log.Warn("cannot reconcile the outbox with its deliveries; trying again from where it was", "error", err)
 			r.pulse.sleep(ctx, time.Second)
 		}
 	}
 }
 
 func (r *reconciler) reconcile(ctx context.Context) error {
-	fence := r.fence()
+	session, fence := r.session()
 	if !fence.Reconcile || sabotage.On(sabotage.NoReconciler) {
 		return nil
 	}
-	now, err := r.store.Now(ctx)
-	if err != nil {
-		return err
-	}
-	start, from := r.reach(fence.ReconcileFrom, now)
-	total := 0
-	for after := outbox.TimeID(from); after != uuid.Nil; { // without an end: ids may be of a clock that was set back
-		var candidates []outbox.Candidate
-		var last uuid.UUID
-		if err := bounded(ctx, func(ctx context.Context) (err error) {
-			candidates, last, err = r.store.Missing(ctx, after, uuid.Max, reconcilePage)
-			return err
-		}); err != nil {
-			return err
-		}
-		n, err := r.insertMissing(ctx, candidates)
+	if c := &r.comparison; c.from.IsZero() || !c.cause.Equal(fence.ReconcileFrom) {
+		now, err := r.store.Now(ctx)
 		if err != nil {
 			return err
 		}
-		total += n
-		after = last
+		start, from := r.reach(fence.ReconcileFrom, now)
+		*c = comparison{cause: fence.ReconcileFrom, start: start, from: from, upto: outbox.Position{Event: outbox.TimeID(from)}}
+		r.size = reconcileMost
 	}
-	r.reportBeyond(ctx, start, from)
+	for end := false; !end; {
+		candidates, upto, last, err := r.collect(ctx)
+		if err != nil {
+			return err
+		}
+		if err := r.insertMissing(ctx, session, fence, candidates); err != nil {
+			return err
+		}
+		r.comparison.upto, end = upto, last
+	}
+	r.reportBeyond(ctx, r.comparison.start, r.comparison.from)
 	if err := bounded(ctx, func(ctx context.Context) error { return r.store.Reconciled(ctx, fence) }); err != nil {
 		return err
 	}
-	r.log.Info("reconciled the outbox with its deliveries", "from", from.UTC(), "inserted", total)
+	r.done(fence)
+	if n := r.comparison.refused; n > 0 {
+		r.log.Error("deliveries that are owed cannot be stored: look at the constraints and triggers on webhook_deliveries, and have them compared again at the next start: "+
+			"UPDATE webhook_state SET reconcile_from = 'epoch'", "count", n)
+	}
+	r.log.Info("reconciled the outbox with its deliveries", "from", r.comparison.from.UTC(), "inserted", r.comparison.inserted)
+	r.comparison = comparison{}
 	return nil
+}
+
+// collect looks on from where the comparison is, until there are enough candidates for
+// one wait or it has come to the end.
+func (r *reconciler) collect(ctx context.Context) (candidates []outbox.Candidate, upto outbox.Position, end bool, err error) {
+	upto = r.comparison.upto
+	for !end && len(candidates) < candidatesMost {
+		began := time.Now()
+		var c outbox.Compared
+		err := bounded(ctx, func(ctx context.Context) (err error) {
+			// Without an upper end: ids may be of a clock that was set back.
+			c, err = r.store.Missing(ctx, upto, uuid.Max, r.size)
+			return err
+		})
+		if err != nil {
+			if outbox.TimedOut(err) && ctx.Err() == nil && r.size > 1 {
+				r.size = max(r.size/4, 1)
+				continue
+			}
+			return nil, upto, false, err
+		}
+		switch took := time.Since(began); {
+		case took > reconcileSlow:
+			r.size = max(r.size/2, 1)
+		case took < reconcileQuick:
+			r.size = min(r.size*2, reconcileMost)
+		}
+		candidates, upto, end = append(candidates, c.Missing...), c.Upto, c.End
+	}
+	return candidates, upto, end, nil
+}
+
+// done says that nothing is to be compared any more, as long as that is so.
+func (r *reconciler) done(fence outbox.Fence) {
+	r.window.mu.Lock()
+	defer r.window.mu.Unlock()
+	if r.window.fence.ReconcileFrom.Equal(fence.ReconcileFrom) {
+		r.window.fence.Reconcile = false
+	}
 }
 
 // reach is from where events may be owed without a row, and from where they are
@@ -131,52 +206,46 @@ func (r *reconciler) reportBeyond(ctx context.Context, start, from time.Time) {
 	}
 }
 
-// insertMissing takes the second look and returns how many it inserted.
-func (r *reconciler) insertMissing(ctx context.Context, candidates []outbox.Candidate) (int, error) {
+// insertMissing takes the second look, which is the INSERT itself: it finds a row
+// that is there, whatever its snapshot says.
+func (r *reconciler) insertMissing(ctx context.Context, session *outbox.Session, fence outbox.Fence, candidates []outbox.Candidate) error {
 	if len(candidates) == 0 {
-		return 0, nil
+		return nil
 	}
-	if err := r.settled(ctx); err != nil {
-		return 0, err
+	if err := r.settled(ctx, session); err != nil {
+		return err
 	}
-	inserted := 0
-	for chunk := range slices.Chunk(candidates, recordBatch) {
-		known := map[uuid.UUID]bool{}
-		ids := make([]uuid.UUID, len(chunk))
-		for i, c := range chunk {
-			ids[i] = c.ID
-		}
-		if err := bounded(ctx, func(ctx context.Context) error { return r.store.Existing(ctx, ids, known) }); err != nil {
-			return inserted, err
-		}
-		var records []outbox.Record
-		for _, c := range chunk {
-			if !known[c.ID] {
-				records = append(records, outbox.Record{ID: c.ID, EventID: c.EventID, EndpointID: c.EndpointID,
-					OrganizationID: c.OrganizationID, EventType: c.EventType, Status: outbox.Pending, Wait: r.window.lease(c.ID)})
-			}
-		}
-		if len(records) == 0 {
-			continue
-		}
-		if err := bounded(ctx, func(ctx context.Context) error {
-			_, err := r.store.Insert(ctx, r.fence(), outbox.Mark{}, records)
+	// As the recorder does: what can never be stored is found, said, and passed over.
+	writer := &recorder{window: r.window, pulse: r.pulse, log: r.log}
+	b := &batchOf{fence: fence, refused: map[uuid.UUID]bool{}, lose: func(context.Context, outbox.Record) error { return nil },
+		send: func(ctx context.Context, _ outbox.Mark, part []outbox.Record) error {
+			n, err := r.store.InsertMissing(ctx, fence, part)
+			r.comparison.inserted += n
+			r.window.mu.Lock()
+			r.window.counts.Found += uint64(n)
+			r.window.mu.Unlock()
 			return err
-		}); err != nil {
-			return inserted, err
+		}}
+	for chunk := range slices.Chunk(candidates, missingBatch) {
+		records := make([]outbox.Record, len(chunk))
+		for i, c := range chunk {
+			records[i] = outbox.Record{ID: c.ID, EventID: c.EventID, EndpointID: c.EndpointID,
+				OrganizationID: c.OrganizationID, EventType: c.EventType, Status: outbox.Pending, Wait: r.window.lease(c.ID)}
 		}
-		inserted += len(records)
-		r.window.mu.Lock()
-		r.window.counts.Found += uint64(len(records))
-		r.window.mu.Unlock()
-		r.found()
+		if err := writer.write(ctx, b, records); err != nil {
+			return err
+		}
 	}
-	return inserted, nil
+	r.comparison.refused += len(b.refused)
+	r.found() // once for all: it has all endpoints walked
+	return nil
 }
 
 // settled waits until everything that is committed by now is recorded and
-// confirmed. A marker makes an idle database move.
-func (r *reconciler) settled(ctx context.Context) error {
+// confirmed. A marker makes an idle database move. What a slow receiver keeps from
+// having an outcome is parked meanwhile. Of another session than that of the look the
+// positions may mean something else.
+func (r *reconciler) settled(ctx context.Context, session *outbox.Session) error {
 	lsn, err := r.store.InsertLSN(ctx)
 	if err != nil {
 		return err
@@ -184,17 +253,18 @@ func (r *reconciler) settled(ctx context.Context) error {
 	if err := r.mark(ctx); err != nil {
 		return err
 	}
-	session, confirmed := r.confirmed()
-	for confirmed < lsn {
+	for {
+		now, confirmed := r.confirmed()
+		if now != session {
+			return errors.New("the stream began anew")
+		}
+		if confirmed >= lsn {
+			return nil
+		}
 		if !r.pulse.sleep(ctx, parkEvery) {
 			return ctx.Err()
 		}
-		now := session
-		if now, confirmed = r.confirmed(); now != session {
-			return errors.New("the stream began anew") // perhaps on a timeline where the LSN means nothing
-		}
 	}
-	return nil
 }
 
 // mark tries until the marker is written: a number that was taken has to have an
@@ -226,9 +296,14 @@ func bounded(ctx context.Context, statement func(context.Context) error) error {
 }
 
 func (r *reconciler) fence() outbox.Fence {
+	_, fence := r.session()
+	return fence
+}
+
+func (r *reconciler) session() (*outbox.Session, outbox.Fence) {
 	r.window.mu.Lock()
 	defer r.window.mu.Unlock()
-	return r.window.fence
+	return r.window.session, r.window.fence
 }
 
 func (r *reconciler) confirmed() (*outbox.Session, pglogrepl.LSN) {

@@ -3,9 +3,15 @@ package deliver
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walhook/walhook/outbox"
 )
@@ -39,6 +45,154 @@ func TestMarkerIsWrittenInTheEnd(t *testing.T) {
 			t.Errorf("written %v, want the number that was taken, %d", db.written, w.ledger.taken)
 		}
 	})
+}
+
+// An owing database has one event that is owed to very many endpoints, without a row.
+// It answers no look at more than it can, and takes no row of one endpoint.
+type owing struct {
+	Store
+	owed     int
+	most     int // of one look
+	refusals int // of looks, still to come
+	looks    []outbox.Position
+	refused  uuid.UUID
+	rows     map[uuid.UUID]bool
+	done     int
+}
+
+var (
+	owingEvent = outbox.DeliveryID(outbox.TimeID(time.UnixMilli(1_000_000_000_000)), uuid.Nil)
+	endpointOf = func(n int) uuid.UUID { return outbox.DeliveryID(owingEvent, uuid.UUID{byte(n >> 8), byte(n)}) }
+)
+
+// Missing is Store's.
+func (o *owing) Missing(_ context.Context, from outbox.Position, _ uuid.UUID, limit int) (c outbox.Compared, err error) {
+	o.looks = append(o.looks, from)
+	if limit > o.most {
+		return c, fmt.Errorf("a look at %d: %w", limit, context.DeadlineExceeded)
+	}
+	if o.refusals--; o.refusals >= 0 {
+		return c, errors.New("refused")
+	}
+	for n := from.Owed + 1; n <= min(from.Owed+limit, o.owed); n++ {
+		e := endpointOf(n)
+		c.Missing = append(c.Missing, outbox.Candidate{ID: outbox.DeliveryID(owingEvent, e), EventID: owingEvent, EndpointID: e})
+	}
+	c.Upto, c.End = outbox.Position{Event: owingEvent, Owed: from.Owed + len(c.Missing)}, len(c.Missing) < limit
+	return c, nil
+}
+
+// InsertMissing is Store's.
+func (o *owing) InsertMissing(_ context.Context, _ outbox.Fence, records []outbox.Record) (int, error) {
+	for _, r := range records {
+		if r.EndpointID == o.refused {
+			return 0, &pgconn.PgError{Code: "23514", ConstraintName: "the deployment's own"}
+		}
+	}
+	for _, r := range records {
+		o.rows[r.ID] = true
+	}
+	return len(records), nil
+}
+
+// Now is Store's.
+func (o *owing) Now(context.Context) (time.Time, error) { return time.Now(), nil }
+
+// InsertLSN is Store's.
+func (o *owing) InsertLSN(context.Context) (pglogrepl.LSN, error) { return 0, nil }
+
+// Mark is Store's.
+func (o *owing) Mark(context.Context, outbox.Fence, outbox.Mark) error { return nil }
+
+// AnyMissing is Store's.
+func (o *owing) AnyMissing(context.Context, time.Time, time.Time) (bool, error) { return false, nil }
+
+// Reconciled is Store's.
+func (o *owing) Reconciled(context.Context, outbox.Fence) error { o.done++; return nil }
+
+func newReconciler(db Store) *reconciler {
+	w := newWindow(small, nil)
+	w.session, w.fence = &outbox.Session{}, outbox.Fence{Epoch: 1, Reconcile: true, ReconcileFrom: time.Unix(0, 0)}
+	return &reconciler{window: w, store: db, recorder: &recorder{turn: newTurn()}, pulse: newPulse("reconciler"),
+		found: func() {}, log: slog.New(slog.DiscardHandler), wake: newSignal(), horizon: time.Hour}
+}
+
+func TestComparisonOfOneEventForVeryMany(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const owed = 50_000
+		db := &owing{owed: owed, most: 5000, rows: map[uuid.UUID]bool{}, refused: endpointOf(33_333)}
+		r := newReconciler(db)
+		if err := r.reconcile(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if len(db.rows) != owed-1 || r.window.counts.Found != owed-1 {
+			t.Errorf("%d rows, %d are counted; want all %d but the one that nobody can store", len(db.rows), r.window.counts.Found, owed)
+		}
+		if db.done != 1 || r.window.fence.Reconcile {
+			t.Errorf("noted %d times as done, pending %t", db.done, r.window.fence.Reconcile)
+		}
+		if n := len(db.looks); n < owed/db.most || n > 5*owed/db.most {
+			t.Errorf("%d looks of at most %d at %d", n, db.most, owed)
+		}
+	})
+}
+
+func TestComparisonGoesOnWhereItWas(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		db := &owing{owed: 100_000, most: reconcileMost, rows: map[uuid.UUID]bool{}}
+		r := newReconciler(db)
+		again := func(what string, want bool) {
+			t.Helper()
+			reached := r.comparison.upto
+			db.refusals = 1
+			if err := r.reconcile(t.Context()); err == nil {
+				t.Fatal("a look that is refused is no error")
+			}
+			if got := db.looks[len(db.looks)-1] == reached; got != want {
+				t.Errorf("%s: it looks at %v, and had come to %v", what, db.looks[len(db.looks)-1], reached)
+			}
+		}
+		again("at first", false) // at the beginning of the window
+		r.comparison.upto = outbox.Position{Event: owingEvent, Owed: 20_000}
+		again("the same session", true)
+		r.window.session = &outbox.Session{}
+		again("another session, for the same cause", true)
+		r.window.fence.ReconcileFrom = r.window.fence.ReconcileFrom.Add(-time.Microsecond)
+		again("another cause", false)
+	})
+}
+
+// What is in flight is new at every look, for ever: it is no reason for another one.
+func TestComparisonDoesNotChaseTheHead(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		db := &owing{owed: 15, most: reconcileMost, rows: map[uuid.UUID]bool{}}
+		if err := newReconciler(db).reconcile(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if len(db.looks) != 1 {
+			t.Errorf("%d looks, want one: it had room for more", len(db.looks))
+		}
+	})
+}
+
+func TestPoisonIsWhatCanNeverBeStored(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		err  *pgconn.PgError
+		want bool
+	}{
+		{&pgconn.PgError{Code: "23514", ConstraintName: "webhook_deliveries_status"}, true},
+		{&pgconn.PgError{Code: "23514"}, false}, // the partition was attached meanwhile
+		{&pgconn.PgError{Code: "22021"}, true},
+		{&pgconn.PgError{Code: "53100"}, false},
+	} {
+		if got := isPoison(c.err); got != c.want {
+			t.Errorf("%s of constraint %q: %t, want %t", c.err.Code, c.err.ConstraintName, got, c.want)
+		}
+	}
 }
 
 func TestReconcilerReach(t *testing.T) {

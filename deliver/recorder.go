@@ -385,13 +385,15 @@ func (r *recorder) setAside(ctx context.Context, b *batchOf, of outbox.Record, c
 }
 
 // isPoison says that the database will never take these rows, as against not
-// now: a data exception, a violated constraint, a program limit, a row twice.
+// now: a data exception, a violated constraint, a program limit, a row twice. But not
+// the constraint without a name that is a partition's bounds: somebody has just
+// attached the one that the row belongs to, and the next try finds it.
 func isPoison(err error) bool {
 	if _, connecting := errors.AsType[*pgconn.ConnectError](err); connecting { // it has not seen them
 		return false
 	}
 	pg, ok := errors.AsType[*pgconn.PgError](err)
-	if !ok || len(pg.Code) != 5 {
+	if !ok || len(pg.Code) != 5 || pg.Code == "23514" && pg.ConstraintName == "" {
 		return false
 	}
 	switch pg.Code[:2] {

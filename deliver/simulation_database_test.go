@@ -28,6 +28,9 @@ type database struct {
 	refused     map[uuid.UUID]time.Time // deliveries whose row is not taken in any form until then
 	picky       map[uuid.UUID]time.Time // or not with what the receiver said
 	mute        time.Time               // none of walhook's own events is taken before
+	moves       int                     // how often rows were moved into other partitions
+	moved       map[uuid.UUID]int       // events and deliveries: by which of the moves, the last time
+	planned     int                     // after how many of them the statement that runs now was planned
 	pids        uint32
 	firstLSN    pglogrepl.LSN
 }
@@ -102,7 +105,7 @@ func newTables() *tables {
 }
 
 func newDatabase(s *simulation) *database {
-	return &database{s: s, tables: newTables(), timeline: 1, locked: map[uuid.UUID]time.Time{}, refused: map[uuid.UUID]time.Time{}, picky: map[uuid.UUID]time.Time{}, firstLSN: 1000}
+	return &database{s: s, tables: newTables(), timeline: 1, locked: map[uuid.UUID]time.Time{}, refused: map[uuid.UUID]time.Time{}, picky: map[uuid.UUID]time.Time{}, moved: map[uuid.UUID]int{}, firstLSN: 1000}
 }
 
 func (t *tables) apply(c *commit) {
@@ -339,6 +342,9 @@ func (db *database) calm() {
 func (db *database) fenced(f outbox.Fence) bool {
 	return db.state == nil || db.state.holder != f.Holder || db.state.epoch != f.Epoch
 }
+
+// missed says that a statement sees a row neither where it was nor where it is.
+func (db *database) missed(id uuid.UUID) bool { return db.moved[id] > db.planned }
 
 func (db *database) isLocked(id uuid.UUID) bool { return time.Now().Before(db.locked[id]) }
 

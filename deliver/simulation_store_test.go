@@ -22,12 +22,26 @@ type simulatedStore struct{ p *process }
 var errSimulated = errors.New("the database does not answer")
 
 // do runs a statement: it may be refused, take its time, and its answer may be lost
-// when it has long been committed.
+// when it has long been committed. It is planned when it begins: rows that are moved
+// into another partition meanwhile it sees in neither.
 func (st *simulatedStore) do(what string, effect func(*database) error) error {
+	return st.run(what, false, effect)
+}
+
+// whole runs a statement that has seen to it that no row is moved meanwhile.
+func (st *simulatedStore) whole(what string, effect func(*database) error) error {
+	return st.run(what, true, effect)
+}
+
+func (st *simulatedStore) run(what string, whole bool, effect func(*database) error) error {
 	s := st.p.s
 	s.delay()
-	incarnation := s.db.incarnation
+	incarnation, planned := s.db.incarnation, s.db.moves
 	s.delay()
+	if whole {
+		planned = s.db.moves
+	}
+	s.db.planned = planned
 	if s.chance(s.weather.refused) || s.db.hasFallenSince(incarnation) {
 		s.note("%s: refused", what)
 		return errSimulated
@@ -90,10 +104,12 @@ func (db *database) nextState() *stateRow {
 	return &next
 }
 
+// reconcileSince notes another value each time: another cause.
 func (st *stateRow) reconcileSince(t time.Time) {
 	if st.reconcileFrom.IsZero() || t.Before(st.reconcileFrom) {
 		st.reconcileFrom = t
 	}
+	st.reconcileFrom = st.reconcileFrom.Add(-time.Microsecond)
 }
 
 // begin opens a transaction that writes deliveries.
@@ -117,9 +133,9 @@ func (db *database) begin(fence outbox.Fence, mark outbox.Mark) (*commit, error)
 
 // Existing is Store's.
 func (st *simulatedStore) Existing(_ context.Context, ids []uuid.UUID, known map[uuid.UUID]bool) error {
-	return st.do("look up", func(db *database) error {
+	return st.whole("look up", func(db *database) error {
 		for _, id := range ids {
-			if db.rows[id] != nil {
+			if db.rows[id] != nil && !db.missed(id) {
 				known[id] = true
 			}
 		}
@@ -129,7 +145,11 @@ func (st *simulatedStore) Existing(_ context.Context, ids []uuid.UUID, known map
 
 // Insert is Store's.
 func (st *simulatedStore) Insert(_ context.Context, fence outbox.Fence, mark outbox.Mark, records []outbox.Record) (allNew bool, err error) {
-	err = st.do("insert", func(db *database) error {
+	return st.insert("insert", fence, mark, records)
+}
+
+func (st *simulatedStore) insert(what string, fence outbox.Fence, mark outbox.Mark, records []outbox.Record) (allNew bool, err error) {
+	err = st.do(what, func(db *database) error {
 		c, err := db.begin(fence, mark)
 		if err != nil {
 			return err
@@ -178,7 +198,7 @@ func (st *simulatedStore) Update(_ context.Context, fence outbox.Fence, mark out
 			old := db.rows[r.ID]
 			switch {
 			case old == nil:
-			case db.isLocked(r.ID):
+			case db.isLocked(r.ID), db.missed(r.ID):
 				busy = append(busy, r.ID)
 			case old.Attempts < r.Attempts && old.Status != outbox.Success:
 				row := newRow(r)
@@ -379,7 +399,7 @@ func (db *database) page(p outbox.Page) (due []*outbox.Due) {
 	after := &deliveryRow{Record: outbox.Record{ID: p.After.ID}, due: p.After.DueAt.Time}
 	var rows []*deliveryRow
 	for _, r := range db.order {
-		if r.EndpointID == p.EndpointID && r.waits() && !r.due.After(time.Now()) && (!p.After.DueAt.Valid || later(r, after) > 0) {
+		if r.EndpointID == p.EndpointID && !db.missed(r.ID) && r.waits() && !r.due.After(time.Now()) && (!p.After.DueAt.Valid || later(r, after) > 0) {
 			rows = append(rows, r)
 		}
 	}
@@ -404,7 +424,7 @@ func (db *database) page(p outbox.Page) (due []*outbox.Due) {
 // event is one that other sessions see.
 func (db *database) event(id uuid.UUID) *outbox.Event {
 	c := db.inserted[id]
-	if c == nil || !c.visible {
+	if c == nil || !c.visible || db.missed(id) {
 		return nil
 	}
 	return c.events[slices.IndexFunc(c.events, func(e *outbox.Event) bool { return e.ID == id })]
@@ -421,7 +441,7 @@ func (st *simulatedStore) CancelRows(_ context.Context, fence outbox.Fence, endp
 			c.failures = append(c.failures, endpointFailure{endpoint: endpoint})
 			for _, r := range db.order {
 				switch {
-				case r.EndpointID != endpoint || !r.waits() || db.isLocked(r.ID):
+				case r.EndpointID != endpoint || !r.waits() || db.isLocked(r.ID) || db.missed(r.ID):
 				case !db.settled(r):
 					more = true
 				default:
@@ -444,13 +464,13 @@ func (c *commit) cancel(r *deliveryRow) {
 
 // CancelOrphans is Store's.
 func (st *simulatedStore) CancelOrphans(_ context.Context, fence outbox.Fence, ids []uuid.UUID) error {
-	return st.do("cancel orphans", func(db *database) error {
+	return st.whole("cancel orphans", func(db *database) error {
 		c, err := db.begin(fence, outbox.Mark{})
 		if err != nil {
 			return err
 		}
 		for _, id := range ids {
-			if r := db.rows[id]; r != nil && r.waits() && !db.isLocked(id) {
+			if r := db.rows[id]; r != nil && r.waits() && !db.isLocked(id) && db.settled(r) && db.event(r.EventID) == nil {
 				c.cancel(r)
 			}
 		}
@@ -475,25 +495,40 @@ func (st *simulatedStore) Endpoints(_ context.Context, ids []uuid.UUID) (found [
 }
 
 // Missing is Store's, with small pages.
-func (st *simulatedStore) Missing(_ context.Context, after, until uuid.UUID, limit int) (missing []outbox.Candidate, last uuid.UUID, err error) {
+func (st *simulatedStore) Missing(_ context.Context, from outbox.Position, until uuid.UUID, limit int) (c outbox.Compared, err error) {
 	limit = min(limit, 5)
-	err = st.do("missing", func(db *database) error {
+	c.Upto = from
+	err = st.whole("missing", func(db *database) error {
+		n := 0
 		for _, e := range db.events {
-			if limit == 0 || !db.inserted[e.ID].visible || !afterID(e.ID, after) || !afterID(until, e.ID) {
+			if db.event(e.ID) == nil || afterID(from.Event, e.ID) || !afterID(until, e.ID) {
 				continue
 			}
-			limit--
-			last = e.ID
-			for _, endpoint := range e.EndpointIDs {
+			if len(e.EndpointIDs) == 0 && e.ID != from.Event && n < limit {
+				n, c.Upto = n+1, outbox.Position{Event: e.ID}
+			}
+			for i, endpoint := range e.EndpointIDs {
+				if n == limit || e.ID == from.Event && i < from.Owed {
+					continue
+				}
+				n, c.Upto = n+1, outbox.Position{Event: e.ID, Owed: i + 1}
 				id := outbox.DeliveryID(e.ID, endpoint)
-				if db.rows[id] == nil {
-					missing = append(missing, outbox.Candidate{ID: id, EventID: e.ID, EndpointID: endpoint, OrganizationID: e.OrganizationID, EventType: e.Type})
+				if db.rows[id] == nil || db.missed(id) {
+					c.Missing = append(c.Missing, outbox.Candidate{ID: id, EventID: e.ID, EndpointID: endpoint, OrganizationID: e.OrganizationID, EventType: e.Type})
 				}
 			}
 		}
+		c.End = n < limit
 		return nil
 	})
-	return missing, last, err
+	return c, err
+}
+
+// InsertMissing is Store's.
+func (st *simulatedStore) InsertMissing(ctx context.Context, fence outbox.Fence, records []outbox.Record) (inserted int, err error) {
+	before := len(st.p.s.db.rows)
+	_, err = st.insert("insert missing", fence, outbox.Mark{}, records)
+	return max(len(st.p.s.db.rows)-before, 0), err
 }
 
 // AnyMissing is Store's: the recovery window reaches back to before the beginning.

@@ -51,6 +51,17 @@ var faults = []fault{
 		s.db.fallBack(false)
 	}},
 	{"slot lost", func(s *simulation) { s.db.slot = nil }},
+	{"rows moved", func(s *simulation) {
+		s.db.moves++
+		for _, e := range s.db.events {
+			s.db.moved[e.ID] = s.db.moves
+		}
+		for _, r := range s.db.order {
+			if s.chance(50) {
+				s.db.moved[r.ID] = s.db.moves
+			}
+		}
+	}},
 	{"rows locked", func(s *simulation) {
 		for _, r := range s.db.order {
 			if s.chance(30) {

@@ -35,8 +35,9 @@ type Store interface {
 	// The directory.
 	Endpoints(ctx context.Context, ids []uuid.UUID) ([]outbox.Endpoint, error)
 
-	// The reconciler, beside Existing, Insert and Now.
-	Missing(ctx context.Context, after, until uuid.UUID, limit int) (missing []outbox.Candidate, last uuid.UUID, err error)
+	// The reconciler, beside Now.
+	Missing(ctx context.Context, from outbox.Position, until uuid.UUID, limit int) (outbox.Compared, error)
+	InsertMissing(ctx context.Context, fence outbox.Fence, records []outbox.Record) (inserted int, err error)
 	AnyMissing(ctx context.Context, after, until time.Time) (bool, error)
 	InsertLSN(ctx context.Context) (pglogrepl.LSN, error)
 	Mark(ctx context.Context, fence outbox.Fence, mark outbox.Mark) error

@@ -214,10 +214,14 @@ func (s *Store) CancelRows(ctx context.Context, fence Fence, endpoint uuid.UUID,
 
 // Waiting rows, in words that no partial index has, or the plan may be to read all
 // that wait and pick these.
-const cancelOrphans = `
+const orphans = `
 WITH gone AS (
     SELECT d.id FROM unnest(@ids::uuid[]) AS r(id) JOIN webhook_deliveries d ON d.id = r.id
-    WHERE d.status NOT IN ('success', 'failed', 'cancelled') AND ` + fenced + `
+    WHERE d.status NOT IN ('success', 'failed', 'cancelled') AND ` + fenced
+
+const eventGone = ` AND ` + settled + ` AND NOT EXISTS (SELECT FROM webhook_outbox o WHERE o.id = d.event_id OFFSET 0)`
+
+const cancelThem = `
     FOR NO KEY UPDATE OF d SKIP LOCKED
 )
 UPDATE webhook_deliveries d SET status = 'cancelled', next_attempt_at = NULL, updated_at = now(), completed_at = now(),
@@ -225,14 +229,22 @@ UPDATE webhook_deliveries d SET status = 'cancelled', next_attempt_at = NULL, up
        error = 'the event was deleted from webhook_outbox'
 FROM gone WHERE d.id = gone.id`
 
-// CancelOrphans cancels deliveries whose event is no longer in the outbox. Those
-// that someone else has locked stay, and are found again.
+// CancelOrphans cancels those of the deliveries whose event is no longer in the outbox.
+// It looks by itself: who was told so by Due may have missed an event that was just
+// moved into another partition. Deliveries that someone else has locked stay, and are
+// found again.
 func (s *Store) CancelOrphans(ctx context.Context, fence Fence, ids []uuid.UUID) error {
 	args := s.fenceArgs(fence)
 	args["ids"] = asUUIDs(ids)
+	sql := orphans + eventGone + cancelThem
+	if sabotage.On(sabotage.CancelUnseen) {
+		sql = orphans + cancelThem
+	}
 	var b pgx.Batch
+	b.Queue(prepareWrite)
+	b.Queue(wholeOutbox) // before anything of ours is locked: it may have to wait
 	s.queueFence(&b, fence, Mark{})
-	b.Queue(cancelOrphans, args)
+	b.Queue(sql, args)
 	if err := s.send(ctx, &b); err != nil {
 		return fmt.Errorf("cancel %d deliveries without an event: %w", len(ids), err)
 	}
@@ -242,9 +254,10 @@ func (s *Store) CancelOrphans(ctx context.Context, fence Fence, ids []uuid.UUID)
 const selectExisting = `
 SELECT d.id FROM unnest(@ids::uuid[]) AS r(id) JOIN webhook_deliveries d ON d.id = r.id`
 
-// Existing adds to known those of the deliveries that have a row.
+// Existing adds to known those of the deliveries that have a row, also those whose row
+// is just moved into another partition.
 func (s *Store) Existing(ctx context.Context, ids []uuid.UUID, known map[uuid.UUID]bool) error {
-	err := s.read(ctx, selectExisting, pgx.NamedArgs{"ids": asUUIDs(ids)}, func(rows pgx.Rows) error { return collectIDs(rows, known) })
+	err := s.readWhole(ctx, wholeDeliveries, selectExisting, pgx.NamedArgs{"ids": asUUIDs(ids)}, func(rows pgx.Rows) error { return collectIDs(rows, known) })
 	if err != nil {
 		return fmt.Errorf("look up %d deliveries: %w", len(ids), err)
 	}

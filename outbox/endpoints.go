@@ -95,8 +95,28 @@ SELECT set_config('lock_timeout', '` + LockTimeout + `', true), set_config('row_
 
 // read runs one query in one round trip, with index access enforced.
 func (s *Store) read(ctx context.Context, sql string, args pgx.NamedArgs, collect func(pgx.Rows) error) error {
+	return s.readWhole(ctx, "", sql, args, collect)
+}
+
+// Rows that somebody moves from the DEFAULT partition into one of their own are seen in
+// neither by a statement that was planned before the partition was attached and whose
+// snapshot is newer. ATTACH locks the DEFAULT partition until its commit; so whoever has
+// that partition in use, and plans and takes a snapshot only then, sees every row. A
+// statement of its own comes first that does no more than that: the nil id, which is of
+// 1970, is of the DEFAULT partition. (LOCK TABLE would need a right on the partition.)
+const (
+	wholeOutbox     = `SELECT FROM webhook_outbox WHERE id = '00000000-0000-0000-0000-000000000000'::uuid`
+	wholeDeliveries = `SELECT FROM webhook_deliveries WHERE id = '00000000-0000-0000-0000-000000000000'::uuid`
+)
+
+// readWhole is read for what must not miss a row of a table that somebody moves just
+// now: wholeOutbox or wholeDeliveries says which.
+func (s *Store) readWhole(ctx context.Context, whole, sql string, args pgx.NamedArgs, collect func(pgx.Rows) error) error {
 	var b pgx.Batch
 	b.Queue(prepareRead)
+	if whole != "" {
+		b.Queue(whole)
+	}
 	b.Queue(sql, args).Query(collect)
 	return s.send(ctx, &b)
 }

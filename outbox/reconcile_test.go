@@ -18,21 +18,25 @@ func TestMissing(t *testing.T) {
 	store, fence := acquired(t, db)
 	begun := time.Now()
 	from, until := outbox.TimeID(begun.Add(-40*24*time.Hour)), outbox.TimeID(begun.Add(time.Hour))
-	all := func(limit int) (found []outbox.Candidate, pages int) {
+	all := func(limit int) (found []outbox.Candidate, pages, events int) {
 		t.Helper()
-		for after := from; after != uuid.Nil; pages++ {
-			page, last, err := store.Missing(t.Context(), after, until, limit)
+		at := outbox.Position{Event: from}
+		for end := false; !end; pages++ {
+			page, err := store.Missing(t.Context(), at, until, limit)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if last != uuid.Nil && strings.Compare(last.String(), after.String()) <= 0 {
-				t.Fatalf("a page from %s ends at %s", after, last)
+			if c := strings.Compare(page.Upto.Event.String(), at.Event.String()); !page.End && (c < 0 || c == 0 && page.Upto.Owed <= at.Owed) {
+				t.Fatalf("a page from %v ends at %v", at, page.Upto)
 			}
-			found, after = append(found, page...), last
+			if len(page.Missing) > limit {
+				t.Fatalf("a page of %d has %d", limit, len(page.Missing))
+			}
+			found, at, end, events = append(found, page.Missing...), page.Upto, page.End, events+page.Events
 		}
-		return found, pages
+		return found, pages, events
 	}
-	if got, _ := all(10); len(got) != 0 {
+	if got, _, _ := all(10); len(got) != 0 {
 		t.Errorf("an empty outbox: %v", got)
 	}
 
@@ -63,12 +67,15 @@ func TestMissing(t *testing.T) {
 	slices.SortFunc(want, byID)
 
 	for _, limit := range []int{1, 2, 3, 17, 1000} {
-		got, pages := all(limit)
+		got, pages, events := all(limit)
 		slices.SortFunc(got, byID)
 		if !slices.Equal(got, want) {
 			t.Errorf("in pages of %d: %d candidates, want %d", limit, len(got), len(want))
 		}
-		if most := 17/limit + 2; pages > most {
+		if events != 17 {
+			t.Errorf("in pages of %d: %d events, want 17", limit, events)
+		}
+		if most := (len(want)+9)/limit + 2; pages > most { // and nine are owed to nobody
 			t.Errorf("in pages of %d: %d pages, want at most %d", limit, pages, most)
 		}
 	}
@@ -85,7 +92,7 @@ func TestMissing(t *testing.T) {
 				rest = append(rest, c)
 			}
 		}
-		got, _ := all(3)
+		got, _, _ := all(3)
 		slices.SortFunc(got, byID)
 		if !slices.Equal(got, rest) {
 			t.Errorf("%d candidates, want %d", len(got), len(rest))

@@ -847,7 +847,7 @@ func TestLockedTable(t *testing.T) {
 		},
 		"cancel orphans": func() error { return store.CancelOrphans(t.Context(), fence, []uuid.UUID{rs[0].ID}) },
 		"missing": func() error {
-			_, _, err := store.Missing(t.Context(), outbox.TimeID(time.Now().Add(-time.Hour)), outbox.TimeID(time.Now().Add(time.Hour)), 10)
+			_, err := store.Missing(t.Context(), outbox.Position{Event: outbox.TimeID(time.Now().Add(-time.Hour))}, outbox.TimeID(time.Now().Add(time.Hour)), 10)
 			return err
 		},
 	} {

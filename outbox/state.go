@@ -143,7 +143,7 @@ ON CONFLICT (slot) DO UPDATE SET
     holder            = excluded.holder,
     durable_lsn       = CASE WHEN @goes_on::bool AND s.durable_lsn IS NOT NULL THEN least(s.durable_lsn, @start::text::pg_lsn) END,
     reconcile_from    = CASE WHEN @goes_on::bool AND coalesce(s.published = excluded.published, true) THEN s.reconcile_from
-                             ELSE ` + lostFrom + ` END,
+                             ELSE ` + lostFrom + ` - interval '1 microsecond' END,
     system_identifier = excluded.system_identifier,
     timeline          = excluded.timeline,
     published         = excluded.published,
@@ -305,6 +305,12 @@ func (s *Store) InsertLSN(ctx context.Context) (pglogrepl.LSN, error) {
 		return 0, fmt.Errorf("read the insert LSN: %w", err)
 	}
 	return pglogrepl.ParseLSN(lsn)
+}
+
+// TimedOut reports whether a statement took longer than it may, by the caller's word or
+// PostgreSQL's statement_timeout.
+func TimedOut(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || hasCode(err, "57014") // query_canceled
 }
 
 // hasCode reports whether err is PostgreSQL's with one of the SQLSTATEs.

@@ -405,9 +405,13 @@ func everyStatement(t *testing.T, db *pgtest.DB, store *outbox.Store) {
 	records := owed(t, db, endpoint, 6)
 	parked, failed, gone, orphan := &records[0], &records[1], &records[2], &records[3]
 
-	missing, last, err := store.Missing(t.Context(), outbox.TimeID(time.Now().Add(-time.Hour)), outbox.TimeID(time.Now().Add(time.Hour)), 10)
-	if ok("missing", err); len(missing) != len(records) || last == uuid.Nil {
-		t.Errorf("%d are missing, the last event is %s", len(missing), last)
+	c, err := store.Missing(t.Context(), outbox.Position{Event: outbox.TimeID(time.Now().Add(-time.Hour))}, outbox.TimeID(time.Now().Add(time.Hour)), 10)
+	if ok("missing", err); len(c.Missing) != len(records) || c.Upto.Event == uuid.Nil {
+		t.Errorf("%d are missing, the last event is %s", len(c.Missing), c.Upto.Event)
+	}
+	missing, err := store.InsertMissing(t.Context(), fence, nil)
+	if ok("insert missing", err); missing != 0 {
+		t.Errorf("inserted %d of nothing", missing)
 	}
 	parked.Status, parked.Wait = outbox.Pending, -time.Minute
 	failed.Status, failed.Wait, failed.Attempts = outbox.Retrying, -10*time.Second, 1

@@ -77,6 +77,7 @@ var engineSamples = []sample[deliver.Stats]{
 	counter("walhook_deliveries_leased_total", "Deliveries written as pending beside their attempt.", func(s *deliver.Stats) float64 { return float64(s.Leased) }),
 	counter("walhook_deliveries_fetched_total", "Deliveries fetched from the table because they were due.", func(s *deliver.Stats) float64 { return float64(s.Fetched) }),
 	counter("walhook_deliveries_reconciled_total", "Owed deliveries that the stream never brought: 0 in normal life.", func(s *deliver.Stats) float64 { return float64(s.Found) }),
+	gauge("walhook_reconcile_pending", "1 while events are compared with deliveries, or have to be: after a first start or a lost slot.", func(s *deliver.Stats) float64 { return oneIf(s.Reconciling) }),
 	gauge("walhook_window_deliveries", "Deliveries in memory; WALHOOK_WINDOW bounds them.", func(s *deliver.Stats) float64 { return float64(s.Window) }),
 	gauge("walhook_deliveries_parking", "Deliveries whose pending row is about to be written.", func(s *deliver.Stats) float64 { return float64(s.Parking) }),
 	gauge("walhook_window_bytes", "Payload bytes in memory; WALHOOK_MAX_MEMORY bounds them.", func(s *deliver.Stats) float64 { return float64(s.Bytes) }),

@@ -85,6 +85,8 @@ var scenarios = []Scenario{
 	{"29", "Serializable", 0, serializable},
 	{"29", "MassReplay", alone, massReplay},
 	{"30", "Addresses", inQuick, addresses},
+	{"33", "ReconcileMany", alone, reconcileMany},
+	{"33", "ReconcileAtTheHead", 0, reconcileAtTheHead},
 	{"", "InvisibleCommit", 0, invisibleCommit},
 	{"", "Lease", 0, lease},
 	{"", "UnechoedOutcome", from17, unechoedOutcome},
