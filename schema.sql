@@ -1173,18 +1173,19 @@ BEGIN
     END IF;
     INSERT INTO webhook_retries AS r (endpoint_id, asked_at) VALUES (webhook_retry_now.endpoint_id, clock_timestamp())
     ON CONFLICT (endpoint_id) DO UPDATE SET asked_at = greatest(excluded.asked_at, r.asked_at + interval '1 microsecond');
-    -- The time is as late as can be: what has become due is looked for from a second ago.
-    UPDATE webhook_deliveries AS d SET next_attempt_at = clock_timestamp()
-    -- (A pending first attempt that is due later is under way: made due it would be a replay, and be sent twice.)
-    WHERE d.endpoint_id = webhook_retry_now.endpoint_id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at > now()
-      AND (d.status = 'retrying' OR d.attempts > 0);
-    -- What was due already waits for its turn; but those at the head, no more than max_in_flight allows, may be under way,
-    -- and a failure would put them off again.
-    UPDATE webhook_deliveries AS d SET next_attempt_at = clock_timestamp()
+    -- What is due already waits for its turn. But those at the head, no more than max_in_flight allows, may be under way: a
+    -- failure would put them off again, unless it finds that somebody has touched the row; and a success is one, unless
+    -- that says that it is to be sent once more, which is a time after the attempt began. So is the row of a first attempt
+    -- that is leased, due when that must have ended. First these, or what is recorded in between would be missed.
+    UPDATE webhook_deliveries AS d SET next_attempt_at = d.next_attempt_at - interval '1 second'
     WHERE d.id = ANY (ARRAY(SELECT d.id FROM webhook_deliveries AS d
                             WHERE d.endpoint_id = webhook_retry_now.endpoint_id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at <= now()
                             ORDER BY d.next_attempt_at, d.id LIMIT 1000))
-      AND d.status = 'retrying';
+      AND d.status IN ('pending', 'retrying');
+    -- The others' time is as late as can be: what has become due is looked for from a second ago.
+    UPDATE webhook_deliveries AS d
+    SET next_attempt_at = CASE WHEN d.status = 'pending' AND d.attempts = 0 THEN d.created_at - interval '11 minutes' ELSE clock_timestamp() END
+    WHERE d.endpoint_id = webhook_retry_now.endpoint_id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at > now();
     SELECT count(*) INTO waiting FROM webhook_deliveries AS d
     WHERE d.endpoint_id = webhook_retry_now.endpoint_id AND d.status IN ('pending', 'retrying');
     RETURN waiting;

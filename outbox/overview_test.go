@@ -5,6 +5,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/walhook/walhook/internal/postgres"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/outbox"
 )
@@ -65,6 +68,30 @@ func TestLagIsWhatIsKept(t *testing.T) {
 	}
 	if o.Slot.SafeBytes != nil {
 		t.Errorf("%d bytes are safe, and there is no limit", *o.Slot.SafeBytes)
+	}
+}
+
+func TestSafeWAL(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Server(t, postgres.Options{Settings: map[string]string{"max_slot_wal_keep_size": "256MB"}})
+	pool, err := pgxpool.New(t.Context(), server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	if err := apply(t.Context(), pool, readSchema(t)); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, pool, `SELECT pg_create_logical_replication_slot('walhook', 'pgoutput')`)
+	o, err := outbox.NewStore(pool, "walhook", 0).Overview(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.Slot.SafeBytes == nil || *o.Slot.SafeBytes < 200<<20 || *o.Slot.SafeBytes > 300<<20 {
+		t.Errorf("safe: %v, want about 256 MiB", o.Slot.SafeBytes)
+	}
+	if !query[bool](t, pool, `SELECT safe_wal_bytes > 0 FROM webhook_status`) {
+		t.Error("webhook_status.safe_wal_bytes")
 	}
 }
 
