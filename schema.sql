@@ -292,11 +292,13 @@ CREATE TABLE IF NOT EXISTS webhook_endpoints (
 );
 COMMENT ON TABLE webhook_endpoints IS
     'URLs that get an organization''s events. INSERT, UPDATE and DELETE are the API; a change is in force within a second of its commit.';
-COMMENT ON COLUMN webhook_endpoints.id IS 'Made by the database. Part of every delivery id, so it cannot change.';
+COMMENT ON COLUMN webhook_endpoints.id IS
+    'Made by the database, whatever is given: what is still owed to a deleted endpoint must not reach another''s. Only who may act as the owner of the '
+    'table, as a restore does, keeps an id. Part of every delivery id, so it cannot change.';
 COMMENT ON COLUMN webhook_endpoints.organization_id IS 'Whose events it gets. It cannot change: make a new endpoint.';
 COMMENT ON COLUMN webhook_endpoints.url IS 'http:// or https:// with a host; no user, no fragment, no blanks.';
-COMMENT ON COLUMN webhook_endpoints.event_types IS 'Exact names, payment.* for every type that starts with payment., or * for all but walhook''s own (webhook.*).';
-COMMENT ON COLUMN webhook_endpoints.description IS 'For people.';
+COMMENT ON COLUMN webhook_endpoints.event_types IS 'Exact names, payment.* for every type that starts with payment., or * for all but walhook''s own (webhook.*). At most 100.';
+COMMENT ON COLUMN webhook_endpoints.description IS 'For people. At most 1 KiB.';
 COMMENT ON COLUMN webhook_endpoints.headers IS 'Extra request headers: a JSON object of name to text. At most 32, 4 KiB in all.';
 COMMENT ON COLUMN webhook_endpoints.enabled IS 'false: no new event is owed to it, nothing is sent, and what was still owed is cancelled.';
 COMMENT ON COLUMN webhook_endpoints.disabled_at IS 'Since when it is disabled. Kept by a trigger; null while enabled.';
@@ -369,32 +371,41 @@ CREATE OR REPLACE FUNCTION webhook_headers_problem(headers jsonb) RETURNS text
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path FROM CURRENT AS $fn$
 DECLARE
     name text;
+    lowered text;
     value jsonb;
+    content text;
     count int := 0;
     bytes int := 0;
     seen text[] := '{}';
 BEGIN
     IF headers IS NULL OR jsonb_typeof(headers) <> 'object' THEN RETURN 'they are not a JSON object of name to text'; END IF;
     FOR name, value IN SELECT h.key, h.value FROM jsonb_each(headers) AS h LOOP
-        IF name !~ '^[A-Za-z0-9!#$%&''*+.^_`|~-]+$' THEN RETURN format('%s is not a header name', to_jsonb(name)); END IF;
-        IF lower(name) = ANY (seen) THEN RETURN format('%s is there twice', name); END IF;
-        IF lower(name) IN ('content-type', 'content-length', 'user-agent') OR name ~* '^(x-webhook|webhook)-' THEN
-            RETURN format('%s is set by walhook', name);
+        IF name !~ '^[A-Za-z0-9!#$%&''*+.^_`|~-]+$' THEN RETURN to_jsonb(left(name, 100))::text || ' is not a header name'; END IF;
+        IF octet_length(name) > 128 THEN RETURN left(name, 100) || '... is longer than 128 characters'; END IF;
+        -- Not lower(): a Turkish locale makes another letter of I.
+        lowered := translate(name, 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'::text, 'abcdefghijklmnopqrstuvwxyz'::text);
+        IF lowered = ANY (seen) THEN RETURN name || ' is there twice'; END IF;
+        IF lowered IN ('content-type', 'content-length', 'content-encoding', 'user-agent')
+           OR starts_with(lowered, 'x-webhook-'::text) OR starts_with(lowered, 'webhook-'::text) THEN
+            RETURN name || ' is set by walhook';
         END IF;
-        IF lower(name) IN ('host', 'connection', 'keep-alive', 'te', 'trailer', 'transfer-encoding', 'upgrade') OR name ~* '^proxy-' THEN
-            RETURN format('%s belongs to the connection, not to the message', name);
+        IF lowered IN ('host', 'connection', 'expect', 'http2-settings', 'keep-alive', 'te', 'trailer', 'transfer-encoding', 'upgrade')
+           OR starts_with(lowered, 'proxy-'::text) THEN
+            RETURN name || ' belongs to the connection, not to the message';
         END IF;
-        IF jsonb_typeof(value) <> 'string' THEN RETURN format('the value of %s is not text', name); END IF;
-        IF value #>> '{}' ~ E'[\\x01-\\x1f\\x7f]' THEN RETURN format('the value of %s holds a control character or a line break', name); END IF;
-        seen := seen || lower(name);
+        IF jsonb_typeof(value) <> 'string' THEN RETURN 'the value of ' || name || ' is not text'; END IF;
+        content := value #>> '{}'::text[];
+        IF content ~ E'[\\x01-\\x1f\\x7f]' THEN RETURN 'the value of ' || name || ' holds a control character or a line break'; END IF;
+        seen := array_append(seen, lowered);
         count := count + 1;
-        bytes := bytes + octet_length(name) + octet_length(value #>> '{}');
+        bytes := bytes + octet_length(name) + octet_length(content);
+        IF count > 32 THEN RETURN 'there are more than 32'; END IF;
+        IF bytes > 4096 THEN RETURN 'they are longer than 4 KiB in all'; END IF;
     END LOOP;
-    IF count > 32 THEN RETURN 'there are more than 32'; END IF;
-    IF bytes > 4096 THEN RETURN 'they are longer than 4 KiB in all'; END IF;
     RETURN NULL;
 END $fn$;
-COMMENT ON FUNCTION webhook_headers_problem(jsonb) IS 'What is wrong with an endpoint''s headers, or null.';
+COMMENT ON FUNCTION webhook_headers_problem(jsonb) IS
+    'What is wrong with an endpoint''s headers, or null. walhook leaves out by the same list what got into a row all the same.';
 
 CREATE OR REPLACE FUNCTION webhook_endpoints_before_write() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
@@ -409,6 +420,13 @@ BEGIN
     IF is_new AND (new.organization_id IS NULL OR btrim(new.organization_id) = '' OR octet_length(new.organization_id) > 512) THEN
         RAISE EXCEPTION 'webhook_endpoints.organization_id is null, empty or longer than 512 bytes: give the id of the organization whose events this endpoint gets'
             USING ERRCODE = 'check_violation';
+    END IF;
+    -- Nobody chooses an id: that of an endpoint that was deleted would get what is still owed to it, perhaps another
+    -- organization's. Whoever may act as the tables' owner keeps his, because a restore is made so. One that is given cannot be
+    -- told from the column's default, and is replaced. (current_user is this function's owner.)
+    IF is_new AND NOT pg_has_role(CASE current_setting('role'::text) WHEN 'none' THEN session_user ELSE current_setting('role'::text)::name END,
+                                  (SELECT c.relowner FROM pg_class AS c WHERE c.oid = tg_relid), 'USAGE'::text) THEN
+        new.id := gen_random_uuid();
     END IF;
     IF NOT is_new AND (new.id <> old.id OR new.organization_id IS DISTINCT FROM old.organization_id) THEN
         RAISE EXCEPTION 'webhook_endpoints.id and organization_id cannot be changed: delete the endpoint and insert a new one; what is owed to the old one is cancelled'
@@ -432,8 +450,13 @@ BEGIN
     END IF;
 
     IF is_new OR new.event_types IS DISTINCT FROM old.event_types THEN
-        IF new.event_types IS NULL OR cardinality(new.event_types) = 0 THEN
+        IF new.event_types IS NULL OR pg_catalog.cardinality(new.event_types) = 0 THEN
             RAISE EXCEPTION 'webhook_endpoints.event_types is null or empty: use ''{*}'' for every type, or set enabled = false to get none'
+                USING ERRCODE = 'check_violation';
+        END IF;
+        -- Every INSERT into the outbox compares all of them: with a hundred that is some microseconds.
+        IF pg_catalog.cardinality(new.event_types) > 100 THEN
+            RAISE EXCEPTION 'webhook_endpoints.event_types has % entries, more than 100: use patterns such as payment.*, or *', pg_catalog.cardinality(new.event_types)
                 USING ERRCODE = 'check_violation';
         END IF;
         SELECT coalesce(quote_literal(w.entry), 'a null entry') INTO problem
@@ -447,13 +470,29 @@ BEGIN
         END IF;
     END IF;
 
+    IF (is_new OR new.description IS DISTINCT FROM old.description) AND octet_length(new.description) > 1024 THEN
+        RAISE EXCEPTION 'webhook_endpoints.description is longer than 1 KiB: give a shorter text' USING ERRCODE = 'check_violation';
+    END IF;
+    IF (is_new OR new.disabled_reason IS DISTINCT FROM old.disabled_reason) AND octet_length(new.disabled_reason) > 1024 THEN
+        RAISE EXCEPTION 'webhook_endpoints.disabled_reason is longer than 1 KiB: give a shorter text' USING ERRCODE = 'check_violation';
+    END IF;
+    -- Said here, because a constraint of the table would show the whole row, with what is in its headers.
+    IF new.enabled IS NULL OR new.max_in_flight NOT BETWEEN 1 AND 1000
+       OR NOT (new.rate_per_second > 0::float8 AND new.rate_per_second < 'infinity'::float8) THEN
+        RAISE EXCEPTION 'webhook_endpoints.enabled, max_in_flight or rate_per_second is out of bounds: give true or false, null or 1 to 1000, and null or more than 0'
+            USING ERRCODE = 'check_violation';
+    END IF;
+    IF new.created_at IS NULL THEN
+        new.created_at := now();
+    END IF;
+
     IF new.enabled THEN
         new.disabled_at := NULL;
         new.disabled_reason := NULL;
     ELSIF new.disabled_at IS NULL THEN
         new.disabled_at := now();
     END IF;
-    IF NOT is_new THEN
+    IF NOT is_new OR new.updated_at IS NULL THEN
         new.updated_at := clock_timestamp();
     END IF;
     RETURN new;
@@ -467,6 +506,52 @@ CREATE OR REPLACE FUNCTION webhook_new_secret() RETURNS text
     RETURN 'whsec_' || encode(sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())
         || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())), 'base64');
 COMMENT ON FUNCTION webhook_new_secret() IS 'A random signing secret in the form of Standard Webhooks: whsec_ and base64 of 32 bytes.';
+
+CREATE OR REPLACE FUNCTION webhook_secret_problem(secret text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    -- Nothing of the secret itself: errors go into logs.
+    RETURN CASE
+        WHEN secret IS NULL THEN 'it is null'
+        WHEN starts_with(secret, 'sealed:') THEN 'it begins with sealed:, which is how walhook marks what it has sealed'
+        WHEN secret !~ E'^[\\x20-\\x7e]+$' OR length(secret) NOT BETWEEN 16 AND 256 THEN 'it is not 16 to 256 printable ASCII characters'
+    END;
+COMMENT ON FUNCTION webhook_secret_problem(text) IS 'What is wrong with a signing secret of one''s own, or null.';
+
+CREATE OR REPLACE FUNCTION webhook_secrets_before_write() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
+DECLARE
+    is_new  boolean := tg_op = 'INSERT';
+    problem text;
+BEGIN
+    IF tg_relid <> 'webhook_secrets'::regclass::oid THEN
+        RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_secrets_before_write', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    -- All that a constraint of the table would refuse is refused here: that would show the whole row, secret included.
+    IF new.endpoint_id IS NULL THEN
+        RAISE EXCEPTION 'webhook_secrets.endpoint_id is null: give the id of an endpoint, or call webhook_set_secret' USING ERRCODE = 'check_violation';
+    END IF;
+    IF is_new OR new.secret IS DISTINCT FROM old.secret THEN
+        IF new.secret !~ '^sealed:v1:[A-Za-z0-9+/]+={0,2}$' OR length(new.secret) > 1024 OR new.secret IS NULL THEN
+            problem := webhook_secret_problem(new.secret);
+        END IF;
+        IF problem IS NOT NULL THEN
+            RAISE EXCEPTION 'webhook_secrets.secret is not usable: %; give what openssl rand -hex 32 prints', problem USING ERRCODE = 'check_violation';
+        END IF;
+    END IF;
+    IF new.created_at IS NULL THEN
+        new.created_at := clock_timestamp();
+    END IF;
+    -- Each live secret is one more signature in every request. A rotation keeps two.
+    IF (new.expires_at IS NULL OR new.expires_at > now())
+       AND (is_new OR old.expires_at <= now() OR new.endpoint_id <> old.endpoint_id)
+       AND (SELECT count(*) FROM webhook_secrets AS s
+            WHERE s.endpoint_id = new.endpoint_id AND s.id <> new.id AND (s.expires_at IS NULL OR s.expires_at > now())) >= 10::bigint THEN
+        RAISE EXCEPTION 'endpoint % has 10 live secrets, and more are not allowed: set expires_at of old ones, or call webhook_rotate_secret', new.endpoint_id
+            USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN new;
+END $fn$;
+COMMENT ON FUNCTION webhook_secrets_before_write() IS 'Trigger: refuses secrets that cannot be used, and too many of them, without showing any.';
 
 CREATE OR REPLACE FUNCTION webhook_endpoints_after_insert() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
@@ -504,6 +589,10 @@ BEGIN
     IF to_regclass('webhook_secrets_unsealed_idx') IS NULL THEN
         CREATE INDEX webhook_secrets_unsealed_idx ON webhook_secrets (id) WHERE NOT starts_with(secret, 'sealed:');
         COMMENT ON INDEX webhook_secrets_unsealed_idx IS 'With WALHOOK_SECRET_KEY, what is to be sealed is found here.';
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_secrets'::regclass AND tgname = 'webhook_secrets_before_write') THEN
+        CREATE TRIGGER webhook_secrets_before_write BEFORE INSERT OR UPDATE ON webhook_secrets
+            FOR EACH ROW EXECUTE FUNCTION webhook_secrets_before_write();
     END IF;
     IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass AND tgname = 'webhook_endpoints_before_write') THEN
         CREATE TRIGGER webhook_endpoints_before_write BEFORE INSERT OR UPDATE ON webhook_endpoints
@@ -1003,16 +1092,6 @@ END $do$;
 --     GRANT EXECUTE ON FUNCTION webhook_create_endpoint, webhook_rotate_secret, webhook_set_secret TO backend;
 -- The others run with the caller's rights on the tables.
 
-CREATE OR REPLACE FUNCTION webhook_secret_problem(secret text) RETURNS text
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    -- Nothing of the secret itself: errors go into logs.
-    RETURN CASE
-        WHEN secret IS NULL THEN 'it is null'
-        WHEN starts_with(secret, 'sealed:') THEN 'it begins with sealed:, which is how walhook marks what it has sealed'
-        WHEN secret !~ E'^[\\x20-\\x7e]+$' OR length(secret) NOT BETWEEN 16 AND 256 THEN 'it is not 16 to 256 printable ASCII characters'
-    END;
-COMMENT ON FUNCTION webhook_secret_problem(text) IS 'What is wrong with a signing secret of one''s own, or null.';
-
 -- One that was given stands in the place of the one that the trigger made.
 CREATE OR REPLACE FUNCTION webhook_create_endpoint(organization_id text, url text, event_types text[] DEFAULT '{*}',
     OUT endpoint_id uuid, INOUT secret text DEFAULT NULL)
@@ -1484,7 +1563,7 @@ END $do$;
 -- webhook_schema_version. All else is taken back each time, trigger functions first: who may execute one can put it on a
 -- table of his own. What is granted to roles by their names stays.
 REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_event_types_keep(), webhook_endpoints_before_write(), webhook_endpoints_after_insert(), webhook_endpoints_notify(),
-    webhook_outbox_before_insert(), webhook_outbox_before_update(), webhook_deliveries_notify(),
+    webhook_secrets_before_write(),     webhook_outbox_before_insert(), webhook_outbox_before_update(), webhook_deliveries_notify(),
     webhook_url_problem(text), webhook_headers_problem(jsonb), webhook_new_secret(),
     webhook_add_partition(text, date), webhook_drop_day(date), webhook_delete_old(timestamptz, int),
     webhook_create_endpoint(text, text, text[], text), webhook_rotate_secret(uuid, interval),

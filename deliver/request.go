@@ -104,23 +104,20 @@ const (
 	headerType       = "Content-Type"
 )
 
-// reserved are the headers that an endpoint's own cannot be, in canonical
-// spelling: ours, those of the message's framing and those of the connection
-// (RFC 9110, section 7.6.1, and its predecessors).
-var reserved = reservedHeaders(
-	sign.HeaderBodySignature, sign.HeaderID, sign.HeaderTimestamp, sign.HeaderSignature,
-	headerEvent, headerDeliveryID, headerRetry, headerUserAgent, headerType,
-	"Host", "Content-Length", "Content-Encoding", "Expect",
-	"Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection",
-	"TE", "Trailer", "Transfer-Encoding", "Upgrade", "HTTP2-Settings",
-)
+// reserved are the headers that an endpoint's own cannot be, in lower case, beside
+// those that begin with one of reservedPrefixes: ours, those of the message's framing
+// and those of the connection (RFC 9110, section 7.6.1, and its predecessors). The
+// database refuses the same, see webhook_headers_problem.
+var reserved = []string{
+	"content-type", "content-length", "content-encoding", "user-agent",
+	"host", "connection", "expect", "http2-settings", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade",
+}
 
-func reservedHeaders(names ...string) map[string]bool {
-	set := make(map[string]bool, len(names))
-	for _, n := range names {
-		set[textproto.CanonicalMIMEHeaderKey(n)] = true
-	}
-	return set
+var reservedPrefixes = []string{"x-webhook-", "webhook-", "proxy-"}
+
+func isReserved(name string) bool {
+	lower := strings.ToLower(name)
+	return slices.Contains(reserved, lower) || slices.ContainsFunc(reservedPrefixes, func(p string) bool { return strings.HasPrefix(lower, p) })
 }
 
 // A field is a header that is the same in all requests to a target.
@@ -137,7 +134,7 @@ func customFields(headers map[string]string) []field {
 	seen := map[string]bool{}
 	for _, name := range slices.Sorted(maps.Keys(headers)) {
 		canonical := textproto.CanonicalMIMEHeaderKey(name)
-		if reserved[canonical] || seen[canonical] || !validName(name) || !validValue(headers[name]) {
+		if isReserved(name) || seen[canonical] || !validName(name) || !validValue(headers[name]) {
 			continue
 		}
 		seen[canonical] = true

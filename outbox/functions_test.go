@@ -285,7 +285,7 @@ func TestEndpointsRefuse(t *testing.T) {
 	refused(t, db.Pool, "event_types is null or empty", `INSERT INTO webhook_endpoints (organization_id, url, event_types) VALUES ('o', 'https://example.com', NULL)`)
 	refused(t, db.Pool, "organization_id is null, empty", `INSERT INTO webhook_endpoints (organization_id, url) VALUES ('', 'https://example.com')`)
 	for _, c := range []string{"max_in_flight = 0", "max_in_flight = 1001", "rate_per_second = 0", "rate_per_second = -1", "rate_per_second = 'NaN'", "rate_per_second = 'infinity'"} {
-		refused(t, db.Pool, "violates check constraint", `UPDATE webhook_endpoints SET `+c)
+		refused(t, db.Pool, "is out of bounds", `UPDATE webhook_endpoints SET `+c)
 	}
 
 	refused(t, db.Pool, "is not usable", `UPDATE webhook_endpoints SET url = 'nonsense'`)
@@ -406,7 +406,7 @@ func TestSecrets(t *testing.T) {
 		exec(t, db.Pool, add, endpoint, secret)
 	}
 	for _, secret := range []string{"", "fifteen chars..", strings.Repeat("x", 257), "sixteen and a line\n", "sixteen and an ümlaut", "sealed:v1:!!!!!!!!!!!!!", "sealed:v2:AAAAAAAAAAAAAAA", "sealed:v1:" + strings.Repeat("A", 1015)} {
-		refused(t, db.Pool, "webhook_secrets_secret_16_to_256_printable_characters", add, endpoint, secret)
+		refused(t, db.Pool, "webhook_secrets.secret is not usable", add, endpoint, secret)
 	}
 	exec(t, db.Pool, `DELETE FROM webhook_endpoints`)
 	if n := query[int](t, db.Pool, `SELECT count(*) FROM webhook_secrets`); n != 0 {
