@@ -55,10 +55,14 @@ const sealEvery = 10 * time.Second
 
 // sealSecrets seals new signing secrets, while this process is the active one.
 func sealSecrets(ctx context.Context, store *outbox.Store, engine *deliver.Engine, log *slog.Logger) error {
+	var walk outbox.Resealing
 	for wait := sealEvery; pause(ctx, wait); {
 		wait = sealEvery
 		if !engine.Stats().Active {
 			continue
+		}
+		if !walk.Done {
+			sealAnew(ctx, store, &walk, log)
 		}
 		n, err := store.SealSecrets(ctx)
 		if err != nil && ctx.Err() == nil {
@@ -70,6 +74,25 @@ func sealSecrets(ctx context.Context, store *outbox.Store, engine *deliver.Engin
 		}
 	}
 	return nil
+}
+
+// sealAnew seals with WALHOOK_SECRET_KEY what WALHOOK_SECRET_KEY_OLD had sealed: all
+// of it once in the life of a process, a chunk at a time.
+func sealAnew(ctx context.Context, store *outbox.Store, walk *outbox.Resealing, log *slog.Logger) {
+	for !walk.Done {
+		err := store.Reseal(ctx, walk)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			log.WarnContext(ctx, "cannot seal signing secrets anew; it is tried again", "error", err)
+			return
+		}
+	}
+	if walk.Resealed+walk.Unopened > 0 {
+		log.InfoContext(ctx, "sealed signing secrets anew with WALHOOK_SECRET_KEY; once nothing is left that cannot be opened, WALHOOK_SECRET_KEY_OLD can go",
+			"count", walk.Resealed, "cannot_be_opened", walk.Unopened)
+	}
 }
 
 // listen wakes the retrier when someone else has changed deliveries or

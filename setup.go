@@ -25,7 +25,7 @@ func newStore(cfg *config.Config, pool *pgxpool.Pool) (*outbox.Store, error) {
 	if len(cfg.SecretKey) == 0 {
 		return store, nil
 	}
-	sealer, err := outbox.NewSealer(cfg.SecretKey)
+	sealer, err := outbox.NewSealer(cfg.SecretKey, cfg.OldKey)
 	if err != nil {
 		return nil, fmt.Errorf("%w: WALHOOK_SECRET_KEY: %w", errConfig, err)
 	}
@@ -74,7 +74,19 @@ func prepareOnce(ctx context.Context, s *sessions, store *outbox.Store) error {
 	if schemaErr != nil {
 		return s.refusedSQL(schemaErr)
 	}
-	return store.ClaimEnvironment(ctx, s.cfg.Environment, false)
+	if err := store.ClaimEnvironment(ctx, s.cfg.Environment, false); err != nil {
+		return err
+	}
+	return checkSecrets(ctx, store)
+}
+
+// checkSecrets refuses keys with which nothing could be sent.
+func checkSecrets(ctx context.Context, store *outbox.Store) error {
+	err := store.CheckSecrets(ctx)
+	if errors.Is(err, outbox.ErrSecretKey) {
+		return fmt.Errorf("%w: %w", errConfig, err)
+	}
+	return err
 }
 
 // makeReady only looks where WALHOOK_AUTO_INIT is false.
@@ -128,13 +140,18 @@ func runInit(ctx context.Context, args []string, stdout, stderr io.Writer) error
 			return err
 		}
 		defer pool.Close()
-		store := outbox.NewStore(pool, cfg.Slot, cfg.DisableAfter)
-		store.Expects(schema)
+		store, err := newStore(cfg, pool)
+		if err != nil {
+			return err
+		}
 		if err := applySchema(ctx, sessions, store, log); err != nil {
 			return err
 		}
 		warnOfMakers(ctx, store, log)
 		if err := store.ClaimEnvironment(ctx, cfg.Environment, *adopt); err != nil {
+			return err
+		}
+		if err := checkSecrets(ctx, store); err != nil {
 			return err
 		}
 		created, err := cdc.Prepare(ctx, cdc.Config{Server: sessions.replication, Slot: cfg.Slot, Publication: outbox.Publication, CreateSlot: true,

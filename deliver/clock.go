@@ -49,7 +49,7 @@ func (w *window) turnClock(now time.Time) time.Duration {
 		if l.running > 0 && l.trusted {
 			w.pause(l, l.sign.Add(signWithin))
 		}
-		if l.rows && !l.breaker.holds(now) && now.Sub(l.asOf) >= refreshAfter {
+		if l.rows && (l.shut || !l.breaker.holds(now)) && now.Sub(l.asOf) >= refreshAfter {
 			w.want(l)
 		}
 		w.makeReady(l, now)

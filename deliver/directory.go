@@ -2,6 +2,7 @@ package deliver
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"reflect"
 	"sync/atomic"
@@ -26,6 +27,7 @@ type directory struct {
 	pulse  *pulse
 	log    *slog.Logger
 	failed atomic.Pointer[error] // the last look-up did; nil: it did not
+	said   int                   // how many endpoints were said to have secrets that cannot be opened
 }
 
 // trouble is why nothing is sent, if so.
@@ -33,7 +35,50 @@ func (d *directory) trouble() error {
 	if err := d.failed.Load(); err != nil {
 		return *err
 	}
-	return nil
+	d.window.mu.Lock()
+	defer d.window.mu.Unlock()
+	return d.window.allShut()
+}
+
+// allShut is why nothing can be sent to any endpoint that has something to do.
+func (w *window) allShut() error {
+	if w.shut == 0 {
+		return nil
+	}
+	var why error
+	for _, l := range w.lanes {
+		switch {
+		case l.shut:
+			why = fmt.Errorf("the secrets of all endpoints that have something to do cannot be opened; endpoint %s: %s", l.id, l.endpoint.Sealed)
+		case l.endpoint != nil && !l.refused:
+			return nil
+		}
+	}
+	return why
+}
+
+// sayShut says that there are secrets which cannot be opened: once, and again where
+// there are ten times as many.
+func (d *directory) sayShut() {
+	d.window.mu.Lock()
+	n := d.window.shut
+	var one *outbox.Endpoint
+	for _, l := range d.window.lanes {
+		if l.shut && n >= 10*d.said {
+			one = l.endpoint
+			break
+		}
+	}
+	d.window.mu.Unlock()
+	switch {
+	case n == 0 && d.said > 0:
+		d.log.Info("all signing secrets can be opened again")
+		d.said = 0
+	case one != nil:
+		d.log.Warn("signing secrets cannot be opened: what is owed to these endpoints waits, and no attempt is counted",
+			"endpoints", n, "endpoint", one.ID, "error", one.Sealed)
+		d.said = n
+	}
 }
 
 func (d *directory) run(ctx context.Context) error {
@@ -62,6 +107,7 @@ func (d *directory) lookUpAll(ctx context.Context) {
 		d.pulse.beat()
 		lanes := d.take()
 		if len(lanes) == 0 {
+			d.sayShut()
 			return
 		}
 		attempt, cancel := context.WithTimeout(ctx, statementTimeout)
@@ -178,4 +224,8 @@ func (w *window) drop(l *lane) {
 		delete(w.lanes, l.id)
 	}
 	w.changeBreaker(l, func(b *breaker) { *b = breaker{} })
+	if l.shut {
+		l.shut = false
+		w.shut--
+	}
 }

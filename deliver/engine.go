@@ -122,9 +122,17 @@ func (e *Engine) Alive() error {
 	return errors.Join(errs...)
 }
 
-// Trouble returns why nothing is sent just now, if so: endpoints cannot be looked
-// up, or the clock is off.
-func (e *Engine) Trouble() error { return e.directory.trouble() }
+// Trouble returns why nothing is sent or recorded just now, if so: endpoints cannot
+// be looked up, the clock is off, no secret can be opened; or for some seconds the
+// database has refused to record, to let the slot be claimed, or to say what is due.
+func (e *Engine) Trouble() error {
+	return errors.Join(
+		e.directory.trouble(),
+		e.fanOut.lasting("the slot cannot be claimed, or deliveries cannot be looked up"),
+		e.recorder.lasting("outcomes cannot be recorded"),
+		e.retrier.lasting("due deliveries cannot be looked for"),
+	)
+}
 
 // drainMargin is what a graceful stop may take beyond the attempts under way:
 // recording their outcomes, and their echo.
@@ -231,6 +239,6 @@ func (e *Engine) Stats() Stats {
 		Counts: w.counts, Window: w.held, Parking: w.parked, InFlight: w.running, Unrecorded: w.ended, Bytes: w.bytes,
 		Lanes: len(w.lanes), Spilled: w.spilled, Open: w.open, Active: w.fence.Epoch != 0, Reconciling: w.fence.Reconcile, RecordedLSN: w.ledger.recorded.lsn, ConfirmedLSN: w.ledger.confirmed,
 	}
-	s.Errors = maps.Clone(w.counts.Errors)
+	s.Errors, s.OwnFaults = maps.Clone(w.counts.Errors), maps.Clone(w.counts.OwnFaults)
 	return s
 }

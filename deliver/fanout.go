@@ -30,8 +30,9 @@ type fanOut struct {
 	holder   uuid.UUID
 	acquired func(outbox.Fence) // a new session may write
 	void     bool               // the session had ended before it could be claimed: another will come
-	pulse    *pulse
-	log      *slog.Logger
+	trouble
+	pulse *pulse
+	log   *slog.Logger
 }
 
 func (f *fanOut) run(ctx context.Context, batches <-chan outbox.Batch) error {
@@ -236,14 +237,16 @@ const lookUpIDs = 1000
 
 // lookUp tries until the database answers: sending without knowing would repeat.
 func (f *fanOut) lookUp(ctx context.Context, ids []uuid.UUID, known map[uuid.UUID]bool) error {
-	for warned := false; ; {
+	for warned, begun := false, time.Now(); ; {
 		f.pulse.beat()
 		attempt, cancel := context.WithTimeout(ctx, statementTimeout)
 		err := f.store.Existing(attempt, ids, known)
 		cancel()
 		if err == nil || ctx.Err() != nil {
+			f.clear()
 			return ctx.Err()
 		}
+		f.note(begun, err)
 		if !warned {
 			warned = true
 			f.log.Warn("cannot look up deliveries that may have rows; trying until it works", "error", err)
@@ -289,7 +292,8 @@ func (f *fanOut) begin(ctx context.Context, s *outbox.Session) error {
 
 // acquire tries until the database lets it: the stream answers meanwhile.
 func (f *fanOut) acquire(ctx context.Context, s *outbox.Session, marker uint64) (outbox.Fence, error) {
-	for warned := false; ; {
+	defer f.clear()
+	for warned, begun := false, time.Now(); ; {
 		f.pulse.beat()
 		attempt, cancel := context.WithTimeout(ctx, statementTimeout)
 		fence, err := f.store.Acquire(attempt, f.holder, s, marker)
@@ -300,6 +304,7 @@ func (f *fanOut) acquire(ctx context.Context, s *outbox.Session, marker uint64) 
 		if errors.Is(err, outbox.ErrSessionOver) || errors.Is(err, outbox.ErrHeldBack) {
 			return fence, err
 		}
+		f.note(begun, err)
 		if !warned {
 			warned = true
 			f.log.Warn("cannot claim the slot; trying until it works", "error", err)

@@ -60,6 +60,7 @@ type lane struct {
 	asOf         time.Time // before the look-up; zero: never
 	wanted       bool      // in window.wanted or window.stale
 	refused      bool      // disabled or deleted: what is owed is cancelled
+	shut         bool      // its secret cannot be opened, which is our own fault: what is owed waits
 	gone         bool      // answered 410, which is not committed yet: nothing more is sent
 	notBefore    time.Time // a look-up from before is not to be relied on
 
@@ -99,12 +100,17 @@ func (l *lane) idle() bool {
 }
 
 // may is how many attempts may be under way at once, as far as the lane goes.
-func (l *lane) may(now time.Time) int { return min(l.limit, l.breaker.limit(now)) }
+func (l *lane) may(now time.Time) int {
+	if l.shut {
+		return 0
+	}
+	return min(l.limit, l.breaker.limit(now))
+}
 
 // ahead is how many deliveries may be queued from the stream: what the lane can
 // work off within ParkAfter, so that nothing is queued that will be parked.
 func (w *window) ahead(l *lane, now time.Time) int {
-	if l.breaker.holds(now) {
+	if l.shut || l.breaker.holds(now) {
 		return min(l.may(now)-l.held, 1) // the probe
 	}
 	// Half of what is free: however many lanes are behind, there is room for one more.
@@ -298,12 +304,26 @@ func (w *window) lookedUp(l *lane, e *outbox.Endpoint, target *Target, asOf, now
 			w.holdBack(l, now)
 		}
 	}
+	w.shutOff(l, !refused && e.Sealed != "", now)
 	if refused && (!l.refused || len(l.first)+len(l.late) > 0) {
 		w.emptyQueue(l, now)
 	}
 	l.refused = refused
 	w.makeReady(l, now)
 	w.feed(l, now)
+}
+
+// shutOff has what is owed to an endpoint wait in the table, for as long as its
+// secret cannot be opened. It is no failure of the endpoint's.
+func (w *window) shutOff(l *lane, shut bool, now time.Time) {
+	if shut != l.shut {
+		l.shut = shut
+		w.shut += oneUp(shut)
+	}
+	if shut {
+		w.counts.ownFault(secretFault)
+		w.holdBack(l, now)
+	}
 }
 
 // retryNow closes the breaker of a lane where an operator has asked for what waits

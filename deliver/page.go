@@ -59,6 +59,8 @@ func (w *window) feed(l *lane, now time.Time) {
 		l.inHungry = true
 		w.hungry = append(w.hungry, l)
 		w.toFetch.raise()
+	case l.shut:
+		w.pause(l, now.Add(staleAfter))
 	case l.breaker.holds(now) && now.Before(l.breaker.next):
 		w.pause(l, l.breaker.next)
 	default:
@@ -91,7 +93,7 @@ func (w *window) fitting(l *lane) int {
 
 // mayStock is how many deliveries from the table a lane may have queued.
 func (l *lane) mayStock(now time.Time) int {
-	if l.breaker.holds(now) {
+	if l.shut || l.breaker.holds(now) {
 		return max(0, l.may(now)-(l.held-l.stocked)) // the probe
 	}
 	stock := max(l.stock, l.limit)

@@ -46,6 +46,7 @@ type retrier struct {
 	pulse  *pulse
 	log    *slog.Logger
 	hint   signal // someone else has changed deliveries or endpoints
+	trouble
 
 	later  map[uuid.UUID]bool // endpoints with rows of transactions that are not visible yet
 	since  time.Time          // by PostgreSQL's clock: what was due by then has been seen
@@ -61,7 +62,13 @@ func (r *retrier) run(ctx context.Context) error {
 	defer tick.Stop()
 	failing := false
 	for {
+		begun := time.Now()
 		err := r.runOnce(ctx)
+		if err == nil {
+			r.clear()
+		} else {
+			r.note(begun, err)
+		}
 		switch {
 		case ctx.Err() != nil:
 			return nil

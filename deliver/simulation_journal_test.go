@@ -17,7 +17,8 @@ type journal struct {
 	refused   map[uuid.UUID]bool // endpoints that were ever disabled or deleted
 	known     map[uuid.UUID]*journaled
 	order     []*journaled
-	told      int // consequences, apart from the outcomes
+	told      int                     // consequences, apart from the outcomes
+	closed    map[uuid.UUID]time.Time // endpoints whose secret cannot be opened, since when
 }
 
 // A journaled is what is known of a delivery.
@@ -39,7 +40,8 @@ type journaled struct {
 }
 
 func newJournal(s *simulation) *journal {
-	return &journal{s: s, receivers: map[uuid.UUID]answering{}, refused: map[uuid.UUID]bool{}, known: map[uuid.UUID]*journaled{}}
+	return &journal{s: s, receivers: map[uuid.UUID]answering{}, refused: map[uuid.UUID]bool{}, known: map[uuid.UUID]*journaled{},
+		closed: map[uuid.UUID]time.Time{}}
 }
 
 func (j *journal) committed(e *outbox.Event) {
@@ -69,6 +71,14 @@ func (j *journal) replayed(id uuid.UUID) {
 func (j *journal) cancelled(id uuid.UUID) {
 	if d := j.known[id]; d != nil {
 		d.anew, d.byHand = time.Time{}, true
+	}
+}
+
+// sealed sees an endpoint's secret sealed so that it cannot be opened, or mended.
+func (j *journal) sealed(id uuid.UUID, closed bool) {
+	delete(j.closed, id)
+	if closed {
+		j.closed[id] = time.Now()
 	}
 }
 
@@ -103,6 +113,9 @@ func (j *journal) request(p *process, r Request) (status int, after time.Duratio
 		j.s.violate("delivery %s was sent with another body", d.id)
 	}
 	now := time.Now()
+	if closed := j.closed[d.endpoint]; !closed.IsZero() && now.Sub(closed) > 2*time.Second && !p.frozen() {
+		j.s.violate("delivery %s was sent %v after its endpoint's secret was sealed", d.id, now.Sub(closed))
+	}
 	// A process that has lost the slot and does not know yet cannot know of the lease.
 	if d.by != p && now.Before(d.leased) && !j.s.db.fenced(p.engine.window.fence) {
 		j.s.violate("delivery %s was sent again within the lease", d.id)

@@ -323,6 +323,7 @@ func (s *simulation) run() {
 	s.note("calm")
 	s.weather = weather{}
 	s.db.calm()
+	s.mendSecrets()
 	for end := time.Now().Add(calmTime); len(s.violations) == 0; {
 		s.tend()
 		if s.turn() {

@@ -199,13 +199,18 @@ func (s *simulation) changeEndpoint(e endpointRow) {
 	if e.deleted {
 		return
 	}
-	switch s.rng.IntN(6) {
+	switch s.rng.IntN(7) {
 	case 0:
 		e.deleted = true
 	case 1, 2:
 		e.Enabled = !e.Enabled
 	case 3:
 		e.MaxInFlight = s.rng.IntN(3)
+	case 4:
+		if e.Sealed = ""; s.chance(70) && time.Since(s.began) < roughTime {
+			e.Sealed = "its secret was sealed with another key"
+		}
+		s.journal.sealed(e.ID, e.Sealed != "")
 	default:
 		e.RatePerSecond = float64(s.rng.IntN(20))
 	}
@@ -233,4 +238,20 @@ func (s *simulation) replay(r deliveryRow) {
 		s.journal.replayed(r.ID)
 	}
 	s.db.write(&commit{visible: true, rows: []*deliveryRow{&r}})
+}
+
+// mendSecrets has all endpoints' secrets opened again.
+func (s *simulation) mendSecrets() {
+	c := &commit{visible: true}
+	for _, e := range s.db.endpoints {
+		if e.Sealed != "" {
+			mended := *e
+			mended.Sealed = ""
+			s.journal.sealed(e.ID, false)
+			c.endpoints = append(c.endpoints, &mended)
+		}
+	}
+	if len(c.endpoints) > 0 {
+		s.db.write(c)
+	}
 }

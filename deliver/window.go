@@ -108,6 +108,7 @@ type window struct {
 	aside   int // outcomes whose row someone else has locked
 	spilled int // lanes that are fed from the table
 	open    int // lanes whose breaker is open
+	shut    int // lanes whose endpoint's secret cannot be opened
 
 	newRows    []*delivery // to be recorded by INSERT
 	toBeParked []*delivery // likewise, but without an outcome
@@ -263,7 +264,7 @@ func (w *window) admit(e *event, endpoint, id uuid.UUID, received, patience, now
 // whose limits hold it back; and not for a queue of all that a lane may have while
 // another lane is out of work, whose events may stand behind.
 func (w *window) worthWaiting(l *lane, now time.Time) bool {
-	if l.breaker.holds(now) || l.rate != nil {
+	if l.shut || l.breaker.holds(now) || l.rate != nil {
 		return false
 	}
 	if len(l.first) < w.limits.laneQueue() {

@@ -32,7 +32,8 @@ var ErrSkewed = errors.New("walhook's clock and PostgreSQL's are more than two m
 
 // Endpoints returns those of the endpoints that exist, as they are committed
 // now, with their live secrets, oldest first. What is wrong with one of them (a
-// trigger checks rows, but a restore may have gone past it) is its Problem alone.
+// trigger checks rows, but a restore may have gone past it) is its Problem alone; that
+// walhook cannot open its secrets is no fault of its own, and said as Sealed.
 // With a clock that is off it returns ErrSkewed.
 func (s *Store) Endpoints(ctx context.Context, ids []uuid.UUID) ([]Endpoint, error) {
 	var endpoints []Endpoint
@@ -60,9 +61,9 @@ func (s *Store) Endpoints(ctx context.Context, ids []uuid.UUID) ([]Endpoint, err
 				e.Problem = "the endpoint's headers are not a JSON object of name to text"
 			}
 			for _, stored := range secrets {
-				text, problem := s.sealer.open(e.ID, stored)
+				text, _, problem := s.sealer.open(e.ID, stored)
 				if problem != nil {
-					e.Problem = problem.Error()
+					e.Sealed = problem.Error()
 					continue
 				}
 				if !slices.Contains(e.Secrets, text) { // SQL cannot tell that two sealed ones are equal

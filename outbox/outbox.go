@@ -47,6 +47,7 @@ type Endpoint struct {
 	BreakerOpen    bool      // as last recorded: it failed many times in a row
 	RetriedAt      time.Time // when an operator last asked for what waits to be sent at once
 	Problem        string    // why nothing can be sent to it as it stands; empty: nothing
+	Sealed         string    // why walhook cannot open its secrets; empty: it can
 }
 
 // A Secret is the text of a signing secret. It prints as a placeholder.

@@ -561,7 +561,7 @@ func TestRoleOfRun(t *testing.T) {
 		store := outbox.NewStore(pool, db.Slot, disableAfter)
 		everyStatement(t, db, store)
 		upkeep(t, outbox.NewPartitions(store, 24*time.Hour))
-		sealer, err := outbox.NewSealer(make([]byte, 32))
+		sealer, err := outbox.NewSealer(make([]byte, 32), nil)
 		if err != nil {
 			t.Fatal(err)
 		}

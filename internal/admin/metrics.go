@@ -130,6 +130,7 @@ var (
 
 var (
 	attemptsDesc = prometheus.NewDesc("walhook_attempts_total", "Attempts that have ended, by error class; success is one.", []string{"class"}, nil)
+	faultsDesc   = prometheus.NewDesc("walhook_own_faults_total", "What kept deliveries waiting that is walhook's own fault, by kind: no attempt is counted.", []string{"kind"}, nil)
 	roleDesc     = prometheus.NewDesc("walhook_role", "1 for what this process is doing, 0 for the other roles.", []string{"role"}, nil)
 	databaseDesc = prometheus.NewDesc("walhook_database_up", "1 where the database answered this scrape.", nil, nil)
 	buildDesc    = prometheus.NewDesc("walhook_build_info", "Always 1.", []string{"version"}, nil)
@@ -149,7 +150,7 @@ type snapshots struct {
 
 // Describe lists all of it.
 func (c *snapshots) Describe(ch chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{attemptsDesc, roleDesc, databaseDesc, buildDesc} {
+	for _, desc := range []*prometheus.Desc{attemptsDesc, faultsDesc, roleDesc, databaseDesc, buildDesc} {
 		ch <- desc
 	}
 	describe(ch, engineSamples)
@@ -176,6 +177,9 @@ func (c *snapshots) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(attemptsDesc, prometheus.CounterValue, float64(stats.Delivered), "success")
 	for _, class := range errorClasses {
 		ch <- prometheus.MustNewConstMetric(attemptsDesc, prometheus.CounterValue, float64(stats.Errors[class]), string(class))
+	}
+	for _, kind := range deliver.OwnFaults {
+		ch <- prometheus.MustNewConstMetric(faultsDesc, prometheus.CounterValue, float64(stats.OwnFaults[kind]), string(kind))
 	}
 	for role, name := range roles {
 		ch <- prometheus.MustNewConstMetric(roleDesc, prometheus.GaugeValue, oneIf(stream.Role == role), name)

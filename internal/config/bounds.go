@@ -110,6 +110,9 @@ func (l *loader) bounds(c *Config) {
 		l.wrong("WALHOOK_ENVIRONMENT", "has to be printable, at most %d characters, without blanks around it", maxEnvironment)
 	}
 	l.proxy(c)
+	if len(c.OldKey) > 0 && len(c.SecretKey) == 0 {
+		l.wrong("WALHOOK_SECRET_KEY_OLD", "what it sealed is sealed anew with WALHOOK_SECRET_KEY, which is not given")
+	}
 	if !slices.Contains([]slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn, slog.LevelError}, c.LogLevel) {
 		l.wrong("WALHOOK_LOG_LEVEL", "not a level: debug, info, warn or error")
 	}

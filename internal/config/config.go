@@ -49,6 +49,7 @@ type Config struct {
 	AllowNets  Nets   `env:"WALHOOK_ALLOW_NETS"`
 	ProxyURL   Secret `env:"WALHOOK_PROXY_URL"` // see Proxy
 	SecretKey  Key    `env:"WALHOOK_SECRET_KEY"`
+	OldKey     Key    `env:"WALHOOK_SECRET_KEY_OLD"`
 
 	Retention      time.Duration `env:"WALHOOK_RETENTION"`
 	RecoveryWindow time.Duration `env:"WALHOOK_RECOVERY_WINDOW"`

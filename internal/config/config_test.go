@@ -184,6 +184,8 @@ func TestWrongValues(t *testing.T) {
 		{"WALHOOK_PROXY_URL=proxy:3128", "not a URL with a host"},
 		{"WALHOOK_SECRET_KEY=hunter2!", "not base64"},
 		{"WALHOOK_SECRET_KEY=" + base64.StdEncoding.EncodeToString(make([]byte, 31)), "31 bytes, and has to be 32"},
+		{"WALHOOK_SECRET_KEY_OLD=hunter2!", "not base64"},
+		{"WALHOOK_SECRET_KEY_OLD=" + base64.StdEncoding.EncodeToString(make([]byte, 32)), "WALHOOK_SECRET_KEY, which is not given"},
 		{"WALHOOK_ADMIN_TOKEN=hunter2 and many more", "without blanks"},
 		{"WALHOOK_ADMIN_TOKEN=hunter2hunter2a", "a token of 15 characters can be guessed"},
 		{"WALHOOK_ADMIN_TOKEN=hunter2hunter2ab,", "a token of 0 characters"},
@@ -304,6 +306,7 @@ func TestSecretsComeFromFiles(t *testing.T) {
 		"WALHOOK_REPLICATION_URL_FILE=" + file("postgres://b/x\r\n"),
 		"WALHOOK_ADMIN_TOKEN_FILE=" + file("a-token-of-a-file,the-one-after-that\n"),
 		"WALHOOK_SECRET_KEY_FILE=" + file(base64.StdEncoding.EncodeToString(key)+"\n"),
+		"WALHOOK_SECRET_KEY_OLD_FILE=" + file(base64.StdEncoding.EncodeToString(make([]byte, 32))),
 		"WALHOOK_PROXY_URL_FILE=" + file("http://proxy:1"),
 		"WALHOOK_ADMIN_TOKEN=", // an empty one is none
 	})
@@ -311,7 +314,7 @@ func TestSecretsComeFromFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	if c.DatabaseURL != "postgres://a/x" || c.ReplicationURL != "postgres://b/x" || !slices.Equal(c.AdminTokens(), []string{"a-token-of-a-file", "the-one-after-that"}) ||
-		string(c.SecretKey) != string(key) || c.Proxy().String() != "http://proxy:1" {
+		string(c.SecretKey) != string(key) || len(c.OldKey) != 32 || c.Proxy().String() != "http://proxy:1" {
 		t.Errorf("got %+v", *c)
 	}
 	for content, says := range map[string]string{"": "empty", "\n": "empty", strings.Repeat("x", maxSecretFile+1): "larger than 64 KiB"} {

@@ -103,6 +103,11 @@ var Variables = []Variable{
 		Meaning: "32 bytes, base64: signing secrets are sealed at rest", Example: "what openssl rand -base64 32 prints",
 	},
 	{
+		Name: "WALHOOK_SECRET_KEY_OLD", Shown: "none", Secret: true,
+		Meaning: "a former key: what it sealed is opened with it and sealed anew with the first. A start whose keys do not open what is there is exit 2",
+		Example: "the key that was WALHOOK_SECRET_KEY before",
+	},
+	{
 		Name: "WALHOOK_RETENTION", Default: "720h",
 		Meaning: "how long finished events and deliveries are kept", Example: "720h",
 	},
