@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"log/slog"
+	"strconv"
 	"time"
 
 	"github.com/walhook/walhook/deliver"
@@ -11,43 +12,101 @@ import (
 )
 
 // upkeepEvery is how often partitions are looked after: a day is made two weeks
-// ahead, so that minutes do not matter.
-const upkeepEvery = 10 * time.Minute
+// ahead, so that minutes do not matter. upkeepSoon is when a lock was not to be had.
+const (
+	upkeepEvery = 10 * time.Minute
+	upkeepSoon  = time.Minute
+)
 
 // upkeepTimeout bounds one round, most of which is waiting for its turn.
 const upkeepTimeout = 2 * time.Minute
 
+// fewDaysAhead is from when on a lack of partitions is said. Two weeks are made; who
+// hears of it with a week to go can mend it in office hours.
+const fewDaysAhead = 7
+
 // keepPartitions makes days ahead and drops days past retention, while this
 // process is the active one. A failure is said, and tried again next time.
 func keepPartitions(ctx context.Context, store *outbox.Store, cfg *config.Config, engine *deliver.Engine, log *slog.Logger) error {
-	partitions := outbox.NewPartitions(store, cfg.Retention)
+	k := partitionKeeper{store: store, partitions: outbox.NewPartitions(store, cfg.Retention), log: log, said: map[string]string{}}
 	for {
+		wait := time.Second // until there is a session, so that the first round comes soon
 		if engine.Stats().Active {
-			attempt, cancel := context.WithTimeout(ctx, upkeepTimeout)
-			done, err := partitions.Upkeep(attempt)
-			cancel()
-			switch {
-			case ctx.Err() != nil:
-				return nil
-			case err != nil:
-				log.WarnContext(ctx, "partition upkeep failed; it is tried again", "error", err, "in", upkeepEvery.String())
-			case len(done.Made)+len(done.Dropped)+len(done.Stuck) > 0 || done.Moved+done.Deleted > 0:
-				log.InfoContext(ctx, "partition upkeep", "made", len(done.Made), "dropped", done.Dropped, "stuck", done.Stuck,
-					"moved", done.Moved, "deleted", done.Deleted)
+			wait = upkeepEvery
+			if k.round(ctx) {
+				wait = upkeepSoon
 			}
 		}
-		if !pause(ctx, untilUpkeep(engine)) {
+		if !pause(ctx, wait) {
 			return nil
 		}
 	}
 }
 
-// untilUpkeep is short until there is a session, so that the first round comes soon.
-func untilUpkeep(engine *deliver.Engine) time.Duration {
-	if engine.Stats().Active {
-		return upkeepEvery
+// A partitionKeeper says each trouble once, and not in every round.
+type partitionKeeper struct {
+	store      *outbox.Store
+	partitions *outbox.Partitions
+	log        *slog.Logger
+	said       map[string]string // what it is about, and what was said of it
+}
+
+// round reports whether something gave way, and is to be tried again soon.
+func (k *partitionKeeper) round(ctx context.Context) (gaveWay bool) {
+	attempt, cancel := context.WithTimeout(ctx, upkeepTimeout)
+	defer cancel()
+	done, err := k.partitions.Upkeep(attempt)
+	if ctx.Err() != nil {
+		return false
 	}
-	return time.Second
+	if k.news("upkeep", errorText(err)) {
+		k.log.WarnContext(ctx, "partition upkeep failed; it is tried again", "error", err, "in", upkeepEvery.String())
+	}
+	if len(done.Made)+len(done.Dropped)+len(done.Stuck) > 0 || done.Moved+done.Deleted > 0 {
+		k.log.InfoContext(ctx, "partition upkeep", "made", len(done.Made), "dropped", done.Dropped, "stuck", done.Stuck,
+			"moved", done.Moved, "deleted", done.Deleted)
+	}
+	for _, d := range done.Kept {
+		if k.news(d.Day, d.Why) {
+			k.log.WarnContext(ctx, "a day past WALHOOK_RETENTION cannot be dropped; the others are", "day", d.Day, "reason", d.Why)
+		}
+	}
+	for _, day := range done.Dropped {
+		delete(k.said, day)
+	}
+	k.ahead(attempt, err)
+	return done.GaveWay
+}
+
+// ahead warns where there are partitions for few days, which nobody would see otherwise
+// before events go into the DEFAULT partition, where days cannot be dropped.
+func (k *partitionKeeper) ahead(ctx context.Context, cause error) {
+	days, err := k.store.PartitionsAhead(ctx)
+	if err != nil {
+		return // the upkeep has failed for the same
+	}
+	few := ""
+	if days < fewDaysAhead {
+		few = strconv.Itoa(days)
+	}
+	if k.news("ahead", few) {
+		k.log.WarnContext(ctx, "there are partitions for few days: what comes later goes into the DEFAULT partitions, which is slower and cannot be dropped by day; "+
+			"walhook_partitions_ahead tells", "days", days, "cause", errorText(cause))
+	}
+}
+
+// news reports whether there is something to say that was not said the last time.
+func (k *partitionKeeper) news(about, text string) bool {
+	before := k.said[about]
+	k.said[about] = text
+	return text != "" && text != before
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
 }
 
 // sealEvery is how long a secret that was inserted as text may stay so.

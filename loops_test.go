@@ -1,11 +1,17 @@
 package main
 
 import (
+	"bytes"
 	"errors"
+	"log/slog"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/outbox"
 )
 
 func TestAStreamThatStandsStillEndsTheProcess(t *testing.T) {
@@ -25,6 +31,42 @@ func TestAStreamThatStandsStillEndsTheProcess(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+func TestADayThatCannotBeDroppedIsSaidOnce(t *testing.T) {
+	w := newWorld(t)
+	var log bytes.Buffer
+	store := outbox.NewStore(w.db.Pool, w.db.Slot, 0)
+	k := partitionKeeper{store: store, partitions: outbox.NewPartitions(store, 7*24*time.Hour), log: slog.New(slog.NewTextHandler(&log, nil)), said: map[string]string{}}
+	w.exec(`INSERT INTO webhook_state (slot) VALUES ($1)`, w.db.Slot)
+	until := func(said string) {
+		t.Helper()
+		pgtest.Eventually(t, patience, "the log says "+said, func() bool {
+			w.exec(`UPDATE webhook_state SET durable_lsn = pg_current_wal_insert_lsn()`)
+			k.round(t.Context())
+			return strings.Contains(log.String(), said)
+		})
+	}
+	for i, age := range []int{12, 10} { // with the second, there was another round
+		day := query[string](w, `SELECT to_char((now() AT TIME ZONE 'UTC')::date - $1::int, 'YYYYMMDD')`, age)
+		w.exec(`SELECT webhook_add_partition(p, to_date($1, 'YYYYMMDD')) FROM unnest('{webhook_outbox,webhook_deliveries}'::text[]) p`, day)
+		if i == 0 {
+			w.exec(`CREATE VIEW report AS SELECT id FROM webhook_deliveries_p` + day)
+			until("view report depends on")
+			continue
+		}
+		until("dropped=[" + query[string](w, `SELECT to_char(to_date($1, 'YYYYMMDD'), 'YYYY-MM-DD')`, day))
+	}
+	if n := strings.Count(log.String(), "view report depends on"); n != 1 {
+		t.Errorf("said %d times, want once:\n%s", n, &log)
+	}
+	log.Reset()
+	w.exec(`DROP TABLE webhook_outbox_p` + query[string](w, `SELECT to_char((now() AT TIME ZONE 'UTC')::date + 4, 'YYYYMMDD')`))
+	k.ahead(t.Context(), nil)
+	k.ahead(t.Context(), nil)
+	if n := strings.Count(log.String(), "partitions for few days"); n != 1 || !strings.Contains(log.String(), "days=3") {
+		t.Errorf("few days ahead were said %d times:\n%s", n, &log)
 	}
 }
 

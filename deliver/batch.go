@@ -81,15 +81,15 @@ func (w *window) record(d *delivery) outbox.Record {
 
 func (w *window) leaseTime() time.Duration { return w.limits.Timeout + leaseMargin }
 
-// lease is how long a row that somebody else writes has to wait for the attempt
-// that is under way: what was taken in before its slot was lost.
+// lease is when a pending row that somebody else writes is due: as a parked one, unless
+// an attempt is under way, of what was taken in before its slot was lost.
 func (w *window) lease(id uuid.UUID) time.Duration {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if d := w.deliveries[id]; d != nil && d.stage == running {
 		return w.leaseTime()
 	}
-	return 0
+	return -outbox.ParkedDue
 }
 
 // outcome decides what follows an attempt.

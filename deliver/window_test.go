@@ -607,7 +607,7 @@ func TestWindow(t *testing.T) {
 				t.Errorf("it is due after %v", got)
 			}
 			r.answer(r.started[0], 200)
-			if got := r.w.lease(d); got != 0 {
+			if got := r.w.lease(d); got != -outbox.ParkedDue {
 				t.Errorf("it is due after %v when the attempt has ended", got)
 			}
 		},

@@ -2,10 +2,15 @@ package outbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 const (
@@ -21,24 +26,45 @@ const (
 	deleteChunk = 1000
 	// deleteChunks bounds how much one Upkeep deletes.
 	deleteChunks = 200
+	// wholeMost is how many owed deliveries of a day one look compares: some 30 ms.
+	wholeMost = 8000
+	// wholeFor bounds how long one Upkeep compares days. The next goes on from there.
+	wholeFor = 30 * time.Second
+	// dropStatement bounds the last look at a day and its drop. What takes long is to count the day's events, for which
+	// nobody waits but who inserts one of that day.
+	dropStatement = "10s"
+	// partitionsCounted bounds how many days ahead are counted.
+	partitionsCounted = 60
 )
 
 // Partitions keeps the daily partitions of webhook_outbox and
 // webhook_deliveries: it makes days ahead, and drops days past retention.
 //
-// A day is dropped when all of its deliveries are finished and every event that
-// may be in it is behind the confirmed position. The latter takes several looks
+// A day is dropped when all of its deliveries are finished, every event that may be
+// in it is behind the confirmed position, and every event that is in it has all its
+// rows: an id may be late, and its event not recorded yet. These take several looks
 // (see horizon), which are remembered here, so it takes more than one Upkeep.
 // Upkeep is not for concurrent use.
 type Partitions struct {
 	store     *Store
 	retention time.Duration
 	past      *horizon
+	days      map[time.Time]*wholeDay // past retention
 }
+
+// A wholeDay is how far the events of a day have been compared with their rows.
+type wholeDay struct {
+	upto   Position
+	events int64
+	end    bool
+}
+
+// A KeptDay is past retention, and was not dropped although none of its deliveries waits.
+type KeptDay struct{ Day, Why string }
 
 // NewPartitions returns the upkeep of a store's tables. A retention of 0 keeps everything.
 func NewPartitions(s *Store, retention time.Duration) *Partitions {
-	return &Partitions{store: s, retention: retention}
+	return &Partitions{store: s, retention: retention, days: map[time.Time]*wholeDay{}}
 }
 
 // An Upkeep tells what one round of upkeep did.
@@ -47,33 +73,40 @@ type Upkeep struct {
 	Moved   int64    // rows moved into them out of the DEFAULT partitions
 	Stuck   []string // partitions not made: the DEFAULT partition holds too many rows of that day
 	Dropped []string // days dropped, as 2006-01-02
-	Deleted int64    // finished rows past retention deleted from the DEFAULT partitions
-	GaveWay bool     // a lock was not to be had: the rest is for the next round
+	Kept    []KeptDay
+	Deleted int64 // finished rows past retention deleted from the DEFAULT partitions
+	GaveWay bool  // a lock was not to be had: the rest is for the next round
 }
 
 // Upkeep does one round. A lock that somebody holds is no error: what needs it is left for the next round.
 func (p *Partitions) Upkeep(ctx context.Context) (Upkeep, error) {
 	var u Upkeep
-	if err := p.ahead(ctx, &u); err != nil {
-		return u, fmt.Errorf("make partitions: %w", err)
+	err := p.ahead(ctx, &u)
+	if err != nil {
+		err = fmt.Errorf("make partitions: %w", err)
 	}
+	return u, errors.Join(err, p.old(ctx, &u)) // who may not make any may drop them
+}
+
+// old deletes and drops what is past retention.
+func (p *Partitions) old(ctx context.Context, u *Upkeep) error {
 	if p.retention <= 0 {
-		return u, nil
+		return nil
 	}
 	before, err := p.confirmed(ctx)
 	if err != nil {
-		return u, fmt.Errorf("find out what is past retention and confirmed: %w", err)
+		return fmt.Errorf("find out what is past retention and confirmed: %w", err)
 	}
 	if before.IsZero() {
-		return u, nil
+		return nil
 	}
-	if err := p.deleteOld(ctx, before, &u); err != nil {
-		return u, fmt.Errorf("delete old rows: %w", err)
+	if err := p.deleteOld(ctx, before, u); err != nil {
+		return fmt.Errorf("delete old rows: %w", err)
 	}
-	if err := p.dropOld(ctx, before, &u); err != nil {
-		return u, fmt.Errorf("drop old partitions: %w", err)
+	if err := p.dropOld(ctx, before, u); err != nil {
+		return fmt.Errorf("drop old partitions: %w", err)
 	}
-	return u, nil
+	return nil
 }
 
 // The days from yesterday to two weeks ahead, and those of which the DEFAULT
@@ -108,11 +141,14 @@ days(day) AS (
 )
 SELECT day, parent FROM days, unnest('{webhook_outbox,webhook_deliveries}'::text[]) AS parent
 WHERE to_regclass(parent || '_p' || to_char(day, 'YYYYMMDD')) IS NULL
-ORDER BY day, parent`
+ORDER BY day < (SELECT today.day - 1 FROM today), day, parent`
 
 const addPartition = `SELECT made, moved FROM webhook_add_partition(@parent, @day)`
 
-// ahead makes the partitions that are missing, each in a transaction of its own.
+// ahead makes the partitions that are missing, each in a transaction of its own: first
+// those from now on. Where rows have to be moved, INSERTs wait for that; they get as
+// much time between two moves. Of a table that somebody has in use for longer than the
+// lock timeout no more are tried in this round, because each try holds INSERTs up.
 func (p *Partitions) ahead(ctx context.Context, u *Upkeep) error {
 	type partition struct {
 		Day    time.Time
@@ -123,22 +159,31 @@ func (p *Partitions) ahead(ctx context.Context, u *Upkeep) error {
 	if err != nil {
 		return err
 	}
+	busy := map[string]bool{}
 	for _, m := range missing {
+		if busy[m.Parent] {
+			continue
+		}
 		name := fmt.Sprintf("%s_p%s", m.Parent, m.Day.Format("20060102"))
 		var made bool
 		var moved int64
+		began := time.Now()
 		err := p.store.upkeep(ctx, addPartition, pgx.NamedArgs{"parent": m.Parent, "day": m.Day}, &made, &moved)
 		switch {
 		case hasCode(err, "57014"): // query_canceled: the DEFAULT partition is too big to be looked through
 			u.GaveWay = true
 			return nil
 		case gaveWay(err):
-			u.GaveWay = true
+			u.GaveWay, busy[m.Parent] = true, true
 		case err != nil:
 			return fmt.Errorf("%s: %w", name, err)
+		case made && moved > 0:
+			u.Made, u.Moved = append(u.Made, name), u.Moved+moved
+			if err := sleep(ctx, time.Since(began)); err != nil {
+				return err
+			}
 		case made:
 			u.Made = append(u.Made, name)
-			u.Moved += moved
 		case moved > 0:
 			u.Stuck = append(u.Stuck, name)
 		}
@@ -207,17 +252,19 @@ SELECT DISTINCT day FROM (
 ) d
 WHERE day < (@before::timestamptz AT TIME ZONE 'UTC')::date ORDER BY day`
 
-const dropDay = `SELECT webhook_drop_day(@day)`
-
-// dropOld drops days as pairs. A day with unfinished work stays.
+// dropOld drops days as pairs. A day with unfinished work stays, and one that cannot be
+// dropped does not keep the days after it.
 func (p *Partitions) dropOld(ctx context.Context, before time.Time, u *Upkeep) error {
 	days, err := collect(ctx, p.store, selectOldDays, pgx.NamedArgs{"before": before}, pgx.RowTo[time.Time])
 	if err != nil {
 		return err
 	}
+	end := time.Now().Add(wholeFor)
 	for _, day := range days {
-		var dropped bool
-		err := p.store.upkeep(ctx, dropDay, pgx.NamedArgs{"day": day}, &dropped)
+		if time.Now().After(end) {
+			return nil // the next round goes on
+		}
+		dropped, why, err := p.dropOne(ctx, day, end)
 		switch {
 		case gaveWay(err):
 			// One try in a round: each one may hold an INSERT up for its lock_timeout.
@@ -227,18 +274,103 @@ func (p *Partitions) dropOld(ctx context.Context, before time.Time, u *Upkeep) e
 			return fmt.Errorf("%s: %w", day.Format(time.DateOnly), err)
 		case dropped:
 			u.Dropped = append(u.Dropped, day.Format(time.DateOnly))
+		case why != "":
+			u.Kept = append(u.Kept, KeptDay{day.Format(time.DateOnly), why})
 		}
 	}
 	return nil
+}
+
+// dropOne drops a day, or says why not where somebody has to do something about it.
+func (p *Partitions) dropOne(ctx context.Context, day, end time.Time) (dropped bool, why string, err error) {
+	whole, why, err := p.whole(ctx, day, end)
+	if !whole || err != nil {
+		return false, why, err
+	}
+	dropped, err = p.drop(ctx, day)
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && isRefusal(pg) {
+		return false, undroppable(pg, day), nil
+	}
+	return dropped, "", err
+}
+
+// isRefusal says that the server was well, and would not do this.
+func isRefusal(pg *pgconn.PgError) bool {
+	return !gaveWay(pg) && !slices.Contains([]string{"08", "53", "57", "58", "XX"}, pg.Code[:min(len(pg.Code), 2)])
+}
+
+// undroppable says why a day cannot be dropped, and what to do.
+func undroppable(pg *pgconn.PgError, day time.Time) string {
+	why := strings.TrimSuffix(pg.Message+": "+strings.ReplaceAll(pg.Detail, "\n", ", "), ": ")
+	if pg.Code != "2BP01" { // dependent_objects_still_exist
+		return why
+	}
+	return why + fmt.Sprintf("; drop or change what depends on it, or keep the day for yourselves: "+
+		"ALTER TABLE webhook_outbox DETACH PARTITION webhook_outbox_p%[1]s; ALTER TABLE webhook_deliveries DETACH PARTITION webhook_deliveries_p%[1]s;", day.Format("20060102"))
+}
+
+const selectDayWaits = `
+SELECT EXISTS (SELECT FROM webhook_deliveries d WHERE d.id >= @low::uuid AND d.id < @high::uuid AND d.status IN ('pending', 'retrying'))`
+
+// whole compares the events of a day with their rows, where none waits, until a time
+// that it must not take longer than. It says why, where not all events have their rows.
+func (p *Partitions) whole(ctx context.Context, day, end time.Time) (whole bool, why string, err error) {
+	low, high := TimeID(day), TimeID(day.AddDate(0, 0, 1))
+	var waits bool
+	if err := p.store.upkeep(ctx, selectDayWaits, pgx.NamedArgs{"low": low, "high": high}, &waits); err != nil || waits {
+		return false, "", err
+	}
+	w := p.days[day]
+	if w == nil {
+		w = &wholeDay{upto: Position{Event: low}}
+		p.days[day] = w
+	}
+	for most := wholeMost; !w.end && time.Now().Before(end); {
+		c, err := p.store.Missing(ctx, w.upto, high, most)
+		switch {
+		case TimedOut(err) && ctx.Err() == nil && most > 1:
+			most = max(most/4, 1)
+			continue
+		case err != nil:
+			return false, "", err
+		case len(c.Missing) > 0: // the next round looks there again
+			return false, fmt.Sprintf("event %s is owed without a delivery; if that stays so, README, \"Beyond the recovery window\", has the query that finds such events and how to have them delivered",
+				c.Missing[0].EventID), nil
+		}
+		w.upto, w.end, w.events = c.Upto, c.End, w.events+int64(c.Events)
+	}
+	return w.end, "", nil
+}
+
+const (
+	prepareDrop = `SELECT set_config('statement_timeout', '` + dropStatement + `', true), set_config('walhook.compared', @compared::text, true)`
+	dropDay     = `SELECT webhook_drop_day(@day)`
+)
+
+// drop drops a day that was compared, unless events have come or gone since: then it
+// is compared anew.
+func (p *Partitions) drop(ctx context.Context, day time.Time) (dropped bool, err error) {
+	compared := strconv.FormatInt(p.days[day].events, 10)
+	delete(p.days, day)
+	var b pgx.Batch
+	b.Queue(prepareDrop, pgx.NamedArgs{"compared": compared})
+	b.Queue(dropDay, pgx.NamedArgs{"day": day}).QueryRow(func(row pgx.Row) error { return row.Scan(&dropped) })
+	err = p.store.send(ctx, &b)
+	return dropped, err
 }
 
 const deleteOldRows = `SELECT events, deliveries FROM webhook_delete_old(@before, @most)`
 
 // deleteOld deletes what is finished and past retention from the DEFAULT partitions.
 func (p *Partitions) deleteOld(ctx context.Context, before time.Time, u *Upkeep) error {
+	most := deleteChunk
 	for range deleteChunks {
 		var events, deliveries int64
-		err := p.store.upkeep(ctx, deleteOldRows, pgx.NamedArgs{"before": before, "most": deleteChunk}, &events, &deliveries)
+		err := p.store.upkeep(ctx, deleteOldRows, pgx.NamedArgs{"before": before, "most": most}, &events, &deliveries)
+		if hasCode(err, "57014") && most > 1 { // query_canceled: they are owed to very many endpoints
+			most = max(most/8, 1)
+			continue
+		}
 		if gaveWay(err) {
 			u.GaveWay = true
 			return nil
@@ -262,6 +394,30 @@ func (s *Store) upkeep(ctx context.Context, sql string, args pgx.NamedArgs, into
 	b.Queue(prepareUpkeep)
 	b.Queue(sql, args).QueryRow(func(row pgx.Row) error { return row.Scan(into...) })
 	return s.send(ctx, &b)
+}
+
+// Of both tables, or the day's events or deliveries go into a DEFAULT partition.
+const selectPartitionsAhead = `
+SELECT coalesce(min(n) - 1, @most::int) FROM generate_series(1, @most::int) AS n, unnest('{webhook_outbox,webhook_deliveries}'::text[]) AS parent
+WHERE to_regclass(parent || '_p' || to_char((now() AT TIME ZONE 'UTC')::date + n, 'YYYYMMDD')) IS NULL`
+
+// PartitionsAhead returns for how many days from tomorrow on there are partitions.
+func (s *Store) PartitionsAhead(ctx context.Context) (days int, err error) {
+	if err := s.pool.QueryRow(ctx, selectPartitionsAhead, pgx.NamedArgs{"most": partitionsCounted}).Scan(&days); err != nil {
+		return 0, fmt.Errorf("count the partitions ahead: %w", err)
+	}
+	return days, nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 func collect[T any](ctx context.Context, s *Store, sql string, args pgx.NamedArgs, row pgx.RowToFunc[T]) (all []T, err error) {

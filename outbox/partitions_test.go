@@ -1,11 +1,15 @@
 package outbox_test
 
 import (
+	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
@@ -340,6 +344,75 @@ func TestUpkeepDropsOldDays(t *testing.T) {
 		drops(t, p, advance)
 	})
 
+	t.Run("never with an event that has no row yet, whose id was late", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		addDay(t, db.Pool, 9*day)
+		older := addDay(t, db.Pool, 10*day)
+		younger := addDay(t, db.Pool, 8*day+12*time.Hour)
+		endpoint := uuid.MustParse(newEndpoint(t, db.Pool, "org_1", "payment.*"))
+		p := newPartitions(t, db, 7*day)
+		event := uuid.MustParse(query[string](t, db.Pool, `INSERT INTO webhook_outbox (id, organization_id, event_type, payload) VALUES ($1, 'org_1', 'payment.failed', '{}') RETURNING id::text`,
+			outbox.DeliveryID(outbox.TimeID(time.Now().Add(-9*day)), uuid.New())))
+		var kept []outbox.KeptDay
+		var dropped []string
+		pgtest.Eventually(t, 30*time.Second, "the other days are dropped", func() bool {
+			catchUp(t, db)
+			u := upkeep(t, p)
+			kept, dropped = append(kept, u.Kept...), append(dropped, u.Dropped...)
+			return slices.Contains(dropped, older) && (younger == older || len(dropped) > 1)
+		})
+		if where(t, db.Pool, "webhook_outbox", event.String()) == "" {
+			t.Fatal("an event went that was never recorded")
+		}
+		if len(kept) == 0 || !strings.Contains(kept[0].Why, event.String()) {
+			t.Errorf("kept %v, want the day of event %s", kept, event)
+		}
+		if query[bool](t, db.Pool, `SELECT webhook_drop_day($1)`, outbox.IDTime(event).UTC()) {
+			t.Error("by hand it is dropped")
+		}
+		newDelivery(t, db.Pool, event.String(), endpoint.String(), "success")
+		drops(t, p, func() { catchUp(t, db) })
+	})
+
+	t.Run("never with an event that came after the others were compared", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		addDay(t, db.Pool, 9*day)
+		at := time.Now().Add(-9 * day)
+		tx := begin(t, db.Pool)
+		exec(t, tx, `SELECT set_config('walhook.compared', '0', true)`) // as walhook says that has compared an empty day
+		exec(t, db.Pool, `INSERT INTO webhook_outbox (id, organization_id, event_type, payload) VALUES ($1, 'org_1', 'payment.failed', '{}')`,
+			outbox.DeliveryID(outbox.TimeID(at), uuid.New()))
+		if query[bool](t, tx, `SELECT webhook_drop_day($1)`, at.UTC()) {
+			t.Error("it was dropped")
+		}
+	})
+
+	t.Run("the others too where something depends on one, and says what", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		oldest, next := addDay(t, db.Pool, 10*day), addDay(t, db.Pool, 9*day)
+		exec(t, db.Pool, `CREATE VIEW report AS SELECT id FROM webhook_outbox_p`+strings.ReplaceAll(oldest, "-", ""))
+		p := newPartitions(t, db, 7*day)
+		var kept []outbox.KeptDay
+		var dropped []string
+		pgtest.Eventually(t, 30*time.Second, "the next day is dropped", func() bool {
+			catchUp(t, db)
+			u := upkeep(t, p)
+			kept, dropped = append(kept, u.Kept...), append(dropped, u.Dropped...)
+			return slices.Contains(dropped, next)
+		})
+		if len(kept) == 0 || kept[0].Day != oldest || !strings.Contains(kept[0].Why, "view report") || !strings.Contains(kept[0].Why, "DETACH PARTITION") {
+			t.Fatalf("kept %+v, want %s, with the view's name and what to do", kept, oldest)
+		}
+		_, statements, _ := strings.Cut(kept[0].Why, "yourselves: ")
+		exec(t, db.Pool, statements)
+		if slices.Contains(column[string](t, db.Pool, `SELECT inhrelid::regclass::text FROM pg_inherits`), "webhook_outbox_p"+strings.ReplaceAll(oldest, "-", "")) {
+			t.Error("what it says to do does not help")
+		}
+	})
+
 	t.Run("gives way to a reader, and holds no INSERT up", func(t *testing.T) {
 		t.Parallel()
 		db := pgtest.New(t)
@@ -415,6 +488,55 @@ func TestUpkeepDeletesFromDefault(t *testing.T) {
 				t.Errorf("%s: a row was deleted that is not old or not finished", table)
 			}
 		}
+	}
+}
+
+// What comes late for a day that is gone is in the DEFAULT partition, and stays there until it is recorded.
+func TestUpkeepDeletesNothingThatIsNotRecorded(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	endpoint := newEndpoint(t, db.Pool, "org_1", "payment.*")
+	event := query[string](t, db.Pool, `INSERT INTO webhook_outbox (id, organization_id, event_type, payload) VALUES ($1, 'org_1', 'payment.failed', '{}') RETURNING id::text`,
+		outbox.DeliveryID(outbox.TimeID(time.Now().Add(-100*day)), uuid.New()))
+	remove := func() int64 {
+		return query[int64](t, db.Pool, `SELECT events FROM webhook_delete_old(now() - interval '50 days', 1000)`)
+	}
+	if n := remove(); n != 0 {
+		t.Errorf("deleted %d events that have no row", n)
+	}
+	newDelivery(t, db.Pool, event, endpoint, "success")
+	if n := remove(); n != 1 {
+		t.Errorf("deleted %d events, want the one that has its row", n)
+	}
+}
+
+func TestPartitionsAhead(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store := outbox.NewStore(db.Pool, db.Slot, 0)
+	want := func(n int) {
+		t.Helper()
+		if got, err := store.PartitionsAhead(t.Context()); err != nil || got != n {
+			t.Errorf("%d days, %v, want %d", got, err, n)
+		}
+	}
+	want(14)
+	exec(t, db.Pool, `DROP TABLE webhook_deliveries_p`+query[string](t, db.Pool, `SELECT to_char(now() AT TIME ZONE 'UTC' + interval '5 days', 'YYYYMMDD')`))
+	want(4)
+
+	// Without the right to make more, it is said who needs which.
+	if _, err := db.Pool.Exec(t.Context(), `CREATE ROLE `+pgx.Identifier{db.Slot + "_owner"}.Sanitize()); err != nil {
+		t.Fatal(err)
+	}
+	owner := pgx.Identifier{db.Slot + "_owner"}.Sanitize()
+	t.Cleanup(func() {
+		_, _ = db.Pool.Exec(context.Background(), `DROP OWNED BY `+owner+`; DROP ROLE `+owner)
+	})
+	exec(t, db.Pool, `ALTER FUNCTION webhook_add_partition(text, date) OWNER TO `+owner)
+	exec(t, db.Pool, `REVOKE CREATE ON SCHEMA public FROM PUBLIC`)
+	_, err := outbox.NewPartitions(store, 0).Upkeep(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "GRANT CREATE ON SCHEMA public TO "+strings.Trim(owner, `"`)) {
+		t.Errorf("%v, want the GRANT that mends it", err)
 	}
 }
 
