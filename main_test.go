@@ -263,6 +263,10 @@ func TestWhatWaitsIsSentAtOnceWhenTheReceiverIsMended(t *testing.T) {
 		w.insert("payment.failed")
 	}
 	w.eventually("all wait", `SELECT count(*) = $1 FROM webhook_deliveries WHERE status IN ('pending', 'retrying')`, first+more)
+	if reason := query[string](w, `SELECT reason FROM webhook_explain((SELECT max(id::text)::uuid FROM webhook_outbox))`); !strings.HasPrefix(reason, "owed: waiting for its first attempt (its breaker is open since ") ||
+		strings.Contains(reason, "no walhook") {
+		t.Errorf("webhook_explain says %q", reason)
+	}
 	probes := len(rcv.requests())
 	pgtest.Eventually(t, patience, "three probes, so that the next is seconds away", func() bool { return len(rcv.requests()) >= probes+3 })
 
@@ -276,6 +280,38 @@ func TestWhatWaitsIsSentAtOnceWhenTheReceiverIsMended(t *testing.T) {
 		t.Errorf("it took %s", took)
 	}
 	w.eventually("the breaker is closed", `SELECT failing_since IS NULL FROM webhook_endpoint_health WHERE endpoint_id = $1`, id)
+}
+
+// What is under way when an operator asks for what waits is not sent twice if it succeeds.
+func TestWhatIsUnderWayIsNotSentOnceMore(t *testing.T) {
+	w := newWorld(t)
+	slow := make(chan struct{})
+	rcv := newReceiver(t, func(n int) int {
+		switch n {
+		case 0: // a first attempt
+			<-slow
+			return 200
+		case 1:
+			return 500
+		default: // its retry
+			<-slow
+			return 200
+		}
+	})
+	id, _ := w.endpoint(rcv.URL)
+	w.run()
+	first := w.insert("payment.failed")
+	w.eventually("its row has a lease", `SELECT count(*) = 1 FROM webhook_deliveries WHERE event_id = $1 AND next_attempt_at > now()`, first)
+	w.insert("payment.failed")
+	pgtest.Eventually(t, patience, "the second is tried again", func() bool { return len(rcv.requests()) == 3 })
+	w.exec(`SELECT webhook_retry_now($1)`, id)
+	close(slow)
+	w.eventually("both are delivered", `SELECT count(*) = 2 FROM webhook_deliveries WHERE status = 'success'`)
+	last := w.insert("payment.failed")
+	w.eventually("a third is delivered", `SELECT status = 'success' FROM webhook_deliveries WHERE event_id = $1`, last)
+	if n := len(rcv.requests()); n != 4 {
+		t.Errorf("%d requests, want 4", n)
+	}
 }
 
 func TestRetriesUntilItWorks(t *testing.T) {

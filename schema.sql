@@ -1276,18 +1276,19 @@ BEGIN
     END IF;
     INSERT INTO webhook_retries AS r (endpoint_id, asked_at) VALUES (webhook_retry_now.endpoint_id, clock_timestamp())
     ON CONFLICT (endpoint_id) DO UPDATE SET asked_at = greatest(excluded.asked_at, r.asked_at + interval '1 microsecond');
-    -- The time is as late as can be: what has become due is looked for from a second ago.
-    UPDATE webhook_deliveries AS d SET next_attempt_at = clock_timestamp()
-    -- (A pending first attempt that is due later is under way: made due it would be a replay, and be sent twice.)
-    WHERE d.endpoint_id = webhook_retry_now.endpoint_id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at > now()
-      AND (d.status = 'retrying' OR d.attempts > 0);
-    -- What was due already waits for its turn; but those at the head, no more than max_in_flight allows, may be under way,
-    -- and a failure would put them off again.
-    UPDATE webhook_deliveries AS d SET next_attempt_at = clock_timestamp()
+    -- What is due already waits for its turn. But those at the head, no more than max_in_flight allows, may be under way: a
+    -- failure would put them off again, unless it finds that somebody has touched the row; and a success is one, unless
+    -- that says that it is to be sent once more, which is a time after the attempt began. So is the row of a first attempt
+    -- that is leased, due when that must have ended. First these, or what is recorded in between would be missed.
+    UPDATE webhook_deliveries AS d SET next_attempt_at = d.next_attempt_at - interval '1 second'
     WHERE d.id = ANY (ARRAY(SELECT d.id FROM webhook_deliveries AS d
                             WHERE d.endpoint_id = webhook_retry_now.endpoint_id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at <= now()
                             ORDER BY d.next_attempt_at, d.id LIMIT 1000))
-      AND d.status = 'retrying';
+      AND d.status IN ('pending', 'retrying');
+    -- The others' time is as late as can be: what has become due is looked for from a second ago.
+    UPDATE webhook_deliveries AS d
+    SET next_attempt_at = CASE WHEN d.status = 'pending' AND d.attempts = 0 THEN d.created_at - interval '11 minutes' ELSE clock_timestamp() END
+    WHERE d.endpoint_id = webhook_retry_now.endpoint_id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at > now();
     SELECT count(*) INTO waiting FROM webhook_deliveries AS d
     WHERE d.endpoint_id = webhook_retry_now.endpoint_id AND d.status IN ('pending', 'retrying');
     RETURN waiting;
@@ -1297,7 +1298,8 @@ COMMENT ON FUNCTION webhook_retry_now(uuid) IS
 
 CREATE OR REPLACE FUNCTION webhook_explain(event_id uuid)
     RETURNS TABLE (endpoint_id uuid, url text, reason text, delivery_id uuid, status text)
-    LANGUAGE sql STABLE SET search_path FROM CURRENT AS $fn$
+    -- Compiling it takes a hundred times as long as running it.
+    LANGUAGE sql STABLE SET search_path FROM CURRENT SET jit = off AS $fn$
     WITH event AS MATERIALIZED (
         SELECT o.id, o.organization_id, o.event_type, o.endpoint_ids, t.patterns,
                greatest(o.created_at, webhook_uuid_time(o.id)) AS at
@@ -1322,25 +1324,38 @@ CREATE OR REPLACE FUNCTION webhook_explain(event_id uuid)
             WHEN d.status = 'retrying' THEN format('owed: attempt %s failed (%s), the next is due at %s', d.attempts, why.failed, d.next_attempt_at)
             WHEN d.status = 'failed' THEN format('owed: failed for good after attempt %s (%s)', d.attempts, why.failed)
             ELSE 'owed: cancelled, the endpoint was disabled or deleted'
-        END || CASE WHEN e.id IS NULL THEN ' (the endpoint is deleted)' WHEN owed.yes AND NOT e.enabled THEN ' (the endpoint is disabled)' ELSE '' END,
+        END || CASE
+            WHEN e.id IS NULL THEN ' (the endpoint is deleted)'
+            WHEN NOT owed.yes THEN ''
+            WHEN NOT e.enabled THEN ' (the endpoint is disabled)'
+            WHEN d.status IN ('success', 'failed', 'cancelled') THEN ''
+            ELSE CASE WHEN f.breaker_opened_at IS NOT NULL
+                      THEN format(' (its breaker is open since %s: one probe at a time)', f.breaker_opened_at) ELSE '' END
+              || CASE WHEN e.rate_per_second IS NOT NULL
+                      THEN format(' (it gets at most %s requests per second)', e.rate_per_second) ELSE '' END
+              || CASE WHEN connected.yes THEN '' ELSE ' (no walhook is connected to the slot)' END
+        END,
         CASE WHEN owed.yes THEN webhook_delivery_id(event.id, x.id) END,
         d.status
     FROM event
     CROSS JOIN endpoints AS x
     CROSS JOIN LATERAL (SELECT x.id = ANY (event.endpoint_ids) AS yes) AS owed
+    CROSS JOIN (SELECT EXISTS (SELECT FROM pg_replication_slots AS r JOIN webhook_state AS s ON s.slot = r.slot_name::text
+                               WHERE r.active AND r.database = current_database()) AS yes) AS connected
     LEFT JOIN webhook_endpoints AS e ON e.id = x.id
+    LEFT JOIN webhook_endpoint_failures AS f ON f.endpoint_id = x.id
     -- LIMIT keeps it a look-up by id: one index scan in one partition for each endpoint.
     LEFT JOIN LATERAL (SELECT * FROM webhook_deliveries AS d WHERE owed.yes AND d.id = webhook_delivery_id(event.id, x.id) LIMIT 1) AS d ON true
     CROSS JOIN LATERAL (SELECT coalesce(concat_ws(' ', d.error_class, d.status_code), '') AS failed) AS why
     ORDER BY owed.yes DESC, e.created_at, x.id
 $fn$;
 COMMENT ON FUNCTION webhook_explain(uuid) IS
-    'For every endpoint of an event''s organization: is it owed the event, what became of it, or why not (as far as today''s rows can tell).';
+    'For every endpoint of an event''s organization: is it owed the event, what became of it or holds it up, or why not (as far as today''s rows can tell).';
 
 CREATE OR REPLACE FUNCTION webhook_stats(organization_id text)
     RETURNS TABLE (events_24h bigint, deliveries_24h bigint, success_24h bigint, failed_24h bigint, cancelled_24h bigint,
                    pending_24h bigint, retrying_24h bigint, success_rate_24h numeric, waiting bigint, oldest_waiting_at timestamptz)
-    LANGUAGE sql STABLE SET search_path FROM CURRENT AS $fn$
+    LANGUAGE sql STABLE SET search_path FROM CURRENT SET jit = off AS $fn$
     -- Ranges of ids, so that only the last days' partitions are read. An application's clock may be ahead of ours.
     SELECT events.n, d.n, d.success, d.failed, d.cancelled, d.pending, d.retrying,
            round(d.success::numeric / nullif(d.success + d.failed, 0), 4),
@@ -1370,6 +1385,38 @@ COMMENT ON FUNCTION webhook_stats(text) IS
 
 -- --- 9. Views -------------------------------------------------------------------------------------------------------
 
+CREATE OR REPLACE FUNCTION webhook_waiting(endpoint_id uuid, OUT waiting bigint, OUT oldest_due_at timestamptz)
+    -- For each endpoint by itself, so that of one organization only its rows are read, whatever the statistics say.
+    LANGUAGE sql STABLE SET search_path FROM CURRENT SET jit = off SET enable_seqscan = off AS $fn$
+    -- Infinity is never.
+    SELECT count(*), nullif(min(greatest(d.next_attempt_at, d.created_at)), 'infinity')
+    FROM webhook_deliveries AS d WHERE d.endpoint_id = webhook_waiting.endpoint_id AND d.status IN ('pending', 'retrying')
+$fn$;
+COMMENT ON FUNCTION webhook_waiting(uuid) IS 'How many deliveries wait for an endpoint, and when the first of them is or was due.';
+
+CREATE OR REPLACE FUNCTION webhook_overdue_since() RETURNS timestamptz
+    -- From one endpoint that has waiting rows to the next, and of each only the first, however many wait. Only the index
+    -- (endpoint_id, next_attempt_at, id) is right for that, whatever the statistics say.
+    LANGUAGE sql STABLE SET search_path FROM CURRENT SET jit = off SET enable_seqscan = off SET enable_sort = off SET enable_incremental_sort = off
+    SET enable_hashjoin = off SET enable_mergejoin = off AS $fn$
+    WITH RECURSIVE walk AS (
+        (SELECT d.endpoint_id FROM webhook_deliveries AS d WHERE d.status IN ('pending', 'retrying') ORDER BY d.endpoint_id LIMIT 1)
+        UNION ALL
+        SELECT (SELECT d.endpoint_id FROM webhook_deliveries AS d
+                WHERE d.status IN ('pending', 'retrying') AND d.endpoint_id > walk.endpoint_id ORDER BY d.endpoint_id LIMIT 1)
+        FROM walk WHERE walk.endpoint_id IS NOT NULL
+    )
+    SELECT min(due.at)
+    FROM walk JOIN webhook_endpoints AS e ON e.id = walk.endpoint_id AND e.enabled AND e.rate_per_second IS NULL
+    LEFT JOIN webhook_endpoint_failures AS f ON f.endpoint_id = e.id
+    CROSS JOIN LATERAL (SELECT greatest(d.next_attempt_at, d.created_at) AS at FROM webhook_deliveries AS d
+                        WHERE d.endpoint_id = e.id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at <= now()
+                        ORDER BY d.next_attempt_at, d.id LIMIT 1) AS due
+    WHERE f.breaker_opened_at IS NULL
+$fn$;
+COMMENT ON FUNCTION webhook_overdue_since() IS
+    'Since when the first delivery has been due that could be sent now: not what an open breaker or a rate holds. Null: there is none.';
+
 CREATE OR REPLACE VIEW webhook_attempts AS
     SELECT d.id AS delivery_id, d.event_id, d.endpoint_id, a.attempt, a.at, a.status_code, a.error_class, a.error, a.duration_ms
     FROM webhook_deliveries AS d
@@ -1394,12 +1441,11 @@ COMMENT ON COLUMN webhook_attempts.duration_ms IS 'How long it took.';
 
 CREATE OR REPLACE VIEW webhook_endpoint_health AS
     SELECT e.id AS endpoint_id, e.organization_id, e.url, e.enabled, e.disabled_at, e.disabled_reason, f.failing_since,
-           coalesce(w.waiting, 0) AS waiting, w.oldest_due_at,
+           w.waiting, w.oldest_due_at,
            CASE WHEN f.breaker_opened_at IS NULL THEN 'closed' ELSE 'open' END AS breaker, f.breaker_opened_at
     FROM webhook_endpoints AS e
     LEFT JOIN webhook_endpoint_failures AS f ON f.endpoint_id = e.id
-    LEFT JOIN (SELECT d.endpoint_id, count(*) AS waiting, min(CASE WHEN d.attempts = 0 THEN greatest(d.next_attempt_at, d.created_at) ELSE d.next_attempt_at END) AS oldest_due_at
-               FROM webhook_deliveries AS d WHERE d.status IN ('pending', 'retrying') GROUP BY d.endpoint_id) AS w ON w.endpoint_id = e.id;
+    CROSS JOIN LATERAL webhook_waiting(e.id) AS w;
 COMMENT ON VIEW webhook_endpoint_health IS 'How every endpoint is doing.';
 COMMENT ON COLUMN webhook_endpoint_health.endpoint_id IS 'The row of webhook_endpoints.';
 COMMENT ON COLUMN webhook_endpoint_health.organization_id IS 'Whose endpoint it is.';
@@ -1418,13 +1464,14 @@ CREATE OR REPLACE VIEW webhook_status AS
     SELECT s.slot, s.epoch, s.holder, s.durable_lsn, s.durable_at, s.environment, s.updated_at,
            r.slot_name IS NOT NULL AS slot_exists, coalesce(r.active, false) AS slot_active, r.confirmed_flush_lsn,
            pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
-                           r.confirmed_flush_lsn)::bigint AS lag_bytes,
+                           r.restart_lsn)::bigint AS lag_bytes,
            r.wal_status,
-           w.pending, w.retrying, w.oldest_due_at,
+           w.pending, w.retrying,
+           webhook_overdue_since() AS oldest_due_at,
            (SELECT count(*) FROM webhook_outbox_default) AS outbox_default_rows,
-           (SELECT count(*) FROM webhook_deliveries_default) AS deliveries_default_rows
-    FROM (SELECT count(*) FILTER (WHERE d.status = 'pending') AS pending, count(*) FILTER (WHERE d.status = 'retrying') AS retrying,
-                 min(CASE WHEN d.attempts = 0 THEN greatest(d.next_attempt_at, d.created_at) ELSE d.next_attempt_at END) AS oldest_due_at
+           (SELECT count(*) FROM webhook_deliveries_default) AS deliveries_default_rows,
+           r.safe_wal_size AS safe_wal_bytes
+    FROM (SELECT count(*) FILTER (WHERE d.status = 'pending') AS pending, count(*) FILTER (WHERE d.status = 'retrying') AS retrying
           FROM webhook_deliveries AS d WHERE d.status IN ('pending', 'retrying')) AS w
     LEFT JOIN (SELECT * FROM webhook_state ORDER BY webhook_state.updated_at DESC LIMIT 1) AS s ON true
     LEFT JOIN pg_replication_slots AS r ON r.slot_name = coalesce(s.slot, 'walhook') AND r.database = current_database();
@@ -1440,10 +1487,13 @@ COMMENT ON COLUMN webhook_status.slot_exists IS 'Whether the replication slot ex
 COMMENT ON COLUMN webhook_status.slot_active IS 'Whether a walhook is connected to it.';
 COMMENT ON COLUMN webhook_status.confirmed_flush_lsn IS 'Up to there PostgreSQL may forget the WAL.';
 COMMENT ON COLUMN webhook_status.lag_bytes IS 'WAL that is kept for walhook.';
+COMMENT ON COLUMN webhook_status.safe_wal_bytes IS
+    'How much may still be written before the slot may be lost, by max_slot_wal_keep_size. Null: no such limit is set, or it is lost.';
 COMMENT ON COLUMN webhook_status.wal_status IS 'Of pg_replication_slots: lost means that max_slot_wal_keep_size was exceeded.';
 COMMENT ON COLUMN webhook_status.pending IS 'Deliveries waiting for their first attempt or a replay.';
 COMMENT ON COLUMN webhook_status.retrying IS 'Deliveries waiting for their next attempt.';
-COMMENT ON COLUMN webhook_status.oldest_due_at IS 'When the first of these is or was due.';
+COMMENT ON COLUMN webhook_status.oldest_due_at IS
+    'Since when the first of these has been due that could be sent now: not what an open breaker or a rate holds. Null: there is none.';
 COMMENT ON COLUMN webhook_status.outbox_default_rows IS 'Events outside of the daily partitions: 0 in normal life.';
 COMMENT ON COLUMN webhook_status.deliveries_default_rows IS 'Deliveries outside of the daily partitions: 0 in normal life.';
 
@@ -1533,7 +1583,7 @@ END $do$;
 
 -- PUBLIC executes only what runs with the caller's own rights and is of use to him: ids (webhook_uuidv7, webhook_uuid_at,
 -- webhook_uuid_time, webhook_delivery_id), what a generated column needs (webhook_event_patterns), webhook_send_test,
--- webhook_replay, webhook_replay_failed, webhook_explain and webhook_stats, which need rights on the tables, and
+-- webhook_replay, webhook_replay_failed, webhook_explain, webhook_stats, webhook_waiting and webhook_overdue_since, which need rights on the tables, and
 -- webhook_schema_version. All else is taken back each time, trigger functions first: who may execute one can put it on a
 -- table of his own. What is granted to roles by their names stays.
 REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_event_types_keep(), webhook_endpoints_before_write(), webhook_endpoints_after_insert(), webhook_endpoints_notify(),

@@ -17,9 +17,10 @@ SELECT e.id, e.organization_id, e.url, e.headers, e.enabled, coalesce(e.max_in_f
        array(SELECT s.secret FROM webhook_secrets s
              WHERE s.endpoint_id = e.id AND (s.expires_at IS NULL OR s.expires_at > now())
              ORDER BY s.created_at, s.id),
-       EXISTS (SELECT FROM webhook_endpoint_failures f WHERE f.endpoint_id = e.id AND f.breaker_opened_at > coalesce(n.asked_at, '-infinity')),
-       coalesce(n.asked_at, 'epoch')
-FROM unnest(@ids::uuid[]) AS r(id) JOIN webhook_endpoints e ON e.id = r.id LEFT JOIN webhook_retries n ON n.endpoint_id = e.id`
+       coalesce(f.breaker_opened_at > coalesce(n.asked_at, '-infinity'), false), coalesce(n.asked_at, 'epoch')
+FROM unnest(@ids::uuid[]) AS r(id) JOIN webhook_endpoints e ON e.id = r.id
+LEFT JOIN webhook_endpoint_failures f ON f.endpoint_id = e.id
+LEFT JOIN webhook_retries n ON n.endpoint_id = CASE WHEN f.breaker_opened_at IS NOT NULL THEN e.id END`
 
 // maxSkew is how far walhook's clock may be from PostgreSQL's. Receivers refuse
 // timestamps that are off by five minutes.

@@ -631,10 +631,10 @@ func TestExplain(t *testing.T) {
 		want[id] = reason
 		return id
 	}
-	none := all("owed: no outcome yet: its first attempt is under way or waits to be read from the WAL")
+	none := all("owed: no outcome yet: its first attempt is under way or waits to be read from the WAL (no walhook is connected to the slot)")
 	success, failed, pending, retrying, cancelled, replayed := all("owed: success"), all("owed: failed for good after attempt 1 (http_5xx 503)"),
-		all("owed: waiting for its first attempt"), all("owed: attempt 1 failed (timeout), the next is due at 2030-01-01 00:00:00+00"),
-		all("owed: cancelled, the endpoint was disabled or deleted (the endpoint is deleted)"), all("owed: waiting to be replayed")
+		all("owed: waiting for its first attempt (no walhook is connected to the slot)"), all("owed: attempt 1 failed (timeout), the next is due at 2030-01-01 00:00:00+00 (its breaker is open since 2026-11-01 00:00:00+00: one probe at a time) (it gets at most 2.5 requests per second) (no walhook is connected to the slot)"),
+		all("owed: cancelled, the endpoint was disabled or deleted (the endpoint is deleted)"), all("owed: waiting to be replayed (no walhook is connected to the slot)")
 	want[newEndpoint(t, db.Pool, "org_1", "org.*")] = "not owed: not subscribed to payment.failed"
 	disabled, enabledSince := all("not owed: disabled when the event was inserted"),
 		all("not owed: disabled when the event was inserted, or not subscribed to payment.failed then, or the event named other endpoints")
@@ -651,6 +651,11 @@ func TestExplain(t *testing.T) {
 	exec(t, db.Pool, `UPDATE webhook_deliveries SET error_class = 'timeout', next_attempt_at = '2030-01-01 00:00:00+00' WHERE status = 'retrying'`)
 	exec(t, db.Pool, `SELECT webhook_replay(webhook_delivery_id($1, $2))`, event, replayed)
 	exec(t, db.Pool, `DELETE FROM webhook_endpoints WHERE id = $1`, cancelled)
+	exec(t, db.Pool, `UPDATE webhook_endpoints SET rate_per_second = 2.5 WHERE id IN ($1, $2)`, retrying, success)
+	exec(t, db.Pool, `INSERT INTO webhook_endpoint_failures VALUES ($1, '2026-11-01 00:00:00+00', '2026-11-01 00:00:00+00'), ($2, now(), now())`, retrying, success)
+	if got := query[string](t, db.Pool, `SELECT array_to_string(proconfig, ' ') FROM pg_proc WHERE proname = 'webhook_explain'`); !strings.Contains(got, "jit=off") {
+		t.Errorf("settings %q: with a million deliveries the JIT takes a second", got)
+	}
 
 	tx := begin(t, db.Pool)
 	exec(t, tx, `SET LOCAL TimeZone = 'UTC'`)
@@ -703,7 +708,7 @@ func TestStats(t *testing.T) {
 func TestViews(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	if got := query[string](t, db.Pool, `SELECT concat_ws(' ', slot, slot_exists, slot_active, pending, retrying, outbox_default_rows, deliveries_default_rows) FROM webhook_status`); got != "f f 0 0 0 0" {
+	if got := query[string](t, db.Pool, `SELECT concat_ws(' ', slot, slot_exists, slot_active, pending, retrying, oldest_due_at, outbox_default_rows, deliveries_default_rows, safe_wal_bytes) FROM webhook_status`); got != "f f 0 0 0 0" {
 		t.Errorf("webhook_status of a new database: %s", got)
 	}
 

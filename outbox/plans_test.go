@@ -318,11 +318,34 @@ func TestStorePlans(t *testing.T) {
 			})
 		}
 	}
+	t.Run("of what operators look at", func(t *testing.T) {
+		one, all := b.endpoints[3].String(), backlogEndpoints*backlogPartitions
+		for sql, most := range map[string]int{
+			`SELECT webhook_overdue_since()`:                                          all * 10,
+			`SELECT * FROM webhook_waiting('` + one + `')`:                            2000,
+			`SELECT * FROM webhook_endpoint_health WHERE endpoint_id = '` + one + `'`: 2000,
+			`SELECT * FROM webhook_explain('` + b.events[0].String() + `')`:           20 * eventsOwedTo * backlogPartitions,
+		} {
+			if got := blocks(t, db.Pool, sql); got > most {
+				t.Errorf("%s touches %d blocks, want %d at most", sql, got, most)
+			}
+		}
+	})
 	t.Run("after ANALYZE, with the plans of before", func(t *testing.T) {
 		for _, s := range hotStatements {
 			checkPlans(t, s, prepared, early, fence, b, "force_generic_plan")
 		}
 	})
+}
+
+// blocks says how many a statement touches, with the functions that it calls.
+func blocks(t testing.TB, q querier, sql string) int {
+	t.Helper()
+	var explained []explained
+	if err := json.Unmarshal([]byte(query[string](t, q, `EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) `+sql)), &explained); err != nil {
+		t.Fatal(err)
+	}
+	return explained[0].Plan.Hit + explained[0].Plan.Read
 }
 
 // nothingFound lets statements be run of which nothing is expected yet.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/google/uuid"
 
@@ -61,36 +60,4 @@ func TestSendTest(t *testing.T) {
 	refuses(outbox.TestWebhook{EventType: "payment.won", OrganizationID: "org_1"}, "not a known event type")
 	refuses(outbox.TestWebhook{EventType: "payment.failed", OrganizationID: "org_2", EndpointID: payments}, "not an endpoint of organization")
 	refuses(outbox.TestWebhook{EventType: "payment.failed", OrganizationID: "org_1", Data: []byte(`{`)}, "invalid input syntax for type json")
-}
-
-func TestOverview(t *testing.T) {
-	t.Parallel()
-	db := pgtest.New(t)
-	store := outbox.NewStore(db.Pool, db.Slot, 0)
-	overview := func() outbox.Overview {
-		t.Helper()
-		o, err := store.Overview(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		return o
-	}
-	if got := overview(); got != (outbox.Overview{PartitionsAhead: 14}) {
-		t.Errorf("a new database: %+v, want partitions for two weeks, and nothing else", got)
-	}
-	endpoint := newEndpoint(t, db.Pool, "org_1")
-	waiting := newDelivery(t, db.Pool, newEvent(t, db.Pool, "org_1", "payment.failed"), endpoint, "retrying")
-	newDelivery(t, db.Pool, newEvent(t, db.Pool, "org_1", "payment.failed"), endpoint, "pending")
-	exec(t, db.Pool, `UPDATE webhook_deliveries SET next_attempt_at = now() - interval '1 hour' WHERE id::text = $1`, waiting)
-	exec(t, db.Pool, `INSERT INTO webhook_state (slot, environment) VALUES ($1, 'production')`, db.Slot)
-	exec(t, db.Pool, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, db.Slot)
-	got := overview()
-	if got.Overdue < time.Hour || got.Overdue > 2*time.Hour || got.LagBytes < 0 {
-		t.Errorf("overdue %s, lag %d", got.Overdue, got.LagBytes)
-	}
-	got.Overdue, got.LagBytes = 0, 0
-	want := outbox.Overview{Environment: "production", Slot: db.Slot, SlotExists: true, WALStatus: "reserved", Pending: 1, Retrying: 1, PartitionsAhead: 14}
-	if got != want {
-		t.Errorf("got %+v, want %+v", got, want)
-	}
 }

@@ -364,11 +364,16 @@ func TestMetrics(t *testing.T) {
 		"walhook_database_up 1",
 		"walhook_slot_lag_bytes 0",
 		"walhook_deliveries_pending 0",
+		"walhook_overdue_seconds 0",
+		"walhook_stray_rows 0",
 		`walhook_build_info{version="v1.2.3"} 1`,
 	} {
 		if !strings.Contains(got, "\n"+line+"\n") {
 			t.Errorf("there is no line %s", line)
 		}
+	}
+	if strings.Contains(got, "walhook_slot_safe_wal_bytes ") {
+		t.Error("there is no limit, and some WAL is safe")
 	}
 	for line := range strings.Lines(got) {
 		if !strings.HasPrefix(line, "#") && !strings.HasPrefix(line, "walhook_") {
@@ -385,6 +390,42 @@ func TestMetrics(t *testing.T) {
 	for _, p := range problems {
 		if !strings.HasPrefix(p.Metric, "walhook_go_") {
 			t.Errorf("%s: %s", p.Metric, p.Text)
+		}
+	}
+}
+
+// Rows that are due at no time, and tables that somebody has locked, take away what
+// they are about and nothing else.
+func TestMetricsOfTheDatabaseAreIndependent(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	has := func(o Options, name string) bool {
+		return strings.Contains(ask(New(o), "GET", "/metrics", "").Body.String(), "\n"+name)
+	}
+	o := options(t, db.Pool)
+	for _, at := range []string{"infinity", "-infinity"} {
+		if _, err := db.Pool.Exec(t.Context(), `WITH e AS (INSERT INTO webhook_endpoints (organization_id, url) VALUES ('o', 'https://example.com') RETURNING id)
+			INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status, next_attempt_at)
+			SELECT webhook_uuidv7(), webhook_uuidv7(), e.id, 'o', 't', 'pending', $1::text::timestamptz FROM e`, at); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"walhook_database_up 1", "walhook_slot_lag_bytes", "walhook_deliveries_pending", "walhook_overdue_seconds", "walhook_stray_rows"} {
+			if !has(o, name) {
+				t.Errorf("next_attempt_at %s: there is no %s", at, name)
+			}
+		}
+	}
+	tx, err := db.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.Background())
+	if _, err := tx.Exec(t.Context(), `LOCK TABLE webhook_deliveries IN ACCESS EXCLUSIVE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"walhook_database_up 1": true, "walhook_slot_lag_bytes": true, "walhook_deliveries_pending": false, "walhook_overdue_seconds": false} {
+		if has(o, name) != want {
+			t.Errorf("with webhook_deliveries locked, %s is there: %t", name, !want)
 		}
 	}
 }
@@ -480,7 +521,7 @@ func TestREADMEListsTheMetrics(t *testing.T) {
 	db := pgtest.New(t)
 	o := options(t, db.Pool)
 	o.Metrics.Observe("", outbox.Attempt{})
-	ours := map[string]bool{}
+	ours := map[string]bool{"walhook_slot_safe_wal_bytes": true} // with max_slot_wal_keep_size
 	for line := range strings.Lines(ask(New(o), "GET", "/metrics", "").Body.String()) {
 		if name, ok := strings.CutPrefix(line, "# TYPE "); ok {
 			name, _, _ = strings.Cut(name, " ")

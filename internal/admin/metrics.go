@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"net/http"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -64,7 +65,11 @@ func gauge[S any](name, help string, value func(*S) float64) sample[S] {
 	return sample[S]{prometheus.NewDesc(name, help, nil, nil), prometheus.GaugeValue, value}
 }
 
+// send leaves out what there is no snapshot of.
 func send[S any](ch chan<- prometheus.Metric, samples []sample[S], snapshot *S) {
+	if snapshot == nil {
+		return
+	}
 	for _, s := range samples {
 		ch <- prometheus.MustNewConstMetric(s.desc, s.kind, s.value(snapshot))
 	}
@@ -102,15 +107,29 @@ var streamSamples = []sample[cdc.Status]{
 	}),
 }
 
-var databaseSamples = []sample[outbox.Overview]{
-	gauge("walhook_slot_lag_bytes", "WAL that PostgreSQL keeps for the slot.", func(o *outbox.Overview) float64 { return float64(o.LagBytes) }),
-	gauge("walhook_slot_active", "1 while a walhook is connected to the slot.", func(o *outbox.Overview) float64 { return oneIf(o.SlotActive) }),
-	gauge("walhook_deliveries_pending", "Deliveries that wait for their first attempt or a replay.", func(o *outbox.Overview) float64 { return float64(o.Pending) }),
-	gauge("walhook_deliveries_retrying", "Deliveries that wait for their next attempt.", func(o *outbox.Overview) float64 { return float64(o.Retrying) }),
-	gauge("walhook_overdue_seconds", "How long the first delivery that waits has been due.", func(o *outbox.Overview) float64 { return o.Overdue.Seconds() }),
-	gauge("walhook_partitions_ahead", "Days from tomorrow on that have partitions: 14 in normal life.", func(o *outbox.Overview) float64 { return float64(o.PartitionsAhead) }),
-	gauge("walhook_stray_rows", "Rows outside of the daily partitions: 0 in normal life.", func(o *outbox.Overview) float64 { return float64(o.Strays) }),
-}
+// What webhook_status says comes in parts, of which each is there or not.
+var (
+	slotSamples = []sample[outbox.SlotOverview]{
+		gauge("walhook_slot_lag_bytes", "WAL that PostgreSQL keeps for the slot.", func(o *outbox.SlotOverview) float64 { return float64(o.LagBytes) }),
+		gauge("walhook_slot_active", "1 while a walhook is connected to the slot.", func(o *outbox.SlotOverview) float64 { return oneIf(o.Active) }),
+	}
+	safeSamples = []sample[int64]{
+		gauge("walhook_slot_safe_wal_bytes", "WAL that may be written before the slot may be lost; not there where max_slot_wal_keep_size sets no limit.", func(n *int64) float64 { return float64(*n) }),
+	}
+	waitingSamples = []sample[outbox.WaitingOverview]{
+		gauge("walhook_deliveries_pending", "Deliveries that wait for their first attempt or a replay.", func(o *outbox.WaitingOverview) float64 { return float64(o.Pending) }),
+		gauge("walhook_deliveries_retrying", "Deliveries that wait for their next attempt.", func(o *outbox.WaitingOverview) float64 { return float64(o.Retrying) }),
+	}
+	overdueSamples = []sample[time.Duration]{
+		gauge("walhook_overdue_seconds", "How long the first delivery has been due that could be sent now: not what an open breaker or a rate holds.", func(d *time.Duration) float64 { return d.Seconds() }),
+	}
+	straySamples = []sample[int64]{
+		gauge("walhook_stray_rows", "Rows outside of the daily partitions: 0 in normal life.", func(n *int64) float64 { return float64(*n) }),
+	}
+	aheadSamples = []sample[int]{
+		gauge("walhook_partitions_ahead", "Days from tomorrow on that have partitions: 14 in normal life.", func(n *int) float64 { return float64(*n) }),
+	}
+)
 
 var (
 	attemptsDesc = prometheus.NewDesc("walhook_attempts_total", "Attempts that have ended, by error class; success is one.", []string{"class"}, nil)
@@ -139,7 +158,12 @@ func (c *snapshots) Describe(ch chan<- *prometheus.Desc) {
 	}
 	describe(ch, engineSamples)
 	describe(ch, streamSamples)
-	describe(ch, databaseSamples)
+	describe(ch, slotSamples)
+	describe(ch, safeSamples)
+	describe(ch, waitingSamples)
+	describe(ch, overdueSamples)
+	describe(ch, straySamples)
+	describe(ch, aheadSamples)
 }
 
 func describe[S any](ch chan<- *prometheus.Desc, samples []sample[S]) {
@@ -166,11 +190,16 @@ func (c *snapshots) Collect(ch chan<- prometheus.Metric) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), databasePatience)
 	defer cancel()
-	overview, err := c.db.overview(ctx)
-	ch <- prometheus.MustNewConstMetric(databaseDesc, prometheus.GaugeValue, oneIf(err == nil))
-	if err == nil {
-		send(ch, databaseSamples, &overview)
+	overview, _ := c.db.overview(ctx) // what is wrong is on the status page
+	ch <- prometheus.MustNewConstMetric(databaseDesc, prometheus.GaugeValue, oneIf(overview != outbox.Overview{}))
+	send(ch, slotSamples, overview.Slot)
+	if overview.Slot != nil {
+		send(ch, safeSamples, overview.Slot.SafeBytes)
 	}
+	send(ch, waitingSamples, overview.Waiting)
+	send(ch, overdueSamples, overview.Overdue)
+	send(ch, straySamples, overview.Strays)
+	send(ch, aheadSamples, overview.Ahead)
 }
 
 // roles are the stream's, in the words of /readyz.

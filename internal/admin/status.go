@@ -17,7 +17,7 @@ import (
 //go:embed status.html
 var statusHTML string
 
-var statusTemplate = template.Must(template.New("status").Funcs(template.FuncMap{"bytes": humanBytes}).Parse(statusHTML))
+var statusTemplate = template.Must(template.New("status").Funcs(template.FuncMap{"bytes": humanBytes, "rounded": rounded}).Parse(statusHTML))
 
 // A statusView is what the page shows.
 type statusView struct {
@@ -27,7 +27,6 @@ type statusView struct {
 	Stats    deliver.Stats
 	Stream   cdc.Status
 	Database outbox.Overview
-	Overdue  time.Duration // rounded
 }
 
 // statusPage shows how things stand, in plain HTML that reloads itself.
@@ -41,7 +40,6 @@ func statusPage(o Options, db *database) http.Handler {
 		if view.Database, err = db.overview(ctx); err != nil {
 			view.Trouble = err.Error()
 		}
-		view.Overdue = view.Database.Overdue.Round(time.Second)
 		var page bytes.Buffer
 		if err := statusTemplate.Execute(&page, view); err != nil {
 			refuse(w, http.StatusInternalServerError, err.Error())
@@ -55,6 +53,8 @@ func statusPage(o Options, db *database) http.Handler {
 		_, _ = page.WriteTo(w)
 	})
 }
+
+func rounded(d *time.Duration) time.Duration { return d.Round(time.Second) }
 
 // humanBytes prints a number of bytes in the unit that people would choose.
 func humanBytes(n int64) string {
