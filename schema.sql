@@ -48,7 +48,7 @@ BEGIN
         RAISE EXCEPTION 'no schema to install into: search_path "%" names no schema that exists', current_setting('search_path')
             USING ERRCODE = 'invalid_schema_name', HINT = 'CREATE SCHEMA, or set search_path to one that exists.';
     END IF;
-    PERFORM set_config('search_path', quote_ident(current_schema()) || ', pg_temp', true);
+    PERFORM set_config('search_path', quote_ident(current_schema()::text) || ', pg_temp', true);
 END $do$;
 
 -- One at a time: who comes second waits for the first to be done. The lock is one on a table of walhook's, which only a
@@ -102,7 +102,7 @@ DO $do$
 DECLARE
     here   CONSTANT oid := quote_ident(current_schema()::text)::regnamespace::oid;
     tables CONSTANT text[] := '{webhook_event_types,webhook_endpoints,webhook_secrets,webhook_outbox,webhook_outbox_default,webhook_deliveries,'
-        'webhook_deliveries_default,webhook_state,webhook_endpoint_failures,webhook_attempts,webhook_endpoint_health,webhook_status}';
+        'webhook_deliveries_default,webhook_state,webhook_endpoint_failures,webhook_retries,webhook_attempts,webhook_endpoint_health,webhook_status}';
     other  record;
     have   int := 0;
 BEGIN
@@ -133,7 +133,7 @@ DECLARE
     have int;
 BEGIN
     IF EXISTS (SELECT FROM pg_class c
-               WHERE c.relnamespace = quote_ident(current_schema())::regnamespace AND c.relkind <> 'p'
+               WHERE c.relnamespace = quote_ident(current_schema()::text)::regnamespace AND c.relkind <> 'p'
                  AND c.relname IN ('webhook_outbox', 'webhook_deliveries')) THEN
         RAISE EXCEPTION 'schema % has a webhook_outbox or webhook_deliveries that is not walhook''s', current_schema()
             USING ERRCODE = 'duplicate_table', HINT = 'Rename that table, or give walhook a schema of its own by search_path.';
@@ -157,21 +157,21 @@ CREATE OR REPLACE FUNCTION webhook_uuidv7() RETURNS uuid
     -- A random UUIDv4 whose first 48 bits become the milliseconds and whose version 4 (0100) becomes 7 (0111).
     RETURN encode(set_bit(set_bit(overlay(
         uuid_send(gen_random_uuid())
-        PLACING substring(int8send(floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3) FROM 1 FOR 6),
-        52, 1), 53, 1), 'hex')::uuid;
+        PLACING substring(int8send(floor(extract(epoch FROM clock_timestamp()) * 1000::numeric)::bigint) FROM 3) FROM 1 FOR 6),
+        52::bigint, 1), 53::bigint, 1), 'hex')::uuid;
 COMMENT ON FUNCTION webhook_uuidv7() IS
     'A new UUIDv7 (RFC 9562): the clock in milliseconds, then 74 random bits. Default of webhook_outbox.id.';
 
 CREATE OR REPLACE FUNCTION webhook_uuid_at(at timestamptz) RETURNS uuid
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-    RETURN encode(substring(int8send(floor(extract(epoch FROM at) * 1000)::bigint) FROM 3)
+    RETURN encode(substring(int8send(floor(extract(epoch FROM at) * 1000::numeric)::bigint) FROM 3)
         || E'\\x00000000000000000000'::bytea, 'hex')::uuid;
 COMMENT ON FUNCTION webhook_uuid_at(timestamptz) IS
     'The smallest id of an instant: ids made since a time are id >= webhook_uuid_at(time). Such a range prunes partitions.';
 
 CREATE OR REPLACE FUNCTION webhook_uuid_time(id uuid) RETURNS timestamptz
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-    RETURN to_timestamp(('x' || translate(left(id::text, 13), '-', ''))::bit(48)::bigint / 1000.0);
+    RETURN to_timestamp((('x' || translate(left(id::text, 13), '-', ''))::bit(48)::bigint::numeric / 1000.0)::float8);
 COMMENT ON FUNCTION webhook_uuid_time(uuid) IS 'The time in a UUIDv7, in milliseconds.';
 
 CREATE OR REPLACE FUNCTION webhook_delivery_id(event_id uuid, endpoint_id uuid) RETURNS uuid
@@ -180,7 +180,7 @@ CREATE OR REPLACE FUNCTION webhook_delivery_id(event_id uuid, endpoint_id uuid) 
     RETURN encode(set_bit(set_bit(set_bit(set_bit(set_bit(set_bit(
         substring(uuid_send(event_id) FROM 1 FOR 6)
             || substring(sha256(uuid_send(event_id) || uuid_send(endpoint_id)) FROM 1 FOR 10),
-        55, 0), 54, 1), 53, 1), 52, 1), 71, 1), 70, 0), 'hex')::uuid;
+        55::bigint, 0), 54::bigint, 1), 53::bigint, 1), 52::bigint, 1), 71::bigint, 1), 70::bigint, 0), 'hex')::uuid;
 COMMENT ON FUNCTION webhook_delivery_id(uuid, uuid) IS
     'The id of the delivery of an event to an endpoint: a pure function, the same in every attempt, after every crash. '
     'Sent as X-Webhook-Delivery-ID; walhook computes the same in Go.';
@@ -191,9 +191,9 @@ COMMENT ON FUNCTION webhook_delivery_id(uuid, uuid) IS
 CREATE OR REPLACE FUNCTION webhook_event_patterns(name text, category text) RETURNS text[]
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     RETURN ARRAY[name]
-        || CASE WHEN category = 'webhook' THEN '{}'::text[] ELSE '{*}'::text[] END
-        || ARRAY(SELECT array_to_string((string_to_array(name, '.'))[1:n], '.') || '.*'
-                 FROM generate_series(1, cardinality(string_to_array(name, '.')) - 1) AS n);
+        OPERATOR(pg_catalog.||) CASE WHEN category = 'webhook' THEN '{}'::text[] ELSE '{*}'::text[] END
+        OPERATOR(pg_catalog.||) ARRAY(SELECT pg_catalog.array_to_string((string_to_array(name, '.'))[1:n], '.') || '.*'
+                 FROM generate_series(1, pg_catalog.cardinality(string_to_array(name, '.')) - 1) AS n);
 COMMENT ON FUNCTION webhook_event_patterns(text, text) IS
     'What an endpoint may list in event_types to get this type: its name, name.* of every part before a dot, and * unless it is walhook''s own.';
 
@@ -286,7 +286,7 @@ COMMENT ON FUNCTION webhook_event_types_keep() IS
     'Trigger: the types of category webhook stay, or walhook could not tell that it has disabled an endpoint.';
 DO $do$
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_event_types'::regclass AND tgname = 'webhook_event_types_keep_from_delete') THEN
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_event_types'::regclass::oid AND tgname = 'webhook_event_types_keep_from_delete') THEN
         CREATE TRIGGER webhook_event_types_keep_from_delete BEFORE DELETE ON webhook_event_types
             FOR EACH ROW WHEN (starts_with(old.name, 'webhook.')) EXECUTE FUNCTION webhook_event_types_keep();
         CREATE TRIGGER webhook_event_types_keep_from_update BEFORE UPDATE ON webhook_event_types
@@ -295,7 +295,7 @@ BEGIN
         CREATE TRIGGER webhook_event_types_keep_from_truncate BEFORE TRUNCATE ON webhook_event_types
             FOR EACH STATEMENT EXECUTE FUNCTION webhook_event_types_keep();
     END IF;
-    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_event_types'::regclass AND tgname = 'webhook_event_types_restored') THEN
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_event_types'::regclass::oid AND tgname = 'webhook_event_types_restored') THEN
         CREATE TRIGGER webhook_event_types_restored BEFORE INSERT ON webhook_event_types
             FOR EACH ROW EXECUTE FUNCTION webhook_event_types_restored();
         ALTER TABLE webhook_event_types ENABLE ALWAYS TRIGGER webhook_event_types_restored; -- a subscriber writes as a replica
@@ -320,7 +320,7 @@ CREATE TABLE IF NOT EXISTS webhook_endpoints (
     created_at      timestamptz NOT NULL DEFAULT now(),
     updated_at      timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT webhook_endpoints_max_in_flight_1_to_1000 CHECK (max_in_flight BETWEEN 1 AND 1000),
-    CONSTRAINT webhook_endpoints_rate_per_second_positive CHECK (rate_per_second > 0 AND rate_per_second < 'infinity')
+    CONSTRAINT webhook_endpoints_rate_per_second_positive CHECK (rate_per_second > 0::float8 AND rate_per_second < 'infinity')
 );
 COMMENT ON TABLE webhook_endpoints IS
     'URLs that get an organization''s events. INSERT, UPDATE and DELETE are the API; a change is in force within a second of its commit.';
@@ -413,7 +413,7 @@ DECLARE
 BEGIN
     IF headers IS NULL OR jsonb_typeof(headers) <> 'object' THEN RETURN 'they are not a JSON object of name to text'; END IF;
     FOR name, value IN SELECT h.key, h.value FROM jsonb_each(headers) AS h LOOP
-        IF name !~ '^[A-Za-z0-9!#$%&''*+.^_`|~-]+$' THEN RETURN to_jsonb(left(name, 100))::text || ' is not a header name'; END IF;
+        IF name !~ '^[A-Za-z0-9!#$%&''*+.^_`|~-]+$' THEN RETURN pg_catalog.to_jsonb(left(name, 100))::text || ' is not a header name'; END IF;
         IF octet_length(name) > 128 THEN RETURN left(name, 100) || '... is longer than 128 characters'; END IF;
         -- Not lower(): a Turkish locale makes another letter of I.
         lowered := translate(name, 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'::text, 'abcdefghijklmnopqrstuvwxyz'::text);
@@ -429,7 +429,7 @@ BEGIN
         IF jsonb_typeof(value) <> 'string' THEN RETURN 'the value of ' || name || ' is not text'; END IF;
         content := value #>> '{}'::text[];
         IF content ~ E'[\\x01-\\x1f\\x7f]' THEN RETURN 'the value of ' || name || ' holds a control character or a line break'; END IF;
-        seen := array_append(seen, lowered);
+        seen := pg_catalog.array_append(seen, lowered);
         count := count + 1;
         bytes := bytes + octet_length(name) + octet_length(content);
         IF count > 32 THEN RETURN 'there are more than 32'; END IF;
@@ -482,7 +482,7 @@ BEGIN
         END IF;
     END IF;
 
-    IF is_new OR new.event_types IS DISTINCT FROM old.event_types THEN
+    IF is_new OR new.event_types IS NULL OR new.event_types OPERATOR(pg_catalog.<>) old.event_types THEN
         IF new.event_types IS NULL OR pg_catalog.cardinality(new.event_types) = 0 THEN
             RAISE EXCEPTION 'webhook_endpoints.event_types is null or empty: use ''{*}'' for every type, or set enabled = false to get none'
                 USING ERRCODE = 'check_violation';
@@ -493,7 +493,7 @@ BEGIN
                 USING ERRCODE = 'check_violation';
         END IF;
         SELECT coalesce(quote_literal(w.entry), 'a null entry') INTO problem
-        FROM unnest(new.event_types) AS w(entry)
+        FROM pg_catalog.unnest(new.event_types) AS w(entry)
         WHERE w.entry IS DISTINCT FROM '*'
           AND NOT EXISTS (SELECT FROM webhook_event_types AS t WHERE w.entry = ANY (t.patterns))
         LIMIT 1;
@@ -637,27 +637,27 @@ BEGIN
         CREATE INDEX webhook_secrets_unsealed_idx ON webhook_secrets (id) WHERE NOT starts_with(secret, 'sealed:');
         COMMENT ON INDEX webhook_secrets_unsealed_idx IS 'With WALHOOK_SECRET_KEY, what is to be sealed is found here.';
     END IF;
-    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_secrets'::regclass AND tgname = 'webhook_secrets_before_write') THEN
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_secrets'::regclass::oid AND tgname = 'webhook_secrets_before_write') THEN
         CREATE TRIGGER webhook_secrets_before_write BEFORE INSERT OR UPDATE ON webhook_secrets
             FOR EACH ROW EXECUTE FUNCTION webhook_secrets_before_write();
     END IF;
-    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass AND tgname = 'webhook_endpoints_before_write') THEN
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass::oid AND tgname = 'webhook_endpoints_before_write') THEN
         CREATE TRIGGER webhook_endpoints_before_write BEFORE INSERT OR UPDATE ON webhook_endpoints
             FOR EACH ROW EXECUTE FUNCTION webhook_endpoints_before_write();
     END IF;
-    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass AND tgname = 'webhook_endpoints_after_insert') THEN
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass::oid AND tgname = 'webhook_endpoints_after_insert') THEN
         CREATE TRIGGER webhook_endpoints_after_insert AFTER INSERT ON webhook_endpoints
             FOR EACH ROW EXECUTE FUNCTION webhook_endpoints_after_insert();
     END IF;
-    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_secrets'::regclass AND tgname = 'webhook_secrets_restored') THEN
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_secrets'::regclass::oid AND tgname = 'webhook_secrets_restored') THEN
         CREATE TRIGGER webhook_secrets_restored BEFORE INSERT ON webhook_secrets
             FOR EACH ROW EXECUTE FUNCTION webhook_secrets_restored();
     END IF;
-    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass AND tgname = 'webhook_endpoints_notify_update') THEN
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass::oid AND tgname = 'webhook_endpoints_notify_update') THEN
         CREATE TRIGGER webhook_endpoints_notify_update AFTER UPDATE ON webhook_endpoints
             FOR EACH ROW WHEN (old.enabled AND NOT new.enabled) EXECUTE FUNCTION webhook_endpoints_notify();
     END IF;
-    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass AND tgname = 'webhook_endpoints_notify_delete') THEN
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass::oid AND tgname = 'webhook_endpoints_notify_delete') THEN
         CREATE TRIGGER webhook_endpoints_notify_delete AFTER DELETE ON webhook_endpoints
             FOR EACH ROW EXECUTE FUNCTION webhook_endpoints_notify();
     END IF;
@@ -755,15 +755,15 @@ BEGIN
             USING ERRCODE = 'check_violation';
     END IF;
 
-    new.shard := hashtextextended(new.organization_id, 0) & 1023;
+    new.shard := hashtextextended(new.organization_id, 0::bigint) & 1023::bigint;
 
     IF new.endpoint_ids IS NULL THEN
         new.endpoint_ids := ARRAY(SELECT e.id FROM webhook_endpoints AS e
-                                  WHERE e.organization_id = new.organization_id AND e.enabled AND e.event_types && wanted);
-    ELSIF cardinality(new.endpoint_ids) > 0 AND NOT webhook_restoring() THEN
+                                  WHERE e.organization_id = new.organization_id AND e.enabled AND e.event_types OPERATOR(pg_catalog.&&) wanted);
+    ELSIF pg_catalog.cardinality(new.endpoint_ids) > 0 AND NOT webhook_restoring() THEN
         mine := ARRAY(SELECT e.id FROM webhook_endpoints AS e
                       WHERE e.organization_id = new.organization_id AND e.id = ANY (new.endpoint_ids));
-        SELECT coalesce(g.id::text, 'null') INTO stranger FROM unnest(new.endpoint_ids) AS g(id)
+        SELECT coalesce(g.id::text, 'null') INTO stranger FROM pg_catalog.unnest(new.endpoint_ids) AS g(id)
         WHERE g.id IS NULL OR g.id <> ALL (mine) LIMIT 1;
         IF FOUND THEN
             RAISE EXCEPTION 'webhook_outbox.endpoint_ids: % is not an endpoint of organization %: leave the column out to reach every endpoint that subscribes, or name endpoints of this organization',
@@ -788,12 +788,12 @@ DO $do$
 BEGIN
     -- ENABLE ALWAYS, so that session_replication_role cannot put events without endpoint_ids here. Before the first
     -- partition: a partition gets its triggers from the root as they are when it is attached.
-    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_outbox'::regclass AND tgname = 'webhook_outbox_before_insert') THEN
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_outbox'::regclass::oid AND tgname = 'webhook_outbox_before_insert') THEN
         CREATE TRIGGER webhook_outbox_before_insert BEFORE INSERT ON webhook_outbox
             FOR EACH ROW EXECUTE FUNCTION webhook_outbox_before_insert();
         ALTER TABLE webhook_outbox ENABLE ALWAYS TRIGGER webhook_outbox_before_insert;
     END IF;
-    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_outbox'::regclass AND tgname = 'webhook_outbox_before_update') THEN
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_outbox'::regclass::oid AND tgname = 'webhook_outbox_before_update') THEN
         CREATE TRIGGER webhook_outbox_before_update BEFORE UPDATE ON webhook_outbox
             FOR EACH ROW EXECUTE FUNCTION webhook_outbox_before_update();
         ALTER TABLE webhook_outbox ENABLE ALWAYS TRIGGER webhook_outbox_before_update;
@@ -884,7 +884,7 @@ BEGIN
         CREATE INDEX webhook_deliveries_event_idx ON webhook_deliveries (event_id);
         COMMENT ON INDEX webhook_deliveries_event_idx IS 'For people: the deliveries of one event.';
     END IF;
-    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_deliveries'::regclass AND tgname = 'webhook_deliveries_notify') THEN
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_deliveries'::regclass::oid AND tgname = 'webhook_deliveries_notify') THEN
         -- walhook's own writes set walhook.recording: its batches pay nothing and wake nobody.
         CREATE TRIGGER webhook_deliveries_notify AFTER UPDATE ON webhook_deliveries
             FOR EACH STATEMENT WHEN (current_setting('walhook.recording', true) IS DISTINCT FROM 'on')
@@ -900,10 +900,10 @@ COMMENT ON TABLE webhook_deliveries_default IS 'Deliveries of days without a par
 -- The table was made at the beginning of this file, with today's columns: its lock lets one apply the file at a time.
 DO $do$
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_state'::regclass AND attname = 'published') THEN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_state'::regclass::oid AND attname = 'published') THEN
         ALTER TABLE webhook_state ADD COLUMN published text; -- versions 1 and 2 had none
     END IF;
-    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_state'::regclass AND attname = 'open_since') THEN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_state'::regclass::oid AND attname = 'open_since') THEN
         ALTER TABLE webhook_state ADD COLUMN open_since timestamptz; -- versions 1 to 3 had none
     END IF;
 END $do$;
@@ -930,7 +930,7 @@ CREATE TABLE IF NOT EXISTS webhook_endpoint_failures (
 );
 DO $do$
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_endpoint_failures'::regclass AND attname = 'breaker_opened_at') THEN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_endpoint_failures'::regclass::oid AND attname = 'breaker_opened_at') THEN
         ALTER TABLE webhook_endpoint_failures ADD COLUMN breaker_opened_at timestamptz; -- version 1 had none
     END IF;
 END $do$;
@@ -977,7 +977,7 @@ BEGIN
         GROUP BY o.what, a.grantee
     LOOP
         EXECUTE 'REVOKE ' || given.privileges || ' ON ' || given.what || ' FROM ' || given.role || ' CASCADE';
-        roles := array_append(roles, given.role);
+        roles := pg_catalog.array_append(roles, given.role);
     END LOOP;
     RETURN roles;
 END $fn$;
@@ -990,7 +990,7 @@ CREATE OR REPLACE FUNCTION webhook_add_partition(parent text, day date, OUT made
 DECLARE
     -- Bounds how long INSERTs wait while rows are moved: below half a second.
     most     CONSTANT bigint := 20000;
-    part     text := format('%s_p%s', parent, to_char(day, 'YYYYMMDD'));
+    part     text := pg_catalog.format('%s_p%s', parent, to_char(day::timestamp, 'YYYYMMDD'::text));
     fallback text := parent || '_default';
     low      uuid := webhook_uuid_at(day::timestamp AT TIME ZONE 'UTC');
     high     uuid := webhook_uuid_at((day + 1)::timestamp AT TIME ZONE 'UTC');
@@ -1009,7 +1009,7 @@ BEGIN
             part, current_user, quote_ident(current_schema()::text), quote_ident(current_user::text)
             USING ERRCODE = 'insufficient_privilege', HINT = 'Partitions are made every day, two weeks ahead.';
     END IF;
-    EXECUTE format('SELECT count(*) FROM (SELECT FROM %I WHERE id >= $1 AND id < $2 LIMIT $3) AS s', fallback)
+    EXECUTE pg_catalog.format('SELECT count(*) FROM (SELECT FROM %I WHERE id >= $1 AND id < $2 LIMIT $3) AS s', fallback)
         INTO moved USING low, high, most + 1;
     IF moved > most THEN
         RETURN; -- the day stays in the DEFAULT partition
@@ -1018,23 +1018,23 @@ BEGIN
 
     -- Created apart and attached: PARTITION OF would lock the root against INSERT, ATTACH does not. It does lock the
     -- DEFAULT partition; locking that first makes the move complete and leaves no lock to be upgraded.
-    EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL EXCLUDING COMMENTS, CONSTRAINT attach CHECK (id >= %L AND id < %L))',
+    EXECUTE pg_catalog.format('CREATE TABLE %I (LIKE %I INCLUDING ALL EXCLUDING COMMENTS, CONSTRAINT attach CHECK (id >= %L AND id < %L))',
         part, parent, low, high);
     PERFORM webhook_revoke_default_privileges('pg_class'::regclass::oid, to_regclass(part)::oid);
     -- Where rows are to be moved the root has to be locked before: who has planned a statement would see them in neither
     -- partition, and an INSERT that is on its way into the DEFAULT partition would fail. It is a rare case.
     IF strays THEN
-        EXECUTE format('LOCK TABLE ONLY %I IN ACCESS EXCLUSIVE MODE', parent);
+        EXECUTE pg_catalog.format('LOCK TABLE ONLY %I IN ACCESS EXCLUSIVE MODE', parent);
     END IF;
-    EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', fallback);
-    EXECUTE format('WITH rows AS (DELETE FROM %I WHERE id >= $1 AND id < $2 RETURNING *) INSERT INTO %I SELECT * FROM rows', fallback, part)
+    EXECUTE pg_catalog.format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', fallback);
+    EXECUTE pg_catalog.format('WITH rows AS (DELETE FROM %I WHERE id >= $1 AND id < $2 RETURNING *) INSERT INTO %I SELECT * FROM rows', fallback, part)
         USING low, high;
     GET DIAGNOSTICS moved = ROW_COUNT;
     IF moved > 0 AND NOT strays OR moved > most THEN
         RAISE EXCEPTION 'rows of % came meanwhile: try again', part USING ERRCODE = 'lock_not_available';
     END IF;
-    EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', parent, part, low, high);
-    EXECUTE format('ALTER TABLE %I DROP CONSTRAINT attach', part);
+    EXECUTE pg_catalog.format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', parent, part, low, high);
+    EXECUTE pg_catalog.format('ALTER TABLE %I DROP CONSTRAINT attach', part);
     made := true;
 END $fn$;
 COMMENT ON FUNCTION webhook_add_partition(text, date) IS
@@ -1048,8 +1048,8 @@ DECLARE
     -- How many events of the day walhook has seen to have all their rows. Null: that is looked at here.
     compared   bigint := nullif(current_setting('walhook.compared', true), ''::text)::bigint;
     present    bigint;
-    events     text := 'webhook_outbox_p' || to_char(day, 'YYYYMMDD');
-    deliveries text := 'webhook_deliveries_p' || to_char(day, 'YYYYMMDD');
+    events     text := 'webhook_outbox_p' || to_char(day::timestamp, 'YYYYMMDD'::text);
+    deliveries text := 'webhook_deliveries_p' || to_char(day::timestamp, 'YYYYMMDD'::text);
     low        uuid := webhook_uuid_at(day::timestamp AT TIME ZONE 'UTC');
     high       uuid := webhook_uuid_at((day + 1)::timestamp AT TIME ZONE 'UTC');
 BEGIN
@@ -1064,7 +1064,7 @@ BEGIN
     IF to_regclass(events) IS NOT NULL THEN
         IF compared IS NULL THEN
             SELECT count(*) INTO compared FROM webhook_outbox AS o WHERE o.id >= low AND o.id < high;
-            IF EXISTS (SELECT FROM webhook_outbox AS o CROSS JOIN LATERAL unnest(o.endpoint_ids) AS e(id)
+            IF EXISTS (SELECT FROM webhook_outbox AS o CROSS JOIN LATERAL pg_catalog.unnest(o.endpoint_ids) AS e(id)
                        WHERE o.id >= low AND o.id < high
                          AND NOT EXISTS (SELECT FROM webhook_deliveries AS d WHERE d.id = webhook_delivery_id(o.id, e.id) OFFSET 0)) THEN
                 RETURN false;
@@ -1072,8 +1072,8 @@ BEGIN
         END IF;
         -- Nothing comes into the day any more: only who inserts an event of that day waits. What came since it was
         -- compared may have no row yet.
-        EXECUTE format('LOCK TABLE %I IN SHARE MODE', events);
-        EXECUTE format('SELECT count(*) FROM %I', events) INTO present;
+        EXECUTE pg_catalog.format('LOCK TABLE %I IN SHARE MODE', events);
+        EXECUTE pg_catalog.format('SELECT count(*) FROM %I', events) INTO present;
         IF present <> compared THEN
             RETURN false;
         END IF;
@@ -1083,21 +1083,21 @@ BEGIN
     LOCK TABLE ONLY webhook_deliveries IN ACCESS EXCLUSIVE MODE;
     LOCK TABLE webhook_deliveries_default IN ACCESS EXCLUSIVE MODE;
     IF to_regclass(deliveries) IS NOT NULL THEN
-        EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', deliveries);
+        EXECUTE pg_catalog.format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', deliveries);
     END IF;
     IF EXISTS (SELECT FROM webhook_deliveries AS d WHERE d.id >= low AND d.id < high AND d.status IN ('pending', 'retrying')) THEN
         RETURN false;
     END IF;
     LOCK TABLE webhook_outbox_default IN ACCESS EXCLUSIVE MODE;
     IF to_regclass(events) IS NOT NULL THEN
-        EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', events);
+        EXECUTE pg_catalog.format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', events);
     END IF;
     LOCK TABLE ONLY webhook_outbox IN ACCESS EXCLUSIVE MODE;
     IF to_regclass(events) IS NOT NULL THEN
-        EXECUTE format('DROP TABLE %I', events);
+        EXECUTE pg_catalog.format('DROP TABLE %I', events);
     END IF;
     IF to_regclass(deliveries) IS NOT NULL THEN
-        EXECUTE format('DROP TABLE %I', deliveries);
+        EXECUTE pg_catalog.format('DROP TABLE %I', deliveries);
     END IF;
     RETURN true;
 END $fn$;
@@ -1121,7 +1121,7 @@ BEGIN
                                        AND d.id >= webhook_uuid_at(webhook_uuid_time(o.id))
                                        AND d.id < webhook_uuid_at(webhook_uuid_time(o.id) + interval '1 millisecond'))
                      -- Nor one that walhook has not recorded: an id may be late.
-                     AND NOT EXISTS (SELECT FROM unnest(o.endpoint_ids) AS e(id)
+                     AND NOT EXISTS (SELECT FROM pg_catalog.unnest(o.endpoint_ids) AS e(id)
                                      WHERE NOT EXISTS (SELECT FROM webhook_deliveries AS d WHERE d.id = webhook_delivery_id(o.id, e.id) OFFSET 0))
                    ORDER BY o.id LIMIT most);
     GET DIAGNOSTICS events = ROW_COUNT;
@@ -1198,10 +1198,10 @@ BEGIN
         RETURN;
     END IF;
     FOR allowed IN
-        SELECT CASE WHEN a.grantee = 0::oid THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS grantee, a.is_grantable
+        SELECT CASE WHEN a.grantee = 0::oid THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)::text) END AS grantee, a.is_grantable
         FROM pg_proc AS p CROSS JOIN LATERAL aclexplode(p.proacl) AS a WHERE p.oid = former::oid AND a.grantee <> p.proowner
     LOOP
-        EXECUTE format('GRANT EXECUTE ON FUNCTION webhook_create_endpoint(text, text, text[], text) TO %s%s', allowed.grantee,
+        EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION webhook_create_endpoint(text, text, text[], text) TO %s%s', allowed.grantee,
             CASE WHEN allowed.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
     END LOOP;
     DROP FUNCTION webhook_create_endpoint(text, text, text[]);
@@ -1358,12 +1358,12 @@ CREATE OR REPLACE FUNCTION webhook_explain(event_id uuid)
     ), endpoints AS (
         SELECT e.id FROM event JOIN webhook_endpoints AS e ON e.organization_id = event.organization_id
         UNION
-        SELECT unnest(event.endpoint_ids) FROM event
+        SELECT pg_catalog.unnest(event.endpoint_ids) FROM event
     )
     SELECT x.id, e.url,
         CASE
             WHEN NOT owed.yes AND e.created_at > event.at THEN 'not owed: the endpoint was created after the event'
-            WHEN NOT owed.yes AND NOT e.event_types && event.patterns THEN 'not owed: not subscribed to ' || event.event_type
+            WHEN NOT owed.yes AND NOT e.event_types OPERATOR(pg_catalog.&&) event.patterns THEN 'not owed: not subscribed to ' || event.event_type
             WHEN NOT owed.yes AND NOT e.enabled AND e.disabled_at <= event.at THEN 'not owed: disabled when the event was inserted'
             WHEN NOT owed.yes THEN 'not owed: disabled when the event was inserted, or not subscribed to ' || event.event_type
                 || ' then, or the event named other endpoints'
@@ -1371,8 +1371,8 @@ CREATE OR REPLACE FUNCTION webhook_explain(event_id uuid)
             WHEN d.status = 'success' THEN 'owed: success'
             WHEN d.status = 'pending' AND d.attempts = 0 THEN 'owed: waiting for its first attempt'
             WHEN d.status = 'pending' THEN 'owed: waiting to be replayed'
-            WHEN d.status = 'retrying' THEN format('owed: attempt %s failed (%s), the next is due at %s', d.attempts, why.failed, d.next_attempt_at)
-            WHEN d.status = 'failed' THEN format('owed: failed for good after attempt %s (%s)', d.attempts, why.failed)
+            WHEN d.status = 'retrying' THEN pg_catalog.format('owed: attempt %s failed (%s), the next is due at %s', d.attempts, why.failed, d.next_attempt_at)
+            WHEN d.status = 'failed' THEN pg_catalog.format('owed: failed for good after attempt %s (%s)', d.attempts, why.failed)
             ELSE 'owed: cancelled, the endpoint was disabled or deleted'
         END || CASE
             WHEN e.id IS NULL THEN ' (the endpoint is deleted)'
@@ -1380,9 +1380,9 @@ CREATE OR REPLACE FUNCTION webhook_explain(event_id uuid)
             WHEN NOT e.enabled THEN ' (the endpoint is disabled)'
             WHEN d.status IN ('success', 'failed', 'cancelled') THEN ''
             ELSE CASE WHEN f.breaker_opened_at IS NOT NULL
-                      THEN format(' (its breaker is open since %s: one probe at a time)', f.breaker_opened_at) ELSE '' END
+                      THEN pg_catalog.format(' (its breaker is open since %s: one probe at a time)', f.breaker_opened_at) ELSE '' END
               || CASE WHEN e.rate_per_second IS NOT NULL
-                      THEN format(' (it gets at most %s requests per second)', e.rate_per_second) ELSE '' END
+                      THEN pg_catalog.format(' (it gets at most %s requests per second)', e.rate_per_second) ELSE '' END
               || CASE WHEN connected.yes THEN '' ELSE ' (no walhook is connected to the slot)' END
         END,
         CASE WHEN owed.yes THEN webhook_delivery_id(event.id, x.id) END,
@@ -1396,7 +1396,7 @@ CREATE OR REPLACE FUNCTION webhook_explain(event_id uuid)
     LEFT JOIN webhook_endpoint_failures AS f ON f.endpoint_id = x.id
     -- LIMIT keeps it a look-up by id: one index scan in one partition for each endpoint.
     LEFT JOIN LATERAL (SELECT * FROM webhook_deliveries AS d WHERE owed.yes AND d.id = webhook_delivery_id(event.id, x.id) LIMIT 1) AS d ON true
-    CROSS JOIN LATERAL (SELECT coalesce(concat_ws(' ', d.error_class, d.status_code), '') AS failed) AS why
+    CROSS JOIN LATERAL (SELECT coalesce(pg_catalog.concat_ws(' ', d.error_class, d.status_code), '') AS failed) AS why
     ORDER BY owed.yes DESC, e.created_at, x.id
 $fn$;
 COMMENT ON FUNCTION webhook_explain(uuid) IS
@@ -1408,7 +1408,7 @@ CREATE OR REPLACE FUNCTION webhook_stats(organization_id text)
     LANGUAGE sql STABLE SET search_path FROM CURRENT SET jit = off AS $fn$
     -- Ranges of ids, so that only the last days' partitions are read. An application's clock may be ahead of ours.
     SELECT events.n, d.n, d.success, d.failed, d.cancelled, d.pending, d.retrying,
-           round(d.success::numeric / nullif(d.success + d.failed, 0), 4),
+           round(d.success::numeric / nullif(d.success + d.failed, 0)::numeric, 4),
            waiting.n, waiting.oldest
     FROM (SELECT count(*) AS n FROM webhook_outbox AS o
           WHERE o.organization_id = webhook_stats.organization_id
@@ -1475,7 +1475,7 @@ CREATE OR REPLACE VIEW webhook_attempts AS
         FROM jsonb_to_recordset(CASE WHEN jsonb_typeof(d.attempt_log) = 'array' THEN d.attempt_log ELSE '[]' END)
             AS l (attempt int, at timestamptz, status_code int, error_class text, error text, duration_ms int)
         UNION ALL
-        SELECT 1, d.updated_at - d.duration_ms * interval '1 millisecond', d.status_code, d.error_class, d.error, d.duration_ms
+        SELECT 1, d.updated_at - d.duration_ms::float8 * interval '1 millisecond', d.status_code, d.error_class, d.error, d.duration_ms
         WHERE d.attempt_log IS NULL AND d.attempts = 1
     ) AS a;
 COMMENT ON VIEW webhook_attempts IS 'Every HTTP request that was made for a delivery.';
@@ -1596,7 +1596,7 @@ BEGIN
     IF to_regclass('pg_catalog.pg_publication_namespace') IS NOT NULL THEN -- from PostgreSQL 15 on
         EXECUTE 'SELECT string_agg(''schema '' || n.pnnspid::regnamespace::text, '', '') FROM pg_publication_namespace AS n WHERE n.pnpubid = $1'
             INTO areas USING pub.oid;
-        others := concat_ws(', ', others, areas);
+        others := pg_catalog.concat_ws(', ', others, areas);
     END IF;
     keeps := pub.puballtables OR others <> '';
 
@@ -1607,7 +1607,7 @@ BEGIN
                       'to its schema. Otherwise: ALTER PUBLICATION walhook RENAME TO something_else, or DROP PUBLICATION walhook where nobody needs it.';
     END IF;
     IF NOT pub.pubinsert OR NOT pub.pubviaroot OR (NOT keeps AND (pub.pubupdate OR pub.pubdelete OR pub.pubtruncate)) THEN
-        EXECUTE format('ALTER PUBLICATION walhook SET (publish = %L, publish_via_partition_root = true)', concat_ws(', ', 'insert',
+        EXECUTE pg_catalog.format('ALTER PUBLICATION walhook SET (publish = %L, publish_via_partition_root = true)', pg_catalog.concat_ws(', ', 'insert',
             CASE WHEN keeps AND pub.pubupdate THEN 'update' END, CASE WHEN keeps AND pub.pubdelete THEN 'delete' END,
             CASE WHEN keeps AND pub.pubtruncate THEN 'truncate' END));
     END IF;
@@ -1616,7 +1616,7 @@ BEGIN
         -- JSON, because PostgreSQL 14 has no such columns.
         IF EXISTS (SELECT FROM pg_publication_rel AS r
                    WHERE r.prpubid = pub.oid AND r.prrelid = 'webhook_outbox'::regclass::oid
-                     AND num_nonnulls(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') > 0) THEN
+                     AND pg_catalog.num_nonnulls(pg_catalog.to_jsonb(r) ->> 'prqual'::text, pg_catalog.to_jsonb(r) ->> 'prattrs'::text) > 0) THEN
             ALTER PUBLICATION walhook DROP TABLE webhook_outbox;
             member := false;
         END IF;
@@ -1627,7 +1627,7 @@ BEGIN
 EXCEPTION WHEN insufficient_privilege THEN
     RAISE EXCEPTION 'the publication walhook cannot be made or changed by role %: %', current_user, sqlerrm
         USING ERRCODE = 'insufficient_privilege',
-              HINT = format('GRANT CREATE ON DATABASE %I TO %I; an existing publication has to belong to that role (ALTER PUBLICATION walhook OWNER TO %2$I).',
+              HINT = pg_catalog.format('GRANT CREATE ON DATABASE %I TO %I; an existing publication has to belong to that role (ALTER PUBLICATION walhook OWNER TO %2$I).',
                             current_database(), current_user);
 END $do$;
 
@@ -1650,7 +1650,7 @@ GRANT EXECUTE ON FUNCTION webhook_uuidv7() TO PUBLIC;
 
 -- Of versions 1 to 4, whose sequence does not come along where rows are moved by logical replication.
 DO $do$ BEGIN
-    IF EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = 'webhook_secrets'::regclass AND a.attname = 'id' AND a.attidentity <> '') THEN
+    IF EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = 'webhook_secrets'::regclass::oid AND a.attname = 'id' AND a.attidentity <> '') THEN
         ALTER TABLE webhook_secrets ALTER COLUMN id DROP IDENTITY,
             ALTER COLUMN id SET DEFAULT (('x' || right(translate(gen_random_uuid()::text, '-', ''), 16))::bit(64)::bigint & 9223372036854775807);
     END IF;
@@ -1668,12 +1668,12 @@ BEGIN
         SELECT g.tgrelid::regclass AS in_table, g.tgname AS name, CASE WHEN want.always THEN 'ALWAYS' ELSE '' END AS always
         FROM pg_trigger AS g JOIN pg_class AS c ON c.oid = g.tgrelid
         CROSS JOIN LATERAL (SELECT starts_with(g.tgname::text, 'webhook_outbox_before_') OR g.tgname = 'webhook_event_types_restored' AS always) AS want
-        WHERE starts_with(g.tgname::text, 'webhook_') AND g.tgconstraint = 0 AND g.tgenabled::text NOT IN ('A', CASE WHEN want.always THEN 'A' ELSE 'O' END)
-          AND (c.oid IN (SELECT to_regclass(t)::oid FROM unnest('{webhook_event_types,webhook_endpoints,webhook_secrets,webhook_outbox,webhook_deliveries,webhook_state,webhook_endpoint_failures,webhook_retries}'::text[]) AS t)
+        WHERE starts_with(g.tgname::text, 'webhook_') AND g.tgconstraint = 0::oid AND g.tgenabled::text NOT IN ('A', CASE WHEN want.always THEN 'A' ELSE 'O' END)
+          AND (c.oid IN (SELECT to_regclass(t)::oid FROM pg_catalog.unnest('{webhook_event_types,webhook_endpoints,webhook_secrets,webhook_outbox,webhook_deliveries,webhook_state,webhook_endpoint_failures,webhook_retries}'::text[]) AS t)
                OR c.oid IN (SELECT i.inhrelid FROM pg_inherits AS i WHERE i.inhparent IN ('webhook_outbox'::regclass::oid, 'webhook_deliveries'::regclass::oid)))
         ORDER BY c.relispartition, c.oid
     LOOP
-        EXECUTE format('ALTER TABLE %s ENABLE %s TRIGGER %I', off.in_table, off.always, off.name);
+        EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE %s TRIGGER %I', off.in_table, off.always, off.name);
     END LOOP;
 END $do$;
 

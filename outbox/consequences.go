@@ -178,7 +178,7 @@ func (s *Store) long(health []EndpointHealth) (long []told) {
 // Not status = 'failed', or the plan may be to read all dead letters and pick these.
 const insertExhausted = `
 INSERT INTO webhook_outbox (id, organization_id, event_type, payload)
-SELECT r.own_id, d.organization_id, '` + TypeDeliveryExhausted + `', jsonb_build_object(
+SELECT r.own_id, d.organization_id, '` + TypeDeliveryExhausted + `', pg_catalog.jsonb_build_object(
        'deliveryId', d.id, 'eventId', d.event_id, 'event', d.event_type, 'endpointId', d.endpoint_id,
        'attempts', d.attempts, 'statusCode', d.status_code, 'errorClass', d.error_class, 'error', d.error)
 FROM unnest(@ids::uuid[], @own_ids::uuid[], @attempts::int[]) AS r(id, own_id, attempts)
@@ -202,7 +202,7 @@ DELETE FROM webhook_endpoint_failures WHERE endpoint_id = ANY(@ids::uuid[]) AND 
 // it is enabled again, it begins anew.
 const insertFailures = `
 INSERT INTO webhook_endpoint_failures AS f (endpoint_id, failing_since, breaker_opened_at)
-SELECT DISTINCT r.id, now(), CASE WHEN @open::bool THEN now() END FROM unnest(@ids::uuid[]) AS r(id) JOIN webhook_endpoints e ON e.id = r.id
+SELECT DISTINCT r.id, now(), CASE WHEN @open::bool THEN now() END FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_endpoints e ON e.id = r.id
 WHERE e.enabled AND ` + fenced + `
 ON CONFLICT (endpoint_id) DO UPDATE SET breaker_opened_at = excluded.breaker_opened_at
 WHERE (f.breaker_opened_at IS NULL) <> (excluded.breaker_opened_at IS NULL)`
@@ -228,14 +228,14 @@ WITH picked AS (
 const (
 	always  = `true`
 	forLong = `EXISTS (SELECT FROM webhook_endpoint_failures f
-        WHERE f.endpoint_id = e.id AND f.failing_since < now() - @failing_ms::bigint * interval '1 ms')`
+        WHERE f.endpoint_id = e.id AND f.failing_since < now() - @failing_ms::bigint::float8 * interval '1 ms')`
 
 	// A delivery of one of our own events disables its endpoint too, but tells
 	// nobody, so that events about events cannot go round.
 	tellOff = `
 INSERT INTO webhook_outbox (id, organization_id, event_type, payload)
 SELECT DISTINCT ON (off.id) r.own_id, off.organization_id, '` + TypeEndpointDisabled + `',
-       jsonb_build_object('endpointId', off.id, 'reason', @reason::text)
+       pg_catalog.jsonb_build_object('endpointId', off.id, 'reason', @reason::text)
 FROM off JOIN unnest(@ids::uuid[], @own_ids::uuid[], @tell::bool[]) AS r(id, own_id, tell) ON r.id = off.id
 WHERE r.tell
 ORDER BY off.id, r.own_id
@@ -255,7 +255,7 @@ var (
 // One that was enabled again meanwhile is no news any more.
 const insertDisabled = `
 INSERT INTO webhook_outbox (id, organization_id, event_type, payload)
-SELECT r.own_id, e.organization_id, '` + TypeEndpointDisabled + `', jsonb_build_object('endpointId', e.id, 'reason', @reason::text)
+SELECT r.own_id, e.organization_id, '` + TypeEndpointDisabled + `', pg_catalog.jsonb_build_object('endpointId', e.id, 'reason', @reason::text)
 FROM unnest(@ids::uuid[], @own_ids::uuid[]) AS r(id, own_id) JOIN webhook_endpoints e ON e.id = r.id
 WHERE NOT e.enabled AND e.disabled_reason = @reason::text AND ` + fenced + `
 ON CONFLICT (id) DO NOTHING`

@@ -216,7 +216,7 @@ func (s *Store) CancelRows(ctx context.Context, fence Fence, endpoint uuid.UUID,
 // that wait and pick these.
 const orphans = `
 WITH gone AS (
-    SELECT d.id FROM unnest(@ids::uuid[]) AS r(id) JOIN webhook_deliveries d ON d.id = r.id
+    SELECT d.id FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_deliveries d ON d.id = r.id
     WHERE d.status NOT IN ('success', 'failed', 'cancelled') AND ` + fenced
 
 const eventGone = ` AND ` + settled + ` AND NOT EXISTS (SELECT FROM webhook_outbox o WHERE o.id = d.event_id OFFSET 0)`
@@ -252,7 +252,7 @@ func (s *Store) CancelOrphans(ctx context.Context, fence Fence, ids []uuid.UUID)
 }
 
 const selectExisting = `
-SELECT d.id FROM unnest(@ids::uuid[]) AS r(id) JOIN webhook_deliveries d ON d.id = r.id`
+SELECT d.id FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_deliveries d ON d.id = r.id`
 
 // Existing adds to known those of the deliveries that have a row, also those whose row
 // is just moved into another partition.

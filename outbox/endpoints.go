@@ -18,7 +18,7 @@ SELECT e.id, e.organization_id, e.url, e.headers, e.enabled, coalesce(e.max_in_f
              WHERE s.endpoint_id = e.id AND (s.expires_at IS NULL OR s.expires_at > now())
              ORDER BY s.created_at, s.id),
        coalesce(f.breaker_opened_at > coalesce(n.asked_at, '-infinity'), false), coalesce(n.asked_at, 'epoch')
-FROM unnest(@ids::uuid[]) AS r(id) JOIN webhook_endpoints e ON e.id = r.id
+FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_endpoints e ON e.id = r.id
 LEFT JOIN webhook_endpoint_failures f ON f.endpoint_id = e.id
 LEFT JOIN webhook_retries n ON n.endpoint_id = CASE WHEN f.breaker_opened_at IS NOT NULL THEN e.id END`
 

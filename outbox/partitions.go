@@ -139,8 +139,8 @@ days(day) AS (
     UNION SELECT (webhook_uuid_time(id) AT TIME ZONE 'UTC')::date FROM events WHERE id IS NOT NULL
     UNION SELECT (webhook_uuid_time(id) AT TIME ZONE 'UTC')::date FROM deliveries WHERE id IS NOT NULL
 )
-SELECT day, parent FROM days, unnest('{webhook_outbox,webhook_deliveries}'::text[]) AS parent
-WHERE to_regclass(parent || '_p' || to_char(day, 'YYYYMMDD')) IS NULL
+SELECT day, parent FROM days, pg_catalog.unnest('{webhook_outbox,webhook_deliveries}'::text[]) AS parent
+WHERE to_regclass(parent || '_p' || to_char(day::timestamp, 'YYYYMMDD'::text)) IS NULL
 ORDER BY day < (SELECT today.day - 1 FROM today), day, parent`
 
 const addPartition = `SELECT made, moved FROM webhook_add_partition(@parent, @day)`
@@ -205,7 +205,7 @@ type horizon struct {
 }
 
 const selectHorizon = `
-SELECT date_trunc('day', now() - @retention_ms::bigint * interval '1 ms', 'UTC'), pg_snapshot_xmax(pg_current_snapshot())::text`
+SELECT date_trunc('day', now() - @retention_ms::bigint::float8 * interval '1 ms', 'UTC'), pg_snapshot_xmax(pg_current_snapshot())::text`
 
 const selectEnded = `
 SELECT CASE WHEN pg_snapshot_xmin(pg_current_snapshot()) >= @xid::text::xid8 THEN pg_current_wal_insert_lsn()::text ELSE '' END`
@@ -245,10 +245,10 @@ func (p *Partitions) confirmed(ctx context.Context) (time.Time, error) {
 
 const selectOldDays = `
 SELECT DISTINCT day FROM (
-    SELECT to_date(right(c.relname, 8), 'YYYYMMDD') AS day
+    SELECT to_date(right(c.relname::text, 8), 'YYYYMMDD'::text) AS day
     FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-    WHERE i.inhparent IN ('webhook_outbox'::regclass, 'webhook_deliveries'::regclass)
-      AND c.relname ~ '^webhook_(outbox|deliveries)_p[0-9]{8}$'
+    WHERE i.inhparent IN ('webhook_outbox'::regclass::oid, 'webhook_deliveries'::regclass::oid)
+      AND c.relname::text ~ '^webhook_(outbox|deliveries)_p[0-9]{8}$'
 ) d
 WHERE day < (@before::timestamptz AT TIME ZONE 'UTC')::date ORDER BY day`
 
@@ -398,8 +398,8 @@ func (s *Store) upkeep(ctx context.Context, sql string, args pgx.NamedArgs, into
 
 // Of both tables, or the day's events or deliveries go into a DEFAULT partition.
 const selectPartitionsAhead = `
-SELECT coalesce(min(n) - 1, @most::int) FROM generate_series(1, @most::int) AS n, unnest('{webhook_outbox,webhook_deliveries}'::text[]) AS parent
-WHERE to_regclass(parent || '_p' || to_char((now() AT TIME ZONE 'UTC')::date + n, 'YYYYMMDD')) IS NULL`
+SELECT coalesce(min(n) - 1, @most::int) FROM generate_series(1, @most::int) AS n, pg_catalog.unnest('{webhook_outbox,webhook_deliveries}'::text[]) AS parent
+WHERE to_regclass(parent || '_p' || to_char(((now() AT TIME ZONE 'UTC')::date + n)::timestamp, 'YYYYMMDD'::text)) IS NULL`
 
 // PartitionsAhead returns for how many days from tomorrow on there are partitions.
 func (s *Store) PartitionsAhead(ctx context.Context) (days int, err error) {

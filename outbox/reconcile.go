@@ -52,7 +52,7 @@ WITH page AS MATERIALIZED (
     ORDER BY id LIMIT @limit::int + 1
 )
 SELECT page.id, coalesce(e.n, 0)::int, coalesce(e.id, page.id), page.organization_id, page.event_type
-FROM page LEFT JOIN LATERAL unnest(page.endpoint_ids) WITH ORDINALITY AS e(id, n) ON true
+FROM page LEFT JOIN LATERAL pg_catalog.unnest(page.endpoint_ids) WITH ORDINALITY AS e(id, n) ON true
 WHERE page.id > @event::uuid OR e.n > @owed::int
 LIMIT @limit::int`
 
@@ -141,7 +141,7 @@ func (s *Store) withoutRow(ctx context.Context, owed []Candidate) ([]Candidate, 
 // no attempt it takes half as long as what the recorder writes.
 const insertMissing = `
 INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status, next_attempt_at)
-SELECT id, event_id, endpoint_id, organization_id, event_type, 'pending', now() + wait_ms * interval '1 ms'
+SELECT id, event_id, endpoint_id, organization_id, event_type, 'pending', now() + wait_ms::float8 * interval '1 ms'
 FROM unnest(@id::uuid[], @event_id::uuid[], @endpoint_id::uuid[], @organization_id::text[], @event_type::text[], @wait_ms::bigint[])
   AS r(id, event_id, endpoint_id, organization_id, event_type, wait_ms)
 WHERE ` + fenced + `
@@ -169,7 +169,7 @@ func (s *Store) InsertMissing(ctx context.Context, fence Fence, records []Record
 // In the order of ids, so that the first that is found ends it.
 const selectAnyMissing = `
 SELECT EXISTS (
-    SELECT FROM webhook_outbox o CROSS JOIN unnest(o.endpoint_ids) AS e(id)
+    SELECT FROM webhook_outbox o CROSS JOIN pg_catalog.unnest(o.endpoint_ids) AS e(id)
     CROSS JOIN LATERAL webhook_delivery_id(o.id, e.id) AS d(id)
     WHERE o.id >= @after::uuid AND o.id < @until::uuid AND NOT ` + hasRow + `
     ORDER BY o.id LIMIT 1

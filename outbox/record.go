@@ -195,7 +195,7 @@ const fenced = `EXISTS (SELECT FROM webhook_state WHERE slot = @slot AND holder 
 
 // records as a table; ended is by PostgreSQL's clock, from the age that Go saw.
 const recordRows = `
-SELECT *, now() - ended_ago_ms * interval '1 ms' AS ended
+SELECT *, now() - ended_ago_ms::float8 * interval '1 ms' AS ended
 FROM unnest(@id::uuid[], @event_id::uuid[], @endpoint_id::uuid[], @organization_id::text[], @event_type::text[],
             @status::text[], @attempts::int[], @series_start::int[], @wait_ms::bigint[], @ended_ago_ms::bigint[],
             @status_code::int[], @error_class::text[], @error::text[], @response::text[], @duration_ms::int[],
@@ -207,7 +207,7 @@ const insertDeliveries = `
 INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status, attempts, series_start,
        next_attempt_at, status_code, error_class, error, response, duration_ms, created_at, updated_at, completed_at)
 SELECT id, event_id, endpoint_id, organization_id, event_type, status, attempts, series_start,
-       ended + wait_ms * interval '1 ms', status_code, error_class, error, response, duration_ms, ended, ended,
+       ended + wait_ms::float8 * interval '1 ms', status_code, error_class, error, response, duration_ms, ended, ended,
        CASE WHEN wait_ms IS NULL THEN ended END
 FROM (` + recordRows + `) r
 WHERE ` + fenced + `
@@ -220,8 +220,8 @@ const maxAttemptLog = 100
 // firstEntry is the log of a row that has none, made from the row's own columns:
 // a delivery that succeeds at once carries no log. It takes the place of anything
 // that is not a list, too.
-const firstEntry = `jsonb_build_array(jsonb_build_object('attempt', d.attempts,
-    'at', d.updated_at - coalesce(d.duration_ms, 0) * interval '1 ms', 'status_code', d.status_code,
+const firstEntry = `pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_object('attempt', d.attempts,
+    'at', d.updated_at - coalesce(d.duration_ms, 0)::float8 * interval '1 ms', 'status_code', d.status_code,
     'error_class', d.error_class, 'error', d.error, 'duration_ms', d.duration_ms))`
 
 // ParkedDue is how long ago a parked delivery became due, as its row says: so
@@ -245,7 +245,7 @@ var overruled = fmt.Sprintf(`CASE
     ELSE d.status = 'cancelled' OR %[1]s END`,
 	fmt.Sprintf(`(CASE
          WHEN r.seen_due IS NOT NULL THEN d.status <> r.seen_status OR d.next_attempt_at IS DISTINCT FROM r.seen_due
-         WHEN r.lease_ms IS NOT NULL THEN d.status <> 'pending' OR (d.next_attempt_at <> d.updated_at + r.lease_ms * interval '1 ms'
+         WHEN r.lease_ms IS NOT NULL THEN d.status <> 'pending' OR (d.next_attempt_at <> d.updated_at + r.lease_ms::float8 * interval '1 ms'
               AND d.next_attempt_at <> d.updated_at - interval '%d s')
          ELSE false END)`, int(ParkedDue.Seconds())), begunWithin.Milliseconds())
 
@@ -261,7 +261,7 @@ WITH r AS MATERIALIZED (
         status = CASE WHEN r.overruled THEN d.status ELSE r.status END,
         attempts = r.attempts,
         series_start = CASE WHEN r.overruled AND d.status = 'pending' THEN r.attempts ELSE r.series_start END,
-        next_attempt_at = CASE WHEN r.overruled THEN d.next_attempt_at ELSE r.ended + r.wait_ms * interval '1 ms' END,
+        next_attempt_at = CASE WHEN r.overruled THEN d.next_attempt_at ELSE r.ended + r.wait_ms::float8 * interval '1 ms' END,
         status_code = r.status_code, error_class = r.error_class, error = r.error, response = r.response,
         duration_ms = r.duration_ms, updated_at = r.ended,
         completed_at = CASE WHEN r.overruled THEN d.completed_at WHEN r.wait_ms IS NULL THEN r.ended END,
@@ -269,7 +269,7 @@ WITH r AS MATERIALIZED (
             CASE WHEN jsonb_typeof(d.attempt_log) IS DISTINCT FROM 'array' THEN %[4]s
                  WHEN jsonb_array_length(d.attempt_log) >= %[3]d THEN d.attempt_log - 0
                  ELSE d.attempt_log END
-            || jsonb_build_object('attempt', r.attempts, 'at', r.ended - coalesce(r.duration_ms, 0) * interval '1 ms',
+            || pg_catalog.jsonb_build_object('attempt', r.attempts, 'at', r.ended - coalesce(r.duration_ms, 0)::float8 * interval '1 ms',
                    'status_code', r.status_code, 'error_class', r.error_class, 'error', r.error, 'duration_ms', r.duration_ms)
         END
     FROM r WHERE d.id = r.id AND d.attempts < r.attempts AND d.status <> 'success'

@@ -34,25 +34,25 @@ WITH o AS MATERIALIZED (
     SELECT c.oid, c.relowner, c.relnamespace, n.nspname
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = to_regclass('webhook_outbox')::oid
 ), tables AS MATERIALIZED (
-    SELECT to_regclass(t)::oid AS oid FROM unnest(@tables::text[]) AS t
+    SELECT to_regclass(t)::oid AS oid FROM pg_catalog.unnest(@tables::text[]) AS t
     UNION SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent IN (to_regclass('webhook_outbox')::oid, to_regclass('webhook_deliveries')::oid)
 ), triggers AS MATERIALIZED (
     SELECT g.tgrelid, g.tgname::text AS name, g.tgenabled::text AS enabled, starts_with(g.tgname::text, 'webhook_outbox_before_') AS always
     FROM tables JOIN pg_trigger g ON g.tgrelid = tables.oid WHERE g.tgname::text = ANY (@triggers::text[])
 )
 SELECT webhook_schema_version(),
-       array(SELECT t FROM unnest(@tables::text[]) AS t WHERE to_regclass(t) IS NULL),
-       array(SELECT c FROM unnest(@columns::text[]) AS c
+       array(SELECT t FROM pg_catalog.unnest(@tables::text[]) AS t WHERE to_regclass(t) IS NULL),
+       array(SELECT c FROM pg_catalog.unnest(@columns::text[]) AS c
              WHERE NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = o.oid AND a.attname::text = c AND a.attnum > 0 AND NOT a.attisdropped)),
-       array(SELECT r FROM unnest(@relations::text[]) AS r WHERE to_regclass(r) IS NULL
-             UNION ALL SELECT f FROM unnest(@functions::text[]) AS f
+       array(SELECT r FROM pg_catalog.unnest(@relations::text[]) AS r WHERE to_regclass(r) IS NULL
+             UNION ALL SELECT f FROM pg_catalog.unnest(@functions::text[]) AS f
              WHERE NOT EXISTS (SELECT FROM pg_proc p WHERE p.proname::text = f AND p.pronamespace = o.relnamespace)
-             UNION ALL SELECT t FROM unnest(@triggers::text[]) AS t WHERE NOT EXISTS (SELECT FROM triggers WHERE triggers.name = t)),
-       coalesce((SELECT format('the trigger %1$s of %2$s is disabled or not ENABLE ALWAYS (ALTER TABLE %2$s ENABLE %3$sTRIGGER %1$s)',
+             UNION ALL SELECT t FROM pg_catalog.unnest(@triggers::text[]) AS t WHERE NOT EXISTS (SELECT FROM triggers WHERE triggers.name = t)),
+       coalesce((SELECT pg_catalog.format('the trigger %1$s of %2$s is disabled or not ENABLE ALWAYS (ALTER TABLE %2$s ENABLE %3$sTRIGGER %1$s)',
                                t.name, t.tgrelid::regclass, CASE WHEN t.always THEN 'ALWAYS ' ELSE '' END)
                  FROM triggers t WHERE t.enabled NOT IN ('A', CASE WHEN t.always THEN 'A' ELSE 'O' END) ORDER BY t.tgrelid LIMIT 1), ''),
-       coalesce((SELECT format('%s looks into another schema than its own (%s): the schema was renamed', p.oid::regprocedure, setting)
-                 FROM pg_proc p CROSS JOIN LATERAL unnest(p.proconfig) AS setting
+       coalesce((SELECT pg_catalog.format('%s looks into another schema than its own (%s): the schema was renamed', p.oid::regprocedure, setting)
+                 FROM pg_proc p CROSS JOIN LATERAL pg_catalog.unnest(p.proconfig) AS setting
                  WHERE p.pronamespace = o.relnamespace AND p.proowner = o.relowner AND p.proname::text = ANY (@functions::text[])
                    AND starts_with(setting, 'search_path=') AND strpos(' ' || substr(setting, 13) || ',', ' ' || quote_ident(o.nspname::text) || ',') = 0
                  LIMIT 1), ''),
@@ -61,7 +61,7 @@ SELECT webhook_schema_version(),
        coalesce(p.puballtables OR EXISTS (
            SELECT FROM pg_publication_rel r
            WHERE r.prpubid = p.oid AND r.prrelid = o.oid
-             AND num_nonnulls(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') = 0), false),
+             AND pg_catalog.num_nonnulls(pg_catalog.to_jsonb(r) ->> 'prqual'::text, pg_catalog.to_jsonb(r) ->> 'prattrs'::text) = 0), false),
        coalesce(has_table_privilege(to_regclass('webhook_endpoint_failures')::oid, 'UPDATE'), true),
        coalesce(has_table_privilege(to_regclass('webhook_retries')::oid, 'SELECT'), true)
 FROM (SELECT) AS one LEFT JOIN o ON true LEFT JOIN pg_publication p ON p.pubname = 'walhook'`
@@ -120,7 +120,7 @@ func (s *Store) compare(ctx context.Context, made manifest) error {
 }
 
 const selectGrant = `
-SELECT format('GRANT %s ON %I.%I TO %I', @privilege::text, current_schema(), @table::text, current_user)`
+SELECT pg_catalog.format('GRANT %s ON %I.%I TO %I', @privilege::text, current_schema(), @table::text, current_user)`
 
 // lacks says which statement gives this role a right that it lacks.
 func (s *Store) lacks(ctx context.Context, privilege, table string) error {
@@ -137,7 +137,7 @@ func (s *Store) lacks(ctx context.Context, privilege, table string) error {
 // changed for a while.
 const selectPublished = `
 SELECT coalesce((
-    SELECT p.oid || '.' || p.xmin || coalesce((SELECT ' ' || r.oid FROM pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = to_regclass('webhook_outbox')::oid), '')
+    SELECT p.oid::text || '.' || p.xmin::text || coalesce((SELECT ' ' || r.oid::text FROM pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = to_regclass('webhook_outbox')::oid), '')
     FROM pg_publication p WHERE p.pubname = 'walhook'), 'nothing')`
 
 // published returns the identity of what is published.
@@ -199,7 +199,7 @@ func (s *Store) Migrate(ctx context.Context, schema string) error {
 }
 
 const selectMissingEventTypes = `
-SELECT array(SELECT name FROM unnest(@types::text[]) AS name WHERE NOT EXISTS (SELECT FROM webhook_event_types t WHERE t.name = name.name))`
+SELECT array(SELECT name FROM pg_catalog.unnest(@types::text[]) AS name WHERE NOT EXISTS (SELECT FROM webhook_event_types t WHERE t.name = name.name))`
 
 // compareEventTypes looks for walhook's own event types: without their rows it
 // could not tell anybody what it has to tell.
@@ -278,9 +278,9 @@ func neverApplies(err error) (mend string, never bool) {
 // there is to know about a session it sees only its own, or all as a monitor.
 const selectBlocker = `
 SELECT CASE WHEN b.pid = 0 THEN 'a prepared transaction is in the way: see pg_prepared_xacts'
-       ELSE format('pid %s%s has %s%s: wait for it, or end it with SELECT pg_terminate_backend(%1$s)', b.pid, ' of ' || nullif(a.application_name, ''),
-                   coalesce('a lock on ' || w.relation::regclass, 'a transaction that has to end first'),
-                   ' (' || a.state || ' for ' || date_trunc('second', clock_timestamp() - a.xact_start) || ')') END
+       ELSE pg_catalog.format('pid %s%s has %s%s: wait for it, or end it with SELECT pg_terminate_backend(%1$s)', b.pid, ' of ' || nullif(a.application_name, ''),
+                   coalesce('a lock on ' || w.relation::regclass::text, 'a transaction that has to end first'),
+                   ' (' || a.state || ' for ' || date_trunc('second'::text, clock_timestamp() - a.xact_start)::text || ')') END
 FROM unnest(pg_blocking_pids(@pid::int)) AS b(pid) LEFT JOIN pg_stat_activity a ON a.pid = b.pid
 LEFT JOIN pg_locks w ON w.pid = @pid::int AND NOT w.granted
 ORDER BY a.xact_start NULLS LAST LIMIT 1`

@@ -3,6 +3,7 @@ package outbox_test
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -281,5 +282,21 @@ func TestSchemaRefusesWhatIsAnothers(t *testing.T) {
 				t.Errorf("%d tables and views were made all the same", n)
 			}
 		})
+	}
+}
+
+// The list of what has to be the installing role's is all that the file makes.
+func TestSchemaKnowsItsTables(t *testing.T) {
+	t.Parallel()
+	schema := readSchema(t)
+	listed := regexp.MustCompile(`(?s)tables CONSTANT text\[\] := ('\{.*?\}');`).FindStringSubmatch(schema)
+	if listed == nil {
+		t.Fatal("there is no list")
+	}
+	made := regexp.MustCompile(`(?m)^ *CREATE (?:OR REPLACE )?(?:TABLE|VIEW)(?: IF NOT EXISTS)? (webhook_\w+)`)
+	for _, m := range made.FindAllStringSubmatch(schema, -1) {
+		if !regexp.MustCompile(`[{,']` + m[1] + `[},']`).MatchString(listed[1]) {
+			t.Errorf("%s is not in the list of section 1", m[1])
+		}
 	}
 }

@@ -102,7 +102,7 @@ WITH home AS MATERIALIZED (
 SELECT CASE c.relkind::text WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END, c.oid::regclass::text, pg_get_userbyid(c.relowner)::text, pg_get_userbyid(home.owner)::text,
        c.relname::text NOT IN ('webhook_outbox', 'webhook_deliveries') OR c.relkind::text = 'p'
 FROM home JOIN pg_class c ON c.relnamespace = home.schema
-WHERE c.relname::text = ANY (@tables::text[] || @views::text[]) AND c.relkind::text IN ('r', 'p', 'v', 'f', 'm')
+WHERE c.relname::text = ANY (@tables::text[] OPERATOR(pg_catalog.||) @views::text[]) AND c.relkind::text IN ('r', 'p', 'v', 'f', 'm')
 UNION ALL
 SELECT 'FUNCTION', p.oid::regprocedure::text, pg_get_userbyid(p.proowner)::text, pg_get_userbyid(home.owner)::text, true
 FROM home JOIN pg_proc p ON p.pronamespace = home.schema
