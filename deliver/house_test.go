@@ -118,7 +118,7 @@ func (h *house) change(id uuid.UUID, changes ...func(*outbox.Endpoint)) {
 func (h *house) event(endpoints ...uuid.UUID) {
 	h.t.Helper()
 	f := &fanOut{window: h.w, pulse: newPulse("fan-out")}
-	e := &outbox.Event{ID: uuid.Must(uuid.NewV7()), OrganizationID: "org_1", Type: "payment.succeeded", Payload: []byte(`{}`), EndpointIDs: endpoints}
+	e := &outbox.Event{ID: uuid.Must(uuid.NewV7()), OrganizationID: h.endpoints[endpoints[0]].OrganizationID, Type: "payment.succeeded", Payload: []byte(`{}`), EndpointIDs: endpoints}
 	h.w.mu.Unlock()
 	admitted := f.admit(h.t.Context(), e, nil, time.Now())
 	h.w.mu.Lock()
@@ -228,7 +228,7 @@ func (h *house) fetch(now time.Time) {
 			}
 			p.got++
 			h.w.admitDue(&outbox.Due{ID: r.ID, EndpointID: r.EndpointID, Status: r.Status, Attempts: r.Attempts, SeriesStart: r.SeriesStart,
-				Event: outbox.Event{ID: r.EventID, Type: r.EventType, Payload: []byte(`{}`)}}, now)
+				Event: outbox.Event{ID: r.EventID, OrganizationID: h.endpoints[r.EndpointID].OrganizationID, Type: r.EventType, Payload: []byte(`{}`)}}, now)
 		}
 		h.w.paged(p, now)
 		h.w.toFetch.raise()

@@ -222,6 +222,10 @@ func (w *window) start(l *lane, now time.Time) *delivery {
 		w.emptyQueue(l, now)
 		return nil
 	}
+	if w.sendStrangersBack(l, now); len(*queue) == 0 {
+		w.makeReady(l, now)
+		return nil
+	}
 	if l.running >= l.may(now) {
 		w.hold(l, time.Time{}, now)
 		return nil
@@ -240,6 +244,23 @@ func (w *window) start(l *lane, now time.Time) *delivery {
 		w.feed(l, now)
 	}
 	return d
+}
+
+// sendStrangersBack has what stands at the head of a lane's queues and is another
+// organization's wait in the table, where it is cancelled: its endpoint was deleted,
+// and one that has the same id must not get it.
+func (w *window) sendStrangersBack(l *lane, now time.Time) {
+	for _, queue := range []*[]*delivery{&l.first, &l.late} {
+		for len(*queue) > 0 && ((*queue)[0].stage != queued || (*queue)[0].event.organization != l.organization) {
+			d := (*queue)[0]
+			(*queue)[0] = nil
+			if *queue = (*queue)[1:]; d.stage == queued {
+				w.sendBack(d, now)
+				l.readAnew()
+				w.hasRows(l, now)
+			}
+		}
+	}
 }
 
 // token takes one of the lane's rate, or says when there will be one.
@@ -364,20 +385,24 @@ func (w *window) limit(l *lane, e *outbox.Endpoint, now time.Time) {
 // putBack empties a lane's queue into the table.
 func (w *window) putBack(l *lane, now time.Time) {
 	for _, d := range append(l.first, l.late...) {
-		if d.stage != queued {
-			continue
+		if d.stage == queued {
+			w.sendBack(d, now)
 		}
-		w.leave(d, now)
-		if d.inTable {
-			w.remove(d)
-			continue
-		}
-		w.held--
-		w.young(d)
-		w.toPark(d)
 	}
 	l.first, l.late = nil, nil
 	l.readAnew()
+}
+
+// sendBack lets a delivery go that has left its lane's queue, to wait in the table.
+func (w *window) sendBack(d *delivery, now time.Time) {
+	w.leave(d, now)
+	if d.inTable {
+		w.remove(d)
+		return
+	}
+	w.held--
+	w.young(d)
+	w.toPark(d)
 }
 
 // readAnew has the lane's pages begin again: what was put back may stand before

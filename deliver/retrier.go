@@ -219,7 +219,7 @@ func (r *retrier) fetchPages(ctx context.Context) (more bool, err error) {
 		asked[p.lane.id] = p
 	}
 
-	var orphans []uuid.UUID
+	var orphans, strangers []uuid.UUID
 	err = r.store.Due(ctx, pages, func(due *outbox.Due) {
 		p := asked[due.EndpointID]
 		p.got++
@@ -228,6 +228,8 @@ func (r *retrier) fetchPages(ctx context.Context) (more bool, err error) {
 		switch {
 		case due.Orphaned:
 			orphans = append(orphans, due.ID)
+		case due.Stranger:
+			strangers = append(strangers, due.ID)
 		case due.Unseen:
 			r.later[due.EndpointID] = true
 		default:
@@ -253,6 +255,9 @@ func (r *retrier) fetchPages(ctx context.Context) (more bool, err error) {
 	w.mu.Unlock()
 	if err == nil && len(orphans) > 0 {
 		err = r.store.CancelOrphans(ctx, fence, orphans)
+	}
+	if err == nil && len(strangers) > 0 {
+		err = r.store.CancelStrangers(ctx, fence, strangers)
 	}
 	return err == nil, err
 }

@@ -462,6 +462,11 @@ func (c *commit) cancel(r *deliveryRow) {
 	c.rows = append(c.rows, &row)
 }
 
+// CancelStrangers is Store's: no id is given twice here.
+func (st *simulatedStore) CancelStrangers(context.Context, outbox.Fence, []uuid.UUID) error {
+	return st.do("cancel strangers", func(*database) error { return nil })
+}
+
 // CancelOrphans is Store's.
 func (st *simulatedStore) CancelOrphans(_ context.Context, fence outbox.Fence, ids []uuid.UUID) error {
 	return st.whole("cancel orphans", func(db *database) error {

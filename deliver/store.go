@@ -30,6 +30,7 @@ type Store interface {
 	Waiting(ctx context.Context, after uuid.UUID, limit int) ([]outbox.Waiting, error)
 	Due(ctx context.Context, pages []outbox.Page, take func(*outbox.Due)) error
 	CancelRows(ctx context.Context, fence outbox.Fence, endpoint uuid.UUID, reason string) (cancelled int, more bool, err error)
+	CancelStrangers(ctx context.Context, fence outbox.Fence, ids []uuid.UUID) error
 	CancelOrphans(ctx context.Context, fence outbox.Fence, ids []uuid.UUID) error
 
 	// The directory.

@@ -35,7 +35,7 @@ func (r *rig) endpoint() uuid.UUID {
 }
 
 func (r *rig) lookUp(id uuid.UUID, enabled bool) {
-	r.w.lookedUp(r.w.lane(id, time.Now()), &outbox.Endpoint{ID: id, Enabled: enabled}, r.target, time.Now(), time.Now())
+	r.w.lookedUp(r.w.lane(id, time.Now()), &outbox.Endpoint{ID: id, OrganizationID: "org_1", Enabled: enabled}, r.target, time.Now(), time.Now())
 }
 
 // event offers one event of its own transaction, and reports whether it was taken in.
@@ -99,7 +99,7 @@ func (r *rig) page(endpoint uuid.UUID, rows ...outbox.Record) (rest []outbox.Rec
 	for _, row := range rows[:n] {
 		asked[0].got++
 		r.w.admitDue(&outbox.Due{ID: row.ID, EndpointID: endpoint, Status: row.Status, Attempts: row.Attempts,
-			Event: outbox.Event{ID: row.EventID, Payload: []byte(`{}`)}}, time.Now())
+			Event: outbox.Event{ID: row.EventID, OrganizationID: "org_1", Payload: []byte(`{}`)}}, time.Now())
 	}
 	r.w.paged(asked[0], time.Now())
 	r.w.dispatch(time.Now())
@@ -323,7 +323,7 @@ func TestWindow(t *testing.T) {
 				}
 			}
 			received := time.Now()
-			e := newEvent(&outbox.Event{ID: uuid.Must(uuid.NewV7()), Payload: []byte(`{}`)})
+			e := newEvent(&outbox.Event{ID: uuid.Must(uuid.NewV7()), OrganizationID: "org_1", Payload: []byte(`{}`)})
 			id := outbox.DeliveryID(e.id, other)
 			if r.w.admit(e, other, id, received, received.Add(small.ParkAfter), time.Now()) {
 				t.Fatal("the window has no bound")
@@ -421,7 +421,7 @@ func TestWindow(t *testing.T) {
 			if inserts[0].Status != outbox.Failed || !inserts[0].Gone || inserts[0].Exhausted {
 				t.Errorf("410 is recorded as %+v, want failed, gone, not exhausted", inserts[0])
 			}
-			r.w.lookedUp(r.w.lanes[endpoint], &outbox.Endpoint{ID: endpoint, Enabled: true}, r.target, asOf, time.Now())
+			r.w.lookedUp(r.w.lanes[endpoint], &outbox.Endpoint{ID: endpoint, OrganizationID: "org_1", Enabled: true}, r.target, asOf, time.Now())
 			r.w.dispatch(time.Now())
 			if len(r.started) != 0 {
 				t.Error("sent on the strength of a look-up from before the endpoint was disabled")
@@ -497,13 +497,28 @@ func TestWindow(t *testing.T) {
 			endpoint := r.endpoint()
 			l := r.w.lane(endpoint, time.Now())
 			l.limit = 0
-			due := &outbox.Due{ID: uuid.New(), EndpointID: endpoint, Status: outbox.Retrying, Attempts: 7, SeriesStart: 2, Event: outbox.Event{ID: uuid.New()}}
+			due := &outbox.Due{ID: uuid.New(), EndpointID: endpoint, Status: outbox.Retrying, Attempts: 7, SeriesStart: 2, Event: outbox.Event{ID: uuid.New(), OrganizationID: "org_1"}}
 			r.w.admitDue(due, time.Now())
 			due.Status, due.DueAt = outbox.Pending, pgtype.Timestamptz{Time: time.Now(), Valid: true}
 			r.w.admitDue(due, time.Now())
 			if d := r.w.deliveries[due.ID]; d == nil || d.series != 7 || d.seen.DueAt != due.DueAt || len(r.w.deliveries) != 1 {
 				t.Errorf("it is as it was fetched: %+v", d)
 			}
+		},
+		"what is another organization's is not sent": func(t *testing.T) {
+			r := newRig(t, small)
+			endpoint := r.endpoint()
+			l := r.w.lane(endpoint, time.Now())
+			r.w.lookedUp(l, &outbox.Endpoint{ID: endpoint, OrganizationID: "org_2", Enabled: true}, r.target, time.Now(), time.Now())
+			r.event(endpoint)
+			if len(r.started) != 0 {
+				t.Fatal("it is sent to the endpoint that has the id now")
+			}
+			inserts, _ := r.commit()
+			if statuses(inserts)[outbox.Pending] != 1 || !l.rows {
+				t.Errorf("it does not wait in the table, to be cancelled there: %v, rows %v", inserts, l.rows)
+			}
+			r.wantEmpty()
 		},
 		"a row that an operator has locked waits aside": func(t *testing.T) {
 			r := newRig(t, small)
@@ -629,7 +644,7 @@ func TestWindow(t *testing.T) {
 				r.event(behind)
 			}
 			f := &fanOut{window: r.w, pulse: newPulse("fan-out")}
-			e := &outbox.Event{ID: uuid.Must(uuid.NewV7()), Payload: []byte(`{}`), EndpointIDs: []uuid.UUID{fast, behind}}
+			e := &outbox.Event{ID: uuid.Must(uuid.NewV7()), OrganizationID: "org_1", Payload: []byte(`{}`), EndpointIDs: []uuid.UUID{fast, behind}}
 			go f.admit(t.Context(), e, nil, time.Now())
 			synctest.Wait()
 			r.answer(r.started[len(r.started)-1], 200) // the fast one's: the body has no user left
@@ -649,7 +664,7 @@ func TestWindow(t *testing.T) {
 			r := newRig(t, limits)
 			endpoint := r.endpoint()
 			f := &fanOut{window: r.w, pulse: newPulse("fan-out")}
-			e := &outbox.Event{ID: uuid.Must(uuid.NewV7()), Payload: []byte(`{}`), EndpointIDs: []uuid.UUID{endpoint}}
+			e := &outbox.Event{ID: uuid.Must(uuid.NewV7()), OrganizationID: "org_1", Payload: []byte(`{}`), EndpointIDs: []uuid.UUID{endpoint}}
 			f.admit(t.Context(), e, nil, time.Now())
 			if d := r.w.deliveries[outbox.DeliveryID(e.ID, endpoint)]; d == nil || d.event.body != nil {
 				t.Errorf("%+v holds memory that nobody counts", d)
@@ -712,7 +727,7 @@ func TestWindow(t *testing.T) {
 				p := asked[0]
 				for range p.size {
 					p.got++
-					r.w.admitDue(&outbox.Due{ID: uuid.New(), EndpointID: p.lane.id, Status: outbox.Pending, Event: outbox.Event{Payload: []byte(`{}`)}}, time.Now())
+					r.w.admitDue(&outbox.Due{ID: uuid.New(), EndpointID: p.lane.id, Status: outbox.Pending, Event: outbox.Event{OrganizationID: "org_1", Payload: []byte(`{}`)}}, time.Now())
 				}
 				r.w.paged(p, time.Now())
 			}

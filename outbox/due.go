@@ -23,6 +23,7 @@ type Due struct {
 	Event       Event // EndpointIDs is not read
 	Orphaned    bool  // the event's row is gone: there is nothing to send
 	Unseen      bool  // the event's transaction has committed, but is not visible yet
+	Stranger    bool  // the endpoint is another organization's by now: its id was given again
 	DueAt       pgtype.Timestamptz
 }
 
@@ -55,8 +56,10 @@ const settled = `age(d.xmin) > age(pg_snapshot_xmin(pg_current_snapshot())::xid)
 // Every page is a short walk of the index (endpoint_id, next_attempt_at, id).
 const selectDue = `
 SELECT d.id, d.endpoint_id, d.status, d.attempts, d.series_start, d.event_id, d.organization_id, d.event_type,
-       o.payload::text, coalesce(o.created_at, d.created_at), o.id IS NULL AND d.settled, o.id IS NULL AND NOT d.settled, d.next_attempt_at
+       o.payload::text, coalesce(o.created_at, d.created_at), o.id IS NULL AND d.settled, o.id IS NULL AND NOT d.settled, d.next_attempt_at,
+       coalesce(e.organization_id <> d.organization_id, false)
 FROM unnest(@ids::uuid[], @after_due::timestamptz[], @after_id::uuid[], @limits::int[]) AS p(id, after_due, after_id, size)
+LEFT JOIN webhook_endpoints e ON e.id = p.id
 CROSS JOIN LATERAL (
     SELECT d.*, ` + settled + ` AS settled FROM webhook_deliveries d
     WHERE d.endpoint_id = p.id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at <= now()
@@ -84,7 +87,7 @@ func (s *Store) Due(ctx context.Context, pages []Page, take func(*Due)) error {
 			var status string
 			var payload []byte
 			if err := rows.Scan(&d.ID, &d.EndpointID, &status, &d.Attempts, &d.SeriesStart, &d.Event.ID, &d.Event.OrganizationID,
-				&d.Event.Type, &payload, &d.Event.CreatedAt, &d.Orphaned, &d.Unseen, &d.DueAt); err != nil {
+				&d.Event.Type, &payload, &d.Event.CreatedAt, &d.Orphaned, &d.Unseen, &d.DueAt, &d.Stranger); err != nil {
 				return err
 			}
 			if sabotage.On(sabotage.CancelUnseen) {
@@ -247,6 +250,33 @@ func (s *Store) CancelOrphans(ctx context.Context, fence Fence, ids []uuid.UUID)
 	b.Queue(sql, args)
 	if err := s.send(ctx, &b); err != nil {
 		return fmt.Errorf("cancel %d deliveries without an event: %w", len(ids), err)
+	}
+	return nil
+}
+
+// The words are as in cancelOrphans.
+const cancelStrangers = `
+WITH gone AS (
+    SELECT d.id FROM unnest(@ids::uuid[]) AS r(id) JOIN webhook_deliveries d ON d.id = r.id
+    JOIN webhook_endpoints e ON e.id = d.endpoint_id AND e.organization_id <> d.organization_id
+    WHERE d.status NOT IN ('success', 'failed', 'cancelled') AND ` + fenced + `
+    FOR NO KEY UPDATE OF d SKIP LOCKED
+)
+UPDATE webhook_deliveries d SET status = 'cancelled', next_attempt_at = NULL, updated_at = now(), completed_at = now(),
+       attempt_log = ` + keptLog + `,
+       error = 'the endpoint was deleted, and its id belongs to an endpoint of another organization'
+FROM gone WHERE d.id = gone.id`
+
+// CancelStrangers cancels deliveries whose endpoint is another organization's: what
+// was owed to the one that was deleted must not reach it.
+func (s *Store) CancelStrangers(ctx context.Context, fence Fence, ids []uuid.UUID) error {
+	args := s.fenceArgs(fence)
+	args["ids"] = asUUIDs(ids)
+	var b pgx.Batch
+	s.queueFence(&b, fence, Mark{})
+	b.Queue(cancelStrangers, args)
+	if err := s.send(ctx, &b); err != nil {
+		return fmt.Errorf("cancel %d deliveries to endpoints of other organizations: %w", len(ids), err)
 	}
 	return nil
 }

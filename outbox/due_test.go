@@ -469,3 +469,93 @@ func TestEndpoints(t *testing.T) {
 		t.Errorf("one endpoint's headers: %+v", e)
 	}
 }
+
+// An endpoint's id that was given again, past the triggers: what was owed to the first
+// organization's is cancelled, and no other's.
+func TestCancelStrangers(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store, fence := acquired(t, db)
+	endpoint := newEndpoint(t, db.Pool, "org_1")
+	rs := owed(t, db, endpoint, 3)
+	for i := range rs {
+		rs[i].Status, rs[i].Wait = outbox.Pending, -time.Minute
+	}
+	rs[2] = outcome(rs[2], outbox.Success, 1, 200)
+	insert(t, store, fence, rs...)
+	look := func() (strangers []uuid.UUID) {
+		t.Helper()
+		page := outbox.Page{EndpointID: rs[0].EndpointID, Limit: 10}
+		if err := store.Due(t.Context(), []outbox.Page{page}, func(d *outbox.Due) {
+			if d.Stranger {
+				strangers = append(strangers, d.ID)
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return strangers
+	}
+	ids := []uuid.UUID{rs[0].ID, rs[1].ID, rs[2].ID}
+	if err := store.CancelStrangers(t.Context(), fence, ids); err != nil || len(look()) != 0 {
+		t.Fatalf("error %v, and %d strangers before there is one", err, len(look()))
+	}
+	if got := statusOf(t, db, rs[0].ID); got != "pending 0" {
+		t.Fatalf("its own organization's: %s", got)
+	}
+	tx := begin(t, db.Pool)
+	exec(t, tx, `SET LOCAL session_replication_role = replica`)
+	exec(t, tx, `DELETE FROM webhook_endpoints WHERE id = $1`, endpoint)
+	exec(t, tx, `INSERT INTO webhook_endpoints (id, organization_id, url) VALUES ($1, 'org_2', 'https://example.org/')`, endpoint)
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(look()); n != 2 {
+		t.Fatalf("%d strangers, want 2", n)
+	}
+	if err := store.CancelStrangers(t.Context(), fence, ids); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{"cancelled 0", "cancelled 0", "success 1"} {
+		if got := statusOf(t, db, rs[i].ID); got != want {
+			t.Errorf("%d: %s, want %s", i, got, want)
+		}
+	}
+	if got := query[string](t, db.Pool, `SELECT error FROM webhook_deliveries WHERE id = $1`, rs[0].ID); !strings.Contains(got, "another organization") {
+		t.Errorf("error %q", got)
+	}
+}
+
+// infinity is what somebody may write who means never, or at once.
+func TestNeverDue(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store, fence := acquired(t, db)
+	endpoint := newEndpoint(t, db.Pool, "org_1")
+	for _, at := range []string{"infinity", "-infinity"} {
+		r := owed(t, db, endpoint, 1)[0]
+		insert(t, store, fence, outcome(r, outbox.Retrying, 1, 500))
+		exec(t, db.Pool, `UPDATE webhook_deliveries SET next_attempt_at = $1::timestamptz WHERE id = $2`, at, r.ID)
+		o, err := store.Overview(t.Context())
+		if err != nil || o.Waiting == nil || o.Overdue == nil || *o.Overdue < 0 || *o.Overdue > time.Hour {
+			t.Errorf("%s: %+v, error %v", at, o, err)
+		}
+		for _, view := range []string{"webhook_status", "webhook_endpoint_health", "webhook_stats('org_1')", "webhook_attempts", fmt.Sprintf("webhook_explain('%s')", r.EventID)} {
+			if n := query[int](t, db.Pool, `SELECT count(*) FROM (SELECT to_jsonb(v) FROM `+view+` v) AS j`); n == 0 {
+				t.Errorf("%s: %s is empty", at, view)
+			}
+		}
+		due := 0
+		if err := store.Due(t.Context(), []outbox.Page{{EndpointID: r.EndpointID, Limit: 10}}, func(d *outbox.Due) { due++ }); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, _, err := store.NewlyDue(t.Context(), time.Now()); err != nil {
+			t.Error(err)
+		}
+		if _, err := store.Waiting(t.Context(), uuid.Nil, 10); err != nil {
+			t.Error(err)
+		}
+		if want := map[string]int{"infinity": 0, "-infinity": 1}[at]; due != want {
+			t.Errorf("%s: %d are due, want %d", at, due, want)
+		}
+	}
+}
