@@ -35,6 +35,10 @@ const (
 	// The recorder has to wait for its end.
 	missingBatch = 2000
 
+	// foundEvery is how often it is said that rows were inserted: it has all endpoints
+	// walked, which takes PostgreSQL as long as inserting some thousand rows.
+	foundEvery = 5 * time.Second
+
 	// idsBehind is how long before its row was inserted an event's id may have been
 	// made, by an application that makes ids itself or a clock that was set.
 	idsBehind = time.Hour
@@ -70,7 +74,8 @@ type comparison struct {
 	start, from time.Time // see reach
 	upto        outbox.Position
 	inserted    int
-	refused     int // by a constraint or trigger of the deployment
+	refused     int       // by a constraint or trigger of the deployment
+	told        time.Time // that rows were inserted
 }
 
 func (r *reconciler) run(ctx context.Context) error {
@@ -115,6 +120,9 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 			return err
 		}
 		r.comparison.upto, end = upto, last
+	}
+	if r.comparison.inserted > 0 {
+		r.found()
 	}
 	r.reportBeyond(ctx, r.comparison.start, r.comparison.from)
 	if err := bounded(ctx, func(ctx context.Context) error { return r.store.Reconciled(ctx, fence) }); err != nil {
@@ -237,7 +245,10 @@ func (r *reconciler) insertMissing(ctx context.Context, session *outbox.Session,
 		}
 	}
 	r.comparison.refused += len(b.refused)
-	r.found() // once for all: it has all endpoints walked
+	if time.Since(r.comparison.told) >= foundEvery {
+		r.comparison.told = time.Now()
+		r.found()
+	}
 	return nil
 }
 

@@ -85,6 +85,7 @@ var scenarios = []Scenario{
 	{"29", "Serializable", 0, serializable},
 	{"29", "MassReplay", alone, massReplay},
 	{"30", "Addresses", inQuick, addresses},
+	{"32", "MovedRows", alone, movedRows},
 	{"33", "ReconcileMany", alone, reconcileMany},
 	{"33", "ReconcileAtTheHead", 0, reconcileAtTheHead},
 	{"", "InvisibleCommit", 0, invisibleCommit},
