@@ -59,17 +59,17 @@ func (r *readiness) check() error {
 
 // ready says what this process is: the active one, or a standby that waits for
 // the slot, which is ready too.
-func ready(ctx context.Context, r *readiness, store *outbox.Store, engine *deliver.Engine, stream *cdc.Stream) (role string, err error) {
+func ready(ctx context.Context, r *readiness, store *outbox.Store, pipelines *line) (role string, err error) {
 	if err := r.check(); err != nil {
 		return "", err
 	}
-	if err := engine.Trouble(); err != nil {
+	if err := pipelines.engine().Trouble(); err != nil {
 		return "", unready(notWorking, err)
 	}
 	if err := store.CheckSchema(ctx); err != nil {
 		return "", unready(unreachable, err)
 	}
-	switch status := stream.Status(); {
+	switch status := pipelines.stream().Status(); {
 	case status.Err != "":
 		return "", unready(connecting, errors.New(status.Err))
 	case status.Role == cdc.Streaming:
@@ -93,15 +93,15 @@ func serveAdmin(ctx context.Context, cfg *config.Config, o admin.Options, log *s
 }
 
 // adminOptions are what the admin server asks of the parts.
-func adminOptions(cfg *config.Config, r *readiness, store *outbox.Store, engine *deliver.Engine, stream *cdc.Stream, metrics *admin.Metrics) admin.Options {
+func adminOptions(cfg *config.Config, r *readiness, store *outbox.Store, pipelines *line, metrics *admin.Metrics) admin.Options {
 	return admin.Options{
 		Version: version,
 		Tokens:  cfg.AdminTokens(),
-		Alive:   func() error { return errors.Join(engine.Alive(), stream.Alive()) },
-		Ready:   func(ctx context.Context) (string, error) { return ready(ctx, r, store, engine, stream) },
+		Alive:   pipelines.alive,
+		Ready:   func(ctx context.Context) (string, error) { return ready(ctx, r, store, pipelines) },
 		Metrics: metrics,
-		Stats:   engine.Stats,
-		Stream:  stream.Status,
+		Stats:   func() deliver.Stats { return pipelines.engine().Stats() },
+		Stream:  func() cdc.Status { return pipelines.stream().Status() },
 		Store:   store,
 	}
 }

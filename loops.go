@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/walhook/walhook/deliver"
 	"github.com/walhook/walhook/internal/config"
 	"github.com/walhook/walhook/outbox"
 )
@@ -27,15 +26,17 @@ const fewDaysAhead = 7
 
 // keepPartitions makes days ahead and drops days past retention, while this
 // process is the active one. A failure is said, and tried again next time.
-func keepPartitions(ctx context.Context, store *outbox.Store, cfg *config.Config, engine *deliver.Engine, log *slog.Logger) error {
+func keepPartitions(ctx context.Context, store *outbox.Store, cfg *config.Config, pipelines *line, log *slog.Logger) error {
 	k := partitionKeeper{store: store, partitions: outbox.NewPartitions(store, cfg.Retention), log: log, said: map[string]string{}}
 	for {
-		wait := time.Second // until there is a session, so that the first round comes soon
-		if engine.Stats().Active {
-			wait = upkeepEvery
-			if k.round(ctx) {
+		wait := upkeepEvery
+		held := pipelines.engine().WhileLive(ctx, func(held context.Context) {
+			if k.round(held) {
 				wait = upkeepSoon
 			}
+		})
+		if !held {
+			wait = time.Second // until there is a session, so that the first round comes soon
 		}
 		if !pause(ctx, wait) {
 			return nil
@@ -113,24 +114,23 @@ func errorText(err error) string {
 const sealEvery = 10 * time.Second
 
 // sealSecrets seals new signing secrets, while this process is the active one.
-func sealSecrets(ctx context.Context, store *outbox.Store, engine *deliver.Engine, log *slog.Logger) error {
+func sealSecrets(ctx context.Context, store *outbox.Store, pipelines *line, log *slog.Logger) error {
 	var walk outbox.Resealing
 	for wait := sealEvery; pause(ctx, wait); {
 		wait = sealEvery
-		if !engine.Stats().Active {
-			continue
-		}
-		if !walk.Done {
-			sealAnew(ctx, store, &walk, log)
-		}
-		n, err := store.SealSecrets(ctx)
-		if err != nil && ctx.Err() == nil {
-			log.WarnContext(ctx, "cannot seal signing secrets; it is tried again", "error", err)
-		}
-		if n > 0 {
-			log.InfoContext(ctx, "sealed signing secrets", "count", n)
-			wait = time.Millisecond // there may be more
-		}
+		pipelines.engine().WhileLive(ctx, func(held context.Context) {
+			if !walk.Done {
+				sealAnew(held, store, &walk, log)
+			}
+			n, err := store.SealSecrets(held)
+			if err != nil && held.Err() == nil {
+				log.WarnContext(ctx, "cannot seal signing secrets; it is tried again", "error", err)
+			}
+			if n > 0 {
+				log.InfoContext(ctx, "sealed signing secrets", "count", n)
+				wait = time.Millisecond // there may be more
+			}
+		})
 	}
 	return nil
 }
@@ -157,9 +157,9 @@ func sealAnew(ctx context.Context, store *outbox.Store, walk *outbox.Resealing, 
 // listen wakes the retrier when someone else has changed deliveries or
 // endpoints. It is only a hint: without it they are found some seconds later. So
 // a listener that cannot connect is said once, and is no reason to stop.
-func listen(ctx context.Context, s *sessions, engine *deliver.Engine, log *slog.Logger) error {
+func listen(ctx context.Context, s *sessions, pipelines *line, log *slog.Logger) error {
 	for said := false; ; {
-		err := listenOnce(ctx, s, engine.Hint)
+		err := listenOnce(ctx, s, func() { pipelines.engine().Hint() })
 		if ctx.Err() != nil {
 			return nil
 		}

@@ -245,27 +245,31 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	var pipelines *line
 	sender := deliver.NewSender(deliver.SenderConfig{
 		Timeout: cfg.Timeout, UserAgent: cfg.UserAgent, ProxyURL: cfg.Proxy(), MaxInFlight: cfg.MaxInFlight,
+		Live:  func() bool { return pipelines.engine().Live() },
 		Guard: deliver.GuardConfig{AllowHTTP: cfg.AllowHTTP, Ports: cfg.AllowPorts, Nets: cfg.AllowNets},
 	})
 	defer sender.Close()
 	metrics := admin.NewMetrics()
-	engine := deliver.New(deliver.Config{
-		Limits: deliver.Limits{
-			ParkAfter: cfg.ParkAfter, MaxInFlight: cfg.MaxInFlight, EndpointInFlight: cfg.EndpointInFlight,
-			Window: cfg.Window, MaxMemory: int64(cfg.MaxMemory), Timeout: cfg.Timeout, DisableAfter: cfg.DisableAfter,
-		},
-		Schedule: deliver.Schedule(cfg.RetrySchedule), RecoveryWindow: cfg.RecoveryWindow,
-		Store: store, Sender: sender, Log: log, Observe: metrics.Observe,
-	})
-	stream := cdc.New(cdc.Config{
-		Server: sessions.replication, Slot: cfg.Slot, Publication: outbox.Publication, CreateSlot: cfg.AutoInit,
-		Creating: store.AwaitSlot, Start: store.StartSession, Check: store.CheckSession, Alive: engine.Alive, Logger: log,
+	pipelines = newLine(log, func(resumed bool) pipeline {
+		engine := deliver.New(deliver.Config{
+			Limits: deliver.Limits{
+				ParkAfter: cfg.ParkAfter, MaxInFlight: cfg.MaxInFlight, EndpointInFlight: cfg.EndpointInFlight,
+				Window: cfg.Window, MaxMemory: int64(cfg.MaxMemory), Timeout: cfg.Timeout, DisableAfter: cfg.DisableAfter,
+			},
+			Schedule: deliver.Schedule(cfg.RetrySchedule), RecoveryWindow: cfg.RecoveryWindow,
+			Store: store, Sender: sender, Log: log, Observe: metrics.Observe,
+		})
+		return pipeline{engine: engine, refused: sessions.refusedReplication, stream: cdc.New(cdc.Config{
+			Server: sessions.replication, Slot: cfg.Slot, Publication: outbox.Publication, CreateSlot: cfg.AutoInit, Resumed: resumed,
+			Creating: store.AwaitSlot, Start: store.StartSession, Check: store.CheckSession, Alive: engine.Alive, Logger: log,
+		})}
 	})
 
 	readiness := newReadiness()
-	serve, err := serveAdmin(ctx, cfg, adminOptions(cfg, readiness, store, engine, stream, metrics), log)
+	serve, err := serveAdmin(ctx, cfg, adminOptions(cfg, readiness, store, pipelines, metrics), log)
 	if err != nil {
 		return err
 	}
@@ -280,12 +284,11 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 		if err := prepare(ctx, sessions, store, readiness, log); err != nil || ctx.Err() != nil {
 			return err
 		}
-		parts.Go(func() error { return sessions.refusedReplication(stream.Run(live)) })
-		parts.Go(func() error { return watch(live, stream.Alive) })
-		parts.Go(func() error { return keepPartitions(live, store, cfg, engine, log) })
-		parts.Go(func() error { return sealSecrets(live, store, engine, log) })
-		parts.Go(func() error { return listen(live, sessions, engine, log) })
-		return engine.Run(ctx, stream)
+		parts.Go(func() error { return watch(live, pipelines.streamAlive) })
+		parts.Go(func() error { return keepPartitions(live, store, cfg, pipelines, log) })
+		parts.Go(func() error { return sealSecrets(live, store, pipelines, log) })
+		parts.Go(func() error { return listen(live, sessions, pipelines, log) })
+		return pipelines.run(ctx, live)
 	})
 	return parts.Wait()
 }

@@ -50,7 +50,7 @@ const (
 
 	// poolConns bounds the SQL connections: one each for the recorder, the retrier,
 	// the directory and the fan-out, one for upkeep, checks and reconciling, one for
-	// the admin server. With the replication connection and the listener they are 8.
+	// the admin server. With the replication connection, its witness and the listener they are 9.
 	poolConns = 6
 )
 

@@ -6,6 +6,8 @@
 //	slot        who the server is; finds the slot, or waits for it as a standby
 //	create      makes the slot, and makes it anew
 //	connection  the one goroutine that reads, hands on, and answers
+//	witness     asks by another connection whether the slot is still ours
+//	sieve       keeps large messages of others out of memory
 //	decoder     pure: bytes of pgoutput, protocol version 1, to Batches
 //
 // In protocol version 1 the server sends a transaction only after it has
@@ -52,9 +54,9 @@ type Config struct {
 	// come by the stream, and somebody has to remember that. Nil: nobody has to.
 	Creating func(ctx context.Context) error
 
-	// Start says in session.Start where to begin, at every connect: 0 is the slot's
-	// own position. flushed is the server's WAL flush position; PostgreSQL takes a
-	// position beyond it and skips in silence. Nil: always 0.
+	// Start says in session.Start where to begin, at every connect (0 is the slot's
+	// own position), and in session.Outbox which table the events are in. flushed is the server's WAL flush position; PostgreSQL takes a
+	// position beyond it and skips in silence. Nil: always 0, and no events.
 	Start func(ctx context.Context, session *outbox.Session, flushed pglogrepl.LSN) error
 
 	// Check says whether publication, table and columns are as they must be. It is
@@ -63,6 +65,10 @@ type Config struct {
 	// the session: what was committed while nothing was published is for the
 	// acquisition of the next to remember. Nil: they are.
 	Check func(ctx context.Context, session *outbox.Session) error
+
+	// Resumed says that this process has streamed before, or stood by: what an
+	// operator has to mend is waited for from the beginning.
+	Resumed bool
 
 	// Alive is the watchdog: an error means that a loop of this process no longer
 	// turns. The stream then gives up the slot, and Run returns that error. It

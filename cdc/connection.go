@@ -29,11 +29,6 @@ const (
 	burstPings  = 5
 	burstWithin = time.Second
 
-	// probeAfter and probeEvery bound how late a shutdown is noticed while the
-	// consumer is not taking: the server's keepalives are not read then.
-	probeAfter = time.Second
-	probeEvery = 2 * time.Second
-
 	// politely bounds the last words to the server.
 	politely = time.Second
 )
@@ -44,6 +39,7 @@ const (
 type connection struct {
 	stream  *Stream
 	pg      *pgconn.PgConn
+	sieve   *sieve
 	session *outbox.Session
 	decoder decoder
 
@@ -53,11 +49,11 @@ type connection struct {
 
 	received pglogrepl.LSN // the newest position seen
 	flushed  pglogrepl.LSN // the last position sent as flushed
+	told     pglogrepl.LSN // the last that the consumer has confirmed and the server may have got; 0: none
 	sent     time.Time     // when a status was last sent
 	began    time.Time
 	heard    time.Time // when the server was last heard
-	messages int       // since the last turn
-	buffered int       // bytes of an incomplete message, at the last turn
+	came     uint64    // how many bytes had come at the last turn
 	deadline time.Time // of the current read
 
 	pings pings
@@ -67,22 +63,29 @@ type connection struct {
 	changed atomic.Bool  // it said that the publication is another
 	down    atomic.Bool  // PostgreSQL said that it is shutting down
 
-	background sync.WaitGroup // Config.Check and the probe
-	probing    atomic.Bool
-	probed     time.Time
+	background sync.WaitGroup // Config.Check and the witness
 
 	announced bool // the log knows that this session is healthy
+	doubted   bool // and that it is not certain whether the slot is still ours
 }
 
 // newConnection takes over a connection on which replication has started.
-func newConnection(s *Stream, pg *pgconn.PgConn, session *outbox.Session) *connection {
+func newConnection(s *Stream, pg *pgconn.PgConn, sieve *sieve, session *outbox.Session) *connection {
 	now := time.Now()
 	begin := max(session.Start, session.Confirmed)
-	return &connection{
-		stream: s, pg: pg, session: session,
+	c := &connection{
+		stream: s, pg: pg, sieve: sieve, session: session, decoder: decoder{outbox: session.Outbox},
 		handed: begin, received: begin, flushed: session.Confirmed,
-		began: now, heard: now,
+		began: now,
 	}
+	c.hear(now)
+	return c
+}
+
+// hear notes that the server was heard.
+func (c *connection) hear(now time.Time) {
+	c.heard = now
+	c.session.Heard(now)
 }
 
 // run streams until ctx is cancelled or the session is over. On cancellation it
@@ -94,8 +97,10 @@ func (c *connection) run(ctx context.Context) error {
 	c.ticks = time.NewTicker(tick)
 	defer c.ticks.Stop()
 	c.background.Go(func() { c.check(ctx) })
+	c.background.Go(func() { c.witness(ctx) })
 
 	err := c.follow(ctx)
+	c.session.End()
 	c.stream.turned.Store(nil)
 	if ctx.Err() != nil {
 		return c.goodbye()
@@ -137,7 +142,6 @@ func (c *connection) read(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read: %w", err)
 		}
-		c.messages++
 		if err := c.take(ctx, message); err != nil {
 			return err
 		}
@@ -165,7 +169,6 @@ func (c *connection) take(ctx context.Context, message pgproto3.BackendMessage) 
 }
 
 func (c *connection) copyData(ctx context.Context, data []byte) error {
-	const xlogHeader = 1 + 8 + 8 + 8 // kind, WAL start, WAL end, server's clock
 	switch {
 	case len(data) > xlogHeader && data[0] == pglogrepl.XLogDataByteID:
 		b, ok, err := c.decoder.decode(data[xlogHeader:])
@@ -270,7 +273,6 @@ func (c *connection) hand(ctx context.Context, b outbox.Batch) error {
 
 // handWaiting waits for the consumer. It does not read, but it answers.
 func (c *connection) handWaiting(ctx context.Context, b outbox.Batch) error {
-	c.probed = time.Now().Add(probeAfter - probeEvery)
 	stopped := c.stream.stopped.Done()
 	if c.stream.stopped.Err() != nil {
 		stopped = nil // b was drained already
@@ -279,7 +281,7 @@ func (c *connection) handWaiting(ctx context.Context, b outbox.Batch) error {
 		select {
 		case c.stream.batches <- b:
 			c.handed = max(c.handed, b.End)
-			c.heard = time.Now() // what the server said meanwhile waits in the socket
+			c.hear(time.Now()) // what the server said meanwhile waits in the socket
 			return nil
 		case <-stopped:
 			return c.hand(ctx, b)
@@ -321,18 +323,19 @@ func (c *connection) turn(ctx context.Context, now time.Time, waiting bool) erro
 	if c.changed.Load() {
 		return errRepublished
 	}
+	if c.session.IsVoid() {
+		return c.stream.voided()
+	}
 	c.listen(now, waiting)
+	c.doubt(ctx, now)
 	quiet := now.Sub(c.heard)
 	if quiet > c.stream.walSenderTimeout*6/5 {
 		return errSilent
 	}
-	if waiting && now.Sub(c.probed) >= probeEvery {
-		c.probed = now
-		c.probe(ctx)
-	}
-	if c.confirmable() > c.flushed || now.Sub(c.sent) >= c.stream.walSenderTimeout/3 {
-		// An idle server says nothing by itself as long as it hears us.
-		if err := c.answer(now, quiet >= c.stream.walSenderTimeout/10); err != nil {
+	// An idle server says nothing by itself as long as it hears us.
+	ask := quiet >= c.stream.witnessEvery()
+	if silent := now.Sub(c.sent); c.confirmable() > c.flushed || silent >= c.stream.walSenderTimeout/3 || ask && silent >= c.stream.witnessEvery() {
+		if err := c.answer(now, ask); err != nil {
 			return err
 		}
 	}
@@ -343,11 +346,21 @@ func (c *connection) turn(ctx context.Context, now time.Time, waiting bool) erro
 // listen notes whether the server was heard since the last turn: a message, or a
 // part of one on a slow line. What is not read says nothing.
 func (c *connection) listen(now time.Time, waiting bool) {
-	buffered := c.pg.Frontend().ReadBufferLen()
-	if c.messages > 0 || buffered != c.buffered || waiting {
-		c.heard = now
+	if c.sieve.came != c.came || waiting {
+		c.hear(now)
 	}
-	c.messages, c.buffered = 0, buffered
+	c.came = c.sieve.came
+}
+
+// doubt says, once, where it is not certain that the slot is still ours: then
+// nothing is sent.
+func (c *connection) doubt(ctx context.Context, now time.Time) {
+	doubted := !c.session.Live(now) && now.Sub(c.began) > c.stream.lease()
+	if doubted == c.doubted {
+		return
+	}
+	c.doubted = doubted
+	c.stream.reportDoubt(ctx, doubted)
 }
 
 // confirmable is the position that may be sent as flushed.
@@ -358,11 +371,18 @@ func (c *connection) confirmable() pglogrepl.LSN {
 	return max(c.flushed, min(c.session.Flushed(), c.handed))
 }
 
-// answer sends a status. Neither position is ever zero: the server would take the
-// one for the other.
+// answer sends a status. What was written is never zero. What was flushed is, until
+// that is more than the slot's own position: then the server leaves the slot as it
+// is. Somebody may have moved it just before it was ours, which an older position
+// would undo for the eye, and not for what has been skipped.
 func (c *connection) answer(now time.Time, replyRequested bool) error {
 	flushed := c.confirmable()
-	message := statusUpdate(max(c.received, flushed), flushed, now, replyRequested)
+	tell := flushed
+	if tell == c.session.Confirmed {
+		tell = 0
+	}
+	c.told = max(c.told, tell)
+	message := statusUpdate(max(c.received, flushed), tell, now, replyRequested)
 	if err := c.pg.Conn().SetWriteDeadline(now.Add(c.stream.walSenderTimeout / 2)); err != nil {
 		return fmt.Errorf("answer: %w", err)
 	}
@@ -450,19 +470,4 @@ func (c *connection) checkOnce(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, checkEvery)
 	defer cancel()
 	return c.stream.config.Check(ctx, c.session)
-}
-
-// probe asks PostgreSQL by another connection whether it shuts down.
-func (c *connection) probe(ctx context.Context) {
-	if !c.probing.CompareAndSwap(false, true) {
-		return
-	}
-	c.background.Go(func() {
-		defer c.probing.Store(false)
-		pg, err := c.stream.connectOrdinary(ctx)
-		if err == nil {
-			hangUp(pg)
-		}
-		c.down.CompareAndSwap(false, sqlState(err) == codeCannotConnectNow)
-	})
 }

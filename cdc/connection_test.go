@@ -19,7 +19,7 @@ func TestPositionsStayInOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := New(Config{})
 		s.batches = make(chan outbox.Batch, 1000)
-		c := newConnection(s, nil, &outbox.Session{Start: 50, Confirmed: pglogrepl.LSN(rapid.IntRange(1, 60).Draw(t, "confirmed"))})
+		c := newConnection(s, nil, nil, &outbox.Session{Start: 50, Confirmed: pglogrepl.LSN(rapid.IntRange(1, 60).Draw(t, "confirmed"))})
 		ctx := context.Background()
 		check := func(err error) {
 			if err != nil {
@@ -96,7 +96,7 @@ func TestPositionsStayInOrder(t *testing.T) {
 
 func TestOnlyWhatWasHandedOnIsConfirmed(t *testing.T) {
 	t.Parallel()
-	c := newConnection(New(Config{}), nil, &outbox.Session{Confirmed: 100})
+	c := newConnection(New(Config{}), nil, nil, &outbox.Session{Confirmed: 100})
 	steps := []struct {
 		name             string
 		checked          bool

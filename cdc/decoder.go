@@ -19,7 +19,7 @@ import (
 // holds the two against each other.
 
 const (
-	outboxTable = "webhook_outbox"
+	outboxTable = "webhook_outbox" // as errors call it
 	echoPrefix  = "walhook"
 
 	// maxEcho bounds the content of an echo that is kept. Ours are some dozen
@@ -64,10 +64,12 @@ func fieldOf(column []byte) field {
 	return ignored
 }
 
-// A decoder collects the events of the transaction that is coming in. The zero
-// value is ready, for one session.
+// A decoder collects the events of the transaction that is coming in, for one
+// session. It knows the outbox by its OID: another schema may have a table of that
+// name, and publish it too.
 type decoder struct {
-	relations map[uint32][]field // by OID; nil is a table that is not the outbox
+	outbox uint32  // its OID
+	fields []field // its columns; nil: not described yet
 
 	inTx  bool
 	batch outbox.Batch // what will be handed on next; its last piece always has an event or an echo
@@ -136,20 +138,20 @@ func (d *decoder) commit(r *reader) (outbox.Batch, bool, error) {
 }
 
 func (d *decoder) insert(r *reader) (outbox.Batch, bool, error) {
-	fields, known := d.relations[r.uint32()]
+	oid := r.uint32()
 	if r.short || r.byte() != 'N' {
 		return outbox.Batch{}, false, malformed("Insert is cut short")
 	}
-	if !known {
-		return outbox.Batch{}, false, malformed("Insert into a relation that was not described")
-	}
-	if fields == nil {
+	if oid != d.outbox {
 		return outbox.Batch{}, false, nil
+	}
+	if d.fields == nil {
+		return outbox.Batch{}, false, malformed("Insert into a relation that was not described")
 	}
 	if !d.inTx {
 		return outbox.Batch{}, false, malformed("Insert outside of a transaction")
 	}
-	event, err := d.event(r, fields)
+	event, err := d.event(r, d.fields)
 	if err != nil {
 		return outbox.Batch{}, false, err
 	}
@@ -261,18 +263,14 @@ func (d *decoder) message(r *reader) (full outbox.Batch, ok bool, err error) {
 // relation learns the columns of a table. The server repeats it after every change.
 func (d *decoder) relation(r *reader) error {
 	oid := r.uint32()
-	r.string() // schema: the publication says which one
-	table := r.string()
-	r.byte() // replica identity
+	r.string() // schema
+	r.string() // name
+	r.byte()   // replica identity
 	n := int(r.uint16())
 	if r.short {
 		return malformed("Relation is cut short")
 	}
-	if d.relations == nil {
-		d.relations = map[uint32][]field{}
-	}
-	if string(table) != outboxTable {
-		d.relations[oid] = nil
+	if oid != d.outbox {
 		return nil
 	}
 	fields := make([]field, n)
@@ -291,7 +289,7 @@ func (d *decoder) relation(r *reader) error {
 			return &ColumnError{Column: fieldNames[f], Problem: "is missing"}
 		}
 	}
-	d.relations[oid] = fields
+	d.fields = fields
 	return nil
 }
 

@@ -44,7 +44,10 @@ var (
 	errServerEnded  = errors.New("the server ended the replication stream")
 	errBackwards    = errors.New("the server sent a position smaller than one before")
 	errRepublished  = fmt.Errorf("%w: what was committed meanwhile is looked up in the outbox", outbox.ErrRepublished)
-	errReadOnly     = errors.New("the server is a standby (pg_is_in_recovery): waiting for a primary")
+	errVoid         = errors.New("the database does not know this session as the holder of the slot")
+	errBetween      = fmt.Errorf("%w: a pooler, proxy or load balancer between walhook and PostgreSQL, or WALHOOK_DATABASE_URL leads to another server; "+
+		"WALHOOK_REPLICATION_URL has to be a direct connection to the same PostgreSQL", errVoid)
+	errReadOnly = errors.New("the server is a standby (pg_is_in_recovery): waiting for a primary")
 )
 
 // errSlotHeld means that another process streams from the slot. We are a standby.

@@ -153,12 +153,12 @@ func TestStartAtAPositionBeyondTheSlots(t *testing.T) {
 	d := newDatabase(t)
 	var at atomic.Uint64
 	config := d.config()
-	config.Start = func(_ context.Context, s *outbox.Session, flushed pglogrepl.LSN) error {
+	config.Start = func(ctx context.Context, s *outbox.Session, flushed pglogrepl.LSN) error {
 		if s.SystemID == "" || s.Timeline != 1 || flushed == 0 {
 			return errors.New("asked without identity")
 		}
 		s.Start = pglogrepl.LSN(at.Load())
-		return nil
+		return d.start(ctx, s, flushed)
 	}
 	r := start(t, config)
 	r.streaming(1)

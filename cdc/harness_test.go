@@ -102,7 +102,12 @@ func changed(server func() (*pgconn.Config, error), change func(*pgconn.Config))
 }
 
 func (d *database) config() Config {
-	return Config{Server: at(d.url), Slot: d.slot, Publication: "walhook", CreateSlot: true}
+	return Config{Server: at(d.url), Slot: d.slot, Publication: "walhook", CreateSlot: true, Start: d.start}
+}
+
+// start is Config.Start as far as every stream needs it: which table is the outbox.
+func (d *database) start(ctx context.Context, s *outbox.Session, _ pglogrepl.LSN) error {
+	return d.pool.QueryRow(ctx, `SELECT coalesce(to_regclass('webhook_outbox')::oid, 0)`).Scan(&s.Outbox)
 }
 
 // A run is a Stream with a consumer that keeps what it was handed.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"regexp"
 	"slices"
 	"strconv"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/outbox"
@@ -66,11 +68,15 @@ func (s *Stream) connectOrdinary(ctx context.Context) (*pgconn.PgConn, error) {
 	return connect(ctx, config)
 }
 
-// connectReplicating connects for replication.
-func (s *Stream) connectReplicating(ctx context.Context) (*pgconn.PgConn, error) {
+// connectReplicating connects for replication, through a sieve.
+func (s *Stream) connectReplicating(ctx context.Context, through *sieve) (*pgconn.PgConn, error) {
 	config, err := s.configure()
 	if err != nil {
 		return nil, err
+	}
+	config.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
+		*through = sieve{from: r} // of the last of several hosts, or with and without TLS
+		return pgproto3.NewFrontend(through, w)
 	}
 	config.RuntimeParams["replication"] = "database"
 	config.RuntimeParams["wal_sender_timeout"] = strconv.FormatInt(s.walSenderTimeout.Milliseconds(), 10)
@@ -124,11 +130,12 @@ func hangUp(pg *pgconn.PgConn) {
 // open connects, sees that everything is there, and starts replication. As long
 // as another process holds the slot it waits.
 func (s *Stream) open(ctx context.Context) (*connection, error) {
-	pg, err := s.connectReplicating(ctx)
+	sieve := &sieve{}
+	pg, err := s.connectReplicating(ctx, sieve)
 	if err != nil {
 		return nil, err
 	}
-	c, err := s.start(ctx, pg)
+	c, err := s.start(ctx, pg, sieve)
 	if err != nil {
 		hangUp(pg)
 		return nil, err
@@ -140,7 +147,7 @@ func (s *Stream) open(ctx context.Context) (*connection, error) {
 // checks what a stream would need.
 func Prepare(ctx context.Context, config Config) (created bool, err error) {
 	s := New(config)
-	pg, err := s.connectReplicating(ctx)
+	pg, err := s.connectReplicating(ctx, &sieve{})
 	if err != nil {
 		return false, err
 	}
@@ -158,7 +165,7 @@ func Prepare(ctx context.Context, config Config) (created bool, err error) {
 	return s.ensureSlot(ctx, pg)
 }
 
-func (s *Stream) start(ctx context.Context, pg *pgconn.PgConn) (*connection, error) {
+func (s *Stream) start(ctx context.Context, pg *pgconn.PgConn, sieve *sieve) (*connection, error) {
 	if _, _, err := s.identify(ctx, pg); err != nil {
 		return nil, err
 	}
@@ -187,18 +194,19 @@ func (s *Stream) start(ctx context.Context, pg *pgconn.PgConn) (*connection, err
 	if slot == nil || slot.activePID != 0 {
 		return nil, errSlotHeld
 	}
-	session.Confirmed, session.PID = slot.confirmed, pg.PID()
+	session.Confirmed, session.Told, session.Lease = slot.confirmed, s.told.on(session), s.lease()
 	if sabotage.On(sabotage.SlotsPosition) {
 		session.Start = min(session.Start, slot.confirmed)
 	}
+	sieve.outbox = session.Outbox
 	if err := s.startReplication(ctx, pg, session.Start); err != nil {
 		return nil, err
 	}
-	return newConnection(s, pg, session), nil
+	return newConnection(s, pg, sieve, session), nil
 }
 
 const serverSQL = `SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('wal_level'),
-	pg_catalog.current_setting('server_version_num'),
+	pg_catalog.current_setting('server_version_num'), pg_catalog.pg_backend_pid(), pg_catalog.pg_postmaster_start_time(),
 	EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = %s)`
 
 // identify asks who the server is, and whether it can serve us at all.
@@ -216,7 +224,7 @@ func (s *Stream) identify(ctx context.Context, pg *pgconn.PgConn) (*outbox.Sessi
 	if err != nil || len(rows) != 1 {
 		return nil, 0, fmt.Errorf("ask for the server's settings: %w", err)
 	}
-	recovery, walLevel, version, publication := rows[0][0], rows[0][1], rows[0][2], rows[0][3]
+	recovery, walLevel, version, pid, started, publication := rows[0][0], rows[0][1], rows[0][2], rows[0][3], rows[0][4], rows[0][5]
 	switch {
 	case recovery == "t":
 		return nil, 0, errReadOnly
@@ -230,7 +238,14 @@ func (s *Stream) identify(ctx context.Context, pg *pgconn.PgConn) (*outbox.Sessi
 	if s.serverVersion, err = strconv.Atoi(version); err != nil {
 		return nil, 0, fmt.Errorf("read the server's version: %w", err)
 	}
-	session := &outbox.Session{SystemID: system.SystemID, Timeline: system.Timeline, ServerVersion: s.serverVersion}
+	session := &outbox.Session{SystemID: system.SystemID, Timeline: system.Timeline, ServerVersion: s.serverVersion, ServerStarted: started}
+	// The walsender's own word: what the client was told when it connected may be a
+	// proxy's.
+	walsender, err := strconv.ParseUint(pid, 10, 32)
+	if err != nil {
+		return nil, 0, fmt.Errorf("read the walsender's pid: %w", err)
+	}
+	session.PID = uint32(walsender)
 	return session, system.XLogPos, nil
 }
 

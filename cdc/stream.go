@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pglogrepl"
+
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -33,6 +35,8 @@ type Stream struct {
 	unreadable    int       // sessions in a row that ended because the slot cannot be decoded
 	remakes       int       // how often the slot was made anew lately
 	remade        time.Time // when it was last
+	voids         int       // sessions in a row that the database did not know as the slot's
+	told          told      // what the last session told the slot
 
 	walSenderTimeout time.Duration // tests make it short
 
@@ -41,6 +45,7 @@ type Stream struct {
 	mu           sync.Mutex
 	status       Status
 	checkTrouble string // Config.Check's last answer
+	doubt        string // why it is not certain that the slot is still ours
 }
 
 // New returns a Stream that does nothing until Run.
@@ -51,6 +56,7 @@ func New(config Config) *Stream {
 		batches:          make(chan outbox.Batch, batchesAhead),
 		walSenderTimeout: walSenderTimeout,
 		status:           Status{Role: Connecting},
+		prepared:         config.Resumed,
 	}
 	s.stopped, s.stop = context.WithCancel(context.Background())
 	return s
@@ -73,7 +79,7 @@ func (s *Stream) Status() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	status := s.status
-	status.Err = cmp.Or(status.Err, s.checkTrouble)
+	status.Err = cmp.Or(status.Err, s.checkTrouble, s.doubt)
 	return status
 }
 
@@ -139,7 +145,39 @@ func (s *Stream) runOnce(ctx context.Context) error {
 	err = c.run(ctx)
 	s.progress(c)
 	s.noteUnreadable(c, err)
+	if c.told != 0 { // else nothing is known that was not before
+		s.told = told{by: c.session, lsn: c.told}
+	}
+	if c.announced || !c.session.IsVoid() {
+		s.voids = 0
+	}
+	s.reportDoubt(ctx, false)
 	return err
+}
+
+// told is how far a session has told the server that the slot may move.
+type told struct {
+	by  *outbox.Session // nil: there was none
+	lsn pglogrepl.LSN
+}
+
+// on returns the position where it means the same in another session, or 0: after
+// another start of the server the database may have been set back, and the same
+// position be of something else.
+func (t told) on(s *outbox.Session) pglogrepl.LSN {
+	if t.by == nil || t.by.SystemID != s.SystemID || t.by.Timeline != s.Timeline || t.by.ServerStarted != s.ServerStarted {
+		return 0
+	}
+	return t.lsn
+}
+
+// voided counts a session that the database does not know as the slot's: once it
+// may have lost the slot just then.
+func (s *Stream) voided() error {
+	if s.voids++; s.voids > 1 {
+		return errBetween
+	}
+	return errVoid
 }
 
 // unreadableTwice sessions in a row that ended because the slot cannot be decoded
@@ -232,6 +270,25 @@ func (s *Stream) reportCheck(ctx context.Context, err error) {
 		s.log.ErrorContext(ctx, "nothing is confirmed until this is mended", "slot", s.config.Slot, "reason", err)
 	default:
 		s.log.InfoContext(ctx, "the outbox is as it must be again: confirming goes on", "slot", s.config.Slot)
+	}
+}
+
+// reportDoubt logs whether it is certain that the slot is ours, once per change.
+func (s *Stream) reportDoubt(ctx context.Context, doubted bool) {
+	const text = "PostgreSQL does not say that the slot is still this process's: nothing is sent until it does"
+	s.mu.Lock()
+	known := doubted == (s.doubt != "")
+	s.doubt = ""
+	if doubted {
+		s.doubt = text
+	}
+	s.mu.Unlock()
+	switch {
+	case known:
+	case doubted:
+		s.log.WarnContext(ctx, text, "slot", s.config.Slot)
+	default:
+		s.log.InfoContext(ctx, "there is no doubt about the slot any more", "slot", s.config.Slot)
 	}
 }
 

@@ -124,6 +124,7 @@ func (w *window) inserted(taken []*delivery, allNew bool, refused map[uuid.UUID]
 		case refused[d.id]:
 			stuck = append(stuck, w.putAside(d)...)
 		case d.stage == running: // the lease is written; its outcome will follow
+		case d.stage == parked && d.enlisted: // it was written as a lease, and was not sent: that is written too
 		case d.stage == ended && (d.enlisted || !allNew): // the lease was written, or another row was there
 			w.enlist(d)
 		default:

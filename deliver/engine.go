@@ -23,6 +23,7 @@ package deliver
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"sync"
@@ -86,6 +87,7 @@ func New(c Config) *Engine {
 	e.reconciler = &reconciler{window: w, store: c.Store, recorder: e.recorder, horizon: c.RecoveryWindow,
 		found: e.retrier.hint.raise, log: c.Log, wake: newSignal(), pulse: newPulse("reconciler")}
 	e.recorder.compare = e.reconciler.wake.raise
+	e.retrier.compare = e.reconciler.wake.raise
 	e.fanOut = &fanOut{window: w, store: c.Store, recorder: e.recorder, holder: uuid.New(), acquired: e.acquired,
 		pulse: e.newPulse("fan-out"), log: c.Log}
 	return e
@@ -99,10 +101,46 @@ func (e *Engine) newPulse(name string) *pulse {
 
 // acquired starts what a session needs besides the stream.
 func (e *Engine) acquired(fence outbox.Fence) {
+	e.retrier.comparing(fence)
 	e.retrier.hint.raise()
-	if fence.Reconcile {
-		e.reconciler.wake.raise()
+}
+
+// Live says whether this process certainly has the slot. What sends, claims, cleans
+// or seals asks before it does.
+func (e *Engine) Live() bool {
+	e.window.mu.Lock()
+	defer e.window.mu.Unlock()
+	return e.window.live(time.Now())
+}
+
+// liveEvery is how soon what runs in WhileLive ends after the slot was lost.
+const liveEvery = 250 * time.Millisecond
+
+// WhileLive calls f where this process has the slot, with a context that ends when
+// it has lost it, and reports whether it had it all the while.
+func (e *Engine) WhileLive(ctx context.Context, f func(context.Context)) bool {
+	if !e.Live() {
+		return false
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		tick := time.NewTicker(liveEvery)
+		defer tick.Stop()
+		for e.Live() {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+		cancel()
+	})
+	f(ctx)
+	kept := ctx.Err() == nil
+	cancel()
+	watch.Wait()
+	return kept
 }
 
 // Hint says that somebody else may have changed what is due or who is enabled.
@@ -138,10 +176,15 @@ func (e *Engine) Trouble() error {
 // recording their outcomes, and their echo.
 const drainMargin = 3 * time.Second
 
+// ErrUnrecorded means that requests were sent whose outcomes are not in the table:
+// the next process sends them again.
+var ErrUnrecorded = errors.New("stopped before everything was recorded")
+
 // Run delivers what the source brings until the context ends, and then drains:
 // it starts nothing more, lets the attempts under way end, records their
 // outcomes and confirms them, within Timeout and drainMargin. It returns
-// outbox.ErrFenced where another process has taken over.
+// outbox.ErrFenced where another process has taken over, and ErrUnrecorded where
+// outcomes could not be recorded in that time.
 func (e *Engine) Run(ctx context.Context, source Source) error {
 	loops, kill := context.WithCancel(context.WithoutCancel(ctx))
 	defer kill()
@@ -163,7 +206,7 @@ func (e *Engine) Run(ctx context.Context, source Source) error {
 	var err error
 	select {
 	case <-ctx.Done():
-		err = e.drain(source, died)
+		err = e.drain(loops, source, died)
 	case err = <-died:
 		source.Stop()
 	}
@@ -175,7 +218,7 @@ func (e *Engine) Run(ctx context.Context, source Source) error {
 }
 
 // drain waits until what was started is recorded and confirmed.
-func (e *Engine) drain(source Source, died <-chan error) error {
+func (e *Engine) drain(ctx context.Context, source Source, died <-chan error) error {
 	w := e.window
 	w.mu.Lock()
 	w.stopping = true
@@ -194,11 +237,11 @@ func (e *Engine) drain(source Source, died <-chan error) error {
 			}
 			echoes = false // the stream has ended; what can be recorded is recorded all the same
 		case <-deadline.C:
-			e.log.Warn("stopped before everything was recorded; the next process sends again what is not")
-			return nil
+			return e.unrecorded()
 		case <-tick.C:
 			w.toRecord.raise()
 			if e.drained(echoes) {
+				e.noteEnd(ctx)
 				return nil
 			}
 		}
@@ -212,6 +255,42 @@ func (e *Engine) drained(echoes bool) bool {
 	recorded := w.running == 0 && w.ended == 0 && w.parked == 0 && len(w.newRows) == 0
 	return recorded && (len(w.ledger.gates) == 0 || !echoes)
 }
+
+// unrecorded says what a drain has left, if that will be sent again. What has not
+// been sent comes once more by the stream.
+func (e *Engine) unrecorded() error {
+	w := e.window
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.running+w.ended == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %d requests were sent whose outcomes are not in webhook_deliveries (%d of their rows are locked by others: "+
+		"SELECT pid, query FROM pg_stat_activity WHERE xact_start < now() - interval '5 s'), and the next process sends them again",
+		ErrUnrecorded, w.running+w.ended, w.aside)
+}
+
+// noteEnd has the next process begin where this one ends. What was confirmed since
+// the last outcome held nothing, but nobody else could know that: the next would
+// look for what lies between. Where that cannot be noted it does look.
+func (e *Engine) noteEnd(ctx context.Context) {
+	w := e.window
+	w.mu.Lock()
+	end, fence, noted := w.ledger.recorded, w.fence, w.live(time.Now()) && w.ledger.confirmed == w.ledger.recorded.lsn
+	w.session = nil // nothing beyond is confirmed
+	w.mu.Unlock()
+	if !noted {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, noteEndWithin)
+	defer cancel()
+	if err := e.recorder.store.Mark(ctx, fence, outbox.Mark{Durable: end.lsn, CommitAt: end.at}); err != nil {
+		e.log.Info("could not note where the stream was left; the next process compares what came last", "reason", err)
+	}
+}
+
+// noteEndWithin bounds the last statement of a process: a part of drainMargin.
+const noteEndWithin = time.Second
 
 // Stats is a snapshot for metrics.
 type Stats struct {
@@ -237,7 +316,7 @@ func (e *Engine) Stats() Stats {
 	defer w.mu.Unlock()
 	s := Stats{
 		Counts: w.counts, Window: w.held, Parking: w.parked, InFlight: w.running, Unrecorded: w.ended, Bytes: w.bytes,
-		Lanes: len(w.lanes), Spilled: w.spilled, Open: w.open, Active: w.fence.Epoch != 0, Reconciling: w.fence.Reconcile, RecordedLSN: w.ledger.recorded.lsn, ConfirmedLSN: w.ledger.confirmed,
+		Lanes: len(w.lanes), Spilled: w.spilled, Open: w.open, Active: w.live(time.Now()), Reconciling: w.fence.Reconcile, RecordedLSN: w.ledger.recorded.lsn, ConfirmedLSN: w.ledger.confirmed,
 	}
 	s.Errors, s.OwnFaults = maps.Clone(w.counts.Errors), maps.Clone(w.counts.OwnFaults)
 	return s

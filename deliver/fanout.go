@@ -271,6 +271,7 @@ func (f *fanOut) begin(ctx context.Context, s *outbox.Session) error {
 	fence, err := f.acquire(ctx, s, marker)
 	sabotage.Reach(sabotage.TakeOver)
 	if f.void = errors.Is(err, outbox.ErrSessionOver); f.void {
+		s.Void() // where it has not ended, the stream ends it
 		f.log.Info("the stream ended before the slot was claimed")
 		return nil
 	}
@@ -283,8 +284,13 @@ func (f *fanOut) begin(ctx context.Context, s *outbox.Session) error {
 	w.mu.Lock()
 	w.ledger.reset(s.Confirmed)
 	w.distrust(time.Now())
-	w.session, w.fence, w.marker, w.replaying = s, fence, marker, true
+	w.session, w.fence, w.marker, w.replaying, w.visible = s, fence, marker, true, fence.Settles == ""
 	w.mu.Unlock()
+	if fence.Moved {
+		f.log.Warn("the replication slot is beyond everything that is known to be recorded: somebody has made it again or advanced it, "+
+			"or walhook was killed while idle; what lies between is looked up in the outbox",
+			"start", s.Start.String(), "told", s.Told.String(), "confirmed", s.Confirmed.String())
+	}
 	f.log.Info("claimed the slot", "epoch", fence.Epoch, "start", s.Start.String(), "confirmed", s.Confirmed.String(), "slot_created", s.SlotCreated)
 	f.acquired(fence)
 	return nil
@@ -296,8 +302,12 @@ func (f *fanOut) acquire(ctx context.Context, s *outbox.Session, marker uint64) 
 	for warned, begun := false, time.Now(); ; {
 		f.pulse.beat()
 		attempt, cancel := context.WithTimeout(ctx, statementTimeout)
+		asked := time.Now()
 		fence, err := f.store.Acquire(attempt, f.holder, s, marker)
 		cancel()
+		if err == nil {
+			s.Seen(asked)
+		}
 		if err == nil || ctx.Err() != nil {
 			return fence, nil
 		}

@@ -179,9 +179,10 @@ func (w *window) makeReady(l *lane, now time.Time) {
 }
 
 // next starts the next delivery, lanes in turn, or returns nil where none may
-// start: room for the outcome is reserved before the request.
+// start: the slot is not certainly ours, or there is no room for the outcome, which
+// is reserved before the request.
 func (w *window) next(now time.Time) *delivery {
-	for len(w.ready) > 0 && !w.stopping &&
+	for len(w.ready) > 0 && !w.stopping && w.live(now) &&
 		w.running < w.limits.MaxInFlight && (w.running+w.ended < w.limits.MaxInFlight+unrecordedRoom || sabotage.On(sabotage.NoRoom)) {
 		l := w.ready[0]
 		w.ready[0] = nil

@@ -73,6 +73,7 @@ type comparison struct {
 	cause       time.Time // the fence's ReconcileFrom, of which each has its own
 	start, from time.Time // see reach
 	upto        outbox.Position
+	settled     bool // what is looked for was visible when it began: else it has to be looked for again
 	inserted    int
 	refused     int       // by a constraint or trigger of the deployment
 	told        time.Time // that rows were inserted
@@ -108,7 +109,7 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 			return err
 		}
 		start, from := r.reach(fence.ReconcileFrom, now)
-		*c = comparison{cause: fence.ReconcileFrom, start: start, from: from, upto: outbox.Position{Event: outbox.TimeID(from)}}
+		*c = comparison{cause: fence.ReconcileFrom, start: start, from: from, upto: outbox.Position{Event: outbox.TimeID(from)}, settled: r.visible(fence)}
 		r.size = reconcileMost
 	}
 	for end := false; !end; {
@@ -123,6 +124,11 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 	}
 	if r.comparison.inserted > 0 {
 		r.found()
+	}
+	if !r.comparison.settled { // the retrier has it compared again
+		r.log.Info("compared the outbox with its deliveries; once more when the transactions have ended that were open", "inserted", r.comparison.inserted)
+		r.comparison = comparison{}
+		return nil
 	}
 	r.reportBeyond(ctx, r.comparison.start, r.comparison.from)
 	if err := bounded(ctx, func(ctx context.Context) error { return r.store.Reconciled(ctx, fence) }); err != nil {
@@ -166,6 +172,13 @@ func (r *reconciler) collect(ctx context.Context) (candidates []outbox.Candidate
 		candidates, upto, end = append(candidates, c.Missing...), c.Upto, c.End
 	}
 	return candidates, upto, end, nil
+}
+
+// visible says whether everything is that a session will not bring.
+func (r *reconciler) visible(fence outbox.Fence) bool {
+	r.window.mu.Lock()
+	defer r.window.mu.Unlock()
+	return r.window.visible && r.window.fence.Epoch == fence.Epoch
 }
 
 // done says that nothing is to be compared any more, as long as that is so.

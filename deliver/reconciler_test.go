@@ -112,7 +112,8 @@ func (o *owing) Reconciled(context.Context, outbox.Fence) error { o.done++; retu
 
 func newReconciler(db Store) *reconciler {
 	w := newWindow(small, nil)
-	w.session, w.fence = &outbox.Session{}, outbox.Fence{Epoch: 1, Reconcile: true, ReconcileFrom: time.Unix(0, 0)}
+	w.session, w.visible = &outbox.Session{}, true
+	w.fence = outbox.Fence{Epoch: 1, Reconcile: true, ReconcileFrom: time.Unix(0, 0)}
 	return &reconciler{window: w, store: db, recorder: &recorder{turn: newTurn()}, pulse: newPulse("reconciler"),
 		found: func() {}, log: slog.New(slog.DiscardHandler), wake: newSignal(), horizon: time.Hour}
 }

@@ -48,6 +48,11 @@ type retrier struct {
 	hint   signal // someone else has changed deliveries or endpoints
 	trouble
 
+	compare func()    // has the reconciler compare
+	asked   time.Time // when it was last looked whether all is visible
+	early   bool      // it has been compared already, before all was visible
+	claimed time.Time // when the slot was, while that is not known; zero: it is. Guarded by the window's mutex, as is early
+
 	later  map[uuid.UUID]bool // endpoints with rows of transactions that are not visible yet
 	since  time.Time          // by PostgreSQL's clock: what was due by then has been seen
 	looked time.Time
@@ -97,10 +102,13 @@ func (r *retrier) run(ctx context.Context) error {
 // runOnce looks for what is newly due, walks a piece, and fills the lanes.
 func (r *retrier) runOnce(ctx context.Context) error {
 	r.window.mu.Lock()
-	acquired := r.window.fence.Epoch != 0 && !r.window.stopping
+	active := r.window.live(time.Now()) && !r.window.stopping
 	r.window.mu.Unlock()
-	if !acquired { // a standby leaves the rows to the active one
+	if !active { // a standby leaves the rows to the active one, and so does who was that once
 		return nil
+	}
+	if err := r.settle(ctx); err != nil {
+		return err
 	}
 	if time.Since(r.looked) >= dueEvery/2 {
 		if err := r.look(ctx); err != nil {
@@ -122,6 +130,59 @@ func (r *retrier) runOnce(ctx context.Context) error {
 		return err
 	}
 	return r.fetch(ctx)
+}
+
+// comparing notes that a session has claimed the slot, and whether the outbox has to
+// be compared with its deliveries, or what comes may have to.
+func (r *retrier) comparing(fence outbox.Fence) {
+	r.window.mu.Lock()
+	defer r.window.mu.Unlock()
+	r.claimed, r.early = time.Time{}, false
+	if fence.Reconcile || !r.window.visible {
+		r.claimed = time.Now()
+	}
+}
+
+// settleWithin is how long a comparison waits for transactions from before the slot
+// was claimed. After that they are somebody's long ones: what can be compared is, and
+// once more when they have ended.
+const settleWithin = 3 * time.Second
+
+// settleAgain is how often it is looked whether those have ended.
+const settleAgain = time.Second
+
+// settle has the outbox compared once everything is visible that does not come by
+// the stream.
+func (r *retrier) settle(ctx context.Context) error {
+	w := r.window
+	w.mu.Lock()
+	fence, claimed, early := w.fence, r.claimed, r.early
+	w.mu.Unlock()
+	if claimed.IsZero() || early && time.Since(r.asked) < settleAgain {
+		return nil
+	}
+	r.asked = time.Now()
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
+	settled, err := r.store.Settled(ctx, fence)
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if r.claimed != claimed || w.fence.Epoch != fence.Epoch { // another session has
+		return nil
+	}
+	switch {
+	case settled:
+		r.claimed = time.Time{}
+		w.visible = true
+		r.compare()
+	case !r.early && time.Since(claimed) > settleWithin:
+		r.early = true
+		r.compare()
+	}
+	return nil
 }
 
 func (r *retrier) look(ctx context.Context) error {

@@ -29,6 +29,10 @@ type SenderConfig struct {
 	MaxInFlight int            // how many attempts run at once, which bounds the idle connections; 0: 1024
 	RootCAs     *x509.CertPool // nil: the system's
 	Resolver    *net.Resolver  // nil: net.DefaultResolver
+
+	// Live is asked before anything is written to a receiver: whether the right to
+	// send is still there. Nil: always.
+	Live func() bool
 }
 
 // A Sender makes HTTP requests for deliveries and says what they came to. It
@@ -81,6 +85,7 @@ const (
 var (
 	errTimeout = errors.New("no response within the timeout")
 	errEnough  = errors.New("the attempt is over")
+	errNotLive = errors.New("the slot may be another process's")
 )
 
 // NewSender returns a Sender. Close it to close its idle connections.
@@ -108,7 +113,7 @@ func newTransport(cfg SenderConfig, guard *Guard) *http.Transport {
 		NextProtos:         []string{"http/1.1"},
 		ClientSessionCache: tls.NewLRUClientSessionCache(tlsSessions),
 		RootCAs:            cfg.RootCAs,
-	}}
+	}, cfg.Live}
 	t := &http.Transport{
 		DialContext:            d.DialContext,
 		DialTLSContext:         d.dialTLS,
@@ -139,6 +144,32 @@ type dialer struct {
 	net.Dialer
 	timeout time.Duration
 	config  *tls.Config
+	live    func() bool
+}
+
+// DialContext connects.
+func (d *dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := d.Dialer.DialContext(ctx, network, address)
+	if err != nil || d.live == nil {
+		return conn, err
+	}
+	return liveConn{conn, d.live}, nil
+}
+
+// A liveConn writes only as long as there is a right to. What was asked before an
+// attempt began is not enough: a process that is frozen between that and the last
+// step would send when it goes on, and another one has sent long before.
+type liveConn struct {
+	net.Conn
+	live func() bool
+}
+
+// Write is net.Conn's.
+func (c liveConn) Write(b []byte) (int, error) {
+	if !c.live() {
+		return 0, errNotLive
+	}
+	return c.Conn.Write(b)
 }
 
 // A handshakeError is a connection on which TLS could not begin.
@@ -201,7 +232,8 @@ type Request struct {
 // Send makes one attempt, in at most the Sender's timeout. What went wrong is in
 // the Attempt. The second result is false when the context was cancelled before
 // a status line came: then the attempt is cut off by ourselves, it says nothing
-// about the endpoint, and whether the receiver saw it is unknown.
+// about the endpoint, and whether the receiver saw it is unknown. It is false too
+// when the right to send was lost: then no receiver can have acted on it.
 func (s *Sender) Send(parent context.Context, r Request) (outbox.Attempt, bool) {
 	begun := time.Now()
 	if class, text, refused := r.Endpoint.Refused(); refused {
@@ -216,6 +248,9 @@ func (s *Sender) Send(parent context.Context, r Request) (outbox.Attempt, bool) 
 	defer timer.Stop()
 
 	resp, err := s.roundTrip(ctx, r, begun)
+	if errors.Is(err, errNotLive) {
+		return outbox.Attempt{}, false
+	}
 	if err != nil {
 		return broken(ctx, begun, err)
 	}

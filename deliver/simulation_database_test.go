@@ -85,6 +85,7 @@ type slot struct {
 	confirmed  pglogrepl.LSN
 	saved      pglogrepl.LSN // on disk: where it is after a crash
 	made       pglogrepl.LSN
+	moved      pglogrepl.LSN // by somebody else, to here: what is before may be without a row for a while
 	checked    pglogrepl.LSN // up to here everything is known to have its rows
 	connection *connection   // nil: not in use
 }
@@ -268,7 +269,7 @@ func (db *database) confirm(lsn pglogrepl.LSN) {
 		db.s.violate("confirmed %d, beyond %d that was sent", lsn, db.replicated)
 	}
 	for _, c := range db.wal {
-		if c.end <= max(db.slot.checked, db.slot.made) || c.end > lsn {
+		if c.end <= max(db.slot.checked, db.slot.made, db.slot.moved) || c.end > lsn {
 			continue
 		}
 		for _, e := range c.events {

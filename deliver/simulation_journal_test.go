@@ -116,6 +116,9 @@ func (j *journal) request(p *process, r Request) (status int, after time.Duratio
 	if closed := j.closed[d.endpoint]; !closed.IsZero() && now.Sub(closed) > 2*time.Second && !p.frozen() {
 		j.s.violate("delivery %s was sent %v after its endpoint's secret was sealed", d.id, now.Sub(closed))
 	}
+	if lost := now.Sub(p.held); lost > noticed {
+		j.s.violate("delivery %s was sent %v after the slot was lost", d.id, lost)
+	}
 	// A process that has lost the slot and does not know yet cannot know of the lease.
 	if d.by != p && now.Before(d.leased) && !j.s.db.fenced(p.engine.window.fence) {
 		j.s.violate("delivery %s was sent again within the lease", d.id)
@@ -174,6 +177,9 @@ func (p *process) send(_ context.Context, r Request) (outbox.Attempt, bool) {
 	s := p.s
 	begun := time.Now()
 	s.step()
+	if !p.engine.Live() { // as a Sender asks before it writes
+		return outbox.Attempt{}, false
+	}
 	status, after := s.journal.request(p, r)
 	s.pass(after)
 	s.journal.answered(r, p)

@@ -16,7 +16,9 @@ type process struct {
 	engine  *Engine
 	batches chan outbox.Batch
 	thaws   time.Time // frozen until then
-	stopped bool      // it drains
+	held    time.Time // when it last had the slot
+	told    told
+	stopped bool // it drains
 	ended   bool
 }
 
@@ -52,6 +54,7 @@ func (s *simulation) start() {
 	p.loop("clock", e.clock.run)
 	p.loop("reconciler", e.reconciler.run)
 	s.spawn("stream", p, p.stream)
+	s.spawn("witness", p, p.witness)
 	s.processes = append(s.processes, p)
 	s.note("process %d starts", p.number)
 }
@@ -98,7 +101,10 @@ func (p *process) stop() {
 			}
 		}
 		if c := p.connection(); c != nil {
-			p.s.db.confirm(c.session.Flushed())
+			p.engine.noteEnd(p.s.t.Context())
+			if p.connection() == c {
+				p.s.db.confirm(c.session.Flushed())
+			}
 		}
 		p.ended = true
 	})
@@ -137,6 +143,9 @@ func (p *process) excuse() {
 
 // tend buries what has ended, and sees that there is a process.
 func (s *simulation) tend() {
+	if p := s.active(); p != nil {
+		p.held = time.Now()
+	}
 	for _, p := range slices.Clone(s.processes) {
 		if p.ended {
 			s.bury(p)

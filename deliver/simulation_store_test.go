@@ -77,7 +77,11 @@ func (st *simulatedStore) Acquire(_ context.Context, holder uuid.UUID, session *
 			next.epoch++
 		}
 		next.holder = holder
+		fence.Moved = session.Moved(db.slot.confirmed)
 		if session.Start != 0 && !session.SlotCreated {
+			fence.Settles = db.end().String()
+		}
+		if session.Start != 0 && !session.SlotCreated && !fence.Moved {
 			if next.durable != 0 {
 				next.durable = min(next.durable, session.Start)
 			}
@@ -559,6 +563,23 @@ func (st *simulatedStore) Mark(_ context.Context, fence outbox.Fence, mark outbo
 		}
 		return err
 	})
+}
+
+// Settled is Store's.
+func (st *simulatedStore) Settled(_ context.Context, fence outbox.Fence) (settled bool, err error) {
+	err = st.do("settled", func(db *database) error {
+		settled = db.settles(fence)
+		return nil
+	})
+	return settled, err
+}
+
+func (db *database) settles(fence outbox.Fence) bool {
+	if fence.Settles == "" {
+		return true
+	}
+	upTo, err := pglogrepl.ParseLSN(fence.Settles)
+	return err == nil && !slices.ContainsFunc(db.wal, func(c *commit) bool { return c.end <= upTo && !c.visible })
 }
 
 // Reconciled is Store's.

@@ -13,7 +13,48 @@ import (
 type connection struct {
 	process *process
 	session *outbox.Session
+	server  time.Time // when it was started
 	sent    pglogrepl.LSN
+}
+
+const (
+	// simulatedLease is a session's, and patience how long the server bears that
+	// nothing is heard of a process before it gives the slot to another.
+	simulatedLease    = time.Second
+	simulatedPatience = 1500 * time.Millisecond
+
+	// noticed is how soon a process that turns notices that its connection is cut.
+	noticed = 100 * time.Millisecond
+)
+
+// told is what a process has told the slot, and when the server was started.
+type told struct {
+	server time.Time
+	lsn    pglogrepl.LSN
+}
+
+// witness asks whether the slot is still the process's.
+func (p *process) witness() {
+	s := p.s
+	for {
+		s.pass(200 * time.Millisecond)
+		c, asked := p.connection(), time.Now()
+		if c == nil {
+			continue
+		}
+		s.delay()
+		refused := s.chance(s.weather.refused)
+		held := p.connection() == c
+		s.delay()
+		switch {
+		case refused:
+		case held:
+			c.session.Seen(asked)
+			c.session.Heard(asked)
+		default:
+			c.session.Void()
+		}
+	}
 }
 
 // stream is cdc.Stream as the Engine sees it: sessions, one after the other. Each
@@ -23,6 +64,10 @@ func (p *process) stream() {
 		if c := p.connect(); c != nil {
 			p.s.note("session %d from %d, confirmed %d, timeline %d", c.session.PID, c.sent, c.session.Confirmed, c.session.Timeline)
 			p.follow(c)
+			c.session.End()
+			if c.session.Flushed() > c.session.Confirmed {
+				p.told = told{server: c.server, lsn: c.session.Flushed()}
+			}
 		}
 		p.s.pass(100 * time.Millisecond)
 	}
@@ -65,11 +110,15 @@ func (p *process) connect() *connection {
 	if fallen() || taken() {
 		return nil
 	}
-	session.Confirmed = db.slot.confirmed
+	session.Confirmed, session.Lease = db.slot.confirmed, simulatedLease
+	if p.told.server.Equal(db.server) {
+		session.Told = p.told.lsn
+	}
+	session.Heard(time.Now())
 	if fallen() || taken() {
 		return nil
 	}
-	c := &connection{process: p, session: session, sent: max(session.Start, db.slot.confirmed)}
+	c := &connection{process: p, session: session, server: db.server, sent: max(session.Start, db.slot.confirmed)}
 	db.slot.connection = c
 	return c
 }
@@ -86,7 +135,12 @@ func (db *database) makeSlot() {
 // follow hands on and confirms until the connection is lost.
 func (p *process) follow(c *connection) {
 	s, db := p.s, p.s.db
-	lost := func() bool { return db.slot == nil || db.slot.connection != c }
+	lost := func() bool {
+		if c.session.IsVoid() && p.connection() == c { // it hangs up
+			db.slot.connection = nil
+		}
+		return db.slot == nil || db.slot.connection != c
+	}
 	room := func() bool { return len(p.batches) < cap(p.batches) }
 	if s.await(func() bool { return lost() || room() }); lost() {
 		return

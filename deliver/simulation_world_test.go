@@ -62,6 +62,7 @@ var faults = []fault{
 			}
 		}
 	}},
+	{"slot moved", (*simulation).moveSlot},
 	{"rows locked", func(s *simulation) {
 		for _, r := range s.db.order {
 			if s.chance(30) {
@@ -107,16 +108,40 @@ func (s *simulation) strike() {
 	f.strike(s)
 }
 
+// moveSlot is somebody else's hand on the slot: made again, or advanced, while
+// nobody has it. What lies between will not come by the stream.
+func (s *simulation) moveSlot() {
+	db := s.db
+	if db.slot == nil {
+		return
+	}
+	to := db.end()
+	if s.chance(50) {
+		to = pick(s, db.wal).end
+	}
+	if to <= db.slot.confirmed {
+		return
+	}
+	s.note("slot moved from %d to %d", db.slot.confirmed, to)
+	db.slot.connection = nil
+	db.slot.confirmed, db.slot.saved, db.slot.moved = to, to, max(db.slot.moved, to)
+}
+
 // freeze stops a process for a while. Another one is there, and mostly the frozen
-// one loses the slot to it.
+// one loses the slot to it, when the server has not heard of it for long enough.
 func (s *simulation) freeze() {
 	p := pick(s, s.processes)
 	p.thaws = time.Now().Add(s.within(5 * time.Second))
 	if len(s.processes) == 1 {
 		s.start()
 	}
-	if p.connection() != nil && s.chance(80) {
-		s.db.slot.connection = nil
+	if c := p.connection(); c != nil && s.chance(80) {
+		s.spawn("walsender", nil, func() {
+			s.pass(simulatedPatience + s.within(time.Second))
+			if p.frozen() && p.connection() == c {
+				s.db.slot.connection = nil
+			}
+		})
 	}
 }
 

@@ -43,4 +43,5 @@ type Store interface {
 	InsertLSN(ctx context.Context) (pglogrepl.LSN, error)
 	Mark(ctx context.Context, fence outbox.Fence, mark outbox.Mark) error
 	Reconciled(ctx context.Context, fence outbox.Fence) error
+	Settled(ctx context.Context, fence outbox.Fence) (bool, error)
 }

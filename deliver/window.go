@@ -82,6 +82,7 @@ type window struct {
 	fence      outbox.Fence
 	marker     uint64 // the session's first batch: until its echo, the stream may repeat what has rows
 	replaying  bool
+	visible    bool // all is visible that was committed before the session: see Fence.Settles
 	stopping   bool // nothing is admitted, no attempt is started
 	deliveries map[uuid.UUID]*delivery
 	lanes      map[uuid.UUID]*lane
@@ -439,6 +440,24 @@ func (w *window) finish(d *delivery, a outbox.Attempt, now time.Time) {
 	w.room()
 }
 
+// unsent takes back a delivery whose request may not be sent any more, because
+// another process may have the slot: it goes to the table, or stays there.
+func (w *window) unsent(d *delivery, a *outbox.Attempt, now time.Time) {
+	w.vacate(d, a, now)
+	w.settled(d)
+	w.young(d)
+	w.leave(d, now)
+	d.lane.readAnew()
+	if d.inTable && !d.enlisted && !d.writing {
+		w.remove(d)
+		w.hasRows(d.lane, now)
+		return
+	}
+	w.held--
+	w.spill(d.lane, true)
+	w.toPark(d)
+}
+
 // enlist hands a delivery to the recorder, which looks at its stage only when
 // it takes it: a lease that was overtaken by its outcome is never written.
 func (w *window) enlist(d *delivery) {
@@ -461,6 +480,10 @@ func (w *window) enlist(d *delivery) {
 
 // unwritten is how many deliveries wait for the recorder.
 func (w *window) unwritten() int { return len(w.newRows) + len(w.toBeParked) + len(w.existing) }
+
+// live says whether this process may act: send, fetch, cancel, look after the
+// tables. What it holds is recorded all the same, which the fence guards.
+func (w *window) live(now time.Time) bool { return w.session != nil && w.session.Live(now) }
 
 // confirm passes on how far the slot may move.
 func (w *window) confirm() {

@@ -22,6 +22,7 @@ type rig struct {
 func newRig(t *testing.T, limits Limits) *rig {
 	r := &rig{t: t, w: newWindow(limits, Schedule{time.Minute, time.Hour}), target: &Target{}}
 	r.w.workers.run = func(d *delivery) { r.started = append(r.started, d) }
+	r.w.session = &outbox.Session{}
 	return r
 }
 

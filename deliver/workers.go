@@ -59,8 +59,12 @@ func (e *Engine) attempt(ctx context.Context, d *delivery) *delivery {
 	now := time.Now()
 	e.window.mu.Lock()
 	defer e.window.mu.Unlock()
-	if !completed { // the process is being killed: the attempt has no outcome
+	switch {
+	case !completed && ctx.Err() != nil: // the process is being killed: the attempt has no outcome
 		e.window.vacate(d, &a, now)
+		return nil
+	case !completed: // nothing of it left this process
+		e.window.unsent(d, &a, now)
 		return nil
 	}
 	e.window.finish(d, a, now)

@@ -1,11 +1,13 @@
 package outbox_test
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pglogrepl"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/outbox"
@@ -120,6 +122,93 @@ func TestAnotherPublicationIsNoticed(t *testing.T) {
 		}
 		reconciled(f)
 	}
+}
+
+func TestASlotThatSomebodyElseHasMovedIsReconciled(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		confirmed, told int
+		moved           bool
+	}{
+		"where it was left":                        {confirmed: 100},
+		"behind that, after a crash of PostgreSQL": {confirmed: 50},
+		"beyond that, as this process told it":     {confirmed: 300, told: 300},
+		"beyond what this process told it":         {confirmed: 301, told: 300, moved: true},
+		"beyond what is recorded":                  {confirmed: 101, moved: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t)
+			store := outbox.NewStore(db.Pool, db.Slot, 0)
+			claim := func(s *outbox.Session) outbox.Fence {
+				t.Helper()
+				s.SystemID, s.Timeline = "system 1", 1
+				f, err := store.Acquire(t.Context(), uuid.New(), s, 1)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return f
+			}
+			before := claim(&outbox.Session{SlotCreated: true})
+			at := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+			if err := store.Mark(t.Context(), before, outbox.Mark{Durable: 100, CommitAt: at}); err != nil {
+				t.Fatal(err)
+			}
+			if err := store.Reconciled(t.Context(), before); err != nil {
+				t.Fatal(err)
+			}
+			exec(t, db.Pool, `UPDATE webhook_state SET open_since = $1`, at)
+			f := claim(&outbox.Session{Start: 100, Confirmed: pglogrepl.LSN(c.confirmed), Told: pglogrepl.LSN(c.told)})
+			if f.Moved != c.moved || f.Reconcile != c.moved {
+				t.Errorf("moved %t, reconcile %t, want %t", f.Moved, f.Reconcile, c.moved)
+			}
+			if c.moved && at.Sub(f.ReconcileFrom) > time.Second {
+				t.Errorf("from %s, want %s", f.ReconcileFrom, at)
+			}
+		})
+	}
+}
+
+func TestTransactionsThatWereOpenWhenTheSlotWasClaimedAreWaitedFor(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store := outbox.NewStore(db.Pool, db.Slot, 0)
+	open, err := db.Pool.Begin(t.Context()) // as a commit that waits for a synchronous standby
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Rollback(context.WithoutCancel(t.Context()))
+	if _, err := open.Exec(t.Context(), `SELECT pg_current_xact_id()`); err != nil {
+		t.Fatal(err)
+	}
+	claim := func(s *outbox.Session) outbox.Fence {
+		t.Helper()
+		s.SystemID, s.Timeline = "system 1", 1
+		f, err := store.Acquire(t.Context(), uuid.New(), s, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	settled := func(f outbox.Fence) bool {
+		t.Helper()
+		settled, err := store.Settled(t.Context(), f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return settled
+	}
+	if !settled(claim(&outbox.Session{SlotCreated: true})) {
+		t.Error("whoever makes a slot has waited for them")
+	}
+	f := claim(&outbox.Session{Start: 100, Confirmed: 101})
+	if settled(f) {
+		t.Error("settled while a transaction is open")
+	}
+	if err := open.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Eventually(t, time.Minute, "other tests' transactions have ended too", func() bool { return settled(f) })
 }
 
 func TestASessionThatHasEndedClaimsNothing(t *testing.T) {

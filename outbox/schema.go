@@ -134,18 +134,18 @@ func (s *Store) lacks(ctx context.Context, privilege, table string) error {
 // Rows of a catalogue are told apart by their oid, and versions of one by the
 // transaction that made them: a publication, or the outbox's part in it, that was
 // taken away and given back has another identity, as has one whose settings were
-// changed for a while.
+// changed for a while. The outbox's own is for a publication of ALL TABLES.
 const selectPublished = `
 SELECT coalesce((
     SELECT p.oid::text || '.' || p.xmin::text || coalesce((SELECT ' ' || r.oid::text FROM pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = to_regclass('webhook_outbox')::oid), '')
-    FROM pg_publication p WHERE p.pubname = 'walhook'), 'nothing')`
+    FROM pg_publication p WHERE p.pubname = 'walhook'), 'nothing'), coalesce(to_regclass('webhook_outbox')::oid, 0::oid)`
 
-// published returns the identity of what is published.
-func (s *Store) published(ctx context.Context) (identity string, err error) {
-	if err := s.pool.QueryRow(ctx, selectPublished).Scan(&identity); err != nil {
-		return "", fmt.Errorf("look at the publication: %w", err)
+// published returns the identity of what is published, and the outbox's OID; 0: there is none.
+func (s *Store) published(ctx context.Context) (identity string, outbox uint32, err error) {
+	if err := s.pool.QueryRow(ctx, selectPublished).Scan(&identity, &outbox); err != nil {
+		return "", 0, fmt.Errorf("look at the publication: %w", err)
 	}
-	return identity, nil
+	return fmt.Sprintf("%s of %d", identity, outbox), outbox, nil
 }
 
 // ErrRepublished means that the publication is not what it was when the session
@@ -167,11 +167,11 @@ func (s *Store) CheckSession(ctx context.Context, session *Session) error {
 }
 
 func (s *Store) checkSession(ctx context.Context, session *Session) error {
-	identity, err := s.published(ctx)
+	identity, outbox, err := s.published(ctx)
 	if err != nil {
 		return err
 	}
-	if identity != session.Published {
+	if outbox != 0 && identity != session.Published { // a table that was renamed is as it was once it has its name again
 		return ErrRepublished
 	}
 	return s.CheckSchema(ctx)

@@ -45,16 +45,30 @@ type Fence struct {
 	// holds for that one: after another start the database may have been set back.
 	Server time.Time
 
+	// Moved says that somebody else may have moved the slot: see Session.Moved.
+	Moved bool
+
 	// Reconcile says that events which were inserted since ReconcileFrom may be
 	// owed without a row, and will not come by the stream.
 	Reconcile     bool
 	ReconcileFrom time.Time
 
+	// Settles, where not "", is the id of the transaction that claimed the slot: greater
+	// ones are of what began later. Where somebody else has moved the slot, a commit
+	// before its position may not be visible yet: comparing counts only where all up to
+	// this id were when it began. (Whoever makes a slot waits for them.)
+	Settles string
+
 	session *Session // that was acquired: what is durable is a position of it
+	nonce   string   // of this process, in no table
 }
 
-// Echo is the text of the logical message with which batch number seq ends.
-func (f Fence) Echo(seq uint64) string { return fmt.Sprintf("%s/%d/%d", f.Holder, f.Epoch, seq) }
+// Echo is the text of the logical message with which batch number seq ends. Every
+// role may emit messages, and may read webhook_state where that is granted: without
+// something that is in no table it could have confirmed what is not durable.
+func (f Fence) Echo(seq uint64) string {
+	return fmt.Sprintf("%s/%d/%s/%d", f.Holder, f.Epoch, f.nonce, seq)
+}
 
 // ParseEcho returns the number of the batch that an echo proves durable, and
 // whether it is one of this fence's own.
@@ -111,11 +125,18 @@ func (s *Store) StartSession(ctx context.Context, session *Session, flushed pglo
 		session.Start = st.DurableLSN
 	}
 	s.open.begin(session)
-	session.Published, err = s.published(ctx)
+	session.Published, session.Outbox, err = s.published(ctx)
+	if err == nil && session.Outbox == 0 {
+		return fmt.Errorf("%w: there is no table webhook_outbox in the search_path; give it back its name, or run `walhook init`", ErrNotPrepared)
+	}
 	return err
 }
 
-const selectOurs = `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = @slot AND active_pid = @pid::int)`
+// The slot's position too: it may have been moved after it was looked up, and before
+// the session had it. Since then nobody but the session can move it, which has not.
+const selectOurs = `
+SELECT coalesce(bool_or(active_pid = @pid::int), false), coalesce(max(confirmed_flush_lsn), '0/0')::text
+FROM pg_replication_slots WHERE slot_name = @slot`
 
 const selectLastWrite = `SELECT updated_at FROM webhook_state WHERE slot = @slot AND holder IS NOT NULL FOR UPDATE`
 
@@ -124,7 +145,8 @@ const selectLastWrite = `SELECT updated_at FROM webhook_state WHERE slot = @slot
 const lostFrom = `least(s.reconcile_from, CASE WHEN s.durable_at <= now() THEN s.durable_at ELSE 'epoch' END,
                                    CASE WHEN s.open_since <= now() THEN s.open_since ELSE 'epoch' END)`
 
-// Where the slot was made just now, what was committed before it does not come by
+// Where the slot was made just now, or somebody has moved it beyond what is known
+// to be recorded, what was committed before it does not come by
 // the stream: the position of before is forgotten, so that a process that dies
 // before it has found all of that leaves this to the next. Nor does what was
 // committed while the outbox was not published, whoever changed that, and
@@ -148,7 +170,8 @@ ON CONFLICT (slot) DO UPDATE SET
     timeline          = excluded.timeline,
     published         = excluded.published,
     updated_at        = now()
-RETURNING epoch, reconcile_from IS NOT NULL, coalesce(reconcile_from, 'epoch'), pg_postmaster_start_time()`
+RETURNING epoch, reconcile_from IS NOT NULL, coalesce(reconcile_from, 'epoch'), pg_postmaster_start_time(),
+          CASE WHEN @start::text <> '0/0' AND NOT @created::bool THEN pg_current_xact_id()::text ELSE '' END`
 
 // The microsecond makes every call another value, so that a comparison that was
 // under way before does not take this one's mark for its own.
@@ -166,6 +189,17 @@ func (s *Store) AwaitSlot(ctx context.Context) error {
 		return fmt.Errorf("note in webhook_state that the slot is made anew: %w", err)
 	}
 	return nil
+}
+
+const selectSettled = `SELECT nullif(@settles::text, '') IS NULL OR pg_snapshot_xmin(pg_current_snapshot()) > @settles::text::xid8`
+
+// Settled says whether everything that was committed before the slot's position is
+// visible now.
+func (s *Store) Settled(ctx context.Context, f Fence) (settled bool, err error) {
+	if err := s.pool.QueryRow(ctx, selectSettled, pgx.NamedArgs{"settles": f.Settles}).Scan(&settled); err != nil {
+		return false, fmt.Errorf("look for transactions from before the slot was claimed: %w", err)
+	}
+	return settled, nil
 }
 
 const reconciled = `
@@ -227,7 +261,7 @@ func (s *Store) Acquire(ctx context.Context, holder uuid.UUID, session *Session,
 }
 
 func (s *Store) acquire(ctx context.Context, holder uuid.UUID, session *Session, seq uint64) (fence Fence, err error) {
-	fence.Holder, fence.session = holder, session
+	fence.Holder, fence.session, fence.nonce = holder, session, s.nonce
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, prepareWrite); err != nil {
 			return err
@@ -240,26 +274,38 @@ func (s *Store) acquire(ctx context.Context, holder uuid.UUID, session *Session,
 			return err
 		}
 		args := pgx.NamedArgs{"slot": s.slot, "holder": holder, "system": session.SystemID, "timeline": session.Timeline,
-			"published": session.Published, "start": session.Start.String(), "goes_on": session.Start != 0 && !session.SlotCreated}
-		err := tx.QueryRow(ctx, selectLastWrite, args).Scan(&fence.LastWrite)
+			"published": session.Published, "start": session.Start.String(), "created": session.SlotCreated}
+		err := tx.QueryRow(ctx, selectLastWrite, pgx.NamedArgs{"slot": s.slot}).Scan(&fence.LastWrite)
 		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 			return err
 		}
 		// With the row locked: who gets the slot after this look claims it after us.
-		var ours bool
-		if err := tx.QueryRow(ctx, selectOurs, pgx.NamedArgs{"slot": s.slot, "pid": int32(session.PID)}).Scan(&ours); err != nil {
+		ours, confirmed, err := s.ours(ctx, tx, session)
+		if err != nil {
 			return err
 		}
 		if session.PID != 0 && !ours {
 			return ErrSessionOver
 		}
-		if err := tx.QueryRow(ctx, acquireState, args).Scan(&fence.Epoch, &fence.Reconcile, &fence.ReconcileFrom, &fence.Server); err != nil {
+		fence.Moved = session.Moved(confirmed)
+		args["goes_on"] = session.Start != 0 && !session.SlotCreated && !fence.Moved
+		if err := tx.QueryRow(ctx, acquireState, args).Scan(&fence.Epoch, &fence.Reconcile, &fence.ReconcileFrom, &fence.Server, &fence.Settles); err != nil {
 			return err
 		}
 		_, err = tx.Exec(ctx, emitMessage, pgx.NamedArgs{"echo": fence.Echo(seq)})
 		return err
 	})
 	return fence, err
+}
+
+// ours says whether the slot is the session's, and where it is.
+func (s *Store) ours(ctx context.Context, tx pgx.Tx, session *Session) (ours bool, confirmed pglogrepl.LSN, err error) {
+	var lsn string
+	if err := tx.QueryRow(ctx, selectOurs, pgx.NamedArgs{"slot": s.slot, "pid": int32(session.PID)}).Scan(&ours, &lsn); err != nil {
+		return false, 0, err
+	}
+	confirmed, err = pglogrepl.ParseLSN(lsn)
+	return ours, confirmed, err
 }
 
 // A row's xmax is the transaction that has it locked, and every transaction holds

@@ -357,6 +357,40 @@ func TestParseEcho(t *testing.T) {
 	}
 }
 
+func TestAnEchoCannotBeForged(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	store := outbox.NewStore(db.Pool, db.Slot, 0)
+	fence, err := store.Acquire(t.Context(), uuid.New(), testSession, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if seq, ours := fence.ParseEcho(fence.Echo(7)); !ours || seq != 7 {
+		t.Errorf("its own: %d, %t", seq, ours)
+	}
+	var holder uuid.UUID
+	var epoch int64
+	if err := db.Pool.QueryRow(t.Context(), `SELECT holder, epoch FROM webhook_state`).Scan(&holder, &epoch); err != nil {
+		t.Fatal(err)
+	}
+	if forged := (outbox.Fence{Holder: holder, Epoch: epoch}).Echo(7); holder != fence.Holder || epoch != fence.Epoch {
+		t.Errorf("holder %s, epoch %d", holder, epoch)
+	} else if _, ours := fence.ParseEcho(forged); ours {
+		t.Errorf("%q, made of what webhook_state tells, counts", forged)
+	}
+	var told bool
+	if err := db.Pool.QueryRow(t.Context(), `SELECT to_jsonb(s)::text LIKE '%' || $1 || '%' FROM webhook_state s`, strings.Split(fence.Echo(7), "/")[2]).Scan(&told); err != nil || told {
+		t.Errorf("webhook_state tells the nonce: %t, %v", told, err)
+	}
+	another, err := outbox.NewStore(db.Pool, db.Slot, 0).Acquire(t.Context(), holder, testSession, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ours := another.ParseEcho(fence.Echo(7)); ours || another.Epoch != fence.Epoch {
+		t.Errorf("another process's echo counts (epochs %d and %d)", fence.Epoch, another.Epoch)
+	}
+}
+
 // Whatever way of sending a query the database's URL asks for: with a pooler it
 // cannot be prepared statements.
 func TestQueryModes(t *testing.T) {

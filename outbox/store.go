@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"crypto/rand"
 	"errors"
 	"time"
 
@@ -21,12 +22,13 @@ type Store struct {
 	open         openSince
 	made         manifest      // what is to be there
 	applyFor     time.Duration // how long applying schema.sql is tried
+	nonce        string        // part of each echo
 }
 
 // NewStore returns a Store on a pool. The slot's name is the key of its state
 // row. An endpoint with nothing but failures for disableAfter is disabled; 0: never.
 func NewStore(pool *pgxpool.Pool, slot string, disableAfter time.Duration) *Store {
-	return &Store{pool: pool, slot: slot, disableAfter: disableAfter, made: readManifest(""), applyFor: applyFor}
+	return &Store{pool: pool, slot: slot, disableAfter: disableAfter, made: readManifest(""), applyFor: applyFor, nonce: rand.Text()}
 }
 
 // Sealing makes the Store keep signing secrets sealed at rest. It is called

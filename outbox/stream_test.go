@@ -3,6 +3,8 @@ package outbox_test
 import (
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/jackc/pglogrepl"
 
@@ -35,5 +37,52 @@ func TestSessionConfirm(t *testing.T) {
 		if got := s.Flushed(); got != 7999 {
 			t.Errorf("flushed %d, want 7999", got)
 		}
+	})
+}
+
+func TestSessionLive(t *testing.T) {
+	t.Parallel()
+	live := func(t *testing.T, s *outbox.Session, want bool) {
+		t.Helper()
+		if got := s.Live(time.Now()); got != want {
+			t.Errorf("live: %t, want %t", got, want)
+		}
+	}
+	t.Run("until it ends, without a lease", func(t *testing.T) {
+		t.Parallel()
+		var s outbox.Session
+		live(t, &s, true)
+		s.End()
+		live(t, &s, false)
+	})
+	t.Run("a void one never", func(t *testing.T) {
+		t.Parallel()
+		var s outbox.Session
+		s.Void()
+		live(t, &s, false)
+		if !s.IsVoid() {
+			t.Error("not void")
+		}
+	})
+	t.Run("for its lease after it was both seen and heard", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			s := outbox.Session{Lease: 5 * time.Second}
+			live(t, &s, false)
+			s.Seen(time.Now())
+			live(t, &s, false)
+			asked := time.Now()
+			time.Sleep(4 * time.Second)
+			s.Heard(time.Now())
+			live(t, &s, true)
+			time.Sleep(time.Second)
+			s.Heard(time.Now())
+			s.Seen(asked) // an answer that comes late says nothing of now
+			live(t, &s, false)
+			s.Seen(time.Now())
+			live(t, &s, true)
+			s.End()
+			live(t, &s, false)
+		})
 	})
 }

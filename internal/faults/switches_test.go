@@ -48,6 +48,8 @@ var breaches = []breach{
 	{sabotage.NoReconciler, "DroppedSlot", direct, "everything that was committed before has its rows", "", nil},
 	{sabotage.CancelUnseen, "InvisibleCommit", direct, lost, "", nil},
 	{sabotage.KeepText, "HostileReceivers", direct, `response of deliveries failed by "NUL" kept: false`, "", nil},
+	{sabotage.TrustSlot, "AdvancedSlot", direct, "everything that was committed before has its rows", "", nil},
+	{sabotage.NoLiveness, "CutHolder", direct, "requests are the former holder's", "", nil},
 	{sabotage.IgnoreCheck, "UnpublishedTable", direct, "in the meantime", "", nil},
 }
 

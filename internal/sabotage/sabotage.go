@@ -40,12 +40,14 @@ const (
 	KeepText         Switch = "keep-text"          // response text goes to the database as it came
 	IgnoreCheck      Switch = "ignore-publication" // what the check says does not stop confirming
 	CancelUnseen     Switch = "cancel-unseen"      // a delivery whose event cannot be seen yet is taken for one whose event is gone
+	TrustSlot        Switch = "trust-slot"         // wherever the slot is found, everything before has its rows
+	NoLiveness       Switch = "no-liveness"        // who once had the slot acts as if it were still so
 )
 
 // Switches are all of them.
 var Switches = []Switch{
 	ConfirmOnReceipt, ConfirmBegin, SkipEcho, SlotsPosition, SkipLookUp, NoFence, NoWatchdog, NoRoom, NoLease, StayOn,
-	NoReconciler, KeepText, IgnoreCheck, CancelUnseen,
+	NoReconciler, KeepText, IgnoreCheck, CancelUnseen, TrustSlot, NoLiveness,
 }
 
 // A Point is a moment at which a process can be made to die, as by kill -9.

@@ -1,0 +1,154 @@
+package cdc
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+
+	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/outbox"
+)
+
+func TestASessionIsLiveOnlyWhileTheSlotIsItsOwn(t *testing.T) {
+	t.Parallel()
+	t.Run("it is live, and is over when the walsender ends", func(t *testing.T) {
+		t.Parallel()
+		d := newDatabase(t)
+		r := start(t, d.config())
+		s := r.streaming(1)
+		r.eventually(10*time.Second, "the session is live", func() bool { return s.Live(time.Now()) })
+		if got := strconv.FormatUint(uint64(s.PID), 10); got != d.walsender() {
+			t.Errorf("pid %s, want %s", got, d.walsender())
+		}
+		d.exec(`SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1`, d.slot)
+		r.eventually(5*time.Second, "the first is over", func() bool { return !s.Live(time.Now()) })
+		s = r.streaming(2)
+		r.eventually(10*time.Second, "the second is live", func() bool { return s.Live(time.Now()) })
+	})
+	t.Run("also while the consumer is not taking", func(t *testing.T) {
+		t.Parallel()
+		d := newDatabase(t)
+		r := start(t, d.config(), shortTimeout)
+		s := r.streaming(1)
+		r.pause()
+		d.exec(`INSERT INTO webhook_outbox (payload) SELECT jsonb_build_object('x', repeat('x', 1000)) FROM generate_series(1, 30000)`)
+		r.eventually(20*time.Second, "a full channel", func() bool { return len(r.batchesChannel()) == batchesAhead })
+		full := time.Now()
+		r.eventually(20*time.Second, "three timeouts later it is live", func() bool {
+			return time.Since(full) > 3*time.Second && s.Live(time.Now())
+		})
+		if r.session(1) != nil {
+			t.Error("there is another session")
+		}
+	})
+	t.Run("it lapses before another can have the slot, where nothing is heard any more", func(t *testing.T) {
+		t.Parallel()
+		d := newDatabase(t)
+		hole := pgtest.NewProxy(t, d.url, nil)
+		config := d.config()
+		config.Server = at(hole.URL)
+		r := start(t, config, func(s *Stream) { s.walSenderTimeout = 3 * time.Second })
+		s := r.streaming(1)
+		r.eventually(10*time.Second, "the session is live", func() bool { return s.Live(time.Now()) })
+		hole.Swallow()
+		r.eventually(10*time.Second, "it is live no more", func() bool { return !s.Live(time.Now()) })
+		if d.walsender() == "" {
+			t.Error("the slot was free before")
+		}
+		r.eventually(time.Second, "the status says so", func() bool { return strings.Contains(r.Status().Err, "nothing is sent") })
+	})
+}
+
+func TestTheHolderIsKnownBehindAProxy(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	proxy := pgtest.NewProxy(t, d.url, func(pid uint32) uint32 { return pid + 100_000 })
+	config := d.config()
+	config.Server = at(proxy.URL)
+	r := start(t, config)
+	s := r.streaming(1)
+	if got := fmt.Sprint(s.PID); got != d.walsender() {
+		t.Errorf("pid %s, want the walsender's, %s", got, d.walsender())
+	}
+	r.eventually(10*time.Second, "the session is live", func() bool { return s.Live(time.Now()) })
+}
+
+func TestAVoidSessionEndsAndSaysWhatIsBetween(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	config := d.config()
+	void := true
+	config.Start = func(ctx context.Context, s *outbox.Session, flushed pglogrepl.LSN) error {
+		if err := d.start(ctx, s, flushed); err != nil {
+			return err
+		}
+		if void {
+			s.Void() // as the consumer does that may not claim it
+		}
+		return nil
+	}
+	r := start(t, config)
+	r.eventually(30*time.Second, "the status names the variable", func() bool { return strings.Contains(r.Status().Err, "WALHOOK_REPLICATION_URL") })
+	r.streaming(4)
+	if n := r.log.count("WALHOOK_REPLICATION_URL"); n != 1 {
+		t.Errorf("it was said %d times", n)
+	}
+	r.end()
+}
+
+func TestWhatTheSlotWasTold(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	r := start(t, d.config())
+	if s := r.streaming(1); s.Told != 0 {
+		t.Errorf("told %s before anything was", s.Told)
+	}
+	d.insert(1)
+	r.wantPayloads(number(1))
+	r.eventually(5*time.Second, "the confirmation", func() bool { return d.confirmed() >= r.newest() })
+	d.exec(`SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1`, d.slot)
+	if s := r.streaming(2); s.Told < s.Confirmed {
+		t.Errorf("told %s, and the slot is at %s", s.Told, s.Confirmed)
+	}
+	r.eventually(20*time.Second, "somebody moves the slot", func() bool {
+		_, err := d.pool.Exec(t.Context(), `SELECT pg_terminate_backend(active_pid, 1000) FROM pg_replication_slots WHERE slot_name = $1`, d.slot)
+		if err == nil {
+			d.insert(2) // while nobody streams
+			_, err = d.pool.Exec(t.Context(), `SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())`, d.slot)
+		}
+		return err == nil
+	})
+	r.eventually(20*time.Second, "a session that tells", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		s := r.sessions[len(r.sessions)-1]
+		return s.Told != 0 && s.Told < s.Confirmed
+	})
+}
+
+func TestAnotherTableOfThatNameIsNotOurs(t *testing.T) {
+	for name, publication := range map[string]string{
+		"in the publication":              `ALTER PUBLICATION walhook ADD TABLE stranger.webhook_outbox`,
+		"in a publication of all tables":  `DROP PUBLICATION walhook; CREATE PUBLICATION walhook FOR ALL TABLES`,
+		"with other columns, and renamed": `ALTER PUBLICATION walhook ADD TABLE stranger.webhook_outbox; ALTER TABLE stranger.webhook_outbox DROP COLUMN payload`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := newDatabase(t)
+			d.exec(`CREATE SCHEMA stranger; CREATE TABLE stranger.webhook_outbox (LIKE webhook_outbox INCLUDING ALL)`)
+			d.exec(publication)
+			r := start(t, d.config())
+			r.streaming(1)
+			d.exec(`INSERT INTO stranger.webhook_outbox (organization_id) VALUES ('org_1')`)
+			d.insert(1)
+			d.exec(`INSERT INTO stranger.webhook_outbox (organization_id) VALUES ('org_1')`)
+			d.insert(2)
+			r.wantPayloads(number(1), number(2))
+		})
+	}
+}
