@@ -18,8 +18,10 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/walhook/walhook/internal/config"
+	"github.com/walhook/walhook/internal/postgres"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/outbox"
 	"github.com/walhook/walhook/sign"
@@ -317,6 +319,53 @@ func TestWhatIsUnderWayIsNotSentOnceMore(t *testing.T) {
 	w.eventually("a third is delivered", `SELECT status = 'success' FROM webhook_deliveries WHERE event_id = $1`, last)
 	if n := len(rcv.requests()); n != 4 {
 		t.Errorf("%d requests, want 4", n)
+	}
+}
+
+// What an operator does in a prepared transaction is in force within a second of its commit.
+func TestPreparedTransactions(t *testing.T) {
+	server := pgtest.Server(t, postgres.Options{Settings: map[string]string{"max_prepared_transactions": "5", "wal_level": "logical"}})
+	db := &pgtest.DB{URL: server.URL(), Slot: "walhook"}
+	pool, err := pgxpool.New(t.Context(), server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	db.Pool = pool
+	w := &world{t: t, db: db, log: t.Output(), env: []string{"WALHOOK_DATABASE_URL=" + db.URL, "WALHOOK_ADMIN_ADDR=",
+		"WALHOOK_ALLOW_HTTP=true", "WALHOOK_ALLOW_NETS=127.0.0.0/8", "WALHOOK_RETRY_SCHEDULE=1h"}}
+	w.run()
+	prepared := func(sql string) time.Time {
+		t.Helper()
+		w.exec(`BEGIN; ` + sql + `; PREPARE TRANSACTION 'x'`)
+		time.Sleep(1500 * time.Millisecond) // a replay's time is long ago when it is committed: what is looked for begins a second ago
+		w.exec(`COMMIT PREPARED 'x'`)
+		return time.Now()
+	}
+	rcv := newReceiver(t, func(n int) int { return []int{500, 200}[min(n, 1)] })
+	id, _ := w.endpoint(rcv.URL)
+	event := w.insert("payment.failed")
+	w.eventually("it waits", `SELECT status = 'retrying' FROM webhook_deliveries WHERE event_id = $1`, event)
+	committed := prepared(`UPDATE webhook_deliveries SET status = 'pending', next_attempt_at = now()`)
+	w.eventually("the replay is delivered", `SELECT status = 'success' FROM webhook_deliveries WHERE event_id = $1`, event)
+	if took := time.Since(committed); took > 2*time.Second {
+		t.Errorf("a replay took %s", took)
+	}
+	for _, sql := range []string{`UPDATE webhook_endpoints SET enabled = false`, `DELETE FROM webhook_endpoints`} {
+		w.exec(`UPDATE webhook_endpoints SET enabled = true`)
+		w.insert("payment.failed")
+		w.eventually("delivered", `SELECT count(*) = 0 FROM webhook_deliveries WHERE status <> 'success'`)
+		prepared(sql)
+		time.Sleep(time.Second) // the promise
+		n := len(rcv.requests())
+		w.exec(`INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status, next_attempt_at)
+			SELECT webhook_delivery_id(o.id, $1), o.id, $1, o.organization_id, o.event_type, 'pending', now() FROM webhook_outbox o ORDER BY id DESC LIMIT 1
+			ON CONFLICT (id) DO UPDATE SET status = 'pending', next_attempt_at = now()`, id)
+		w.eventually("it is cancelled", `SELECT count(*) = 1 FROM webhook_deliveries WHERE status = 'cancelled'`)
+		if got := len(rcv.requests()); got != n {
+			t.Errorf("after %s, %d requests", sql, got-n)
+		}
+		w.exec(`DELETE FROM webhook_deliveries WHERE status = 'cancelled'`)
 	}
 }
 

@@ -617,7 +617,8 @@ BEGIN
     IF tg_relid <> 'webhook_endpoints'::regclass::oid THEN
         RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_endpoints_notify', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
     END IF;
-    PERFORM pg_notify('walhook', 'endpoints');
+    -- By the stream and at COMMIT, as NOTIFY would be; but that makes PREPARE TRANSACTION fail.
+    PERFORM pg_catalog.pg_logical_emit_message(true, 'walhook'::text, 'look'::text);
     RETURN NULL;
 END $fn$;
 COMMENT ON FUNCTION webhook_endpoints_notify() IS 'Trigger: tells walhook at once that an endpoint was disabled or deleted.';
@@ -861,7 +862,7 @@ BEGIN
     IF tg_relid <> 'webhook_deliveries'::regclass::oid THEN
         RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_deliveries_notify', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
     END IF;
-    PERFORM pg_notify('walhook', 'deliveries');
+    PERFORM pg_catalog.pg_logical_emit_message(true, 'walhook'::text, 'look'::text); -- as for endpoints
     RETURN NULL;
 END $fn$;
 COMMENT ON FUNCTION webhook_deliveries_notify() IS 'Trigger: tells walhook that somebody else updated deliveries (a replay).';

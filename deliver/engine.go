@@ -81,7 +81,7 @@ func New(c Config) *Engine {
 	w := newWindow(c.Limits, c.Schedule)
 	e := &Engine{window: w, sender: c.Sender, send: c.Sender.Send, observe: c.Observe, log: c.Log, timeout: c.Timeout, stopped: make(chan struct{})}
 	e.recorder = &recorder{window: w, store: c.Store, pulse: e.newPulse("recorder"), log: c.Log, turn: newTurn()}
-	e.retrier = &retrier{window: w, store: c.Store, pulse: e.newPulse("retrier"), log: c.Log, hint: newSignal(), later: map[uuid.UUID]bool{}}
+	e.retrier = &retrier{window: w, store: c.Store, pulse: e.newPulse("retrier"), log: c.Log, hint: w.toLook, later: map[uuid.UUID]bool{}}
 	e.directory = &directory{window: w, store: c.Store, sender: c.Sender, pulse: e.newPulse("directory"), log: c.Log}
 	e.clock = &clock{window: w, pulse: e.newPulse("clock")}
 	e.reconciler = &reconciler{window: w, store: c.Store, recorder: e.recorder, horizon: c.RecoveryWindow,

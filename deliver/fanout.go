@@ -120,6 +120,8 @@ func (f *fanOut) take(ctx context.Context, b *outbox.Batch, known map[uuid.UUID]
 			w.ledger.echo(seq)
 			sabotage.Reach(sabotage.Echoed)
 			w.replaying = w.replaying && seq < w.marker
+		} else if message == outbox.Look {
+			w.toLook.raise()
 		}
 	}
 	if b.End != 0 {

@@ -18,6 +18,10 @@ const (
 	// dueEvery is how often the table is asked what has become due.
 	dueEvery = 250 * time.Millisecond
 
+	// hintEvery is how often hints count: anybody can give them, and each begins a
+	// walk over all endpoints with unfinished rows.
+	hintEvery = 100 * time.Millisecond
+
 	// dueOverlap looks a little further back than the last time: a row that was
 	// made due by a transaction is visible only after its commit.
 	dueOverlap = time.Second
@@ -56,6 +60,8 @@ type retrier struct {
 	later  map[uuid.UUID]bool // endpoints with rows of transactions that are not visible yet
 	since  time.Time          // by PostgreSQL's clock: what was due by then has been seen
 	looked time.Time
+	hinted time.Time
+	twice  bool      // a hint came: it comes by the stream, which is faster than visibility, so another walk is due
 	cursor uuid.UUID // of the walk
 	walked time.Time
 	rounds int // of the walk, to be made at once: one under way, and one for what came meanwhile
@@ -86,10 +92,15 @@ func (r *retrier) run(ctx context.Context) error {
 			failing = false
 			r.log.Info("looking for due deliveries again")
 		}
-		switch r.pulse.wait(ctx, tick.C, r.hint, r.window.toFetch) {
+		hint := r.hint
+		if time.Since(r.hinted) < hintEvery {
+			hint = nil // the tick comes back to it
+		}
+		switch r.pulse.wait(ctx, tick.C, hint, r.window.toFetch) {
 		case over:
 			return nil
 		case first:
+			r.hinted, r.twice = time.Now(), true
 			r.walkSoon()
 		case second:
 			if err != nil && !r.pulse.sleep(ctx, dueEvery) {
@@ -114,6 +125,10 @@ func (r *retrier) runOnce(ctx context.Context) error {
 		if err := r.look(ctx); err != nil {
 			return err
 		}
+	}
+	if r.twice && time.Since(r.hinted) >= dueEvery {
+		r.twice = false
+		r.walkSoon()
 	}
 	for range walkPages {
 		if r.rounds == 0 && time.Since(r.walked) < walkEvery {

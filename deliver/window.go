@@ -124,6 +124,7 @@ type window struct {
 	roomFreed signal // wakes the fan-out
 	toRecord  signal // wakes the recorder
 	toFetch   signal // wakes the retrier
+	toLook    signal // likewise: somebody else has changed deliveries or endpoints
 	toLookUp  signal // wakes the directory
 	toPace    signal // wakes the clock
 }
@@ -140,6 +141,7 @@ func newWindow(limits Limits, schedule Schedule) *window {
 		roomFreed:  newSignal(),
 		toRecord:   newSignal(),
 		toFetch:    newSignal(),
+		toLook:     newSignal(),
 		toLookUp:   newSignal(),
 		toPace:     newSignal(),
 	}

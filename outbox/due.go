@@ -302,8 +302,9 @@ func collectIDs(rows pgx.Rows, into map[uuid.UUID]bool) error {
 	return err
 }
 
-// Channel is where the triggers of webhook_deliveries and webhook_endpoints say
-// that someone else has changed what is due or who is enabled.
+// Channel is where whoever writes past the triggers, a restore or a replica, can say
+// that he has changed what is due or who is enabled. The triggers say it by the
+// stream: a transaction that has notified could not be prepared.
 const Channel = "walhook"
 
 // Listen calls wake after every notification on Channel, until the context ends

@@ -31,6 +31,11 @@ var ErrSessionOver = errors.New("the replication session has ended")
 // MessagePrefix marks walhook's own logical messages in the WAL.
 const MessagePrefix = "walhook"
 
+// Look is the text of the message by which triggers say that somebody else has
+// updated deliveries, or disabled or deleted an endpoint. Anybody can emit it, so
+// that it is no more than a hint.
+const Look = "look"
+
 // A Fence is the right to write, as of one acquisition of the slot. Every
 // statement that writes deliveries carries it.
 type Fence struct {
