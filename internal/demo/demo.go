@@ -60,8 +60,14 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, server.Close()) }()
-	return newStory(cfg, page, server.URL()).tell(ctx)
+	return newStory(cfg, page, inSchema(server.URL())).tell(ctx)
 }
+
+// schema is walhook's own, as the README advises.
+const schema = "webhooks"
+
+// inSchema is a database's URL, for psql too, with which its names are found.
+func inSchema(url string) string { return url + "&options=-csearch_path%3D" + schema }
 
 // addProblem puts what else is wrong behind an error, naming what it is about.
 func addProblem(err *error, what string, other error) {

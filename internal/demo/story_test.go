@@ -80,7 +80,7 @@ func rehearse(t *testing.T) (*story, *bytes.Buffer) {
 	db := pgtest.Empty(t)
 	var out bytes.Buffer
 	t.Cleanup(func() { t.Log("\n" + out.String()) })
-	s := newStory(Config{Start: start}, &page{out: &out, begun: time.Now()}, db.URL)
+	s := newStory(Config{Start: start}, &page{out: &out, begun: time.Now()}, inSchema(db.URL))
 	s.slot = db.Slot
 	return s, &out
 }

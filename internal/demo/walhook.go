@@ -41,6 +41,7 @@ func environ(databaseURL, slot, adminAddr string) []string {
 	return []string{
 		"WALHOOK_DATABASE_URL=" + databaseURL,
 		"WALHOOK_SLOT=" + slot,
+		"WALHOOK_SCHEMA=" + schema,
 		"WALHOOK_ADMIN_ADDR=" + adminAddr,
 		"WALHOOK_RETRY_SCHEDULE=" + schedule,
 		"WALHOOK_TIMEOUT=" + timeout.String(),

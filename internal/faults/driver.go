@@ -47,8 +47,11 @@ const (
 // threeEndpoints: two on average.
 var eventTypes = []string{"payment.succeeded", "payment.failed", "subscription.created", "org.created"}
 
-// padding makes a payload of payloadBytes.
-var padding = strings.Repeat("x", payloadBytes-len(`{"n": 1000000, "pad": ""}`))
+// padding makes a payload of payloadBytes. It has characters that other encodings have
+// in other bytes, and some that they have not.
+var padding = foreign + strings.Repeat("x", payloadBytes-len(foreign)-len(`{"n": 1000000, "pad": ""}`))
+
+const foreign = "Zo\u00eb \u2603 \u65e5\u672c "
 
 // A Driver is the application: it writes events in transactions of its own, and
 // notes in the journal what became of them.

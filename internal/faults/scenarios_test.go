@@ -93,6 +93,8 @@ var scenarios = []Scenario{
 	{"34", "CutHolder", 0, cutHolder},
 	{"34", "FrozenHolder", 0, frozenHolder},
 	{"37", "HugeMessage", alone | on14, hugeMessage},
+	{"38", "Defaults", on14 | on18, defaults},
+	{"40", "PasswordRotated", 0, passwordRotated},
 	{"", "InvisibleCommit", 0, invisibleCommit},
 	{"", "Lease", 0, lease},
 	{"", "UnechoedOutcome", from17, unechoedOutcome},
