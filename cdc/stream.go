@@ -218,6 +218,9 @@ func (s *Stream) backoff(err error) time.Duration {
 	if errors.Is(err, outbox.ErrNotPrepared) {
 		first, most = 500*time.Millisecond, 5*time.Second
 	}
+	if sqlState(err) == codePassword { // it is being rotated, and what has come meanwhile waits
+		most = 2 * time.Second
+	}
 	if errors.Is(err, errSlotHeld) {
 		return standbyEvery
 	}
