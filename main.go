@@ -50,11 +50,13 @@ const usage = `walhook delivers webhooks from a transactional outbox in PostgreS
   walhook run          follow the outbox and deliver (the default)
   walhook init         apply the schema, make the publication and the slot
                        --adopt: take over a database of another WALHOOK_ENVIRONMENT
+  walhook doctor       look whether run can start, and say what to type where not
   walhook demo         show it all, on a throwaway PostgreSQL
                        --verbose: with walhook's log
   walhook healthcheck  ask a running walhook whether it is healthy
   walhook uninstall    drop the slot and the publication
-                       --tables: and all tables, with everything in them
+                       --tables: and all tables, with everything in them, when asked
+                       --yes: without asking
   walhook version      print the version
 
 It is configured by the environment; see README.md.
@@ -83,6 +85,8 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		err = runDemo(ctx, args, stdout, stderr)
 	case "init":
 		err = runInit(ctx, args, stdout, stderr)
+	case "doctor":
+		err = runDoctor(ctx, args, stdout, stderr)
 	case "uninstall":
 		err = runUninstall(ctx, args, stdout, stderr)
 	case "healthcheck":

@@ -214,34 +214,6 @@ COMMENT ON COLUMN webhook_event_types.category IS 'For grouping. The category we
 COMMENT ON COLUMN webhook_event_types.description IS 'For people.';
 COMMENT ON COLUMN webhook_event_types.patterns IS 'Every entry of webhook_endpoints.event_types that matches this type. Computed.';
 
-INSERT INTO webhook_event_types (name, category, description) VALUES
-    ('org.created',                'organization', 'An organization was created'),
-    ('org.updated',                'organization', 'An organization was changed'),
-    ('org.deleted',                'organization', 'An organization was deleted'),
-    ('org.member.invited',         'organization', 'Somebody was invited to an organization'),
-    ('org.member.added',           'organization', 'Somebody joined an organization'),
-    ('org.member.removed',         'organization', 'Somebody left or was removed from an organization'),
-    ('org.member.role_changed',    'organization', 'A member of an organization got another role'),
-    ('payment.succeeded',          'payment',      'A payment went through'),
-    ('payment.failed',             'payment',      'A payment was declined or failed'),
-    ('payment.refunded',           'payment',      'A payment was paid back'),
-    ('subscription.created',       'subscription', 'A subscription began'),
-    ('subscription.updated',       'subscription', 'A subscription was changed'),
-    ('subscription.cancelled',     'subscription', 'A subscription was cancelled'),
-    ('subscription.expired',       'subscription', 'A subscription ran out'),
-    ('subscription.renewed',       'subscription', 'A subscription was renewed'),
-    ('api_key.created',            'api_key',      'An API key was created'),
-    ('api_key.revoked',            'api_key',      'An API key was revoked'),
-    ('api_key.rotated',            'api_key',      'An API key was replaced'),
-    ('security.2fa_enabled',       'security',     'Two-factor authentication was switched on'),
-    ('security.2fa_disabled',      'security',     'Two-factor authentication was switched off'),
-    ('security.password_changed',  'security',     'A password was changed'),
-    ('security.login_failed',      'security',     'A login failed'),
-    ('webhook.test',               'webhook',      'A test event, see webhook_send_test'),
-    ('webhook.endpoint.disabled',  'webhook',      'walhook disabled an endpoint'),
-    ('webhook.delivery.exhausted', 'webhook',      'The last attempt of a delivery failed')
-ON CONFLICT (name) DO NOTHING;
-
 -- A restore brings what was true elsewhere, in an order of its own: types may come after the endpoints that list them,
 -- secrets after their endpoints, and events name endpoints that are deleted by now. pg_restore and psql restore by COPY, a
 -- logical subscriber writes as a replica. Only who owns the tables restores.
@@ -289,9 +261,13 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_event_types'::regclass::oid AND tgname = 'webhook_event_types_keep_from_delete') THEN
         CREATE TRIGGER webhook_event_types_keep_from_delete BEFORE DELETE ON webhook_event_types
             FOR EACH ROW WHEN (starts_with(old.name, 'webhook.')) EXECUTE FUNCTION webhook_event_types_keep();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_event_types'::regclass::oid AND tgname = 'webhook_event_types_keep_from_update') THEN
         CREATE TRIGGER webhook_event_types_keep_from_update BEFORE UPDATE ON webhook_event_types
             FOR EACH ROW WHEN (starts_with(old.name, 'webhook.') AND (new.name <> old.name OR new.category <> old.category))
             EXECUTE FUNCTION webhook_event_types_keep();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_event_types'::regclass::oid AND tgname = 'webhook_event_types_keep_from_truncate') THEN
         CREATE TRIGGER webhook_event_types_keep_from_truncate BEFORE TRUNCATE ON webhook_event_types
             FOR EACH STATEMENT EXECUTE FUNCTION webhook_event_types_keep();
     END IF;
@@ -301,6 +277,35 @@ BEGIN
         ALTER TABLE webhook_event_types ENABLE ALWAYS TRIGGER webhook_event_types_restored; -- a subscriber writes as a replica
     END IF;
 END $do$;
+
+-- Behind the triggers: in a schema that was renamed their functions look into the former one until they are made anew.
+INSERT INTO webhook_event_types (name, category, description) VALUES
+    ('org.created',                'organization', 'An organization was created'),
+    ('org.updated',                'organization', 'An organization was changed'),
+    ('org.deleted',                'organization', 'An organization was deleted'),
+    ('org.member.invited',         'organization', 'Somebody was invited to an organization'),
+    ('org.member.added',           'organization', 'Somebody joined an organization'),
+    ('org.member.removed',         'organization', 'Somebody left or was removed from an organization'),
+    ('org.member.role_changed',    'organization', 'A member of an organization got another role'),
+    ('payment.succeeded',          'payment',      'A payment went through'),
+    ('payment.failed',             'payment',      'A payment was declined or failed'),
+    ('payment.refunded',           'payment',      'A payment was paid back'),
+    ('subscription.created',       'subscription', 'A subscription began'),
+    ('subscription.updated',       'subscription', 'A subscription was changed'),
+    ('subscription.cancelled',     'subscription', 'A subscription was cancelled'),
+    ('subscription.expired',       'subscription', 'A subscription ran out'),
+    ('subscription.renewed',       'subscription', 'A subscription was renewed'),
+    ('api_key.created',            'api_key',      'An API key was created'),
+    ('api_key.revoked',            'api_key',      'An API key was revoked'),
+    ('api_key.rotated',            'api_key',      'An API key was replaced'),
+    ('security.2fa_enabled',       'security',     'Two-factor authentication was switched on'),
+    ('security.2fa_disabled',      'security',     'Two-factor authentication was switched off'),
+    ('security.password_changed',  'security',     'A password was changed'),
+    ('security.login_failed',      'security',     'A login failed'),
+    ('webhook.test',               'webhook',      'A test event, see webhook_send_test'),
+    ('webhook.endpoint.disabled',  'webhook',      'walhook disabled an endpoint'),
+    ('webhook.delivery.exhausted', 'webhook',      'The last attempt of a delivery failed')
+ON CONFLICT (name) DO NOTHING;
 
 
 -- --- 3. Endpoints and secrets ---------------------------------------------------------------------------------------

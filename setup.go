@@ -44,10 +44,10 @@ const (
 func prepare(ctx context.Context, s *sessions, store *outbox.Store, r *readiness, log *slog.Logger) error {
 	pause, said := connectPause, ""
 	for {
-		err := prepareOnce(ctx, s, store)
+		checks, err := prepareOnce(ctx, s, store)
 		if err == nil {
 			r.waiting(nil)
-			warnOfMakers(ctx, store, log)
+			warnings(ctx, checks, log)
 		}
 		if err == nil || ctx.Err() != nil || errors.Is(err, errConfig) ||
 			errors.Is(err, outbox.ErrNotPrepared) || errors.Is(err, outbox.ErrHeldBack) {
@@ -67,17 +67,24 @@ func prepare(ctx context.Context, s *sessions, store *outbox.Store, r *readiness
 	}
 }
 
-func prepareOnce(ctx context.Context, s *sessions, store *outbox.Store) error {
+// prepareOnce makes nothing before the preflight has found that all of it can be made.
+func prepareOnce(ctx context.Context, s *sessions, store *outbox.Store) ([]outbox.Check, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	schemaErr := makeReady(ctx, s, store)
-	if schemaErr != nil {
-		return s.refusedSQL(schemaErr)
+	checks, err := preflight(ctx, s, store, intent(s.cfg))
+	if err != nil {
+		return nil, err
+	}
+	if err := outbox.FirstFailure(checks); err != nil {
+		return nil, err
+	}
+	if err := makeReady(ctx, s, store); err != nil {
+		return nil, s.refusedSQL(err)
 	}
 	if err := store.ClaimEnvironment(ctx, s.cfg.Environment, false); err != nil {
-		return err
+		return nil, err
 	}
-	return checkSecrets(ctx, store)
+	return checks, checkSecrets(ctx, store)
 }
 
 // checkSecrets refuses keys with which nothing could be sent.
@@ -108,19 +115,6 @@ func createSchema(ctx context.Context, s *sessions, store *outbox.Store) error {
 	return store.CreateSchema(ctx, s.cfg.Schema)
 }
 
-// warnOfMakers says who else may make objects in walhook's schema: what they make there
-// can be found by statements that mean something else.
-func warnOfMakers(ctx context.Context, store *outbox.Store, log *slog.Logger) {
-	who, mend, err := store.Makers(ctx)
-	switch {
-	case err != nil:
-		log.InfoContext(ctx, "cannot see who else may create in walhook's schema", "error", err)
-	case who != "":
-		log.WarnContext(ctx, "others may create in walhook's schema: take that away, or give walhook a schema of its own with WALHOOK_SCHEMA",
-			"who", who, "mend", mend)
-	}
-}
-
 // sayDropped names the parameters that were meant for somebody else.
 func sayDropped(ctx context.Context, cfg *config.Config, log *slog.Logger) {
 	if dropped := cfg.Dropped(); len(dropped) > 0 {
@@ -133,40 +127,53 @@ func runInit(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	flags := newFlags("init")
 	adopt := flags.Bool("adopt", false, "take over a database of another WALHOOK_ENVIRONMENT")
 	return withConfig(flags, args, stderr, func(cfg *config.Config, log *slog.Logger) error {
-		sessions := newSessions(cfg)
-		sayDropped(ctx, cfg, log)
-		pool, err := sessions.pool(ctx)
-		if err != nil {
-			return err
-		}
-		defer pool.Close()
-		store, err := newStore(cfg, pool)
-		if err != nil {
-			return err
-		}
-		if err := applySchema(ctx, sessions, store, log); err != nil {
-			return err
-		}
-		warnOfMakers(ctx, store, log)
-		if err := store.ClaimEnvironment(ctx, cfg.Environment, *adopt); err != nil {
-			return err
-		}
-		if err := checkSecrets(ctx, store); err != nil {
-			return err
-		}
-		created, err := cdc.Prepare(ctx, cdc.Config{Server: sessions.replication, Slot: cfg.Slot, Publication: outbox.Publication, CreateSlot: true,
-			Creating: store.AwaitSlot, Logger: log})
-		if err != nil {
-			return sessions.refusedReplication(err)
-		}
-		how := "exists"
-		if created {
-			how = "created"
-		}
-		fmt.Fprintf(stdout, "schema version %d, publication %s, slot %s (%s): ready for `walhook run`\n",
-			outbox.SchemaVersion, outbox.Publication, cfg.Slot, how)
-		return nil
+		return initialize(ctx, cfg, *adopt, stdout, log)
 	})
+}
+
+func initialize(ctx context.Context, cfg *config.Config, adopt bool, stdout io.Writer, log *slog.Logger) error {
+	sessions := newSessions(cfg)
+	sayDropped(ctx, cfg, log)
+	pool, err := sessions.pool(ctx)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	store, err := newStore(cfg, pool)
+	if err != nil {
+		return err
+	}
+	want := intent(cfg)
+	want.Apply, want.Adopt = true, adopt
+	checks, err := preflight(ctx, sessions, store, want)
+	if err != nil {
+		return err
+	}
+	if err := outbox.FirstFailure(checks); err != nil {
+		return err
+	}
+	warnings(ctx, checks, log)
+	if err := applySchema(ctx, sessions, store, log); err != nil {
+		return err
+	}
+	if err := store.ClaimEnvironment(ctx, cfg.Environment, adopt); err != nil {
+		return err
+	}
+	if err := checkSecrets(ctx, store); err != nil {
+		return err
+	}
+	created, err := cdc.Prepare(ctx, cdc.Config{Server: sessions.replication, Slot: cfg.Slot, Publication: outbox.Publication, CreateSlot: true,
+		Creating: store.AwaitSlot, Logger: log})
+	if err != nil {
+		return sessions.refusedReplication(err)
+	}
+	how := "exists"
+	if created {
+		how = "created"
+	}
+	fmt.Fprintf(stdout, "schema version %d, publication %s, slot %s (%s): ready for `walhook run`\n",
+		outbox.SchemaVersion, outbox.Publication, cfg.Slot, how)
+	return nil
 }
 
 // applySchema applies the schema whatever is there, which mends also what no check

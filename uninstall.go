@@ -26,23 +26,27 @@ func runUninstall(ctx context.Context, args []string, stdout, stderr io.Writer) 
 		if err := mayAsk(flags, *tables, *yes, stdout); err != nil {
 			return err
 		}
-		sessions := newSessions(cfg)
-		pool, err := sessions.pool(ctx)
-		if err != nil {
+		return takeBack(ctx, cfg, *tables, *yes, stdout)
+	})
+}
+
+func takeBack(ctx context.Context, cfg *config.Config, tables, yes bool, stdout io.Writer) error {
+	sessions := newSessions(cfg)
+	pool, err := sessions.pool(ctx)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	store := outbox.NewStore(pool, cfg.Slot, cfg.DisableAfter)
+	if err := store.MayUninstall(ctx, schema, tables); err != nil {
+		return sessions.refusedSQL(err)
+	}
+	if tables && !yes {
+		if err := confirm(ctx, store, os.Stdin, stdout); err != nil {
 			return err
 		}
-		defer pool.Close()
-		store := outbox.NewStore(pool, cfg.Slot, cfg.DisableAfter)
-		if err := store.MayUninstall(ctx, schema, *tables); err != nil {
-			return sessions.refusedSQL(err)
-		}
-		if *tables && !*yes {
-			if err := confirm(ctx, store, os.Stdin, stdout); err != nil {
-				return err
-			}
-		}
-		return uninstall(ctx, cfg, store, *tables, stdout)
-	})
+	}
+	return uninstall(ctx, cfg, store, tables, stdout)
 }
 
 // mayAsk refuses to drop tables where nobody sits who could be asked.

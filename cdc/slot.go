@@ -143,6 +143,22 @@ func (s *Stream) open(ctx context.Context) (*connection, error) {
 	return c, nil
 }
 
+// Probe connects as a stream would, and changes nothing. It tells whether the role
+// may replicate: that cannot be read anywhere, because platforms have rights of
+// their own for it.
+func Probe(ctx context.Context, config Config) error {
+	s := New(config)
+	pg, err := s.connectReplicating(ctx, &sieve{})
+	if err == nil {
+		defer hangUp(pg)
+		_, err = s.identifySystem(ctx, pg)
+	}
+	if e, ok := errors.AsType[*preparationError](err); ok && e.waits {
+		return errors.New(e.Error()) // no reason to end
+	}
+	return err
+}
+
 // Prepare makes the slot where it is missing, and reports whether it did. It
 // checks what a stream would need.
 func Prepare(ctx context.Context, config Config) (created bool, err error) {
@@ -213,12 +229,9 @@ const serverSQL = `SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_set
 func (s *Stream) identify(ctx context.Context, pg *pgconn.PgConn) (*outbox.Session, pglogrepl.LSN, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
-	system, err := pglogrepl.IdentifySystem(ctx, pg)
-	if sqlState(err) == codeSyntax { // replication=database was passed over: this is an ordinary session
-		return nil, 0, &preparationError{what: "what answers takes no replication commands", mend: poolerBetween, cause: errors.Join(ErrNoReplication, err)}
-	}
+	system, err := s.identifySystem(ctx, pg)
 	if err != nil {
-		return nil, 0, fmt.Errorf("identify the server: %w", err)
+		return nil, 0, err
 	}
 	rows, err := query(ctx, pg, fmt.Sprintf(serverSQL, quoteLiteral(s.config.Publication)))
 	if err != nil || len(rows) != 1 {
@@ -247,6 +260,19 @@ func (s *Stream) identify(ctx context.Context, pg *pgconn.PgConn) (*outbox.Sessi
 	}
 	session.PID = uint32(walsender)
 	return session, system.XLogPos, nil
+}
+
+func (s *Stream) identifySystem(ctx context.Context, pg *pgconn.PgConn) (pglogrepl.IdentifySystemResult, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	system, err := pglogrepl.IdentifySystem(ctx, pg)
+	if sqlState(err) == codeSyntax { // replication=database was passed over: this is an ordinary session
+		return system, &preparationError{what: "what answers takes no replication commands", mend: poolerBetween, cause: errors.Join(ErrNoReplication, err)}
+	}
+	if err != nil {
+		return system, fmt.Errorf("identify the server: %w", err)
+	}
+	return system, nil
 }
 
 // A slotRow is what pg_replication_slots says about our slot.

@@ -37,7 +37,7 @@ WITH o AS MATERIALIZED (
     SELECT to_regclass(t)::oid AS oid FROM pg_catalog.unnest(@tables::text[]) AS t
     UNION SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent IN (to_regclass('webhook_outbox')::oid, to_regclass('webhook_deliveries')::oid)
 ), triggers AS MATERIALIZED (
-    SELECT g.tgrelid, g.tgname::text AS name, g.tgenabled::text AS enabled, starts_with(g.tgname::text, 'webhook_outbox_before_') AS always
+    SELECT g.tgrelid, g.tgname::text AS name, g.tgenabled::text AS enabled, starts_with(g.tgname::text, 'webhook_outbox_before_') OR g.tgname::text = 'webhook_event_types_restored' AS always
     FROM tables JOIN pg_trigger g ON g.tgrelid = tables.oid WHERE g.tgname::text = ANY (@triggers::text[])
 )
 SELECT webhook_schema_version(),

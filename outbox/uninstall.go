@@ -13,35 +13,25 @@ import (
 // This file takes back what init made, and nothing else: a slot, a publication or
 // a table of the same name may be somebody else's.
 
-const selectSlotToDrop = `
-SELECT coalesce(active_pid, 0), coalesce(plugin::text, 'physical'), coalesce(database::text, ''),
-       coalesce(plugin::text = 'pgoutput' AND database = current_database() AND NOT temporary, false)
-FROM pg_replication_slots WHERE slot_name = $1`
-
-// lookAtSlot reports whether there is a slot to be dropped. One that is in use is an
-// error that says by whom, and so is one that cannot be this database's walhook's.
-func (s *Store) lookAtSlot(ctx context.Context) (exists bool, err error) {
-	var pid int
-	var plugin, database string
-	var ours bool
-	err = s.pool.QueryRow(ctx, selectSlotToDrop, s.slot).Scan(&pid, &plugin, &database, &ours)
+// slotToDrop reports whether there is one. A slot that is in use is an error that
+// says by whom, and so is one that cannot be this database's walhook's.
+func (s *Store) slotToDrop(ctx context.Context) (exists bool, err error) {
+	f, err := s.lookAtSlot(ctx)
 	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		return false, nil
-	case err != nil:
-		return false, fmt.Errorf("look for slot %s: %w", s.slot, err)
-	case !ours:
+	case err != nil || !f.exists:
+		return false, err
+	case !f.ours:
 		return false, fmt.Errorf("%w: slot %s is not this database's walhook's (plugin %s, database %q): it stays. Connect to the database of the walhook that is meant, "+
-			"or set WALHOOK_SLOT to its slot", ErrNotPrepared, s.slot, plugin, database)
-	case pid != 0:
-		return false, fmt.Errorf("slot %s is in use by pid %d: stop that walhook first", s.slot, pid)
+			"or set WALHOOK_SLOT to its slot", ErrNotPrepared, s.slot, f.plugin, f.database)
+	case f.pid != 0:
+		return false, fmt.Errorf("slot %s is in use by pid %d: stop that walhook first", s.slot, f.pid)
 	}
 	return true, nil
 }
 
 // DropSlot drops the replication slot, if there is one.
 func (s *Store) DropSlot(ctx context.Context) (dropped bool, err error) {
-	if exists, err := s.lookAtSlot(ctx); !exists || err != nil {
+	if exists, err := s.slotToDrop(ctx); !exists || err != nil {
 		return false, err
 	}
 	if _, err := s.pool.Exec(ctx, `SELECT pg_drop_replication_slot($1)`, s.slot); err != nil {
@@ -50,40 +40,23 @@ func (s *Store) DropSlot(ctx context.Context) (dropped bool, err error) {
 	return true, nil
 }
 
-// What the publication carries: all tables, our outbox, and others. Schemas
-// (PostgreSQL 15) are found as the tables that they bring.
-const selectPublicationToDrop = `
-SELECT p.puballtables, coalesce(bool_or(t.oid = o.oid AND t.named), false), coalesce(o.oid::regclass::text, ''),
-       coalesce(string_agg(t.oid::regclass::text, ', ') FILTER (WHERE t.oid IS DISTINCT FROM o.oid), '')
-FROM pg_publication p
-CROSS JOIN (SELECT to_regclass('webhook_outbox')::oid AS oid) o
-LEFT JOIN LATERAL (
-    SELECT r.prrelid AS oid, true AS named FROM pg_publication_rel r WHERE r.prpubid = p.oid
-    UNION ALL
-    SELECT g.relid::oid, false FROM pg_get_publication_tables(p.pubname::text) g
-    WHERE NOT p.puballtables AND NOT EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid)
-) t ON true
-WHERE p.pubname = 'walhook' GROUP BY p.puballtables, o.oid`
-
 // DropPublication takes the outbox out of the publication, and drops that where
 // nothing else is in it. It says what it did.
 func (s *Store) DropPublication(ctx context.Context) (did string, err error) {
-	var all, carries bool
-	var outbox, others string
-	err = s.pool.QueryRow(ctx, selectPublicationToDrop).Scan(&all, &carries, &outbox, &others)
+	p, err := s.lookAtPublication(ctx)
 	do := "DROP PUBLICATION " + Publication
 	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		return "there is no publication " + Publication, nil
 	case err != nil:
-		return "", fmt.Errorf("look at publication %s: %w", Publication, err)
-	case all:
+		return "", err
+	case !p.exists:
+		return "there is no publication " + Publication, nil
+	case p.all:
 		return "publication " + Publication + " is FOR ALL TABLES, which walhook does not make: it stays", nil
-	case !carries && others != "":
-		return fmt.Sprintf("publication %s carries %s, and not walhook's outbox: it stays", Publication, others), nil
-	case others != "":
-		do = fmt.Sprintf("ALTER PUBLICATION %s DROP TABLE %s", Publication, outbox)
-		did = fmt.Sprintf("%s taken out of publication %s, which carries %s too", outbox, Publication, others)
+	case !p.carries && p.others != "":
+		return fmt.Sprintf("publication %s carries %s, and not walhook's outbox: it stays", Publication, p.others), nil
+	case p.others != "":
+		do = fmt.Sprintf("ALTER PUBLICATION %s DROP TABLE %s", Publication, p.outbox)
+		did = fmt.Sprintf("%s taken out of publication %s, which carries %s too", p.outbox, Publication, p.others)
 	default:
 		did = "publication " + Publication + " dropped"
 	}
@@ -99,12 +72,12 @@ const selectMade = `
 WITH home AS MATERIALIZED (
     SELECT p.pronamespace AS schema, p.proowner AS owner FROM pg_proc p WHERE p.oid = to_regprocedure('webhook_schema_version()')::oid
 )
-SELECT CASE c.relkind::text WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END, c.oid::regclass::text, pg_get_userbyid(c.relowner)::text, pg_get_userbyid(home.owner)::text,
+SELECT CASE c.relkind::text WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END, c.oid::regclass::text, quote_ident(pg_get_userbyid(c.relowner)::text), quote_ident(pg_get_userbyid(home.owner)::text),
        c.relname::text NOT IN ('webhook_outbox', 'webhook_deliveries') OR c.relkind::text = 'p'
 FROM home JOIN pg_class c ON c.relnamespace = home.schema
 WHERE c.relname::text = ANY (@tables::text[] OPERATOR(pg_catalog.||) @views::text[]) AND c.relkind::text IN ('r', 'p', 'v', 'f', 'm')
 UNION ALL
-SELECT 'FUNCTION', p.oid::regprocedure::text, pg_get_userbyid(p.proowner)::text, pg_get_userbyid(home.owner)::text, true
+SELECT 'FUNCTION', p.oid::regprocedure::text, quote_ident(pg_get_userbyid(p.proowner)::text), quote_ident(pg_get_userbyid(home.owner)::text), true
 FROM home JOIN pg_proc p ON p.pronamespace = home.schema
 WHERE p.proname::text = ANY (@functions::text[]) AND p.proowner = home.owner`
 
@@ -125,7 +98,7 @@ func (s *Store) lookAtTables(ctx context.Context, schema string) (map[string][]s
 			return fmt.Errorf("%w: %s is not partitioned, so it is not walhook's: nothing is dropped", ErrNotPrepared, name)
 		case owner != expected:
 			return fmt.Errorf("%w: %s belongs to %s, and walhook to %s: nothing is dropped. If it is walhook's: ALTER TABLE %[2]s OWNER TO %[4]s",
-				ErrNotPrepared, name, owner, pgx.Identifier{expected}.Sanitize())
+				ErrNotPrepared, name, owner, expected)
 		}
 		made[kind] = append(made[kind], name)
 		return nil
@@ -136,7 +109,7 @@ func (s *Store) lookAtTables(ctx context.Context, schema string) (map[string][]s
 // MayUninstall returns an error where something that is asked for is not this
 // walhook's, or in use: before anything is dropped.
 func (s *Store) MayUninstall(ctx context.Context, schema string, tables bool) error {
-	if _, err := s.lookAtSlot(ctx); err != nil {
+	if _, err := s.slotToDrop(ctx); err != nil {
 		return err
 	}
 	if !tables {

@@ -1,0 +1,212 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/walhook/walhook/internal/config"
+	"github.com/walhook/walhook/internal/postgres"
+	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/outbox"
+)
+
+func load(t *testing.T, env ...string) *config.Config {
+	t.Helper()
+	cfg, err := config.Load(append(env, "WALHOOK_ADMIN_ADDR="))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg
+}
+
+// What can never work ends before anything is made: nothing is left that would belong
+// to the wrong role. run, init and doctor say the same.
+func TestAFirstRunThatCannotGoOnMakesNothing(t *testing.T) {
+	t.Parallel()
+	replica := pgtest.Server(t, postgres.Options{Settings: map[string]string{"wal_level": "replica"}})
+	full := pgtest.Server(t, postgres.Options{Settings: map[string]string{"max_replication_slots": "1"}})
+	for what, c := range map[string]struct {
+		server      string // "": the shared one
+		prepare     []string
+		want, type_ string
+		code        int
+	}{
+		"wal_level":                  {replica.URL(), nil, "wal_level is replica", "ALTER SYSTEM SET wal_level", exitNotPrepared},
+		"no slot is left":            {full.URL(), []string{`SELECT pg_create_physical_replication_slot('theirs')`}, "max_replication_slots = 1 are used", "raise max_replication_slots", exitNotPrepared},
+		"the role may not replicate": {"", []string{`ALTER ROLE "<role>" NOREPLICATION`}, "may not replicate", `ALTER ROLE <role> REPLICATION`, exitNotPrepared},
+		"nor create in the schema":   {"", []string{`REVOKE CREATE ON SCHEMA public FROM PUBLIC, "<role>"`}, "may not create in schema", `GRANT CREATE, USAGE ON SCHEMA public TO <role>`, exitNotPrepared},
+		"nor in the database":        {"", []string{`REVOKE CREATE ON DATABASE "<db>" FROM "<role>"`}, "walhook does not exist", `GRANT CREATE ON DATABASE <db> TO <role>`, exitNotPrepared},
+		"another's publication":      {"", []string{`CREATE TABLE orders (id int PRIMARY KEY)`, `CREATE PUBLICATION walhook FOR TABLE orders`}, "carries orders", "WALHOOK_SCHEMA", exitNotPrepared},
+		"another's slot":             {"", []string{`SELECT pg_create_logical_replication_slot('<db>', 'test_decoding')`}, "test_decoding", "WALHOOK_SLOT", exitNotPrepared},
+		"another encoding":           {"", []string{`latin1`}, "not UTF8 but LATIN1", "ENCODING 'UTF8'", exitNotPrepared},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.Empty(t)
+			role := strings.Replace(db.Slot, "test", "role", 1)
+			url, pool := db.URL, db.Pool
+			if c.server != "" {
+				var err error
+				if pool, err = pgxpool.New(t.Context(), c.server); err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(pool.Close)
+				url = c.server
+			} else {
+				do(t, pool, `CREATE ROLE `+role+` LOGIN REPLICATION PASSWORD '`+role+`'`)
+				do(t, pool, `GRANT CREATE ON DATABASE "`+db.Slot+`" TO `+role)
+				do(t, pool, `GRANT CREATE, USAGE ON SCHEMA public TO `+role)
+				t.Cleanup(func() {
+					_, _ = pool.Exec(context.Background(), `DROP OWNED BY `+role)
+					_, _ = pool.Exec(context.Background(), `DROP ROLE `+role)
+				})
+				url = strings.Replace(url, "postgres@", role+":"+role+"@", 1)
+			}
+			names := strings.NewReplacer("<role>", role, "<db>", db.Slot)
+			for _, sql := range c.prepare {
+				if sql == "latin1" {
+					do(t, pool, `CREATE DATABASE "`+db.Slot+`_l" ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0`)
+					t.Cleanup(func() { _, _ = pool.Exec(context.Background(), `DROP DATABASE "`+db.Slot+`_l" WITH (FORCE)`) })
+					url = strings.Replace(url, "/"+db.Slot, "/"+db.Slot+"_l", 1)
+					continue
+				}
+				do(t, pool, names.Replace(sql))
+			}
+			cfg := load(t, "WALHOOK_DATABASE_URL="+url, "WALHOOK_SLOT="+db.Slot)
+			var told bytes.Buffer
+			log := slog.New(slog.DiscardHandler)
+			for name, err := range map[string]error{
+				"run":    run(t.Context(), cfg, log),
+				"init":   initialize(t.Context(), cfg, false, io.Discard, log),
+				"doctor": doctor(t.Context(), cfg, &told),
+			} {
+				if exitCode(err) != c.code || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), names.Replace(c.type_)) {
+					t.Errorf("%s: exit code %d, %v; want %d, %q and %q", name, exitCode(err), err, c.code, c.want, names.Replace(c.type_))
+				}
+			}
+			if !strings.Contains(told.String(), "FAIL  ") {
+				t.Errorf("doctor told\n%s", told.String())
+			}
+			var left int
+			if err := pool.QueryRow(t.Context(), `SELECT (SELECT count(*) FROM pg_class WHERE relname LIKE 'webhook%')
+				+ (SELECT count(*) FROM pg_publication WHERE pubname = 'walhook' AND NOT EXISTS (SELECT FROM pg_class WHERE relname = 'orders'))`).Scan(&left); err != nil || left != 0 {
+				t.Errorf("%d things are left, %v", left, err)
+			}
+		})
+	}
+}
+
+func do(t *testing.T, pool *pgxpool.Pool, sql string) {
+	t.Helper()
+	if _, err := pool.Exec(t.Context(), sql); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+func TestDoctor(t *testing.T) {
+	w := newWorld(t)
+	cfg := load(t, w.env...)
+	tell := func() (string, error) {
+		var told bytes.Buffer
+		err := doctor(t.Context(), cfg, &told)
+		return told.String(), err
+	}
+	if told, err := tell(); err != nil || strings.Contains(told, "FAIL") || !strings.Contains(told, "max_slot_wal_keep_size") {
+		t.Errorf("before the first run: %v\n%s", err, told)
+	}
+	w.run()
+	if told, err := tell(); err != nil || !strings.Contains(told, "is in use by pid") {
+		t.Errorf("beside a walhook: %v\n%s", err, told)
+	}
+	if n := query[int](w, `SELECT count(*) FROM webhook_state`); n != 1 {
+		t.Errorf("%d rows of webhook_state: it has changed something", n)
+	}
+	cfg.AutoInit = false
+	w.exec(`ALTER TABLE webhook_outbox DISABLE TRIGGER webhook_outbox_before_insert`)
+	if told, err := tell(); exitCode(err) != exitNotPrepared || !strings.Contains(told, "FAIL  tables") {
+		t.Errorf("with a trigger that is off: exit code %d, %v\n%s", exitCode(err), err, told)
+	}
+	cfg = load(t, "WALHOOK_DATABASE_URL=postgres://127.0.0.1:1/x")
+	if told, err := tell(); exitCode(err) != exitFailure || !strings.Contains(told, "FAIL  connection") {
+		t.Errorf("without a database: exit code %d, %v\n%s", exitCode(err), err, told)
+	}
+}
+
+// A second slot on the same tables would send everything twice, and it is not even made.
+func TestASecondSlotEndsAtTheStart(t *testing.T) {
+	w := newWorld(t)
+	w.run()
+	w.eventually("the first has claimed its slot", `SELECT epoch > 0 FROM webhook_state`)
+	other := w.db.Slot + "_2"
+	cfg := load(t, append([]string{"WALHOOK_SLOT=" + other}, w.env...)...)
+	if err := run(t.Context(), cfg, slog.New(slog.DiscardHandler)); exitCode(err) != exitHeldBack || !strings.Contains(err.Error(), w.db.Slot) {
+		t.Errorf("exit code %d, %v; want %d and the other slot's name", exitCode(err), err, exitHeldBack)
+	}
+	if n := query[int](w, `SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1`, other); n != 0 {
+		t.Error("its slot was made, and keeps WAL")
+	}
+	if err := w.stop(); err != nil {
+		t.Fatal(err)
+	}
+	var told bytes.Buffer
+	if err := doctor(t.Context(), cfg, &told); err != nil || !strings.Contains(told.String(), "SELECT pg_drop_replication_slot('"+w.db.Slot+"')") {
+		t.Errorf("beside a slot that nobody uses: %v\n%s", err, told.String())
+	}
+}
+
+func TestAMixedOwnershipSaysTheWayOut(t *testing.T) {
+	w := newWorld(t)
+	role := strings.Replace(w.db.Slot, "test", "role", 1)
+	w.exec(`CREATE ROLE ` + role)
+	t.Cleanup(func() {
+		_, _ = w.db.Pool.Exec(context.Background(), `REASSIGN OWNED BY `+role+` TO CURRENT_USER`)
+		_, _ = w.db.Pool.Exec(context.Background(), `DROP ROLE `+role)
+	})
+	w.exec(`ALTER TABLE webhook_secrets OWNER TO ` + role)
+	cfg := load(t, w.env...)
+	var told bytes.Buffer
+	if err := doctor(t.Context(), cfg, &told); err != nil || !strings.Contains(told.String(), "warn  owner") {
+		t.Errorf("with nothing to be applied: %v\n%s", err, told.String())
+	}
+	w.exec(`DROP VIEW webhook_attempts`)
+	err := run(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	if exitCode(err) != exitNotPrepared {
+		t.Fatalf("exit code %d, %v", exitCode(err), err)
+	}
+	_, mend, _ := strings.Cut(err.Error(), "as a superuser: ")
+	mend, _, _ = strings.Cut(mend, "; then walhook")
+	w.exec(mend)
+	if err := initialize(t.Context(), cfg, false, io.Discard, slog.New(slog.DiscardHandler)); err != nil {
+		t.Errorf("after %s: %v", mend, err)
+	}
+}
+
+func TestUninstallTablesAsks(t *testing.T) {
+	w := newWorld(t)
+	if err := mayAsk(newFlags("uninstall"), true, false, io.Discard); exitCode(err) != exitConfig || !strings.Contains(err.Error(), "--yes") {
+		t.Errorf("without a terminal: exit code %d, %v", exitCode(err), err)
+	}
+	store := outbox.NewStore(w.db.Pool, w.db.Slot, 0)
+	for answer, good := range map[string]bool{w.db.Slot + "\n": true, "yes\n": false, "\n": false, "": false} {
+		var asked bytes.Buffer
+		if err := confirm(t.Context(), store, strings.NewReader(answer), &asked); (err == nil) != good || !strings.Contains(asked.String(), w.db.Slot) {
+			t.Errorf("%q: %v after %q", answer, err, asked.String())
+		}
+	}
+	cfg := load(t, w.env...)
+	if err := initialize(t.Context(), cfg, false, io.Discard, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	if err := takeBack(t.Context(), cfg, true, true, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	if n := query[int](w, `SELECT (SELECT count(*) FROM pg_class WHERE relname LIKE 'webhook%') + (SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1)`, w.db.Slot); n != 0 {
+		t.Errorf("%d things are left", n)
+	}
+}
