@@ -681,7 +681,7 @@ CREATE TABLE IF NOT EXISTS webhook_outbox (
     payload         jsonb NOT NULL,
     created_at      timestamptz NOT NULL DEFAULT now(),
     endpoint_ids    uuid[] NOT NULL,
-    shard           smallint NOT NULL
+    shard           smallint NOT NULL DEFAULT 0
 ) PARTITION BY RANGE (id);
 COMMENT ON TABLE webhook_outbox IS
     'Events. INSERT INTO webhook_outbox (organization_id, event_type, payload) VALUES (...) in the transaction that makes it true is all '
@@ -694,7 +694,7 @@ COMMENT ON COLUMN webhook_outbox.created_at IS 'Sent as "timestamp". Default: th
 COMMENT ON COLUMN webhook_outbox.endpoint_ids IS
     'Who is owed the event: decided by the trigger, in the inserting transaction, as the enabled endpoints that subscribe to the type. Given, it is '
     'checked to belong to the organization. {} is nobody.';
-COMMENT ON COLUMN webhook_outbox.shard IS '0 to 1023, from the organization. Set by the trigger.';
+COMMENT ON COLUMN webhook_outbox.shard IS '0 to 1023, from the organization. Set by the trigger, whatever is given; the default is for mappers that ask for one.';
 
 -- SECURITY DEFINER: the application needs no right on endpoints or event types.
 CREATE OR REPLACE FUNCTION webhook_outbox_before_insert() RETURNS trigger
@@ -1736,6 +1736,24 @@ BEGIN
         RAISE EXCEPTION 'function % belongs to another role', grantee
             USING ERRCODE = 'insufficient_privilege', HINT = 'Drop it, or ALTER FUNCTION ' || grantee || ' OWNER TO ' || quote_ident(current_user::text) || '.';
     END IF;
+END $do$;
+
+-- Versions 1 to 4 had no default of shard, without which mappers take the column for one that has to be given. The very last,
+-- and given up where it does not come at once: no INSERT waits for as long as 50 ms. walhook init tries again.
+DO $do$
+BEGIN
+    FOR try IN 1..3 LOOP
+        BEGIN
+            IF EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = 'webhook_outbox'::regclass::oid AND a.attname = 'shard' AND NOT a.atthasdef) THEN
+                PERFORM set_config('lock_timeout', '50ms', true);
+                ALTER TABLE webhook_outbox ALTER COLUMN shard SET DEFAULT 0;
+            END IF;
+            RETURN;
+        EXCEPTION WHEN lock_not_available THEN
+            NULL; -- a transaction that has inserted an event is open
+        END;
+    END LOOP;
+    RAISE WARNING 'webhook_outbox.shard has no default yet, because the table was in use; it matters to mappers alone, and walhook init tries again';
 END $do$;
 
 COMMIT;

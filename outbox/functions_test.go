@@ -98,6 +98,7 @@ func TestOutboxAccepts(t *testing.T) {
 		"the largest payload":     `INSERT INTO webhook_outbox (organization_id, event_type, payload) VALUES ('o', 'payment.failed', to_jsonb(repeat('x', 262142)))`,
 		"any JSON":                `INSERT INTO webhook_outbox (organization_id, event_type, payload) VALUES ('o', 'payment.failed', 'null'), ('o', 'payment.failed', '1')`,
 		"nulls where we decide":   `INSERT INTO webhook_outbox (organization_id, event_type, payload, created_at, endpoint_ids, shard) VALUES ('o', 'payment.failed', '{}', NULL, NULL, NULL)`,
+		"defaults where mappers":  `INSERT INTO webhook_outbox (id, organization_id, event_type, payload, created_at, endpoint_ids, shard) VALUES (DEFAULT, 'o', 'payment.failed', '{}', DEFAULT, DEFAULT, DEFAULT)`,
 		"an id of the past":       `INSERT INTO webhook_outbox (id, organization_id, event_type, payload) VALUES ('01800000-0000-7000-8000-000000000000', 'o', 'payment.failed', '{}')`,
 		"an id of half an hour":   `INSERT INTO webhook_outbox (id, organization_id, event_type, payload) VALUES (overlay(webhook_uuid_at(now() + interval '30 minutes')::text placing '7000-b' from 15)::uuid, 'o', 'payment.failed', '{}')`,
 		"a type of one's own":     `WITH t AS (INSERT INTO webhook_event_types VALUES ('invoice.paid', 'invoice')) SELECT`,
@@ -778,6 +779,12 @@ func TestRoles(t *testing.T) {
 		if got := query[string](t, tx, `SELECT endpoint_ids::text FROM webhook_outbox WHERE id = $1`, event); got != "{"+endpoint+"}" {
 			t.Errorf("owed to %s", got)
 		}
+	})
+
+	t.Run("a mapper's RETURNING * needs SELECT on the outbox", func(t *testing.T) {
+		tx := as(t, `GRANT INSERT, SELECT ON webhook_outbox TO ROLE`)
+		exec(t, tx, `INSERT INTO webhook_outbox (organization_id, event_type, payload, shard) VALUES ('org_1', 'payment.failed', '{}', DEFAULT) RETURNING *`)
+		denied(t, tx, `SELECT FROM webhook_endpoints`)
 	})
 
 	t.Run("a reader sees everything but secrets", func(t *testing.T) {
