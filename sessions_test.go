@@ -277,7 +277,7 @@ func keywords(t *testing.T, text string) string {
 	return fmt.Sprintf("host=%s port=%s user=%[3]s password=%[3]s dbname=%[4]s sslmode=disable", u.Hostname(), u.Port(), u.User.Username(), strings.TrimPrefix(u.Path, "/"))
 }
 
-// A fakePooler stands between walhook and PostgreSQL, and treats the parameters of a
+// newFakePooler stands between walhook and PostgreSQL, and treats the parameters of a
 // connection as a pooler does.
 func newFakePooler(t *testing.T, server string, refuse func(*pgproto3.StartupMessage) *pgproto3.ErrorResponse) (address string) {
 	t.Helper()
@@ -301,7 +301,7 @@ func newFakePooler(t *testing.T, server string, refuse func(*pgproto3.StartupMes
 			all.Go(func() {
 				defer client.Close()
 				defer context.AfterFunc(ctx, func() { client.Close() })()
-				poolOne(client, upstream, refuse)
+				poolOne(ctx, client, upstream, refuse)
 			})
 		}
 	})
@@ -309,7 +309,7 @@ func newFakePooler(t *testing.T, server string, refuse func(*pgproto3.StartupMes
 	return u.String()
 }
 
-func poolOne(client net.Conn, server string, refuse func(*pgproto3.StartupMessage) *pgproto3.ErrorResponse) {
+func poolOne(ctx context.Context, client net.Conn, server string, refuse func(*pgproto3.StartupMessage) *pgproto3.ErrorResponse) {
 	backend := pgproto3.NewBackend(client, client)
 	for {
 		message, err := backend.ReceiveStartupMessage()
@@ -328,7 +328,7 @@ func poolOne(client net.Conn, server string, refuse func(*pgproto3.StartupMessag
 			_ = backend.Flush()
 			return
 		}
-		upstream, err := net.Dial("tcp", server)
+		upstream, err := new(net.Dialer).DialContext(ctx, "tcp", server)
 		if err != nil {
 			return
 		}
