@@ -99,6 +99,9 @@ func (w *window) outcome(d *delivery, r *outbox.Record) {
 	if r.Seen = d.seen; !d.fetched {
 		r.Seen.Lease = w.leaseTime()
 	}
+	if sabotage.On(sabotage.EarlierWord) {
+		r.Seen = outbox.Seen{}
+	}
 	switch Judge(*d.attempt) {
 	case Delivered:
 		r.Status = outbox.Success

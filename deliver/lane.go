@@ -326,7 +326,7 @@ func (w *window) lookedUp(l *lane, e *outbox.Endpoint, target *Target, asOf, now
 			w.holdBack(l, now)
 		}
 	}
-	w.shutOff(l, !refused && e.Sealed != "", now)
+	w.shutOff(l, !refused && e.Sealed != "" && !sabotage.On(sabotage.ChargeOwnFaults), now)
 	if refused && (!l.refused || len(l.first)+len(l.late) > 0) {
 		w.emptyQueue(l, now)
 	}

@@ -51,6 +51,9 @@ var breaches = []breach{
 	{sabotage.TrustSlot, "AdvancedSlot", direct, "everything that was committed before has its rows", "", nil},
 	{sabotage.NoLiveness, "CutHolder", direct, "requests are the former holder's", "", nil},
 	{sabotage.IgnoreCheck, "UnpublishedTable", direct, "in the meantime", "", nil},
+	{sabotage.EarlierWord, "TheLaterWord", direct, "webhook_replay", "", nil},
+	{sabotage.EarlierWord, "TheLaterWord", 0, "webhook_replay", "", nil},
+	{sabotage.ChargeOwnFaults, "Keys", direct, "attempts were charged", "", nil},
 }
 
 // direct is the WALHOOK_PARK_AFTER with which deliveries go straight from the stream.

@@ -42,12 +42,14 @@ const (
 	CancelUnseen     Switch = "cancel-unseen"      // a delivery whose event cannot be seen yet is taken for one whose event is gone
 	TrustSlot        Switch = "trust-slot"         // wherever the slot is found, everything before has its rows
 	NoLiveness       Switch = "no-liveness"        // who once had the slot acts as if it were still so
+	EarlierWord      Switch = "earlier-word"       // an outcome overwrites what an operator has said meanwhile
+	ChargeOwnFaults  Switch = "charge-own-faults"  // a secret that cannot be opened is the endpoint's failure
 )
 
 // Switches are all of them.
 var Switches = []Switch{
 	ConfirmOnReceipt, ConfirmBegin, SkipEcho, SlotsPosition, SkipLookUp, NoFence, NoWatchdog, NoRoom, NoLease, StayOn,
-	NoReconciler, KeepText, IgnoreCheck, CancelUnseen, TrustSlot, NoLiveness,
+	NoReconciler, KeepText, IgnoreCheck, CancelUnseen, TrustSlot, NoLiveness, EarlierWord, ChargeOwnFaults,
 }
 
 // A Point is a moment at which a process can be made to die, as by kill -9.
