@@ -50,6 +50,7 @@ type Partitions struct {
 	retention time.Duration
 	past      *horizon
 	days      map[time.Time]*wholeDay // past retention
+	busy      time.Time               // the day that somebody had in use the last time: it is tried last
 }
 
 // A wholeDay is how far the events of a day have been compared with their rows.
@@ -259,6 +260,9 @@ func (p *Partitions) dropOld(ctx context.Context, before time.Time, u *Upkeep) e
 	if err != nil {
 		return err
 	}
+	if at := slices.IndexFunc(days, p.busy.Equal); at >= 0 {
+		days = append(slices.Delete(days, at, at+1), p.busy)
+	}
 	end := time.Now().Add(wholeFor)
 	for _, day := range days {
 		if time.Now().After(end) {
@@ -268,7 +272,7 @@ func (p *Partitions) dropOld(ctx context.Context, before time.Time, u *Upkeep) e
 		switch {
 		case gaveWay(err):
 			// One try in a round: each one may hold an INSERT up for its lock_timeout.
-			u.GaveWay = true
+			u.GaveWay, p.busy = true, day
 			return nil
 		case err != nil:
 			return fmt.Errorf("%s: %w", day.Format(time.DateOnly), err)

@@ -413,6 +413,18 @@ func TestUpkeepDropsOldDays(t *testing.T) {
 		}
 	})
 
+	t.Run("the others too where somebody has one in use for days", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		oldest, next := addDay(t, db.Pool, 10*day), addDay(t, db.Pool, 9*day)
+		tx := begin(t, db.Pool)
+		exec(t, tx, `SELECT FROM webhook_deliveries_p`+strings.ReplaceAll(oldest, "-", ""))
+		p := newPartitions(t, db, 7*day)
+		if got := drops(t, p, func() { catchUp(t, db) }); !slices.Equal(got, []string{next}) {
+			t.Errorf("dropped %q, want %s", got, next)
+		}
+	})
+
 	t.Run("gives way to a reader, and holds no INSERT up", func(t *testing.T) {
 		t.Parallel()
 		db := pgtest.New(t)
