@@ -239,7 +239,7 @@ var hotStatements = []hotStatement{
 			t.Errorf("%d, %v", len(found), err)
 		}
 	}},
-	{"selectExisting of 1,000", "SELECT d.id FROM unnest", 1000 * 5, func(t testing.TB, store *outbox.Store, _ outbox.Fence, b *backlog) {
+	{"selectExisting of 1,000", "SELECT d.id FROM pg_catalog.unnest", 1000 * 5, func(t testing.TB, store *outbox.Store, _ outbox.Fence, b *backlog) {
 		known := map[uuid.UUID]bool{}
 		if err := store.Existing(t.Context(), b.waiting, known); err != nil || len(known) != 1000 {
 			t.Errorf("%d, %v", len(known), err)
