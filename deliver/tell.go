@@ -3,6 +3,7 @@ package deliver
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/walhook/walhook/outbox"
@@ -47,8 +48,8 @@ func (r *recorder) keep(c outbox.Consequence) {
 	}
 	r.owed = append(r.owed, c)
 	n := 0
-	for i := len(r.owed) - 1; i >= 0; i-- {
-		if n += r.owed[i].Len(); n <= maxOwed {
+	for i, owed := range slices.Backward(r.owed) {
+		if n += owed.Len(); n <= maxOwed {
 			continue
 		}
 		if r.owed = r.owed[i+1:]; !r.lost {
