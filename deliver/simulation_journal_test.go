@@ -74,6 +74,13 @@ func (j *journal) cancelled(id uuid.UUID) {
 	}
 }
 
+// ended sees a delivery cancelled with its endpoint: that is later than any replay.
+func (j *journal) ended(id uuid.UUID) {
+	if d := j.known[id]; d != nil {
+		d.anew = time.Time{}
+	}
+}
+
 // sealed sees an endpoint's secret sealed so that it cannot be opened, or mended.
 func (j *journal) sealed(id uuid.UUID, closed bool) {
 	delete(j.closed, id)

@@ -449,6 +449,7 @@ func (st *simulatedStore) CancelRows(_ context.Context, fence outbox.Fence, endp
 				case !db.settled(r):
 					more = true
 				default:
+					db.s.journal.ended(r.ID)
 					c.cancel(r)
 				}
 			}
