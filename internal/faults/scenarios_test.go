@@ -98,6 +98,7 @@ var scenarios = []Scenario{
 	{"38", "Defaults", on14 | on18, defaults},
 	{"40", "PasswordRotated", 0, passwordRotated},
 	{"40", "Keys", 0, keys},
+	{"37", "Strangers", on14 | on18, strangers},
 	{"", "InvisibleCommit", 0, invisibleCommit},
 	{"", "Lease", 0, lease},
 	{"", "UnechoedOutcome", from17, unechoedOutcome},
