@@ -257,7 +257,7 @@ func (s *Store) CancelOrphans(ctx context.Context, fence Fence, ids []uuid.UUID)
 // The words are as in cancelOrphans.
 const cancelStrangers = `
 WITH gone AS (
-    SELECT d.id FROM unnest(@ids::uuid[]) AS r(id) JOIN webhook_deliveries d ON d.id = r.id
+    SELECT d.id FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_deliveries d ON d.id = r.id
     JOIN webhook_endpoints e ON e.id = d.endpoint_id AND e.organization_id <> d.organization_id
     WHERE d.status NOT IN ('success', 'failed', 'cancelled') AND ` + fenced + `
     FOR NO KEY UPDATE OF d SKIP LOCKED

@@ -55,7 +55,7 @@ CROSS JOIN (SELECT to_regclass('webhook_outbox')::oid AS oid) o
 LEFT JOIN LATERAL (
     SELECT r.prrelid AS oid, true AS named FROM pg_publication_rel r WHERE r.prpubid = p.oid
     UNION ALL
-    SELECT g.relid::oid, false FROM pg_get_publication_tables(p.pubname::text) g
+    SELECT g.relid::oid, false FROM pg_catalog.pg_get_publication_tables(p.pubname::text) g
     WHERE NOT p.puballtables AND NOT EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid)
 ) t ON true
 WHERE p.pubname = 'walhook' GROUP BY p.oid, p.puballtables, p.pubowner, o.oid`

@@ -131,6 +131,8 @@ func (x *Trial) tryEverything(t *testing.T, role string) (tried int) {
 	}
 	for _, table := range names(`SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v') AND relname LIKE 'webhook%'`) {
 		attempt(`SELECT * FROM public.` + table)
+	}
+	for _, table := range names(`SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND relname LIKE 'webhook%'`) {
 		attempt(`DELETE FROM public.` + table)
 	}
 	for _, call := range names(`SELECT format('%I(%s)', p.proname, (SELECT string_agg('NULL::' || a::regtype, ', ') FROM unnest(p.proargtypes) AS a))
