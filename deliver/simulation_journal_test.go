@@ -120,7 +120,8 @@ func (j *journal) request(p *process, r Request) (status int, after time.Duratio
 		j.s.violate("delivery %s was sent with another body", d.id)
 	}
 	now := time.Now()
-	if closed := j.closed[d.endpoint]; !closed.IsZero() && now.Sub(closed) > 2*time.Second && !p.frozen() {
+	// What had begun when a process froze goes on when it thaws.
+	if closed := j.closed[d.endpoint]; !closed.IsZero() && now.Sub(closed) > 2*time.Second && now.Sub(p.thaws) > 2*time.Second {
 		j.s.violate("delivery %s was sent %v after its endpoint's secret was sealed", d.id, now.Sub(closed))
 	}
 	if lost := now.Sub(p.held); lost > noticed {
