@@ -79,11 +79,16 @@ func (s *Store) claimEnvironment(ctx context.Context, environment string, adopt 
 	})
 }
 
-// Who has another slot and streams from it has the same events.
+// Who has another slot and has claimed it in the session that streams from it has
+// the same events. One who is about to claim will see us: else each of two that start
+// together would make way for the other. (What another role's session is, one may not
+// see: then it counts.)
 const selectOtherActive = `
 SELECT r.slot_name::text, r.active_pid
 FROM webhook_state s JOIN pg_replication_slots r ON r.slot_name::text = s.slot
+LEFT JOIN pg_stat_activity a ON a.pid = r.active_pid
 WHERE s.slot <> @slot::text AND r.active_pid IS NOT NULL AND r.database = current_database() AND r.plugin::text = 'pgoutput'
+  AND s.holder IS NOT NULL AND (a.backend_start IS NULL OR s.updated_at >= a.backend_start)
 ORDER BY r.slot_name LIMIT 1`
 
 // heldByOther returns ErrHeldBack where a walhook with another slot delivers from

@@ -99,6 +99,8 @@ var scenarios = []Scenario{
 	{"40", "PasswordRotated", 0, passwordRotated},
 	{"40", "Keys", 0, keys},
 	{"37", "Strangers", on14 | on18, strangers},
+	{"39", "SecondSlot", on14 | on18, secondSlot},
+	{"39", "SecondInstallation", on14 | on18, secondInstallation},
 	{"", "InvisibleCommit", 0, invisibleCommit},
 	{"", "Lease", 0, lease},
 	{"", "UnechoedOutcome", from17, unechoedOutcome},
