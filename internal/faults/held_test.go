@@ -195,7 +195,7 @@ func hugeMessage(t *testing.T, s Setup) {
 	for _, sql := range []string{
 		`SET ROLE stranger; SELECT pg_logical_emit_message(true, 'walhook', repeat('x', %d)); RESET ROLE`,
 		`SET ROLE stranger; SELECT pg_logical_emit_message(false, 'others', repeat('x', %d)); RESET ROLE`,
-		`INSERT INTO elsewhere.webhook_outbox (organization_id, event_type, payload) VALUES ('org_1', 'payment.succeeded', to_jsonb(repeat('x', least(%d, 200 << 20))))`,
+		`INSERT INTO elsewhere.webhook_outbox (organization_id, event_type, endpoint_ids, payload) VALUES ('org_1', 'payment.succeeded', '{}', to_jsonb(repeat('x', least(%d, 200 << 20))))`,
 	} {
 		written := make(chan error, 1)
 		go func() {
