@@ -174,7 +174,7 @@ func (m *Monitor) lookBelow(ctx context.Context, safe pglogrepl.LSN) {
 // rows that were only being written are no excuse.
 func (m *Monitor) withoutRowsNow(ctx context.Context, owed map[uuid.UUID]string) (missing map[uuid.UUID]string, err error) {
 	var now time.Time
-	if err := m.trial.pool.QueryRow(ctx, `SELECT pg_catalog.clock_timestamp()`).Scan(&now); err != nil {
+	if err := m.trial.pool.QueryRow(ctx, `SELECT pg_catalog.statement_timestamp()`).Scan(&now); err != nil {
 		return nil, err
 	}
 	began := time.Now()
