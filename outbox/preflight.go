@@ -155,7 +155,7 @@ func (s *Store) lookAtNames(ctx context.Context, f *facts) (err error) {
 
 // lookAtState reads what walhook remembers.
 func (s *Store) lookAtState(ctx context.Context, f *facts) error {
-	if err := s.pool.QueryRow(ctx, `SELECT webhook_schema_version()`).Scan(&f.installed); err != nil {
+	if err := s.pool.QueryRow(ctx, `SELECT `+installedVersion).Scan(&f.installed); err != nil {
 		return fmt.Errorf("ask for the schema's version: %w", err)
 	}
 	if err := s.pool.QueryRow(ctx, selectEnvironment).Scan(&f.environment); err != nil && !errors.Is(err, pgx.ErrNoRows) {

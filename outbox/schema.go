@@ -25,6 +25,11 @@ var (
 	requiredColumns = []string{"id", "organization_id", "event_type", "payload", "created_at", "endpoint_ids"}
 )
 
+// The version is read and not called for: who may CREATE in the schema could have made
+// the function first. -1: there is none, or none of ours.
+const installedVersion = `coalesce((SELECT substring(pg_get_function_sqlbody(v.oid), '^RETURN ([0-9]+)'::text)::int
+    FROM pg_proc v WHERE v.oid = to_regprocedure('webhook_schema_version()')::oid), -1)`
+
 // It reads catalogues only, and takes no lock: it answers also while somebody
 // holds the tables locked. A row filter or column list of the publication is
 // read as JSON, because PostgreSQL 14 has no such columns. A row's triggers are
@@ -40,7 +45,7 @@ WITH o AS MATERIALIZED (
     SELECT g.tgrelid, g.tgname::text AS name, g.tgenabled::text AS enabled, starts_with(g.tgname::text, 'webhook_outbox_before_') OR g.tgname::text = 'webhook_event_types_restored' AS always
     FROM tables JOIN pg_trigger g ON g.tgrelid = tables.oid WHERE g.tgname::text = ANY (@triggers::text[])
 )
-SELECT webhook_schema_version(),
+SELECT ` + installedVersion + `,
        array(SELECT t FROM pg_catalog.unnest(@tables::text[]) AS t WHERE to_regclass(t) IS NULL),
        array(SELECT c FROM pg_catalog.unnest(@columns::text[]) AS c
              WHERE NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = o.oid AND a.attname::text = c AND a.attnum > 0 AND NOT a.attisdropped)),
@@ -87,7 +92,7 @@ func (s *Store) compare(ctx context.Context, made manifest) error {
 		Scan(&version, &tables, &columns, &others, &trigger, &renamed, &publication, &inserts, &member, &updates, &retries)
 	var missing string
 	switch {
-	case hasCode(err, "42883"): // undefined_function
+	case err == nil && version < 0:
 		missing = "walhook's tables are not in the schema that its sessions look into (WALHOOK_SCHEMA, or the first of the search_path)"
 	case err != nil:
 		return fmt.Errorf("check the schema: %w", err)

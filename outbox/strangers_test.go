@@ -2,6 +2,7 @@ package outbox_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/outbox"
 )
 
 // stranger makes a role that may log in, connect and make temporary tables, which is
@@ -277,6 +279,9 @@ func TestSchemaRefusesWhatIsAnothers(t *testing.T) {
 			conn := stranger(t, db)
 			exec(t, db.Pool, `GRANT CREATE, USAGE ON SCHEMA public TO `+conn.Config().User)
 			exec(t, conn, planted)
+			if err := outbox.NewStore(db.Pool, db.Slot, 0).CheckSchema(t.Context()); !errors.Is(err, outbox.ErrNotPrepared) {
+				t.Errorf("the check: %v, want %v", err, outbox.ErrNotPrepared)
+			}
 			checkRefusal(t, apply(t.Context(), db.Pool, schema), "belongs to", "a superuser")
 			if n := query[int](t, db.Pool, `SELECT count(*) FROM pg_class WHERE relname LIKE 'webhook%' AND relowner = current_user::regrole`); n != 0 {
 				t.Errorf("%d tables and views were made all the same", n)
