@@ -154,68 +154,6 @@ func sealAnew(ctx context.Context, store *outbox.Store, walk *outbox.Resealing, 
 	}
 }
 
-// listen wakes the retrier when someone else has changed deliveries or
-// endpoints. It is only a hint: without it they are found some seconds later. So
-// a listener that cannot connect is said once, and is no reason to stop.
-func listen(ctx context.Context, s *sessions, pipelines *line, log *slog.Logger) error {
-	for said := false; ; {
-		err := listenOnce(ctx, s, func() { pipelines.engine().Hint() })
-		if ctx.Err() != nil {
-			return nil
-		}
-		if !said {
-			said = true
-			log.InfoContext(ctx, "not listening for replays just now; they are found within seconds all the same", "reason", err)
-		}
-		if !pause(ctx, time.Second) {
-			return nil
-		}
-	}
-}
-
-func listenOnce(ctx context.Context, s *sessions, hint func()) error {
-	conn, err := s.listener(ctx)
-	if err != nil {
-		return err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	counted, stop := atMost(ctx, hintEvery, hint)
-	defer stop()
-	return outbox.Listen(ctx, conn, counted)
-}
-
-// hintEvery is how often notifications count: the channel is anybody's to notify,
-// and each hint makes the retrier look. The first counts at once.
-const hintEvery = 100 * time.Millisecond
-
-// atMost returns a function that calls f at once, and again when every has passed
-// where it was called meanwhile. It never blocks; f runs until stop, which waits.
-func atMost(ctx context.Context, every time.Duration, f func()) (call, stop func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	called, ended := make(chan struct{}, 1), make(chan struct{})
-	go func() {
-		defer close(ended)
-		for {
-			select {
-			case <-called:
-				f()
-			case <-ctx.Done():
-				return
-			}
-			if !pause(ctx, every) {
-				return
-			}
-		}
-	}()
-	call = func() {
-		select {
-		case called <- struct{}{}:
-		default: // it is going to be called
-		}
-	}
-	return call, func() { cancel(); <-ended }
-}
-
 // watchEvery is how often the stream is looked at.
 const watchEvery = 500 * time.Millisecond
 

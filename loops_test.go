@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"log/slog"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -68,31 +67,4 @@ func TestADayThatCannotBeDroppedIsSaidOnce(t *testing.T) {
 	if n := strings.Count(log.String(), "partitions for few days"); n != 1 || !strings.Contains(log.String(), "days=3") {
 		t.Errorf("few days ahead were said %d times:\n%s", n, &log)
 	}
-}
-
-func TestNotificationsCountTenTimesASecond(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		began, at := time.Now(), []time.Duration{}
-		call, stop := atMost(t.Context(), hintEvery, func() { at = append(at, time.Since(began)) })
-		for range 10_000 { // in a second
-			call()
-			time.Sleep(100 * time.Microsecond)
-		}
-		if len(at) < 10 || len(at) > 11 {
-			t.Errorf("10,000 calls in a second counted %d times", len(at))
-		}
-		time.Sleep(2 * hintEvery)
-		calm := time.Since(began)
-		at = nil
-		call() // after a lull: at once
-		synctest.Wait()
-		call() // and what comes behind it: when its time has come
-		call()
-		time.Sleep(2 * hintEvery)
-		if want := []time.Duration{calm, calm + hintEvery}; !slices.Equal(at, want) {
-			t.Errorf("counted at %v, want %v", at, want)
-		}
-		stop()
-	})
 }

@@ -291,7 +291,6 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 		parts.Go(func() error { return watch(live, pipelines.streamAlive) })
 		parts.Go(func() error { return keepPartitions(live, store, cfg, pipelines, log) })
 		parts.Go(func() error { return sealSecrets(live, store, pipelines, log) })
-		parts.Go(func() error { return listen(live, sessions, pipelines, log) })
 		return pipelines.run(ctx, live)
 	})
 	return parts.Wait()

@@ -18,7 +18,7 @@ import (
 	"github.com/walhook/walhook/outbox"
 )
 
-// sessions make all of walhook's connections: those of the pool, the listener's, the
+// sessions make all of walhook's connections: those of the pool, the
 // stream's. All of them have the same settings and look into the same schema, and
 // each is made with the credentials of its moment.
 type sessions struct {
@@ -50,7 +50,7 @@ const (
 
 	// poolConns bounds the SQL connections: one each for the recorder, the retrier,
 	// the directory and the fan-out, one for upkeep, checks and reconciling, one for
-	// the admin server. With the replication connection, its witness and the listener they are 9.
+	// the admin server. With the replication connection and its witness they are 8.
 	poolConns = 6
 )
 
@@ -124,16 +124,6 @@ func (s *sessions) check(ctx context.Context, conn *pgx.Conn) error {
 		s.pin(schema)
 	}
 	return err
-}
-
-// listener connects to PostgreSQL itself: a pooler does not carry notifications.
-func (s *sessions) listener(ctx context.Context) (*pgx.Conn, error) {
-	cc, err := s.cfg.Replication()
-	if err != nil {
-		return nil, err
-	}
-	s.direct(cc)
-	return pgx.ConnectConfig(ctx, cc)
 }
 
 // replication says how to connect for replication now.

@@ -143,9 +143,6 @@ func (e *Engine) WhileLive(ctx context.Context, f func(context.Context)) bool {
 	return kept
 }
 
-// Hint says that somebody else may have changed what is due or who is enabled.
-func (e *Engine) Hint() { e.retrier.hint.raise() }
-
 // Alive returns an error where a loop no longer turns. Before Run, and after it,
 // none has to.
 func (e *Engine) Alive() error {

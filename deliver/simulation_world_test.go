@@ -214,7 +214,7 @@ func (s *simulation) operator() {
 		}
 		for _, p := range s.processes {
 			if s.weather.hints {
-				p.engine.Hint()
+				p.engine.retrier.hint.raise()
 			}
 		}
 	}

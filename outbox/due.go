@@ -2,7 +2,6 @@ package outbox
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -300,25 +299,4 @@ func collectIDs(rows pgx.Rows, into map[uuid.UUID]bool) error {
 		into[id] = true
 	}
 	return err
-}
-
-// Channel is where whoever writes past the triggers, a restore or a replica, can say
-// that he has changed what is due or who is enabled. The triggers say it by the
-// stream: a transaction that has notified could not be prepared.
-const Channel = "walhook"
-
-// Listen calls wake after every notification on Channel, until the context ends
-// or the connection breaks. It needs a connection of its own that no pooler
-// shares.
-func Listen(ctx context.Context, conn *pgx.Conn, wake func()) error {
-	if _, err := conn.Exec(ctx, "LISTEN "+Channel); err != nil {
-		return fmt.Errorf("listen on channel %s: %w", Channel, err)
-	}
-	wake()
-	for {
-		if _, err := conn.WaitForNotification(ctx); err != nil {
-			return errors.Join(ctx.Err(), err)
-		}
-		wake()
-	}
 }

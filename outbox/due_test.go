@@ -1,8 +1,6 @@
 package outbox_test
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,7 +8,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/outbox"
@@ -368,54 +365,6 @@ func TestExisting(t *testing.T) {
 	if len(known) != 3 || !known[before] || !known[rs[0].ID] || !known[rs[1].ID] {
 		t.Errorf("known: %v", known)
 	}
-}
-
-func TestListen(t *testing.T) {
-	t.Parallel()
-	db := pgtest.New(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	conn, err := pgx.Connect(ctx, db.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	woken, ended := make(chan struct{}, 100), make(chan error, 1)
-	go func() { ended <- outbox.Listen(ctx, conn, func() { woken <- struct{}{} }) }()
-	wake := func(what string) {
-		t.Helper()
-		select {
-		case <-woken:
-		case err := <-ended:
-			t.Fatalf("%s: it ended: %v", what, err)
-		case <-time.After(10 * time.Second):
-			t.Fatalf("%s wakes nobody", what)
-		}
-	}
-	wake("the beginning")
-	exec(t, db.Pool, `NOTIFY `+outbox.Channel)
-	wake("a notification")
-	if n := len(woken); n != 0 {
-		t.Errorf("%d notifications too many", n)
-	}
-	cancel()
-	if err := <-ended; !errors.Is(err, context.Canceled) {
-		t.Errorf("after the end of its context: %v", err)
-	}
-
-	t.Run("ends with its connection", func(t *testing.T) {
-		conn, err := pgx.Connect(t.Context(), db.URL)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close(context.WithoutCancel(t.Context()))
-		pid := conn.PgConn().PID()
-		go func() { ended <- outbox.Listen(t.Context(), conn, func() { woken <- struct{}{} }) }()
-		wake("the beginning")
-		exec(t, db.Pool, `SELECT pg_terminate_backend($1)`, pid)
-		if err := <-ended; err == nil {
-			t.Error("no error")
-		}
-	})
 }
 
 func TestEndpoints(t *testing.T) {

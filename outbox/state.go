@@ -176,7 +176,7 @@ ON CONFLICT (slot) DO UPDATE SET
     published         = excluded.published,
     updated_at        = now()
 RETURNING epoch, reconcile_from IS NOT NULL, coalesce(reconcile_from, 'epoch'), pg_postmaster_start_time(),
-          CASE WHEN @start::text <> '0/0' AND NOT @created::bool THEN pg_current_xact_id()::text ELSE '' END`
+          CASE WHEN @start::text <> '0/0' AND NOT @created::bool THEN s.xmin::text ELSE '' END`
 
 // The microsecond makes every call another value, so that a comparison that was
 // under way before does not take this one's mark for its own.
@@ -196,7 +196,8 @@ func (s *Store) AwaitSlot(ctx context.Context) error {
 	return nil
 }
 
-const selectSettled = `SELECT nullif(@settles::text, '') IS NULL OR pg_snapshot_xmin(pg_current_snapshot()) > @settles::text::xid8`
+// A row that a transaction writes has its id as xmin.
+const selectSettled = `SELECT coalesce(age(nullif(@settles::text, '')::xid) > age(pg_snapshot_xmin(pg_current_snapshot())::xid), true)`
 
 // Settled says whether everything that was committed before the slot's position is
 // visible now.
