@@ -51,6 +51,9 @@ func (x *Trial) rename(old, moved string) {
 		x.Fatal(err)
 	}
 	defer conn.Close(x.Context())
+	if _, err := conn.Exec(x.Context(), `ALTER DATABASE postgres ALLOW_CONNECTIONS false`); err != nil { // the pool would come back
+		x.Fatal(err)
+	}
 	x.eventually(10*time.Second, "nobody is connected to the old database", func() bool {
 		if _, err := conn.Exec(x.Context(), `SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE datname IN ('postgres', 'moved')`); err != nil {
 			x.Fatal(err)
