@@ -40,7 +40,7 @@ func TestAFirstRunThatCannotGoOnMakesNothing(t *testing.T) {
 		"wal_level":                  {replica.URL(), nil, "wal_level is replica", "ALTER SYSTEM SET wal_level", exitNotPrepared},
 		"no slot is left":            {full.URL(), []string{`SELECT pg_create_physical_replication_slot('theirs')`}, "max_replication_slots = 1 are used", "raise max_replication_slots", exitNotPrepared},
 		"the role may not replicate": {"", []string{`ALTER ROLE "<role>" NOREPLICATION`}, "may not replicate", `ALTER ROLE <role> REPLICATION`, exitNotPrepared},
-		"nor create in the schema":   {"", []string{`REVOKE CREATE ON SCHEMA public FROM PUBLIC, "<role>"`}, "may not create in schema", `GRANT CREATE, USAGE ON SCHEMA public TO <role>`, exitNotPrepared},
+		"nor create in the schema":   {"", []string{`REVOKE CREATE ON SCHEMA public FROM PUBLIC, "<role>"`}, "may not create in schema", `set WALHOOK_SCHEMA to the schema that walhook's tables are or will be in, or GRANT CREATE, USAGE ON SCHEMA public TO <role>`, exitNotPrepared},
 		"nor in the database":        {"", []string{`REVOKE CREATE ON DATABASE "<db>" FROM "<role>"`}, "walhook does not exist", `GRANT CREATE ON DATABASE <db> TO <role>`, exitNotPrepared},
 		"another's publication":      {"", []string{`CREATE TABLE orders (id int PRIMARY KEY)`, `CREATE PUBLICATION walhook FOR TABLE orders`}, "carries orders", "WALHOOK_SCHEMA", exitNotPrepared},
 		"another's slot":             {"", []string{`SELECT pg_create_logical_replication_slot('<db>', 'test_decoding')`}, "test_decoding", "WALHOOK_SLOT", exitNotPrepared},

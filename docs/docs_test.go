@@ -3,8 +3,11 @@ package docs
 
 import (
 	"bufio"
+	"context"
+	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net"
 	"net/http"
 	"os"
@@ -17,8 +20,11 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/outbox"
 	"github.com/walhook/walhook/sign"
 )
 
@@ -222,30 +228,36 @@ func freeAddr(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// Every statement of the README runs. Roles belong to the server: they get names
-// of this test's own, and are rolled back with the rest.
+// Every statement of the README runs, in a database that has walhook in the schema where
+// the README leads, and its roles can do with it what it says. Roles belong to the server:
+// they get names of this test's own, and are rolled back with the rest.
 func TestSQLOfTheREADME(t *testing.T) {
 	t.Parallel()
-	db := pgtest.New(t)
+	db := pgtest.Empty(t)
 	role := regexp.MustCompile(`\b(ROLE|TO) (walhook|app|backend|ops)\b`)
-	tx, err := db.Pool.Begin(t.Context())
+	ours := func(statement string) string {
+		statement = strings.ReplaceAll(statement, "DATABASE app", "DATABASE "+pgx.Identifier{db.Slot}.Sanitize())
+		return role.ReplaceAllString(statement, fmt.Sprintf(`$1 "%s_$2"`, db.Slot))
+	}
+	installAsREADME(t, db, ours)
+	conn, err := pgx.Connect(t.Context(), db.URL) // the database's search_path is in force in new connections
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tx.Rollback(t.Context())
+	defer conn.Close(context.Background())
+	tx, err := conn.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	statements := 0
 	if _, err := tx.Exec(t.Context(), `INSERT INTO webhook_endpoints (id, organization_id, url) VALUES ('44444444-4444-4444-8444-444444444444', 'org_1', 'https://example.com/')`); err != nil {
 		t.Fatal(err)
 	}
 	for _, b := range blocks(t, "sql") {
-		b = regexp.MustCompile(`(?m)--.*$`).ReplaceAllString(b, "")
-		for statement := range strings.SplitSeq(b, ";\n") {
-			statement = strings.TrimSpace(statement)
-			if statement == "" || statement == "BEGIN" || statement == "COMMIT" {
+		for statement := range statementsOf(b) {
+			if statement = ours(statement); statement == "BEGIN" || statement == "COMMIT" {
 				continue
 			}
-			statement = strings.ReplaceAll(statement, "DATABASE app", "DATABASE "+pgx.Identifier{db.Slot}.Sanitize())
-			statement = role.ReplaceAllString(statement, fmt.Sprintf(`$1 "%s_$2"`, db.Slot))
 			if _, err := tx.Exec(t.Context(), statement); err != nil {
 				t.Fatalf("%s: %v", statement, err)
 			}
@@ -255,4 +267,114 @@ func TestSQLOfTheREADME(t *testing.T) {
 	if statements < 20 {
 		t.Errorf("only %d statements were found", statements)
 	}
+
+	const (
+		insert = `INSERT INTO webhook_outbox (organization_id, event_type, payload) VALUES ('org_1', 'payment.succeeded', '{}') RETURNING `
+		secret = `SELECT webhook_set_secret('44444444-4444-4444-8444-444444444444', 'a secret of your own')`
+	)
+	for _, c := range []struct {
+		role, statement string
+		may             bool
+	}{
+		{"app", insert + "id", true},
+		{"app", insert + "*", false},
+		{"app", secret, false},
+		{"backend", `SELECT * FROM webhook_create_endpoint('org_1', 'https://example.com/')`, true},
+		{"backend", `UPDATE webhook_endpoints SET max_in_flight = 4`, true},
+		{"backend", `SELECT webhook_rotate_secret('44444444-4444-4444-8444-444444444444', '1 hour')`, true},
+		{"backend", secret, true},
+		{"backend", `SELECT webhook_send_test('44444444-4444-4444-8444-444444444444')`, true},
+		{"backend", `SELECT * FROM webhook_secrets`, false},
+		{"ops", `SELECT * FROM webhook_status`, true},
+		{"ops", `SELECT * FROM webhook_stats('org_1')`, true},
+		{"ops", `SELECT * FROM webhook_explain((SELECT max(id::text)::uuid FROM webhook_outbox))`, true},
+		{"ops", `SELECT webhook_replay((SELECT max(id::text)::uuid FROM webhook_deliveries))`, true},
+		{"ops", `SELECT webhook_replay_failed('44444444-4444-4444-8444-444444444444', now() - interval '2 days')`, true},
+		{"ops", `SELECT webhook_retry_now('44444444-4444-4444-8444-444444444444')`, true},
+		{"ops", insert + "id", false},
+		{"ops", `SELECT * FROM webhook_secrets`, false},
+	} {
+		if may, err := mayDo(t, tx, fmt.Sprintf("%s_%s", db.Slot, c.role), c.statement); may != c.may {
+			t.Errorf("%s: %s: %v", c.role, c.statement, err)
+		}
+	}
+	if _, err := tx.Exec(t.Context(), `GRANT INSERT, SELECT ON webhook_outbox TO `+pgx.Identifier{db.Slot + "_app"}.Sanitize()); err != nil {
+		t.Fatal(err)
+	}
+	if may, err := mayDo(t, tx, db.Slot+"_app", insert+"*"); !may {
+		t.Errorf("app, granted SELECT: %v", err)
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// installAsREADME gives the database the search_path of the README, and applies the
+// schema where its commands say.
+func installAsREADME(t *testing.T, db *pgtest.DB, ours func(string) string) {
+	t.Helper()
+	text, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile(`WALHOOK_SCHEMA=(\w+)`).FindStringSubmatch(string(text))
+	path := regexp.MustCompile(`ALTER DATABASE app SET search_path = [^;]+`).FindString(string(text))
+	if named == nil || path == "" {
+		t.Fatal("README.md names no schema, or no search_path")
+	}
+	if _, err := db.Pool.Exec(t.Context(), ours(path)); err != nil {
+		t.Fatal(err)
+	}
+	config, err := pgxpool.ParseConfig(db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.ConnConfig.RuntimeParams["search_path"] = named[1]
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	schema, err := os.ReadFile("../schema.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := outbox.NewStore(pool, db.Slot, 0)
+	if err := store.CreateSchema(t.Context(), named[1]); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Migrate(t.Context(), string(schema)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// statementsOf returns the statements of a block, without comments.
+func statementsOf(block string) iter.Seq[string] {
+	block = regexp.MustCompile(`(?m)--.*$`).ReplaceAllString(block, "")
+	return func(yield func(string) bool) {
+		for statement := range strings.SplitSeq(block, ";\n") {
+			if statement = strings.TrimSpace(statement); statement != "" && !yield(statement) {
+				return
+			}
+		}
+	}
+}
+
+// mayDo says whether a role may execute a statement, which leaves nothing behind. Any
+// error but a missing right fails the test.
+func mayDo(t *testing.T, tx pgx.Tx, role, statement string) (may bool, err error) {
+	t.Helper()
+	inner, err := tx.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inner.Rollback(t.Context())
+	if _, err := inner.Exec(t.Context(), `SET LOCAL ROLE `+pgx.Identifier{role}.Sanitize()); err != nil {
+		t.Fatal(err)
+	}
+	_, err = inner.Exec(t.Context(), statement)
+	if pg, ok := errors.AsType[*pgconn.PgError](err); err != nil && (!ok || pg.Code != "42501") {
+		t.Errorf("%s: %s: %v", role, statement, err)
+	}
+	return err == nil, err
 }

@@ -172,6 +172,9 @@ func (f *facts) tables(want Intent) Check {
 			"CREATE SCHEMA %s AUTHORIZATION %s", f.wanted, f.user)
 	case f.schema == "":
 		return good(name, "none yet: schema "+f.wanted+" is made for them")
+	case !f.createSchema && want.Schema == "":
+		return fail(ErrNotPrepared, name, f.user+" may not create "+in,
+			"set WALHOOK_SCHEMA to the schema that walhook's tables are or will be in, or GRANT CREATE, USAGE ON SCHEMA %s TO %s", f.schema, f.user)
 	case !f.createSchema:
 		return fail(ErrNotPrepared, name, f.user+" may not create "+in, "GRANT CREATE, USAGE ON SCHEMA %s TO %s", f.schema, f.user)
 	case f.installed == 0:

@@ -106,10 +106,33 @@ func (s *Store) lookAtTables(ctx context.Context, schema string) (map[string][]s
 	return made, err
 }
 
+// Where walhook's tables are, if not in the schema that is looked into.
+const selectElsewhere = `
+SELECT quote_ident(n.nspname::text)
+FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE p.pubname = 'walhook' AND c.relname = 'webhook_outbox' AND to_regclass('webhook_outbox') IS NULL`
+
+// notElsewhere is an error where the schema that is looked into has no outbox and the
+// publication another schema's: that one's slot would be dropped, and all else stay.
+func (s *Store) notElsewhere(ctx context.Context) error {
+	var schema string
+	err := s.pool.QueryRow(ctx, selectElsewhere).Scan(&schema)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil
+	case err != nil:
+		return fmt.Errorf("look for walhook's schema: %w", err)
+	}
+	return fmt.Errorf("%w: walhook's tables are in schema %s: nothing is dropped. Set WALHOOK_SCHEMA to it", ErrNotPrepared, schema)
+}
+
 // MayUninstall returns an error where something that is asked for is not this
 // walhook's, or in use: before anything is dropped.
 func (s *Store) MayUninstall(ctx context.Context, schema string, tables bool) error {
 	if _, err := s.slotToDrop(ctx); err != nil {
+		return err
+	}
+	if err := s.notElsewhere(ctx); err != nil {
 		return err
 	}
 	if !tables {

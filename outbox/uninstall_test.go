@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/outbox"
@@ -146,6 +147,25 @@ func TestDropSlotOfOthers(t *testing.T) {
 }
 
 func second[T any](_ T, err error) error { return err }
+
+// Without WALHOOK_SCHEMA the schema that is looked into may not be walhook's.
+func TestUninstallOfAnotherSchema(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	exec(t, db.Pool, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, db.Slot)
+	exec(t, db.Pool, `CREATE SCHEMA other`)
+	elsewhere := outbox.NewStore(newPool(t, db, func(c *pgxpool.Config) { c.ConnConfig.RuntimeParams["search_path"] = "other" }), db.Slot, 0)
+	for _, tables := range []bool{false, true} {
+		err := elsewhere.MayUninstall(t.Context(), readSchema(t), tables)
+		if !errors.Is(err, outbox.ErrNotPrepared) || !strings.Contains(err.Error(), "are in schema public") || !strings.Contains(err.Error(), "WALHOOK_SCHEMA") {
+			t.Errorf("tables %t: %v", tables, err)
+		}
+		if err := outbox.NewStore(db.Pool, db.Slot, 0).MayUninstall(t.Context(), readSchema(t), tables); err != nil {
+			t.Errorf("tables %t, in its schema: %v", tables, err)
+		}
+	}
+	exec(t, db.Pool, `SELECT pg_drop_replication_slot($1)`, db.Slot)
+}
 
 func TestDropPublicationOfOthers(t *testing.T) {
 	t.Parallel()
