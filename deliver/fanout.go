@@ -286,7 +286,7 @@ func (f *fanOut) begin(ctx context.Context, s *outbox.Session) error {
 	w.mu.Lock()
 	w.ledger.reset(s.Confirmed)
 	w.distrust(time.Now())
-	w.session, w.fence, w.marker, w.replaying, w.visible = s, fence, marker, true, fence.Settles == ""
+	w.claimed(s, fence, marker)
 	w.mu.Unlock()
 	if fence.Moved {
 		f.log.Warn("the replication slot is beyond everything that is known to be recorded: somebody has made it again or advanced it, "+

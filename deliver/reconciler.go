@@ -70,13 +70,19 @@ type reconciler struct {
 // A comparison is how far a reconciler is. It outlives a try that failed, and a session
 // that was followed by another for the same cause.
 type comparison struct {
-	cause       time.Time // the fence's ReconcileFrom, of which each has its own
+	cause       cause
 	start, from time.Time // see reach
 	upto        outbox.Position
 	settled     bool // what is looked for was visible when it began: else it has to be looked for again
 	inserted    int
 	refused     int       // by a constraint or trigger of the deployment
 	told        time.Time // that rows were inserted
+}
+
+// A cause is why there is something to compare: every one is another.
+type cause struct {
+	since  int64 // the fence's ReconcileFrom, in microseconds
+	number int   // window.causes
 }
 
 func (r *reconciler) run(ctx context.Context) error {
@@ -99,17 +105,17 @@ func (r *reconciler) run(ctx context.Context) error {
 }
 
 func (r *reconciler) reconcile(ctx context.Context) error {
-	session, fence := r.session()
+	session, fence, cause := r.session()
 	if !fence.Reconcile || sabotage.On(sabotage.NoReconciler) {
 		return nil
 	}
-	if c := &r.comparison; c.from.IsZero() || !c.cause.Equal(fence.ReconcileFrom) {
+	if c := &r.comparison; c.from.IsZero() || c.cause != cause {
 		now, err := r.store.Now(ctx)
 		if err != nil {
 			return err
 		}
 		start, from := r.reach(fence.ReconcileFrom, now)
-		*c = comparison{cause: fence.ReconcileFrom, start: start, from: from, upto: outbox.Position{Event: outbox.TimeID(from)}, settled: r.visible(fence)}
+		*c = comparison{cause: cause, start: start, from: from, upto: outbox.Position{Event: outbox.TimeID(from)}, settled: r.visible(fence)}
 		r.size = reconcileMost
 	}
 	for end := false; !end; {
@@ -134,7 +140,7 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 	if err := bounded(ctx, func(ctx context.Context) error { return r.store.Reconciled(ctx, fence) }); err != nil {
 		return err
 	}
-	r.done(fence)
+	r.done(cause)
 	if n := r.comparison.refused; n > 0 {
 		r.log.Error("deliveries that are owed cannot be stored: look at the constraints and triggers on webhook_deliveries, and have them compared again at the next start: "+
 			"UPDATE webhook_state SET reconcile_from = 'epoch'", "count", n)
@@ -182,10 +188,10 @@ func (r *reconciler) visible(fence outbox.Fence) bool {
 }
 
 // done says that nothing is to be compared any more, as long as that is so.
-func (r *reconciler) done(fence outbox.Fence) {
+func (r *reconciler) done(of cause) {
 	r.window.mu.Lock()
 	defer r.window.mu.Unlock()
-	if r.window.fence.ReconcileFrom.Equal(fence.ReconcileFrom) {
+	if r.window.cause() == of {
 		r.window.fence.Reconcile = false
 	}
 }
@@ -320,15 +326,17 @@ func bounded(ctx context.Context, statement func(context.Context) error) error {
 }
 
 func (r *reconciler) fence() outbox.Fence {
-	_, fence := r.session()
+	_, fence, _ := r.session()
 	return fence
 }
 
-func (r *reconciler) session() (*outbox.Session, outbox.Fence) {
+func (r *reconciler) session() (*outbox.Session, outbox.Fence, cause) {
 	r.window.mu.Lock()
 	defer r.window.mu.Unlock()
-	return r.window.session, r.window.fence
+	return r.window.session, r.window.fence, r.window.cause()
 }
+
+func (w *window) cause() cause { return cause{w.fence.ReconcileFrom.UnixMicro(), w.causes} }
 
 func (r *reconciler) confirmed() (*outbox.Session, pglogrepl.LSN) {
 	r.window.mu.Lock()

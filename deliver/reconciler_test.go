@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -54,6 +55,7 @@ type owing struct {
 	owed     int
 	most     int // of one look
 	refusals int // of looks, still to come
+	unheard  int // answers to Reconciled that are lost, likewise
 	looks    []outbox.Position
 	refused  uuid.UUID
 	rows     map[uuid.UUID]bool
@@ -108,7 +110,13 @@ func (o *owing) Mark(context.Context, outbox.Fence, outbox.Mark) error { return 
 func (o *owing) AnyMissing(context.Context, time.Time, time.Time) (bool, error) { return false, nil }
 
 // Reconciled is Store's.
-func (o *owing) Reconciled(context.Context, outbox.Fence) error { o.done++; return nil }
+func (o *owing) Reconciled(context.Context, outbox.Fence) error {
+	o.done++
+	if o.unheard--; o.unheard >= 0 {
+		return errors.New("the answer is lost")
+	}
+	return nil
+}
 
 func newReconciler(db Store) *reconciler {
 	w := newWindow(small, nil)
@@ -163,6 +171,60 @@ func TestComparisonGoesOnWhereItWas(t *testing.T) {
 		r.window.fence.ReconcileFrom = r.window.fence.ReconcileFrom.Add(-time.Microsecond)
 		again("another cause", false)
 	})
+}
+
+// A comparison was noted as done, of which the answer was lost. What the slot is lost
+// for after that is noted with the same time, where nothing was recorded meanwhile.
+func TestAnotherCauseOfTheSameTimeIsComparedFromTheBeginning(t *testing.T) {
+	t.Parallel()
+	restarted := time.Unix(1, 0)
+	for name, tc := range map[string]struct {
+		session *outbox.Session
+		change  func(*outbox.Fence)
+		again   bool
+	}{
+		"the same slot":               {&outbox.Session{Start: 1}, func(*outbox.Fence) {}, false},
+		"the slot was made":           {&outbox.Session{Start: 1, SlotCreated: true}, func(*outbox.Fence) {}, true},
+		"from the slot's position":    {&outbox.Session{}, func(*outbox.Fence) {}, true},
+		"somebody has moved the slot": {&outbox.Session{Start: 1}, func(f *outbox.Fence) { f.Moved = true }, true},
+		"another publication":         {&outbox.Session{Start: 1, Published: "less"}, func(*outbox.Fence) {}, true},
+		"the server was restarted":    {&outbox.Session{Start: 1}, func(f *outbox.Fence) { f.Server = restarted }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				db := &owing{owed: 1, most: reconcileMost, rows: map[uuid.UUID]bool{}, unheard: 1}
+				r := newReconciler(db)
+				if err := r.reconcile(t.Context()); err == nil {
+					t.Fatal("a lost answer is no error")
+				}
+				first := db.looks[0]
+				fence := r.window.fence
+				tc.change(&fence)
+				r.window.claimed(tc.session, fence, 0)
+				if err := r.reconcile(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if again := slices.Contains(db.looks[1:], first); again != tc.again {
+					t.Errorf("compared from the beginning: %t, want %t; it looked at %v", again, tc.again, db.looks)
+				}
+			})
+		})
+	}
+}
+
+// A comparison says nothing of a cause that comes while it is noted as done.
+func TestWhatIsDoneIsTheCauseThatWasCompared(t *testing.T) {
+	t.Parallel()
+	r := newReconciler(&owing{})
+	of := r.window.cause()
+	r.window.claimed(&outbox.Session{SlotCreated: true}, r.window.fence, 0)
+	if r.done(of); !r.window.fence.Reconcile {
+		t.Error("what the new slot does not bring is not looked for")
+	}
+	if r.done(r.window.cause()); r.window.fence.Reconcile {
+		t.Error("what was compared is looked for again")
+	}
 }
 
 // What is in flight is new at every look, for ever: it is no reason for another one.

@@ -200,6 +200,7 @@ func (r *recorder) recordNew(ctx context.Context) error {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			w.fence.Reconcile, w.fence.ReconcileFrom = true, from
+			w.causes++
 		}
 		return err
 	}

@@ -242,6 +242,11 @@ func (db *database) fallBack(newTimeline bool) {
 	for _, c := range kept {
 		db.apply(c)
 	}
+	for _, c := range lost {
+		for _, e := range c.endpoints { // it may be sealed again, or no more
+			db.s.journal.sealed(e.ID, db.endpoint(e.ID) != nil && db.endpoint(e.ID).Sealed != "")
+		}
+	}
 	db.locked = map[uuid.UUID]time.Time{}
 	db.server = time.Now()
 	if newTimeline {

@@ -83,8 +83,10 @@ func (j *journal) ended(id uuid.UUID) {
 
 // sealed sees an endpoint's secret sealed so that it cannot be opened, or mended.
 func (j *journal) sealed(id uuid.UUID, closed bool) {
-	delete(j.closed, id)
-	if closed {
+	switch {
+	case !closed:
+		delete(j.closed, id)
+	case j.closed[id].IsZero():
 		j.closed[id] = time.Now()
 	}
 }
@@ -124,8 +126,8 @@ func (j *journal) request(p *process, r Request) (status int, after time.Duratio
 	if closed := j.closed[d.endpoint]; !closed.IsZero() && now.Sub(closed) > 2*time.Second && now.Sub(p.thaws) > 2*time.Second {
 		j.s.violate("delivery %s was sent %v after its endpoint's secret was sealed", d.id, now.Sub(closed))
 	}
-	if lost := now.Sub(p.held); lost > noticed {
-		j.s.violate("delivery %s was sent %v after the slot was lost", d.id, lost)
+	if why := p.mayNotSend(); why != "" {
+		j.s.violate("delivery %s was sent %s", d.id, why)
 	}
 	// A process that has lost the slot and does not know yet cannot know of the lease.
 	if d.by != p && now.Before(d.leased) && !j.s.db.fenced(p.engine.window.fence) {

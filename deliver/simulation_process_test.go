@@ -2,6 +2,7 @@ package deliver
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
@@ -15,8 +16,10 @@ type process struct {
 	number  int
 	engine  *Engine
 	batches chan outbox.Batch
-	thaws   time.Time // frozen until then
-	held    time.Time // when it last had the slot
+	thaws   time.Time     // frozen until then
+	looked  time.Time     // when watch was last called
+	held    time.Time     // when it last turned and had the slot
+	without time.Duration // for how long it has turned since it lost the slot
 	told    told
 	stopped bool // it drains
 	ended   bool
@@ -30,7 +33,7 @@ var simulatedSchedule = Schedule{time.Second, 5 * time.Second}
 
 func (s *simulation) start() {
 	s.births++
-	p := &process{s: s, number: s.births, batches: make(chan outbox.Batch, 4)}
+	p := &process{s: s, number: s.births, batches: make(chan outbox.Batch, 4), looked: time.Now()}
 	e := New(Config{Limits: s.limits, Schedule: simulatedSchedule, RecoveryWindow: time.Hour, Store: &simulatedStore{p}, Sender: targets, Log: s.log})
 	p.engine = e
 	e.fanOut.holder = s.id(time.Now())
@@ -118,6 +121,37 @@ func (p *process) connection() *connection {
 	return nil
 }
 
+// watch keeps when a process last had the slot and could see it, and for how long
+// it has turned without: what passes while it is frozen does not count, up to the
+// first moment in which it goes on.
+func (p *process) watch() {
+	now := time.Now()
+	switch has, turned := p.connection() != nil, !p.looked.Before(p.thaws); {
+	case has && !p.frozen():
+		p.held, p.without = now, 0
+	case has:
+		p.without = 0
+	case turned:
+		p.without += now.Sub(p.looked)
+	}
+	p.looked = now
+}
+
+// mayNotSend says why a process may not, where it sends all the same. While it
+// turns, it notices that its connection is cut. Where that happens while it is
+// frozen, it notices when it goes on, and until then it relies on what it saw before
+// the freeze: never for longer than the lease, within which nobody gets the slot for
+// want of a word from it.
+func (p *process) mayNotSend() string {
+	switch lost := time.Since(p.held); {
+	case lost >= simulatedLease:
+		return fmt.Sprintf("%v after it was last seen that the slot is its process's", lost)
+	case p.without > noticed:
+		return fmt.Sprintf("%v after the slot was lost", p.without)
+	}
+	return ""
+}
+
 func (p *process) frozen() bool { return p != nil && time.Now().Before(p.thaws) }
 
 // bury is a process's end: everything in memory is gone. What was under way, or
@@ -143,11 +177,8 @@ func (p *process) excuse() {
 
 // tend buries what has ended, and sees that there is a process.
 func (s *simulation) tend() {
-	if p := s.active(); p != nil {
-		p.held = time.Now()
-	}
 	for _, p := range slices.Clone(s.processes) {
-		if p.ended {
+		if p.watch(); p.ended {
 			s.bury(p)
 		}
 	}

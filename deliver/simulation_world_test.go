@@ -131,6 +131,7 @@ func (s *simulation) moveSlot() {
 // one loses the slot to it, when the server has not heard of it for long enough.
 func (s *simulation) freeze() {
 	p := pick(s, s.processes)
+	p.watch()
 	p.thaws = time.Now().Add(s.within(5 * time.Second))
 	if len(s.processes) == 1 {
 		s.start()

@@ -83,6 +83,7 @@ type window struct {
 	marker     uint64 // the session's first batch: until its echo, the stream may repeat what has rows
 	replaying  bool
 	visible    bool // all is visible that was committed before the session: see Fence.Settles
+	causes     int  // how often there was something new to compare
 	stopping   bool // nothing is admitted, no attempt is started
 	deliveries map[uuid.UUID]*delivery
 	lanes      map[uuid.UUID]*lane
@@ -482,6 +483,18 @@ func (w *window) enlist(d *delivery) {
 
 // unwritten is how many deliveries wait for the recorder.
 func (w *window) unwritten() int { return len(w.newRows) + len(w.toBeParked) + len(w.existing) }
+
+// claimed takes the session that has the slot now. What was compared before says
+// nothing of what this one does not bring, nor of rows in a database that was set
+// back. ReconcileFrom alone does not tell: where a comparison was noted as done, and
+// nothing recorded since, the next cause has the value of the one before.
+func (w *window) claimed(s *outbox.Session, fence outbox.Fence, marker uint64) {
+	goesOn := w.session != nil && s.Start != 0 && !s.SlotCreated && !fence.Moved
+	if !goesOn || s.Published != w.session.Published || !fence.Server.Equal(w.fence.Server) {
+		w.causes++
+	}
+	w.session, w.fence, w.marker, w.replaying, w.visible = s, fence, marker, true, fence.Settles == ""
+}
 
 // live says whether this process may act: send, fetch, cancel, look after the
 // tables. What it holds is recorded all the same, which the fence guards.
