@@ -151,7 +151,7 @@ func (s *Stream) runOnce(ctx context.Context) error {
 	if c.announced || !c.session.IsVoid() {
 		s.voids = 0
 	}
-	s.reportDoubt(ctx, false)
+	s.forgetDoubt()
 	return err
 }
 
@@ -293,6 +293,14 @@ func (s *Stream) reportDoubt(ctx context.Context, doubted bool) {
 	default:
 		s.log.InfoContext(ctx, "there is no doubt about the slot any more", "slot", s.config.Slot)
 	}
+}
+
+// forgetDoubt ends with a session what was doubted of it. That is not said: whether the
+// slot is ours, the next session finds out.
+func (s *Stream) forgetDoubt() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.doubt = ""
 }
 
 // standBy notes that another process holds the slot.

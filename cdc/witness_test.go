@@ -61,6 +61,10 @@ func TestASessionIsLiveOnlyWhileTheSlotIsItsOwn(t *testing.T) {
 			t.Error("the slot was free before")
 		}
 		r.eventually(time.Second, "the status says so", func() bool { return strings.Contains(r.Status().Err, "nothing is sent") })
+		r.eventually(20*time.Second, "the session ends", func() bool { return !strings.Contains(r.Status().Err, "nothing is sent") })
+		if n := r.log.count("no doubt about the slot"); n != 0 {
+			t.Errorf("the end of a session was %d times said to be certainty", n)
+		}
 	})
 }
 
