@@ -1,6 +1,7 @@
 package deliver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -27,13 +28,23 @@ const (
 	reconcileQuick = 200 * time.Millisecond
 
 	// candidatesMost is how many candidates are collected before they are waited for:
-	// 3 MiB. Where nothing is missing all that is in flight at one moment is fewer, as a
-	// rule, so that the head is reached by one wait.
-	candidatesMost = 16_000
+	// 5 MiB. A wait is for all that the WAL has by then, inserted rows too, and on a
+	// busy machine takes as long as inserting some thousand. Where nothing is missing all
+	// that is in flight at one moment is fewer, so that the head is reached by one wait.
+	candidatesMost = 64_000
 
-	// missingBatch is how many rows one transaction inserts, which is some 30 ms of work.
-	// The recorder has to wait for its end.
-	missingBatch = 2000
+	// missingLeast and missingMost are how many rows one transaction inserts, at first
+	// and where that is quick: some 30 ms and 100 ms of PostgreSQL's time. The recorder
+	// has to wait for its end.
+	missingLeast = 2000
+	missingMost  = 8000
+
+	// missingSlow and missingQuick pace the transactions, so that none takes a second:
+	// after one that took longer the next is half as big, which helps as long as it is
+	// the rows that take the time, and after one that was quicker twice as big. One that
+	// did not come to its end is tried with a quarter.
+	missingSlow  = 400 * time.Millisecond
+	missingQuick = 150 * time.Millisecond
 
 	// foundEvery is how often it is said that rows were inserted: it has all endpoints
 	// walked, which takes PostgreSQL as long as inserting some thousand rows.
@@ -65,6 +76,7 @@ type reconciler struct {
 
 	comparison comparison
 	size       int // of the next look
+	batch      int // rows of the next transaction
 }
 
 // A comparison is how far a reconciler is. It outlives a try that failed, and a session
@@ -116,7 +128,7 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 		}
 		start, from := r.reach(fence.ReconcileFrom, now)
 		*c = comparison{cause: cause, start: start, from: from, upto: outbox.Position{Event: outbox.TimeID(from)}, settled: r.visible(fence)}
-		r.size = reconcileMost
+		r.size, r.batch = reconcileMost, missingLeast
 	}
 	for end := false; !end; {
 		candidates, upto, last, err := r.collect(ctx)
@@ -245,19 +257,20 @@ func (r *reconciler) insertMissing(ctx context.Context, session *outbox.Session,
 	// As the recorder does: what can never be stored is found, said, and passed over.
 	writer := &recorder{window: r.window, pulse: r.pulse, log: r.log}
 	b := &batchOf{fence: fence, refused: map[uuid.UUID]bool{}, lose: func(context.Context, outbox.Record) error { return nil },
-		send: func(ctx context.Context, _ outbox.Mark, part []outbox.Record) error {
-			n, err := r.store.InsertMissing(ctx, fence, part)
-			r.comparison.inserted += n
-			r.window.mu.Lock()
-			r.window.counts.Found += uint64(n)
-			r.window.mu.Unlock()
-			return err
+		send: func(_ context.Context, _ outbox.Mark, part []outbox.Record) error {
+			return r.insert(ctx, fence, part) // which bounds each of its transactions
 		}}
-	for chunk := range slices.Chunk(candidates, missingBatch) {
-		records := make([]outbox.Record, len(chunk))
-		for i, c := range chunk {
-			records[i] = outbox.Record{ID: c.ID, EventID: c.EventID, EndpointID: c.EndpointID,
-				OrganizationID: c.OrganizationID, EventType: c.EventType, Status: outbox.Pending, Wait: r.window.lease(c.ID)}
+	records := make([]outbox.Record, 0, min(len(candidates), missingMost))
+	for chunk := range slices.Chunk(candidates, missingMost) {
+		// Of one endpoint after the other, one page of the index of lanes is filled after
+		// the other.
+		slices.SortFunc(chunk, func(a, b outbox.Candidate) int {
+			return cmp.Or(compareIDs(a.EndpointID, b.EndpointID), compareIDs(a.ID, b.ID))
+		})
+		records = records[:0]
+		for _, c := range chunk {
+			records = append(records, outbox.Record{ID: c.ID, EventID: c.EventID, EndpointID: c.EndpointID,
+				OrganizationID: c.OrganizationID, EventType: c.EventType, Status: outbox.Pending})
 		}
 		if err := writer.write(ctx, b, records); err != nil {
 			return err
@@ -267,6 +280,39 @@ func (r *reconciler) insertMissing(ctx context.Context, session *outbox.Session,
 	if time.Since(r.comparison.told) >= foundEvery {
 		r.comparison.told = time.Now()
 		r.found()
+	}
+	return nil
+}
+
+// insert writes rows in as many transactions as it takes for none to be long. A try
+// that comes after one that failed passes over what that has inserted.
+func (r *reconciler) insert(ctx context.Context, fence outbox.Fence, records []outbox.Record) error {
+	for len(records) > 0 {
+		part := records[:min(r.batch, len(records))]
+		for i := range part {
+			part[i].Wait = r.window.lease(part[i].ID)
+		}
+		began := time.Now()
+		err := bounded(ctx, func(ctx context.Context) error {
+			n, err := r.store.InsertMissing(ctx, fence, part)
+			r.comparison.inserted += n
+			r.window.mu.Lock()
+			defer r.window.mu.Unlock()
+			r.window.counts.Found += uint64(n)
+			return err
+		})
+		switch took := time.Since(began); {
+		case err != nil && outbox.TimedOut(err):
+			r.batch = max(r.batch/4, 1)
+		case took > missingSlow:
+			r.batch = max(r.batch/2, min(r.batch, missingLeast))
+		case err == nil && took < missingQuick && len(part) == r.batch:
+			r.batch = min(r.batch*2, missingMost)
+		}
+		if err != nil {
+			return err
+		}
+		records = records[len(part):]
 	}
 	return nil
 }

@@ -49,7 +49,8 @@ func TestMarkerIsWrittenInTheEnd(t *testing.T) {
 }
 
 // An owing database has one event that is owed to very many endpoints, without a row.
-// It answers no look at more than it can, and takes no row of one endpoint.
+// It answers no look at more than it can, takes no row of one endpoint, and ends an
+// insertion that takes too long.
 type owing struct {
 	Store
 	owed     int
@@ -60,11 +61,17 @@ type owing struct {
 	refused  uuid.UUID
 	rows     map[uuid.UUID]bool
 	done     int
+	waits    int           // for what was committed by a look
+	perRow   time.Duration // that inserting takes
+	slower   int           // by which factor, from when half of the rows are in
+	slow     int           // transactions that took half a second
 }
 
 var (
 	owingEvent = outbox.DeliveryID(outbox.TimeID(time.UnixMilli(1_000_000_000_000)), uuid.Nil)
-	endpointOf = func(n int) uuid.UUID { return outbox.DeliveryID(owingEvent, uuid.UUID{byte(n >> 8), byte(n)}) }
+	endpointOf = func(n int) uuid.UUID {
+		return outbox.DeliveryID(owingEvent, uuid.UUID{byte(n >> 16), byte(n >> 8), byte(n)})
+	}
 )
 
 // Missing is Store's.
@@ -85,7 +92,19 @@ func (o *owing) Missing(_ context.Context, from outbox.Position, _ uuid.UUID, li
 }
 
 // InsertMissing is Store's.
-func (o *owing) InsertMissing(_ context.Context, _ outbox.Fence, records []outbox.Record) (int, error) {
+func (o *owing) InsertMissing(ctx context.Context, _ outbox.Fence, records []outbox.Record) (int, error) {
+	took := time.Duration(len(records)) * o.perRow
+	if 2*len(o.rows) > o.owed {
+		took *= time.Duration(max(o.slower, 1))
+	}
+	if took > time.Second/2 {
+		o.slow++
+	}
+	select {
+	case <-time.After(took):
+	case <-ctx.Done():
+		return 0, fmt.Errorf("insert %d: %w", len(records), ctx.Err())
+	}
 	for _, r := range records {
 		if r.EndpointID == o.refused {
 			return 0, &pgconn.PgError{Code: "23514", ConstraintName: "the deployment's own"}
@@ -101,7 +120,10 @@ func (o *owing) InsertMissing(_ context.Context, _ outbox.Fence, records []outbo
 func (o *owing) Now(context.Context) (time.Time, error) { return time.Now(), nil }
 
 // InsertLSN is Store's.
-func (o *owing) InsertLSN(context.Context) (pglogrepl.LSN, error) { return 0, nil }
+func (o *owing) InsertLSN(context.Context) (pglogrepl.LSN, error) {
+	o.waits++
+	return 0, nil
+}
 
 // Mark is Store's.
 func (o *owing) Mark(context.Context, outbox.Fence, outbox.Mark) error { return nil }
@@ -145,6 +167,44 @@ func TestComparisonOfOneEventForVeryMany(t *testing.T) {
 			t.Errorf("%d looks of at most %d at %d", n, db.most, owed)
 		}
 	})
+}
+
+// Where very much is missing, what takes time is to be the insertion, and no
+// transaction of it so long that the recorder would feel it.
+func TestComparisonInsertsVeryManyRows(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name   string
+		owed   int
+		perRow time.Duration
+		slower int
+		slow   int // transactions that may be
+		within time.Duration
+	}{
+		{"a quick database", 200_000, 12 * time.Microsecond, 1, 0, 3 * time.Second},
+		{"one that becomes slow", 200_000, 12 * time.Microsecond, 10, 1, 20 * time.Second},
+		{"one that is on its knees", 5000, 6 * time.Millisecond, 1, 11, time.Minute},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				db := &owing{owed: c.owed, most: reconcileMost, rows: map[uuid.UUID]bool{}, perRow: c.perRow, slower: c.slower}
+				began := time.Now()
+				if err := newReconciler(db).reconcile(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if took := time.Since(began); took > c.within || db.slow > c.slow {
+					t.Errorf("it took %s, with %d long transactions; want at most %s and %d", took, db.slow, c.within, c.slow)
+				}
+				if len(db.rows) != c.owed {
+					t.Errorf("%d rows, want %d", len(db.rows), c.owed)
+				}
+				if db.waits > 1+c.owed/50_000 {
+					t.Errorf("it waited %d times for what was committed by a look", db.waits)
+				}
+			})
+		})
+	}
 }
 
 func TestComparisonGoesOnWhereItWas(t *testing.T) {

@@ -69,7 +69,7 @@ CROSS JOIN LATERAL (SELECT d.id FROM webhook_deliveries d WHERE d.id >= r.low AN
 // becomes visible later was committed later.
 func (s *Store) Missing(ctx context.Context, from Position, until uuid.UUID, limit int) (Compared, error) {
 	c := Compared{Upto: from}
-	var owed []Candidate
+	owed := make([]Candidate, 0, limit)
 	n := 0
 	args := pgx.NamedArgs{"event": from.Event, "owed": from.Owed, "until": until, "limit": limit}
 	err := s.readWhole(ctx, wholeOutbox, selectOwed, args, func(rows pgx.Rows) error {
@@ -88,6 +88,9 @@ func (s *Store) Missing(ctx context.Context, from Position, until uuid.UUID, lim
 			}
 			if ordinal > 0 {
 				d.ID = DeliveryID(d.EventID, d.EndpointID)
+				if len(owed) > 0 && owed[len(owed)-1].EventID == d.EventID { // kept once for all of an event
+					d.OrganizationID, d.EventType = owed[len(owed)-1].OrganizationID, owed[len(owed)-1].EventType
+				}
 				owed = append(owed, d)
 			}
 		}
@@ -150,10 +153,17 @@ ON CONFLICT (id) DO NOTHING`
 // InsertMissing writes pending rows, in one transaction, where there are none by then,
 // and returns how many that were. It is the second look at what Missing returned.
 func (s *Store) InsertMissing(ctx context.Context, fence Fence, records []Record) (inserted int, err error) {
-	rows := newColumns(records)
+	n := len(records)
+	id, event, endpoint := make([]pgtype.UUID, n), make([]pgtype.UUID, n), make([]pgtype.UUID, n)
+	organization, typ, wait := make([]string, n), make([]string, n), make([]int64, n)
+	for i := range records {
+		r := &records[i]
+		id[i], event[i], endpoint[i] = asUUID(r.ID), asUUID(r.EventID), asUUID(r.EndpointID)
+		organization[i], typ[i], wait[i] = r.OrganizationID, r.EventType, r.Wait.Milliseconds()
+	}
 	args := s.fenceArgs(fence)
-	args["id"], args["event_id"], args["endpoint_id"] = rows.id, rows.event, rows.endpoint
-	args["organization_id"], args["event_type"], args["wait_ms"] = rows.org, rows.typ, rows.wait
+	args["id"], args["event_id"], args["endpoint_id"] = id, event, endpoint
+	args["organization_id"], args["event_type"], args["wait_ms"] = organization, typ, wait
 	var b pgx.Batch
 	s.queueFence(&b, fence, Mark{})
 	b.Queue(insertMissing, args).Exec(func(tag pgconn.CommandTag) error {
