@@ -78,7 +78,7 @@ func (st *simulatedStore) Acquire(_ context.Context, holder uuid.UUID, session *
 		}
 		next.holder = holder
 		fence.Moved = session.Moved(db.slot.confirmed)
-		if session.Start != 0 && !session.SlotCreated {
+		if !session.SlotCreated {
 			fence.Settles = db.end().String()
 		}
 		if session.Start != 0 && !session.SlotCreated && !fence.Moved {

@@ -201,6 +201,9 @@ func TestTransactionsThatWereOpenWhenTheSlotWasClaimedAreWaitedFor(t *testing.T)
 	if !settled(claim(&outbox.Session{SlotCreated: true})) {
 		t.Error("whoever makes a slot has waited for them")
 	}
+	if settled(claim(&outbox.Session{Confirmed: 101})) {
+		t.Error("settled while a transaction is open, at a slot that was moved before anything was recorded")
+	}
 	f := claim(&outbox.Session{Start: 100, Confirmed: 101})
 	if settled(f) {
 		t.Error("settled while a transaction is open")

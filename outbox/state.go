@@ -61,7 +61,8 @@ type Fence struct {
 	// Settles, where not "", is the id of the transaction that claimed the slot: greater
 	// ones are of what began later. Where somebody else has moved the slot, a commit
 	// before its position may not be visible yet: comparing counts only where all up to
-	// this id were when it began. (Whoever makes a slot waits for them.)
+	// this id were when it began. (Whoever makes a slot waits for them, but may have made it
+	// long before, also where nothing has been recorded yet.)
 	Settles string
 
 	session *Session // that was acquired: what is durable is a position of it
@@ -176,7 +177,7 @@ ON CONFLICT (slot) DO UPDATE SET
     published         = excluded.published,
     updated_at        = now()
 RETURNING epoch, reconcile_from IS NOT NULL, coalesce(reconcile_from, 'epoch'), pg_postmaster_start_time(),
-          CASE WHEN @start::text <> '0/0' AND NOT @created::bool THEN s.xmin::text ELSE '' END`
+          CASE WHEN NOT @created::bool THEN s.xmin::text ELSE '' END`
 
 // The microsecond makes every call another value, so that a comparison that was
 // under way before does not take this one's mark for its own.
