@@ -2,7 +2,10 @@ package outbox
 
 import (
 	"slices"
+	"strconv"
 	"time"
+
+	"github.com/jackc/pglogrepl"
 )
 
 // ApplyFor bounds how long applying schema.sql is tried.
@@ -29,6 +32,22 @@ func (s *Store) Renumber(by uint64) {
 	for i := range s.open.samples {
 		s.open.samples[i].xid += by
 	}
+}
+
+// Restored makes what the looks at old days have noted greater, as if the cluster had been
+// restored to when transactions had smaller ids, or to when its WAL was shorter. It says
+// whether that is noted.
+func (p *Partitions) Restored(ids uint64, wal pglogrepl.LSN) bool {
+	if p.past == nil || p.past.lsn == "" {
+		return false
+	}
+	xid, xidErr := strconv.ParseUint(p.past.xid, 10, 64)
+	lsn, lsnErr := pglogrepl.ParseLSN(p.past.lsn)
+	p.past.xid, p.past.lsn = strconv.FormatUint(xid+ids, 10), (lsn + wal).String()
+	if wal == 0 { // the look at it was still to come
+		p.past.lsn = ""
+	}
+	return xidErr == nil && lsnErr == nil
 }
 
 // Samples is how many are kept.

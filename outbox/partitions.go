@@ -219,10 +219,25 @@ SELECT NOT EXISTS (SELECT FROM webhook_state WHERE slot = @slot AND reconcile_fr
      OR coalesce((SELECT confirmed_flush_lsn >= @lsn::text::pg_lsn FROM pg_replication_slots
                   WHERE slot_name = @slot AND database = current_database()), false))`
 
+// What was noted is of another time where the database was restored to an earlier one:
+// it would be waited for until as much has been written again.
+const selectStillToCome = `
+SELECT pg_snapshot_xmax(pg_current_snapshot()) < @xid::text::xid8
+    OR coalesce(pg_current_wal_insert_lsn() < nullif(@lsn::text, ''::text)::pg_lsn, false)`
+
 // confirmed returns the end of the days that are past retention and confirmed,
 // once the looks are done, and begins anew; the zero time until then.
 func (p *Partitions) confirmed(ctx context.Context) (time.Time, error) {
 	s := p.store
+	if p.past != nil {
+		var stillToCome bool
+		if err := s.upkeep(ctx, selectStillToCome, pgx.NamedArgs{"xid": p.past.xid, "lsn": p.past.lsn}, &stillToCome); err != nil {
+			return time.Time{}, err
+		}
+		if stillToCome {
+			p.past = nil
+		}
+	}
 	if p.past == nil {
 		h := &horizon{}
 		if err := s.upkeep(ctx, selectHorizon, pgx.NamedArgs{"retention_ms": p.retention.Milliseconds()}, &h.before, &h.xid); err != nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -323,6 +324,26 @@ func TestUpkeepDropsOldDays(t *testing.T) {
 		}
 		drops(t, p, func() { catchUp(t, db) })
 	})
+
+	for name, restored := range map[string]struct {
+		ids uint64
+		wal pglogrepl.LSN
+	}{
+		"with smaller ids":     {ids: 1 << 40},
+		"with less of the WAL": {wal: 1 << 40},
+	} {
+		t.Run("also after the database was restored to a time "+name, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t)
+			addDay(t, db.Pool, 9*day)
+			p := newPartitions(t, db, 7*day)
+			pgtest.Eventually(t, 30*time.Second, "the looks that are noted", func() bool {
+				upkeep(t, p)
+				return p.Restored(restored.ids, restored.wal)
+			})
+			drops(t, p, func() { catchUp(t, db) })
+		})
+	}
 
 	t.Run("never before a lost slot's events are compared", func(t *testing.T) {
 		t.Parallel()
