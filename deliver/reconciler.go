@@ -149,8 +149,18 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 		return nil
 	}
 	r.reportBeyond(ctx, r.comparison.start, r.comparison.from)
-	if err := bounded(ctx, func(ctx context.Context) error { return r.store.Reconciled(ctx, fence) }); err != nil {
+	var since time.Time
+	err := bounded(ctx, func(ctx context.Context) (err error) {
+		since, err = r.store.Reconciled(ctx, fence)
 		return err
+	})
+	switch {
+	case err != nil:
+		return err
+	case !since.IsZero():
+		r.comparison = comparison{}
+		r.again(cause, since)
+		return nil
 	}
 	r.done(cause)
 	if n := r.comparison.refused; n > 0 {
@@ -205,6 +215,18 @@ func (r *reconciler) done(of cause) {
 	defer r.window.mu.Unlock()
 	if r.window.cause() == of {
 		r.window.fence.Reconcile = false
+	}
+}
+
+// again has it compared once more, for what was noted in the table meanwhile.
+func (r *reconciler) again(of cause, since time.Time) {
+	w := r.window
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.cause() == of {
+		w.fence.ReconcileFrom = since
+		w.causes++
+		r.wake.raise()
 	}
 }
 

@@ -54,9 +54,10 @@ func TestMarkerIsWrittenInTheEnd(t *testing.T) {
 type owing struct {
 	Store
 	owed     int
-	most     int // of one look
-	refusals int // of looks, still to come
-	unheard  int // answers to Reconciled that are lost, likewise
+	most     int       // of one look
+	refusals int       // of looks, still to come
+	unheard  int       // answers to Reconciled that are lost, likewise
+	noted    time.Time // from when is to be compared, where not as the fence says
 	looks    []outbox.Position
 	refused  uuid.UUID
 	rows     map[uuid.UUID]bool
@@ -132,12 +133,15 @@ func (o *owing) Mark(context.Context, outbox.Fence, outbox.Mark) error { return 
 func (o *owing) AnyMissing(context.Context, time.Time, time.Time) (bool, error) { return false, nil }
 
 // Reconciled is Store's.
-func (o *owing) Reconciled(context.Context, outbox.Fence) error {
+func (o *owing) Reconciled(_ context.Context, fence outbox.Fence) (time.Time, error) {
 	o.done++
 	if o.unheard--; o.unheard >= 0 {
-		return errors.New("the answer is lost")
+		return time.Time{}, errors.New("the answer is lost")
 	}
-	return nil
+	if !o.noted.IsZero() && !o.noted.Equal(fence.ReconcileFrom) {
+		return o.noted, nil
+	}
+	return time.Time{}, nil
 }
 
 func newReconciler(db Store) *reconciler {
@@ -285,6 +289,28 @@ func TestWhatIsDoneIsTheCauseThatWasCompared(t *testing.T) {
 	if r.done(r.window.cause()); r.window.fence.Reconcile {
 		t.Error("what was compared is looked for again")
 	}
+}
+
+// A process that was about to make the slot has noted so when another had it already.
+func TestACauseThatSomebodyElseHasNotedIsComparedToo(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		db := &owing{owed: 1, most: reconcileMost, rows: map[uuid.UUID]bool{}}
+		r := newReconciler(db)
+		db.noted = r.window.fence.ReconcileFrom.Add(-time.Microsecond)
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- r.run(ctx) }()
+		r.wake.raise()
+		synctest.Wait()
+		if len(db.looks) != 2 || db.done != 2 || r.window.fence.Reconcile {
+			t.Errorf("%d looks, noted %d times as done, pending %t; want the other cause compared too", len(db.looks), db.done, r.window.fence.Reconcile)
+		}
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // What is in flight is new at every look, for ever: it is no reason for another one.

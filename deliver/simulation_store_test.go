@@ -584,13 +584,18 @@ func (db *database) settles(fence outbox.Fence) bool {
 }
 
 // Reconciled is Store's.
-func (st *simulatedStore) Reconciled(_ context.Context, fence outbox.Fence) error {
-	return st.do("reconciled", func(db *database) error {
-		if !db.fenced(fence) && db.state.reconcileFrom.Equal(fence.ReconcileFrom) {
+func (st *simulatedStore) Reconciled(_ context.Context, fence outbox.Fence) (since time.Time, err error) {
+	err = st.do("reconciled", func(db *database) error {
+		switch {
+		case db.fenced(fence):
+		case db.state.reconcileFrom.Equal(fence.ReconcileFrom):
 			next := db.nextState()
 			next.reconcileFrom = time.Time{}
 			db.write(&commit{visible: true, state: next})
+		default:
+			since = db.state.reconcileFrom
 		}
 		return nil
 	})
+	return since, err
 }

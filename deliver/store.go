@@ -42,6 +42,6 @@ type Store interface {
 	AnyMissing(ctx context.Context, after, until time.Time) (bool, error)
 	InsertLSN(ctx context.Context) (pglogrepl.LSN, error)
 	Mark(ctx context.Context, fence outbox.Fence, mark outbox.Mark) error
-	Reconciled(ctx context.Context, fence outbox.Fence) error
+	Reconciled(ctx context.Context, fence outbox.Fence) (since time.Time, err error)
 	Settled(ctx context.Context, fence outbox.Fence) (bool, error)
 }

@@ -30,7 +30,7 @@ func newOpening(t *testing.T, db *pgtest.DB) *opening {
 	o := &opening{t: t, db: db, store: outbox.NewStore(db.Pool, db.Slot, 0)}
 	o.session = o.start()
 	o.claim()
-	if err := o.store.Reconciled(t.Context(), o.fence); err != nil {
+	if _, err := o.store.Reconciled(t.Context(), o.fence); err != nil {
 		t.Fatal(err)
 	}
 	return o

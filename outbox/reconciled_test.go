@@ -41,6 +41,13 @@ func TestReconcilingIsRememberedUntilItIsDone(t *testing.T) {
 			t.Errorf("%s: %t from %v, want %t from %v", what, f.Reconcile, f.ReconcileFrom, reconcile, from)
 		}
 	}
+	reconciled := func(what string, f outbox.Fence, since time.Time) {
+		t.Helper()
+		got, err := store.Reconciled(t.Context(), f)
+		if err != nil || !got.Equal(since) {
+			t.Errorf("%s: more to be compared since %v, %v; want %v", what, got, err, since)
+		}
+	}
 	epoch := time.Unix(0, 0)
 	commit := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	open := commit.Add(-4 * time.Hour)
@@ -51,10 +58,11 @@ func TestReconcilingIsRememberedUntilItIsDone(t *testing.T) {
 	exec(t, db.Pool, `UPDATE webhook_state SET open_since = $1`, open)
 	second := acquire(100)
 	want("the next process, after a crash before it was done", second, true, epoch)
-	do(store.Reconciled(t.Context(), first)) // fenced: it is not for that one to say
+	reconciled("a fenced process", first, time.Time{}) // it is not for that one to say
 	want("which a fenced process cannot end", acquire(100), true, epoch)
 	last := acquire(100)
-	do(store.Reconciled(t.Context(), last))
+	reconciled("the holder", last, time.Time{})
+	reconciled("once more, where the answer was lost", last, time.Time{})
 	want("after it was done", acquire(100), false, epoch)
 
 	do(store.AwaitSlot(t.Context()))
@@ -65,7 +73,7 @@ func TestReconcilingIsRememberedUntilItIsDone(t *testing.T) {
 	anew := acquire(100)
 	want("the process that finds the new slot", anew, true, open.Add(-time.Microsecond))
 	do(store.AwaitSlot(t.Context())) // lost once more, while it compares
-	do(store.Reconciled(t.Context(), anew))
+	reconciled("which it hears", anew, open.Add(-2*time.Microsecond))
 	want("which does not count for the slot after it", acquire(100), true, open.Add(-2*time.Microsecond))
 }
 
@@ -92,7 +100,7 @@ func TestAnotherPublicationIsNoticed(t *testing.T) {
 	}
 	reconciled := func(f outbox.Fence) {
 		t.Helper()
-		if err := store.Reconciled(t.Context(), f); err != nil {
+		if _, err := store.Reconciled(t.Context(), f); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -154,7 +162,7 @@ func TestASlotThatSomebodyElseHasMovedIsReconciled(t *testing.T) {
 			if err := store.Mark(t.Context(), before, outbox.Mark{Durable: 100, CommitAt: at}); err != nil {
 				t.Fatal(err)
 			}
-			if err := store.Reconciled(t.Context(), before); err != nil {
+			if _, err := store.Reconciled(t.Context(), before); err != nil {
 				t.Fatal(err)
 			}
 			exec(t, db.Pool, `UPDATE webhook_state SET open_since = $1`, at)

@@ -1140,7 +1140,7 @@ func TestOwe(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	store, fence := acquired(t, db)
-	if err := store.Reconciled(t.Context(), fence); err != nil {
+	if _, err := store.Reconciled(t.Context(), fence); err != nil {
 		t.Fatal(err)
 	}
 	at := time.Now().Add(-time.Hour).Truncate(time.Microsecond)

@@ -213,15 +213,29 @@ const reconciled = `
 UPDATE webhook_state SET reconcile_from = NULL
 WHERE slot = @slot AND holder = @holder AND epoch = @epoch AND reconcile_from = @from`
 
+const selectReconcileFrom = `
+SELECT reconcile_from FROM webhook_state
+WHERE slot = @slot AND holder = @holder AND epoch = @epoch AND reconcile_from IS NOT NULL`
+
 // Reconciled says that nothing is owed without a row any more, as far as this
-// acquisition of the slot had to look.
-func (s *Store) Reconciled(ctx context.Context, f Fence) error {
+// acquisition of the slot had to look. Where another cause was noted since, as by a
+// process that was about to make the slot and was not the first, it is not done: there
+// is more to compare, since the time that is returned.
+func (s *Store) Reconciled(ctx context.Context, f Fence) (since time.Time, err error) {
 	args := s.fenceArgs(f)
 	args["from"] = f.ReconcileFrom
-	if _, err := s.pool.Exec(ctx, reconciled, args); err != nil {
-		return fmt.Errorf("note in webhook_state that the outbox is reconciled: %w", err)
+	tag, err := s.pool.Exec(ctx, reconciled, args)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("note in webhook_state that the outbox is reconciled: %w", err)
 	}
-	return nil
+	if tag.RowsAffected() > 0 {
+		return time.Time{}, nil
+	}
+	err = s.pool.QueryRow(ctx, selectReconcileFrom, args).Scan(&since)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) { // fenced, or an answer was lost
+		return time.Time{}, fmt.Errorf("look what else is to be reconciled: %w", err)
+	}
+	return since, nil
 }
 
 // The microsecond: see awaitSlot.
