@@ -994,13 +994,16 @@ COMMENT ON FUNCTION webhook_revoke_default_privileges(oid, oid) IS
 CREATE OR REPLACE FUNCTION webhook_add_partition(parent text, day date, OUT made boolean, OUT moved bigint)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '200ms' AS $fn$
 DECLARE
-    -- Bounds how long INSERTs wait while rows are moved: below half a second.
+    -- Bound how long INSERTs wait while rows are moved: below half a second. Attaching looks through all of the DEFAULT
+    -- partition for rows of the day.
     most     CONSTANT bigint := 20000;
+    seen     CONSTANT bigint := 200000;
     part     text := pg_catalog.format('%s_p%s', parent, to_char(day::timestamp, 'YYYYMMDD'::text));
     fallback text := parent || '_default';
     low      uuid := webhook_uuid_at(day::timestamp AT TIME ZONE 'UTC');
     high     uuid := webhook_uuid_at((day + 1)::timestamp AT TIME ZONE 'UTC');
     strays   boolean;
+    crowded  boolean;
 BEGIN
     made := false;
     moved := 0;
@@ -1021,6 +1024,12 @@ BEGIN
         RETURN; -- the day stays in the DEFAULT partition
     END IF;
     strays := moved > 0;
+    IF strays THEN
+        EXECUTE pg_catalog.format('SELECT count(*) > $1 FROM (SELECT FROM %I LIMIT $1 + 1) AS s', fallback) INTO crowded USING seen;
+        IF crowded THEN
+            RETURN; -- likewise
+        END IF;
+    END IF;
 
     -- Created apart and attached: PARTITION OF would lock the root against INSERT, ATTACH does not. It does lock the
     -- DEFAULT partition; locking that first makes the move complete and leaves no lock to be upgraded.
@@ -1045,7 +1054,7 @@ BEGIN
 END $fn$;
 COMMENT ON FUNCTION webhook_add_partition(text, date) IS
     'Makes the partition of a day (UTC) of webhook_outbox or webhook_deliveries, and moves the day''s rows out of the DEFAULT partition. made = false '
-    'and moved > 0: there are too many rows to move at once, the day stays in the DEFAULT partition.';
+    'and moved > 0: there are too many rows to move at once, or to look through, and the day stays in the DEFAULT partition.';
 
 CREATE OR REPLACE FUNCTION webhook_drop_day(day date) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '50ms'

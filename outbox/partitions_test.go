@@ -194,6 +194,22 @@ func TestUpkeepMakesDaysAhead(t *testing.T) {
 		}
 	})
 
+	t.Run("leaves days in DEFAULT where that is too much to look through", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		exec(t, db.Pool, `INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status)
+			SELECT webhook_uuid_at(date_trunc('day', now(), 'UTC') - interval '40 days' + n * interval '1 millisecond'), webhook_uuid_at(now()), webhook_uuid_at(now()), 'o', 't', 'success'
+			FROM generate_series(1, 200000) n`)
+		stray := query[string](t, db.Pool, `INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status)
+			VALUES (webhook_uuid_at(now() - interval '3 days'), webhook_uuid_at(now()), webhook_uuid_at(now()), 'o', 't', 'success') RETURNING id::text`)
+		if u := upkeep(t, newPartitions(t, db, 0)); len(u.Stuck) != 1 || u.Moved != 0 {
+			t.Errorf("got %+v", u)
+		}
+		if got := where(t, db.Pool, "webhook_deliveries", stray); got != "webhook_deliveries_default" {
+			t.Errorf("the stray row is in %q", got)
+		}
+	})
+
 	t.Run("gives way to an open transaction in the DEFAULT partition", func(t *testing.T) {
 		t.Parallel()
 		db := pgtest.New(t)
