@@ -2,6 +2,7 @@ package cdc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -34,7 +35,14 @@ func (s *Stream) witnessEvery() time.Duration { return s.walSenderTimeout / 10 }
 // other two thirds at the earliest.
 func (s *Stream) lease() time.Duration { return s.walSenderTimeout / 2 }
 
-const heldSQL = `SELECT coalesce(active_pid = %d, false) FROM pg_catalog.pg_replication_slots WHERE slot_name = %s`
+// Where several hosts are given another may answer, as a standby does while the primary
+// has no connection free: what it says of its own slots is no answer. No right is needed
+// to ask for when a server was started.
+const heldSQL = `SELECT NOT pg_catalog.pg_is_in_recovery() AND pg_catalog.pg_postmaster_start_time() = %s::pg_catalog.timestamptz,
+	EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE active_pid = %d AND slot_name = %s)`
+
+// errOtherServer means that the witness was connected with a server that is not the session's.
+var errOtherServer = errors.New("another server answers than the one that streams")
 
 // testify asks on one connection for as long as that works.
 func (c *connection) testify(ctx context.Context) error {
@@ -63,6 +71,12 @@ func (c *connection) testify(ctx context.Context) error {
 func (c *connection) held(ctx context.Context, pg *pgconn.PgConn) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.stream.lease())
 	defer cancel()
-	rows, err := query(ctx, pg, fmt.Sprintf(heldSQL, c.session.PID, quoteLiteral(c.stream.config.Slot)))
-	return err == nil && len(rows) == 1 && rows[0][0] == "t", err
+	rows, err := query(ctx, pg, fmt.Sprintf(heldSQL, quoteLiteral(c.session.ServerStarted), c.session.PID, quoteLiteral(c.stream.config.Slot)))
+	if err != nil || len(rows) != 1 {
+		return false, err
+	}
+	if rows[0][0] != "t" {
+		return false, errOtherServer
+	}
+	return rows[0][1] == "t", nil
 }

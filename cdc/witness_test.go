@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/outbox"
@@ -80,6 +82,36 @@ func TestTheHolderIsKnownBehindAProxy(t *testing.T) {
 		t.Errorf("pid %s, want the walsender's, %s", got, d.walsender())
 	}
 	r.eventually(10*time.Second, "the session is live", func() bool { return s.Live(time.Now()) })
+}
+
+// Where several hosts are given, a standby answers while the primary takes no more connections.
+func TestWhatAnotherServerSaysOfTheSlotIsNoAnswer(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	_, other := newServer(t, nil)
+	config := d.config()
+	var streams atomic.Bool
+	config.Start = func(ctx context.Context, s *outbox.Session, flushed pglogrepl.LSN) error {
+		streams.Store(true)
+		return d.start(ctx, s, flushed)
+	}
+	var asked atomic.Int32
+	config.Server = func() (*pgconn.Config, error) {
+		if !streams.Load() {
+			return pgconn.ParseConfig(d.url)
+		}
+		asked.Add(1)
+		return pgconn.ParseConfig(other.URL())
+	}
+	r := start(t, config, shortTimeout)
+	s := r.streaming(1)
+	r.eventually(20*time.Second, "three questions to another server", func() bool { return asked.Load() > 3 || s.IsVoid() })
+	if s.IsVoid() || r.session(1) != nil {
+		t.Errorf("void %t, and another session %t", s.IsVoid(), r.session(1) != nil)
+	}
+	if s.Live(time.Now()) {
+		t.Error("live by another server's word")
+	}
 }
 
 func TestAVoidSessionEndsAndSaysWhatIsBetween(t *testing.T) {
