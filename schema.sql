@@ -963,6 +963,14 @@ COMMENT ON COLUMN webhook_retries.asked_at IS 'A breaker that was open then is c
 CREATE OR REPLACE FUNCTION webhook_revoke_default_privileges(catalogue oid, object oid) RETURNS text[]
     LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
 DECLARE
+    -- REVOKE on a table takes what was granted on its columns too. No default privilege has ever given that: it stays.
+    columns CONSTANT text[] := ARRAY(
+        SELECT pg_catalog.format('GRANT %s (%I) ON TABLE %s TO %s', a.privilege_type, t.attname, c.oid::regclass,
+                   CASE WHEN a.grantee = 0::oid THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)::text) END
+                   || CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+        FROM pg_class AS c JOIN pg_attribute AS t ON t.attrelid = c.oid AND NOT t.attisdropped CROSS JOIN LATERAL aclexplode(t.attacl) AS a
+        WHERE catalogue = 'pg_class'::regclass::oid AND c.oid = object AND a.grantee <> c.relowner);
+    anew  text;
     roles text[] := '{}';
     given record;
 BEGIN
@@ -985,11 +993,16 @@ BEGIN
         EXECUTE 'REVOKE ' || given.privileges || ' ON ' || given.what || ' FROM ' || given.role || ' CASCADE';
         roles := pg_catalog.array_append(roles, given.role);
     END LOOP;
+    IF roles OPERATOR(pg_catalog.<>) '{}'::text[] THEN
+        FOREACH anew IN ARRAY columns LOOP
+            EXECUTE anew;
+        END LOOP;
+    END IF;
     RETURN roles;
 END $fn$;
 COMMENT ON FUNCTION webhook_revoke_default_privileges(oid, oid) IS
     'Takes back what ALTER DEFAULT PRIVILEGES gave to others on a table, sequence or function when it was made: catalogue is pg_class or pg_proc. '
-    'Returns who had something.';
+    'What was granted on columns stays. Returns who had something.';
 
 CREATE OR REPLACE FUNCTION webhook_add_partition(parent text, day date, OUT made boolean, OUT moved bigint)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '200ms' AS $fn$
@@ -1004,6 +1017,7 @@ DECLARE
     high     uuid := webhook_uuid_at((day + 1)::timestamp AT TIME ZONE 'UTC');
     strays   boolean;
     crowded  boolean;
+    reader   text;
 BEGIN
     made := false;
     moved := 0;
@@ -1036,6 +1050,17 @@ BEGIN
     EXECUTE pg_catalog.format('CREATE TABLE %I (LIKE %I INCLUDING ALL EXCLUDING COMMENTS, CONSTRAINT attach CHECK (id >= %L AND id < %L))',
         part, parent, low, high);
     PERFORM webhook_revoke_default_privileges('pg_class'::regclass::oid, to_regclass(part)::oid);
+    -- pg_dump reads partitions by themselves. Who was granted the DEFAULT partition beside the table reads this one too; who was
+    -- granted the table alone does not, and nobody where row security, which a partition does not inherit, may hide rows.
+    FOR reader IN
+        SELECT DISTINCT quote_ident(pg_get_userbyid(a.grantee)::text)
+        FROM pg_class AS t CROSS JOIN LATERAL aclexplode(t.relacl) AS a
+        JOIN pg_class AS f ON f.oid = to_regclass(fallback)::oid CROSS JOIN LATERAL aclexplode(f.relacl) AS b
+        WHERE t.oid = to_regclass(parent)::oid AND NOT t.relrowsecurity AND NOT f.relrowsecurity AND a.grantee NOT IN (0::oid, t.relowner)
+          AND a.privilege_type = 'SELECT' AND b.privilege_type = 'SELECT' AND b.grantee = a.grantee
+    LOOP
+        EXECUTE pg_catalog.format('GRANT SELECT ON %I TO %s', part, reader);
+    END LOOP;
     -- Where rows are to be moved the root has to be locked before: who has planned a statement would see them in neither
     -- partition, and an INSERT that is on its way into the DEFAULT partition would fail. It is a rare case.
     IF strays THEN
@@ -1328,7 +1353,7 @@ COMMENT ON FUNCTION webhook_replay_failed(uuid, timestamptz, timestamptz) IS
 
 -- With its owner's rights, and begins without EXECUTE for PUBLIC: nobody but walhook writes webhook_retries otherwise.
 CREATE OR REPLACE FUNCTION webhook_retry_now(endpoint_id uuid) RETURNS bigint
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off
     -- A plan made while there were few rows must still use the indexes when there are many, and compiling it takes longer.
     SET enable_seqscan = off SET jit = off AS $fn$
 #variable_conflict use_column
@@ -1462,7 +1487,9 @@ COMMENT ON FUNCTION webhook_waiting(uuid) IS 'How many deliveries wait for an en
 CREATE OR REPLACE FUNCTION webhook_overdue_since() RETURNS timestamptz
     -- From one endpoint that has waiting rows to the next, and of each only the first, however many wait. Only the index
     -- (endpoint_id, next_attempt_at, id) is right for that, whatever the statistics say.
-    LANGUAGE sql STABLE SET search_path FROM CURRENT SET jit = off SET enable_seqscan = off SET enable_sort = off SET enable_incremental_sort = off
+    -- With its owner's rights, also for PUBLIC: webhook_status calls it with its reader's. It says one time, and nothing of anybody.
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off
+    SET jit = off SET enable_seqscan = off SET enable_sort = off SET enable_incremental_sort = off
     SET enable_hashjoin = off SET enable_mergejoin = off AS $fn$
     WITH RECURSIVE walk AS (
         (SELECT d.endpoint_id FROM webhook_deliveries AS d WHERE d.status IN ('pending', 'retrying') ORDER BY d.endpoint_id LIMIT 1)
@@ -1562,26 +1589,14 @@ COMMENT ON COLUMN webhook_status.oldest_due_at IS
 COMMENT ON COLUMN webhook_status.outbox_default_rows IS 'Events outside of the daily partitions: 0 in normal life.';
 COMMENT ON COLUMN webhook_status.deliveries_default_rows IS 'Deliveries outside of the daily partitions: 0 in normal life.';
 
--- With its owner's rights a view would show what row security keeps from whoever reads it. (PostgreSQL 14 knows nothing else.)
+-- With its owner's rights a view would show what row security keeps from whoever reads it. (PostgreSQL 14 knows nothing
+-- else.) webhook_status has numbers of the whole installation, and keeps its owner's: who is to watch it needs no right on a table.
 DO $do$
 BEGIN
     IF current_setting('server_version_num')::int >= 150000 THEN
         ALTER VIEW webhook_attempts SET (security_invoker = true);
         ALTER VIEW webhook_endpoint_health SET (security_invoker = true);
-        ALTER VIEW webhook_status SET (security_invoker = true);
     END IF;
-    -- So who reads webhook_status has to be able to read these two; README's grants of before did not name them.
-    DECLARE
-        reader text;
-    BEGIN
-        FOR reader IN
-            SELECT CASE a.grantee WHEN 0::oid THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)::text) END
-            FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a
-            WHERE c.oid = 'webhook_status'::regclass::oid AND a.grantee <> c.relowner AND a.privilege_type = 'SELECT'
-        LOOP
-            EXECUTE 'GRANT SELECT ON webhook_outbox_default, webhook_deliveries_default TO ' || reader;
-        END LOOP;
-    END;
 END $do$;
 
 
@@ -1646,10 +1661,10 @@ EXCEPTION WHEN insufficient_privilege THEN
                             current_database(), current_user);
 END $do$;
 
--- PUBLIC executes only what runs with the caller's own rights and is of use to him: ids (webhook_uuidv7, webhook_uuid_at,
+-- PUBLIC executes what runs with the caller's own rights and is of use to him: ids (webhook_uuidv7, webhook_uuid_at,
 -- webhook_uuid_time, webhook_delivery_id), what a generated column needs (webhook_event_patterns), webhook_send_test,
--- webhook_replay, webhook_replay_failed, webhook_explain, webhook_stats, webhook_waiting and webhook_overdue_since, which need rights on the tables, and
--- webhook_schema_version. All else is taken back each time, trigger functions first: who may execute one can put it on a
+-- webhook_replay, webhook_replay_failed, webhook_explain, webhook_stats and webhook_waiting, which need rights on the tables, and webhook_schema_version.
+-- And webhook_overdue_since, for webhook_status. All else is taken back each time, trigger functions first: who may execute one can put it on a
 -- table of his own. What is granted to roles by their names stays.
 REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_restoring(), webhook_event_types_restored(), webhook_secrets_restored(),
     webhook_event_types_keep(), webhook_endpoints_before_write(), webhook_endpoints_after_insert(), webhook_endpoints_notify(),
@@ -1659,8 +1674,9 @@ REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_rest
     webhook_create_endpoint(text, text, text[], text), webhook_rotate_secret(uuid, interval),
     webhook_set_secret(uuid, text, interval), webhook_replace_secret(uuid, text, interval), webhook_secret_problem(text),
     webhook_retry_now(uuid) FROM PUBLIC;
--- An application's role needs no grant but those on webhook_outbox, also where functions are not PUBLIC by default.
-GRANT EXECUTE ON FUNCTION webhook_uuidv7() TO PUBLIC;
+-- An application's role needs no grant but those on webhook_outbox, and a reader of webhook_status none but that, also where
+-- functions are not PUBLIC by default.
+GRANT EXECUTE ON FUNCTION webhook_uuidv7(), webhook_overdue_since() TO PUBLIC;
 
 
 -- Of versions 1 to 4, whose sequence does not come along where rows are moved by logical replication.
@@ -1706,37 +1722,65 @@ COMMENT ON FUNCTION webhook_schema_version() IS 'The version of schema.sql that 
 -- Platforms hand all that is made to roles that face the internet (ALTER DEFAULT PRIVILEGES ... GRANT ALL ... TO anon):
 -- signing secrets, the payloads of all organizations, webhook_rotate_secret. That is taken back from what was made above,
 -- and once, by version 5, from what versions before have made. What is granted from then on stays.
+-- Nobody can tell an application's INSERT on webhook_outbox that was granted from one that came by default, and its
+-- transactions must not fail: that, with RETURNING id, stays with roles that have it by their names.
 DO $do$
 DECLARE
     here CONSTANT oid := quote_ident(current_schema()::text)::regnamespace::oid;
     had  CONSTANT oid[] := string_to_array(current_setting('walhook.had_objects'), ','::text)::oid[];
-    old  CONSTANT boolean := current_setting('walhook.had_version')::int BETWEEN 1 AND 4;
+    have CONSTANT int := current_setting('walhook.had_version')::int;
+    old  CONSTANT boolean := have BETWEEN 1 AND 4;
     before CONSTANT text[] := '{webhook_event_types,webhook_endpoints,webhook_secrets,webhook_secrets_id_seq,webhook_outbox,webhook_deliveries,webhook_state,'
         'webhook_endpoint_failures,webhook_attempts,webhook_endpoint_health,webhook_status,webhook_uuidv7,webhook_uuid_at,webhook_uuid_time,'
         'webhook_delivery_id,webhook_event_patterns,webhook_url_problem,webhook_headers_problem,webhook_endpoints_before_write,webhook_new_secret,'
         'webhook_endpoints_after_insert,webhook_endpoints_notify,webhook_outbox_before_insert,webhook_outbox_before_update,webhook_deliveries_notify,'
         'webhook_add_partition,webhook_drop_day,webhook_delete_old,webhook_create_endpoint,webhook_rotate_secret,webhook_send_test,webhook_replay,'
         'webhook_replay_failed,webhook_explain,webhook_stats,webhook_schema_version}';
+    holders CONSTANT text := 'SELECT ARRAY(SELECT DISTINCT CASE a.grantee WHEN 0::oid THEN ''PUBLIC'' ELSE quote_ident(pg_get_userbyid(a.grantee)::text) END '
+        'FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a '
+        'WHERE c.oid = ''webhook_outbox''::regclass::oid AND a.grantee <> c.relowner AND a.privilege_type = $1)';
     object  record;
     roles   text[] := '{}';
     grantee text;
+    inserted text[]; -- who could
+    selected text[];
+    inserts  text[]; -- who still can
+    selects  text[];
 BEGIN
+    EXECUTE holders INTO inserted USING 'INSERT'::text;
+    EXECUTE holders INTO selected USING 'SELECT'::text;
     FOR object IN
         SELECT o.* FROM (
             SELECT 'pg_class'::regclass::oid AS catalogue, c.oid, c.relname::text AS name, c.relowner AS owner,
                    EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhrelid = c.oid
-                           AND i.inhparent IN ('webhook_outbox'::regclass::oid, 'webhook_deliveries'::regclass::oid)) AS is_partition
+                           AND i.inhparent IN ('webhook_outbox'::regclass::oid, 'webhook_deliveries'::regclass::oid)) AS is_partition,
+                   have > 4 AND c.relispartition AND c.relname NOT IN ('webhook_outbox_default', 'webhook_deliveries_default') AS is_done -- by webhook_add_partition
             FROM pg_class AS c WHERE c.relnamespace = here AND c.relkind IN ('r', 'p', 'v', 'S')
             UNION ALL
-            SELECT 'pg_proc'::regclass::oid, p.oid, p.proname::text, p.proowner, false FROM pg_proc AS p WHERE p.pronamespace = here) AS o
+            SELECT 'pg_proc'::regclass::oid, p.oid, p.proname::text, p.proowner, false, false FROM pg_proc AS p WHERE p.pronamespace = here) AS o
         WHERE starts_with(o.name, 'webhook_'::text) AND pg_has_role(o.owner, 'USAGE'::text)
-          AND (o.oid <> ALL (had) OR old AND (o.is_partition OR o.name = ANY (before)))
+          AND (o.oid <> ALL (had) AND NOT o.is_done OR old AND (o.is_partition OR o.name = ANY (before)))
     LOOP
         roles := roles OPERATOR(pg_catalog.||) webhook_revoke_default_privileges(object.catalogue, object.oid);
     END LOOP;
     FOR grantee IN SELECT DISTINCT r.role FROM pg_catalog.unnest(roles) AS r(role) ORDER BY r.role LOOP
         RAISE WARNING 'default privileges had given % rights on walhook''s tables, views or functions: they are taken back; GRANT it what it is to have', grantee;
     END LOOP;
+    IF old THEN
+        EXECUTE holders INTO inserts USING 'INSERT'::text;
+        EXECUTE holders INTO selects USING 'SELECT'::text;
+        FOREACH grantee IN ARRAY inserted LOOP
+            CONTINUE WHEN grantee = 'PUBLIC';
+            IF grantee = ANY (selected) AND grantee <> ALL (selects) OR 'PUBLIC'::text = ANY (selected) AND 'PUBLIC'::text <> ALL (selects) THEN
+                EXECUTE 'GRANT SELECT (id) ON webhook_outbox TO ' || grantee;
+            END IF;
+            IF grantee <> ALL (inserts) THEN
+                EXECUTE 'GRANT INSERT ON webhook_outbox TO ' || grantee;
+                RAISE WARNING 'role % keeps INSERT on webhook_outbox, so that no application fails; where it is none: REVOKE INSERT, SELECT (id) ON webhook_outbox FROM %',
+                    grantee, grantee;
+            END IF;
+        END LOOP;
+    END IF;
     -- Who made a function of ours before us would own it still.
     SELECT p.oid::regprocedure::text INTO grantee FROM pg_proc AS p JOIN pg_roles AS me ON me.rolname = current_user
     WHERE p.pronamespace = here AND p.xmin::text = (pg_current_xact_id()::xid)::text AND p.proowner <> me.oid

@@ -788,7 +788,7 @@ func TestRoles(t *testing.T) {
 	})
 
 	t.Run("a reader sees everything but secrets", func(t *testing.T) {
-		tx := as(t, `GRANT SELECT ON webhook_outbox, webhook_outbox_default, webhook_deliveries, webhook_deliveries_default, webhook_endpoints, webhook_event_types,
+		tx := as(t, `GRANT SELECT ON webhook_outbox, webhook_deliveries, webhook_endpoints, webhook_event_types,
 			webhook_state, webhook_endpoint_failures, webhook_attempts, webhook_endpoint_health, webhook_status TO ROLE`)
 		newer := query[string](t, db.Pool, `SELECT $1 || ''`, newEvent(t, db.Pool, "org_1", "payment.failed"))
 		for _, sql := range []string{

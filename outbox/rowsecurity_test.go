@@ -2,6 +2,7 @@ package outbox_test
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -123,12 +124,58 @@ func errorText(err error) string {
 	return err.Error()
 }
 
+// Every function with its owner's rights is bound to its schema and to an error where rows are hidden.
+func TestDefinersAreBound(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	const definers = `SELECT p.proname FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace AND p.prosecdef`
+	if got := column[string](t, db.Pool, definers); len(got) < 10 {
+		t.Fatalf("only %q", got)
+	}
+	if got := column[string](t, db.Pool, definers+` AND NOT coalesce(p.proconfig @> '{row_security=off,"search_path=public, pg_temp"}', false)`); len(got) > 0 {
+		t.Errorf("without row_security = off or a search_path: %q", got)
+	}
+}
+
+// webhook_status shows numbers of the whole installation, to whoever may read it alone.
+func TestStatusNeedsNoOtherRight(t *testing.T) {
+	t.Parallel()
+	for what, prepare := range map[string]func(t *testing.T) *pgtest.DB{
+		"new":      func(t *testing.T) *pgtest.DB { return pgtest.New(t) },
+		"upgraded": func(t *testing.T) *pgtest.DB { db, _ := version4(t); return db },
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			db := prepare(t)
+			role := newRole(t, db)
+			exec(t, db.Pool, `GRANT SELECT ON webhook_status TO `+role+`, PUBLIC`)
+			reader := newPool(t, db, asRole(role))
+			exec(t, reader, `SELECT * FROM webhook_status`)
+			if err := apply(t.Context(), db.Pool, readSchema(t)); err != nil {
+				t.Fatal(err)
+			}
+			endpoint := newEndpoint(t, db.Pool, "org_1")
+			exec(t, db.Pool, `UPDATE webhook_deliveries SET next_attempt_at = now() - interval '1 hour' WHERE id = $1`,
+				newDelivery(t, db.Pool, newEvent(t, db.Pool, "org_1", "payment.failed"), endpoint, "pending"))
+			if got := query[bool](t, reader, `SELECT pending > 0 AND oldest_due_at < now() AND outbox_default_rows + deliveries_default_rows = 0 FROM webhook_status`); !got {
+				t.Error("webhook_status does not show what waits")
+			}
+			for _, table := range []string{"webhook_outbox", "webhook_outbox_default", "webhook_deliveries", "webhook_deliveries_default"} {
+				refused(t, reader, "permission denied for table "+table, `SELECT FROM `+table)
+			}
+			if got := column[string](t, db.Pool, granted, role); !slices.Equal(got, []string{"webhook_status SELECT"}) {
+				t.Errorf("it has %q", got)
+			}
+		})
+	}
+}
+
 // From PostgreSQL 15 on a view shows what its reader may see.
 func TestViewsAreTheirReaders(t *testing.T) {
 	t.Parallel()
 	for what, db := range map[string]*pgtest.DB{"new": pgtest.New(t), "upgraded": upgraded(t)} {
 		role := newRole(t, db)
-		exec(t, db.Pool, `GRANT SELECT ON webhook_outbox, webhook_outbox_default, webhook_deliveries, webhook_deliveries_default, webhook_endpoints, webhook_event_types, webhook_state,
+		exec(t, db.Pool, `GRANT SELECT ON webhook_outbox, webhook_deliveries, webhook_endpoints, webhook_event_types, webhook_state,
 			webhook_endpoint_failures, webhook_attempts, webhook_endpoint_health, webhook_status TO `+role) // as README says
 		reader := newPool(t, db, asRole(role))
 		newDelivery(t, db.Pool, newEvent(t, db.Pool, "org_1", "payment.failed"), newEndpoint(t, db.Pool, "org_1"), "failed")
