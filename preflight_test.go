@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -174,7 +175,7 @@ func TestAMixedOwnershipSaysTheWayOut(t *testing.T) {
 	if err := doctor(t.Context(), cfg, &told); err != nil || !strings.Contains(told.String(), "warn  owner") {
 		t.Errorf("with nothing to be applied: %v\n%s", err, told.String())
 	}
-	w.exec(`DROP VIEW webhook_attempts`)
+	w.exec(`DROP FUNCTION webhook_overdue_since() CASCADE`) // which delivering needs
 	err := run(t.Context(), cfg, slog.New(slog.DiscardHandler))
 	if exitCode(err) != exitNotPrepared {
 		t.Fatalf("exit code %d, %v", exitCode(err), err)
@@ -208,5 +209,46 @@ func TestUninstallTablesAsks(t *testing.T) {
 	}
 	if n := query[int](w, `SELECT (SELECT count(*) FROM pg_class WHERE relname LIKE 'webhook%') + (SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1)`, w.db.Slot); n != 0 {
 		t.Errorf("%d things are left", n)
+	}
+}
+
+// After a failover, or while others are restarted, slots are in use that soon are not: a
+// walhook that has been here waits, and says so; init and doctor say what is wrong.
+func TestRunWaitsForAFreeSlot(t *testing.T) {
+	t.Parallel()
+	full := pgtest.Server(t, postgres.Options{Settings: map[string]string{"max_replication_slots": "1"}})
+	pool, err := pgxpool.New(t.Context(), full.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	do(t, pool, schema)
+	do(t, pool, `SELECT pg_create_physical_replication_slot('theirs')`)
+	cfg := load(t, "WALHOOK_DATABASE_URL="+full.URL())
+	log := slog.New(slog.DiscardHandler)
+	if err := initialize(t.Context(), cfg, false, io.Discard, log); exitCode(err) != exitNotPrepared {
+		t.Errorf("init: exit code %d, %v", exitCode(err), err)
+	}
+	if err := doctor(t.Context(), cfg, io.Discard); exitCode(err) != exitNotPrepared {
+		t.Errorf("doctor: exit code %d, %v", exitCode(err), err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	var said logBuffer
+	go func() { ended <- run(ctx, cfg, slog.New(slog.NewTextHandler(&said, nil))) }()
+	pgtest.Eventually(t, 20*time.Second, "it says that no slot is left", func() bool {
+		return said.count("no replication slot is left") > 0 || len(ended) > 0
+	})
+	if len(ended) > 0 {
+		t.Fatalf("run ended: %v", <-ended)
+	}
+	do(t, pool, `SELECT pg_drop_replication_slot('theirs')`)
+	pgtest.Eventually(t, 20*time.Second, "the slot is made", func() bool {
+		var active bool
+		return pool.QueryRow(t.Context(), `SELECT active FROM pg_replication_slots WHERE slot_name = $1`, cfg.Slot).Scan(&active) == nil && active
+	})
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("run: %v", err)
 	}
 }

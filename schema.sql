@@ -628,18 +628,22 @@ BEGIN
 END $fn$;
 COMMENT ON FUNCTION webhook_endpoints_notify() IS 'Trigger: tells walhook at once that an endpoint was disabled or deleted.';
 
+-- An index of a large table takes as long as it takes; a walhook that starts says where it wants none (walhook.large_tables).
+SET LOCAL statement_timeout = 0;
 DO $do$
+DECLARE
+    large CONSTANT text := coalesce(current_setting('walhook.large_tables', true), '');
 BEGIN
     -- Objects of a table are made where they are missing, each by itself: asking for one that exists (CREATE INDEX IF NOT
     -- EXISTS, CREATE OR REPLACE TRIGGER) would lock the table against writers first.
-    IF to_regclass('webhook_endpoints_organization_idx') IS NULL THEN
+    IF to_regclass('webhook_endpoints_organization_idx') IS NULL AND strpos(large, 'webhook_endpoints') = 0 THEN
         CREATE INDEX webhook_endpoints_organization_idx ON webhook_endpoints (organization_id);
         COMMENT ON INDEX webhook_endpoints_organization_idx IS 'Every INSERT into webhook_outbox looks up its organization''s endpoints here.';
     END IF;
-    IF to_regclass('webhook_secrets_endpoint_idx') IS NULL THEN
+    IF to_regclass('webhook_secrets_endpoint_idx') IS NULL AND strpos(large, 'webhook_secrets') = 0 THEN
         CREATE INDEX webhook_secrets_endpoint_idx ON webhook_secrets (endpoint_id);
     END IF;
-    IF to_regclass('webhook_secrets_unsealed_idx') IS NULL THEN
+    IF to_regclass('webhook_secrets_unsealed_idx') IS NULL AND strpos(large, 'webhook_secrets') = 0 THEN
         CREATE INDEX webhook_secrets_unsealed_idx ON webhook_secrets (id) WHERE NOT starts_with(secret, 'sealed:');
         COMMENT ON INDEX webhook_secrets_unsealed_idx IS 'With WALHOOK_SECRET_KEY, what is to be sealed is found here.';
     END IF;
@@ -668,6 +672,7 @@ BEGIN
             FOR EACH ROW EXECUTE FUNCTION webhook_endpoints_notify();
     END IF;
 END $do$;
+SET LOCAL statement_timeout = '5min';
 REVOKE ALL ON webhook_secrets FROM PUBLIC;
 
 
@@ -872,21 +877,24 @@ BEGIN
 END $fn$;
 COMMENT ON FUNCTION webhook_deliveries_notify() IS 'Trigger: tells walhook that somebody else updated deliveries (a replay).';
 
+SET LOCAL statement_timeout = 0; -- as above
 DO $do$
+DECLARE
+    large CONSTANT text := coalesce(current_setting('walhook.large_tables', true), '');
 BEGIN
-    IF to_regclass('webhook_deliveries_due_idx') IS NULL THEN
+    IF to_regclass('webhook_deliveries_due_idx') IS NULL AND strpos(large, 'webhook_deliveries') = 0 THEN
         CREATE INDEX webhook_deliveries_due_idx ON webhook_deliveries (next_attempt_at) WHERE status IN ('pending', 'retrying');
         COMMENT ON INDEX webhook_deliveries_due_idx IS 'What is due, over all endpoints.';
     END IF;
-    IF to_regclass('webhook_deliveries_lane_idx') IS NULL THEN
+    IF to_regclass('webhook_deliveries_lane_idx') IS NULL AND strpos(large, 'webhook_deliveries') = 0 THEN
         CREATE INDEX webhook_deliveries_lane_idx ON webhook_deliveries (endpoint_id, next_attempt_at, id) WHERE status IN ('pending', 'retrying');
         COMMENT ON INDEX webhook_deliveries_lane_idx IS 'What is due for one endpoint.';
     END IF;
-    IF to_regclass('webhook_deliveries_dead_idx') IS NULL THEN
+    IF to_regclass('webhook_deliveries_dead_idx') IS NULL AND strpos(large, 'webhook_deliveries') = 0 THEN
         CREATE INDEX webhook_deliveries_dead_idx ON webhook_deliveries (endpoint_id, id) WHERE status IN ('failed', 'cancelled');
         COMMENT ON INDEX webhook_deliveries_dead_idx IS 'Dead letters of one endpoint by time, see webhook_replay_failed.';
     END IF;
-    IF to_regclass('webhook_deliveries_event_idx') IS NULL THEN
+    IF to_regclass('webhook_deliveries_event_idx') IS NULL AND strpos(large, 'webhook_deliveries') = 0 THEN
         CREATE INDEX webhook_deliveries_event_idx ON webhook_deliveries (event_id);
         COMMENT ON INDEX webhook_deliveries_event_idx IS 'For people: the deliveries of one event.';
     END IF;
@@ -897,6 +905,7 @@ BEGIN
             EXECUTE FUNCTION webhook_deliveries_notify();
     END IF;
 END $do$;
+SET LOCAL statement_timeout = '5min';
 CREATE TABLE IF NOT EXISTS webhook_deliveries_default PARTITION OF webhook_deliveries DEFAULT;
 COMMENT ON TABLE webhook_deliveries_default IS 'Deliveries of days without a partition. Empty in normal life.';
 
@@ -1710,7 +1719,7 @@ END $do$;
 
 
 -- --- 11. Version ----------------------------------------------------------------------------------------------------
--- Where this function says 5, all of this file was applied: it is one transaction.
+-- Where this function says 5, all of this file was applied: it is one transaction. (But for indexes of large tables, see section 3.)
 
 CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int
     LANGUAGE sql IMMUTABLE PARALLEL SAFE

@@ -71,16 +71,20 @@ func prepare(ctx context.Context, s *sessions, store *outbox.Store, r *readiness
 func prepareOnce(ctx context.Context, s *sessions, store *outbox.Store) ([]outbox.Check, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	checks, err := preflight(ctx, s, store, intent(s.cfg))
+	want := intent(s.cfg)
+	want.Waits = true
+	checks, err := preflight(ctx, s, store, want)
 	if err != nil {
 		return nil, err
 	}
 	if err := outbox.FirstFailure(checks); err != nil {
 		return nil, err
 	}
-	if err := makeReady(ctx, s, store); err != nil {
+	left, err := makeReady(ctx, s, store)
+	if err != nil {
 		return nil, s.refusedSQL(err)
 	}
+	checks = append(checks, left...)
 	if err := store.ClaimEnvironment(ctx, s.cfg.Environment, false); err != nil {
 		return nil, err
 	}
@@ -96,15 +100,21 @@ func checkSecrets(ctx context.Context, store *outbox.Store) error {
 	return err
 }
 
-// makeReady only looks where WALHOOK_AUTO_INIT is false.
-func makeReady(ctx context.Context, s *sessions, store *outbox.Store) error {
+// makeReady only looks where WALHOOK_AUTO_INIT is false. Where nothing that delivering
+// needs is missing, what could not be mended is left.
+func makeReady(ctx context.Context, s *sessions, store *outbox.Store) (left []outbox.Check, err error) {
 	if !s.cfg.AutoInit {
-		return store.CheckSchema(ctx)
+		return nil, store.CheckSchema(ctx)
 	}
 	if err := createSchema(ctx, s, store); err != nil {
-		return err
+		return nil, err
 	}
-	return store.Migrate(ctx, schema)
+	err = store.Migrate(ctx, schema)
+	if err == nil || store.CheckSchema(ctx) != nil {
+		return nil, err
+	}
+	return []outbox.Check{{Name: "other objects", State: outbox.CheckWarn, Found: "not mended: " + err.Error(),
+		Remedy: "run `walhook init` with a role that owns the tables; nothing that delivering needs is missing"}}, nil
 }
 
 // createSchema makes the schema that WALHOOK_SCHEMA names, where it is missing.

@@ -41,6 +41,10 @@ func (s *Stream) createSlot(ctx context.Context, pg *pgconn.PgConn) error {
 		return notPrepared("slot "+s.config.Slot+" does not exist", "run walhook init, or SELECT pg_create_logical_replication_slot(%s, 'pgoutput')",
 			quoteLiteral(s.config.Slot))
 	}
+	// It may take hours, and what an operator has to mend after that, such as a password
+	// that was rotated meanwhile, is no reason to end any more.
+	before := s.prepared
+	s.prepared = true
 	watch, cancel := context.WithCancel(ctx)
 	blocked := make(chan struct{})
 	go func() {
@@ -50,6 +54,9 @@ func (s *Stream) createSlot(ctx context.Context, pg *pgconn.PgConn) error {
 	_, err := query(ctx, pg, s.createCommand())
 	cancel()
 	<-blocked
+	if sqlState(err) == codeNotInRequiredState { // there can be no slot at all
+		s.prepared = before
+	}
 	switch {
 	case sqlState(err) == codeDuplicateObject: // another process was faster
 		return errSlotHeld

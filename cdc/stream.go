@@ -30,7 +30,7 @@ type Stream struct {
 	// What only Run's goroutine touches.
 	user          string    // of the replication connection
 	serverVersion int       // as server_version_num, when it was last asked
-	prepared      bool      // the slot was once streamed from, or seen in another's hands
+	prepared      bool      // the slot was once streamed from or seen in another's hands, or its making has begun
 	failures      int       // since a session was last healthy
 	unreadable    int       // sessions in a row that ended because the slot cannot be decoded
 	remakes       int       // how often the slot was made anew lately
@@ -108,7 +108,8 @@ func (s *Stream) Run(ctx context.Context) error {
 	if !slotName.MatchString(s.config.Slot) {
 		return fmt.Errorf("slot name %q: only lower-case letters, digits and underscores, at most 63", s.config.Slot)
 	}
-	if _, err := s.configure(); err != nil {
+	// Later a file that says how to connect may just be swapped: then it is tried again.
+	if _, err := s.configure(); err != nil && !s.config.Resumed {
 		return err
 	}
 	for {

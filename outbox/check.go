@@ -56,6 +56,7 @@ type Intent struct {
 	Schema      string // WALHOOK_SCHEMA, which is made where it is missing; "": the session's
 	Environment string
 	Adopt       bool // whatever environment the database remembers
+	Waits       bool // what may pass by itself is tried again, and no failure
 }
 
 // The facts are what Preflight has found out.
@@ -65,12 +66,15 @@ type facts struct {
 	recovery        bool
 	walLevel        string
 	slots, maxSlots int
-	walKept         string // max_slot_wal_keep_size
-	user, database  string // all names are as a statement has them
-	wanted, schema  string // which is to be looked into; "": it does not exist yet
-	createDatabase  bool   // whether the user may create in the database
-	createSchema    bool   // and in the schema
-	incomplete      error  // of CheckSchema
+	walKept         string   // max_slot_wal_keep_size
+	user, database  string   // all names are as a statement has them
+	wanted, schema  string   // which is to be looked into; "": it does not exist yet
+	createDatabase  bool     // whether the user may create in the database
+	createSchema    bool     // and in the schema
+	incomplete      error    // of CheckSchema
+	quick, slow     []string // what is missing beside what delivering needs, and indexes of large tables
+	superuser       bool
+	applyAs         string // as whom a superuser applies the schema; "": as himself
 	installed       int    // version; 0: nothing is there
 	made            []madeObject
 	publication     publicationFacts
@@ -122,7 +126,7 @@ func literal(text string) string { return "'" + strings.ReplaceAll(text, "'", "'
 // assess is what the facts come to. A failure stands before what depends on it.
 func assess(f *facts, slot string, want Intent) []Check {
 	return []Check{
-		f.server(), f.decoding(), f.freeSlot(slot, want), f.tables(want), f.ownership(want), f.published(want),
+		f.server(), f.decoding(), f.freeSlot(slot, want), f.tables(want), f.beside(want), f.indexes(), f.ownership(want), f.published(want),
 		f.ownSlot(slot, want), f.otherSlots(), f.environmentIs(want), f.keptWAL(), f.whoMakes(),
 	}
 }
@@ -147,11 +151,17 @@ func (f *facts) decoding() Check {
 	return good("wal_level", f.walLevel)
 }
 
+// freeSlot is no failure of a walhook that waits where there is an installation: after
+// a failover, or while others are restarted, slots are in use that soon are not.
 func (f *facts) freeSlot(slot string, want Intent) Check {
 	found := fmt.Sprintf("%d of max_replication_slots = %d are used", f.slots, f.maxSlots)
 	if want.Apply && !f.slot.exists && f.slots >= f.maxSlots {
-		return fail(ErrNotPrepared, "replication slots", found+", and slot "+slot+" is not one of them",
-			"drop one that is not used (SELECT slot_name, active FROM pg_replication_slots), or raise max_replication_slots and restart PostgreSQL")
+		const mend = "drop one that is not used (SELECT slot_name, active FROM pg_replication_slots), or raise max_replication_slots and restart PostgreSQL"
+		found += ", and slot " + slot + " is not one of them"
+		if want.Waits && f.installed > 0 && f.maxSlots > 0 {
+			return warn("replication slots", found+": it is made when one is free", mend)
+		}
+		return fail(ErrNotPrepared, "replication slots", found, mend)
 	}
 	return good("replication slots", found)
 }
@@ -184,6 +194,42 @@ func (f *facts) tables(want Intent) Check {
 		strings.TrimPrefix(f.incomplete.Error(), ErrNotPrepared.Error()+": ")))
 }
 
+// beside says what is missing of what delivering does not need.
+func (f *facts) beside(want Intent) Check {
+	const name = "other objects"
+	found := strings.Join(f.quick, ", ")
+	switch {
+	case f.incomplete != nil: // see tables
+		return good(name, "looked at when the tables are there")
+	case len(f.quick) == 0:
+		return good(name, "views, functions and triggers are there")
+	case want.Apply && f.stranger() == "":
+		return good(name, found+": it is mended")
+	}
+	return warn(name, found, "run `walhook init` with a role that owns the tables")
+}
+
+// indexes says which are missing of large tables, which no start makes.
+func (f *facts) indexes() Check {
+	const name = "indexes"
+	if len(f.slow) == 0 {
+		return good(name, "no large table lacks one")
+	}
+	return warn(name, strings.Join(f.slow, ", ")+", which is large: what looks there is slow",
+		"run `walhook init` in a quiet hour: until it is done nobody can write to that table, and walhook records nothing "+
+			"(on a partitioned table CREATE INDEX cannot be CONCURRENTLY)")
+}
+
+// stranger names something that the user may not replace.
+func (f *facts) stranger() (named string) {
+	for _, m := range f.made {
+		if !m.ours && m.owner != f.applyAs {
+			named = m.name + " is " + m.owner + "'s"
+		}
+	}
+	return named
+}
+
 // ownership says whose the tables are. Who applies the schema has to be allowed to
 // replace all of it; who only runs needs no more than README's grants.
 func (f *facts) ownership(want Intent) Check {
@@ -197,14 +243,14 @@ func (f *facts) ownership(want Intent) Check {
 			owner = m.owner
 		}
 	}
-	var mixed []string
-	stranger := ""
+	var mixed, hand []string
+	stranger := f.stranger()
 	for _, m := range f.made {
 		if m.owner != owner {
 			mixed = append(mixed, fmt.Sprintf("ALTER %s %s OWNER TO %s", m.kind, m.name, owner))
 		}
 		if !m.ours {
-			stranger = m.name + " is " + m.owner + "'s"
+			hand = append(hand, fmt.Sprintf("ALTER %s %s OWNER TO %s", m.kind, m.name, f.user))
 		}
 	}
 	applies := want.Apply && f.incomplete != nil
@@ -213,9 +259,15 @@ func (f *facts) ownership(want Intent) Check {
 		return fail(ErrNotPrepared, name, "the tables belong to several roles, and "+stranger, "as a superuser: %s; then walhook as that role", strings.Join(mixed, "; "))
 	case len(mixed) > 0:
 		return warn(name, "the tables belong to several roles", "as a superuser: %s", strings.Join(mixed, "; "))
+	case applies && stranger != "" && f.superuser: // whom a GRANT would change nothing for
+		return fail(ErrNotPrepared, name, stranger+", and "+f.user+" would be the owner of what is made now",
+			"run `walhook init` once as %s, or, where these tables are walhook's own: %s", owner, strings.Join(hand, "; "))
 	case applies && stranger != "":
 		return fail(ErrNotPrepared, name, stranger+", and "+f.user+" would be the owner of what is made now",
 			"run `walhook init` once as %s, or: GRANT %s TO %s", owner, owner, f.user)
+	}
+	if f.applyAs != "" {
+		return good(name, owner+": a superuser makes what is missing as that role")
 	}
 	return good(name, owner)
 }

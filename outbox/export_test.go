@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"context"
 	"slices"
 	"strconv"
 	"time"
@@ -55,6 +56,15 @@ func (s *Store) Samples() int {
 	s.open.mu.Lock()
 	defer s.open.mu.Unlock()
 	return len(s.open.samples)
+}
+
+// Beside is what is missing or off of what delivering does not need.
+func (s *Store) Beside(ctx context.Context) (whats []string, err error) {
+	found, err := s.beside(ctx, s.made)
+	for _, f := range found {
+		whats = append(whats, f.what)
+	}
+	return whats, err
 }
 
 // Made is all that a schema.sql makes, as its text is read.

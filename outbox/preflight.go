@@ -24,7 +24,7 @@ FROM (SELECT coalesce(nullif(@schema::text, ''), pg_catalog.current_schema()::te
 
 // Functions count where they belong to an owner of tables: others of the same name,
 // with other arguments, are somebody else's. A superuser is not an owner like another:
-// what he made would be his.
+// what he made would be his, unless he makes it as the owner (see applyAs).
 const selectOwners = `
 WITH me AS MATERIALIZED (
     SELECT r.oid, r.rolsuper FROM pg_catalog.pg_roles AS r WHERE r.rolname = current_user
@@ -35,7 +35,7 @@ WITH me AS MATERIALIZED (
       AND (c.relname::text = ANY (@tables::text[]) OR c.oid IN (SELECT i.inhrelid FROM pg_catalog.pg_inherits AS i
            WHERE i.inhparent IN (pg_catalog.to_regclass('webhook_outbox')::oid, pg_catalog.to_regclass('webhook_deliveries')::oid)))
 )
-SELECT o.kind, o.name, pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(o.owner)::text), o.owner = me.oid OR NOT me.rolsuper AND pg_catalog.pg_has_role(o.owner, 'USAGE'::text)
+SELECT o.kind, o.name, pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(o.owner)::text), o.owner = me.oid OR NOT me.rolsuper AND pg_catalog.pg_has_role(o.owner, 'USAGE'::text), me.rolsuper
 FROM me CROSS JOIN (
     SELECT * FROM made
     UNION ALL
@@ -128,12 +128,20 @@ func (s *Store) lookAtMade(ctx context.Context, f *facts) error {
 	if f.incomplete = s.compare(ctx, s.made); f.incomplete != nil && !errors.Is(f.incomplete, ErrNotPrepared) {
 		return f.incomplete
 	}
+	found, err := s.beside(ctx, s.made)
+	if err != nil {
+		return err
+	}
+	f.quick, f.slow = bySpeed(found)
+	if f.applyAs, err = s.applyAs(ctx); err != nil {
+		return err
+	}
 	rows, err := s.pool.Query(ctx, selectOwners, pgx.NamedArgs{"tables": append(s.made.tables, s.made.views...), "functions": s.made.functions})
 	if err != nil {
 		return fmt.Errorf("look whose the tables are: %w", err)
 	}
 	var m madeObject
-	_, err = pgx.ForEachRow(rows, []any{&m.kind, &m.name, &m.owner, &m.ours}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&m.kind, &m.name, &m.owner, &m.ours, &f.superuser}, func() error {
 		f.made = append(f.made, m)
 		return nil
 	})

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -49,8 +48,7 @@ SELECT ` + installedVersion + `,
        array(SELECT t FROM pg_catalog.unnest(@tables::text[]) AS t WHERE to_regclass(t) IS NULL),
        array(SELECT c FROM pg_catalog.unnest(@columns::text[]) AS c
              WHERE NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = o.oid AND a.attname::text = c AND a.attnum > 0 AND NOT a.attisdropped)),
-       array(SELECT r FROM pg_catalog.unnest(@relations::text[]) AS r WHERE to_regclass(r) IS NULL
-             UNION ALL SELECT f FROM pg_catalog.unnest(@functions::text[]) AS f
+       array(SELECT f FROM pg_catalog.unnest(@functions::text[]) AS f
              WHERE NOT EXISTS (SELECT FROM pg_proc p WHERE p.proname::text = f AND p.pronamespace = o.relnamespace)
              UNION ALL SELECT t FROM pg_catalog.unnest(@triggers::text[]) AS t WHERE NOT EXISTS (SELECT FROM triggers WHERE triggers.name = t)),
        coalesce((SELECT pg_catalog.format('the trigger %1$s of %2$s is disabled or not ENABLE ALWAYS (ALTER TABLE %2$s ENABLE %3$sTRIGGER %1$s)',
@@ -76,19 +74,21 @@ FROM (SELECT) AS one LEFT JOIN o ON true LEFT JOIN pg_publication p ON p.pubname
 func (s *Store) Expects(schema string) { s.made = readManifest(schema) }
 
 // CheckSchema returns an error that wraps ErrNotPrepared, and says what to do,
-// unless everything that walhook needs is there: tables, columns, functions,
-// indexes and triggers as schema.sql makes them, and a publication that carries
-// the outbox's inserts. It is one cheap query, made every few seconds: PostgreSQL
-// itself keeps silent about a publication that is gone.
+// unless everything that delivering needs is there: tables, columns, functions
+// and the triggers that fire always as schema.sql makes them, and a publication
+// that carries the outbox's inserts. It is one cheap query, made every few
+// seconds: PostgreSQL itself keeps silent about a publication that is gone. What
+// is for people or for speed is no reason to confirm nothing: see beside.
 func (s *Store) CheckSchema(ctx context.Context) error { return s.compare(ctx, s.made) }
 
 func (s *Store) compare(ctx context.Context, made manifest) error {
+	made = made.needed()
 	var version int
 	var tables, columns, others []string
 	var trigger, renamed string
 	var publication, inserts, member, updates, retries bool
 	err := s.pool.QueryRow(ctx, checkSchema, pgx.NamedArgs{"tables": made.tables, "columns": requiredColumns, "triggers": made.triggers,
-		"functions": made.functions, "relations": slices.Concat(made.views, made.indexes)}).
+		"functions": made.functions}).
 		Scan(&version, &tables, &columns, &others, &trigger, &renamed, &publication, &inserts, &member, &updates, &retries)
 	var missing string
 	switch {
@@ -190,17 +190,22 @@ const (
 )
 
 // Migrate applies schema.sql where something that it makes is missing, switched
-// off or older. A newer schema stays as it is.
+// off or older. A newer schema stays as it is. An index of a large table is not
+// made: that takes long, and is Apply's. CheckSchema tells whether an error is a
+// reason not to deliver.
 func (s *Store) Migrate(ctx context.Context, schema string) error {
 	made := readManifest(schema)
 	err := s.compare(ctx, made)
 	if err == nil {
 		err = s.compareEventTypes(ctx, made.eventTypes)
 	}
+	if err == nil {
+		err = s.compareBeside(ctx, made)
+	}
 	if !errors.Is(err, ErrNotPrepared) {
 		return err
 	}
-	return s.Apply(ctx, schema)
+	return s.applyWithin(ctx, schema, true)
 }
 
 const selectMissingEventTypes = `
@@ -222,6 +227,14 @@ func (s *Store) compareEventTypes(ctx context.Context, types []string) error {
 // Apply applies schema.sql, whatever is there: that mends also what no check
 // looks at. Where somebody is in the way for too long its error says who.
 func (s *Store) Apply(ctx context.Context, schema string) error {
+	return s.applyWithin(ctx, schema, false)
+}
+
+func (s *Store) applyWithin(ctx context.Context, schema string, quick bool) error {
+	schema, err := s.prefaced(ctx, schema, quick)
+	if err != nil {
+		return err
+	}
 	for began := time.Now(); ; {
 		err := s.apply(ctx, schema)
 		if err == nil {

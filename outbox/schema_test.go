@@ -476,25 +476,29 @@ func TestMigrateMends(t *testing.T) {
 	today := `webhook_outbox_p` + time.Now().UTC().Format("20060102")
 	for _, c := range []struct {
 		damage, want string
-		unseen       bool // by CheckSchema
+		beside       bool // delivering does not need it: CheckSchema finds nothing
 	}{
 		{`ALTER TABLE webhook_outbox DISABLE TRIGGER ALL; ALTER TABLE webhook_outbox ENABLE TRIGGER ALL`, "ENABLE ALWAYS", false}, // pg_restore --disable-triggers
-		{`ALTER TABLE webhook_endpoints DISABLE TRIGGER USER`, "is disabled", false},
+		{`ALTER TABLE webhook_endpoints DISABLE TRIGGER USER`, "is disabled", true},
 		{`ALTER TABLE ` + today + ` DISABLE TRIGGER webhook_outbox_before_insert`, today, false},
 		{`ALTER TABLE ` + today + ` ENABLE TRIGGER webhook_outbox_before_update`, today, false},
-		{`ALTER TABLE webhook_deliveries DISABLE TRIGGER USER`, "webhook_deliveries_notify", false},
-		{`DROP TRIGGER webhook_endpoints_after_insert ON webhook_endpoints`, "missing: webhook_endpoints_after_insert", false},
+		{`ALTER TABLE webhook_deliveries DISABLE TRIGGER USER`, "webhook_deliveries_notify of webhook_deliveries is disabled", true},
+		{`DROP TRIGGER webhook_endpoints_after_insert ON webhook_endpoints`, "webhook_endpoints_after_insert is missing", true},
 		{`DROP TRIGGER webhook_outbox_before_update ON webhook_outbox`, "missing: webhook_outbox_before_update", false},
-		{`DROP INDEX webhook_deliveries_lane_idx`, "missing: webhook_deliveries_lane_idx", false},
-		{`DROP INDEX webhook_secrets_unsealed_idx`, "missing: webhook_secrets_unsealed_idx", false},
-		{`DROP FUNCTION webhook_replay(uuid)`, "missing: webhook_replay", false},
-		{`DROP VIEW webhook_attempts`, "missing: webhook_attempts", false},
+		{`DROP INDEX webhook_deliveries_lane_idx`, "webhook_deliveries_lane_idx is missing", true},
+		{`DROP INDEX webhook_secrets_unsealed_idx`, "webhook_secrets_unsealed_idx is missing", true},
+		{`DROP FUNCTION webhook_replay(uuid)`, "webhook_replay is missing", true},
+		{`DROP FUNCTION webhook_url_problem(text)`, "missing: webhook_url_problem", false},
+		{`DROP VIEW webhook_attempts`, "webhook_attempts is missing", true},
 		{`ALTER TABLE webhook_event_types DISABLE TRIGGER webhook_event_types_keep_from_delete; DELETE FROM webhook_event_types WHERE category = 'webhook'; ALTER TABLE webhook_event_types ENABLE TRIGGER webhook_event_types_keep_from_delete`, "", true},
 	} {
 		exec(t, db.Pool, c.damage)
 		err := store.CheckSchema(t.Context())
-		if !c.unseen && (!errors.Is(err, outbox.ErrNotPrepared) || !strings.Contains(err.Error(), c.want)) || c.unseen && err != nil {
+		if !c.beside && (!errors.Is(err, outbox.ErrNotPrepared) || !strings.Contains(err.Error(), c.want)) || c.beside && err != nil {
 			t.Errorf("after %s: got %v, want %q in it", c.damage, err, c.want)
+		}
+		if found, err := store.Beside(t.Context()); err != nil || c.beside && !strings.Contains(strings.Join(found, ", "), c.want) {
+			t.Errorf("after %s: found %q, %v, want %q in it", c.damage, found, err, c.want)
 		}
 		if err := store.Migrate(t.Context(), schema); err != nil {
 			t.Errorf("mend after %s: %v", c.damage, err)
@@ -530,11 +534,14 @@ func TestMigrateMendsOneByOne(t *testing.T) {
 		UNION ALL
 		SELECT 'DROP VIEW webhook_status'`) {
 		exec(t, db.Pool, drop)
-		if err := store.CheckSchema(t.Context()); !errors.Is(err, outbox.ErrNotPrepared) {
-			t.Errorf("after %s: %v", drop, err)
+		if found, err := store.Beside(t.Context()); err != nil || len(found) == 0 && store.CheckSchema(t.Context()) == nil {
+			t.Errorf("after %s nothing is found missing, %v", drop, err)
 		}
 		if err := store.Migrate(t.Context(), schema); err != nil {
 			t.Errorf("mend after %s: %v", drop, err)
+		}
+		if found, err := store.Beside(t.Context()); err != nil || len(found) != 0 || store.CheckSchema(t.Context()) != nil {
+			t.Errorf("after %s and a mend %q are missing, %v", drop, found, err)
 		}
 	}
 }
