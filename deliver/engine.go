@@ -211,6 +211,9 @@ func (e *Engine) Run(ctx context.Context, source Source) error {
 	close(e.stopped)
 	wg.Wait()
 	e.attempts.Wait()
+	if ctx.Err() != nil && !errors.Is(err, outbox.ErrFenced) {
+		e.recorder.lastWords(context.WithoutCancel(ctx))
+	}
 	return err
 }
 

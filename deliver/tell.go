@@ -86,6 +86,35 @@ func (r *recorder) tell(ctx context.Context) error {
 	return nil
 }
 
+// lastWordsWithin bounds the last try to tell what is owed, when the process ends: a
+// part of drainMargin.
+const lastWordsWithin = time.Second
+
+// lastWords tries once more what is owed when nothing else runs any more, and says how
+// much is lost with this process.
+func (r *recorder) lastWords(ctx context.Context) {
+	if !r.apart {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, lastWordsWithin)
+	defer cancel()
+	before := 0
+	for _, c := range r.owed {
+		before += c.Len()
+	}
+	if err := r.tell(ctx); err != nil { // what was under way is not kept
+		r.log.Error("news of deliveries and endpoints is lost with this process: it could not be told", "count", before, "error", err)
+		return
+	}
+	left := 0
+	for _, c := range r.owed {
+		left += c.Len()
+	}
+	if left > 0 {
+		r.log.Error("news of deliveries and endpoints is lost with this process: the database still refuses it", "count", left)
+	}
+}
+
 // tellAll tells what it can: what is refused is parted, until what is the cause
 // stands alone. What would take too many tries has its turn before that next time.
 func (r *recorder) tellAll(ctx context.Context, all []outbox.Consequence) error {
