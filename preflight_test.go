@@ -175,7 +175,7 @@ func TestAMixedOwnershipSaysTheWayOut(t *testing.T) {
 	if err := doctor(t.Context(), cfg, &told); err != nil || !strings.Contains(told.String(), "warn  owner") {
 		t.Errorf("with nothing to be applied: %v\n%s", err, told.String())
 	}
-	w.exec(`DROP FUNCTION webhook_overdue_since() CASCADE`) // which delivering needs
+	w.exec(`DROP FUNCTION webhook_drop_day(date)`) // which delivering needs
 	err := run(t.Context(), cfg, slog.New(slog.DiscardHandler))
 	if exitCode(err) != exitNotPrepared {
 		t.Fatalf("exit code %d, %v", exitCode(err), err)

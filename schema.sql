@@ -102,7 +102,7 @@ DO $do$
 DECLARE
     here   CONSTANT oid := quote_ident(current_schema()::text)::regnamespace::oid;
     tables CONSTANT text[] := '{webhook_event_types,webhook_endpoints,webhook_secrets,webhook_outbox,webhook_outbox_default,webhook_deliveries,'
-        'webhook_deliveries_default,webhook_state,webhook_endpoint_failures,webhook_retries,webhook_attempts,webhook_endpoint_health,webhook_status}';
+        'webhook_deliveries_default,webhook_state,webhook_endpoint_failures,webhook_retries,webhook_attempts,webhook_endpoint_health,webhook_overdue,webhook_status}';
     other  record;
     have   int := 0;
 BEGIN
@@ -1493,31 +1493,6 @@ CREATE OR REPLACE FUNCTION webhook_waiting(endpoint_id uuid, OUT waiting bigint,
 $fn$;
 COMMENT ON FUNCTION webhook_waiting(uuid) IS 'How many deliveries wait for an endpoint, and when the first of them is or was due.';
 
-CREATE OR REPLACE FUNCTION webhook_overdue_since() RETURNS timestamptz
-    -- From one endpoint that has waiting rows to the next, and of each only the first, however many wait. Only the index
-    -- (endpoint_id, next_attempt_at, id) is right for that, whatever the statistics say.
-    -- With its owner's rights, also for PUBLIC: webhook_status calls it with its reader's. It says one time, and nothing of anybody.
-    LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off
-    SET jit = off SET enable_seqscan = off SET enable_sort = off SET enable_incremental_sort = off
-    SET enable_hashjoin = off SET enable_mergejoin = off AS $fn$
-    WITH RECURSIVE walk AS (
-        (SELECT d.endpoint_id FROM webhook_deliveries AS d WHERE d.status IN ('pending', 'retrying') ORDER BY d.endpoint_id LIMIT 1)
-        UNION ALL
-        SELECT (SELECT d.endpoint_id FROM webhook_deliveries AS d
-                WHERE d.status IN ('pending', 'retrying') AND d.endpoint_id > walk.endpoint_id ORDER BY d.endpoint_id LIMIT 1)
-        FROM walk WHERE walk.endpoint_id IS NOT NULL
-    )
-    SELECT min(due.at)
-    FROM walk JOIN webhook_endpoints AS e ON e.id = walk.endpoint_id AND e.enabled AND e.rate_per_second IS NULL
-    LEFT JOIN webhook_endpoint_failures AS f ON f.endpoint_id = e.id
-    CROSS JOIN LATERAL (SELECT greatest(d.next_attempt_at, d.created_at) AS at FROM webhook_deliveries AS d
-                        WHERE d.endpoint_id = e.id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at <= now()
-                        ORDER BY d.next_attempt_at, d.id LIMIT 1) AS due
-    WHERE f.breaker_opened_at IS NULL
-$fn$;
-COMMENT ON FUNCTION webhook_overdue_since() IS
-    'Since when the first delivery has been due that could be sent now: not what an open breaker or a rate holds. Null: there is none.';
-
 CREATE OR REPLACE VIEW webhook_attempts AS
     SELECT d.id AS delivery_id, d.event_id, d.endpoint_id, a.attempt, a.at, a.status_code, a.error_class, a.error, a.duration_ms
     FROM webhook_deliveries AS d
@@ -1561,6 +1536,27 @@ COMMENT ON COLUMN webhook_endpoint_health.breaker IS
     'open: it failed many times in a row, so it gets one probe at a time and everything else waits, without an attempt being counted; closed: it gets all.';
 COMMENT ON COLUMN webhook_endpoint_health.breaker_opened_at IS 'Since when the breaker is open.';
 
+-- From one endpoint that has waiting rows to the next, and of each only the first, however many wait: a walk of the index
+-- (endpoint_id, next_attempt_at, id). For webhook_status, which reads it with its owner's rights.
+CREATE OR REPLACE VIEW webhook_overdue AS
+    WITH RECURSIVE walk AS (
+        (SELECT d.endpoint_id FROM webhook_deliveries AS d WHERE d.status IN ('pending', 'retrying') ORDER BY d.endpoint_id LIMIT 1)
+        UNION ALL
+        SELECT (SELECT d.endpoint_id FROM webhook_deliveries AS d
+                WHERE d.status IN ('pending', 'retrying') AND d.endpoint_id > walk.endpoint_id ORDER BY d.endpoint_id LIMIT 1)
+        FROM walk WHERE walk.endpoint_id IS NOT NULL
+    )
+    SELECT min(due.at) AS since
+    FROM walk JOIN webhook_endpoints AS e ON e.id = walk.endpoint_id AND e.enabled AND e.rate_per_second IS NULL
+    LEFT JOIN webhook_endpoint_failures AS f ON f.endpoint_id = e.id
+    CROSS JOIN LATERAL (SELECT greatest(d.next_attempt_at, d.created_at) AS at FROM webhook_deliveries AS d
+                        WHERE d.endpoint_id = e.id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at <= now()
+                        ORDER BY d.next_attempt_at, d.id LIMIT 1) AS due
+    WHERE f.breaker_opened_at IS NULL;
+COMMENT ON VIEW webhook_overdue IS
+    'Since when the first delivery has been due that could be sent now: not what an open breaker or a rate holds. One row. Null: there is none.';
+COMMENT ON COLUMN webhook_overdue.since IS 'When it was due. See webhook_status.oldest_due_at.';
+
 CREATE OR REPLACE VIEW webhook_status AS
     SELECT s.slot, s.epoch, s.holder, s.durable_lsn, s.durable_at, s.environment, s.updated_at,
            r.slot_name IS NOT NULL AS slot_exists, coalesce(r.active, false) AS slot_active, r.confirmed_flush_lsn,
@@ -1568,7 +1564,7 @@ CREATE OR REPLACE VIEW webhook_status AS
                            r.restart_lsn)::bigint AS lag_bytes,
            r.wal_status,
            w.pending, w.retrying,
-           webhook_overdue_since() AS oldest_due_at,
+           (SELECT o.since FROM webhook_overdue AS o) AS oldest_due_at,
            (SELECT count(*) FROM webhook_outbox_default) AS outbox_default_rows,
            (SELECT count(*) FROM webhook_deliveries_default) AS deliveries_default_rows,
            r.safe_wal_size AS safe_wal_bytes
@@ -1673,8 +1669,8 @@ END $do$;
 -- PUBLIC executes what runs with the caller's own rights and is of use to him: ids (webhook_uuidv7, webhook_uuid_at,
 -- webhook_uuid_time, webhook_delivery_id), what a generated column needs (webhook_event_patterns), webhook_send_test,
 -- webhook_replay, webhook_replay_failed, webhook_explain, webhook_stats and webhook_waiting, which need rights on the tables, and webhook_schema_version.
--- And webhook_overdue_since, for webhook_status. All else is taken back each time, trigger functions first: who may execute one can put it on a
--- table of his own. What is granted to roles by their names stays.
+-- All else is taken back each time, trigger functions first: who may execute one can put it on a table of his own. What is
+-- granted to roles by their names stays.
 REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_restoring(), webhook_event_types_restored(), webhook_secrets_restored(),
     webhook_event_types_keep(), webhook_endpoints_before_write(), webhook_endpoints_after_insert(), webhook_endpoints_notify(),
     webhook_secrets_before_write(), webhook_outbox_before_insert(), webhook_outbox_before_update(), webhook_deliveries_notify(),
@@ -1683,9 +1679,8 @@ REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_rest
     webhook_create_endpoint(text, text, text[], text), webhook_rotate_secret(uuid, interval),
     webhook_set_secret(uuid, text, interval), webhook_replace_secret(uuid, text, interval), webhook_secret_problem(text),
     webhook_retry_now(uuid) FROM PUBLIC;
--- An application's role needs no grant but those on webhook_outbox, and a reader of webhook_status none but that, also where
--- functions are not PUBLIC by default.
-GRANT EXECUTE ON FUNCTION webhook_uuidv7(), webhook_overdue_since() TO PUBLIC;
+-- An application's role needs no grant but those on webhook_outbox, also where functions are not PUBLIC by default.
+GRANT EXECUTE ON FUNCTION webhook_uuidv7() TO PUBLIC;
 
 
 -- Of versions 1 to 4, whose sequence does not come along where rows are moved by logical replication.

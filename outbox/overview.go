@@ -48,7 +48,7 @@ LEFT JOIN pg_replication_slots AS r ON r.slot_name = coalesce(s.slot, 'walhook')
 SELECT count(*) FILTER (WHERE status = 'pending'), count(*) FILTER (WHERE status = 'retrying')
 FROM webhook_deliveries WHERE status IN ('pending', 'retrying')`
 
-	selectOverdue = `SELECT coalesce(greatest(extract(epoch FROM clock_timestamp() - webhook_overdue_since()), 0), 0)::float8`
+	selectOverdue = `SELECT coalesce(greatest(extract(epoch FROM clock_timestamp() - since), 0), 0)::float8 FROM webhook_overdue`
 
 	selectStrays = `SELECT (SELECT count(*) FROM webhook_outbox_default) + (SELECT count(*) FROM webhook_deliveries_default)`
 )

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math"
 	"regexp"
 	"slices"
 	"strings"
@@ -321,7 +322,7 @@ func TestStorePlans(t *testing.T) {
 	t.Run("of what operators look at", func(t *testing.T) {
 		one, all := b.endpoints[3].String(), backlogEndpoints*backlogPartitions
 		for sql, most := range map[string]int{
-			`SELECT webhook_overdue_since()`:                                          all * 10,
+			`SELECT * FROM webhook_overdue`:                                           all * 10,
 			`SELECT * FROM webhook_waiting('` + one + `')`:                            2000,
 			`SELECT * FROM webhook_endpoint_health WHERE endpoint_id = '` + one + `'`: 2000,
 			`SELECT * FROM webhook_explain('` + b.events[0].String() + `')`:           20 * eventsOwedTo * backlogPartitions,
@@ -339,13 +340,22 @@ func TestStorePlans(t *testing.T) {
 }
 
 // blocks says how many a statement touches, with the functions that it calls.
-func blocks(t testing.TB, q querier, sql string) int {
+func blocks(t testing.TB, pool *pgxpool.Pool, sql string) int {
 	t.Helper()
-	var explained []explained
-	if err := json.Unmarshal([]byte(query[string](t, q, `EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) `+sql)), &explained); err != nil {
+	conn, err := pool.Acquire(t.Context())
+	if err != nil {
 		t.Fatal(err)
 	}
-	return explained[0].Plan.Hit + explained[0].Plan.Read
+	defer conn.Release()
+	fewest := math.MaxInt
+	for range 3 { // a session that plans for the first time, or after a vacuum, reads catalogues too
+		var explained []explained
+		if err := json.Unmarshal([]byte(query[string](t, conn, `EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) `+sql)), &explained); err != nil {
+			t.Fatal(err)
+		}
+		fewest = min(fewest, explained[0].Plan.Hit+explained[0].Plan.Read)
+	}
+	return fewest
 }
 
 // nothingFound lets statements be run of which nothing is expected yet.

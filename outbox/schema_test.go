@@ -262,9 +262,9 @@ func TestSchemaAppliedAgain(t *testing.T) {
 	t.Run("over version 1", func(t *testing.T) {
 		t.Parallel()
 		db := pgtest.New(t)
-		exec(t, db.Pool, `DROP VIEW webhook_endpoint_health`)
+		exec(t, db.Pool, `DROP VIEW webhook_endpoint_health, webhook_overdue CASCADE`) // and the view webhook_status
 		exec(t, db.Pool, `ALTER TABLE webhook_endpoint_failures DROP COLUMN breaker_opened_at`)
-		exec(t, db.Pool, `ALTER TABLE webhook_state DROP COLUMN published CASCADE, DROP COLUMN open_since CASCADE`) // and the view webhook_status
+		exec(t, db.Pool, `ALTER TABLE webhook_state DROP COLUMN published CASCADE, DROP COLUMN open_since CASCADE`)
 		exec(t, db.Pool, `CREATE VIEW webhook_endpoint_health AS
 			SELECT e.id AS endpoint_id, e.organization_id, e.url, e.enabled, e.disabled_at, e.disabled_reason, f.failing_since,
 			       0::bigint AS waiting, now() AS oldest_due_at
@@ -403,7 +403,7 @@ func TestMigrateSaysWhoIsInTheWay(t *testing.T) {
 		hold, want string
 		make       func(testing.TB) *pgtest.DB
 	}{
-		"a reader of a view": {`SELECT FROM webhook_status`, "a lock on webhook_status", pgtest.New},
+		"a reader of a view": {`SELECT FROM webhook_status`, "a lock on webhook_overdue", pgtest.New},
 		"who applies it too": {`LOCK TABLE webhook_state IN SHARE UPDATE EXCLUSIVE MODE`, "a lock on webhook_state", pgtest.New},
 		"a first one":        {`CREATE TABLE webhook_state ()`, "a transaction that has to end first", pgtest.Empty},
 	} {
