@@ -308,6 +308,7 @@ func TestWhatIsUnderWayIsNotSentOnceMore(t *testing.T) {
 	})
 	id, _ := w.endpoint(rcv.URL)
 	w.run()
+	w.eventually("it streams", `SELECT count(*) = 1 FROM pg_replication_slots WHERE slot_name = $1 AND active`, w.db.Slot) // what is older has no lease
 	first := w.insert("payment.failed")
 	w.eventually("its row has a lease", `SELECT count(*) = 1 FROM webhook_deliveries WHERE event_id = $1 AND next_attempt_at > now()`, first)
 	w.insert("payment.failed")
