@@ -19,7 +19,7 @@ const directoryPage = 500
 // A directory looks up the endpoints that lanes want to send to. It caches
 // nothing itself: a lane relies on what it was told for staleAfter, so that a
 // change in the table is in force within a second, however far behind the stream
-// is and whatever becomes of a notification. Only endpoints in use cost anything.
+// is and whatever becomes of a hint. Only endpoints in use cost anything.
 type directory struct {
 	window *window
 	store  Store

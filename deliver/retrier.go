@@ -27,7 +27,7 @@ const (
 	dueOverlap = time.Second
 
 	// walkEvery and walkPage pace the walk over all endpoints with unfinished rows,
-	// which finds what no lane, no notification and no clock told of. A page costs
+	// which finds what no lane, no hint and no clock told of. A page costs
 	// about 20 ms of PostgreSQL's time, on a table with 46 partitions.
 	walkEvery = 2 * time.Second
 	walkPage  = 100
