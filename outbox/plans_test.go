@@ -416,6 +416,60 @@ func TestStorePlansAfterAMassReplay(t *testing.T) {
 	}
 }
 
+// Nearly all rows are one endpoint's, whose customer has been away: by the statistics
+// the others' rows are as many, and any index seems as good.
+func TestPlansWhereOneEndpointHasNearlyAll(t *testing.T) {
+	t.Parallel()
+	const rows = 60_000
+	db := pgtest.New(t)
+	b := newBacklog(t, db, 4000)
+	exec(t, db.Pool, `DELETE FROM webhook_deliveries`)
+	exec(t, db.Pool, `INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status, attempts, next_attempt_at)
+		SELECT webhook_delivery_id(v.id, $2), v.id, $2, 'org_1', 'payment.failed', 'retrying', 1, now() + n * interval '1 ms'
+		FROM (SELECT n, webhook_delivery_id(webhook_uuid_at(now()), gen_random_uuid()) AS id FROM generate_series(1, $1) AS n) AS v`, rows, b.endpoints[5])
+	exec(t, db.Pool, `VACUUM ANALYZE webhook_deliveries`)
+	other := b.endpoints[3]
+	for sql, most := range map[string]int{
+		`SELECT * FROM webhook_waiting('` + other.String() + `')`: 10 * backlogPartitions,
+		`SELECT webhook_retry_now('` + other.String() + `')`:      40 * backlogPartitions,
+		`SELECT * FROM webhook_stats('org_1')`:                    2*rows + 10*backlogEndpoints*backlogPartitions, // which reads a day's rows
+	} {
+		if got := blocks(t, db.Pool, sql); got > most {
+			t.Errorf("%s touches %d blocks, want %d at most", sql, got, most)
+		}
+	}
+	for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
+		t.Run(mode, func(t *testing.T) {
+			store, plans := explaining(t, db, mode)
+			fence := acquire(t, store)
+			for what, run := range map[string]func() error{
+				"due": func() error {
+					return store.Due(t.Context(), []outbox.Page{{EndpointID: other, Limit: 100}}, func(*outbox.Due) {})
+				},
+				"cancel": func() error {
+					_, _, err := store.CancelRows(t.Context(), fence, other, "the endpoint is disabled")
+					return err
+				},
+				"waiting": func() error { _, err := store.Waiting(t.Context(), uuid.Nil, 100); return err },
+				"newly due": func() error {
+					_, _, _, err := store.NewlyDue(t.Context(), time.Now())
+					return err
+				},
+			} {
+				plans.take(t, "")
+				if err := run(); err != nil {
+					t.Fatalf("%s: %v", what, err)
+				}
+				for _, e := range plans.take(t, "webhook_deliveries") {
+					if problem := e.problem(20 * backlogPartitions); problem != "" {
+						t.Errorf("%s: %s\n%s", what, problem, e.text)
+					}
+				}
+			}
+		})
+	}
+}
+
 func checkPlans(t *testing.T, s hotStatement, store *outbox.Store, plans *plans, fence outbox.Fence, b *backlog, mode string) {
 	t.Helper()
 	times := 1

@@ -20,6 +20,16 @@ type Candidate struct {
 	EventType               string
 }
 
+// shareText lets go of the candidate's own strings where another has the same.
+func (c *Candidate) shareText(with *Candidate) {
+	if c.OrganizationID == with.OrganizationID {
+		c.OrganizationID = with.OrganizationID
+	}
+	if c.EventType == with.EventType {
+		c.EventType = with.EventType
+	}
+}
+
 // hasRow says whether the delivery d has its row. OFFSET keeps the planner from making
 // a join of it: one that was planned while the tables were empty would compare
 // each owed delivery with every row, and PostgreSQL keeps plans.
@@ -88,8 +98,8 @@ func (s *Store) Missing(ctx context.Context, from Position, until uuid.UUID, lim
 			}
 			if ordinal > 0 {
 				d.ID = DeliveryID(d.EventID, d.EndpointID)
-				if len(owed) > 0 && owed[len(owed)-1].EventID == d.EventID { // kept once for all of an event
-					d.OrganizationID, d.EventType = owed[len(owed)-1].OrganizationID, owed[len(owed)-1].EventType
+				if len(owed) > 0 { // what many have in common is kept once
+					d.shareText(&owed[len(owed)-1])
 				}
 				owed = append(owed, d)
 			}
