@@ -96,6 +96,7 @@ var scenarios = []Scenario{
 	{"36", "RefusedNews", on14 | on18, refusedNews},
 	{"37", "HugeMessage", alone | on14 | on18, hugeMessage},
 	{"37", "Strangers", on14 | on18, strangers},
+	{"37", "NoisyStrangers", on14 | on18, noisyStrangers},
 	{"38", "Defaults", on14 | on18, defaults},
 	{"39", "SecondSlot", on14 | on18, secondSlot},
 	{"39", "SecondInstallation", on14 | on18, secondInstallation},

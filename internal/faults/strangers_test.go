@@ -156,3 +156,48 @@ func (x *Trial) tryEverything(t *testing.T, role string) (tried int) {
 	attempt(`SET ROLE ` + roleName)
 	return tried
 }
+
+// noisyStrangers has a role that may only connect hold the locks that any role can have,
+// notify ten thousand times a second, and say as often in the WAL what walhook's own
+// triggers say, while walhook starts and delivers.
+func noisyStrangers(t *testing.T, s Setup) {
+	const perSecond, times, mayGrow, lateAtMost = 10_000, 50, 64 << 20, 10 * time.Second
+	x := newTrial(t, s)
+	x.exec(`CREATE ROLE ` + outsider + ` LOGIN`)
+	holder := x.connectAs(t, outsider)
+	for _, key := range []string{"walhook schema", "walhook environment", "walhook", slotName} {
+		if _, err := holder.Exec(t.Context(), `SELECT pg_advisory_lock(hashtextextended($1, 0))`, key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, table := range []string{"webhook_state", "webhook_outbox", "webhook_deliveries"} {
+		_, err := holder.Exec(t.Context(), `LOCK TABLE `+table+` IN ACCESS SHARE MODE`)
+		x.expect(err != nil, "a role that may only connect can lock %s", table)
+	}
+	p := x.start()
+	x.ready()
+	stop := x.driveOn(Load{Rate: min(*rate, 100)})
+	defer stop()
+	<-time.After(2 * time.Second)
+	idle := x.resident(p)
+	before, began, most, said := x.cpu(p), time.Now(), idle, 0
+	noise := x.connectAs(t, outsider)
+	tick := time.NewTicker(time.Second / times)
+	defer tick.Stop()
+	for time.Since(began) < lasting(15*time.Second) {
+		<-tick.C
+		// Of equal notifications of one transaction only one is sent.
+		if _, err := noise.Exec(t.Context(), `SELECT pg_notify('walhook', n::text), pg_logical_emit_message(false, 'walhook', 'look') FROM generate_series(1, $1::int) AS n`,
+			perSecond/times); err != nil {
+			t.Fatal(err)
+		}
+		said += perSecond / times
+		most = max(most, x.resident(p))
+	}
+	took := time.Since(began)
+	cores := (x.cpu(p) - before).Seconds() / took.Seconds()
+	stop()
+	late := x.drain(lateAtMost)
+	x.expect(most-idle < mayGrow, "its memory grew by %d MiB", (most-idle)>>20)
+	x.finish(lateAtMost, fmt.Sprintf("said=%.0f/s cores=%.2f memory=%d to %dMiB late=%s", float64(said)/took.Seconds(), cores, idle>>20, most>>20, late.Round(time.Millisecond)))
+}
