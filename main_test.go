@@ -54,8 +54,7 @@ func newWorld(t *testing.T, env ...string) *world {
 func (w *world) run(env ...string) {
 	w.t.Helper()
 	w.start(env...)
-	w.eventually("the slot is in use", `SELECT active AND EXISTS (SELECT FROM webhook_state AS s WHERE s.slot = r.slot_name AND s.holder IS NOT NULL)
-		FROM pg_replication_slots AS r WHERE slot_name = $1`, w.db.Slot)
+	w.eventually("the slot is in use", `SELECT active AND confirmed_flush_lsn IS NOT NULL FROM pg_replication_slots WHERE slot_name = $1`, w.db.Slot)
 }
 
 // start starts a walhook, which is stopped at the test's end at the latest.
