@@ -2,6 +2,7 @@ package main
 
 import (
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -23,6 +24,8 @@ func TestImportsGoOneWay(t *testing.T) {
 		"internal/admin":    {"outbox", "deliver", "cdc"},
 		"internal/postgres": {"internal/postgres/flock"},
 		"internal/sabotage": {},
+
+		"internal/postgres/container": {},
 	}
 	out, err := exec.CommandContext(t.Context(), "go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, "./...").Output()
 	if err != nil {
@@ -45,5 +48,56 @@ func TestImportsGoOneWay(t *testing.T) {
 	}
 	if seen != len(allowed) {
 		t.Errorf("%d of %d packages found: this test no longer looks at all of them", seen, len(allowed))
+	}
+}
+
+// TestModulesInTheBinary holds the list of third-party modules in the release
+// binary: what operators have to trust, and to update for each of its
+// vulnerabilities.
+func TestModulesInTheBinary(t *testing.T) {
+	t.Parallel()
+	allowed := []string{
+		"code.dny.dev/ssrf",
+		"github.com/beorn7/perks",
+		"github.com/cespare/xxhash/v2",
+		"github.com/google/uuid",
+		"github.com/jackc/pgio",
+		"github.com/jackc/pglogrepl",
+		"github.com/jackc/pgpassfile",
+		"github.com/jackc/pgservicefile",
+		"github.com/jackc/pgx/v5",
+		"github.com/jackc/puddle/v2",
+		"github.com/munnerz/goautoneg",
+		"github.com/prometheus/client_golang",
+		"github.com/prometheus/client_model",
+		"github.com/prometheus/common",
+		"github.com/prometheus/procfs",
+		"github.com/sethvargo/go-envconfig",
+		"golang.org/x/sync",
+		"golang.org/x/sys",
+		"golang.org/x/text",
+		"golang.org/x/time",
+		"google.golang.org/protobuf",
+	}
+	docker := regexp.MustCompile(`docker|moby|containerd|opencontainers|logrus`)
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{with .Module}}{{if not .Main}}{{.Path}}{{end}}{{end}}", ".").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := strings.Fields(string(out))
+	slices.Sort(found)
+	found = slices.Compact(found)
+	for _, module := range found {
+		switch {
+		case docker.MatchString(module):
+			t.Errorf("the release binary has %s: Docker's client is for tests (internal/postgres/container); find what imports it with `go mod why -m %s`", module, module)
+		case !slices.Contains(allowed, module):
+			t.Errorf("the release binary has a new module, %s: import what needs it from tests only, or, where walhook is worth one more module to trust, add it to this list", module)
+		}
+	}
+	for _, module := range allowed {
+		if !slices.Contains(found, module) {
+			t.Errorf("the release binary no longer has %s: take it out of this list", module)
+		}
 	}
 }

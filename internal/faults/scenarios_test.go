@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/walhook/walhook/internal/postgres"
+	"github.com/walhook/walhook/internal/postgres/pgtest"
 )
 
 // A Scenario is one fault. It runs with both values of WALHOOK_PARK_AFTER, on the
@@ -216,7 +217,7 @@ func canHave(version string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), within)
 	defer cancel()
-	server, err := postgres.Start(ctx, postgres.Options{Version: version})
+	server, err := pgtest.Start(ctx, postgres.Options{Version: version})
 	if err == nil {
 		err = server.Close()
 	}

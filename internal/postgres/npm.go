@@ -97,7 +97,7 @@ func npmUnpack(ctx context.Context, name, version, folder string) error {
 	if err != nil {
 		return err
 	}
-	printed, err := npm(ctx, "pack", name+"@"+full, "--pack-destination", folder)
+	printed, err := output(ctx, "npm", "pack", name+"@"+full, "--pack-destination", folder)
 	if err != nil {
 		return err
 	}
@@ -118,7 +118,7 @@ func npmUnpack(ctx context.Context, name, version, folder string) error {
 // newestRelease is the last that npm lists for a major version. All of them are marked as pre-releases (17.6.0-beta.15),
 // which ranges like 17.x do not match.
 func newestRelease(ctx context.Context, name, version string) (string, error) {
-	printed, err := npm(ctx, "view", name, "versions", "--json")
+	printed, err := output(ctx, "npm", "view", name, "versions", "--json")
 	if err != nil {
 		return "", err
 	}
@@ -132,17 +132,6 @@ func newestRelease(ctx context.Context, name, version string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("%s has no version %s", name, version)
-}
-
-// npm runs far from our package.json and .npmrc, and answers with what it prints to standard output.
-func npm(ctx context.Context, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, "npm", args...)
-	cmd.Dir = os.TempDir()
-	printed, err := cmd.Output()
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-		return "", fmt.Errorf("npm %s: %w: %s", args[0], err, exit.Stderr)
-	}
-	return string(printed), err
 }
 
 // untar unpacks files and folders, and nothing outside the folder.

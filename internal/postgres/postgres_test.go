@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -19,6 +21,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"go.uber.org/goleak"
+
+	"github.com/walhook/walhook/internal/postgres/container"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -311,12 +315,8 @@ func staleIsRemoved(t *testing.T, folder string) {
 
 func TestErrorsSayWhatToDo(t *testing.T) {
 	t.Run("when no source has a server", func(t *testing.T) {
-		t.Setenv("PATH", "")
-		t.Setenv("DOCKER_HOST", "unix:///nonexistent")
-		defer func(folders []string) { installFolders = folders }(installFolders)
-		installFolders = nil
-		// A version that no cache holds.
-		_, err := Start(t.Context(), Options{Version: "99"})
+		noOtherSource(t, "")
+		_, err := Start(t.Context(), Options{Version: absentVersion})
 		if err == nil {
 			t.Fatal("no error")
 		}
@@ -373,10 +373,25 @@ func TestNpm(t *testing.T) {
 
 func TestDocker(t *testing.T) {
 	t.Parallel()
-	if _, err := dockerPool(t.Context()); err != nil {
+	if err := container.Ping(t.Context()); err != nil {
 		t.Skipf("no Docker: %v", err)
 	}
-	m, url, err := startContainer(t.Context(), Options{})
+	clients := map[string]RunContainer{
+		"dockertest": func(ctx context.Context, tag, script string) (Container, error) {
+			return container.Run(ctx, tag, script)
+		},
+		"command": runDocker,
+	}
+	for client, run := range clients {
+		t.Run(client, func(t *testing.T) {
+			t.Parallel()
+			inContainer(t, run)
+		})
+	}
+}
+
+func inContainer(t *testing.T, run RunContainer) {
+	m, url, err := run.start(t.Context(), Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -400,7 +415,83 @@ func TestDocker(t *testing.T) {
 			execute(t, s, "INSERT INTO kept VALUES ('"+how+"')")
 		})
 	}
+	if err := m.remove(); err != nil { // and again when the test ends
+		t.Error(err)
+	}
 }
+
+// The docker command is played by a script that notes what it is asked for, and fails where the test wants it to.
+func TestDockerCommand(t *testing.T) {
+	const script = `#!/bin/sh
+echo "$*" | head -n 1 >> "$DOCKER_ASKED"
+case "$1" in
+"$DOCKER_FAILS") echo "no daemon" >&2; exit 1 ;;
+run) echo 4711 ;;
+port) echo 127.0.0.1:32768 ;;
+esac
+`
+	const boot = "exec 4711 sh -c pg_ctl start"
+	started := []string{"run --detach --rm --user postgres --publish 127.0.0.1::5432 ", "port 4711 5432/tcp", "exec 4711 sh -c initdb ", boot}
+	for fails, want := range map[string][]string{
+		"":     append(started, "rm --force 4711"),
+		"run":  started[:1],
+		"port": append(slices.Clone(started[:2]), "rm --force 4711"),
+		"exec": append(slices.Clone(started[:3]), "rm --force 4711"),
+	} {
+		t.Run("that fails at "+cmp.Or(fails, "nothing"), func(t *testing.T) {
+			folder := t.TempDir()
+			asked := filepath.Join(folder, "asked")
+			for _, tool := range []string{"sh", "head"} {
+				path, err := exec.LookPath(tool)
+				if err == nil {
+					err = os.Symlink(path, filepath.Join(folder, tool))
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := os.WriteFile(filepath.Join(folder, "docker"), []byte(script), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			t.Setenv("DOCKER_ASKED", asked)
+			t.Setenv("DOCKER_FAILS", fails)
+			noOtherSource(t, folder)
+			s, err := Start(t.Context(), Options{Version: absentVersion})
+			switch {
+			case fails == "" && err != nil:
+				t.Fatal(err)
+			case fails == "":
+				if want := "127.0.0.1:32768"; !strings.Contains(s.URL(), want) {
+					t.Errorf("URL() = %s, want %s in it", s.URL(), want)
+				}
+				if err := s.Close(); err != nil {
+					t.Error(err)
+				}
+			case err == nil || !strings.Contains(err.Error(), "no daemon"):
+				t.Errorf("%v does not quote the command", err)
+			}
+			content, err := os.ReadFile(asked)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := strings.Split(strings.TrimSpace(string(content)), "\n"); !slices.EqualFunc(got, want, strings.HasPrefix) {
+				t.Errorf("docker was asked for\n%q, want\n%q", got, want)
+			}
+		})
+	}
+}
+
+// noOtherSource leaves nothing but what is in a folder.
+func noOtherSource(t *testing.T, path string) {
+	t.Helper()
+	t.Setenv("PATH", path)
+	folders := installFolders
+	t.Cleanup(func() { installFolders = folders })
+	installFolders = nil
+}
+
+// absentVersion is one that no cache holds.
+const absentVersion = "99"
 
 func TestConfiguration(t *testing.T) {
 	t.Parallel()

@@ -27,6 +27,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/walhook/walhook/internal/postgres"
+	"github.com/walhook/walhook/internal/postgres/container"
 )
 
 // DB is a database of one test. It is dropped at the test's end, with whatever is still connected and all its slots.
@@ -71,7 +72,7 @@ func Server(t testing.TB, o postgres.Options) *postgres.Server {
 	ctx, cancel := context.WithTimeout(t.Context(), startWithin)
 	defer cancel()
 	o.Version = cmp.Or(o.Version, wantedVersion())
-	server, err := postgres.Start(ctx, o)
+	server, err := Start(ctx, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,6 +82,14 @@ func Server(t testing.TB, o postgres.Options) *postgres.Server {
 		}
 	})
 	return server
+}
+
+// Start starts a server as postgres.Start does, with dockertest for Docker. The caller closes it.
+func Start(ctx context.Context, o postgres.Options) (*postgres.Server, error) {
+	o.Docker = func(ctx context.Context, tag, script string) (postgres.Container, error) {
+		return container.Run(ctx, tag, script)
+	}
+	return postgres.Start(ctx, o)
 }
 
 // Eventually waits until cond holds, and fails the test if it does not in time. It looks at once, then 100 times a

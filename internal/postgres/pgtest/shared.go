@@ -280,7 +280,7 @@ func keep(f folder) (err error) {
 	fmt.Fprintln(lock, os.Getpid()) // for people
 	ctx, cancel := context.WithTimeout(context.Background(), startWithin)
 	defer cancel()
-	server, err := postgres.Start(ctx, postgres.Options{Version: wantedVersion()})
+	server, err := Start(ctx, postgres.Options{Version: wantedVersion()})
 	if err != nil {
 		return err
 	}
