@@ -22,7 +22,7 @@ test: ## all tests, with the race detector; each has a real PostgreSQL
 	$(GO) test -race -shuffle=on ./...
 
 test-pg: ## the tests that speak to PostgreSQL, with another major version of it: make test-pg PG=17 (14 to 18)
-	WALHOOK_TEST_POSTGRES_VERSION=$(or $(PG),$(error say which: make test-pg PG=17)) $(GO) test . ./cdc ./outbox ./internal/admin
+	WALHOOK_TEST_POSTGRES_VERSION=$(or $(PG),$(error say which: make test-pg PG=17)) $(GO) test . ./cdc ./outbox ./internal/store ./internal/admin
 
 check: ## read-only checks: format, vet, staticcheck, go.mod, lint
 	@unformatted="$$(gofmt -l .)"; if [ -n "$$unformatted" ]; then echo "gofmt has changes for:"; echo "$$unformatted"; exit 1; fi

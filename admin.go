@@ -12,7 +12,7 @@ import (
 	"github.com/walhook/walhook/deliver"
 	"github.com/walhook/walhook/internal/admin"
 	"github.com/walhook/walhook/internal/config"
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // The classes of what keeps walhook from being ready, for those who may not see more.
@@ -27,7 +27,7 @@ const (
 // unready says why, in both forms of a Reason.
 func unready(otherwise string, err error) error {
 	class := otherwise
-	if errors.Is(err, outbox.ErrNotPrepared) {
+	if errors.Is(err, store.ErrNotPrepared) {
 		class = unprepared
 	}
 	return &admin.Reason{Class: class, Err: err}
@@ -59,14 +59,14 @@ func (r *readiness) check() error {
 
 // ready says what this process is: the active one, or a standby that waits for
 // the slot, which is ready too.
-func ready(ctx context.Context, r *readiness, store *outbox.Store, pipelines *line) (role string, err error) {
+func ready(ctx context.Context, r *readiness, st *store.Store, pipelines *line) (role string, err error) {
 	if err := r.check(); err != nil {
 		return "", err
 	}
 	if err := pipelines.engine().Trouble(); err != nil {
 		return "", unready(notWorking, err)
 	}
-	if err := store.CheckSchema(ctx); err != nil {
+	if err := st.CheckSchema(ctx); err != nil {
 		return "", unready(unreachable, err)
 	}
 	switch status := pipelines.stream().Status(); {
@@ -93,15 +93,15 @@ func serveAdmin(ctx context.Context, cfg *config.Config, o admin.Options, log *s
 }
 
 // adminOptions are what the admin server asks of the parts.
-func adminOptions(cfg *config.Config, r *readiness, store *outbox.Store, pipelines *line, metrics *admin.Metrics) admin.Options {
+func adminOptions(cfg *config.Config, r *readiness, st *store.Store, pipelines *line, metrics *admin.Metrics) admin.Options {
 	return admin.Options{
 		Version: version,
 		Tokens:  cfg.AdminTokens(),
 		Alive:   pipelines.alive,
-		Ready:   func(ctx context.Context) (string, error) { return ready(ctx, r, store, pipelines) },
+		Ready:   func(ctx context.Context) (string, error) { return ready(ctx, r, st, pipelines) },
 		Metrics: metrics,
 		Stats:   func() deliver.Stats { return pipelines.engine().Stats() },
 		Stream:  func() cdc.Status { return pipelines.stream().Status() },
-		Store:   store,
+		Store:   st,
 	}
 }

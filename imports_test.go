@@ -9,21 +9,22 @@ import (
 )
 
 // TestImportsGoOneWay holds the directions in which the packages may know each
-// other: main knows all, siblings never know each other, and the domain knows
-// nobody. Any of them may be broken on purpose, in test builds.
+// other: main knows all, siblings never know each other, and what an application
+// imports knows nobody. Any of them may be broken on purpose, in test builds.
 func TestImportsGoOneWay(t *testing.T) {
 	t.Parallel()
 	const module = "github.com/walhook/walhook"
 	allowed := map[string][]string{
-		"outbox":            {"internal/sabotage"},
+		"outbox":            {},
 		"sign":              {},
-		"cdc":               {"outbox", "internal/sabotage"},
-		"deliver":           {"outbox", "sign", "internal/sabotage"},
+		"cdc":               {"outbox", "internal/store", "internal/sabotage"},
+		"deliver":           {"outbox", "sign", "internal/store", "internal/sabotage"},
 		"internal/config":   {},
-		"internal/demo":     {"outbox", "sign", "internal/postgres"},
-		"internal/admin":    {"outbox", "deliver", "cdc"},
+		"internal/demo":     {"outbox", "sign", "internal/store", "internal/postgres"},
+		"internal/admin":    {"outbox", "internal/store", "deliver", "cdc"},
 		"internal/postgres": {"internal/postgres/flock"},
 		"internal/sabotage": {},
+		"internal/store":    {"outbox", "internal/sabotage"},
 
 		"internal/postgres/container": {},
 	}

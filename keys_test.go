@@ -10,7 +10,7 @@ import (
 
 	"github.com/walhook/walhook/internal/config"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 func key(b byte) string { return base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{b}, 32)) }
@@ -18,13 +18,13 @@ func key(b byte) string { return base64.StdEncoding.EncodeToString(bytes.Repeat(
 // sealWith seals all secrets that are not sealed.
 func (w *world) sealWith(b byte) {
 	w.t.Helper()
-	sealer, err := outbox.NewSealer(bytes.Repeat([]byte{b}, 32), nil)
+	sealer, err := store.NewSealer(bytes.Repeat([]byte{b}, 32), nil)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	store := outbox.NewStore(w.db.Pool, w.db.Slot, 0)
-	store.Sealing(sealer)
-	if _, err := store.SealSecrets(w.t.Context()); err != nil {
+	st := store.New(w.db.Pool, w.db.Slot, 0)
+	st.Sealing(sealer)
+	if _, err := st.SealSecrets(w.t.Context()); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -48,13 +48,13 @@ func TestAStartWithTheWrongKeyIsRefused(t *testing.T) {
 		}
 	}
 	w.run("WALHOOK_SECRET_KEY="+key(2), "WALHOOK_SECRET_KEY_OLD="+key(1))
-	new2, err := outbox.NewSealer(bytes.Repeat([]byte{2}, 32), nil)
+	new2, err := store.NewSealer(bytes.Repeat([]byte{2}, 32), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	store := outbox.NewStore(w.db.Pool, w.db.Slot, 0)
-	store.Sealing(new2)
-	pgtest.Eventually(t, patience, "the secret is sealed anew with the first key", func() bool { return store.CheckSecrets(context.Background()) == nil })
+	st := store.New(w.db.Pool, w.db.Slot, 0)
+	st.Sealing(new2)
+	pgtest.Eventually(t, patience, "the secret is sealed anew with the first key", func() bool { return st.CheckSecrets(context.Background()) == nil })
 	if n := query[int](w, `SELECT count(*) FROM webhook_secrets WHERE endpoint_id = $1`, id); n != 1 {
 		t.Errorf("%d secrets", n)
 	}

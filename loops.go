@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/walhook/walhook/internal/config"
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // upkeepEvery is how often partitions are looked after: a day is made two weeks
@@ -26,8 +26,8 @@ const fewDaysAhead = 7
 
 // keepPartitions makes days ahead and drops days past retention, while this
 // process is the active one. A failure is said, and tried again next time.
-func keepPartitions(ctx context.Context, store *outbox.Store, cfg *config.Config, pipelines *line, log *slog.Logger) error {
-	k := partitionKeeper{store: store, partitions: outbox.NewPartitions(store, cfg.Retention), log: log, said: map[string]string{}}
+func keepPartitions(ctx context.Context, st *store.Store, cfg *config.Config, pipelines *line, log *slog.Logger) error {
+	k := partitionKeeper{store: st, partitions: store.NewPartitions(st, cfg.Retention), log: log, said: map[string]string{}}
 	for {
 		wait := upkeepEvery
 		held := pipelines.engine().WhileLive(ctx, func(held context.Context) {
@@ -46,8 +46,8 @@ func keepPartitions(ctx context.Context, store *outbox.Store, cfg *config.Config
 
 // A partitionKeeper says each trouble once, and not in every round.
 type partitionKeeper struct {
-	store      *outbox.Store
-	partitions *outbox.Partitions
+	store      *store.Store
+	partitions *store.Partitions
 	log        *slog.Logger
 	said       map[string]string // what it is about, and what was said of it
 }
@@ -114,15 +114,15 @@ func errorText(err error) string {
 const sealEvery = 10 * time.Second
 
 // sealSecrets seals new signing secrets, while this process is the active one.
-func sealSecrets(ctx context.Context, store *outbox.Store, pipelines *line, log *slog.Logger) error {
-	var walk outbox.Resealing
+func sealSecrets(ctx context.Context, st *store.Store, pipelines *line, log *slog.Logger) error {
+	var walk store.Resealing
 	for wait := sealEvery; pause(ctx, wait); {
 		wait = sealEvery
 		pipelines.engine().WhileLive(ctx, func(held context.Context) {
 			if !walk.Done {
-				sealAnew(held, store, &walk, log)
+				sealAnew(held, st, &walk, log)
 			}
-			n, err := store.SealSecrets(held)
+			n, err := st.SealSecrets(held)
 			if err != nil && held.Err() == nil {
 				log.WarnContext(ctx, "cannot seal signing secrets; it is tried again", "error", err)
 			}
@@ -137,9 +137,9 @@ func sealSecrets(ctx context.Context, store *outbox.Store, pipelines *line, log 
 
 // sealAnew seals with WALHOOK_SECRET_KEY what WALHOOK_SECRET_KEY_OLD had sealed: all
 // of it once in the life of a process, a chunk at a time.
-func sealAnew(ctx context.Context, store *outbox.Store, walk *outbox.Resealing, log *slog.Logger) {
+func sealAnew(ctx context.Context, st *store.Store, walk *store.Resealing, log *slog.Logger) {
 	for !walk.Done {
-		err := store.Reseal(ctx, walk)
+		err := st.Reseal(ctx, walk)
 		switch {
 		case ctx.Err() != nil:
 			return

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 func TestAStreamThatStandsStillEndsTheProcess(t *testing.T) {
@@ -36,8 +36,8 @@ func TestAStreamThatStandsStillEndsTheProcess(t *testing.T) {
 func TestADayThatCannotBeDroppedIsSaidOnce(t *testing.T) {
 	w := newWorld(t)
 	var log bytes.Buffer
-	store := outbox.NewStore(w.db.Pool, w.db.Slot, 0)
-	k := partitionKeeper{store: store, partitions: outbox.NewPartitions(store, 7*24*time.Hour), log: slog.New(slog.NewTextHandler(&log, nil)), said: map[string]string{}}
+	st := store.New(w.db.Pool, w.db.Slot, 0)
+	k := partitionKeeper{store: st, partitions: store.NewPartitions(st, 7*24*time.Hour), log: slog.New(slog.NewTextHandler(&log, nil)), said: map[string]string{}}
 	w.exec(`INSERT INTO webhook_state (slot) VALUES ($1)`, w.db.Slot)
 	until := func(said string) {
 		t.Helper()

@@ -27,7 +27,7 @@ import (
 	"github.com/walhook/walhook/deliver"
 	"github.com/walhook/walhook/internal/admin"
 	"github.com/walhook/walhook/internal/config"
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 //go:embed schema.sql
@@ -181,9 +181,9 @@ func exitCode(err error) int {
 		return exitClean
 	case errors.Is(err, errConfig):
 		return exitConfig
-	case errors.Is(err, outbox.ErrHeldBack):
+	case errors.Is(err, store.ErrHeldBack):
 		return exitHeldBack
-	case errors.Is(err, outbox.ErrNotPrepared):
+	case errors.Is(err, store.ErrNotPrepared):
 		return exitNotPrepared
 	default:
 		return exitFailure
@@ -245,7 +245,7 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 		return err
 	}
 	defer pool.Close()
-	store, err := newStore(cfg, pool)
+	st, err := newStore(cfg, pool)
 	if err != nil {
 		return err
 	}
@@ -264,16 +264,16 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 				Window: cfg.Window, MaxMemory: int64(cfg.MaxMemory), Timeout: cfg.Timeout, DisableAfter: cfg.DisableAfter,
 			},
 			Schedule: deliver.Schedule(cfg.RetrySchedule), RecoveryWindow: cfg.RecoveryWindow,
-			Store: store, Sender: sender, Log: log, Observe: metrics.Observe,
+			Store: st, Sender: sender, Log: log, Observe: metrics.Observe,
 		})
 		return pipeline{engine: engine, refused: sessions.refusedReplication, stream: cdc.New(cdc.Config{
-			Server: sessions.replication, Slot: cfg.Slot, Publication: outbox.Publication, CreateSlot: cfg.AutoInit, Resumed: resumed,
-			Creating: store.AwaitSlot, Start: store.StartSession, Check: store.CheckSession, Alive: engine.Alive, Logger: log,
+			Server: sessions.replication, Slot: cfg.Slot, Publication: store.Publication, CreateSlot: cfg.AutoInit, Resumed: resumed,
+			Creating: st.AwaitSlot, Start: st.StartSession, Check: st.CheckSession, Alive: engine.Alive, Logger: log,
 		})}
 	})
 
 	readiness := newReadiness()
-	serve, err := serveAdmin(ctx, cfg, adminOptions(cfg, readiness, store, pipelines, metrics), log)
+	serve, err := serveAdmin(ctx, cfg, adminOptions(cfg, readiness, st, pipelines, metrics), log)
 	if err != nil {
 		return err
 	}
@@ -285,12 +285,12 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	parts.Go(func() error { return serve(live) })
 	parts.Go(func() error {
 		defer end()
-		if err := prepare(ctx, sessions, store, readiness, log); err != nil || ctx.Err() != nil {
+		if err := prepare(ctx, sessions, st, readiness, log); err != nil || ctx.Err() != nil {
 			return err
 		}
 		parts.Go(func() error { return watch(live, pipelines.streamAlive) })
-		parts.Go(func() error { return keepPartitions(live, store, cfg, pipelines, log) })
-		parts.Go(func() error { return sealSecrets(live, store, pipelines, log) })
+		parts.Go(func() error { return keepPartitions(live, st, cfg, pipelines, log) })
+		parts.Go(func() error { return sealSecrets(live, st, pipelines, log) })
 		return pipelines.run(ctx, live)
 	})
 	return parts.Wait()

@@ -11,7 +11,7 @@ import (
 
 	"github.com/walhook/walhook/cdc"
 	"github.com/walhook/walhook/deliver"
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // A pipeline is a stream and the engine behind it, with all that they hold.
@@ -52,7 +52,7 @@ func (l *line) run(ctx, live context.Context) error {
 	for {
 		began := time.Now()
 		err := l.current.Load().run(ctx, live)
-		if !errors.Is(err, outbox.ErrFenced) || ctx.Err() != nil {
+		if !errors.Is(err, store.ErrFenced) || ctx.Err() != nil {
 			return err
 		}
 		l.log.WarnContext(ctx, "another walhook has taken the slot over: this one begins anew, and stands by", "reason", err)

@@ -9,26 +9,26 @@ import (
 
 	"github.com/walhook/walhook/cdc"
 	"github.com/walhook/walhook/internal/config"
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // preflight looks, before anything is made, whether walhook can do what is intended:
 // what failed half way would leave tables that belong to the wrong role. run, init and
 // doctor begin with it. An error means that it could not be found out.
-func preflight(ctx context.Context, s *sessions, store *outbox.Store, want outbox.Intent) ([]outbox.Check, error) {
-	checks, err := store.Preflight(ctx, want)
+func preflight(ctx context.Context, s *sessions, st *store.Store, want store.Intent) ([]store.Check, error) {
+	checks, err := st.Preflight(ctx, want)
 	if err != nil {
 		return nil, s.refusedSQL(err)
 	}
-	replication := outbox.Check{Name: "replication", State: outbox.CheckOK, Found: "the role may replicate"}
+	replication := store.Check{Name: "replication", State: store.CheckOK, Found: "the role may replicate"}
 	if err := cdc.Probe(ctx, cdc.Config{Server: s.replication, Slot: s.cfg.Slot}); err != nil {
-		replication = outbox.FailedCheck(replication.Name, s.refusedReplication(err))
+		replication = store.FailedCheck(replication.Name, s.refusedReplication(err))
 	}
 	checks = append(checks, replication)
-	if store.CheckSchema(ctx) == nil { // else there is nothing yet, or it cannot be read
-		keys := outbox.Check{Name: "secret key", State: outbox.CheckOK, Found: "it opens what is sealed"}
-		if err := checkSecrets(ctx, store); err != nil {
-			keys = outbox.FailedCheck(keys.Name, err)
+	if st.CheckSchema(ctx) == nil { // else there is nothing yet, or it cannot be read
+		keys := store.Check{Name: "secret key", State: store.CheckOK, Found: "it opens what is sealed"}
+		if err := checkSecrets(ctx, st); err != nil {
+			keys = store.FailedCheck(keys.Name, err)
 		}
 		checks = append(checks, keys)
 	}
@@ -36,14 +36,14 @@ func preflight(ctx context.Context, s *sessions, store *outbox.Store, want outbo
 }
 
 // intent is what run does with the database.
-func intent(cfg *config.Config) outbox.Intent {
-	return outbox.Intent{Apply: cfg.AutoInit, Schema: cfg.Schema, Environment: cfg.Environment}
+func intent(cfg *config.Config) store.Intent {
+	return store.Intent{Apply: cfg.AutoInit, Schema: cfg.Schema, Environment: cfg.Environment}
 }
 
 // warnings logs what is no reason not to start.
-func warnings(ctx context.Context, checks []outbox.Check, log *slog.Logger) {
+func warnings(ctx context.Context, checks []store.Check, log *slog.Logger) {
 	for _, c := range checks {
-		if c.State == outbox.CheckWarn {
+		if c.State == store.CheckWarn {
 			log.WarnContext(ctx, "preflight: "+c.Name, "found", c.Found, "mend", c.Remedy)
 		}
 	}
@@ -62,20 +62,20 @@ func doctor(ctx context.Context, cfg *config.Config, stdout io.Writer) error {
 		return err
 	}
 	defer pool.Close()
-	store, err := newStore(cfg, pool)
+	st, err := newStore(cfg, pool)
 	if err != nil {
 		return err
 	}
-	checks, err := preflight(ctx, sessions, store, intent(cfg))
+	checks, err := preflight(ctx, sessions, st, intent(cfg))
 	if err != nil {
-		checks = []outbox.Check{outbox.FailedCheck("connection", err)}
+		checks = []store.Check{store.FailedCheck("connection", err)}
 	}
 	report(stdout, checks)
-	return outbox.FirstFailure(checks)
+	return store.FirstFailure(checks)
 }
 
 // report prints a line for each check, and what to type under those that need it.
-func report(w io.Writer, checks []outbox.Check) {
+func report(w io.Writer, checks []store.Check) {
 	widest := 0
 	for _, c := range checks {
 		widest = max(widest, len(c.Name))

@@ -14,7 +14,7 @@ import (
 	"github.com/walhook/walhook/internal/config"
 	"github.com/walhook/walhook/internal/postgres"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 func load(t *testing.T, env ...string) *config.Config {
@@ -193,10 +193,10 @@ func TestUninstallTablesAsks(t *testing.T) {
 	if err := mayAsk(newFlags("uninstall"), true, false, io.Discard); exitCode(err) != exitConfig || !strings.Contains(err.Error(), "--yes") {
 		t.Errorf("without a terminal: exit code %d, %v", exitCode(err), err)
 	}
-	store := outbox.NewStore(w.db.Pool, w.db.Slot, 0)
+	st := store.New(w.db.Pool, w.db.Slot, 0)
 	for answer, good := range map[string]bool{w.db.Slot + "\n": true, "yes\n": false, "\n": false, "": false} {
 		var asked bytes.Buffer
-		if err := confirm(t.Context(), store, strings.NewReader(answer), &asked); (err == nil) != good || !strings.Contains(asked.String(), w.db.Slot) {
+		if err := confirm(t.Context(), st, strings.NewReader(answer), &asked); (err == nil) != good || !strings.Contains(asked.String(), w.db.Slot) {
 			t.Errorf("%q: %v after %q", answer, err, asked.String())
 		}
 	}

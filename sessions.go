@@ -15,7 +15,7 @@ import (
 
 	"github.com/walhook/walhook/cdc"
 	"github.com/walhook/walhook/internal/config"
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // sessions make all of walhook's connections: those of the pool, the
@@ -92,7 +92,7 @@ func (s *sessions) beforeConnect(_ context.Context, cc *pgx.ConnConfig) error {
 func (s *sessions) setUp(cc *pgx.ConnConfig) {
 	cc.ConnectTimeout = cmp.Or(cc.ConnectTimeout, connectTimeout)
 	if s.cfg.Pooled() {
-		outbox.Override(cc.RuntimeParams, map[string]string{"client_encoding": "UTF8"})
+		store.Override(cc.RuntimeParams, map[string]string{"client_encoding": "UTF8"})
 		if !strings.Contains(string(s.cfg.DatabaseURL), "default_query_exec_mode") {
 			cc.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 		}
@@ -104,14 +104,14 @@ func (s *sessions) setUp(cc *pgx.ConnConfig) {
 // direct adds what every connection to PostgreSQL itself starts with.
 func (s *sessions) direct(cc *pgx.ConnConfig) {
 	cc.ConnectTimeout = cmp.Or(cc.ConnectTimeout, connectTimeout)
-	outbox.Override(cc.RuntimeParams, outbox.Settings(s.pinned()))
+	store.Override(cc.RuntimeParams, store.Settings(s.pinned()))
 	if cc.RuntimeParams["application_name"] == "" {
 		cc.RuntimeParams["application_name"] = "walhook"
 	}
 }
 
 func (s *sessions) begin(ctx context.Context, conn *pgx.Conn) error {
-	schema, err := outbox.BeginSession(ctx, conn, s.pinned())
+	schema, err := store.BeginSession(ctx, conn, s.pinned())
 	if err == nil {
 		s.pin(schema)
 	}
@@ -119,7 +119,7 @@ func (s *sessions) begin(ctx context.Context, conn *pgx.Conn) error {
 }
 
 func (s *sessions) check(ctx context.Context, conn *pgx.Conn) error {
-	schema, err := outbox.CheckShared(ctx, conn, s.pinned())
+	schema, err := store.CheckShared(ctx, conn, s.pinned())
 	if err == nil {
 		s.pin(schema)
 	}
@@ -143,13 +143,13 @@ func refused(err error, variable string, conn config.Secret) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, outbox.ErrSettings):
+	case errors.Is(err, store.ErrSettings):
 		return fmt.Errorf("%w: %w", errConfig, err)
 	case errors.Is(err, cdc.ErrNoReplication):
 		return fmt.Errorf("%w: %s: %w", errConfig, variable, err)
-	case outbox.NeverConnects(err) && !conn.ShowsParameters():
+	case store.NeverConnects(err) && !conn.ShowsParameters():
 		return fmt.Errorf("%w: %s: the server does not take one of the parameters; a value with blanks, such as a password, has to stand in ' '", errConfig, variable)
-	case outbox.NeverConnects(err):
+	case store.NeverConnects(err):
 		return fmt.Errorf("%w: %s: take the parameter out that the server refuses (or, where a pooler answers, let WALHOOK_REPLICATION_URL name PostgreSQL itself): %s",
 			errConfig, variable, pg.Message)
 	case pg == nil:
@@ -159,7 +159,7 @@ func refused(err error, variable string, conn config.Secret) error {
 	case "28P01", "28000": // invalid_password, invalid_authorization_specification
 		return fmt.Errorf("%w: %s: %w", errConfig, variable, err)
 	case "3D000": // invalid_catalog_name
-		return fmt.Errorf("%w: %w; CREATE DATABASE it, or mend %s", outbox.ErrNotPrepared, err, variable)
+		return fmt.Errorf("%w: %w; CREATE DATABASE it, or mend %s", store.ErrNotPrepared, err, variable)
 	}
 	return err
 }

@@ -15,22 +15,22 @@ import (
 
 	"github.com/walhook/walhook/cdc"
 	"github.com/walhook/walhook/internal/config"
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // newStore makes the store, which seals secrets where there is a key.
-func newStore(cfg *config.Config, pool *pgxpool.Pool) (*outbox.Store, error) {
-	store := outbox.NewStore(pool, cfg.Slot, cfg.DisableAfter)
-	store.Expects(schema)
+func newStore(cfg *config.Config, pool *pgxpool.Pool) (*store.Store, error) {
+	st := store.New(pool, cfg.Slot, cfg.DisableAfter)
+	st.Expects(schema)
 	if len(cfg.SecretKey) == 0 {
-		return store, nil
+		return st, nil
 	}
-	sealer, err := outbox.NewSealer(cfg.SecretKey, cfg.OldKey)
+	sealer, err := store.NewSealer(cfg.SecretKey, cfg.OldKey)
 	if err != nil {
 		return nil, fmt.Errorf("%w: WALHOOK_SECRET_KEY: %w", errConfig, err)
 	}
-	store.Sealing(sealer)
-	return store, nil
+	st.Sealing(sealer)
+	return st, nil
 }
 
 const (
@@ -41,16 +41,16 @@ const (
 
 // prepare sees to it that the database is as it must be: schema, publication,
 // environment. A database that cannot be reached is waited for, for ever.
-func prepare(ctx context.Context, s *sessions, store *outbox.Store, r *readiness, log *slog.Logger) error {
+func prepare(ctx context.Context, s *sessions, st *store.Store, r *readiness, log *slog.Logger) error {
 	pause, said := connectPause, ""
 	for {
-		checks, err := prepareOnce(ctx, s, store)
+		checks, err := prepareOnce(ctx, s, st)
 		if err == nil {
 			r.waiting(nil)
 			warnings(ctx, checks, log)
 		}
 		if err == nil || ctx.Err() != nil || errors.Is(err, errConfig) ||
-			errors.Is(err, outbox.ErrNotPrepared) || errors.Is(err, outbox.ErrHeldBack) {
+			errors.Is(err, store.ErrNotPrepared) || errors.Is(err, store.ErrHeldBack) {
 			return err
 		}
 		r.waiting(err)
@@ -68,33 +68,33 @@ func prepare(ctx context.Context, s *sessions, store *outbox.Store, r *readiness
 }
 
 // prepareOnce makes nothing before the preflight has found that all of it can be made.
-func prepareOnce(ctx context.Context, s *sessions, store *outbox.Store) ([]outbox.Check, error) {
+func prepareOnce(ctx context.Context, s *sessions, st *store.Store) ([]store.Check, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	want := intent(s.cfg)
 	want.Waits = true
-	checks, err := preflight(ctx, s, store, want)
+	checks, err := preflight(ctx, s, st, want)
 	if err != nil {
 		return nil, err
 	}
-	if err := outbox.FirstFailure(checks); err != nil {
+	if err := store.FirstFailure(checks); err != nil {
 		return nil, err
 	}
-	left, err := makeReady(ctx, s, store)
+	left, err := makeReady(ctx, s, st)
 	if err != nil {
 		return nil, s.refusedSQL(err)
 	}
 	checks = append(checks, left...)
-	if err := store.ClaimEnvironment(ctx, s.cfg.Environment, false); err != nil {
+	if err := st.ClaimEnvironment(ctx, s.cfg.Environment, false); err != nil {
 		return nil, err
 	}
-	return checks, checkSecrets(ctx, store)
+	return checks, checkSecrets(ctx, st)
 }
 
 // checkSecrets refuses keys with which nothing could be sent.
-func checkSecrets(ctx context.Context, store *outbox.Store) error {
-	err := store.CheckSecrets(ctx)
-	if errors.Is(err, outbox.ErrSecretKey) {
+func checkSecrets(ctx context.Context, st *store.Store) error {
+	err := st.CheckSecrets(ctx)
+	if errors.Is(err, store.ErrSecretKey) {
 		return fmt.Errorf("%w: %w", errConfig, err)
 	}
 	return err
@@ -102,27 +102,27 @@ func checkSecrets(ctx context.Context, store *outbox.Store) error {
 
 // makeReady only looks where WALHOOK_AUTO_INIT is false. Where nothing that delivering
 // needs is missing, what could not be mended is left.
-func makeReady(ctx context.Context, s *sessions, store *outbox.Store) (left []outbox.Check, err error) {
+func makeReady(ctx context.Context, s *sessions, st *store.Store) (left []store.Check, err error) {
 	if !s.cfg.AutoInit {
-		return nil, store.CheckSchema(ctx)
+		return nil, st.CheckSchema(ctx)
 	}
-	if err := createSchema(ctx, s, store); err != nil {
+	if err := createSchema(ctx, s, st); err != nil {
 		return nil, err
 	}
-	err = store.Migrate(ctx, schema)
-	if err == nil || store.CheckSchema(ctx) != nil {
+	err = st.Migrate(ctx, schema)
+	if err == nil || st.CheckSchema(ctx) != nil {
 		return nil, err
 	}
-	return []outbox.Check{{Name: "other objects", State: outbox.CheckWarn, Found: "not mended: " + err.Error(),
+	return []store.Check{{Name: "other objects", State: store.CheckWarn, Found: "not mended: " + err.Error(),
 		Remedy: "run `walhook init` with a role that owns the tables; nothing that delivering needs is missing"}}, nil
 }
 
 // createSchema makes the schema that WALHOOK_SCHEMA names, where it is missing.
-func createSchema(ctx context.Context, s *sessions, store *outbox.Store) error {
+func createSchema(ctx context.Context, s *sessions, st *store.Store) error {
 	if s.cfg.Schema == "" {
 		return nil
 	}
-	return store.CreateSchema(ctx, s.cfg.Schema)
+	return st.CreateSchema(ctx, s.cfg.Schema)
 }
 
 // sayDropped names the parameters that were meant for somebody else.
@@ -149,31 +149,31 @@ func initialize(ctx context.Context, cfg *config.Config, adopt bool, stdout io.W
 		return err
 	}
 	defer pool.Close()
-	store, err := newStore(cfg, pool)
+	st, err := newStore(cfg, pool)
 	if err != nil {
 		return err
 	}
 	want := intent(cfg)
 	want.Apply, want.Adopt = true, adopt
-	checks, err := preflight(ctx, sessions, store, want)
+	checks, err := preflight(ctx, sessions, st, want)
 	if err != nil {
 		return err
 	}
-	if err := outbox.FirstFailure(checks); err != nil {
+	if err := store.FirstFailure(checks); err != nil {
 		return err
 	}
 	warnings(ctx, checks, log)
-	if err := applySchema(ctx, sessions, store, log); err != nil {
+	if err := applySchema(ctx, sessions, st, log); err != nil {
 		return err
 	}
-	if err := store.ClaimEnvironment(ctx, cfg.Environment, adopt); err != nil {
+	if err := st.ClaimEnvironment(ctx, cfg.Environment, adopt); err != nil {
 		return err
 	}
-	if err := checkSecrets(ctx, store); err != nil {
+	if err := checkSecrets(ctx, st); err != nil {
 		return err
 	}
-	created, err := cdc.Prepare(ctx, cdc.Config{Server: sessions.replication, Slot: cfg.Slot, Publication: outbox.Publication, CreateSlot: true,
-		Creating: store.AwaitSlot, Logger: log})
+	created, err := cdc.Prepare(ctx, cdc.Config{Server: sessions.replication, Slot: cfg.Slot, Publication: store.Publication, CreateSlot: true,
+		Creating: st.AwaitSlot, Logger: log})
 	if err != nil {
 		return sessions.refusedReplication(err)
 	}
@@ -182,22 +182,22 @@ func initialize(ctx context.Context, cfg *config.Config, adopt bool, stdout io.W
 		how = "created"
 	}
 	fmt.Fprintf(stdout, "schema version %d, publication %s, slot %s (%s): ready for `walhook run`\n",
-		outbox.SchemaVersion, outbox.Publication, cfg.Slot, how)
+		store.SchemaVersion, store.Publication, cfg.Slot, how)
 	return nil
 }
 
 // applySchema applies the schema whatever is there, which mends also what no check
 // finds. Where nothing that is looked for is missing, it is no reason to stop that
 // somebody is in the way, or that a newer walhook has been here.
-func applySchema(ctx context.Context, s *sessions, store *outbox.Store, log *slog.Logger) error {
-	if err := createSchema(ctx, s, store); err != nil {
+func applySchema(ctx context.Context, s *sessions, st *store.Store, log *slog.Logger) error {
+	if err := createSchema(ctx, s, st); err != nil {
 		return s.refusedSQL(err)
 	}
-	err := store.Apply(ctx, schema)
+	err := st.Apply(ctx, schema)
 	if err == nil {
 		return nil
 	}
-	if store.CheckSchema(ctx) != nil {
+	if st.CheckSchema(ctx) != nil {
 		return s.refusedSQL(err)
 	}
 	log.WarnContext(ctx, "the schema was not applied again; nothing that walhook needs is missing", "reason", err)

@@ -12,7 +12,7 @@ import (
 
 	"github.com/walhook/walhook/internal/config"
 	"github.com/walhook/walhook/internal/demo"
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // runUninstall takes back what init made: only what is this database's walhook's.
@@ -37,16 +37,16 @@ func takeBack(ctx context.Context, cfg *config.Config, tables, yes bool, stdout 
 		return err
 	}
 	defer pool.Close()
-	store := outbox.NewStore(pool, cfg.Slot, cfg.DisableAfter)
-	if err := store.MayUninstall(ctx, schema, tables); err != nil {
+	st := store.New(pool, cfg.Slot, cfg.DisableAfter)
+	if err := st.MayUninstall(ctx, schema, tables); err != nil {
 		return sessions.refusedSQL(err)
 	}
 	if tables && !yes {
-		if err := confirm(ctx, store, os.Stdin, stdout); err != nil {
+		if err := confirm(ctx, st, os.Stdin, stdout); err != nil {
 			return err
 		}
 	}
-	return uninstall(ctx, cfg, store, tables, stdout)
+	return uninstall(ctx, cfg, st, tables, stdout)
 }
 
 // mayAsk refuses to drop tables where nobody sits who could be asked.
@@ -62,8 +62,8 @@ func mayAsk(flags *flag.FlagSet, tables, yes bool, stdout io.Writer) error {
 }
 
 // confirm asks for the database's name.
-func confirm(ctx context.Context, store *outbox.Store, in io.Reader, out io.Writer) error {
-	database, err := store.Database(ctx)
+func confirm(ctx context.Context, st *store.Store, in io.Reader, out io.Writer) error {
+	database, err := st.Database(ctx)
 	if err != nil {
 		return err
 	}
@@ -77,8 +77,8 @@ func confirm(ctx context.Context, store *outbox.Store, in io.Reader, out io.Writ
 
 // uninstall drops the slot first: without it PostgreSQL keeps no WAL, whatever
 // becomes of the rest.
-func uninstall(ctx context.Context, cfg *config.Config, store *outbox.Store, tables bool, stdout io.Writer) error {
-	dropped, err := store.DropSlot(ctx)
+func uninstall(ctx context.Context, cfg *config.Config, st *store.Store, tables bool, stdout io.Writer) error {
+	dropped, err := st.DropSlot(ctx)
 	if err != nil {
 		return err
 	}
@@ -86,7 +86,7 @@ func uninstall(ctx context.Context, cfg *config.Config, store *outbox.Store, tab
 	if dropped {
 		slot = "slot " + cfg.Slot + " dropped"
 	}
-	publication, err := store.DropPublication(ctx)
+	publication, err := st.DropPublication(ctx)
 	if err != nil {
 		return err
 	}
@@ -94,7 +94,7 @@ func uninstall(ctx context.Context, cfg *config.Config, store *outbox.Store, tab
 	if !tables {
 		return nil
 	}
-	if err := store.DropTables(ctx, schema); err != nil {
+	if err := st.DropTables(ctx, schema); err != nil {
 		return err
 	}
 	fmt.Fprintln(stdout, "tables, views and functions dropped")

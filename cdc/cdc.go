@@ -31,11 +31,11 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // empty reports whether a batch is nothing but a position.
-func empty(b *outbox.Batch) bool { return b.Session == nil && len(b.Events) == 0 && len(b.Echoes) == 0 }
+func empty(b *store.Batch) bool { return b.Session == nil && len(b.Events) == 0 && len(b.Echoes) == 0 }
 
 // Config says what to stream. Server, Slot and Publication are required.
 type Config struct {
@@ -47,7 +47,7 @@ type Config struct {
 	Publication string
 
 	// CreateSlot makes a missing slot, and remakes one that PostgreSQL has
-	// invalidated. Without it both are outbox.ErrNotPrepared.
+	// invalidated. Without it both are store.ErrNotPrepared.
 	CreateSlot bool
 
 	// Creating is called before a slot is made: what was committed before does not
@@ -57,14 +57,14 @@ type Config struct {
 	// Start says in session.Start where to begin, at every connect (0 is the slot's
 	// own position), and in session.Outbox which table the events are in. flushed is the server's WAL flush position; PostgreSQL takes a
 	// position beyond it and skips in silence. Nil: always 0, and no events.
-	Start func(ctx context.Context, session *outbox.Session, flushed pglogrepl.LSN) error
+	Start func(ctx context.Context, session *store.Session, flushed pglogrepl.LSN) error
 
 	// Check says whether publication, table and columns are as they must be. It is
 	// asked every checkEvery, by a goroutine of its own, and must end with its
-	// context; until it says yes nothing is confirmed, and outbox.ErrRepublished ends
+	// context; until it says yes nothing is confirmed, and store.ErrRepublished ends
 	// the session: what was committed while nothing was published is for the
 	// acquisition of the next to remember. Nil: they are.
-	Check func(ctx context.Context, session *outbox.Session) error
+	Check func(ctx context.Context, session *store.Session) error
 
 	// Resumed says that this process has streamed before, or stood by: what an
 	// operator has to mend is waited for from the beginning.

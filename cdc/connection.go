@@ -15,7 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/walhook/walhook/internal/sabotage"
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // This file is the life of one replication connection after START_REPLICATION:
@@ -40,7 +40,7 @@ type connection struct {
 	stream  *Stream
 	pg      *pgconn.PgConn
 	sieve   *sieve
-	session *outbox.Session
+	session *store.Session
 	decoder decoder
 
 	handed pglogrepl.LSN // the newest position handed on; first, where the session began
@@ -70,7 +70,7 @@ type connection struct {
 }
 
 // newConnection takes over a connection on which replication has started.
-func newConnection(s *Stream, pg *pgconn.PgConn, sieve *sieve, session *outbox.Session) *connection {
+func newConnection(s *Stream, pg *pgconn.PgConn, sieve *sieve, session *store.Session) *connection {
 	now := time.Now()
 	begin := max(session.Start, session.Confirmed)
 	c := &connection{
@@ -109,7 +109,7 @@ func (c *connection) run(ctx context.Context) error {
 }
 
 func (c *connection) follow(ctx context.Context) error {
-	if err := c.hand(ctx, outbox.Batch{Session: c.session}); err != nil {
+	if err := c.hand(ctx, store.Batch{Session: c.session}); err != nil {
 		return err
 	}
 	for {
@@ -232,7 +232,7 @@ func (c *connection) noteTail(lsn pglogrepl.LSN) {
 }
 
 // deliver hands on what the decoder completed, behind the position that waits.
-func (c *connection) deliver(ctx context.Context, b outbox.Batch) error {
+func (c *connection) deliver(ctx context.Context, b store.Batch) error {
 	if b.End != 0 && b.End < c.handed {
 		return fmt.Errorf("%w: %s after %s", errBackwards, b.End, c.handed)
 	}
@@ -250,11 +250,11 @@ func (c *connection) deliver(ctx context.Context, b outbox.Batch) error {
 }
 
 func (c *connection) handTail(ctx context.Context) error {
-	return c.hand(ctx, outbox.Batch{End: c.tail})
+	return c.hand(ctx, store.Batch{End: c.tail})
 }
 
 // hand gives a batch to the consumer, and turns while it waits for room.
-func (c *connection) hand(ctx context.Context, b outbox.Batch) error {
+func (c *connection) hand(ctx context.Context, b store.Batch) error {
 	select {
 	case <-c.stream.stopped.Done():
 		if b = c.drained(b); empty(&b) && b.End == 0 {
@@ -272,7 +272,7 @@ func (c *connection) hand(ctx context.Context, b outbox.Batch) error {
 }
 
 // handWaiting waits for the consumer. It does not read, but it answers.
-func (c *connection) handWaiting(ctx context.Context, b outbox.Batch) error {
+func (c *connection) handWaiting(ctx context.Context, b store.Batch) error {
 	stopped := c.stream.stopped.Done()
 	if c.stream.stopped.Err() != nil {
 		stopped = nil // b was drained already
@@ -294,7 +294,7 @@ func (c *connection) handWaiting(ctx context.Context, b outbox.Batch) error {
 }
 
 // drained is what is left of a batch after Stop.
-func (c *connection) drained(b outbox.Batch) outbox.Batch {
+func (c *connection) drained(b store.Batch) store.Batch {
 	if len(b.Events) > 0 {
 		c.frozen = true
 		b.Events = nil
@@ -450,7 +450,7 @@ func (c *connection) check(ctx context.Context) {
 			return
 		}
 		c.checked.Store(err == nil || sabotage.On(sabotage.IgnoreCheck))
-		if errors.Is(err, outbox.ErrRepublished) {
+		if errors.Is(err, store.ErrRepublished) {
 			c.changed.Store(true)
 			return
 		}

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pglogrepl"
 	"pgregory.net/rapid"
 
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -18,8 +19,8 @@ func TestPositionsStayInOrder(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		s := New(Config{})
-		s.batches = make(chan outbox.Batch, 1000)
-		c := newConnection(s, nil, nil, &outbox.Session{Start: 50, Confirmed: pglogrepl.LSN(rapid.IntRange(1, 60).Draw(t, "confirmed"))})
+		s.batches = make(chan store.Batch, 1000)
+		c := newConnection(s, nil, nil, &store.Session{Start: 50, Confirmed: pglogrepl.LSN(rapid.IntRange(1, 60).Draw(t, "confirmed"))})
 		ctx := context.Background()
 		check := func(err error) {
 			if err != nil {
@@ -39,21 +40,21 @@ func TestPositionsStayInOrder(t *testing.T) {
 				}
 				for range rapid.IntRange(1, 3).Draw(t, "pieces") - 1 {
 					events++
-					check(c.deliver(ctx, outbox.Batch{Events: make([]outbox.Event, 1)}))
+					check(c.deliver(ctx, store.Batch{Events: make([]outbox.Event, 1)}))
 					if c.tail > c.handed {
 						t.Fatal("a position waits in the middle of a transaction")
 					}
 				}
 				events++
 				c.decoder.inTx = false
-				check(c.deliver(ctx, outbox.Batch{Events: make([]outbox.Event, 1), End: wal}))
+				check(c.deliver(ctx, store.Batch{Events: make([]outbox.Event, 1), End: wal}))
 			case "foreign":
 				if wal += 10; wal > c.handed {
-					check(c.deliver(ctx, outbox.Batch{End: wal}))
+					check(c.deliver(ctx, store.Batch{End: wal}))
 				}
 			case "echo":
 				if wal += 10; wal > c.handed {
-					check(c.deliver(ctx, outbox.Batch{Echoes: []string{"x"}, End: wal}))
+					check(c.deliver(ctx, store.Batch{Echoes: []string{"x"}, End: wal}))
 				}
 			case "keepalive":
 				wal++
@@ -96,7 +97,7 @@ func TestPositionsStayInOrder(t *testing.T) {
 
 func TestOnlyWhatWasHandedOnIsConfirmed(t *testing.T) {
 	t.Parallel()
-	c := newConnection(New(Config{}), nil, nil, &outbox.Session{Confirmed: 100})
+	c := newConnection(New(Config{}), nil, nil, &store.Session{Confirmed: 100})
 	steps := []struct {
 		name             string
 		checked          bool

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/walhook/walhook/internal/sabotage"
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -72,15 +73,15 @@ type decoder struct {
 	fields []field // its columns; nil: not described yet
 
 	inTx  bool
-	batch outbox.Batch // what will be handed on next; its last piece always has an event or an echo
-	bytes int          // of payloads and endpoint ids in batch
+	batch store.Batch // what will be handed on next; its last piece always has an event or an echo
+	bytes int         // of payloads and endpoint ids in batch
 
 	organizations interned
 	types         interned
 }
 
 // decode takes one message. It returns a batch, and true, when one is complete.
-func (d *decoder) decode(message []byte) (outbox.Batch, bool, error) {
+func (d *decoder) decode(message []byte) (store.Batch, bool, error) {
 	r := reader{rest: message}
 	kind := r.byte()
 	switch kind {
@@ -93,73 +94,73 @@ func (d *decoder) decode(message []byte) (outbox.Batch, bool, error) {
 	case 'M':
 		return d.message(&r)
 	case 'R':
-		return outbox.Batch{}, false, d.relation(&r)
+		return store.Batch{}, false, d.relation(&r)
 	case 'U', 'D', 'T', 'Y', 'O': // update, delete, truncate, type, origin
-		return outbox.Batch{}, false, nil
+		return store.Batch{}, false, nil
 	}
-	return outbox.Batch{}, false, malformed(fmt.Sprintf("message of unknown kind %q", kind))
+	return store.Batch{}, false, malformed(fmt.Sprintf("message of unknown kind %q", kind))
 }
 
-func (d *decoder) begin(r *reader) (outbox.Batch, bool, error) {
+func (d *decoder) begin(r *reader) (store.Batch, bool, error) {
 	at := r.uint64() // the commit record's start: not a position that may be confirmed
 	committed := r.time()
 	r.uint32() // xid
 	if r.short {
-		return outbox.Batch{}, false, malformed("Begin is cut short")
+		return store.Batch{}, false, malformed("Begin is cut short")
 	}
 	if d.inTx {
-		return outbox.Batch{}, false, malformed("Begin inside of a transaction")
+		return store.Batch{}, false, malformed("Begin inside of a transaction")
 	}
 	d.inTx = true
 	d.bytes = 0
-	d.batch = outbox.Batch{CommitTime: committed}
+	d.batch = store.Batch{CommitTime: committed}
 	if sabotage.On(sabotage.ConfirmBegin) {
 		d.batch.End = pglogrepl.LSN(at) + 1 // as the protocol counts: the last byte that is flushed, and one
 	}
-	return outbox.Batch{}, false, nil
+	return store.Batch{}, false, nil
 }
 
-func (d *decoder) commit(r *reader) (outbox.Batch, bool, error) {
+func (d *decoder) commit(r *reader) (store.Batch, bool, error) {
 	r.byte()   // flags, none defined
 	r.uint64() // the commit record's start
 	end := r.uint64()
 	committed := r.time()
 	if r.short {
-		return outbox.Batch{}, false, malformed("Commit is cut short")
+		return store.Batch{}, false, malformed("Commit is cut short")
 	}
 	if !d.inTx {
-		return outbox.Batch{}, false, malformed("Commit without Begin")
+		return store.Batch{}, false, malformed("Commit without Begin")
 	}
 	d.inTx = false
 	b := d.batch
-	d.batch, d.bytes = outbox.Batch{}, 0
+	d.batch, d.bytes = store.Batch{}, 0
 	b.End, b.CommitTime = pglogrepl.LSN(end), committed
 	return b, true, nil
 }
 
-func (d *decoder) insert(r *reader) (outbox.Batch, bool, error) {
+func (d *decoder) insert(r *reader) (store.Batch, bool, error) {
 	oid := r.uint32()
 	if r.short || r.byte() != 'N' {
-		return outbox.Batch{}, false, malformed("Insert is cut short")
+		return store.Batch{}, false, malformed("Insert is cut short")
 	}
 	if oid != d.outbox {
-		return outbox.Batch{}, false, nil
+		return store.Batch{}, false, nil
 	}
 	if d.fields == nil {
-		return outbox.Batch{}, false, malformed("Insert into a relation that was not described")
+		return store.Batch{}, false, malformed("Insert into a relation that was not described")
 	}
 	if !d.inTx {
-		return outbox.Batch{}, false, malformed("Insert outside of a transaction")
+		return store.Batch{}, false, malformed("Insert outside of a transaction")
 	}
 	event, err := d.event(r, d.fields)
 	if err != nil {
-		return outbox.Batch{}, false, err
+		return store.Batch{}, false, err
 	}
 	return d.add(event)
 }
 
 // add puts an event into the batch, and returns the batch before where it no longer fits.
-func (d *decoder) add(event outbox.Event) (full outbox.Batch, ok bool, err error) {
+func (d *decoder) add(event outbox.Event) (full store.Batch, ok bool, err error) {
 	size := len(event.Payload) + len(event.EndpointIDs)*len(uuid.UUID{})
 	if n := len(d.batch.Events); n == batchEvents || n > 0 && d.bytes+size > batchBytes {
 		full, ok = d.cut(), true
@@ -171,9 +172,9 @@ func (d *decoder) add(event outbox.Event) (full outbox.Batch, ok bool, err error
 }
 
 // cut takes what has been collected, in the middle of a transaction.
-func (d *decoder) cut() outbox.Batch {
+func (d *decoder) cut() store.Batch {
 	b := d.batch
-	d.batch = outbox.Batch{CommitTime: b.CommitTime}
+	d.batch = store.Batch{CommitTime: b.CommitTime}
 	d.bytes = 0
 	return b
 }
@@ -239,19 +240,19 @@ func (d *decoder) set(e *outbox.Event, f field, value []byte) error {
 
 // message takes a logical message. One outside of a transaction proves nothing
 // about what was committed before it.
-func (d *decoder) message(r *reader) (full outbox.Batch, ok bool, err error) {
+func (d *decoder) message(r *reader) (full store.Batch, ok bool, err error) {
 	transactional := r.byte() == 1
 	r.uint64() // its own position
 	prefix := r.string()
 	content := r.next(int(r.uint32()))
 	if r.short {
-		return outbox.Batch{}, false, malformed("Message is cut short")
+		return store.Batch{}, false, malformed("Message is cut short")
 	}
 	if !transactional || string(prefix) != echoPrefix || len(content) > maxEcho {
-		return outbox.Batch{}, false, nil
+		return store.Batch{}, false, nil
 	}
 	if !d.inTx {
-		return outbox.Batch{}, false, malformed("transactional Message outside of a transaction")
+		return store.Batch{}, false, malformed("transactional Message outside of a transaction")
 	}
 	if len(d.batch.Echoes) == batchEvents {
 		full, ok = d.cut(), true

@@ -6,7 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // This file says what an error means: whether an operator has to mend it, and how.
@@ -43,7 +43,7 @@ var (
 	errShuttingDown = errors.New("PostgreSQL shuts down")
 	errServerEnded  = errors.New("the server ended the replication stream")
 	errBackwards    = errors.New("the server sent a position smaller than one before")
-	errRepublished  = fmt.Errorf("%w: what was committed meanwhile is looked up in the outbox", outbox.ErrRepublished)
+	errRepublished  = fmt.Errorf("%w: what was committed meanwhile is looked up in the outbox", store.ErrRepublished)
 	errVoid         = errors.New("the database does not know this session as the holder of the slot")
 	errBetween      = fmt.Errorf("%w: a pooler, proxy or load balancer between walhook and PostgreSQL, or WALHOOK_DATABASE_URL leads to another server; "+
 		"WALHOOK_REPLICATION_URL has to be a direct connection to the same PostgreSQL", errVoid)
@@ -84,9 +84,9 @@ func (e *preparationError) Error() string {
 
 func (e *preparationError) Unwrap() []error {
 	if e.cause == nil {
-		return []error{outbox.ErrNotPrepared}
+		return []error{store.ErrNotPrepared}
 	}
-	return []error{outbox.ErrNotPrepared, e.cause}
+	return []error{store.ErrNotPrepared, e.cause}
 }
 
 // notPrepared makes a preparationError.
@@ -97,7 +97,7 @@ func notPrepared(what, mend string, args ...any) error {
 // withRemedy says what to do about an error of PostgreSQL, where that is known.
 func withRemedy(err error, user string) error {
 	remedy := preparationError{cause: err}
-	if outbox.NeverConnects(err) {
+	if store.NeverConnects(err) {
 		remedy.what, remedy.mend = "the connection is refused as it is asked for", "take the parameter out of the connection string; "+poolerBetween
 		return &remedy
 	}
@@ -140,8 +140,8 @@ func (e *ColumnError) Error() string {
 		outboxTable, e.Column, e.Problem)
 }
 
-// Unwrap makes it an outbox.ErrNotPrepared.
-func (e *ColumnError) Unwrap() error { return outbox.ErrNotPrepared }
+// Unwrap makes it a store.ErrNotPrepared.
+func (e *ColumnError) Unwrap() error { return store.ErrNotPrepared }
 
 // A malformed error means that the server does not speak the protocol that we read.
 type malformed string

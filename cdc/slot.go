@@ -16,7 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/walhook/walhook/internal/sabotage"
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // This file asks who the server is, finds the slot or waits for it as a standby,
@@ -45,14 +45,14 @@ func (s *Stream) configure() (*pgconn.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	set := outbox.Settings("")
+	set := store.Settings("")
 	set["search_path"] = "pg_catalog" // nobody else's functions and operators in our queries
 	// A session lasts for months, a standby is idle, and the making of a slot waits for
 	// the transactions of others.
 	set["statement_timeout"] = "0"
 	set["lock_timeout"] = "0"
 	set["idle_in_transaction_session_timeout"] = "0"
-	outbox.Override(config.RuntimeParams, set)
+	store.Override(config.RuntimeParams, set)
 	if config.RuntimeParams["application_name"] == "" {
 		config.RuntimeParams["application_name"] = "walhook"
 	}
@@ -226,7 +226,7 @@ const serverSQL = `SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_set
 	EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = %s)`
 
 // identify asks who the server is, and whether it can serve us at all.
-func (s *Stream) identify(ctx context.Context, pg *pgconn.PgConn) (*outbox.Session, pglogrepl.LSN, error) {
+func (s *Stream) identify(ctx context.Context, pg *pgconn.PgConn) (*store.Session, pglogrepl.LSN, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 	system, err := s.identifySystem(ctx, pg)
@@ -251,7 +251,7 @@ func (s *Stream) identify(ctx context.Context, pg *pgconn.PgConn) (*outbox.Sessi
 	if s.serverVersion, err = strconv.Atoi(version); err != nil {
 		return nil, 0, fmt.Errorf("read the server's version: %w", err)
 	}
-	session := &outbox.Session{SystemID: system.SystemID, Timeline: system.Timeline, ServerVersion: s.serverVersion, ServerStarted: started}
+	session := &store.Session{SystemID: system.SystemID, Timeline: system.Timeline, ServerVersion: s.serverVersion, ServerStarted: started}
 	// The walsender's own word: what the client was told when it connected may be a
 	// proxy's.
 	walsender, err := strconv.ParseUint(pid, 10, 32)

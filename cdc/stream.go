@@ -12,7 +12,7 @@ import (
 
 	"github.com/jackc/pglogrepl"
 
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // This file decides what happens between connections: what is retried, how soon,
@@ -22,7 +22,7 @@ import (
 type Stream struct {
 	config  Config
 	log     *slog.Logger
-	batches chan outbox.Batch
+	batches chan store.Batch
 
 	stopped context.Context // done after Stop
 	stop    context.CancelFunc
@@ -53,7 +53,7 @@ func New(config Config) *Stream {
 	s := &Stream{
 		config:           config,
 		log:              cmp.Or(config.Logger, slog.Default()),
-		batches:          make(chan outbox.Batch, batchesAhead),
+		batches:          make(chan store.Batch, batchesAhead),
 		walSenderTimeout: walSenderTimeout,
 		status:           Status{Role: Connecting},
 		prepared:         config.Resumed,
@@ -64,7 +64,7 @@ func New(config Config) *Stream {
 
 // Batches is where the stream hands on, to one consumer. It is closed when Run
 // returns. While it is full the stream stops reading, but keeps answering the server.
-func (s *Stream) Batches() <-chan outbox.Batch { return s.batches }
+func (s *Stream) Batches() <-chan store.Batch { return s.batches }
 
 // Stop begins the drain: no further event is handed on. What comes by the stream
 // all the same is dropped, and no position behind it is handed on, so it will
@@ -98,7 +98,7 @@ func (s *Stream) Alive() error {
 }
 
 // Run streams until ctx is cancelled, and then returns nil within about two
-// seconds; it is called once. It returns an error that wraps outbox.ErrNotPrepared where an operator
+// seconds; it is called once. It returns an error that wraps store.ErrNotPrepared where an operator
 // has to mend something before the stream could begin for the first time, and
 // the watchdog's error. Everything else is retried for ever, what an operator
 // has to mend included once the stream has run: its reason is logged once and
@@ -158,14 +158,14 @@ func (s *Stream) runOnce(ctx context.Context) error {
 
 // told is how far a session has told the server that the slot may move.
 type told struct {
-	by  *outbox.Session // nil: there was none
+	by  *store.Session // nil: there was none
 	lsn pglogrepl.LSN
 }
 
 // on returns the position where it means the same in another session, or 0: after
 // another start of the server the database may have been set back, and the same
 // position be of something else.
-func (t told) on(s *outbox.Session) pglogrepl.LSN {
+func (t told) on(s *store.Session) pglogrepl.LSN {
 	if t.by == nil || t.by.SystemID != s.SystemID || t.by.Timeline != s.Timeline || t.by.ServerStarted != s.ServerStarted {
 		return 0
 	}
@@ -208,7 +208,7 @@ func (s *Stream) fatal(err error) bool {
 	if e, ok := errors.AsType[*preparationError](err); ok && e.waits {
 		return false
 	}
-	return !s.prepared && errors.Is(err, outbox.ErrNotPrepared)
+	return !s.prepared && errors.Is(err, store.ErrNotPrepared)
 }
 
 // backoff says how long to wait before the next connection. The steps are short,
@@ -216,7 +216,7 @@ func (s *Stream) fatal(err error) bool {
 func (s *Stream) backoff(err error) time.Duration {
 	s.failures++
 	first, most := 100*time.Millisecond, time.Second
-	if errors.Is(err, outbox.ErrNotPrepared) {
+	if errors.Is(err, store.ErrNotPrepared) {
 		first, most = 500*time.Millisecond, 5*time.Second
 	}
 	if sqlState(err) == codePassword { // it is being rotated, and what has come meanwhile waits

@@ -7,7 +7,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/walhook/walhook/internal/sabotage"
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // The window's side of recording: from deliveries to rows, and what the commit of
@@ -19,24 +19,24 @@ import (
 const parkedShare = recordBatch / 5
 
 // takeNew takes a batch of deliveries without a row, as they are now.
-func (w *window) takeNew() ([]*delivery, []outbox.Record) {
+func (w *window) takeNew() ([]*delivery, []store.Record) {
 	outcomes := min(len(w.newRows), recordBatch-min(len(w.toBeParked), parkedShare))
 	taken, records := w.take(&w.newRows, outcomes)
 	parked, more := w.take(&w.toBeParked, min(len(w.toBeParked), recordBatch-outcomes))
 	return append(taken, parked...), append(records, more...)
 }
 
-func (w *window) takeExisting() ([]*delivery, []outbox.Record) {
+func (w *window) takeExisting() ([]*delivery, []store.Record) {
 	n := min(len(w.existing), recordBatch)
 	return w.take(&w.existing, n)
 }
 
-func (w *window) take(from *[]*delivery, n int) ([]*delivery, []outbox.Record) {
+func (w *window) take(from *[]*delivery, n int) ([]*delivery, []store.Record) {
 	if n == 0 {
 		return nil, nil
 	}
 	taken := (*from)[:n:n]
-	records := make([]outbox.Record, n)
+	records := make([]store.Record, n)
 	for i, d := range taken {
 		d.enlisted = false
 		d.writing = true
@@ -62,8 +62,8 @@ func (w *window) recordedBy(taken []*delivery) (batch uint64, upTo position) {
 }
 
 // record is a delivery's row as of now.
-func (w *window) record(d *delivery) outbox.Record {
-	r := outbox.Record{
+func (w *window) record(d *delivery) store.Record {
+	r := store.Record{
 		ID: d.id, EventID: d.event.id, EndpointID: d.lane.id,
 		OrganizationID: d.event.organization, EventType: d.event.typ,
 		Attempts: d.attempts, SeriesStart: d.series,
@@ -72,9 +72,9 @@ func (w *window) record(d *delivery) outbox.Record {
 	case d.stage == ended:
 		w.outcome(d, &r)
 	case d.stage == parked || sabotage.On(sabotage.NoLease):
-		r.Status, r.Wait = outbox.Pending, -outbox.ParkedDue
+		r.Status, r.Wait = store.Pending, -store.ParkedDue
 	default: // running: the lease
-		r.Status, r.Wait = outbox.Pending, w.leaseTime()
+		r.Status, r.Wait = store.Pending, w.leaseTime()
 	}
 	return r
 }
@@ -89,28 +89,28 @@ func (w *window) lease(id uuid.UUID) time.Duration {
 	if d := w.deliveries[id]; d != nil && d.stage == running {
 		return w.leaseTime()
 	}
-	return -outbox.ParkedDue
+	return -store.ParkedDue
 }
 
 // outcome decides what follows an attempt.
-func (w *window) outcome(d *delivery, r *outbox.Record) {
+func (w *window) outcome(d *delivery, r *store.Record) {
 	r.Attempt, r.Gone = d.attempt, d.gone
 	r.Attempts = d.attempts + 1
 	if r.Seen = d.seen; !d.fetched {
 		r.Seen.Lease = w.leaseTime()
 	}
 	if sabotage.On(sabotage.EarlierWord) {
-		r.Seen = outbox.Seen{}
+		r.Seen = store.Seen{}
 	}
 	switch Judge(*d.attempt) {
 	case Delivered:
-		r.Status = outbox.Success
+		r.Status = store.Success
 	case Gone:
-		r.Status = outbox.Failed
+		r.Status = store.Failed
 	case Retry:
 		wait, again := w.schedule.Wait(r.Attempts-d.series, d.attempt.RetryAfter, w.jitter())
-		if r.Status = outbox.Retrying; !again {
-			r.Status, r.Exhausted = outbox.Failed, true
+		if r.Status = store.Retrying; !again {
+			r.Status, r.Exhausted = store.Failed, true
 		}
 		r.Wait = wait
 	}

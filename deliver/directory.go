@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // directoryPage bounds one look-up of endpoints: about 2 ms of PostgreSQL's time.
@@ -62,7 +62,7 @@ func (w *window) allShut() error {
 func (d *directory) sayShut() {
 	d.window.mu.Lock()
 	n := d.window.shut
-	var one *outbox.Endpoint
+	var one *store.Endpoint
 	for _, l := range d.window.lanes {
 		if l.shut && n >= 10*d.said {
 			one = l.endpoint
@@ -154,7 +154,7 @@ func (d *directory) lookUp(ctx context.Context, lanes []*lane) error {
 	if err != nil {
 		return err
 	}
-	byID := make(map[uuid.UUID]*outbox.Endpoint, len(found))
+	byID := make(map[uuid.UUID]*store.Endpoint, len(found))
 	for i := range found {
 		byID[found[i].ID] = &found[i]
 	}
@@ -171,7 +171,7 @@ func (d *directory) lookUp(ctx context.Context, lanes []*lane) error {
 }
 
 // targets parses what has changed since the last look-up.
-func (d *directory) targets(lanes []*lane, byID map[uuid.UUID]*outbox.Endpoint) []*Target {
+func (d *directory) targets(lanes []*lane, byID map[uuid.UUID]*store.Endpoint) []*Target {
 	targets := make([]*Target, len(lanes))
 	for i, l := range lanes {
 		e := byID[l.id]

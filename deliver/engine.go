@@ -33,7 +33,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
 
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // Config is what an Engine needs. Store, Sender and Log are required.
@@ -45,13 +45,13 @@ type Config struct {
 	Sender         *Sender
 	Log            *slog.Logger
 	// Observe, where not nil, is called after each attempt, concurrently.
-	Observe func(eventType string, a outbox.Attempt)
+	Observe func(eventType string, a store.Attempt)
 }
 
 // A Source is the stream as the Engine sees it.
 type Source interface {
 	// Batches is closed when the stream has ended.
-	Batches() <-chan outbox.Batch
+	Batches() <-chan store.Batch
 	// Stop ends the reading of events; echoes still come.
 	Stop()
 }
@@ -60,8 +60,8 @@ type Source interface {
 type Engine struct {
 	window     *window
 	sender     *Sender
-	send       func(context.Context, Request) (outbox.Attempt, bool) // the sender's
-	observe    func(string, outbox.Attempt)
+	send       func(context.Context, Request) (store.Attempt, bool) // the sender's
+	observe    func(string, store.Attempt)
 	log        *slog.Logger
 	timeout    time.Duration
 	attempts   sync.WaitGroup
@@ -100,7 +100,7 @@ func (e *Engine) newPulse(name string) *pulse {
 }
 
 // acquired starts what a session needs besides the stream.
-func (e *Engine) acquired(fence outbox.Fence) {
+func (e *Engine) acquired(fence store.Fence) {
 	e.retrier.comparing(fence)
 	e.retrier.hint.raise()
 }
@@ -180,7 +180,7 @@ var ErrUnrecorded = errors.New("stopped before everything was recorded")
 // Run delivers what the source brings until the context ends, and then drains:
 // it starts nothing more, lets the attempts under way end, records their
 // outcomes and confirms them, within Timeout and drainMargin. It returns
-// outbox.ErrFenced where another process has taken over, and ErrUnrecorded where
+// store.ErrFenced where another process has taken over, and ErrUnrecorded where
 // outcomes could not be recorded in that time.
 func (e *Engine) Run(ctx context.Context, source Source) error {
 	loops, kill := context.WithCancel(context.WithoutCancel(ctx))
@@ -211,7 +211,7 @@ func (e *Engine) Run(ctx context.Context, source Source) error {
 	close(e.stopped)
 	wg.Wait()
 	e.attempts.Wait()
-	if ctx.Err() != nil && !errors.Is(err, outbox.ErrFenced) {
+	if ctx.Err() != nil && !errors.Is(err, store.ErrFenced) {
 		e.recorder.lastWords(context.WithoutCancel(ctx))
 	}
 	return err
@@ -284,7 +284,7 @@ func (e *Engine) noteEnd(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, noteEndWithin)
 	defer cancel()
-	if err := e.recorder.store.Mark(ctx, fence, outbox.Mark{Durable: end.lsn, CommitAt: end.at}); err != nil {
+	if err := e.recorder.store.Mark(ctx, fence, store.Mark{Durable: end.lsn, CommitAt: end.at}); err != nil {
 		e.log.Info("could not note where the stream was left; the next process compares what came last", "reason", err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/walhook/walhook/internal/sabotage"
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -28,14 +29,14 @@ type fanOut struct {
 	store    Store
 	recorder *recorder
 	holder   uuid.UUID
-	acquired func(outbox.Fence) // a new session may write
-	void     bool               // the session had ended before it could be claimed: another will come
+	acquired func(store.Fence) // a new session may write
+	void     bool              // the session had ended before it could be claimed: another will come
 	trouble
 	pulse *pulse
 	log   *slog.Logger
 }
 
-func (f *fanOut) run(ctx context.Context, batches <-chan outbox.Batch) error {
+func (f *fanOut) run(ctx context.Context, batches <-chan store.Batch) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -63,8 +64,8 @@ func (f *fanOut) run(ctx context.Context, batches <-chan outbox.Batch) error {
 const lookUpGroup = 256
 
 // gather takes what else has arrived, where it will be looked up together.
-func (f *fanOut) gather(first outbox.Batch, batches <-chan outbox.Batch) []outbox.Batch {
-	group := []outbox.Batch{first}
+func (f *fanOut) gather(first store.Batch, batches <-chan store.Batch) []store.Batch {
+	group := []store.Batch{first}
 	if !f.mayHaveRows(&first) {
 		return group
 	}
@@ -82,7 +83,7 @@ func (f *fanOut) gather(first outbox.Batch, batches <-chan outbox.Batch) []outbo
 	return group
 }
 
-func (f *fanOut) takeAll(ctx context.Context, group []outbox.Batch) error {
+func (f *fanOut) takeAll(ctx context.Context, group []store.Batch) error {
 	known, err := f.known(ctx, group)
 	if err != nil {
 		return err
@@ -98,7 +99,7 @@ func (f *fanOut) takeAll(ctx context.Context, group []outbox.Batch) error {
 	return nil
 }
 
-func (f *fanOut) take(ctx context.Context, b *outbox.Batch, known map[uuid.UUID]bool) error {
+func (f *fanOut) take(ctx context.Context, b *store.Batch, known map[uuid.UUID]bool) error {
 	if b.Session != nil {
 		return f.begin(ctx, b.Session)
 	}
@@ -120,7 +121,7 @@ func (f *fanOut) take(ctx context.Context, b *outbox.Batch, known map[uuid.UUID]
 			w.ledger.echo(seq)
 			sabotage.Reach(sabotage.Echoed)
 			w.replaying = w.replaying && seq < w.marker
-		} else if message == outbox.Look {
+		} else if message == store.Look {
 			w.toLook.raise()
 		}
 	}
@@ -186,7 +187,7 @@ func (f *fanOut) awaitRoom(ctx context.Context) bool {
 // mayHaveRows says whether deliveries of a batch may have rows already: because
 // a former process, or a former session, may have recorded them, or because the
 // outbox was rewritten and an old event is repeated.
-func (f *fanOut) mayHaveRows(b *outbox.Batch) bool {
+func (f *fanOut) mayHaveRows(b *store.Batch) bool {
 	if sabotage.On(sabotage.SkipLookUp) {
 		return false
 	}
@@ -202,7 +203,7 @@ func (f *fanOut) mayHaveRows(b *outbox.Batch) bool {
 
 // known looks up which of the group's deliveries are in memory or have a row.
 // The look at memory comes first: what has left it since was committed.
-func (f *fanOut) known(ctx context.Context, group []outbox.Batch) (map[uuid.UUID]bool, error) {
+func (f *fanOut) known(ctx context.Context, group []store.Batch) (map[uuid.UUID]bool, error) {
 	var ids []uuid.UUID
 	for i := range group {
 		if !f.mayHaveRows(&group[i]) {
@@ -259,7 +260,7 @@ func (f *fanOut) lookUp(ctx context.Context, ids []uuid.UUID, known map[uuid.UUI
 
 // begin claims the right to write for a new session. Its marker is the first
 // batch of the session: until it is echoed the stream may repeat what has rows.
-func (f *fanOut) begin(ctx context.Context, s *outbox.Session) error {
+func (f *fanOut) begin(ctx context.Context, s *store.Session) error {
 	// No batch may be under way: the marker's echo would prove it durable too.
 	if !f.recorder.turn.take(ctx, f.pulse) {
 		return nil
@@ -272,7 +273,7 @@ func (f *fanOut) begin(ctx context.Context, s *outbox.Session) error {
 
 	fence, err := f.acquire(ctx, s, marker)
 	sabotage.Reach(sabotage.TakeOver)
-	if f.void = errors.Is(err, outbox.ErrSessionOver); f.void {
+	if f.void = errors.Is(err, store.ErrSessionOver); f.void {
 		s.Void() // where it has not ended, the stream ends it
 		f.log.Info("the stream ended before the slot was claimed")
 		return nil
@@ -281,7 +282,7 @@ func (f *fanOut) begin(ctx context.Context, s *outbox.Session) error {
 		return err
 	}
 	if before.Epoch != 0 && before.Epoch != fence.Epoch {
-		return outbox.ErrFenced // somebody else held the slot meanwhile, and has gone on with what we hold
+		return store.ErrFenced // somebody else held the slot meanwhile, and has gone on with what we hold
 	}
 	w.mu.Lock()
 	w.ledger.reset(s.Confirmed)
@@ -299,7 +300,7 @@ func (f *fanOut) begin(ctx context.Context, s *outbox.Session) error {
 }
 
 // acquire tries until the database lets it: the stream answers meanwhile.
-func (f *fanOut) acquire(ctx context.Context, s *outbox.Session, marker uint64) (outbox.Fence, error) {
+func (f *fanOut) acquire(ctx context.Context, s *store.Session, marker uint64) (store.Fence, error) {
 	defer f.clear()
 	for warned, begun := false, time.Now(); ; {
 		f.pulse.beat()
@@ -313,7 +314,7 @@ func (f *fanOut) acquire(ctx context.Context, s *outbox.Session, marker uint64) 
 		if err == nil || ctx.Err() != nil {
 			return fence, nil
 		}
-		if errors.Is(err, outbox.ErrSessionOver) || errors.Is(err, outbox.ErrHeldBack) {
+		if errors.Is(err, store.ErrSessionOver) || errors.Is(err, store.ErrHeldBack) {
 			return fence, err
 		}
 		f.note(begun, err)

@@ -3,6 +3,7 @@ package deliver
 import (
 	"time"
 
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -32,7 +33,7 @@ const (
 
 // judge learns from an attempt how its endpoint is, and has it recorded where
 // that is news.
-func (w *window) judge(d *delivery, a *outbox.Attempt, now time.Time) {
+func (w *window) judge(d *delivery, a *store.Attempt, now time.Time) {
 	l := d.lane
 	opened, look := false, false
 	switch Judge(*a) {
@@ -48,7 +49,7 @@ func (w *window) judge(d *delivery, a *outbox.Attempt, now time.Time) {
 		l.health = working
 	case Retry:
 		w.changeBreaker(l, func(b *breaker) {
-			opened = b.failed(a.EndedAt.Add(-a.Duration), now, a.Class == outbox.ErrTimeout, w.schedule.length())
+			opened = b.failed(a.EndedAt.Add(-a.Duration), now, a.Class == store.ErrTimeout, w.schedule.length())
 		})
 		due := now.Sub(l.lookedAt) >= w.limits.lookEvery()
 		if l.health == failing && !opened && !due {
@@ -70,7 +71,7 @@ func (w *window) judge(d *delivery, a *outbox.Attempt, now time.Time) {
 func (w *window) tell(l *lane, look bool, at time.Time, own bool) {
 	n := l.news
 	if n == nil {
-		n = &outbox.EndpointHealth{EndpointID: l.id}
+		n = &store.EndpointHealth{EndpointID: l.id}
 		l.news = n
 		w.news = append(w.news, l)
 	}
@@ -80,8 +81,8 @@ func (w *window) tell(l *lane, look bool, at time.Time, own bool) {
 }
 
 // takeNews hands over what is to be recorded about endpoints.
-func (w *window) takeNews() []outbox.EndpointHealth {
-	var news []outbox.EndpointHealth
+func (w *window) takeNews() []store.EndpointHealth {
+	var news []store.EndpointHealth
 	for _, l := range w.news {
 		news = append(news, *l.news)
 		l.news = nil
@@ -91,7 +92,7 @@ func (w *window) takeNews() []outbox.EndpointHealth {
 }
 
 // tellAgain gives news back that could not be recorded. What has come since is newer.
-func (w *window) tellAgain(health []outbox.EndpointHealth) {
+func (w *window) tellAgain(health []store.EndpointHealth) {
 	for _, h := range health {
 		l := w.lane(h.EndpointID, time.Now())
 		if l.news == nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -19,7 +20,7 @@ import (
 // everything.
 type house struct {
 	*rig
-	endpoints map[uuid.UUID]*outbox.Endpoint
+	endpoints map[uuid.UUID]*store.Endpoint
 	receivers map[uuid.UUID]answering
 	table     map[uuid.UUID]*row
 	due       map[uuid.UUID][]*row      // those that wait, by endpoint, in order
@@ -34,7 +35,7 @@ type answering func(at time.Time) (status int, after time.Duration)
 
 // A row is a delivery in the table.
 type row struct {
-	outbox.Record
+	store.Record
 	due time.Time
 }
 
@@ -55,7 +56,7 @@ func until(t time.Time, before, after answering) answering {
 var usual = Limits{ParkAfter: 500 * time.Millisecond, MaxInFlight: 1024, EndpointInFlight: 32, Window: 8192, MaxMemory: 64 << 20, Timeout: 10 * time.Second}
 
 func newHouse(t *testing.T, limits Limits) *house {
-	h := &house{rig: newRig(t, limits), endpoints: map[uuid.UUID]*outbox.Endpoint{}, receivers: map[uuid.UUID]answering{}, table: map[uuid.UUID]*row{}, due: map[uuid.UUID][]*row{},
+	h := &house{rig: newRig(t, limits), endpoints: map[uuid.UUID]*store.Endpoint{}, receivers: map[uuid.UUID]answering{}, table: map[uuid.UUID]*row{}, due: map[uuid.UUID][]*row{},
 		sent: map[uuid.UUID][]time.Time{}, underWay: map[uuid.UUID]int{}, most: map[uuid.UUID]int{}, delay: map[uuid.UUID]time.Duration{}}
 	h.w.fence.Epoch = 1
 	h.w.workers.run = func(d *delivery) { go h.attempt(d) }
@@ -97,16 +98,16 @@ func (h *house) every(d time.Duration, s signal, turn func(now time.Time)) {
 }
 
 // open makes an endpoint.
-func (h *house) open(r answering, changes ...func(*outbox.Endpoint)) uuid.UUID {
+func (h *house) open(r answering, changes ...func(*store.Endpoint)) uuid.UUID {
 	id := uuid.New()
-	h.endpoints[id] = &outbox.Endpoint{ID: id, Enabled: true}
+	h.endpoints[id] = &store.Endpoint{ID: id, Enabled: true}
 	h.receivers[id] = r
 	h.change(id, changes...)
 	return id
 }
 
 // change is an UPDATE of an endpoint's row.
-func (h *house) change(id uuid.UUID, changes ...func(*outbox.Endpoint)) {
+func (h *house) change(id uuid.UUID, changes ...func(*store.Endpoint)) {
 	e := *h.endpoints[id]
 	for _, c := range changes {
 		c(&e)
@@ -139,9 +140,9 @@ func (h *house) load(perSecond int, d time.Duration, endpoints ...uuid.UUID) {
 // waiting puts rows into the table that are due.
 func (h *house) waiting(endpoint uuid.UUID, n, attempts int) {
 	for range n {
-		r := outbox.Record{ID: uuid.New(), EventID: uuid.New(), EndpointID: endpoint, Status: outbox.Pending, Attempts: attempts, EventType: "payment.failed"}
+		r := store.Record{ID: uuid.New(), EventID: uuid.New(), EndpointID: endpoint, Status: store.Pending, Attempts: attempts, EventType: "payment.failed"}
 		if attempts > 0 {
-			r.Status = outbox.Retrying
+			r.Status = store.Retrying
 		}
 		h.store(&row{Record: r, due: time.Now()})
 	}
@@ -157,7 +158,7 @@ func (h *house) store(r *row) {
 			due = slices.Delete(due, i, i+1)
 		}
 	}
-	if r.Status == outbox.Pending || r.Status == outbox.Retrying {
+	if r.Status == store.Pending || r.Status == store.Retrying {
 		i, _ := slices.BinarySearchFunc(due, r, order)
 		due = slices.Insert(due, i, r)
 	}
@@ -179,12 +180,12 @@ func (h *house) attempt(d *delivery) {
 	if !newPulse("receiver").sleep(h.t.Context(), after) {
 		return // the test is over
 	}
-	a := outbox.Attempt{StatusCode: status, EndedAt: time.Now(), Duration: time.Since(begun)}
+	a := store.Attempt{StatusCode: status, EndedAt: time.Now(), Duration: time.Since(begun)}
 	switch {
 	case status == 0:
-		a.Class = outbox.ErrTimeout
+		a.Class = store.ErrTimeout
 	case status > 299:
-		a.Class = outbox.ErrHTTP5xx
+		a.Class = store.ErrHTTP5xx
 	}
 	h.w.mu.Lock()
 	defer h.w.mu.Unlock()
@@ -227,7 +228,7 @@ func (h *house) fetch(now time.Time) {
 				continue // the real pages begin behind it
 			}
 			p.got++
-			h.w.admitDue(&outbox.Due{ID: r.ID, EndpointID: r.EndpointID, Status: r.Status, Attempts: r.Attempts, SeriesStart: r.SeriesStart,
+			h.w.admitDue(&store.Due{ID: r.ID, EndpointID: r.EndpointID, Status: r.Status, Attempts: r.Attempts, SeriesStart: r.SeriesStart,
 				Event: outbox.Event{ID: r.EventID, OrganizationID: h.endpoints[r.EndpointID].OrganizationID, Type: r.EventType, Payload: []byte(`{}`)}}, now)
 		}
 		h.w.paged(p, now)
@@ -247,8 +248,8 @@ func (h *house) requests(endpoint uuid.UUID, within time.Duration) int {
 }
 
 // statuses counts an endpoint's rows.
-func (h *house) statuses(endpoint uuid.UUID) map[outbox.Status]int {
-	n := map[outbox.Status]int{}
+func (h *house) statuses(endpoint uuid.UUID) map[store.Status]int {
+	n := map[store.Status]int{}
 	for _, r := range h.table {
 		if r.EndpointID == endpoint {
 			n[r.Status]++

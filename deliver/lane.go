@@ -9,7 +9,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/walhook/walhook/internal/sabotage"
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 const (
@@ -54,8 +54,8 @@ type lane struct {
 	paused      int       // where in it
 	used        time.Time
 
-	organization string           // once it was looked up
-	endpoint     *outbox.Endpoint // as of asOf; nil: it does not exist
+	organization string          // once it was looked up
+	endpoint     *store.Endpoint // as of asOf; nil: it does not exist
 	target       *Target
 	asOf         time.Time // before the look-up; zero: never
 	wanted       bool      // in window.wanted or window.stale
@@ -68,7 +68,7 @@ type lane struct {
 	rows      bool // rows may be due in the table that are not in memory
 	inHungry  bool // in window.hungry
 	overflown bool // the page under way had rows that found no room
-	after     outbox.PageEnd
+	after     store.PageEnd
 	stock     int       // how much it may hold from the table
 	pagedAt   time.Time // when the last page came
 	parking   int       // parked deliveries whose row is not committed
@@ -77,9 +77,9 @@ type lane struct {
 	sweep     bool      // rows wait in the table to be cancelled
 
 	health    health
-	lookedAt  time.Time              // when failing was last looked at
-	retriedAt time.Time              // when an operator last asked for what waits
-	news      *outbox.EndpointHealth // to be recorded; nil: nothing
+	lookedAt  time.Time             // when failing was last looked at
+	retriedAt time.Time             // when an operator last asked for what waits
+	news      *store.EndpointHealth // to be recorded; nil: nothing
 }
 
 // lane returns an endpoint's lane, making it where there is none.
@@ -308,7 +308,7 @@ func (w *window) lookUpNext(n int) []*lane {
 }
 
 // lookedUp takes the directory's answer; nil where the endpoint does not exist.
-func (w *window) lookedUp(l *lane, e *outbox.Endpoint, target *Target, asOf, now time.Time) {
+func (w *window) lookedUp(l *lane, e *store.Endpoint, target *Target, asOf, now time.Time) {
 	l.wanted = false
 	if asOf.Before(l.notBefore) {
 		w.want(l)
@@ -365,7 +365,7 @@ func (w *window) retryNow(l *lane, asked, now time.Time) {
 }
 
 // limit sets what an endpoint's row says of how much it may get.
-func (w *window) limit(l *lane, e *outbox.Endpoint, now time.Time) {
+func (w *window) limit(l *lane, e *store.Endpoint, now time.Time) {
 	l.limit = w.limits.EndpointInFlight
 	if e.MaxInFlight > 0 {
 		l.limit = e.MaxInFlight
@@ -409,7 +409,7 @@ func (w *window) sendBack(d *delivery, now time.Time) {
 // readAnew has the lane's pages begin again: what was put back may stand before
 // the last one, and before that which is under way.
 func (l *lane) readAnew() {
-	l.after = outbox.PageEnd{}
+	l.after = store.PageEnd{}
 	l.parks++
 }
 

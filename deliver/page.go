@@ -4,7 +4,7 @@ import (
 	"math"
 	"time"
 
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // How lanes are fed from the table: whose turn it is to ask for a page, how
@@ -32,7 +32,7 @@ type pageRequest struct {
 	lane *lane
 	size int
 	got  int
-	end  outbox.PageEnd // of what was taken in
+	end  store.PageEnd // of what was taken in
 }
 
 // hasRows has the retrier ask for the rows of a lane.
@@ -127,7 +127,7 @@ func (w *window) toAsk(n int, now time.Time) []*pageRequest {
 			continue
 		}
 		free -= size
-		if l.after == (outbox.PageEnd{}) {
+		if l.after == (store.PageEnd{}) {
 			l.passParks = l.parks
 		}
 		asked = append(asked, &pageRequest{lane: l, size: size, end: l.after})
@@ -137,7 +137,7 @@ func (w *window) toAsk(n int, now time.Time) []*pageRequest {
 
 // admitDue takes in a row that is due, unless it is in memory already or there
 // is no room: then it stays in the table, where it is safe.
-func (w *window) admitDue(due *outbox.Due, now time.Time) {
+func (w *window) admitDue(due *store.Due, now time.Time) {
 	l := w.lane(due.EndpointID, now)
 	if d := w.deliveries[due.ID]; d != nil {
 		w.seeAgain(d, due)
@@ -162,17 +162,17 @@ func (w *window) admitDue(due *outbox.Due, now time.Time) {
 }
 
 // asSeen takes what the row says of the next attempt.
-func (d *delivery) asSeen(due *outbox.Due) {
+func (d *delivery) asSeen(due *store.Due) {
 	d.attempts, d.series = due.Attempts, due.SeriesStart
-	if due.Status == outbox.Pending {
+	if due.Status == store.Pending {
 		d.series = due.Attempts // a replay begins a new series; a first attempt, the first
 	}
-	d.seen = outbox.Seen{Status: due.Status, DueAt: due.DueAt}
+	d.seen = store.Seen{Status: due.Status, DueAt: due.DueAt}
 }
 
 // seeAgain takes the row of a delivery that waits in memory: it may have been
 // replayed since it was fetched, and the attempt to come is the replay's.
-func (w *window) seeAgain(d *delivery, due *outbox.Due) {
+func (w *window) seeAgain(d *delivery, due *store.Due) {
 	if d.stage == queued && d.fetched && due.Attempts >= d.attempts {
 		d.asSeen(due)
 	}
@@ -188,7 +188,7 @@ func (w *window) paged(p *pageRequest, now time.Time) {
 	l.overflown = false
 	l.after = p.end
 	if !left {
-		l.after = outbox.PageEnd{}
+		l.after = store.PageEnd{}
 		w.spill(l, false)
 	}
 	l.stock = max(l.stock, l.limit)

@@ -3,7 +3,7 @@ package deliver
 import (
 	"time"
 
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // Who may have how many of the MaxInFlight places for attempts under way. A place
@@ -92,7 +92,7 @@ func (w *window) occupy(d *delivery, now time.Time) {
 }
 
 // vacate takes the place back from an attempt that has ended.
-func (w *window) vacate(d *delivery, a *outbox.Attempt, now time.Time) {
+func (w *window) vacate(d *delivery, a *store.Attempt, now time.Time) {
 	l := d.lane
 	l.running--
 	w.running--

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/walhook/walhook/internal/sabotage"
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -84,7 +85,7 @@ type reconciler struct {
 type comparison struct {
 	cause       cause
 	start, from time.Time // see reach
-	upto        outbox.Position
+	upto        store.Position
 	settled     bool // what is looked for was visible when it began: else it has to be looked for again
 	inserted    int
 	refused     int       // by a constraint or trigger of the deployment
@@ -127,7 +128,7 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 			return err
 		}
 		start, from := r.reach(fence.ReconcileFrom, now)
-		*c = comparison{cause: cause, start: start, from: from, upto: outbox.Position{Event: outbox.TimeID(from)}, settled: r.visible(fence)}
+		*c = comparison{cause: cause, start: start, from: from, upto: store.Position{Event: outbox.TimeID(from)}, settled: r.visible(fence)}
 		r.size, r.batch = reconcileMost, missingLeast
 	}
 	for end := false; !end; {
@@ -174,18 +175,18 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 
 // collect looks on from where the comparison is, until there are enough candidates for
 // one wait or it has come to the end.
-func (r *reconciler) collect(ctx context.Context) (candidates []outbox.Candidate, upto outbox.Position, end bool, err error) {
+func (r *reconciler) collect(ctx context.Context) (candidates []store.Candidate, upto store.Position, end bool, err error) {
 	upto = r.comparison.upto
 	for !end && len(candidates) < candidatesMost {
 		began := time.Now()
-		var c outbox.Compared
+		var c store.Compared
 		err := bounded(ctx, func(ctx context.Context) (err error) {
 			// Without an upper end: ids may be of a clock that was set back.
 			c, err = r.store.Missing(ctx, upto, uuid.Max, r.size)
 			return err
 		})
 		if err != nil {
-			if outbox.TimedOut(err) && ctx.Err() == nil && r.size > 1 {
+			if store.TimedOut(err) && ctx.Err() == nil && r.size > 1 {
 				r.size = max(r.size/4, 1)
 				continue
 			}
@@ -203,7 +204,7 @@ func (r *reconciler) collect(ctx context.Context) (candidates []outbox.Candidate
 }
 
 // visible says whether everything is that a session will not bring.
-func (r *reconciler) visible(fence outbox.Fence) bool {
+func (r *reconciler) visible(fence store.Fence) bool {
 	r.window.mu.Lock()
 	defer r.window.mu.Unlock()
 	return r.window.visible && r.window.fence.Epoch == fence.Epoch
@@ -269,7 +270,7 @@ func (r *reconciler) reportBeyond(ctx context.Context, start, from time.Time) {
 
 // insertMissing takes the second look, which is the INSERT itself: it finds a row
 // that is there, whatever its snapshot says.
-func (r *reconciler) insertMissing(ctx context.Context, session *outbox.Session, fence outbox.Fence, candidates []outbox.Candidate) error {
+func (r *reconciler) insertMissing(ctx context.Context, session *store.Session, fence store.Fence, candidates []store.Candidate) error {
 	if len(candidates) == 0 {
 		return nil
 	}
@@ -278,21 +279,21 @@ func (r *reconciler) insertMissing(ctx context.Context, session *outbox.Session,
 	}
 	// As the recorder does: what can never be stored is found, said, and passed over.
 	writer := &recorder{window: r.window, pulse: r.pulse, log: r.log}
-	b := &batchOf{fence: fence, refused: map[uuid.UUID]bool{}, lose: func(context.Context, outbox.Record) error { return nil },
-		send: func(_ context.Context, _ outbox.Mark, part []outbox.Record) error {
+	b := &batchOf{fence: fence, refused: map[uuid.UUID]bool{}, lose: func(context.Context, store.Record) error { return nil },
+		send: func(_ context.Context, _ store.Mark, part []store.Record) error {
 			return r.insert(ctx, fence, part) // which bounds each of its transactions
 		}}
-	records := make([]outbox.Record, 0, min(len(candidates), missingMost))
+	records := make([]store.Record, 0, min(len(candidates), missingMost))
 	for chunk := range slices.Chunk(candidates, missingMost) {
 		// Of one endpoint after the other, one page of the index of lanes is filled after
 		// the other.
-		slices.SortFunc(chunk, func(a, b outbox.Candidate) int {
+		slices.SortFunc(chunk, func(a, b store.Candidate) int {
 			return cmp.Or(compareIDs(a.EndpointID, b.EndpointID), compareIDs(a.ID, b.ID))
 		})
 		records = records[:0]
 		for _, c := range chunk {
-			records = append(records, outbox.Record{ID: c.ID, EventID: c.EventID, EndpointID: c.EndpointID,
-				OrganizationID: c.OrganizationID, EventType: c.EventType, Status: outbox.Pending})
+			records = append(records, store.Record{ID: c.ID, EventID: c.EventID, EndpointID: c.EndpointID,
+				OrganizationID: c.OrganizationID, EventType: c.EventType, Status: store.Pending})
 		}
 		if err := writer.write(ctx, b, records); err != nil {
 			return err
@@ -308,7 +309,7 @@ func (r *reconciler) insertMissing(ctx context.Context, session *outbox.Session,
 
 // insert writes rows in as many transactions as it takes for none to be long. A try
 // that comes after one that failed passes over what that has inserted.
-func (r *reconciler) insert(ctx context.Context, fence outbox.Fence, records []outbox.Record) error {
+func (r *reconciler) insert(ctx context.Context, fence store.Fence, records []store.Record) error {
 	for len(records) > 0 {
 		part := records[:min(r.batch, len(records))]
 		for i := range part {
@@ -324,7 +325,7 @@ func (r *reconciler) insert(ctx context.Context, fence outbox.Fence, records []o
 			return err
 		})
 		switch took := time.Since(began); {
-		case err != nil && outbox.TimedOut(err):
+		case err != nil && store.TimedOut(err):
 			r.batch = max(r.batch/4, 1)
 		case took > missingSlow:
 			r.batch = max(r.batch/2, min(r.batch, missingLeast))
@@ -343,7 +344,7 @@ func (r *reconciler) insert(ctx context.Context, fence outbox.Fence, records []o
 // confirmed. A marker makes an idle database move. What a slow receiver keeps from
 // having an outcome is parked meanwhile. Of another session than that of the look the
 // positions may mean something else.
-func (r *reconciler) settled(ctx context.Context, session *outbox.Session) error {
+func (r *reconciler) settled(ctx context.Context, session *store.Session) error {
 	lsn, err := r.store.InsertLSN(ctx)
 	if err != nil {
 		return err
@@ -376,8 +377,8 @@ func (r *reconciler) mark(ctx context.Context) error {
 	seq := r.window.ledger.take()
 	r.window.mu.Unlock()
 	for {
-		err := bounded(ctx, func(ctx context.Context) error { return r.store.Mark(ctx, r.fence(), outbox.Mark{Seq: seq}) })
-		if err == nil || errors.Is(err, outbox.ErrFenced) {
+		err := bounded(ctx, func(ctx context.Context) error { return r.store.Mark(ctx, r.fence(), store.Mark{Seq: seq}) })
+		if err == nil || errors.Is(err, store.ErrFenced) {
 			return err
 		}
 		if !r.pulse.sleep(ctx, 4*retryPause) {
@@ -393,12 +394,12 @@ func bounded(ctx context.Context, statement func(context.Context) error) error {
 	return statement(ctx)
 }
 
-func (r *reconciler) fence() outbox.Fence {
+func (r *reconciler) fence() store.Fence {
 	_, fence, _ := r.session()
 	return fence
 }
 
-func (r *reconciler) session() (*outbox.Session, outbox.Fence, cause) {
+func (r *reconciler) session() (*store.Session, store.Fence, cause) {
 	r.window.mu.Lock()
 	defer r.window.mu.Unlock()
 	return r.window.session, r.window.fence, r.window.cause()
@@ -406,7 +407,7 @@ func (r *reconciler) session() (*outbox.Session, outbox.Fence, cause) {
 
 func (w *window) cause() cause { return cause{w.fence.ReconcileFrom.UnixMicro(), w.causes} }
 
-func (r *reconciler) confirmed() (*outbox.Session, pglogrepl.LSN) {
+func (r *reconciler) confirmed() (*store.Session, pglogrepl.LSN) {
 	r.window.mu.Lock()
 	defer r.window.mu.Unlock()
 	return r.window.session, r.window.ledger.confirmed

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -25,7 +26,7 @@ type refusing struct {
 }
 
 // Mark is Store's.
-func (r *refusing) Mark(_ context.Context, _ outbox.Fence, mark outbox.Mark) error {
+func (r *refusing) Mark(_ context.Context, _ store.Fence, mark store.Mark) error {
 	if r.left--; r.left >= 0 {
 		return errors.New("refused")
 	}
@@ -58,7 +59,7 @@ type owing struct {
 	refusals int       // of looks, still to come
 	unheard  int       // answers to Reconciled that are lost, likewise
 	noted    time.Time // from when is to be compared, where not as the fence says
-	looks    []outbox.Position
+	looks    []store.Position
 	refused  uuid.UUID
 	rows     map[uuid.UUID]bool
 	done     int
@@ -76,7 +77,7 @@ var (
 )
 
 // Missing is Store's.
-func (o *owing) Missing(_ context.Context, from outbox.Position, _ uuid.UUID, limit int) (c outbox.Compared, err error) {
+func (o *owing) Missing(_ context.Context, from store.Position, _ uuid.UUID, limit int) (c store.Compared, err error) {
 	o.looks = append(o.looks, from)
 	if limit > o.most {
 		return c, fmt.Errorf("a look at %d: %w", limit, context.DeadlineExceeded)
@@ -86,14 +87,14 @@ func (o *owing) Missing(_ context.Context, from outbox.Position, _ uuid.UUID, li
 	}
 	for n := from.Owed + 1; n <= min(from.Owed+limit, o.owed); n++ {
 		e := endpointOf(n)
-		c.Missing = append(c.Missing, outbox.Candidate{ID: outbox.DeliveryID(owingEvent, e), EventID: owingEvent, EndpointID: e})
+		c.Missing = append(c.Missing, store.Candidate{ID: outbox.DeliveryID(owingEvent, e), EventID: owingEvent, EndpointID: e})
 	}
-	c.Upto, c.End = outbox.Position{Event: owingEvent, Owed: from.Owed + len(c.Missing)}, len(c.Missing) < limit
+	c.Upto, c.End = store.Position{Event: owingEvent, Owed: from.Owed + len(c.Missing)}, len(c.Missing) < limit
 	return c, nil
 }
 
 // InsertMissing is Store's.
-func (o *owing) InsertMissing(ctx context.Context, _ outbox.Fence, records []outbox.Record) (int, error) {
+func (o *owing) InsertMissing(ctx context.Context, _ store.Fence, records []store.Record) (int, error) {
 	took := time.Duration(len(records)) * o.perRow
 	if 2*len(o.rows) > o.owed {
 		took *= time.Duration(max(o.slower, 1))
@@ -127,13 +128,13 @@ func (o *owing) InsertLSN(context.Context) (pglogrepl.LSN, error) {
 }
 
 // Mark is Store's.
-func (o *owing) Mark(context.Context, outbox.Fence, outbox.Mark) error { return nil }
+func (o *owing) Mark(context.Context, store.Fence, store.Mark) error { return nil }
 
 // AnyMissing is Store's.
 func (o *owing) AnyMissing(context.Context, time.Time, time.Time) (bool, error) { return false, nil }
 
 // Reconciled is Store's.
-func (o *owing) Reconciled(_ context.Context, fence outbox.Fence) (time.Time, error) {
+func (o *owing) Reconciled(_ context.Context, fence store.Fence) (time.Time, error) {
 	o.done++
 	if o.unheard--; o.unheard >= 0 {
 		return time.Time{}, errors.New("the answer is lost")
@@ -146,8 +147,8 @@ func (o *owing) Reconciled(_ context.Context, fence outbox.Fence) (time.Time, er
 
 func newReconciler(db Store) *reconciler {
 	w := newWindow(small, nil)
-	w.session, w.visible = &outbox.Session{}, true
-	w.fence = outbox.Fence{Epoch: 1, Reconcile: true, ReconcileFrom: time.Unix(0, 0)}
+	w.session, w.visible = &store.Session{}, true
+	w.fence = store.Fence{Epoch: 1, Reconcile: true, ReconcileFrom: time.Unix(0, 0)}
 	return &reconciler{window: w, store: db, recorder: &recorder{turn: newTurn()}, pulse: newPulse("reconciler"),
 		found: func() {}, log: slog.New(slog.DiscardHandler), wake: newSignal(), horizon: time.Hour}
 }
@@ -228,9 +229,9 @@ func TestComparisonGoesOnWhereItWas(t *testing.T) {
 			}
 		}
 		again("at first", false) // at the beginning of the window
-		r.comparison.upto = outbox.Position{Event: owingEvent, Owed: 20_000}
+		r.comparison.upto = store.Position{Event: owingEvent, Owed: 20_000}
 		again("the same session", true)
-		r.window.session = &outbox.Session{}
+		r.window.session = &store.Session{}
 		again("another session, for the same cause", true)
 		r.window.fence.ReconcileFrom = r.window.fence.ReconcileFrom.Add(-time.Microsecond)
 		again("another cause", false)
@@ -243,16 +244,16 @@ func TestAnotherCauseOfTheSameTimeIsComparedFromTheBeginning(t *testing.T) {
 	t.Parallel()
 	restarted := time.Unix(1, 0)
 	for name, tc := range map[string]struct {
-		session *outbox.Session
-		change  func(*outbox.Fence)
+		session *store.Session
+		change  func(*store.Fence)
 		again   bool
 	}{
-		"the same slot":               {&outbox.Session{Start: 1}, func(*outbox.Fence) {}, false},
-		"the slot was made":           {&outbox.Session{Start: 1, SlotCreated: true}, func(*outbox.Fence) {}, true},
-		"from the slot's position":    {&outbox.Session{}, func(*outbox.Fence) {}, true},
-		"somebody has moved the slot": {&outbox.Session{Start: 1}, func(f *outbox.Fence) { f.Moved = true }, true},
-		"another publication":         {&outbox.Session{Start: 1, Published: "less"}, func(*outbox.Fence) {}, true},
-		"the server was restarted":    {&outbox.Session{Start: 1}, func(f *outbox.Fence) { f.Server = restarted }, true},
+		"the same slot":               {&store.Session{Start: 1}, func(*store.Fence) {}, false},
+		"the slot was made":           {&store.Session{Start: 1, SlotCreated: true}, func(*store.Fence) {}, true},
+		"from the slot's position":    {&store.Session{}, func(*store.Fence) {}, true},
+		"somebody has moved the slot": {&store.Session{Start: 1}, func(f *store.Fence) { f.Moved = true }, true},
+		"another publication":         {&store.Session{Start: 1, Published: "less"}, func(*store.Fence) {}, true},
+		"the server was restarted":    {&store.Session{Start: 1}, func(f *store.Fence) { f.Server = restarted }, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -282,7 +283,7 @@ func TestWhatIsDoneIsTheCauseThatWasCompared(t *testing.T) {
 	t.Parallel()
 	r := newReconciler(&owing{})
 	of := r.window.cause()
-	r.window.claimed(&outbox.Session{SlotCreated: true}, r.window.fence, 0)
+	r.window.claimed(&store.Session{SlotCreated: true}, r.window.fence, 0)
 	if r.done(of); !r.window.fence.Reconcile {
 		t.Error("what the new slot does not bring is not looked for")
 	}

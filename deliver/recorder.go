@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walhook/walhook/internal/sabotage"
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -61,10 +62,10 @@ type recorder struct {
 	said    bool        // that there are some
 	compare func()      // has the outbox compared with its deliveries
 
-	apart  bool                 // what outcomes mean is refused, and told apart from them
-	owed   []outbox.Consequence // of that, what is not told
-	toldAt time.Time            // it was tried
-	lost   bool                 // some of it
+	apart  bool                // what outcomes mean is refused, and told apart from them
+	owed   []store.Consequence // of that, what is not told
+	toldAt time.Time           // it was tried
+	lost   bool                // some of it
 }
 
 // A turn is held by whoever writes a numbered batch, from taking the number to
@@ -185,16 +186,16 @@ func (r *recorder) recordNew(ctx context.Context) error {
 		return nil
 	}
 	batch, at := w.recordedBy(taken)
-	b := &batchOf{mark: outbox.Mark{Seq: batch, Durable: at.lsn, CommitAt: at.at, Health: r.takeNews()}, fence: w.fence, refused: map[uuid.UUID]bool{}}
+	b := &batchOf{mark: store.Mark{Seq: batch, Durable: at.lsn, CommitAt: at.at, Health: r.takeNews()}, fence: w.fence, refused: map[uuid.UUID]bool{}}
 	w.mu.Unlock()
 
 	allNew := true
-	b.send = func(ctx context.Context, mark outbox.Mark, part []outbox.Record) error {
+	b.send = func(ctx context.Context, mark store.Mark, part []store.Record) error {
 		fresh, err := r.store.Insert(ctx, b.fence, mark, part)
 		allNew = allNew && fresh
 		return err
 	}
-	b.lose = func(ctx context.Context, of outbox.Record) error {
+	b.lose = func(ctx context.Context, of store.Record) error {
 		from, err := r.store.Owe(ctx, b.fence, outbox.IDTime(of.ID))
 		if err == nil {
 			w.mu.Lock()
@@ -227,11 +228,11 @@ func (r *recorder) recordExisting(ctx context.Context) error {
 		w.mu.Unlock()
 		return nil
 	}
-	b := &batchOf{mark: outbox.Mark{Durable: w.ledger.recorded.lsn, CommitAt: w.ledger.recorded.at, Health: r.takeNews()}, fence: w.fence,
+	b := &batchOf{mark: store.Mark{Durable: w.ledger.recorded.lsn, CommitAt: w.ledger.recorded.at, Health: r.takeNews()}, fence: w.fence,
 		refused: map[uuid.UUID]bool{}}
 	w.mu.Unlock()
 	busy, again := map[uuid.UUID]bool{}, map[uuid.UUID]bool{}
-	b.send = func(ctx context.Context, mark outbox.Mark, part []outbox.Record) error {
+	b.send = func(ctx context.Context, mark store.Mark, part []store.Record) error {
 		locked, waiting, err := r.store.Update(ctx, b.fence, mark, part)
 		for _, id := range locked {
 			busy[id] = true
@@ -241,7 +242,7 @@ func (r *recorder) recordExisting(ctx context.Context) error {
 		}
 		return err
 	}
-	b.lose = func(context.Context, outbox.Record) error { return nil } // its row waits
+	b.lose = func(context.Context, store.Record) error { return nil } // its row waits
 	if err := r.write(ctx, b, records); err != nil {
 		return err
 	}
@@ -255,7 +256,7 @@ func (r *recorder) recordExisting(ctx context.Context) error {
 }
 
 // takeNews hands over what is to be recorded about endpoints, unless it is told apart.
-func (r *recorder) takeNews() []outbox.EndpointHealth {
+func (r *recorder) takeNews() []store.EndpointHealth {
 	if r.apart {
 		return nil
 	}
@@ -264,11 +265,11 @@ func (r *recorder) takeNews() []outbox.EndpointHealth {
 
 // A batchOf is a batch on its way into the table.
 type batchOf struct {
-	mark    outbox.Mark
-	fence   outbox.Fence
-	send    func(context.Context, outbox.Mark, []outbox.Record) error // in one transaction
-	lose    func(context.Context, outbox.Record) error                // notes that a delivery has no row although its batch is written
-	refused map[uuid.UUID]bool                                        // deliveries that the database does not take
+	mark    store.Mark
+	fence   store.Fence
+	send    func(context.Context, store.Mark, []store.Record) error // in one transaction
+	lose    func(context.Context, store.Record) error               // notes that a delivery has no row although its batch is written
+	refused map[uuid.UUID]bool                                      // deliveries that the database does not take
 }
 
 // write tries until the records are written: the database may be away, read-only
@@ -277,12 +278,12 @@ type batchOf struct {
 // and then of all but its status; what is refused even so waits aside. So one row
 // can never hold the slot. The mark goes with the last part, whose commit means
 // that all are written.
-func (r *recorder) write(ctx context.Context, b *batchOf, records []outbox.Record) error {
+func (r *recorder) write(ctx context.Context, b *batchOf, records []store.Record) error {
 	return r.writePart(ctx, b, records, true, 0)
 }
 
-func (r *recorder) writePart(ctx context.Context, b *batchOf, part []outbox.Record, last bool, stripped int) error {
-	m := outbox.Mark{}
+func (r *recorder) writePart(ctx context.Context, b *batchOf, part []store.Record, last bool, stripped int) error {
+	m := store.Mark{}
 	if last {
 		m = b.mark
 	}
@@ -295,7 +296,7 @@ func (r *recorder) writePart(ctx context.Context, b *batchOf, part []outbox.Reco
 				r.log.Info("recording again", "tries", tries)
 			}
 			return nil
-		case errors.Is(err, outbox.ErrFenced), ctx.Err() != nil:
+		case errors.Is(err, store.ErrFenced), ctx.Err() != nil:
 			return err
 		case isPoison(err) && len(part) > 1:
 			half := len(part) / 2
@@ -305,7 +306,7 @@ func (r *recorder) writePart(ctx context.Context, b *batchOf, part []outbox.Reco
 			return r.writePart(ctx, b, part[half:], last, 0)
 		case isPoison(err) && len(part) > 0 && stripped < bare:
 			less := strip(part[0], err, stripped+1)
-			if err := r.writePart(ctx, b, []outbox.Record{less}, last, stripped+1); err != nil {
+			if err := r.writePart(ctx, b, []store.Record{less}, last, stripped+1); err != nil {
 				return err
 			}
 			if stripped == 0 && !b.refused[less.ID] {
@@ -334,12 +335,12 @@ func (r *recorder) writePart(ctx context.Context, b *batchOf, part []outbox.Reco
 
 // try writes a part once, with what it means, or where the database refuses that,
 // the rows alone.
-func (r *recorder) try(ctx context.Context, b *batchOf, mark outbox.Mark, part []outbox.Record) error {
-	send := func(mark outbox.Mark) error {
+func (r *recorder) try(ctx context.Context, b *batchOf, mark store.Mark, part []store.Record) error {
+	send := func(mark store.Mark) error {
 		r.pulse.beat()
 		return bounded(ctx, func(ctx context.Context) error { return b.send(ctx, mark, part) })
 	}
-	meaning := outbox.Consequences(mark.Health, part)
+	meaning := store.Consequences(mark.Health, part)
 	var refused error
 	if !r.apart {
 		if refused = send(mark); refused == nil || len(meaning) == 0 || !isRefusal(refused) {
@@ -356,7 +357,7 @@ func (r *recorder) try(ctx context.Context, b *batchOf, mark outbox.Mark, part [
 // setAside lets a batch pass without the row of a delivery that the database takes
 // in no form: the outcome waits in memory until it does. Where there is no row yet,
 // the next process would not know of it, and is told first to compare.
-func (r *recorder) setAside(ctx context.Context, b *batchOf, of outbox.Record, cause error) error {
+func (r *recorder) setAside(ctx context.Context, b *batchOf, of store.Record, cause error) error {
 	if !r.said {
 		r.said = true
 		r.log.Error("a delivery's outcome cannot be stored at all; it is kept and tried again: look at the constraints and triggers on webhook_deliveries",
@@ -367,7 +368,7 @@ func (r *recorder) setAside(ctx context.Context, b *batchOf, of outbox.Record, c
 		r.pulse.beat()
 		err := bounded(ctx, func(ctx context.Context) error { return b.lose(ctx, of) })
 		switch {
-		case errors.Is(err, outbox.ErrFenced), ctx.Err() != nil:
+		case errors.Is(err, store.ErrFenced), ctx.Err() != nil:
 			return err
 		case err != nil:
 			if !r.pulse.sleep(ctx, 4*retryPause) {
@@ -377,9 +378,9 @@ func (r *recorder) setAside(ctx context.Context, b *batchOf, of outbox.Record, c
 		}
 		break
 	}
-	for _, c := range outbox.Consequences(nil, []outbox.Record{of}) {
+	for _, c := range store.Consequences(nil, []store.Record{of}) {
 		if len(c.Endpoints()) > 0 {
-			return r.owe(ctx, []outbox.Consequence{c}, cause)
+			return r.owe(ctx, []store.Consequence{c}, cause)
 		}
 	}
 	return nil
@@ -424,7 +425,7 @@ const bare = 2
 
 // strip leaves of a record what walhook itself decided: without what the receiver
 // said, or only the status.
-func strip(r outbox.Record, cause error, far int) outbox.Record {
+func strip(r store.Record, cause error, far int) store.Record {
 	if r.Attempt == nil {
 		return r
 	}
@@ -434,7 +435,7 @@ func strip(r outbox.Record, cause error, far int) outbox.Record {
 		a.Error += ": SQLSTATE " + pg.Code
 	}
 	if far == bare {
-		a = outbox.Attempt{EndedAt: a.EndedAt, Duration: a.Duration} // which tell what came after it
+		a = store.Attempt{EndedAt: a.EndedAt, Duration: a.Duration} // which tell what came after it
 	}
 	r.Attempt = &a
 	return r

@@ -15,6 +15,7 @@ import (
 	"github.com/google/uuid"
 	"pgregory.net/rapid"
 
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 	"github.com/walhook/walhook/sign"
 )
@@ -96,8 +97,8 @@ func testSender(t testing.TB, change func(*SenderConfig)) *Sender {
 	return s
 }
 
-func testEndpoint(url string) *outbox.Endpoint {
-	return &outbox.Endpoint{URL: url, Secrets: []outbox.Secret{testSecret}}
+func testEndpoint(url string) *store.Endpoint {
+	return &store.Endpoint{URL: url, Secrets: []store.Secret{testSecret}}
 }
 
 func testRequest(s *Sender, url string) Request {
@@ -113,10 +114,10 @@ func TestGoldenRequest(t *testing.T) {
 	s := testSender(t, func(c *SenderConfig) { c.UserAgent = "Fabrk-Webhooks/1.0" })
 	req := testRequest(s, "")
 	req.Retry = 3
-	req.Endpoint = s.Target(&outbox.Endpoint{
+	req.Endpoint = s.Target(&store.Endpoint{
 		URL:     r.url("http") + "/hook?token=1",
 		Headers: map[string]string{"X-Tenant": "acme", "authorization": "Bearer abc"},
-		Secrets: []outbox.Secret{"older-older-older!", testSecret},
+		Secrets: []store.Secret{"older-older-older!", testSecret},
 	})
 	a, completed := s.Send(t.Context(), req)
 	if !completed || Judge(a) != Delivered {
@@ -217,21 +218,21 @@ func TestATargetThatCannotBeSentToSaysWhy(t *testing.T) {
 	s := NewSender(SenderConfig{Timeout: time.Second})
 	for _, tc := range []struct {
 		name, url string
-		want      outbox.ErrorClass
+		want      store.ErrorClass
 	}{
-		{"no URL", "", outbox.ErrBadRequest},
-		{"no host", "https:///hook?token=secret-token", outbox.ErrBadRequest},
-		{"only a port", "https://:443/hook?token=secret-token", outbox.ErrBadRequest},
-		{"another scheme", "ftp://example.com/?token=secret-token", outbox.ErrBadRequest},
-		{"a file", "file:///etc/passwd?token=secret-token", outbox.ErrBadRequest},
-		{"a control character", "https://example.com/\x7f?token=secret-token", outbox.ErrBadRequest},
-		{"a port that is none", "https://example.com:secret-token/", outbox.ErrBadRequest},
-		{"a password with a slash", "https://user:secret-token/x@example.com/", outbox.ErrBadRequest},
-		{"a port out of range", "https://example.com:65536/?token=secret-token", outbox.ErrBadRequest},
-		{"port 0", "https://example.com:0/?token=secret-token", outbox.ErrBadRequest},
-		{"http", "http://example.com/?token=secret-token", outbox.ErrBlocked},
-		{"an address of this machine", "https://user:secret-token@127.0.0.1/?token=secret-token", outbox.ErrBlocked},
-		{"a number", "https://2130706433/?token=secret-token", outbox.ErrBlocked},
+		{"no URL", "", store.ErrBadRequest},
+		{"no host", "https:///hook?token=secret-token", store.ErrBadRequest},
+		{"only a port", "https://:443/hook?token=secret-token", store.ErrBadRequest},
+		{"another scheme", "ftp://example.com/?token=secret-token", store.ErrBadRequest},
+		{"a file", "file:///etc/passwd?token=secret-token", store.ErrBadRequest},
+		{"a control character", "https://example.com/\x7f?token=secret-token", store.ErrBadRequest},
+		{"a port that is none", "https://example.com:secret-token/", store.ErrBadRequest},
+		{"a password with a slash", "https://user:secret-token/x@example.com/", store.ErrBadRequest},
+		{"a port out of range", "https://example.com:65536/?token=secret-token", store.ErrBadRequest},
+		{"port 0", "https://example.com:0/?token=secret-token", store.ErrBadRequest},
+		{"http", "http://example.com/?token=secret-token", store.ErrBlocked},
+		{"an address of this machine", "https://user:secret-token@127.0.0.1/?token=secret-token", store.ErrBlocked},
+		{"a number", "https://2130706433/?token=secret-token", store.ErrBlocked},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -247,8 +248,8 @@ func TestATargetThatCannotBeSentToSaysWhy(t *testing.T) {
 	t.Run("no secret", func(t *testing.T) {
 		t.Parallel()
 		r := testRequest(s, "")
-		r.Endpoint = s.Target(&outbox.Endpoint{URL: "https://example.com/"})
-		if a, _ := s.Send(t.Context(), r); a.Class != outbox.ErrBadRequest {
+		r.Endpoint = s.Target(&store.Endpoint{URL: "https://example.com/"})
+		if a, _ := s.Send(t.Context(), r); a.Class != store.ErrBadRequest {
 			t.Errorf("Send = %+v", a)
 		}
 	})
@@ -256,7 +257,7 @@ func TestATargetThatCannotBeSentToSaysWhy(t *testing.T) {
 		t.Parallel()
 		r := testRequest(s, "https://example.com/")
 		r.EventType = "a\r\nb"
-		if a, _ := s.Send(t.Context(), r); a.Class != outbox.ErrBadRequest {
+		if a, _ := s.Send(t.Context(), r); a.Class != store.ErrBadRequest {
 			t.Errorf("Send = %+v", a)
 		}
 	})

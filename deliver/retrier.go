@@ -11,7 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 const (
@@ -83,7 +83,7 @@ func (r *retrier) run(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, outbox.ErrFenced):
+		case errors.Is(err, store.ErrFenced):
 			return err
 		case err != nil && !failing:
 			failing = true
@@ -149,7 +149,7 @@ func (r *retrier) runOnce(ctx context.Context) error {
 
 // comparing notes that a session has claimed the slot, and whether the outbox has to
 // be compared with its deliveries, or what comes may have to.
-func (r *retrier) comparing(fence outbox.Fence) {
+func (r *retrier) comparing(fence store.Fence) {
 	r.window.mu.Lock()
 	defer r.window.mu.Unlock()
 	r.claimed, r.early = time.Time{}, false
@@ -288,15 +288,15 @@ func (r *retrier) fetchPages(ctx context.Context) (more bool, err error) {
 	}
 	w.removed = map[uuid.UUID]bool{}
 	w.mu.Unlock()
-	pages := make([]outbox.Page, len(requests))
+	pages := make([]store.Page, len(requests))
 	asked := make(map[uuid.UUID]*pageRequest, len(requests))
 	for i, p := range requests {
-		pages[i] = outbox.Page{EndpointID: p.lane.id, After: p.end, Limit: p.size}
+		pages[i] = store.Page{EndpointID: p.lane.id, After: p.end, Limit: p.size}
 		asked[p.lane.id] = p
 	}
 
 	var orphans, strangers []uuid.UUID
-	err = r.store.Due(ctx, pages, func(due *outbox.Due) {
+	err = r.store.Due(ctx, pages, func(due *store.Due) {
 		p := asked[due.EndpointID]
 		p.got++
 		w.mu.Lock()
@@ -358,7 +358,7 @@ func (r *retrier) sweep(ctx context.Context) error {
 	return nil
 }
 
-func (r *retrier) sweepLane(ctx context.Context, fence outbox.Fence, l *lane) error {
+func (r *retrier) sweepLane(ctx context.Context, fence store.Fence, l *lane) error {
 	r.pulse.beat()
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()

@@ -17,7 +17,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // SenderConfig configures a Sender.
@@ -234,13 +234,13 @@ type Request struct {
 // a status line came: then the attempt is cut off by ourselves, it says nothing
 // about the endpoint, and whether the receiver saw it is unknown. It is false too
 // when the right to send was lost: then no receiver can have acted on it.
-func (s *Sender) Send(parent context.Context, r Request) (outbox.Attempt, bool) {
+func (s *Sender) Send(parent context.Context, r Request) (store.Attempt, bool) {
 	begun := time.Now()
 	if class, text, refused := r.Endpoint.Refused(); refused {
 		return failure(begun, class, text), true
 	}
 	if !validValue(r.EventType) {
-		return failure(begun, outbox.ErrBadRequest, "the event type cannot be sent in a header"), true
+		return failure(begun, store.ErrBadRequest, "the event type cannot be sent in a header"), true
 	}
 	ctx, cancel := context.WithCancelCause(parent)
 	defer cancel(errEnough)
@@ -249,7 +249,7 @@ func (s *Sender) Send(parent context.Context, r Request) (outbox.Attempt, bool) 
 
 	resp, err := s.roundTrip(ctx, r, begun)
 	if errors.Is(err, errNotLive) {
-		return outbox.Attempt{}, false
+		return store.Attempt{}, false
 	}
 	if err != nil {
 		return broken(ctx, begun, err)
@@ -272,8 +272,8 @@ func (s *Sender) roundTrip(ctx context.Context, r Request, at time.Time) (*http.
 }
 
 // answered makes an Attempt of a response.
-func answered(begun time.Time, resp *http.Response) outbox.Attempt {
-	a := outbox.Attempt{StatusCode: resp.StatusCode, Class: statusClass(resp.StatusCode)}
+func answered(begun time.Time, resp *http.Response) store.Attempt {
+	a := store.Attempt{StatusCode: resp.StatusCode, Class: statusClass(resp.StatusCode)}
 	if resp.StatusCode < http.StatusOK {
 		resp.Body.Close() // a 101's body is the connection itself, which our context does not bound
 	} else {
@@ -283,7 +283,7 @@ func answered(begun time.Time, resp *http.Response) outbox.Attempt {
 	a.Duration = a.EndedAt.Sub(begun)
 	if a.Class != "" {
 		a.Error = statusText(resp.StatusCode)
-		if a.Class == outbox.ErrRedirect {
+		if a.Class == store.ErrRedirect {
 			a.Error = redirectText(resp)
 		}
 		a.RetryAfter = retryAfter(resp.Header, a.EndedAt)
@@ -320,9 +320,9 @@ func statusText(status int) string {
 	return text
 }
 
-func failure(begun time.Time, class outbox.ErrorClass, text string) outbox.Attempt {
+func failure(begun time.Time, class store.ErrorClass, text string) store.Attempt {
 	now := time.Now()
-	return outbox.Attempt{EndedAt: now, Duration: now.Sub(begun), Class: class, Error: text}
+	return store.Attempt{EndedAt: now, Duration: now.Sub(begun), Class: class, Error: text}
 }
 
 // cutText makes an error's text storable.
@@ -330,22 +330,22 @@ func cutText(text string) string { return storable([]byte(text), maxError, true)
 
 // broken makes an Attempt of an error before the status line, and says whether
 // the attempt was completed: it was not when it was cancelled from outside.
-func broken(ctx context.Context, begun time.Time, err error) (outbox.Attempt, bool) {
+func broken(ctx context.Context, begun time.Time, err error) (store.Attempt, bool) {
 	switch cause := context.Cause(ctx); {
 	case cause == nil:
 		class := errorClass(err)
 		return failure(begun, class, errorText(class, err)), true
 	case errors.Is(cause, errTimeout): // whatever else the error says follows from it
-		return failure(begun, outbox.ErrTimeout, errTimeout.Error()), true
+		return failure(begun, store.ErrTimeout, errTimeout.Error()), true
 	default:
-		return outbox.Attempt{}, false
+		return store.Attempt{}, false
 	}
 }
 
 // errorText is what an operator reads. What net/http says of a response that it
 // cannot read quotes it, and a receiver may have echoed our URL's query there.
-func errorText(class outbox.ErrorClass, err error) string {
-	if class == outbox.ErrProtocol {
+func errorText(class store.ErrorClass, err error) string {
+	if class == store.ErrProtocol {
 		return "the response is not valid HTTP, or its headers are larger than 64 KiB"
 	}
 	return cutText(err.Error())
@@ -353,25 +353,25 @@ func errorText(class outbox.ErrorClass, err error) string {
 
 // errorClass finds the class of a transport's error, by its types; see
 // closedIdle for the one exception.
-func errorClass(err error) outbox.ErrorClass {
+func errorClass(err error) store.ErrorClass {
 	if _, ok := errors.AsType[*BlockedError](err); ok {
-		return outbox.ErrBlocked
+		return store.ErrBlocked
 	}
 	if _, ok := errors.AsType[*net.DNSError](err); ok {
-		return outbox.ErrDNS
+		return store.ErrDNS
 	}
 	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
-		return outbox.ErrTimeout
+		return store.ErrTimeout
 	}
 	switch {
 	case isTLS(err):
-		return outbox.ErrTLS
+		return store.ErrTLS
 	case isConnect(err):
-		return outbox.ErrConnect
+		return store.ErrConnect
 	case isReset(err):
-		return outbox.ErrReset
+		return store.ErrReset
 	default: // net/http could not make sense of what came
-		return outbox.ErrProtocol
+		return store.ErrProtocol
 	}
 }
 

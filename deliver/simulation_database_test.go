@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
 
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -49,17 +50,17 @@ type commit struct {
 }
 
 type deliveryRow struct {
-	outbox.Record
+	store.Record
 	due   time.Time
 	said  bool // by an operator, and not by walhook
 	by    *commit
 	first *commit
 }
 
-func (r *deliveryRow) waits() bool { return r.Status == outbox.Pending || r.Status == outbox.Retrying }
+func (r *deliveryRow) waits() bool { return r.Status == store.Pending || r.Status == store.Retrying }
 
 type endpointRow struct {
-	outbox.Endpoint
+	store.Endpoint
 	deleted bool
 	own     bool // it gets walhook's own events, too
 	by      *commit
@@ -193,7 +194,7 @@ func (db *database) write(c *commit) {
 	db.apply(c)
 }
 
-// settled says of a row what outbox's SQL says by xmin: every transaction that was
+// settled says of a row what the store's SQL says by xmin: every transaction that was
 // under way when it was written is visible.
 func (db *database) settled(r *deliveryRow) bool {
 	for _, c := range db.wal {
@@ -345,7 +346,7 @@ func (db *database) calm() {
 	}
 }
 
-func (db *database) fenced(f outbox.Fence) bool {
+func (db *database) fenced(f store.Fence) bool {
 	return db.state == nil || db.state.holder != f.Holder || db.state.epoch != f.Epoch
 }
 

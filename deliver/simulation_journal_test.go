@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -100,7 +101,7 @@ func (j *journal) lost(id uuid.UUID) {
 }
 
 // inserted sees a row; that of an attempt under way is a lease.
-func (j *journal) inserted(p *process, r outbox.Record) {
+func (j *journal) inserted(p *process, r store.Record) {
 	d := j.known[r.ID]
 	if d == nil || !slices.Contains(d.event.EndpointIDs, r.EndpointID) {
 		j.s.violate("a row for delivery %s, which is not owed", r.ID)
@@ -183,20 +184,20 @@ func (s *simulation) newReceiver() answering {
 }
 
 // send is one attempt: there, at the receiver, and back.
-func (p *process) send(_ context.Context, r Request) (outbox.Attempt, bool) {
+func (p *process) send(_ context.Context, r Request) (store.Attempt, bool) {
 	s := p.s
 	begun := time.Now()
 	s.step()
 	if !p.engine.Live() { // as a Sender asks before it writes
-		return outbox.Attempt{}, false
+		return store.Attempt{}, false
 	}
 	status, after := s.journal.request(p, r)
 	s.pass(after)
 	s.journal.answered(r, p)
-	a := outbox.Attempt{StatusCode: status, EndedAt: time.Now(), Duration: time.Since(begun)}
+	a := store.Attempt{StatusCode: status, EndedAt: time.Now(), Duration: time.Since(begun)}
 	switch {
 	case status == 0:
-		a.Class = outbox.ErrTimeout
+		a.Class = store.ErrTimeout
 	case status > 299:
 		a.Class = statusClass(status)
 	}

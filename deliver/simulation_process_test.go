@@ -6,7 +6,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // A process is one walhook. Its loops are the real ones, but for the head of the
@@ -15,7 +15,7 @@ type process struct {
 	s       *simulation
 	number  int
 	engine  *Engine
-	batches chan outbox.Batch
+	batches chan store.Batch
 	thaws   time.Time     // frozen until then
 	looked  time.Time     // when watch was last called
 	held    time.Time     // when it last turned and had the slot
@@ -33,7 +33,7 @@ var simulatedSchedule = Schedule{time.Second, 5 * time.Second}
 
 func (s *simulation) start() {
 	s.births++
-	p := &process{s: s, number: s.births, batches: make(chan outbox.Batch, 4), looked: time.Now()}
+	p := &process{s: s, number: s.births, batches: make(chan store.Batch, 4), looked: time.Now()}
 	e := New(Config{Limits: s.limits, Schedule: simulatedSchedule, RecoveryWindow: time.Hour, Store: &simulatedStore{p}, Sender: targets, Log: s.log})
 	p.engine = e
 	e.fanOut.holder = s.id(time.Now())
@@ -73,7 +73,7 @@ func (p *process) loop(name string, run func(context.Context) error) {
 
 func (p *process) fanOut(ctx context.Context) error {
 	for {
-		var b outbox.Batch
+		var b store.Batch
 		p.s.await(func() bool {
 			select {
 			case b = <-p.batches:

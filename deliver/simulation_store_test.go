@@ -12,11 +12,12 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
 
 // A simulatedStore is a process's sessions with the database. It does what
-// outbox.Store's SQL does; outbox's tests hold that against PostgreSQL.
+// store.Store's SQL does; the store's tests hold that against PostgreSQL.
 type simulatedStore struct{ p *process }
 
 var errSimulated = errors.New("the database does not answer")
@@ -66,13 +67,13 @@ func (s *simulation) delay() {
 }
 
 // Acquire is Store's.
-func (st *simulatedStore) Acquire(_ context.Context, holder uuid.UUID, session *outbox.Session, seq uint64) (fence outbox.Fence, err error) {
+func (st *simulatedStore) Acquire(_ context.Context, holder uuid.UUID, session *store.Session, seq uint64) (fence store.Fence, err error) {
 	err = st.do("acquire", func(db *database) error {
 		if db.slot == nil || db.slot.connection == nil || db.slot.connection.session.PID != session.PID {
-			return outbox.ErrSessionOver
+			return store.ErrSessionOver
 		}
 		next := db.nextState()
-		fence = outbox.Fence{Holder: holder, LastWrite: next.updatedAt, Server: db.server}
+		fence = store.Fence{Holder: holder, LastWrite: next.updatedAt, Server: db.server}
 		if next.epoch == 0 || next.holder != holder {
 			next.epoch++
 		}
@@ -117,9 +118,9 @@ func (st *stateRow) reconcileSince(t time.Time) {
 }
 
 // begin opens a transaction that writes deliveries.
-func (db *database) begin(fence outbox.Fence, mark outbox.Mark) (*commit, error) {
+func (db *database) begin(fence store.Fence, mark store.Mark) (*commit, error) {
 	if db.fenced(fence) {
-		return nil, outbox.ErrFenced
+		return nil, store.ErrFenced
 	}
 	c := &commit{visible: true, state: db.nextState()}
 	if mark.Durable > c.state.durable && fence.Server.Equal(db.server) {
@@ -148,11 +149,11 @@ func (st *simulatedStore) Existing(_ context.Context, ids []uuid.UUID, known map
 }
 
 // Insert is Store's.
-func (st *simulatedStore) Insert(_ context.Context, fence outbox.Fence, mark outbox.Mark, records []outbox.Record) (allNew bool, err error) {
+func (st *simulatedStore) Insert(_ context.Context, fence store.Fence, mark store.Mark, records []store.Record) (allNew bool, err error) {
 	return st.insert("insert", fence, mark, records)
 }
 
-func (st *simulatedStore) insert(what string, fence outbox.Fence, mark outbox.Mark, records []outbox.Record) (allNew bool, err error) {
+func (st *simulatedStore) insert(what string, fence store.Fence, mark store.Mark, records []store.Record) (allNew bool, err error) {
 	err = st.do(what, func(db *database) error {
 		c, err := db.begin(fence, mark)
 		if err != nil {
@@ -180,7 +181,7 @@ func (st *simulatedStore) insert(what string, fence outbox.Fence, mark outbox.Ma
 	return allNew, err
 }
 
-func newRow(r outbox.Record) *deliveryRow {
+func newRow(r store.Record) *deliveryRow {
 	from := time.Now()
 	if r.Attempt != nil {
 		from = r.Attempt.EndedAt
@@ -189,7 +190,7 @@ func newRow(r outbox.Record) *deliveryRow {
 }
 
 // Update is Store's.
-func (st *simulatedStore) Update(_ context.Context, fence outbox.Fence, mark outbox.Mark, records []outbox.Record) (busy, again []uuid.UUID, err error) {
+func (st *simulatedStore) Update(_ context.Context, fence store.Fence, mark store.Mark, records []store.Record) (busy, again []uuid.UUID, err error) {
 	err = st.do("update", func(db *database) error {
 		c, err := db.begin(fence, mark)
 		if err != nil {
@@ -204,12 +205,12 @@ func (st *simulatedStore) Update(_ context.Context, fence outbox.Fence, mark out
 			case old == nil:
 			case db.isLocked(r.ID), db.missed(r.ID):
 				busy = append(busy, r.ID)
-			case old.Attempts < r.Attempts && old.Status != outbox.Success:
+			case old.Attempts < r.Attempts && old.Status != store.Success:
 				row := newRow(r)
 				row.first = old.first
 				if old.overrules(r) {
 					row.Status, row.due, row.said = old.Status, old.due, old.said
-					if old.Status == outbox.Pending {
+					if old.Status == store.Pending {
 						row.SeriesStart = r.Attempts
 					}
 					if old.waits() {
@@ -231,14 +232,14 @@ func (st *simulatedStore) Update(_ context.Context, fence outbox.Fence, mark out
 
 // refuse is what somebody's constraints and triggers do: they take a row in no
 // form, or with nothing that the receiver said, or none of walhook's own events.
-func (db *database) refuse(mark outbox.Mark, records []outbox.Record) error {
+func (db *database) refuse(mark store.Mark, records []store.Record) error {
 	now := time.Now()
 	for _, r := range records {
 		if now.Before(db.refused[r.ID]) || now.Before(db.picky[r.ID]) && r.Attempt != nil && r.Attempt.StatusCode != 0 {
 			return &pgconn.PgError{Code: "23514"}
 		}
 	}
-	if !mark.Alone && now.Before(db.mute) && len(outbox.Consequences(mark.Health, records)) > 0 {
+	if !mark.Alone && now.Before(db.mute) && len(store.Consequences(mark.Health, records)) > 0 {
 		return &pgconn.PgError{Code: "P0001"}
 	}
 	return nil
@@ -246,9 +247,9 @@ func (db *database) refuse(mark outbox.Mark, records []outbox.Record) error {
 
 // Tell is Store's. What it is about is for the packages of its own to know: what was
 // owed is told when the rows are looked at.
-func (st *simulatedStore) Tell(_ context.Context, fence outbox.Fence, c outbox.Consequence) (rest []outbox.Consequence, err error) {
+func (st *simulatedStore) Tell(_ context.Context, fence store.Fence, c store.Consequence) (rest []store.Consequence, err error) {
 	err = st.do("tell", func(db *database) error {
-		w, err := db.begin(fence, outbox.Mark{})
+		w, err := db.begin(fence, store.Mark{})
 		if err != nil {
 			return err
 		}
@@ -269,10 +270,10 @@ func (st *simulatedStore) Tell(_ context.Context, fence outbox.Fence, c outbox.C
 }
 
 // Owe is Store's.
-func (st *simulatedStore) Owe(_ context.Context, fence outbox.Fence, from time.Time) (noted time.Time, err error) {
+func (st *simulatedStore) Owe(_ context.Context, fence store.Fence, from time.Time) (noted time.Time, err error) {
 	err = st.do("owe", func(db *database) error {
 		if db.fenced(fence) {
-			return outbox.ErrFenced
+			return store.ErrFenced
 		}
 		next := db.nextState()
 		next.reconcileSince(from)
@@ -286,22 +287,22 @@ func (st *simulatedStore) Owe(_ context.Context, fence outbox.Fence, from time.T
 
 // overrules says that an operator has said what is to become of a delivery since
 // the attempt began that an outcome is of.
-func (r *deliveryRow) overrules(outcome outbox.Record) bool {
+func (r *deliveryRow) overrules(outcome store.Record) bool {
 	changed := r.said
 	if seen := outcome.Seen; seen.DueAt.Valid {
 		changed = r.Status != seen.Status || !r.due.Equal(seen.DueAt.Time)
 	}
-	if outcome.Status != outbox.Success {
-		return changed || r.Status == outbox.Cancelled
+	if outcome.Status != store.Success {
+		return changed || r.Status == store.Cancelled
 	}
 	begun := outcome.Attempt.EndedAt.Add(-outcome.Attempt.Duration)
-	return changed && r.Status == outbox.Pending && r.due.After(begun)
+	return changed && r.Status == store.Pending && r.due.After(begun)
 }
 
 // consequences are what outcomes mean beyond their rows.
-func (db *database) consequences(c *commit, health []outbox.EndpointHealth, records []outbox.Record) {
+func (db *database) consequences(c *commit, health []store.EndpointHealth, records []store.Record) {
 	for _, r := range records {
-		failed := func(o *deliveryRow) bool { return o.ID == r.ID && o.Status == outbox.Failed }
+		failed := func(o *deliveryRow) bool { return o.ID == r.ID && o.Status == store.Failed }
 		if r.Exhausted && !outbox.IsOwnType(r.EventType) && slices.ContainsFunc(c.rows, failed) {
 			db.tell(c, outbox.TypeDeliveryExhausted, r.OrganizationID, r.ID)
 		}
@@ -329,7 +330,7 @@ func (db *database) disable(c *commit, id uuid.UUID) bool {
 }
 
 // stands notes how an endpoint stands.
-func (db *database) stands(c *commit, h outbox.EndpointHealth) {
+func (db *database) stands(c *commit, h store.EndpointHealth) {
 	if h.Recovered || db.enabled(h.EndpointID) {
 		c.failures = append(c.failures, endpointFailure{endpoint: h.EndpointID, failing: h.Failing, open: h.Open})
 	}
@@ -367,15 +368,15 @@ func (st *simulatedStore) NewlyDue(_ context.Context, since time.Time) (endpoint
 }
 
 // Waiting is Store's.
-func (st *simulatedStore) Waiting(_ context.Context, after uuid.UUID, limit int) (found []outbox.Waiting, err error) {
+func (st *simulatedStore) Waiting(_ context.Context, after uuid.UUID, limit int) (found []store.Waiting, err error) {
 	err = st.do("walk", func(db *database) error {
 		for _, r := range db.order {
 			id := r.EndpointID
-			if r.waits() && afterID(id, after) && !slices.ContainsFunc(found, func(w outbox.Waiting) bool { return w.EndpointID == id }) {
-				found = append(found, outbox.Waiting{EndpointID: id, Enabled: db.enabled(id)})
+			if r.waits() && afterID(id, after) && !slices.ContainsFunc(found, func(w store.Waiting) bool { return w.EndpointID == id }) {
+				found = append(found, store.Waiting{EndpointID: id, Enabled: db.enabled(id)})
 			}
 		}
-		slices.SortFunc(found, func(a, b outbox.Waiting) int { return compareIDs(a.EndpointID, b.EndpointID) })
+		slices.SortFunc(found, func(a, b store.Waiting) int { return compareIDs(a.EndpointID, b.EndpointID) })
 		found = found[:min(limit, len(found))]
 		return nil
 	})
@@ -383,8 +384,8 @@ func (st *simulatedStore) Waiting(_ context.Context, after uuid.UUID, limit int)
 }
 
 // Due is Store's.
-func (st *simulatedStore) Due(_ context.Context, pages []outbox.Page, take func(*outbox.Due)) error {
-	var found []*outbox.Due
+func (st *simulatedStore) Due(_ context.Context, pages []store.Page, take func(*store.Due)) error {
+	var found []*store.Due
 	err := st.do("pages", func(db *database) error {
 		for _, p := range pages {
 			found = append(found, db.page(p)...)
@@ -398,9 +399,9 @@ func (st *simulatedStore) Due(_ context.Context, pages []outbox.Page, take func(
 	return err
 }
 
-func (db *database) page(p outbox.Page) (due []*outbox.Due) {
+func (db *database) page(p store.Page) (due []*store.Due) {
 	later := func(a, b *deliveryRow) int { return cmp.Or(a.due.Compare(b.due), compareIDs(a.ID, b.ID)) }
-	after := &deliveryRow{Record: outbox.Record{ID: p.After.ID}, due: p.After.DueAt.Time}
+	after := &deliveryRow{Record: store.Record{ID: p.After.ID}, due: p.After.DueAt.Time}
 	var rows []*deliveryRow
 	for _, r := range db.order {
 		if r.EndpointID == p.EndpointID && !db.missed(r.ID) && r.waits() && !r.due.After(time.Now()) && (!p.After.DueAt.Valid || later(r, after) > 0) {
@@ -409,7 +410,7 @@ func (db *database) page(p outbox.Page) (due []*outbox.Due) {
 	}
 	slices.SortFunc(rows, later)
 	for _, r := range rows[:min(p.Limit, len(rows))] {
-		d := &outbox.Due{ID: r.ID, EndpointID: r.EndpointID, Status: r.Status, Attempts: r.Attempts, SeriesStart: r.SeriesStart,
+		d := &store.Due{ID: r.ID, EndpointID: r.EndpointID, Status: r.Status, Attempts: r.Attempts, SeriesStart: r.SeriesStart,
 			DueAt: pgtype.Timestamptz{Time: r.due, Valid: true}}
 		d.Event = outbox.Event{ID: r.EventID, OrganizationID: r.OrganizationID, Type: r.EventType}
 		switch e := db.event(r.EventID); {
@@ -435,9 +436,9 @@ func (db *database) event(id uuid.UUID) *outbox.Event {
 }
 
 // CancelRows is Store's.
-func (st *simulatedStore) CancelRows(_ context.Context, fence outbox.Fence, endpoint uuid.UUID, _ string) (cancelled int, more bool, err error) {
+func (st *simulatedStore) CancelRows(_ context.Context, fence store.Fence, endpoint uuid.UUID, _ string) (cancelled int, more bool, err error) {
 	err = st.do("cancel", func(db *database) error {
-		c, err := db.begin(fence, outbox.Mark{})
+		c, err := db.begin(fence, store.Mark{})
 		if err != nil {
 			return err
 		}
@@ -463,19 +464,19 @@ func (st *simulatedStore) CancelRows(_ context.Context, fence outbox.Fence, endp
 
 func (c *commit) cancel(r *deliveryRow) {
 	row := *r
-	row.Status = outbox.Cancelled
+	row.Status = store.Cancelled
 	c.rows = append(c.rows, &row)
 }
 
 // CancelStrangers is Store's: no id is given twice here.
-func (st *simulatedStore) CancelStrangers(context.Context, outbox.Fence, []uuid.UUID) error {
+func (st *simulatedStore) CancelStrangers(context.Context, store.Fence, []uuid.UUID) error {
 	return st.do("cancel strangers", func(*database) error { return nil })
 }
 
 // CancelOrphans is Store's.
-func (st *simulatedStore) CancelOrphans(_ context.Context, fence outbox.Fence, ids []uuid.UUID) error {
+func (st *simulatedStore) CancelOrphans(_ context.Context, fence store.Fence, ids []uuid.UUID) error {
 	return st.whole("cancel orphans", func(db *database) error {
-		c, err := db.begin(fence, outbox.Mark{})
+		c, err := db.begin(fence, store.Mark{})
 		if err != nil {
 			return err
 		}
@@ -490,7 +491,7 @@ func (st *simulatedStore) CancelOrphans(_ context.Context, fence outbox.Fence, i
 }
 
 // Endpoints is Store's.
-func (st *simulatedStore) Endpoints(_ context.Context, ids []uuid.UUID) (found []outbox.Endpoint, err error) {
+func (st *simulatedStore) Endpoints(_ context.Context, ids []uuid.UUID) (found []store.Endpoint, err error) {
 	err = st.do("endpoints", func(db *database) error {
 		for _, id := range ids {
 			if e := db.endpoint(id); e != nil {
@@ -505,7 +506,7 @@ func (st *simulatedStore) Endpoints(_ context.Context, ids []uuid.UUID) (found [
 }
 
 // Missing is Store's, with small pages.
-func (st *simulatedStore) Missing(_ context.Context, from outbox.Position, until uuid.UUID, limit int) (c outbox.Compared, err error) {
+func (st *simulatedStore) Missing(_ context.Context, from store.Position, until uuid.UUID, limit int) (c store.Compared, err error) {
 	limit = min(limit, 5)
 	c.Upto = from
 	err = st.whole("missing", func(db *database) error {
@@ -515,16 +516,16 @@ func (st *simulatedStore) Missing(_ context.Context, from outbox.Position, until
 				continue
 			}
 			if len(e.EndpointIDs) == 0 && e.ID != from.Event && n < limit {
-				n, c.Upto = n+1, outbox.Position{Event: e.ID}
+				n, c.Upto = n+1, store.Position{Event: e.ID}
 			}
 			for i, endpoint := range e.EndpointIDs {
 				if n == limit || e.ID == from.Event && i < from.Owed {
 					continue
 				}
-				n, c.Upto = n+1, outbox.Position{Event: e.ID, Owed: i + 1}
+				n, c.Upto = n+1, store.Position{Event: e.ID, Owed: i + 1}
 				id := outbox.DeliveryID(e.ID, endpoint)
 				if db.rows[id] == nil || db.missed(id) {
-					c.Missing = append(c.Missing, outbox.Candidate{ID: id, EventID: e.ID, EndpointID: endpoint, OrganizationID: e.OrganizationID, EventType: e.Type})
+					c.Missing = append(c.Missing, store.Candidate{ID: id, EventID: e.ID, EndpointID: endpoint, OrganizationID: e.OrganizationID, EventType: e.Type})
 				}
 			}
 		}
@@ -535,9 +536,9 @@ func (st *simulatedStore) Missing(_ context.Context, from outbox.Position, until
 }
 
 // InsertMissing is Store's.
-func (st *simulatedStore) InsertMissing(ctx context.Context, fence outbox.Fence, records []outbox.Record) (inserted int, err error) {
+func (st *simulatedStore) InsertMissing(ctx context.Context, fence store.Fence, records []store.Record) (inserted int, err error) {
 	before := len(st.p.s.db.rows)
-	_, err = st.insert("insert missing", fence, outbox.Mark{}, records)
+	_, err = st.insert("insert missing", fence, store.Mark{}, records)
 	return max(len(st.p.s.db.rows)-before, 0), err
 }
 
@@ -556,7 +557,7 @@ func (st *simulatedStore) InsertLSN(context.Context) (lsn pglogrepl.LSN, err err
 }
 
 // Mark is Store's.
-func (st *simulatedStore) Mark(_ context.Context, fence outbox.Fence, mark outbox.Mark) error {
+func (st *simulatedStore) Mark(_ context.Context, fence store.Fence, mark store.Mark) error {
 	return st.do("mark", func(db *database) error {
 		c, err := db.begin(fence, mark)
 		if err == nil {
@@ -567,7 +568,7 @@ func (st *simulatedStore) Mark(_ context.Context, fence outbox.Fence, mark outbo
 }
 
 // Settled is Store's.
-func (st *simulatedStore) Settled(_ context.Context, fence outbox.Fence) (settled bool, err error) {
+func (st *simulatedStore) Settled(_ context.Context, fence store.Fence) (settled bool, err error) {
 	err = st.do("settled", func(db *database) error {
 		settled = db.settles(fence)
 		return nil
@@ -575,7 +576,7 @@ func (st *simulatedStore) Settled(_ context.Context, fence outbox.Fence) (settle
 	return settled, err
 }
 
-func (db *database) settles(fence outbox.Fence) bool {
+func (db *database) settles(fence store.Fence) bool {
 	if fence.Settles == "" {
 		return true
 	}
@@ -584,7 +585,7 @@ func (db *database) settles(fence outbox.Fence) bool {
 }
 
 // Reconciled is Store's.
-func (st *simulatedStore) Reconciled(_ context.Context, fence outbox.Fence) (since time.Time, err error) {
+func (st *simulatedStore) Reconciled(_ context.Context, fence store.Fence) (since time.Time, err error) {
 	err = st.do("reconciled", func(db *database) error {
 		switch {
 		case db.fenced(fence):

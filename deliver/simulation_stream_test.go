@@ -6,13 +6,14 @@ import (
 
 	"github.com/jackc/pglogrepl"
 
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
 
 // A connection is a process's use of the slot.
 type connection struct {
 	process *process
-	session *outbox.Session
+	session *store.Session
 	server  time.Time // when it was started
 	sent    pglogrepl.LSN
 }
@@ -99,7 +100,7 @@ func (p *process) connect() *connection {
 		return nil
 	}
 	db.pids++
-	session := &outbox.Session{SystemID: "1", Timeline: db.timeline, SlotCreated: created, PID: db.pids}
+	session := &store.Session{SystemID: "1", Timeline: db.timeline, SlotCreated: created, PID: db.pids}
 	flushed := db.end()
 	if fallen() {
 		return nil
@@ -145,7 +146,7 @@ func (p *process) follow(c *connection) {
 	if s.await(func() bool { return lost() || room() }); lost() {
 		return
 	}
-	p.batches <- outbox.Batch{Session: c.session}
+	p.batches <- store.Batch{Session: c.session}
 	for {
 		s.await(func() bool {
 			return lost() || c.session.Flushed() > db.slot.confirmed || room() && db.next(c.sent) != nil
@@ -179,7 +180,7 @@ func (p *process) handOn(c *connection, next *commit) {
 	lost := func() bool { return s.db.slot == nil || s.db.slot.connection != c }
 	if p.stopped { // no event comes any more, and no position
 		if next.echo != "" {
-			p.batches <- outbox.Batch{Echoes: []string{next.echo}}
+			p.batches <- store.Batch{Echoes: []string{next.echo}}
 		}
 		c.sent = next.end
 		return
@@ -192,7 +193,7 @@ func (p *process) handOn(c *connection, next *commit) {
 		copied := *e
 		copied.EndpointIDs = slices.Clone(e.EndpointIDs)
 		if events = append(events, copied); i < len(next.events)-1 && s.chance(50) {
-			p.batches <- outbox.Batch{Events: events, CommitTime: next.at}
+			p.batches <- store.Batch{Events: events, CommitTime: next.at}
 			events = nil
 			s.await(func() bool { return lost() || len(p.batches) < cap(p.batches) })
 			if lost() || p.stopped {
@@ -200,7 +201,7 @@ func (p *process) handOn(c *connection, next *commit) {
 			}
 		}
 	}
-	b := outbox.Batch{Events: events, End: next.end, CommitTime: next.at}
+	b := store.Batch{Events: events, End: next.end, CommitTime: next.at}
 	if next.echo != "" {
 		b.Echoes = []string{next.echo}
 	}

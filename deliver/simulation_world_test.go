@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -165,8 +166,8 @@ func (s *simulation) populate() {
 
 func (s *simulation) newEndpoint() *endpointRow {
 	e := &endpointRow{own: s.chance(30)}
-	e.Endpoint = outbox.Endpoint{ID: s.id(time.Now()), OrganizationID: fmt.Sprint("org_", s.rng.IntN(2)), URL: "https://example.com/",
-		Enabled: true, Secrets: []outbox.Secret{"a secret of sixteen"}, MaxInFlight: s.rng.IntN(3)}
+	e.Endpoint = store.Endpoint{ID: s.id(time.Now()), OrganizationID: fmt.Sprint("org_", s.rng.IntN(2)), URL: "https://example.com/",
+		Enabled: true, Secrets: []store.Secret{"a secret of sixteen"}, MaxInFlight: s.rng.IntN(3)}
 	if s.chance(20) {
 		e.RatePerSecond = 5
 	}
@@ -256,11 +257,11 @@ func (s *simulation) replay(r deliveryRow) {
 	r.said = true
 	if s.chance(20) && r.waits() {
 		s.note("cancel %s", r.ID)
-		r.Status = outbox.Cancelled
+		r.Status = store.Cancelled
 		s.journal.cancelled(r.ID)
 	} else {
 		s.note("replay %s", r.ID)
-		r.Status, r.due = outbox.Pending, time.Now()
+		r.Status, r.due = store.Pending, time.Now()
 		s.journal.replayed(r.ID)
 	}
 	s.db.write(&commit{visible: true, rows: []*deliveryRow{&r}})

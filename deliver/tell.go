@@ -6,7 +6,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // What outcomes mean beyond their rows goes with them, in one transaction. Where the
@@ -16,7 +16,7 @@ import (
 
 // owe keeps what outcomes mean that are recorded without it. What nobody must send
 // to any more is told at once.
-func (r *recorder) owe(ctx context.Context, meaning []outbox.Consequence, refused error) error {
+func (r *recorder) owe(ctx context.Context, meaning []store.Consequence, refused error) error {
 	if len(meaning) == 0 {
 		return nil
 	}
@@ -26,7 +26,7 @@ func (r *recorder) owe(ctx context.Context, meaning []outbox.Consequence, refuse
 			"`walhook init` puts back what is missing of walhook's event types; else look at the constraints and triggers on webhook_outbox, "+
 			"webhook_endpoints and webhook_endpoint_failures", "error", refused)
 	}
-	var urgent []outbox.Consequence
+	var urgent []store.Consequence
 	for _, c := range meaning {
 		if len(c.Endpoints()) > 0 {
 			urgent = append(urgent, c)
@@ -39,7 +39,7 @@ func (r *recorder) owe(ctx context.Context, meaning []outbox.Consequence, refuse
 
 // keep holds on to what could not be told. How endpoints stand goes back to their
 // lanes: by the next try it may be different.
-func (r *recorder) keep(c outbox.Consequence) {
+func (r *recorder) keep(c store.Consequence) {
 	if len(c.Health) > 0 {
 		r.window.mu.Lock()
 		defer r.window.mu.Unlock()
@@ -66,7 +66,7 @@ func (r *recorder) tell(ctx context.Context) error {
 	r.window.mu.Lock()
 	acquired, health := r.window.fence.Epoch != 0, r.window.takeNews()
 	r.window.mu.Unlock()
-	all := append(r.owed, outbox.Consequences(health, nil)...)
+	all := append(r.owed, store.Consequences(health, nil)...)
 	if r.owed = nil; !acquired {
 		for _, c := range all {
 			r.keep(c)
@@ -117,22 +117,22 @@ func (r *recorder) lastWords(ctx context.Context) {
 
 // tellAll tells what it can: what is refused is parted, until what is the cause
 // stands alone. What would take too many tries has its turn before that next time.
-func (r *recorder) tellAll(ctx context.Context, all []outbox.Consequence) error {
+func (r *recorder) tellAll(ctx context.Context, all []store.Consequence) error {
 	r.window.mu.Lock()
 	fence := r.window.fence
 	r.window.mu.Unlock()
-	var refused []outbox.Consequence
+	var refused []store.Consequence
 	for tries := 0; len(all) > 0 && tries < tellAtMost; tries++ {
 		c := all[0]
 		all = all[1:]
 		r.pulse.beat()
-		var rest []outbox.Consequence
+		var rest []store.Consequence
 		err := bounded(ctx, func(ctx context.Context) (err error) {
 			rest, err = r.store.Tell(ctx, fence, c)
 			return err
 		})
 		switch {
-		case errors.Is(err, outbox.ErrFenced), ctx.Err() != nil:
+		case errors.Is(err, store.ErrFenced), ctx.Err() != nil:
 			return err
 		case err == nil:
 			all = append(rest, all...)

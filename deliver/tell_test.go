@@ -11,7 +11,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // A mute database takes no news for as long as it is refused.
@@ -22,7 +22,7 @@ type mute struct {
 }
 
 // Tell is Store's.
-func (m *mute) Tell(_ context.Context, _ outbox.Fence, c outbox.Consequence) ([]outbox.Consequence, error) {
+func (m *mute) Tell(_ context.Context, _ store.Fence, c store.Consequence) ([]store.Consequence, error) {
 	if m.refused {
 		return nil, &pgconn.PgError{Code: "P0001"}
 	}
@@ -31,10 +31,10 @@ func (m *mute) Tell(_ context.Context, _ outbox.Fence, c outbox.Consequence) ([]
 }
 
 // emptyStream is a stream that brings nothing.
-type emptyStream chan outbox.Batch
+type emptyStream chan store.Batch
 
 // Batches is Source's.
-func (s emptyStream) Batches() <-chan outbox.Batch { return s }
+func (s emptyStream) Batches() <-chan store.Batch { return s }
 
 // Stop is Source's.
 func (s emptyStream) Stop() { close(s) }
@@ -47,9 +47,9 @@ func TestNewsThatIsOwedIsToldAtAGracefulStop(t *testing.T) {
 			var text bytes.Buffer
 			db := &mute{refused: refused}
 			e := New(Config{Limits: small, Store: db, Sender: NewSender(SenderConfig{Timeout: time.Second}), Log: slog.New(slog.NewTextHandler(&text, nil))})
-			e.window.fence = outbox.Fence{Epoch: 1}
+			e.window.fence = store.Fence{Epoch: 1}
 			e.recorder.apart, e.recorder.toldAt = true, time.Now()
-			e.recorder.owed = outbox.Consequences(nil, []outbox.Record{{ID: uuid.New(), EventType: "payment.failed", Exhausted: true, Attempt: &outbox.Attempt{}}})
+			e.recorder.owed = store.Consequences(nil, []store.Record{{ID: uuid.New(), EventType: "payment.failed", Exhausted: true, Attempt: &store.Attempt{}}})
 			ctx, stop := context.WithCancel(t.Context())
 			stop()
 			if err := e.Run(ctx, make(emptyStream)); err != nil {

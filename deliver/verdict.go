@@ -3,7 +3,7 @@ package deliver
 import (
 	"net/http"
 
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // A Verdict is what an attempt means for its delivery.
@@ -33,7 +33,7 @@ func (v Verdict) String() string {
 // success, 410 is the end, and everything else, a blocked address and a
 // redirect included, is worth another attempt, because operators mend
 // addresses, certificates and routes while the schedule lasts.
-func Judge(a outbox.Attempt) Verdict {
+func Judge(a store.Attempt) Verdict {
 	switch {
 	case a.StatusCode >= 200 && a.StatusCode <= 299:
 		return Delivered
@@ -45,17 +45,17 @@ func Judge(a outbox.Attempt) Verdict {
 }
 
 // statusClass returns the class of a final status line.
-func statusClass(status int) outbox.ErrorClass {
+func statusClass(status int) store.ErrorClass {
 	switch {
 	case status < 200: // 101, which nobody asked for, and numbers that HTTP does not know
-		return outbox.ErrProtocol
+		return store.ErrProtocol
 	case status <= 299:
 		return ""
 	case status <= 399:
-		return outbox.ErrRedirect
+		return store.ErrRedirect
 	case status <= 499:
-		return outbox.ErrHTTP4xx
+		return store.ErrHTTP4xx
 	default:
-		return outbox.ErrHTTP5xx
+		return store.ErrHTTP5xx
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/walhook/walhook/internal/sabotage"
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -78,8 +79,8 @@ type window struct {
 
 	mu         sync.Mutex
 	ledger     ledger
-	session    *outbox.Session
-	fence      outbox.Fence
+	session    *store.Session
+	fence      store.Fence
 	marker     uint64 // the session's first batch: until its echo, the stream may repeat what has rows
 	replaying  bool
 	visible    bool // all is visible that was committed before the session: see Fence.Settles
@@ -178,10 +179,10 @@ type delivery struct {
 	attempts int // that have ended, as the row says
 	series   int // how many had ended when the present series began
 	fetched  bool
-	seen     outbox.Seen // fetched: the row as it was then
-	late     bool        // no first attempt: it comes after what the stream brings
-	target   *Target     // running: the endpoint as of the start
-	attempt  *outbox.Attempt
+	seen     store.Seen // fetched: the row as it was then
+	late     bool       // no first attempt: it comes after what the stream brings
+	target   *Target    // running: the endpoint as of the start
+	attempt  *store.Attempt
 	gone     bool // the attempt was answered with 410
 
 	received time.Time
@@ -426,7 +427,7 @@ func (w *window) toPark(d *delivery) {
 }
 
 // finish takes an attempt's outcome, for the recorder.
-func (w *window) finish(d *delivery, a outbox.Attempt, now time.Time) {
+func (w *window) finish(d *delivery, a store.Attempt, now time.Time) {
 	l := d.lane
 	w.vacate(d, &a, now)
 	w.young(d)
@@ -445,7 +446,7 @@ func (w *window) finish(d *delivery, a outbox.Attempt, now time.Time) {
 
 // unsent takes back a delivery whose request may not be sent any more, because
 // another process may have the slot: it goes to the table, or stays there.
-func (w *window) unsent(d *delivery, a *outbox.Attempt, now time.Time) {
+func (w *window) unsent(d *delivery, a *store.Attempt, now time.Time) {
 	w.vacate(d, a, now)
 	w.settled(d)
 	w.young(d)
@@ -488,7 +489,7 @@ func (w *window) unwritten() int { return len(w.newRows) + len(w.toBeParked) + l
 // nothing of what this one does not bring, nor of rows in a database that was set
 // back. ReconcileFrom alone does not tell: where a comparison was noted as done, and
 // nothing recorded since, the next cause has the value of the one before.
-func (w *window) claimed(s *outbox.Session, fence outbox.Fence, marker uint64) {
+func (w *window) claimed(s *store.Session, fence store.Fence, marker uint64) {
 	goesOn := w.session != nil && s.Start != 0 && !s.SlotCreated && !fence.Moved
 	if !goesOn || s.Published != w.session.Published || !fence.Server.Equal(w.fence.Server) {
 		w.causes++

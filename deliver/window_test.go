@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -22,7 +23,7 @@ type rig struct {
 func newRig(t *testing.T, limits Limits) *rig {
 	r := &rig{t: t, w: newWindow(limits, Schedule{time.Minute, time.Hour}), target: &Target{}}
 	r.w.workers.run = func(d *delivery) { r.started = append(r.started, d) }
-	r.w.session = &outbox.Session{}
+	r.w.session = &store.Session{}
 	return r
 }
 
@@ -36,7 +37,7 @@ func (r *rig) endpoint() uuid.UUID {
 }
 
 func (r *rig) lookUp(id uuid.UUID, enabled bool) {
-	r.w.lookedUp(r.w.lane(id, time.Now()), &outbox.Endpoint{ID: id, OrganizationID: "org_1", Enabled: enabled}, r.target, time.Now(), time.Now())
+	r.w.lookedUp(r.w.lane(id, time.Now()), &store.Endpoint{ID: id, OrganizationID: "org_1", Enabled: enabled}, r.target, time.Now(), time.Now())
 }
 
 // event offers one event of its own transaction, and reports whether it was taken in.
@@ -59,9 +60,9 @@ func (r *rig) answer(d *delivery, status int) {
 	for i, s := range r.started {
 		if s == d {
 			r.started = append(r.started[:i:i], r.started[i+1:]...)
-			a := outbox.Attempt{StatusCode: status, EndedAt: time.Now()}
+			a := store.Attempt{StatusCode: status, EndedAt: time.Now()}
 			if status > 299 {
-				a.Class = outbox.ErrHTTP5xx
+				a.Class = store.ErrHTTP5xx
 			}
 			r.w.finish(d, a, time.Now())
 			r.w.dispatch(time.Now())
@@ -72,7 +73,7 @@ func (r *rig) answer(d *delivery, status int) {
 }
 
 // commit writes everything that waits, and returns the new rows and the updates.
-func (r *rig) commit() (inserts, updates []outbox.Record) {
+func (r *rig) commit() (inserts, updates []store.Record) {
 	for len(r.w.newRows)+len(r.w.toBeParked) > 0 {
 		taken, records := r.w.takeNew()
 		r.w.recordedBy(taken)
@@ -90,7 +91,7 @@ func (r *rig) commit() (inserts, updates []outbox.Record) {
 
 // page lets the retrier fetch one page of a lane, of rows that are due, and
 // returns those that it did not take.
-func (r *rig) page(endpoint uuid.UUID, rows ...outbox.Record) (rest []outbox.Record) {
+func (r *rig) page(endpoint uuid.UUID, rows ...store.Record) (rest []store.Record) {
 	r.t.Helper()
 	asked := r.w.toAsk(pagedLanes, time.Now())
 	if len(asked) != 1 || asked[0].lane.id != endpoint {
@@ -99,7 +100,7 @@ func (r *rig) page(endpoint uuid.UUID, rows ...outbox.Record) (rest []outbox.Rec
 	n := min(asked[0].size, len(rows))
 	for _, row := range rows[:n] {
 		asked[0].got++
-		r.w.admitDue(&outbox.Due{ID: row.ID, EndpointID: endpoint, Status: row.Status, Attempts: row.Attempts,
+		r.w.admitDue(&store.Due{ID: row.ID, EndpointID: endpoint, Status: row.Status, Attempts: row.Attempts,
 			Event: outbox.Event{ID: row.EventID, OrganizationID: "org_1", Payload: []byte(`{}`)}}, time.Now())
 	}
 	r.w.paged(asked[0], time.Now())
@@ -107,8 +108,8 @@ func (r *rig) page(endpoint uuid.UUID, rows ...outbox.Record) (rest []outbox.Rec
 	return rows[n:]
 }
 
-func statuses(records []outbox.Record) map[outbox.Status]int {
-	n := map[outbox.Status]int{}
+func statuses(records []store.Record) map[store.Status]int {
+	n := map[store.Status]int{}
 	for _, r := range records {
 		n[r.Status]++
 	}
@@ -140,7 +141,7 @@ func TestWindow(t *testing.T) {
 			}
 			r.answer(r.started[0], 200)
 			inserts, updates := r.commit()
-			if statuses(inserts)[outbox.Success] != 1 || len(inserts) != 1 || len(updates) != 0 {
+			if statuses(inserts)[store.Success] != 1 || len(inserts) != 1 || len(updates) != 0 {
 				t.Errorf("inserts %v, updates %v; want one row", statuses(inserts), statuses(updates))
 			}
 			if r.w.ledger.confirmed == 0 {
@@ -191,7 +192,7 @@ func TestWindow(t *testing.T) {
 			time.Sleep(small.ParkAfter)
 			r.w.parkOverdue(time.Now())
 			inserts, _ := r.commit()
-			var waits []outbox.Record // the queued ones: due at once
+			var waits []store.Record // the queued ones: due at once
 			for _, row := range inserts {
 				if row.Wait <= 0 {
 					waits = append(waits, row)
@@ -199,7 +200,7 @@ func TestWindow(t *testing.T) {
 					t.Errorf("a running attempt's row is due again after %v, within its own timeout", row.Wait)
 				}
 			}
-			if statuses(inserts)[outbox.Pending] != 4 || len(waits) != 2 {
+			if statuses(inserts)[store.Pending] != 4 || len(waits) != 2 {
 				t.Fatalf("%v rows, %d of them due; want 4 pending, 2 due", statuses(inserts), len(waits))
 			}
 			if r.w.ledger.confirmed == 0 {
@@ -207,7 +208,7 @@ func TestWindow(t *testing.T) {
 			}
 			r.event(endpoint)
 			more, _ := r.commit()
-			if len(more) != 1 || more[0].Status != outbox.Pending {
+			if len(more) != 1 || more[0].Status != store.Pending {
 				t.Fatalf("a lane that is behind did not park what follows at once: %v", statuses(more))
 			}
 			r.answer(r.started[0], 200)
@@ -226,7 +227,7 @@ func TestWindow(t *testing.T) {
 				r.answer(r.started[0], 200)
 			}
 			inserts, updates := r.commit()
-			if len(inserts) != 0 || statuses(updates)[outbox.Success] != 5 {
+			if len(inserts) != 0 || statuses(updates)[store.Success] != 5 {
 				t.Errorf("inserts %v, updates %v; want 5 updates", statuses(inserts), statuses(updates))
 			}
 			r.wantEmpty()
@@ -242,7 +243,7 @@ func TestWindow(t *testing.T) {
 			}
 			r.answer(r.started[0], 200)
 			_, records := r.w.takeNew()
-			if got := statuses(records); got[outbox.Success] != 1 || got[outbox.Pending] != recordBatch-1 {
+			if got := statuses(records); got[store.Success] != 1 || got[store.Pending] != recordBatch-1 {
 				t.Errorf("the first batch: %v, want the outcome, and filled", got)
 			}
 		},
@@ -253,7 +254,7 @@ func TestWindow(t *testing.T) {
 			r.w.parkOverdue(time.Now())
 			r.answer(r.started[0], 200)
 			inserts, updates := r.commit()
-			if statuses(inserts)[outbox.Success] != 1 || len(inserts)+len(updates) != 1 {
+			if statuses(inserts)[store.Success] != 1 || len(inserts)+len(updates) != 1 {
 				t.Errorf("inserts %v, updates %v; want one success", statuses(inserts), statuses(updates))
 			}
 			r.wantEmpty()
@@ -268,7 +269,7 @@ func TestWindow(t *testing.T) {
 			r.answer(r.started[0], 200)
 			r.w.inserted(taken, true, nil)
 			inserts, updates := r.commit()
-			if len(inserts) != 0 || statuses(updates)[outbox.Success] != 1 {
+			if len(inserts) != 0 || statuses(updates)[store.Success] != 1 {
 				t.Errorf("inserts %v, updates %v; want one update", statuses(inserts), statuses(updates))
 			}
 			r.wantEmpty()
@@ -293,7 +294,7 @@ func TestWindow(t *testing.T) {
 			taken, _ := r.w.takeNew()
 			r.w.recordedBy(taken)
 			r.w.inserted(taken, false, nil)
-			if _, updates := r.commit(); statuses(updates)[outbox.Success] != 1 {
+			if _, updates := r.commit(); statuses(updates)[store.Success] != 1 {
 				t.Errorf("updates %v, want the outcome", statuses(updates))
 			}
 			r.wantEmpty()
@@ -310,7 +311,7 @@ func TestWindow(t *testing.T) {
 			inserts, _ := r.commit()
 			r.page(endpoint, inserts...)
 			r.answer(r.started[0], 200)
-			if _, updates := r.commit(); statuses(updates)[outbox.Success] != 1 {
+			if _, updates := r.commit(); statuses(updates)[store.Success] != 1 {
 				t.Errorf("updates %v, want one success", statuses(updates))
 			}
 			r.wantEmpty()
@@ -396,7 +397,7 @@ func TestWindow(t *testing.T) {
 			r.answer(r.started[0], 503)
 			r.answer(r.started[0], 503)
 			inserts, _ := r.commit()
-			if got := statuses(inserts); got[outbox.Pending] != 2 || got[outbox.Retrying] != 2 || len(inserts) != 4 {
+			if got := statuses(inserts); got[store.Pending] != 2 || got[store.Retrying] != 2 || len(inserts) != 4 {
 				t.Errorf("%v, want all in the table, where the sweep cancels", got)
 			}
 			if len(r.w.sweeping) != 1 {
@@ -419,16 +420,16 @@ func TestWindow(t *testing.T) {
 			asOf := time.Now()
 			time.Sleep(time.Millisecond)
 			inserts, _ := r.commit()
-			if inserts[0].Status != outbox.Failed || !inserts[0].Gone || inserts[0].Exhausted {
+			if inserts[0].Status != store.Failed || !inserts[0].Gone || inserts[0].Exhausted {
 				t.Errorf("410 is recorded as %+v, want failed, gone, not exhausted", inserts[0])
 			}
-			r.w.lookedUp(r.w.lanes[endpoint], &outbox.Endpoint{ID: endpoint, OrganizationID: "org_1", Enabled: true}, r.target, asOf, time.Now())
+			r.w.lookedUp(r.w.lanes[endpoint], &store.Endpoint{ID: endpoint, OrganizationID: "org_1", Enabled: true}, r.target, asOf, time.Now())
 			r.w.dispatch(time.Now())
 			if len(r.started) != 0 {
 				t.Error("sent on the strength of a look-up from before the endpoint was disabled")
 			}
 			r.lookUp(endpoint, false)
-			if inserts, _ := r.commit(); statuses(inserts)[outbox.Pending] != 2 || len(r.w.sweeping) != 1 {
+			if inserts, _ := r.commit(); statuses(inserts)[store.Pending] != 2 || len(r.w.sweeping) != 1 {
 				t.Errorf("%v, %d sweeps; want the rest in the table, to be cancelled there", statuses(inserts), len(r.w.sweeping))
 			}
 			r.wantEmpty()
@@ -436,24 +437,24 @@ func TestWindow(t *testing.T) {
 		"the last attempt of the schedule ends as failed": func(t *testing.T) {
 			r := newRig(t, small)
 			endpoint := r.endpoint()
-			row := outbox.Record{ID: uuid.New(), EventID: uuid.New(), Status: outbox.Retrying, Attempts: 2}
+			row := store.Record{ID: uuid.New(), EventID: uuid.New(), Status: store.Retrying, Attempts: 2}
 			r.w.hasRows(r.w.lane(endpoint, time.Now()), time.Now())
 			r.page(endpoint, row)
 			r.answer(r.started[0], 500)
 			_, updates := r.commit()
-			if u := updates[0]; u.Status != outbox.Failed || !u.Exhausted || u.Attempts != 3 {
+			if u := updates[0]; u.Status != store.Failed || !u.Exhausted || u.Attempts != 3 {
 				t.Errorf("%+v, want the third attempt failed, and the schedule exhausted", u)
 			}
 		},
 		"a replay begins a new series": func(t *testing.T) {
 			r := newRig(t, small)
 			endpoint := r.endpoint()
-			row := outbox.Record{ID: uuid.New(), EventID: uuid.New(), Status: outbox.Pending, Attempts: 3}
+			row := store.Record{ID: uuid.New(), EventID: uuid.New(), Status: store.Pending, Attempts: 3}
 			r.w.hasRows(r.w.lane(endpoint, time.Now()), time.Now())
 			r.page(endpoint, row)
 			r.answer(r.started[0], 500)
 			_, updates := r.commit()
-			if u := updates[0]; u.Status != outbox.Retrying || u.SeriesStart != 3 || u.Attempts != 4 || u.Wait < time.Minute {
+			if u := updates[0]; u.Status != store.Retrying || u.SeriesStart != 3 || u.Attempts != 4 || u.Wait < time.Minute {
 				t.Errorf("%+v, want a retry after the first wait of the schedule", u)
 			}
 		},
@@ -465,7 +466,7 @@ func TestWindow(t *testing.T) {
 			r.w.removed = map[uuid.UUID]bool{} // the page is asked for
 			r.answer(d, 200)
 			r.commit()
-			r.w.admitDue(&outbox.Due{ID: d.id, EndpointID: endpoint, Status: outbox.Pending}, time.Now())
+			r.w.admitDue(&store.Due{ID: d.id, EndpointID: endpoint, Status: store.Pending}, time.Now())
 			r.w.dispatch(time.Now())
 			if len(r.started) != 0 {
 				t.Error("sent twice")
@@ -475,7 +476,7 @@ func TestWindow(t *testing.T) {
 			r := newRig(t, small)
 			endpoint := r.endpoint()
 			l := r.w.lane(endpoint, time.Now())
-			row := outbox.Record{ID: uuid.New(), EventID: uuid.New(), Status: outbox.Pending}
+			row := store.Record{ID: uuid.New(), EventID: uuid.New(), Status: store.Pending}
 			r.w.hasRows(l, time.Now())
 			r.page(endpoint, row)
 			r.answer(r.started[0], 500)
@@ -498,9 +499,9 @@ func TestWindow(t *testing.T) {
 			endpoint := r.endpoint()
 			l := r.w.lane(endpoint, time.Now())
 			l.limit = 0
-			due := &outbox.Due{ID: uuid.New(), EndpointID: endpoint, Status: outbox.Retrying, Attempts: 7, SeriesStart: 2, Event: outbox.Event{ID: uuid.New(), OrganizationID: "org_1"}}
+			due := &store.Due{ID: uuid.New(), EndpointID: endpoint, Status: store.Retrying, Attempts: 7, SeriesStart: 2, Event: outbox.Event{ID: uuid.New(), OrganizationID: "org_1"}}
 			r.w.admitDue(due, time.Now())
-			due.Status, due.DueAt = outbox.Pending, pgtype.Timestamptz{Time: time.Now(), Valid: true}
+			due.Status, due.DueAt = store.Pending, pgtype.Timestamptz{Time: time.Now(), Valid: true}
 			r.w.admitDue(due, time.Now())
 			if d := r.w.deliveries[due.ID]; d == nil || d.series != 7 || d.seen.DueAt != due.DueAt || len(r.w.deliveries) != 1 {
 				t.Errorf("it is as it was fetched: %+v", d)
@@ -510,13 +511,13 @@ func TestWindow(t *testing.T) {
 			r := newRig(t, small)
 			endpoint := r.endpoint()
 			l := r.w.lane(endpoint, time.Now())
-			r.w.lookedUp(l, &outbox.Endpoint{ID: endpoint, OrganizationID: "org_2", Enabled: true}, r.target, time.Now(), time.Now())
+			r.w.lookedUp(l, &store.Endpoint{ID: endpoint, OrganizationID: "org_2", Enabled: true}, r.target, time.Now(), time.Now())
 			r.event(endpoint)
 			if len(r.started) != 0 {
 				t.Fatal("it is sent to the endpoint that has the id now")
 			}
 			inserts, _ := r.commit()
-			if statuses(inserts)[outbox.Pending] != 1 || !l.rows {
+			if statuses(inserts)[store.Pending] != 1 || !l.rows {
 				t.Errorf("it does not wait in the table, to be cancelled there: %v, rows %v", inserts, l.rows)
 			}
 			r.wantEmpty()
@@ -524,7 +525,7 @@ func TestWindow(t *testing.T) {
 		"a row that an operator has locked waits aside": func(t *testing.T) {
 			r := newRig(t, small)
 			endpoint := r.endpoint()
-			row := outbox.Record{ID: uuid.New(), EventID: uuid.New(), Status: outbox.Pending}
+			row := store.Record{ID: uuid.New(), EventID: uuid.New(), Status: store.Pending}
 			r.w.hasRows(r.w.lane(endpoint, time.Now()), time.Now())
 			r.page(endpoint, row)
 			r.answer(r.started[0], 200)
@@ -537,7 +538,7 @@ func TestWindow(t *testing.T) {
 				t.Error("it keeps a place for retries meanwhile")
 			}
 			r.w.enlist(aside[0])
-			if _, updates := r.commit(); statuses(updates)[outbox.Success] != 1 {
+			if _, updates := r.commit(); statuses(updates)[store.Success] != 1 {
 				t.Error("the outcome is not written when the row is free again")
 			}
 			r.wantEmpty()
@@ -583,9 +584,9 @@ func TestWindow(t *testing.T) {
 		"what waits because it has a row is no part of a new session": func(t *testing.T) {
 			r := newRig(t, small)
 			endpoint := r.endpoint()
-			var rows []outbox.Record
+			var rows []store.Record
 			for range small.EndpointInFlight + 1 {
-				rows = append(rows, outbox.Record{ID: uuid.New(), EventID: uuid.New(), Status: outbox.Pending})
+				rows = append(rows, store.Record{ID: uuid.New(), EventID: uuid.New(), Status: store.Pending})
 			}
 			l := r.w.lane(endpoint, time.Now())
 			r.w.hasRows(l, time.Now())
@@ -623,7 +624,7 @@ func TestWindow(t *testing.T) {
 				t.Errorf("it is due after %v", got)
 			}
 			r.answer(r.started[0], 200)
-			if got := r.w.lease(d); got != -outbox.ParkedDue {
+			if got := r.w.lease(d); got != -store.ParkedDue {
 				t.Errorf("it is due after %v when the attempt has ended", got)
 			}
 		},
@@ -693,11 +694,11 @@ func TestWindow(t *testing.T) {
 			l := r.w.lane(r.endpoint(), time.Now())
 			r.w.hasRows(l, time.Now())
 			full := r.w.toAsk(1, time.Now())[0]
-			full.got, full.end = full.size, (&outbox.Due{ID: uuid.New()}).End()
+			full.got, full.end = full.size, (&store.Due{ID: uuid.New()}).End()
 			r.w.paged(full, time.Now())
 			l.parks++ // a row that stands before where that page ended
 			r.w.paged(r.w.toAsk(1, time.Now())[0], time.Now())
-			if !l.rows || l.after != (outbox.PageEnd{}) {
+			if !l.rows || l.after != (store.PageEnd{}) {
 				t.Error("the lane does not look from the beginning again")
 			}
 		},
@@ -728,7 +729,7 @@ func TestWindow(t *testing.T) {
 				p := asked[0]
 				for range p.size {
 					p.got++
-					r.w.admitDue(&outbox.Due{ID: uuid.New(), EndpointID: p.lane.id, Status: outbox.Pending, Event: outbox.Event{OrganizationID: "org_1", Payload: []byte(`{}`)}}, time.Now())
+					r.w.admitDue(&store.Due{ID: uuid.New(), EndpointID: p.lane.id, Status: store.Pending, Event: outbox.Event{OrganizationID: "org_1", Payload: []byte(`{}`)}}, time.Now())
 				}
 				r.w.paged(p, time.Now())
 			}

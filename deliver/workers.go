@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"github.com/walhook/walhook/internal/sabotage"
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // workerMemory is how long a worker without work stays: its grown stack makes
@@ -100,7 +100,7 @@ func (e *Engine) rest() *delivery {
 type Counts struct {
 	Events    uint64 // that came by the stream
 	Delivered uint64 // attempts that were answered with 2xx
-	Errors    map[outbox.ErrorClass]uint64
+	Errors    map[store.ErrorClass]uint64
 	OwnFaults map[OwnFault]uint64 // that kept deliveries waiting
 	Recorded  uint64              // outcomes committed
 	Parked    uint64              // deliveries written before they had an outcome, without an attempt under way
@@ -127,13 +127,13 @@ func (c *Counts) ownFault(f OwnFault) {
 	c.OwnFaults[f]++
 }
 
-func (c *Counts) attempt(a outbox.Attempt) {
+func (c *Counts) attempt(a store.Attempt) {
 	if Judge(a) == Delivered {
 		c.Delivered++
 		return
 	}
 	if c.Errors == nil {
-		c.Errors = map[outbox.ErrorClass]uint64{}
+		c.Errors = map[store.ErrorClass]uint64{}
 	}
 	c.Errors[a.Class]++
 }

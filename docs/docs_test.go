@@ -24,7 +24,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/sign"
 )
 
@@ -339,11 +339,11 @@ func installAsREADME(t *testing.T, db *pgtest.DB, ours func(string) string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	store := outbox.NewStore(pool, db.Slot, 0)
-	if err := store.CreateSchema(t.Context(), named[1]); err != nil {
+	st := store.New(pool, db.Slot, 0)
+	if err := st.CreateSchema(t.Context(), named[1]); err != nil {
 		t.Fatal(err)
 	}
-	if err := store.Migrate(t.Context(), string(schema)); err != nil {
+	if err := st.Migrate(t.Context(), string(schema)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
 // Text in and casts in SQL: that works in every one of pgx's query modes. Null
@@ -35,7 +36,7 @@ func Enqueue(ctx context.Context, tx pgx.Tx, e Event) (uuid.UUID, error) {
 	}
 	args := pgx.NamedArgs{
 		"id": id.String(), "organization_id": e.OrganizationID, "event_type": e.Type,
-		"payload": textOrNull(string(e.Payload)), "created_at": (*time.Time)(nil), "endpoint_ids": []string(nil),
+		"payload": pgtype.Text{String: string(e.Payload), Valid: len(e.Payload) > 0}, "created_at": (*time.Time)(nil), "endpoint_ids": []string(nil),
 	}
 	if !e.CreatedAt.IsZero() {
 		args["created_at"] = &e.CreatedAt

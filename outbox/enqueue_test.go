@@ -108,7 +108,7 @@ func TestEnqueue(t *testing.T) {
 		} {
 			tx := begin(t, db.Pool)
 			_, err := outbox.Enqueue(t.Context(), tx, e)
-			checkRefusal(t, err, want, want)
+			checkRefusal(t, err, want)
 			if err := tx.Rollback(t.Context()); err != nil {
 				t.Fatal(err)
 			}

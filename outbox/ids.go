@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"time"
 
 	"github.com/google/uuid"
@@ -15,6 +16,16 @@ import (
 // webhook_delivery_id computes the same.
 func DeliveryID(event, endpoint uuid.UUID) uuid.UUID {
 	return hashedID([6]byte(event[:6]), event[:], endpoint[:])
+}
+
+// OwnEventID makes the id of one of walhook's own events: a pure function of
+// what it tells, so that telling it twice gives the same id.
+func OwnEventID(at time.Time, about uuid.UUID, attempts int) uuid.UUID {
+	var millis [8]byte
+	binary.BigEndian.PutUint64(millis[:], uint64(at.UnixMilli()))
+	var n [4]byte
+	binary.BigEndian.PutUint32(n[:], uint32(attempts))
+	return hashedID([6]byte(millis[2:]), about[:], n[:])
 }
 
 // hashedID makes a UUIDv7 from a time and the SHA-256 of the parts.
@@ -37,4 +48,10 @@ func hashedID(millis [6]byte, parts ...[]byte) uuid.UUID {
 func IDTime(id uuid.UUID) time.Time {
 	ms := int64(id[0])<<40 | int64(id[1])<<32 | int64(id[2])<<24 | int64(id[3])<<16 | int64(id[4])<<8 | int64(id[5])
 	return time.UnixMilli(ms)
+}
+
+// TimeID returns the smallest UUID whose time is t: a bound for ranges of ids.
+func TimeID(t time.Time) uuid.UUID {
+	ms := uint64(t.UnixMilli())
+	return uuid.UUID{byte(ms >> 40), byte(ms >> 32), byte(ms >> 24), byte(ms >> 16), byte(ms >> 8), byte(ms)}
 }

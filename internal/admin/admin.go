@@ -25,7 +25,7 @@ import (
 
 	"github.com/walhook/walhook/cdc"
 	"github.com/walhook/walhook/deliver"
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // Options are what the server asks, and whom it answers. All but Tokens are required.
@@ -42,7 +42,7 @@ type Options struct {
 	Metrics *Metrics
 	Stats   func() deliver.Stats
 	Stream  func() cdc.Status
-	Store   *outbox.Store
+	Store   *store.Store
 }
 
 // databasePatience bounds how long a request waits for the database before it

@@ -26,6 +26,7 @@ import (
 	"github.com/walhook/walhook/cdc"
 	"github.com/walhook/walhook/deliver"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -39,7 +40,7 @@ func options(t *testing.T, pool *pgxpool.Pool) Options {
 		Metrics: NewMetrics(),
 		Stats:   func() deliver.Stats { return deliver.Stats{Window: 7} },
 		Stream:  func() cdc.Status { return cdc.Status{Role: cdc.Streaming} },
-		Store:   outbox.NewStore(pool, "walhook", 0),
+		Store:   store.New(pool, "walhook", 0),
 	}
 }
 
@@ -343,12 +344,12 @@ func TestMetrics(t *testing.T) {
 	o := options(t, db.Pool)
 	o.Stats = func() deliver.Stats {
 		return deliver.Stats{
-			Counts: deliver.Counts{Events: 5, Delivered: 3, Errors: map[outbox.ErrorClass]uint64{outbox.ErrTimeout: 2}},
+			Counts: deliver.Counts{Events: 5, Delivered: 3, Errors: map[store.ErrorClass]uint64{store.ErrTimeout: 2}},
 			Window: 7,
 		}
 	}
-	o.Metrics.Observe("payment.failed", outbox.Attempt{Duration: 20 * time.Millisecond})
-	o.Metrics.Observe("payment.failed", outbox.Attempt{Duration: 2 * time.Second, Class: outbox.ErrTimeout})
+	o.Metrics.Observe("payment.failed", store.Attempt{Duration: 20 * time.Millisecond})
+	o.Metrics.Observe("payment.failed", store.Attempt{Duration: 2 * time.Second, Class: store.ErrTimeout})
 	w := ask(New(o), "GET", "/metrics", "")
 	got := w.Body.String()
 	for _, line := range []string{
@@ -436,7 +437,7 @@ func TestStatusPage(t *testing.T) {
 	o := options(t, db.Pool)
 	o.Stream = func() cdc.Status { return cdc.Status{Role: cdc.Standby, Err: `<script>alert("x")</script>`} }
 	o.Stats = func() deliver.Stats {
-		return deliver.Stats{Counts: deliver.Counts{Errors: map[outbox.ErrorClass]uint64{outbox.ErrTimeout: 2}}, Bytes: 3 << 20}
+		return deliver.Stats{Counts: deliver.Counts{Errors: map[store.ErrorClass]uint64{store.ErrTimeout: 2}}, Bytes: 3 << 20}
 	}
 	w := ask(New(o), "GET", "/", "")
 	page := w.Body.String()
@@ -520,7 +521,7 @@ func TestREADMEListsTheMetrics(t *testing.T) {
 	}
 	db := pgtest.New(t)
 	o := options(t, db.Pool)
-	o.Metrics.Observe("", outbox.Attempt{})
+	o.Metrics.Observe("", store.Attempt{})
 	ours := map[string]bool{"walhook_slot_safe_wal_bytes": true} // with max_slot_wal_keep_size
 	for line := range strings.Lines(ask(New(o), "GET", "/metrics", "").Body.String()) {
 		if name, ok := strings.CutPrefix(line, "# TYPE "); ok {

@@ -6,7 +6,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // A gate lets one through at a time: however many ask, the admin server takes
@@ -29,11 +29,11 @@ func (g gate) leave() { <-g }
 
 // A database is the Store behind a gate.
 type database struct {
-	store *outbox.Store
+	store *store.Store
 	turn  gate
 
-	last  outbox.Overview // who has the gate's turn reads and writes it
-	until time.Time       // it is shown
+	last  store.Overview // who has the gate's turn reads and writes it
+	until time.Time      // it is shown
 }
 
 const (
@@ -44,9 +44,9 @@ const (
 	overviewTimes = 20
 )
 
-func (d *database) overview(ctx context.Context) (outbox.Overview, error) {
+func (d *database) overview(ctx context.Context) (store.Overview, error) {
 	if err := d.turn.enter(ctx); err != nil {
-		return outbox.Overview{}, err
+		return store.Overview{}, err
 	}
 	defer d.turn.leave()
 	begun := time.Now()
@@ -60,7 +60,7 @@ func (d *database) overview(ctx context.Context) (outbox.Overview, error) {
 	return o, err
 }
 
-func (d *database) sendTest(ctx context.Context, w outbox.TestWebhook) (event uuid.UUID, deliveries []uuid.UUID, err error) {
+func (d *database) sendTest(ctx context.Context, w store.TestWebhook) (event uuid.UUID, deliveries []uuid.UUID, err error) {
 	if err := d.turn.enter(ctx); err != nil {
 		return uuid.Nil, nil, err
 	}

@@ -11,7 +11,7 @@ import (
 
 	"github.com/walhook/walhook/cdc"
 	"github.com/walhook/walhook/deliver"
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // Metrics are those that are measured and not looked up: hand Observe to the
@@ -29,7 +29,7 @@ func NewMetrics() *Metrics {
 }
 
 // Observe counts an attempt. Event types are left out: a deployment may have hundreds.
-func (m *Metrics) Observe(_ string, a outbox.Attempt) {
+func (m *Metrics) Observe(_ string, a store.Attempt) {
 	outcome := "success"
 	if a.Class != "" {
 		outcome = "failure"
@@ -109,16 +109,16 @@ var streamSamples = []sample[cdc.Status]{
 
 // What webhook_status says comes in parts, of which each is there or not.
 var (
-	slotSamples = []sample[outbox.SlotOverview]{
-		gauge("walhook_slot_lag_bytes", "WAL that PostgreSQL keeps for the slot.", func(o *outbox.SlotOverview) float64 { return float64(o.LagBytes) }),
-		gauge("walhook_slot_active", "1 while a walhook is connected to the slot.", func(o *outbox.SlotOverview) float64 { return oneIf(o.Active) }),
+	slotSamples = []sample[store.SlotOverview]{
+		gauge("walhook_slot_lag_bytes", "WAL that PostgreSQL keeps for the slot.", func(o *store.SlotOverview) float64 { return float64(o.LagBytes) }),
+		gauge("walhook_slot_active", "1 while a walhook is connected to the slot.", func(o *store.SlotOverview) float64 { return oneIf(o.Active) }),
 	}
 	safeSamples = []sample[int64]{
 		gauge("walhook_slot_safe_wal_bytes", "WAL that may be written before the slot may be lost; not there where max_slot_wal_keep_size sets no limit.", func(n *int64) float64 { return float64(*n) }),
 	}
-	waitingSamples = []sample[outbox.WaitingOverview]{
-		gauge("walhook_deliveries_pending", "Deliveries that wait for their first attempt or a replay.", func(o *outbox.WaitingOverview) float64 { return float64(o.Pending) }),
-		gauge("walhook_deliveries_retrying", "Deliveries that wait for their next attempt.", func(o *outbox.WaitingOverview) float64 { return float64(o.Retrying) }),
+	waitingSamples = []sample[store.WaitingOverview]{
+		gauge("walhook_deliveries_pending", "Deliveries that wait for their first attempt or a replay.", func(o *store.WaitingOverview) float64 { return float64(o.Pending) }),
+		gauge("walhook_deliveries_retrying", "Deliveries that wait for their next attempt.", func(o *store.WaitingOverview) float64 { return float64(o.Retrying) }),
 	}
 	overdueSamples = []sample[time.Duration]{
 		gauge("walhook_overdue_seconds", "How long the first delivery has been due that could be sent now: not what an open breaker or a rate holds.", func(d *time.Duration) float64 { return d.Seconds() }),
@@ -140,9 +140,9 @@ var (
 )
 
 // errorClasses are there from the start: a series that begins at 1 has no rate.
-var errorClasses = []outbox.ErrorClass{
-	outbox.ErrDNS, outbox.ErrConnect, outbox.ErrTLS, outbox.ErrTimeout, outbox.ErrReset, outbox.ErrProtocol,
-	outbox.ErrRedirect, outbox.ErrHTTP4xx, outbox.ErrHTTP5xx, outbox.ErrBlocked, outbox.ErrBadRequest,
+var errorClasses = []store.ErrorClass{
+	store.ErrDNS, store.ErrConnect, store.ErrTLS, store.ErrTimeout, store.ErrReset, store.ErrProtocol,
+	store.ErrRedirect, store.ErrHTTP4xx, store.ErrHTTP5xx, store.ErrBlocked, store.ErrBadRequest,
 }
 
 // snapshots collects what is looked up at each scrape, one snapshot of each kind.
@@ -191,7 +191,7 @@ func (c *snapshots) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), databasePatience)
 	defer cancel()
 	overview, _ := c.db.overview(ctx) // what is wrong is on the status page
-	ch <- prometheus.MustNewConstMetric(databaseDesc, prometheus.GaugeValue, oneIf(overview != outbox.Overview{}))
+	ch <- prometheus.MustNewConstMetric(databaseDesc, prometheus.GaugeValue, oneIf(overview != store.Overview{}))
 	send(ch, slotSamples, overview.Slot)
 	if overview.Slot != nil {
 		send(ch, safeSamples, overview.Slot.SafeBytes)

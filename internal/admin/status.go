@@ -11,7 +11,7 @@ import (
 
 	"github.com/walhook/walhook/cdc"
 	"github.com/walhook/walhook/deliver"
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 //go:embed status.html
@@ -26,7 +26,7 @@ type statusView struct {
 	Trouble  string // what is wrong, in words
 	Stats    deliver.Stats
 	Stream   cdc.Status
-	Database outbox.Overview
+	Database store.Overview
 }
 
 // statusPage shows how things stand, in plain HTML that reloads itself.

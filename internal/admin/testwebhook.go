@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -60,24 +61,24 @@ func testWebhook(db *database) http.Handler {
 }
 
 // readTestWebhook reads one JSON object, whatever the content type says.
-func readTestWebhook(body io.Reader) (outbox.TestWebhook, error) {
+func readTestWebhook(body io.Reader) (store.TestWebhook, error) {
 	var request testRequest
 	decoder := json.NewDecoder(body)
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&request); err != nil {
-		return outbox.TestWebhook{}, readable(err)
+		return store.TestWebhook{}, readable(err)
 	}
 	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
-		return outbox.TestWebhook{}, errors.New("the body has to be one JSON object and nothing else")
+		return store.TestWebhook{}, errors.New("the body has to be one JSON object and nothing else")
 	}
 	if request.Event == "" {
-		return outbox.TestWebhook{}, errors.New(`event is required, for example {"event":"payment.succeeded"}`)
+		return store.TestWebhook{}, errors.New(`event is required, for example {"event":"payment.succeeded"}`)
 	}
-	webhook := outbox.TestWebhook{EventType: request.Event, OrganizationID: request.OrganizationID}
+	webhook := store.TestWebhook{EventType: request.Event, OrganizationID: request.OrganizationID}
 	if request.EndpointID != "" {
 		id, err := uuid.Parse(request.EndpointID)
 		if err != nil || id == uuid.Nil {
-			return outbox.TestWebhook{}, fmt.Errorf("endpointId %q is not the id of an endpoint, which is a UUID", request.EndpointID)
+			return store.TestWebhook{}, fmt.Errorf("endpointId %q is not the id of an endpoint, which is a UUID", request.EndpointID)
 		}
 		webhook.EndpointID = id
 	}
@@ -106,7 +107,7 @@ func readable(err error) error {
 
 // testRefusal tells what the request has wrong from what the database has.
 func testRefusal(err error) (status int, reason string) {
-	if errors.Is(err, outbox.ErrWhichOrganization) {
+	if errors.Is(err, store.ErrWhichOrganization) {
 		return http.StatusBadRequest, err.Error() + ": organizationId is required"
 	}
 	pg, ok := errors.AsType[*pgconn.PgError](err)

@@ -7,6 +7,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -96,7 +97,7 @@ func (e *evidence) atRest() bool {
 }
 
 func (d *delivery) ended() bool {
-	return d.Status != string(outbox.Pending) && d.Status != string(outbox.Retrying)
+	return d.Status != string(store.Pending) && d.Status != string(store.Retrying)
 }
 
 const selectEvents = `

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -75,9 +76,9 @@ func (n *narrator) changeOf(d *delivery) change {
 		c.receiver = e.receiver
 	}
 	switch {
-	case d.Status == string(outbox.Pending) && d.Attempts == 0:
+	case d.Status == string(store.Pending) && d.Attempts == 0:
 		c.outcome = "no answer yet: parked"
-	case d.Status == string(outbox.Pending):
+	case d.Status == string(store.Pending):
 		c.outcome = "waits to be replayed"
 	case d.Error != "":
 		c.outcome = d.Error

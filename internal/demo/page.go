@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/store"
 )
 
 // A page is what the newcomer reads. That it can be written is not our concern:
@@ -85,13 +85,13 @@ func (p *page) begin() {
 }
 
 var statusColors = map[string]color{
-	string(outbox.Pending): yellow, string(outbox.Retrying): yellow, string(outbox.Success): green,
-	string(outbox.Failed): red, string(outbox.Cancelled): red,
+	string(store.Pending): yellow, string(store.Retrying): yellow, string(store.Success): green,
+	string(store.Failed): red, string(store.Cancelled): red,
 }
 
 func (p *page) change(c change, dueIn float64, who string, followed bool) {
 	attempt, status := fmt.Sprintf("attempt %d", max(c.attempts, 1)), c.status
-	if c.status == string(outbox.Retrying) {
+	if c.status == string(store.Retrying) {
 		status = fmt.Sprintf("%s in %.1fs", c.status, max(dueIn, 0))
 	}
 	if followed {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -182,7 +183,7 @@ func exhaustedIsTold(e *evidence, f *findings) {
 	}
 	for _, d := range e.deliveries {
 		want := 0
-		if d.Status == string(outbox.Failed) {
+		if d.Status == string(store.Failed) {
 			want = 1
 		}
 		f.expect(told[d.ID.String()] == want, "%s, %s: told %d times, want %d", d.Type, d.Status, told[d.ID.String()], want)

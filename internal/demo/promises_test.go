@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -95,7 +96,7 @@ func (e *evidence) happen(ev event) {
 		e.deliveries = append(e.deliveries, d)
 		e.listed[d.ID] = d.Attempts
 		e.attempt(d, ev, ep)
-		if d.Status == string(outbox.Failed) {
+		if d.Status == string(store.Failed) {
 			e.happen(event{ID: uuid.Must(uuid.NewV7()), OrganizationID: ev.OrganizationID, Type: outbox.TypeDeliveryExhausted,
 				Payload: fmt.Sprintf(`{"deliveryId": %q}`, d.ID)})
 		}
@@ -105,7 +106,7 @@ func (e *evidence) happen(ev event) {
 func (e *evidence) attempt(d delivery, ev event, ep *endpoint) {
 	for retry := range d.Attempts {
 		status := 500
-		if retry == d.Attempts-1 && d.Status == string(outbox.Success) {
+		if retry == d.Attempts-1 && d.Status == string(store.Success) {
 			status = 204
 		}
 		e.arrivals = append(e.arrivals, arrival{endpoint: ep, delivery: d.ID, retry: retry, status: status,

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -350,7 +351,7 @@ func (c *Churn) judgeDeliveries(v *Verdict, events map[uuid.UUID]*Event, request
 		ends[e.id] = e
 	}
 	var id, event, endpoint uuid.UUID
-	var status outbox.Status
+	var status store.Status
 	var attempts int
 	var completed time.Time
 	_, err = pgx.ForEachRow(rows, []any{&id, &event, &endpoint, &status, &attempts, &completed}, func() error {
@@ -361,15 +362,15 @@ func (c *Churn) judgeDeliveries(v *Verdict, events map[uuid.UUID]*Event, request
 		if answered {
 			delivered++
 		}
-		if status == outbox.Cancelled {
+		if status == store.Cancelled {
 			cancelled++
 		}
-		good := answered && status == outbox.Success || !answered && (status == outbox.Cancelled || status == outbox.Failed && attempts == lastAttempt)
+		good := answered && status == store.Success || !answered && (status == store.Cancelled || status == store.Failed && attempts == lastAttempt)
 		end, committed := ends[endpoint], events[event]
 		switch {
 		case end == nil || committed == nil || !good:
 			v.found(strangeOutcome, "delivery %s of event %s is %s after %d attempts; %d requests, with a 2xx %t", id, event, status, attempts, len(requests[id]), answered)
-		case status == outbox.Cancelled && !end.wasOff(committed.Began, completed):
+		case status == store.Cancelled && !end.wasOff(committed.Began, completed):
 			v.found(undelivered, "delivery %s is cancelled at %s, committed at %s", id, completed.Format("15:04:05.000"), committed.Began.Format("15:04:05.000"))
 		}
 		delete(requests, id)

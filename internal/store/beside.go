@@ -1,0 +1,155 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// This file looks for what schema.sql makes beside what delivering needs: views and
+// functions for people, triggers that guard and hurry, indexes. Without it walhook
+// delivers, and somebody should know.
+
+// An index of a table that is larger than that is not made by a start: it would keep
+// whoever writes there waiting for more than about a second (64 MiB).
+const large = `
+(SELECT coalesce(pg_catalog.sum(greatest(c.reltuples, 0::real)), 0::real) > 100000::real OR coalesce(pg_catalog.sum(pg_catalog.pg_relation_size(c.oid::regclass)), 0::numeric) > 67108864::numeric
+ FROM pg_catalog.pg_class AS c
+ WHERE c.relkind::text = 'r' AND (c.oid = pg_catalog.to_regclass(t)::oid OR c.oid IN (SELECT i.inhrelid FROM pg_catalog.pg_inherits AS i WHERE i.inhparent = pg_catalog.to_regclass(t)::oid)))`
+
+// Of a newer schema it is not known what it makes.
+const selectBeside = `
+WITH o AS MATERIALIZED (
+    SELECT c.relowner, c.relnamespace, n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = to_regclass('webhook_outbox')::oid
+), tables AS MATERIALIZED (
+    SELECT to_regclass(t)::oid AS oid FROM pg_catalog.unnest(@tables::text[]) AS t
+    UNION SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent IN (to_regclass('webhook_outbox')::oid, to_regclass('webhook_deliveries')::oid)
+), triggers AS MATERIALIZED (
+    SELECT g.tgrelid, g.tgname::text AS name, g.tgenabled::text AS enabled
+    FROM tables JOIN pg_trigger g ON g.tgrelid = tables.oid WHERE g.tgname::text = ANY (@triggers::text[])
+)
+SELECT found.what, found.of_table, found.large FROM (
+    SELECT v || ' is missing' AS what, '' AS of_table, false AS large FROM pg_catalog.unnest(@views::text[]) AS v WHERE to_regclass(v) IS NULL
+    UNION ALL
+    SELECT f || ' is missing', '', false FROM o CROSS JOIN pg_catalog.unnest(@functions::text[]) AS f
+    WHERE NOT EXISTS (SELECT FROM pg_proc p WHERE p.proname::text = f AND p.pronamespace = o.relnamespace)
+    UNION ALL
+    SELECT pg_catalog.format('%s looks into another schema than its own (%s)', p.oid::regprocedure, setting), '', false
+    FROM o JOIN pg_proc p ON p.pronamespace = o.relnamespace AND p.proowner = o.relowner CROSS JOIN LATERAL pg_catalog.unnest(p.proconfig) AS setting
+    WHERE p.proname::text = ANY (@functions::text[])
+      AND starts_with(setting, 'search_path=') AND strpos(' ' || substr(setting, 13) || ',', ' ' || quote_ident(o.nspname::text) || ',') = 0
+    UNION ALL
+    SELECT g || ' is missing', '', false FROM pg_catalog.unnest(@triggers::text[]) AS g WHERE NOT EXISTS (SELECT FROM triggers WHERE triggers.name = g)
+    UNION ALL
+    SELECT pg_catalog.format('the trigger %s of %s is disabled', t.name, t.tgrelid::regclass), '', false FROM triggers t WHERE t.enabled NOT IN ('A', 'O')
+    UNION ALL
+    SELECT x.name || ' is missing', t, ` + large + ` FROM ROWS FROM (pg_catalog.unnest(@indexes::text[]), pg_catalog.unnest(@indexed::text[])) AS x(name, t) WHERE to_regclass(x.name) IS NULL
+) AS found WHERE ` + installedVersion + ` = @version::int`
+
+// A surplus is what is missing or off of that.
+type surplus struct {
+	what  string
+	table string // of an index
+	large bool   // that table
+}
+
+// beside returns what is missing or off of what delivering does not need.
+func (s *Store) beside(ctx context.Context, made manifest) ([]surplus, error) {
+	needed := made.needed()
+	rows, err := s.pool.Query(ctx, selectBeside, pgx.NamedArgs{"tables": made.tables, "views": made.views, "functions": without(made.functions, needed.functions),
+		"triggers": without(made.triggers, needed.triggers), "indexes": made.indexes, "indexed": made.indexed, "version": SchemaVersion})
+	if err != nil {
+		return nil, fmt.Errorf("look for views, functions and indexes: %w", err)
+	}
+	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (f surplus, err error) {
+		err = row.Scan(&f.what, &f.table, &f.large)
+		return f, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look for views, functions and indexes: %w", err)
+	}
+	return found, nil
+}
+
+func without(all, some []string) (rest []string) {
+	for _, a := range all {
+		if !slices.Contains(some, a) {
+			rest = append(rest, a)
+		}
+	}
+	return rest
+}
+
+// compareBeside returns an error where something is missing that is made quickly.
+func (s *Store) compareBeside(ctx context.Context, made manifest) error {
+	found, err := s.beside(ctx, made)
+	if err != nil {
+		return err
+	}
+	if quick, _ := bySpeed(found); len(quick) > 0 {
+		return fmt.Errorf("%w: %s; run `walhook init` with a role that owns the tables", ErrNotPrepared, strings.Join(quick, ", "))
+	}
+	return nil
+}
+
+// bySpeed tells what is mended at once from indexes of large tables.
+func bySpeed(found []surplus) (quick, slow []string) {
+	for _, f := range found {
+		if f.large {
+			slow = append(slow, f.what+" on "+f.table)
+		} else {
+			quick = append(quick, f.what)
+		}
+	}
+	return quick, slow
+}
+
+// An installation that is delivered from already, and another role's: then a superuser
+// applies the file as that role, so that all of it stays one role's. Tables that are only
+// there may have been put there by whoever may CREATE in the schema; who has made the
+// publication may CREATE in the database and owns the outbox. The file looks whether
+// everything else is that role's too.
+const selectApplyAs = `
+SELECT coalesce((
+    SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(o.relowner)::text)
+    FROM pg_catalog.pg_class AS o JOIN pg_catalog.pg_roles AS me ON me.rolname = current_user
+    WHERE o.oid = pg_catalog.to_regclass('webhook_outbox')::oid AND me.rolsuper AND o.relowner <> me.oid
+      AND EXISTS (SELECT FROM pg_catalog.pg_publication AS p JOIN pg_catalog.pg_publication_rel AS r ON r.prpubid = p.oid
+                  WHERE p.pubname = 'walhook' AND r.prrelid = o.oid)), '')`
+
+func (s *Store) applyAs(ctx context.Context) (role string, err error) {
+	if err := s.pool.QueryRow(ctx, selectApplyAs).Scan(&role); err != nil {
+		return "", fmt.Errorf("look whose the tables are: %w", err)
+	}
+	return role, nil
+}
+
+const selectLarge = `
+SELECT coalesce(pg_catalog.string_agg(t, ','::text), '') FROM pg_catalog.unnest(@tables::text[]) AS t WHERE ` + large
+
+// begins is how schema.sql begins its transaction.
+const begins = "\nBEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;\n"
+
+// prefaced adds to the file, within its transaction, as whom it is applied and, where it
+// has to be quick, on which tables it makes no index.
+func (s *Store) prefaced(ctx context.Context, schema string, quick bool) (string, error) {
+	role, err := s.applyAs(ctx)
+	if err != nil {
+		return "", err
+	}
+	preface := begins
+	if role != "" {
+		preface += "SET LOCAL ROLE " + role + ";\n"
+	}
+	if quick {
+		var tables string
+		if err := s.pool.QueryRow(ctx, selectLarge, pgx.NamedArgs{"tables": readManifest(schema).indexed}).Scan(&tables); err != nil {
+			return "", fmt.Errorf("look how large the tables are: %w", err)
+		}
+		preface += "SET LOCAL walhook.large_tables = " + literal(tables) + ";\n"
+	}
+	return strings.Replace(schema, begins, preface, 1), nil
+}

@@ -1,0 +1,369 @@
+package store
+
+import (
+	"fmt"
+	"strings"
+)
+
+// A CheckState is how something stands that walhook needs.
+type CheckState string
+
+// The states of a Check.
+const (
+	CheckOK   CheckState = "ok"
+	CheckWarn CheckState = "warn" // it works, and somebody should know
+	CheckFail CheckState = "FAIL" // walhook does not start
+)
+
+// A Check is one thing that walhook needs of the database: what was found, and what
+// to type where it is not as it must be.
+type Check struct {
+	Name   string
+	State  CheckState
+	Found  string
+	Remedy string
+	Means  error // of a failure: ErrNotPrepared, ErrHeldBack; nil: it may go away by itself
+
+	cause error // where the failure is one already
+}
+
+// Err is a failure as an error.
+func (c Check) Err() error {
+	switch {
+	case c.State != CheckFail:
+		return nil
+	case c.cause != nil:
+		return c.cause
+	case c.Means == nil:
+		return fmt.Errorf("%s: %s; %s", c.Name, c.Found, c.Remedy)
+	}
+	return fmt.Errorf("%w: %s: %s; %s", c.Means, c.Name, c.Found, c.Remedy)
+}
+
+// FirstFailure is the error of the first check that failed.
+func FirstFailure(checks []Check) error {
+	for _, c := range checks {
+		if err := c.Err(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// An Intent is what is going to be done with the database.
+type Intent struct {
+	Apply       bool   // schema, publication and slot are made where they are missing
+	Schema      string // WALHOOK_SCHEMA, which is made where it is missing; "": the session's
+	Environment string
+	Adopt       bool // whatever environment the database remembers
+	Waits       bool // what may pass by itself is tried again, and no failure
+}
+
+// The facts are what Preflight has found out.
+type facts struct {
+	version         int // server_version_num
+	versionText     string
+	recovery        bool
+	walLevel        string
+	slots, maxSlots int
+	walKept         string   // max_slot_wal_keep_size
+	user, database  string   // all names are as a statement has them
+	wanted, schema  string   // which is to be looked into; "": it does not exist yet
+	createDatabase  bool     // whether the user may create in the database
+	createSchema    bool     // and in the schema
+	incomplete      error    // of CheckSchema
+	quick, slow     []string // what is missing beside what delivering needs, and indexes of large tables
+	superuser       bool
+	applyAs         string // as whom a superuser applies the schema; "": as himself
+	installed       int    // version; 0: nothing is there
+	made            []madeObject
+	publication     publicationFacts
+	slot            slotFacts
+	others          []otherSlot
+	environment     string
+	makers, unmake  string // who else may create in the schema, and what takes that away
+}
+
+// A madeObject is a table, a view or a function of ours, and whose it is.
+type madeObject struct {
+	kind, name, owner string
+	ours              bool // the user may replace it
+}
+
+type publicationFacts struct {
+	exists, all, carries bool
+	outbox, others       string
+	owner                string
+	ours                 bool // the user may change it
+}
+
+type slotFacts struct {
+	exists           bool
+	pid              int
+	plugin, database string
+	ours, lost       bool
+}
+
+// An otherSlot is one of another walhook, of now or of before, on the same tables.
+type otherSlot struct {
+	name string
+	pid  int
+	kept string // how much WAL it keeps
+}
+
+func good(name, found string) Check { return Check{Name: name, State: CheckOK, Found: found} }
+
+func warn(name, found, remedy string, args ...any) Check {
+	return Check{Name: name, State: CheckWarn, Found: found, Remedy: fmt.Sprintf(remedy, args...)}
+}
+
+func fail(means error, name, found, remedy string, args ...any) Check {
+	return Check{Name: name, State: CheckFail, Found: found, Remedy: fmt.Sprintf(remedy, args...), Means: means}
+}
+
+func literal(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
+
+// assess is what the facts come to. A failure stands before what depends on it.
+func assess(f *facts, slot string, want Intent) []Check {
+	return []Check{
+		f.server(), f.decoding(), f.freeSlot(slot, want), f.tables(want), f.beside(want), f.indexes(), f.ownership(want), f.published(want),
+		f.ownSlot(slot, want), f.otherSlots(), f.environmentIs(want), f.keptWAL(), f.whoMakes(),
+	}
+}
+
+const oldestServer = 14_00_00
+
+func (f *facts) server() Check {
+	switch {
+	case f.version < oldestServer:
+		return fail(ErrNotPrepared, "server", "PostgreSQL "+f.versionText, "walhook needs PostgreSQL 14 or newer")
+	case f.recovery:
+		return fail(nil, "server", "a standby (pg_is_in_recovery)", "connect to the primary, or add target_session_attrs=read-write to a list of hosts")
+	}
+	return good("server", "PostgreSQL "+f.versionText)
+}
+
+func (f *facts) decoding() Check {
+	if f.walLevel != "logical" {
+		return fail(ErrNotPrepared, "wal_level", "wal_level is "+f.walLevel, "ALTER SYSTEM SET wal_level = 'logical', then restart PostgreSQL "+
+			"(on managed services a parameter such as rds.logical_replication)")
+	}
+	return good("wal_level", f.walLevel)
+}
+
+// freeSlot is no failure of a walhook that waits where there is an installation: after
+// a failover, or while others are restarted, slots are in use that soon are not.
+func (f *facts) freeSlot(slot string, want Intent) Check {
+	found := fmt.Sprintf("%d of max_replication_slots = %d are used", f.slots, f.maxSlots)
+	if want.Apply && !f.slot.exists && f.slots >= f.maxSlots {
+		const mend = "drop one that is not used (SELECT slot_name, active FROM pg_replication_slots), or raise max_replication_slots and restart PostgreSQL"
+		found += ", and slot " + slot + " is not one of them"
+		if want.Waits && f.installed > 0 && f.maxSlots > 0 {
+			return warn("replication slots", found+": it is made when one is free", mend)
+		}
+		return fail(ErrNotPrepared, "replication slots", found, mend)
+	}
+	return good("replication slots", found)
+}
+
+// tables says whether they are there, or can be made.
+func (f *facts) tables(want Intent) Check {
+	const name = "tables"
+	in := "in schema " + f.schema
+	switch {
+	case f.incomplete == nil:
+		return good(name, fmt.Sprintf("version %d %s", f.installed, in))
+	case !want.Apply:
+		return fail(ErrNotPrepared, name, strings.TrimPrefix(f.incomplete.Error(), ErrNotPrepared.Error()+": "), "WALHOOK_AUTO_INIT=false, so that this only looks")
+	case f.schema == "" && want.Schema == "":
+		return fail(ErrNotPrepared, name, "the search_path names no schema that exists", "set WALHOOK_SCHEMA")
+	case f.schema == "" && !f.createDatabase:
+		return fail(ErrNotPrepared, name, "schema "+f.wanted+" does not exist, and "+f.user+" may not make it",
+			"CREATE SCHEMA %s AUTHORIZATION %s", f.wanted, f.user)
+	case f.schema == "":
+		return good(name, "none yet: schema "+f.wanted+" is made for them")
+	case !f.createSchema && want.Schema == "":
+		return fail(ErrNotPrepared, name, f.user+" may not create "+in,
+			"set WALHOOK_SCHEMA to the schema that walhook's tables are or will be in, or GRANT CREATE, USAGE ON SCHEMA %s TO %s", f.schema, f.user)
+	case !f.createSchema:
+		return fail(ErrNotPrepared, name, f.user+" may not create "+in, "GRANT CREATE, USAGE ON SCHEMA %s TO %s", f.schema, f.user)
+	case f.installed == 0:
+		return good(name, "none yet: they are made "+in)
+	}
+	return good(name, fmt.Sprintf("version %d %s is mended, or made version %d (%s)", f.installed, in, SchemaVersion,
+		strings.TrimPrefix(f.incomplete.Error(), ErrNotPrepared.Error()+": ")))
+}
+
+// beside says what is missing of what delivering does not need.
+func (f *facts) beside(want Intent) Check {
+	const name = "other objects"
+	found := strings.Join(f.quick, ", ")
+	switch {
+	case f.incomplete != nil: // see tables
+		return good(name, "looked at when the tables are there")
+	case len(f.quick) == 0:
+		return good(name, "views, functions and triggers are there")
+	case want.Apply && f.stranger() == "":
+		return good(name, found+": it is mended")
+	}
+	return warn(name, found, "run `walhook init` with a role that owns the tables")
+}
+
+// indexes says which are missing of large tables, which no start makes.
+func (f *facts) indexes() Check {
+	const name = "indexes"
+	if len(f.slow) == 0 {
+		return good(name, "no large table lacks one")
+	}
+	return warn(name, strings.Join(f.slow, ", ")+", which is large: what looks there is slow",
+		"run `walhook init` in a quiet hour: until it is done nobody can write to that table, and walhook records nothing "+
+			"(on a partitioned table CREATE INDEX cannot be CONCURRENTLY)")
+}
+
+// stranger names something that the user may not replace.
+func (f *facts) stranger() (named string) {
+	for _, m := range f.made {
+		if !m.ours && m.owner != f.applyAs {
+			named = m.name + " is " + m.owner + "'s"
+		}
+	}
+	return named
+}
+
+// ownership says whose the tables are. Who applies the schema has to be allowed to
+// replace all of it; who only runs needs no more than README's grants.
+func (f *facts) ownership(want Intent) Check {
+	const name = "owner"
+	if len(f.made) == 0 {
+		return good(name, "the tables will be "+f.user+"'s")
+	}
+	owner := f.made[0].owner
+	for _, m := range f.made {
+		if m.name == f.publication.outbox {
+			owner = m.owner
+		}
+	}
+	var mixed, hand []string
+	stranger := f.stranger()
+	for _, m := range f.made {
+		if m.owner != owner {
+			mixed = append(mixed, fmt.Sprintf("ALTER %s %s OWNER TO %s", m.kind, m.name, owner))
+		}
+		if !m.ours {
+			hand = append(hand, fmt.Sprintf("ALTER %s %s OWNER TO %s", m.kind, m.name, f.user))
+		}
+	}
+	applies := want.Apply && f.incomplete != nil
+	switch {
+	case len(mixed) > 0 && applies && stranger != "":
+		return fail(ErrNotPrepared, name, "the tables belong to several roles, and "+stranger, "as a superuser: %s; then walhook as that role", strings.Join(mixed, "; "))
+	case len(mixed) > 0:
+		return warn(name, "the tables belong to several roles", "as a superuser: %s", strings.Join(mixed, "; "))
+	case applies && stranger != "" && f.superuser: // whom a GRANT would change nothing for
+		return fail(ErrNotPrepared, name, stranger+", and "+f.user+" would be the owner of what is made now",
+			"run `walhook init` once as %s, or, where these tables are walhook's own: %s", owner, strings.Join(hand, "; "))
+	case applies && stranger != "":
+		return fail(ErrNotPrepared, name, stranger+", and "+f.user+" would be the owner of what is made now",
+			"run `walhook init` once as %s, or: GRANT %s TO %s", owner, owner, f.user)
+	}
+	if f.applyAs != "" {
+		return good(name, owner+": a superuser makes what is missing as that role")
+	}
+	return good(name, owner)
+}
+
+func (f *facts) published(want Intent) Check {
+	const name = "publication"
+	p := f.publication
+	switch {
+	case !p.exists && !want.Apply:
+		return fail(ErrNotPrepared, name, Publication+" does not exist", "run `walhook init` with a role that owns the tables")
+	case !p.exists && !f.createDatabase:
+		return fail(ErrNotPrepared, name, Publication+" does not exist, and "+f.user+" may not make it",
+			"GRANT CREATE ON DATABASE %s TO %s", f.database, f.user)
+	case !p.exists:
+		return good(name, Publication+" is made")
+	case p.all:
+		return warn(name, Publication+" is FOR ALL TABLES: what all applications insert is read, and passed over",
+			"DROP PUBLICATION %s; then run `walhook init`", Publication)
+	case !p.carries && p.others != "":
+		return fail(ErrNotPrepared, name, fmt.Sprintf("%s carries %s, and not walhook's outbox: it is another's", Publication, p.others),
+			"a database has one publication of that name, and so one walhook: where that is the one you mean, set WALHOOK_SCHEMA to its schema; "+
+				"otherwise ALTER PUBLICATION %s RENAME TO something_else", Publication)
+	case !p.carries && !p.ours:
+		return fail(ErrNotPrepared, name, fmt.Sprintf("%s does not carry webhook_outbox, and belongs to %s", Publication, p.owner),
+			"ALTER PUBLICATION %s OWNER TO %s", Publication, f.user)
+	case p.others != "":
+		return warn(name, fmt.Sprintf("%s carries %s too: what is inserted there is read, and passed over", Publication, p.others), "ALTER PUBLICATION %s DROP TABLE %s", Publication, p.others)
+	}
+	return good(name, Publication)
+}
+
+func (f *facts) ownSlot(slot string, want Intent) Check {
+	const name = "slot"
+	s := f.slot
+	switch {
+	case !s.exists && !want.Apply:
+		return fail(ErrNotPrepared, name, slot+" does not exist", "run `walhook init`, or SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", literal(slot))
+	case !s.exists:
+		return good(name, slot+" is made")
+	case !s.ours:
+		return fail(ErrNotPrepared, name, fmt.Sprintf("%s is not one of pgoutput in this database (plugin %s, database %q): it is another's", slot, s.plugin, s.database),
+			"choose another name with WALHOOK_SLOT: names of slots are the server's, not a database's")
+	case s.lost:
+		return warn(name, "PostgreSQL has invalidated "+slot, "nothing: it is made anew, and what it would have brought is looked up in the outbox; consider a larger max_slot_wal_keep_size")
+	case s.pid != 0:
+		return good(name, fmt.Sprintf("%s is in use by pid %d: another walhook stands by for it", slot, s.pid))
+	}
+	return good(name, slot)
+}
+
+func (f *facts) otherSlots() Check {
+	const name = "other slots"
+	var idle, drop []string
+	for _, o := range f.others {
+		if o.pid != 0 {
+			return fail(ErrHeldBack, name, fmt.Sprintf("another walhook delivers from these tables by slot %s (pid %d), and everything would be sent twice", o.name, o.pid),
+				"stop that one, or set WALHOOK_SLOT=%s to stand by for it", o.name)
+		}
+		idle = append(idle, fmt.Sprintf("%s, which nobody uses, keeps %s of WAL", o.name, o.kept))
+		drop = append(drop, fmt.Sprintf("SELECT pg_drop_replication_slot(%s)", literal(o.name)))
+	}
+	if len(idle) > 0 {
+		return warn(name, strings.Join(idle, "; "), "%s", strings.Join(drop, "; "))
+	}
+	return good(name, "none")
+}
+
+func (f *facts) environmentIs(want Intent) Check {
+	const name = "environment"
+	if f.environment != "" && f.environment != want.Environment && !want.Adopt {
+		return fail(ErrHeldBack, name, fmt.Sprintf("this database belongs to the environment %q, and WALHOOK_ENVIRONMENT is %q", f.environment, want.Environment),
+			"if it is meant to be used here: walhook init --adopt")
+	}
+	if want.Environment == "" {
+		return good(name, "none (a copy of this database would be served like this one: see WALHOOK_ENVIRONMENT)")
+	}
+	return good(name, want.Environment)
+}
+
+func (f *facts) keptWAL() Check {
+	const name = "max_slot_wal_keep_size"
+	if f.walKept == "-1" {
+		return warn(name, "not limited: while walhook is away, its slot keeps WAL until the disk is full", "ALTER SYSTEM SET max_slot_wal_keep_size = '50GB' (well below what is free), then SELECT pg_reload_conf()")
+	}
+	return good(name, f.walKept)
+}
+
+func (f *facts) whoMakes() Check {
+	const name = "rights on the schema"
+	if f.makers != "" {
+		return warn(name, f.makers+" may create in walhook's schema too", "%s, or give walhook a schema of its own with WALHOOK_SCHEMA", f.unmake)
+	}
+	return good(name, "nobody else may create there")
+}
+
+// FailedCheck is a check that was made elsewhere and came to an error.
+func FailedCheck(name string, err error) Check {
+	return Check{Name: name, State: CheckFail, Found: err.Error(), cause: err}
+}

@@ -1,0 +1,279 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// What an outcome means beyond its own row is written in the transaction that
+// records it: an endpoint that answered 410 is disabled, an organization is
+// told. Every statement here is fenced, and idempotent by its ids. Where the
+// database refuses it, the rows are written without, and Tell does the rest later.
+
+// The texts of disabled_reason.
+const (
+	reasonGone    = "answered 410 Gone"
+	reasonFailing = "nothing but failures for longer than WALHOOK_DISABLE_AFTER"
+)
+
+// A Consequence is what outcomes mean beyond their rows: one kind of it, of one
+// endpoint or delivery or of many.
+type Consequence struct {
+	Health    []EndpointHealth // how endpoints stand
+	gone      []told           // they have answered 410: to be disabled
+	disabled  []told           // their organizations are to be told, for one reason
+	reason    string
+	exhausted []exhaustion // their organizations are to be told
+}
+
+// An exhaustion is a delivery whose last attempt has failed.
+type exhaustion struct {
+	delivery uuid.UUID
+	at       time.Time // the attempt's end
+	attempts int
+}
+
+// Consequences are what is known of endpoints, and what records mean.
+func Consequences(health []EndpointHealth, records []Record) []Consequence {
+	var gone, exhausted Consequence
+	for i := range records {
+		r := &records[i]
+		if r.Exhausted && !outbox.IsOwnType(r.EventType) {
+			exhausted.exhausted = append(exhausted.exhausted, exhaustion{r.ID, r.Attempt.EndedAt, r.Attempts})
+		}
+		if r.Gone {
+			gone.gone = append(gone.gone, told{r.EndpointID, r.Attempt.EndedAt, outbox.IsOwnType(r.EventType)})
+		}
+	}
+	var all []Consequence
+	for _, c := range []Consequence{exhausted, {Health: health}, gone} {
+		if c.Len() > 0 {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+// Len is of how many endpoints or deliveries it is.
+func (c Consequence) Len() int {
+	return len(c.Health) + len(c.gone) + len(c.disabled) + len(c.exhausted)
+}
+
+// Endpoints are those that are to get nothing more.
+func (c Consequence) Endpoints() (ids []uuid.UUID) {
+	for _, e := range c.gone {
+		ids = append(ids, e.endpoint)
+	}
+	return ids
+}
+
+// Halves parts one of several, so that what the database refuses can be found.
+func (c Consequence) Halves() [2]Consequence {
+	a, b := c, c
+	a.Health, b.Health = halves(c.Health)
+	a.gone, b.gone = halves(c.gone)
+	a.disabled, b.disabled = halves(c.disabled)
+	a.exhausted, b.exhausted = halves(c.exhausted)
+	return [2]Consequence{a, b}
+}
+
+func halves[T any](all []T) (a, b []T) { return all[:len(all)/2], all[len(all)/2:] }
+
+// Tell writes one consequence, in a transaction of its own: an endpoint is disabled
+// whether or not its organization can be told. That is the rest which it returns.
+func (s *Store) Tell(ctx context.Context, fence Fence, c Consequence) (rest []Consequence, err error) {
+	var b pgx.Batch
+	s.queueFence(&b, fence, Mark{})
+	off := func(from []told, reason string) func(pgx.Rows) error {
+		return func(rows pgx.Rows) error {
+			ids := map[uuid.UUID]bool{}
+			err := collectIDs(rows, ids)
+			for _, e := range from {
+				if ids[e.endpoint] && !e.own {
+					rest = append(rest, Consequence{disabled: []told{e}, reason: reason})
+				}
+				delete(ids, e.endpoint) // once
+			}
+			return err
+		}
+	}
+	queue := s.queuer(&b, fence)
+	queue(insertExhausted, len(c.exhausted), exhaustedArgs(c.exhausted))
+	s.queueHealth(queue, c.Health)
+	if long := s.long(c.Health); len(long) > 0 {
+		queue(onlyDisableFailing, len(long), disableArgs(long, reasonFailing, s.disableAfter)).Query(off(long, reasonFailing))
+	}
+	if len(c.gone) > 0 {
+		queue(onlyDisableGone, len(c.gone), disableArgs(c.gone, reasonGone, 0)).Query(off(c.gone, reasonGone))
+	}
+	queue(insertDisabled, len(c.disabled), disableArgs(c.disabled, c.reason, 0))
+	if err := s.send(ctx, &b); err != nil {
+		return nil, fmt.Errorf("write what outcomes mean beyond their rows: %w", err)
+	}
+	return rest, nil
+}
+
+// queueConsequences writes all of it in the transaction of a batch.
+func queueConsequences(b *pgx.Batch, s *Store, fence Fence, mark Mark, records []Record) {
+	if mark.Alone {
+		return
+	}
+	queue := s.queuer(b, fence)
+	for _, c := range Consequences(mark.Health, records) {
+		queue(insertExhausted, len(c.exhausted), exhaustedArgs(c.exhausted))
+		s.queueHealth(queue, c.Health)
+		long := s.long(c.Health)
+		queue(disableFailing, len(long), disableArgs(long, reasonFailing, s.disableAfter))
+		queue(disableGone, len(c.gone), disableArgs(c.gone, reasonGone, 0))
+	}
+}
+
+// queuer returns what adds fenced statements to a batch, where they have something to do.
+func (s *Store) queuer(b *pgx.Batch, fence Fence) func(sql string, n int, more pgx.NamedArgs) *pgx.QueuedQuery {
+	return func(sql string, n int, more pgx.NamedArgs) *pgx.QueuedQuery {
+		if n == 0 {
+			return nil
+		}
+		args := s.fenceArgs(fence)
+		maps.Copy(args, more)
+		return b.Queue(sql, args)
+	}
+}
+
+// queueHealth notes in webhook_endpoint_failures how endpoints stand.
+func (s *Store) queueHealth(queue func(string, int, pgx.NamedArgs) *pgx.QueuedQuery, health []EndpointHealth) {
+	var recovered, failing, open []uuid.UUID
+	for _, h := range health {
+		if h.Recovered {
+			recovered = append(recovered, h.EndpointID)
+		}
+		switch {
+		case h.Failing && h.Open:
+			open = append(open, h.EndpointID)
+		case h.Failing:
+			failing = append(failing, h.EndpointID)
+		}
+	}
+	queue(deleteFailures, len(recovered), pgx.NamedArgs{"ids": asUUIDs(recovered)})
+	queue(insertFailures, len(failing), pgx.NamedArgs{"ids": asUUIDs(failing), "open": false})
+	queue(insertFailures, len(open), pgx.NamedArgs{"ids": asUUIDs(open), "open": true})
+}
+
+// long are the endpoints that may have been failing for too long.
+func (s *Store) long(health []EndpointHealth) (long []told) {
+	for _, h := range health {
+		if h.Failing && h.Look && s.disableAfter > 0 {
+			long = append(long, told{h.EndpointID, h.At, h.Own})
+		}
+	}
+	return long
+}
+
+// Not status = 'failed', or the plan may be to read all dead letters and pick these.
+const insertExhausted = `
+INSERT INTO webhook_outbox (id, organization_id, event_type, payload)
+SELECT r.own_id, d.organization_id, '` + outbox.TypeDeliveryExhausted + `', pg_catalog.jsonb_build_object(
+       'deliveryId', d.id, 'eventId', d.event_id, 'event', d.event_type, 'endpointId', d.endpoint_id,
+       'attempts', d.attempts, 'statusCode', d.status_code, 'errorClass', d.error_class, 'error', d.error)
+FROM unnest(@ids::uuid[], @own_ids::uuid[], @attempts::int[]) AS r(id, own_id, attempts)
+JOIN webhook_deliveries d ON d.id = r.id AND d.attempts = r.attempts AND d.status IS NOT DISTINCT FROM 'failed'
+WHERE ` + fenced + `
+ON CONFLICT (id) DO NOTHING`
+
+func exhaustedArgs(exhausted []exhaustion) pgx.NamedArgs {
+	ids, own, attempts := make([]pgtype.UUID, len(exhausted)), make([]pgtype.UUID, len(exhausted)), make([]int32, len(exhausted))
+	for i, e := range exhausted {
+		ids[i], attempts[i] = asUUID(e.delivery), int32(e.attempts)
+		own[i] = asUUID(outbox.OwnEventID(e.at, e.delivery, e.attempts))
+	}
+	return pgx.NamedArgs{"ids": ids, "own_ids": own, "attempts": attempts}
+}
+
+const deleteFailures = `
+DELETE FROM webhook_endpoint_failures WHERE endpoint_id = ANY(@ids::uuid[]) AND ` + fenced
+
+// A failure that comes in after the endpoint was disabled does not count: once
+// it is enabled again, it begins anew.
+const insertFailures = `
+INSERT INTO webhook_endpoint_failures AS f (endpoint_id, failing_since, breaker_opened_at)
+SELECT DISTINCT r.id, now(), CASE WHEN @open::bool THEN now() END FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_endpoints e ON e.id = r.id
+WHERE e.enabled AND ` + fenced + `
+ON CONFLICT (endpoint_id) DO UPDATE SET breaker_opened_at = excluded.breaker_opened_at
+WHERE (f.breaker_opened_at IS NULL) <> (excluded.breaker_opened_at IS NULL)`
+
+// disableEndpoints disables those of @ids that a condition picks. An endpoint
+// whose row an operator holds locked is left for the next failure, rather than
+// hold up everybody's outcomes.
+func disableEndpoints(condition, then string) string {
+	return `
+WITH picked AS (
+    SELECT e.id FROM webhook_endpoints e
+    WHERE e.id = ANY(@ids::uuid[]) AND e.enabled AND ` + condition + ` AND ` + fenced + `
+    FOR NO KEY UPDATE OF e SKIP LOCKED
+), off AS (
+    UPDATE webhook_endpoints e SET enabled = false, disabled_at = now(), disabled_reason = @reason::text
+    FROM picked WHERE e.id = picked.id AND e.enabled
+    RETURNING e.id, e.organization_id
+), anew AS (
+    DELETE FROM webhook_endpoint_failures f USING off WHERE f.endpoint_id = off.id
+)` + then
+}
+
+const (
+	always  = `true`
+	forLong = `EXISTS (SELECT FROM webhook_endpoint_failures f
+        WHERE f.endpoint_id = e.id AND f.failing_since < now() - @failing_ms::bigint::float8 * interval '1 ms')`
+
+	// A delivery of one of our own events disables its endpoint too, but tells
+	// nobody, so that events about events cannot go round.
+	tellOff = `
+INSERT INTO webhook_outbox (id, organization_id, event_type, payload)
+SELECT DISTINCT ON (off.id) r.own_id, off.organization_id, '` + outbox.TypeEndpointDisabled + `',
+       pg_catalog.jsonb_build_object('endpointId', off.id, 'reason', @reason::text)
+FROM off JOIN unnest(@ids::uuid[], @own_ids::uuid[], @tell::bool[]) AS r(id, own_id, tell) ON r.id = off.id
+WHERE r.tell
+ORDER BY off.id, r.own_id
+ON CONFLICT (id) DO NOTHING`
+
+	listOff = `
+SELECT id FROM off`
+)
+
+var (
+	disableGone        = disableEndpoints(always, tellOff)
+	disableFailing     = disableEndpoints(forLong, tellOff)
+	onlyDisableGone    = disableEndpoints(always, listOff)
+	onlyDisableFailing = disableEndpoints(forLong, listOff)
+)
+
+// One that was enabled again meanwhile is no news any more.
+const insertDisabled = `
+INSERT INTO webhook_outbox (id, organization_id, event_type, payload)
+SELECT r.own_id, e.organization_id, '` + outbox.TypeEndpointDisabled + `', pg_catalog.jsonb_build_object('endpointId', e.id, 'reason', @reason::text)
+FROM unnest(@ids::uuid[], @own_ids::uuid[]) AS r(id, own_id) JOIN webhook_endpoints e ON e.id = r.id
+WHERE NOT e.enabled AND e.disabled_reason = @reason::text AND ` + fenced + `
+ON CONFLICT (id) DO NOTHING`
+
+// A told is an endpoint that is to be disabled, and the attempt that says so.
+type told struct {
+	endpoint uuid.UUID
+	at       time.Time // its end
+	own      bool      // it was for one of our own events
+}
+
+func disableArgs(endpoints []told, reason string, failingFor time.Duration) pgx.NamedArgs {
+	ids, own, tell := make([]pgtype.UUID, len(endpoints)), make([]pgtype.UUID, len(endpoints)), make([]bool, len(endpoints))
+	for i, e := range endpoints {
+		ids[i], tell[i] = asUUID(e.endpoint), !e.own
+		own[i] = asUUID(outbox.OwnEventID(e.at, e.endpoint, 0))
+	}
+	return pgx.NamedArgs{"ids": ids, "own_ids": own, "tell": tell, "reason": reason, "failing_ms": failingFor.Milliseconds()}
+}

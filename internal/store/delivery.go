@@ -1,0 +1,81 @@
+package store
+
+import (
+	"log/slog"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// An Endpoint is a URL of an organization as it stands in the database now,
+// with what is needed to send to it.
+type Endpoint struct {
+	ID             uuid.UUID
+	OrganizationID string
+	URL            string
+	Headers        map[string]string
+	Enabled        bool
+	MaxInFlight    int       // 0: the deployment's WALHOOK_ENDPOINT_IN_FLIGHT
+	RatePerSecond  float64   // 0: no limit
+	Secrets        []Secret  // live ones, oldest first
+	BreakerOpen    bool      // as last recorded: it failed many times in a row
+	RetriedAt      time.Time // when an operator last asked for what waits to be sent at once
+	Problem        string    // why nothing can be sent to it as it stands; empty: nothing
+	Sealed         string    // why walhook cannot open its secrets; empty: it can
+}
+
+// A Secret is the text of a signing secret. It prints as a placeholder.
+type Secret string
+
+// String hides the secret.
+func (Secret) String() string { return "[secret]" }
+
+// GoString hides the secret from %#v.
+func (Secret) GoString() string { return "[secret]" }
+
+// LogValue hides the secret from slog.
+func (Secret) LogValue() slog.Value { return slog.StringValue("[secret]") }
+
+// Status is the state of a delivery's row.
+type Status string
+
+// The states of a delivery. Pending and Retrying wait for next_attempt_at; the
+// others are final until an operator replays the row.
+const (
+	Pending   Status = "pending"   // no attempt has ended yet, or a replay waits
+	Retrying  Status = "retrying"  // the last attempt failed and another will follow
+	Success   Status = "success"   // an attempt was answered with 2xx
+	Failed    Status = "failed"    // the last attempt of the schedule failed, or the endpoint is gone (410)
+	Cancelled Status = "cancelled" // the endpoint was disabled or deleted meanwhile
+)
+
+// ErrorClass says in one word why an attempt failed. The empty class is success.
+type ErrorClass string
+
+// The classes of failure, as operators group by them.
+const (
+	ErrDNS        ErrorClass = "dns"             // the host name did not resolve
+	ErrConnect    ErrorClass = "connect"         // no connection: refused, unreachable
+	ErrTLS        ErrorClass = "tls"             // handshake or certificate
+	ErrTimeout    ErrorClass = "timeout"         // WALHOOK_TIMEOUT ran out, wherever the attempt was
+	ErrReset      ErrorClass = "reset"           // the connection broke before the status line
+	ErrProtocol   ErrorClass = "protocol"        // the answer is not HTTP, or beyond our bounds
+	ErrRedirect   ErrorClass = "redirect"        // 3xx: redirects are not followed
+	ErrHTTP4xx    ErrorClass = "http_4xx"        //
+	ErrHTTP5xx    ErrorClass = "http_5xx"        // and every status beyond
+	ErrBlocked    ErrorClass = "blocked_address" // the address guard refused
+	ErrBadRequest ErrorClass = "bad_request"     // we could not build a request from the endpoint's row
+)
+
+// An Attempt is what one HTTP request came to. It is data: a failed attempt is
+// no Go error. Every text in it is storable: valid UTF-8, no NUL, cut, and free
+// of secrets and URL queries.
+type Attempt struct {
+	EndedAt    time.Time     // with Go's monotonic clock; the database turns the age into its own time
+	Duration   time.Duration // from dialling to the end of the response, or to the failure
+	StatusCode int           // 0 where no status line came
+	Class      ErrorClass
+	Error      string        // at most 512 bytes
+	Response   string        // at most 4 KiB of the body
+	RetryAfter time.Duration // what the receiver asked for; 0: nothing
+}

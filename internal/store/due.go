@@ -1,0 +1,303 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/walhook/walhook/internal/sabotage"
+	"github.com/walhook/walhook/outbox"
+)
+
+// A Due is a delivery whose row waits for an attempt now.
+type Due struct {
+	ID          uuid.UUID
+	EndpointID  uuid.UUID
+	Status      Status
+	Attempts    int
+	SeriesStart int
+	Event       outbox.Event // EndpointIDs is not read
+	Orphaned    bool         // the event's row is gone: there is nothing to send
+	Unseen      bool         // the event's transaction has committed, but is not visible yet
+	Stranger    bool         // the endpoint is another organization's by now: its id was given again
+	DueAt       pgtype.Timestamptz
+}
+
+// End is where a page ends whose last row this is.
+func (d *Due) End() PageEnd { return PageEnd{DueAt: d.DueAt, ID: d.ID} }
+
+// A PageEnd is where a page ended, so that the next can go on behind it. The
+// zero PageEnd is the beginning.
+type PageEnd struct {
+	DueAt pgtype.Timestamptz
+	ID    uuid.UUID
+}
+
+// A Page asks for due deliveries of one endpoint, those that have been due for
+// longest first.
+type Page struct {
+	EndpointID uuid.UUID
+	After      PageEnd
+	Limit      int
+}
+
+// settled is true of a delivery's row if every transaction that was under way
+// when it was written has ended and is visible, the one that inserted its event
+// among them. The stream hands a commit on when it is in the WAL, which is before
+// other sessions see it: by a moment, or for as long as it waits for a synchronous
+// standby. So what is absent beside a row that is not settled may be about to
+// appear, and what is there may be about to change.
+const settled = `age(d.xmin) > age(pg_snapshot_xmin(pg_current_snapshot())::xid)`
+
+// Every page is a short walk of the index (endpoint_id, next_attempt_at, id).
+const selectDue = `
+SELECT d.id, d.endpoint_id, d.status, d.attempts, d.series_start, d.event_id, d.organization_id, d.event_type,
+       o.payload::text, coalesce(o.created_at, d.created_at), o.id IS NULL AND d.settled, o.id IS NULL AND NOT d.settled, d.next_attempt_at,
+       coalesce(e.organization_id <> d.organization_id, false)
+FROM unnest(@ids::uuid[], @after_due::timestamptz[], @after_id::uuid[], @limits::int[]) AS p(id, after_due, after_id, size)
+LEFT JOIN webhook_endpoints e ON e.id = p.id
+CROSS JOIN LATERAL (
+    SELECT d.*, ` + settled + ` AS settled FROM webhook_deliveries d
+    WHERE d.endpoint_id = p.id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at <= now()
+      AND (d.next_attempt_at, d.id) > (p.after_due, p.after_id)
+    ORDER BY d.next_attempt_at, d.id LIMIT p.size
+) d
+LEFT JOIN webhook_outbox o ON o.id = d.event_id`
+
+// Due hands the pages' deliveries to take, one after the other, so that a page
+// of large payloads is never in memory as a whole.
+func (s *Store) Due(ctx context.Context, pages []Page, take func(*Due)) error {
+	ids, limits := make([]pgtype.UUID, len(pages)), make([]int32, len(pages))
+	afterDue, afterID := make([]pgtype.Timestamptz, len(pages)), make([]pgtype.UUID, len(pages))
+	for i, p := range pages {
+		ids[i], limits[i] = asUUID(p.EndpointID), int32(p.Limit)
+		afterDue[i], afterID[i] = p.After.DueAt, asUUID(p.After.ID)
+		if !p.After.DueAt.Valid {
+			afterDue[i] = pgtype.Timestamptz{InfinityModifier: pgtype.NegativeInfinity, Valid: true}
+		}
+	}
+	args := pgx.NamedArgs{"ids": ids, "limits": limits, "after_due": afterDue, "after_id": afterID}
+	err := s.read(ctx, selectDue, args, func(rows pgx.Rows) error {
+		for rows.Next() {
+			var d Due
+			var status string
+			var payload []byte
+			if err := rows.Scan(&d.ID, &d.EndpointID, &status, &d.Attempts, &d.SeriesStart, &d.Event.ID, &d.Event.OrganizationID,
+				&d.Event.Type, &payload, &d.Event.CreatedAt, &d.Orphaned, &d.Unseen, &d.DueAt, &d.Stranger); err != nil {
+				return err
+			}
+			if sabotage.On(sabotage.CancelUnseen) {
+				d.Orphaned = d.Orphaned || d.Unseen
+			}
+			d.Status, d.Event.Payload = Status(status), payload
+			take(&d)
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return fmt.Errorf("read due deliveries of %d endpoints: %w", len(pages), err)
+	}
+	return nil
+}
+
+// newlyDueLimit bounds one look at what has newly become due. Beyond it, the
+// walk over all endpoints finds who it was.
+const newlyDueLimit = 5000
+
+const selectNewlyDue = `
+WITH due AS (
+    SELECT endpoint_id FROM webhook_deliveries
+    WHERE status IN ('pending', 'retrying') AND next_attempt_at <= now() AND next_attempt_at > @since::timestamptz
+    ORDER BY next_attempt_at LIMIT @limit::int
+)
+SELECT now(), (SELECT count(*) FROM due), array(SELECT DISTINCT endpoint_id FROM due)`
+
+// NewlyDue returns the endpoints with deliveries that became due after since (by
+// PostgreSQL's clock), the time of the look, and whether it saw them all.
+func (s *Store) NewlyDue(ctx context.Context, since time.Time) (endpoints []uuid.UUID, now time.Time, all bool, err error) {
+	err = s.read(ctx, selectNewlyDue, pgx.NamedArgs{"since": since, "limit": newlyDueLimit}, func(rows pgx.Rows) error {
+		var n int
+		_, err := pgx.CollectExactlyOneRow(rows, func(row pgx.CollectableRow) (struct{}, error) {
+			return struct{}{}, row.Scan(&now, &n, &endpoints)
+		})
+		all = n < newlyDueLimit
+		return err
+	})
+	if err != nil {
+		return nil, time.Time{}, false, fmt.Errorf("look for newly due deliveries: %w", err)
+	}
+	return endpoints, now, all, nil
+}
+
+// A Waiting is an endpoint that has unfinished rows.
+type Waiting struct {
+	EndpointID uuid.UUID
+	Enabled    bool // false: disabled or deleted
+}
+
+// A loose index scan: one probe per endpoint and partition, however many rows
+// an endpoint has.
+const selectWaiting = `
+WITH RECURSIVE walk AS (
+    (SELECT endpoint_id FROM webhook_deliveries
+     WHERE status IN ('pending', 'retrying') AND endpoint_id > @after::uuid
+     ORDER BY endpoint_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT d.endpoint_id FROM webhook_deliveries d
+            WHERE d.status IN ('pending', 'retrying') AND d.endpoint_id > walk.endpoint_id
+            ORDER BY d.endpoint_id LIMIT 1)
+    FROM walk WHERE walk.endpoint_id IS NOT NULL
+)
+SELECT walk.endpoint_id, coalesce(e.enabled, false)
+FROM (SELECT * FROM walk WHERE endpoint_id IS NOT NULL LIMIT @limit::int) walk
+LEFT JOIN webhook_endpoints e ON e.id = walk.endpoint_id`
+
+// Waiting walks the endpoints with unfinished rows, in order of id, from after
+// on. Fewer than limit means that the walk has come to the end.
+func (s *Store) Waiting(ctx context.Context, after uuid.UUID, limit int) ([]Waiting, error) {
+	var found []Waiting
+	err := s.read(ctx, selectWaiting, pgx.NamedArgs{"after": after, "limit": limit}, func(rows pgx.Rows) error {
+		var err error
+		found, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Waiting])
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("walk the endpoints with unfinished deliveries: %w", err)
+	}
+	return found, nil
+}
+
+// cancelChunk bounds one transaction that cancels: about 10 ms of row locks.
+const cancelChunk = 500
+
+const disabled = `NOT EXISTS (SELECT FROM webhook_endpoints WHERE id = @endpoint::uuid AND enabled)`
+
+// Once it is enabled again, the endpoint's failures are counted anew.
+const cancelRows = `
+WITH picked AS (
+    SELECT d.id, ` + settled + ` AS settled FROM webhook_deliveries d
+    WHERE d.endpoint_id = @endpoint::uuid AND d.status IN ('pending', 'retrying')
+      AND ` + disabled + ` AND ` + fenced + `
+    ORDER BY d.next_attempt_at, d.id LIMIT @limit::int
+    FOR NO KEY UPDATE SKIP LOCKED
+), anew AS (
+    DELETE FROM webhook_endpoint_failures WHERE endpoint_id = @endpoint::uuid AND ` + disabled + ` AND ` + fenced + `
+), gone AS (
+    UPDATE webhook_deliveries d SET status = 'cancelled', next_attempt_at = NULL, updated_at = now(), completed_at = now(),
+           attempt_log = ` + keptLog + `,
+           error = CASE WHEN d.attempts = 0 THEN @reason::text ELSE coalesce(d.error, @reason::text) END
+    FROM picked WHERE d.id = picked.id AND picked.settled
+    RETURNING d.id
+)
+SELECT (SELECT count(*) FROM gone), EXISTS (SELECT FROM picked WHERE NOT settled)`
+
+// keptLog keeps what a row tells of its only attempt, whose time is lost with the
+// row's updated_at.
+const keptLog = `CASE WHEN d.attempts > 0 AND d.attempt_log IS NULL THEN ` + firstEntry + ` ELSE d.attempt_log END`
+
+// CancelRows cancels a chunk of what is owed to an endpoint that is disabled or
+// deleted. It returns how many rows it took, 0 when nothing is left, and whether
+// some have to wait: the transactions that made them are not visible yet, and may
+// have made or enabled the endpoint too.
+func (s *Store) CancelRows(ctx context.Context, fence Fence, endpoint uuid.UUID, reason string) (cancelled int, more bool, err error) {
+	args := s.fenceArgs(fence)
+	args["endpoint"], args["reason"], args["limit"] = endpoint, reason, cancelChunk
+	var b pgx.Batch
+	s.queueFence(&b, fence, Mark{})
+	b.Queue(cancelRows, args).QueryRow(func(row pgx.Row) error { return row.Scan(&cancelled, &more) })
+	if err := s.send(ctx, &b); err != nil {
+		return 0, false, fmt.Errorf("cancel deliveries of endpoint %s: %w", endpoint, err)
+	}
+	return cancelled, more, nil
+}
+
+// Waiting rows, in words that no partial index has, or the plan may be to read all
+// that wait and pick these.
+const orphans = `
+WITH gone AS (
+    SELECT d.id FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_deliveries d ON d.id = r.id
+    WHERE d.status NOT IN ('success', 'failed', 'cancelled') AND ` + fenced
+
+const eventGone = ` AND ` + settled + ` AND NOT EXISTS (SELECT FROM webhook_outbox o WHERE o.id = d.event_id OFFSET 0)`
+
+const cancelThem = `
+    FOR NO KEY UPDATE OF d SKIP LOCKED
+)
+UPDATE webhook_deliveries d SET status = 'cancelled', next_attempt_at = NULL, updated_at = now(), completed_at = now(),
+       attempt_log = ` + keptLog + `,
+       error = 'the event was deleted from webhook_outbox'
+FROM gone WHERE d.id = gone.id`
+
+// CancelOrphans cancels those of the deliveries whose event is no longer in the outbox.
+// It looks by itself: who was told so by Due may have missed an event that was just
+// moved into another partition. Deliveries that someone else has locked stay, and are
+// found again.
+func (s *Store) CancelOrphans(ctx context.Context, fence Fence, ids []uuid.UUID) error {
+	args := s.fenceArgs(fence)
+	args["ids"] = asUUIDs(ids)
+	sql := orphans + eventGone + cancelThem
+	if sabotage.On(sabotage.CancelUnseen) {
+		sql = orphans + cancelThem
+	}
+	var b pgx.Batch
+	b.Queue(prepareWrite)
+	b.Queue(wholeOutbox) // before anything of ours is locked: it may have to wait
+	s.queueFence(&b, fence, Mark{})
+	b.Queue(sql, args)
+	if err := s.send(ctx, &b); err != nil {
+		return fmt.Errorf("cancel %d deliveries without an event: %w", len(ids), err)
+	}
+	return nil
+}
+
+// The words are as in cancelOrphans.
+const cancelStrangers = `
+WITH gone AS (
+    SELECT d.id FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_deliveries d ON d.id = r.id
+    JOIN webhook_endpoints e ON e.id = d.endpoint_id AND e.organization_id <> d.organization_id
+    WHERE d.status NOT IN ('success', 'failed', 'cancelled') AND ` + fenced + `
+    FOR NO KEY UPDATE OF d SKIP LOCKED
+)
+UPDATE webhook_deliveries d SET status = 'cancelled', next_attempt_at = NULL, updated_at = now(), completed_at = now(),
+       attempt_log = ` + keptLog + `,
+       error = 'the endpoint was deleted, and its id belongs to an endpoint of another organization'
+FROM gone WHERE d.id = gone.id`
+
+// CancelStrangers cancels deliveries whose endpoint is another organization's: what
+// was owed to the one that was deleted must not reach it.
+func (s *Store) CancelStrangers(ctx context.Context, fence Fence, ids []uuid.UUID) error {
+	args := s.fenceArgs(fence)
+	args["ids"] = asUUIDs(ids)
+	var b pgx.Batch
+	s.queueFence(&b, fence, Mark{})
+	b.Queue(cancelStrangers, args)
+	if err := s.send(ctx, &b); err != nil {
+		return fmt.Errorf("cancel %d deliveries to endpoints of other organizations: %w", len(ids), err)
+	}
+	return nil
+}
+
+const selectExisting = `
+SELECT d.id FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_deliveries d ON d.id = r.id`
+
+// Existing adds to known those of the deliveries that have a row, also those whose row
+// is just moved into another partition.
+func (s *Store) Existing(ctx context.Context, ids []uuid.UUID, known map[uuid.UUID]bool) error {
+	err := s.readWhole(ctx, wholeDeliveries, selectExisting, pgx.NamedArgs{"ids": asUUIDs(ids)}, func(rows pgx.Rows) error { return collectIDs(rows, known) })
+	if err != nil {
+		return fmt.Errorf("look up %d deliveries: %w", len(ids), err)
+	}
+	return nil
+}
+
+func collectIDs(rows pgx.Rows, into map[uuid.UUID]bool) error {
+	found, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+	for _, id := range found {
+		into[id] = true
+	}
+	return err
+}

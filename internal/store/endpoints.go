@@ -1,0 +1,124 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+const selectEndpoints = `
+SELECT e.id, e.organization_id, e.url, e.headers, e.enabled, coalesce(e.max_in_flight, 0), coalesce(e.rate_per_second, 0)::float8,
+       array(SELECT s.secret FROM webhook_secrets s
+             WHERE s.endpoint_id = e.id AND (s.expires_at IS NULL OR s.expires_at > now())
+             ORDER BY s.created_at, s.id),
+       coalesce(f.breaker_opened_at > coalesce(n.asked_at, '-infinity'), false), coalesce(n.asked_at, 'epoch')
+FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_endpoints e ON e.id = r.id
+LEFT JOIN webhook_endpoint_failures f ON f.endpoint_id = e.id
+LEFT JOIN webhook_retries n ON n.endpoint_id = CASE WHEN f.breaker_opened_at IS NOT NULL THEN e.id END`
+
+// maxSkew is how far walhook's clock may be from PostgreSQL's. Receivers refuse
+// timestamps that are off by five minutes.
+const maxSkew = 2 * time.Minute
+
+// ErrSkewed means that the clocks of walhook and PostgreSQL are too far apart for
+// timestamps to be signed.
+var ErrSkewed = errors.New("walhook's clock and PostgreSQL's are more than two minutes apart; set the one that is wrong (NTP)")
+
+// Endpoints returns those of the endpoints that exist, as they are committed
+// now, with their live secrets, oldest first. What is wrong with one of them (a
+// trigger checks rows, but a restore may have gone past it) is its Problem alone; that
+// walhook cannot open its secrets is no fault of its own, and said as Sealed.
+// With a clock that is off it returns ErrSkewed.
+func (s *Store) Endpoints(ctx context.Context, ids []uuid.UUID) ([]Endpoint, error) {
+	var endpoints []Endpoint
+	var b pgx.Batch
+	b.Queue(prepareRead)
+	asked := time.Now()
+	b.Queue("SELECT clock_timestamp()").QueryRow(func(row pgx.Row) error {
+		var now time.Time
+		if err := row.Scan(&now); err != nil {
+			return err
+		}
+		if now.Before(asked.Add(-maxSkew)) || now.After(time.Now().Add(maxSkew)) {
+			return fmt.Errorf("%w: it is %s here and %s there", ErrSkewed, time.Now().UTC().Format(time.DateTime), now.UTC().Format(time.DateTime))
+		}
+		return nil
+	})
+	b.Queue(selectEndpoints, pgx.NamedArgs{"ids": asUUIDs(ids)}).Query(func(rows pgx.Rows) error {
+		var err error
+		endpoints, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Endpoint, error) {
+			var e Endpoint
+			var headers []byte
+			var secrets []string
+			err := row.Scan(&e.ID, &e.OrganizationID, &e.URL, &headers, &e.Enabled, &e.MaxInFlight, &e.RatePerSecond, &secrets, &e.BreakerOpen, &e.RetriedAt)
+			if err == nil && json.Unmarshal(headers, &e.Headers) != nil {
+				e.Problem = "the endpoint's headers are not a JSON object of name to text"
+			}
+			for _, stored := range secrets {
+				text, _, problem := s.sealer.open(e.ID, stored)
+				if problem != nil {
+					e.Sealed = problem.Error()
+					continue
+				}
+				if !slices.Contains(e.Secrets, text) { // SQL cannot tell that two sealed ones are equal
+					e.Secrets = append(e.Secrets, text)
+				}
+			}
+			return e, err
+		})
+		return err
+	})
+	if err := s.send(ctx, &b); err != nil {
+		return nil, fmt.Errorf("read %d endpoints: %w", len(ids), err)
+	}
+	return endpoints, nil
+}
+
+// A cached plan made while a partition was small must not scan it when it has
+// grown: look-ups by id use the index whatever the statistics say. So one plan
+// fits all parameters, and is made once: with some dozens of partitions, planning
+// takes as long as reading. What is to come in order comes from the index that has
+// this order: after one UPDATE of many rows, sorting what another index brings looks
+// cheaper, and reads all of them for each page. What is switched off counts as so
+// expensive that the JIT would compile for seconds. Rows that row security hides would
+// look like deliveries that were never made, and events and endpoints that were
+// deleted: it is an error instead.
+const prepareRead = `
+SELECT set_config('lock_timeout', '` + LockTimeout + `', true), set_config('row_security', 'off', true), set_config('enable_seqscan', 'off', true),
+       set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true),
+       set_config('enable_sort', 'off', true), set_config('enable_incremental_sort', 'off', true),
+       set_config('jit', 'off', true), set_config('plan_cache_mode', 'force_generic_plan', true)`
+
+// read runs one query in one round trip, with index access enforced.
+func (s *Store) read(ctx context.Context, sql string, args pgx.NamedArgs, collect func(pgx.Rows) error) error {
+	return s.readWhole(ctx, "", sql, args, collect)
+}
+
+// Rows that somebody moves from the DEFAULT partition into one of their own are seen in
+// neither by a statement that was planned before the partition was attached and whose
+// snapshot is newer. ATTACH locks the DEFAULT partition until its commit; so whoever has
+// that partition in use, and plans and takes a snapshot only then, sees every row. A
+// statement of its own comes first that does no more than that: the nil id, which is of
+// 1970, is of the DEFAULT partition. (LOCK TABLE would need a right on the partition.)
+const (
+	wholeOutbox     = `SELECT FROM webhook_outbox WHERE id = '00000000-0000-0000-0000-000000000000'::uuid`
+	wholeDeliveries = `SELECT FROM webhook_deliveries WHERE id = '00000000-0000-0000-0000-000000000000'::uuid`
+)
+
+// readWhole is read for what must not miss a row of a table that somebody moves just
+// now: wholeOutbox or wholeDeliveries says which.
+func (s *Store) readWhole(ctx context.Context, whole, sql string, args pgx.NamedArgs, collect func(pgx.Rows) error) error {
+	var b pgx.Batch
+	b.Queue(prepareRead)
+	if whole != "" {
+		b.Queue(whole)
+	}
+	b.Queue(sql, args).Query(collect)
+	return s.send(ctx, &b)
+}

@@ -1,0 +1,62 @@
+package store
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// A manifest names what schema.sql makes, by the file's own words: nothing of the
+// application's that happens to be called webhook_… is in it.
+type manifest struct {
+	tables, views, functions, indexes, triggers []string
+	indexed                                     []string // the table of each index
+	eventTypes                                  []string // walhook's own
+}
+
+// What only people call: nothing that walhook does, and no trigger, needs it.
+var forPeople = []string{
+	"webhook_create_endpoint", "webhook_replace_secret", "webhook_rotate_secret", "webhook_set_secret", "webhook_send_test", "webhook_replay",
+	"webhook_replay_failed", "webhook_retry_now", "webhook_explain", "webhook_stats", "webhook_waiting",
+}
+
+// firesAlways says which triggers have to fire whatever session_replication_role is:
+// without them events are lost. The others guard and hurry.
+func firesAlways(trigger string) bool {
+	return strings.HasPrefix(trigger, "webhook_outbox_before_") || trigger == "webhook_event_types_restored"
+}
+
+// needed is what delivering needs. The rest is for people, or makes it faster.
+func (m manifest) needed() manifest {
+	return manifest{
+		tables:    m.tables,
+		functions: slices.DeleteFunc(slices.Clone(m.functions), func(f string) bool { return slices.Contains(forPeople, f) }),
+		triggers:  slices.DeleteFunc(slices.Clone(m.triggers), func(t string) bool { return !firesAlways(t) }),
+	}
+}
+
+var (
+	madeBySchema = regexp.MustCompile(`(?m)^ *CREATE (?:OR REPLACE )?(TABLE|VIEW|FUNCTION|INDEX|TRIGGER)(?: IF NOT EXISTS)? (webhook_\w+)(?: ON (webhook_\w+))?`)
+	ownTypeRow   = regexp.MustCompile(`(?m)^ *\('(webhook\.[a-z_.]+)', +'` + outbox.OwnCategory + `'`)
+)
+
+// readManifest reads the text of schema.sql. Without one it is what this code
+// cannot do without.
+func readManifest(schema string) manifest {
+	m := manifest{tables: slices.Clone(requiredTables), triggers: []string{"webhook_outbox_before_insert"}}
+	kinds := map[string]*[]string{"TABLE": &m.tables, "VIEW": &m.views, "FUNCTION": &m.functions, "INDEX": &m.indexes, "TRIGGER": &m.triggers}
+	for _, made := range madeBySchema.FindAllStringSubmatch(schema, -1) {
+		if names := kinds[made[1]]; !slices.Contains(*names, made[2]) {
+			*names = append(*names, made[2])
+			if made[1] == "INDEX" {
+				m.indexed = append(m.indexed, made[3])
+			}
+		}
+	}
+	for _, row := range ownTypeRow.FindAllStringSubmatch(schema, -1) {
+		m.eventTypes = append(m.eventTypes, row[1])
+	}
+	return m
+}

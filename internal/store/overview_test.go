@@ -1,0 +1,171 @@
+package store_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/walhook/walhook/internal/postgres"
+	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/internal/store"
+)
+
+func TestOverview(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	st := store.New(db.Pool, db.Slot, 0)
+	overview := func() store.Overview {
+		t.Helper()
+		o, err := st.Overview(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o
+	}
+	if got := overview(); *got.Slot != (store.SlotOverview{}) || *got.Waiting != (store.WaitingOverview{}) || *got.Overdue != 0 || *got.Strays != 0 || *got.Ahead != 14 {
+		t.Errorf("a new database: %+v, want nothing in it", got)
+	}
+	endpoint := newEndpoint(t, db.Pool, "org_1")
+	newDelivery(t, db.Pool, newEvent(t, db.Pool, "org_1", "payment.failed"), endpoint, "pending")
+	newDelivery(t, db.Pool, newEvent(t, db.Pool, "org_1", "payment.failed"), endpoint, "retrying")
+	newDelivery(t, db.Pool, newEvent(t, db.Pool, "org_1", "payment.failed"), endpoint, "retrying")
+	exec(t, db.Pool, `INSERT INTO webhook_state (slot, environment) VALUES ($1, 'production')`, db.Slot)
+	exec(t, db.Pool, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, db.Slot)
+	exec(t, db.Pool, `INSERT INTO webhook_deliveries SELECT '01000000-0000-7000-8000-000000000000', event_id, endpoint_id, organization_id, event_type, 'success' FROM webhook_deliveries LIMIT 1`)
+
+	got := overview()
+	want := store.SlotOverview{Environment: "production", Slot: db.Slot, Exists: true, WALStatus: "reserved", LagBytes: got.Slot.LagBytes}
+	if *got.Slot != want || *got.Waiting != (store.WaitingOverview{Pending: 1, Retrying: 2}) || *got.Strays != 1 {
+		t.Errorf("got %+v %+v strays %d, want %+v", *got.Slot, *got.Waiting, *got.Strays, want)
+	}
+	if view := query[string](t, db.Pool, `SELECT concat_ws(' ', environment, slot, slot_exists, slot_active, wal_status, pending, retrying, outbox_default_rows + deliveries_default_rows) FROM webhook_status`); view != "production "+db.Slot+" t f reserved 1 2 1" {
+		t.Errorf("webhook_status says %s", view)
+	}
+}
+
+// What the slot keeps begins where it would read again, and not at what is confirmed.
+func TestLagIsWhatIsKept(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	exec(t, db.Pool, `INSERT INTO webhook_state (slot) VALUES ($1)`, db.Slot)
+	exec(t, db.Pool, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, db.Slot)
+	held := begin(t, db.Pool) // the oldest transaction holds restart_lsn back, and not the confirmed position
+	exec(t, held, `INSERT INTO webhook_event_types (name, category) VALUES ('a.b', 'a')`)
+	const written = 1 << 20
+	exec(t, db.Pool, `SELECT pg_logical_emit_message(true, 'test', repeat('x', $1))`, written)
+	exec(t, db.Pool, `SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())`, db.Slot)
+	o, err := store.New(db.Pool, db.Slot, 0).Overview(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.Slot.LagBytes < written {
+		t.Errorf("lag %d, with %d bytes kept", o.Slot.LagBytes, written)
+	}
+	if view := query[int64](t, db.Pool, `SELECT lag_bytes FROM webhook_status`); view < written {
+		t.Errorf("webhook_status.lag_bytes is %d, with %d bytes kept", view, written)
+	}
+	if o.Slot.SafeBytes != nil {
+		t.Errorf("%d bytes are safe, and there is no limit", *o.Slot.SafeBytes)
+	}
+}
+
+func TestSafeWAL(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Server(t, postgres.Options{Settings: map[string]string{"max_slot_wal_keep_size": "256MB"}})
+	pool, err := pgxpool.New(t.Context(), server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	if err := apply(t.Context(), pool, readSchema(t)); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, pool, `SELECT pg_create_logical_replication_slot('walhook', 'pgoutput')`)
+	o, err := store.New(pool, "walhook", 0).Overview(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.Slot.SafeBytes == nil || *o.Slot.SafeBytes < 200<<20 || *o.Slot.SafeBytes > 300<<20 {
+		t.Errorf("safe: %v, want about 256 MiB", o.Slot.SafeBytes)
+	}
+	if !query[bool](t, pool, `SELECT safe_wal_bytes > 0 FROM webhook_status`) {
+		t.Error("webhook_status.safe_wal_bytes")
+	}
+}
+
+func TestOverdueIsWhatCouldBeSentNow(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	st := store.New(db.Pool, db.Slot, 0)
+	both := func() (overdue, view time.Duration) {
+		t.Helper()
+		o, err := st.Overview(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return *o.Overdue, time.Duration(query[float64](t, db.Pool, `SELECT coalesce(extract(epoch FROM now() - oldest_due_at), 0)::float8 FROM webhook_status`) * float64(time.Second))
+	}
+	for what, c := range map[string]struct {
+		sql string // about endpoint e and its delivery d
+		due bool
+	}{
+		"due an hour ago":              {`SELECT`, true},
+		"due for ever":                 {`UPDATE webhook_deliveries SET next_attempt_at = '-infinity', created_at = now() - interval '1 hour' WHERE endpoint_id = $1`, true},
+		"parked, which is due at once": {`UPDATE webhook_deliveries SET status = 'pending', attempts = 0, next_attempt_at = now() - interval '70 minutes', created_at = now() - interval '1 hour' WHERE endpoint_id = $1`, true},
+		"failing":                      {`INSERT INTO webhook_endpoint_failures VALUES ($1, now())`, true},
+		"held by a breaker":            {`INSERT INTO webhook_endpoint_failures VALUES ($1, now(), now())`, false},
+		"held by a rate":               {`UPDATE webhook_endpoints SET rate_per_second = 1 WHERE id = $1`, false},
+		"about to be cancelled":        {`UPDATE webhook_endpoints SET enabled = false WHERE id = $1`, false},
+		"of a deleted endpoint":        {`DELETE FROM webhook_endpoints WHERE id = $1`, false},
+		"due tomorrow":                 {`UPDATE webhook_deliveries SET next_attempt_at = now() + interval '1 day' WHERE endpoint_id = $1`, false},
+		"due never":                    {`UPDATE webhook_deliveries SET next_attempt_at = 'infinity' WHERE endpoint_id = $1`, false},
+	} {
+		exec(t, db.Pool, `DELETE FROM webhook_deliveries`)
+		endpoint := newEndpoint(t, db.Pool, "org_1")
+		id := newDelivery(t, db.Pool, newEvent(t, db.Pool, "org_1", "payment.failed"), endpoint, "retrying")
+		exec(t, db.Pool, `UPDATE webhook_deliveries SET next_attempt_at = now() - interval '1 hour', created_at = now() - interval '2 hours' WHERE id = $1`, id)
+		if c.sql != `SELECT` {
+			exec(t, db.Pool, c.sql, endpoint)
+		}
+		overdue, view := both()
+		for _, d := range []time.Duration{overdue, view} {
+			if c.due != (d >= time.Hour) || !c.due && d != 0 || d > 61*time.Minute {
+				t.Errorf("%s: overdue by %s, webhook_status by %s", what, overdue, view)
+			}
+		}
+		if n := query[int](t, db.Pool, `SELECT retrying + pending FROM webhook_status`); n != 1 {
+			t.Errorf("%s: %d wait", what, n)
+		}
+		exec(t, db.Pool, `SELECT * FROM webhook_endpoint_health`)
+	}
+}
+
+// One part that cannot be read takes none of the others with it.
+func TestOverviewComesInParts(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	st := store.New(db.Pool, db.Slot, 0)
+	for table, missing := range map[string]func(store.Overview) bool{
+		"webhook_outbox_default": func(o store.Overview) bool {
+			return o.Slot != nil && o.Waiting != nil && o.Overdue != nil && o.Strays == nil
+		},
+		"webhook_deliveries": func(o store.Overview) bool { return o.Slot != nil && o.Waiting == nil && o.Overdue == nil },
+		"webhook_state": func(o store.Overview) bool {
+			return o.Slot == nil && o.Waiting != nil && o.Overdue != nil && o.Strays != nil
+		},
+	} {
+		tx := begin(t, db.Pool)
+		exec(t, tx, `LOCK TABLE `+table+` IN ACCESS EXCLUSIVE MODE`)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		o, err := st.Overview(ctx)
+		cancel()
+		if err == nil || !missing(o) {
+			t.Errorf("with %s locked: %+v, %v", table, o, err)
+		}
+		if err := tx.Rollback(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

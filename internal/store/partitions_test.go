@@ -1,0 +1,610 @@
+package store_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/outbox"
+)
+
+const day = 24 * time.Hour
+
+// newPartitions returns the upkeep of a database, with a state row that is nowhere yet.
+func newPartitions(t testing.TB, db *pgtest.DB, retention time.Duration) *store.Partitions {
+	t.Helper()
+	exec(t, db.Pool, `INSERT INTO webhook_state (slot, durable_lsn) VALUES ($1, '0/1')`, db.Slot)
+	return store.NewPartitions(store.New(db.Pool, db.Slot, 0), retention)
+}
+
+func upkeep(t testing.TB, p *store.Partitions) store.Upkeep {
+	t.Helper()
+	u, err := p.Upkeep(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+// catchUp moves the durable position to the end of the WAL.
+func catchUp(t testing.TB, db *pgtest.DB) {
+	t.Helper()
+	exec(t, db.Pool, `UPDATE webhook_state SET durable_lsn = pg_current_wal_insert_lsn() WHERE slot = $1`, db.Slot)
+}
+
+// drops runs rounds of upkeep, and walhook's progress between them, until one drops days. It can take a while: tests in
+// other databases of the same server have transactions open too.
+func drops(t testing.TB, p *store.Partitions, progress func()) []string {
+	t.Helper()
+	var dropped []string
+	pgtest.Eventually(t, 30*time.Second, "a day is dropped", func() bool {
+		progress()
+		dropped = upkeep(t, p).Dropped
+		return len(dropped) > 0
+	})
+	return dropped
+}
+
+// eventAt inserts an event of a time, for one endpoint, and its delivery.
+func eventAt(t testing.TB, pool *pgxpool.Pool, age time.Duration, status string) (event, delivery string) {
+	t.Helper()
+	event = query[string](t, pool, `
+		INSERT INTO webhook_outbox (id, organization_id, event_type, payload)
+		VALUES (overlay(overlay(webhook_uuidv7()::text placing left(webhook_uuid_at(now() - $1::interval)::text, 13) from 1) placing '7' from 15)::uuid, 'org_1', 'payment.failed', '{}')
+		RETURNING id::text`, age)
+	endpoint := query[string](t, pool, `SELECT gen_random_uuid()::text`)
+	return event, newDelivery(t, pool, event, endpoint, status)
+}
+
+// addDay makes both partitions of the day of an age, and returns the day.
+func addDay(t testing.TB, pool *pgxpool.Pool, age time.Duration) string {
+	t.Helper()
+	exec(t, pool, `SELECT webhook_add_partition(p, (now() AT TIME ZONE 'UTC' - $1::interval)::date) FROM unnest('{webhook_outbox,webhook_deliveries}'::text[]) p`, age)
+	return query[string](t, pool, `SELECT to_char(now() AT TIME ZONE 'UTC' - $1::interval, 'YYYY-MM-DD')`, age)
+}
+
+func where(t testing.TB, q querier, table, id string) string {
+	t.Helper()
+	return query[string](t, q, fmt.Sprintf(`SELECT coalesce((SELECT tableoid::regclass::text FROM %s WHERE id = $1), '')`, table), id)
+}
+
+func TestPartitionRouting(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+
+	if n := query[int](t, db.Pool, `SELECT count(*) FROM pg_inherits WHERE inhparent IN ('webhook_outbox'::regclass, 'webhook_deliveries'::regclass)`); n != 2*(1+1+1+14) {
+		t.Errorf("%d partitions, want yesterday to two weeks ahead and a DEFAULT, of both tables", n)
+	}
+	today := query[string](t, db.Pool, `SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD')`)
+	event, delivery := eventAt(t, db.Pool, 0, "success")
+	if got, want := where(t, db.Pool, "webhook_outbox", event), "webhook_outbox_p"+today; got != want {
+		t.Errorf("an event of today is in %s", got)
+	}
+	if got, want := where(t, db.Pool, "webhook_deliveries", delivery), "webhook_deliveries_p"+today; got != want {
+		t.Errorf("its delivery is in %s", got)
+	}
+	event, delivery = eventAt(t, db.Pool, 10*day, "success")
+	if got := where(t, db.Pool, "webhook_outbox", event) + " " + where(t, db.Pool, "webhook_deliveries", delivery); got != "webhook_outbox_default webhook_deliveries_default" {
+		t.Errorf("those of a day without partitions are in %s", got)
+	}
+	for edge, want := range map[string]string{"0 seconds": today, "-1 millisecond": "default"} {
+		// The first millisecond of yesterday's partition, and the last before it.
+		got := query[string](t, db.Pool, `INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status)
+			VALUES (webhook_uuid_at(date_trunc('day', now(), 'UTC') - interval '24 hours' + $1::text::interval), webhook_uuidv7(), gen_random_uuid(), 'o', 't', 'success')
+			RETURNING tableoid::regclass::text`, edge)
+		if want != "default" {
+			want = query[string](t, db.Pool, `SELECT to_char(now() AT TIME ZONE 'UTC' - interval '1 day', 'YYYYMMDD')`)
+			want = "p" + want
+		}
+		if got != "webhook_deliveries_"+want {
+			t.Errorf("at the edge %s: %s, want %s", edge, got, want)
+		}
+	}
+
+	// A partition made later is like those made at install.
+	addDay(t, db.Pool, 10*day)
+	for _, table := range []string{"webhook_outbox", "webhook_deliveries"} {
+		if kinds := column[string](t, db.Pool, `
+			SELECT DISTINCT format('%s indexes, triggers %s, checks %s',
+			           (SELECT count(*) FROM pg_index x WHERE x.indrelid = i.inhrelid AND EXISTS (SELECT FROM pg_inherits p WHERE p.inhrelid = x.indexrelid)),
+			           (SELECT string_agg(format('%s %s', tgname, tgenabled), ' ' ORDER BY tgname) FROM pg_trigger WHERE tgrelid = i.inhrelid),
+			           (SELECT string_agg(conname, ' ' ORDER BY conname) FROM pg_constraint WHERE conrelid = i.inhrelid AND contype = 'c'))
+			FROM pg_inherits i WHERE i.inhparent = $1::text::regclass`, table); len(kinds) != 1 {
+			t.Errorf("%s has different partitions: %q", table, kinds)
+		}
+	}
+	old := query[string](t, db.Pool, `SELECT to_char(now() AT TIME ZONE 'UTC' - interval '10 days', 'YYYYMMDD')`)
+	if got := where(t, db.Pool, "webhook_outbox", event); got != "webhook_outbox_p"+old {
+		t.Errorf("the event is now in %s", got)
+	}
+	refused(t, db.Pool, "not a table of walhook", `SELECT webhook_add_partition('pg_class', '2026-01-01')`)
+}
+
+func TestUpkeepMakesDaysAhead(t *testing.T) {
+	t.Parallel()
+
+	t.Run("both tables, two weeks", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		p := newPartitions(t, db, 0)
+		if u := upkeep(t, p); len(u.Made) != 0 || u.GaveWay {
+			t.Errorf("on a new database: %+v", u)
+		}
+		last := query[string](t, db.Pool, `SELECT to_char(now() AT TIME ZONE 'UTC' + interval '14 days', 'YYYYMMDD')`)
+		exec(t, db.Pool, `DROP TABLE webhook_outbox_p`+last+`, webhook_deliveries_p`+last)
+		want := []string{"webhook_deliveries_p" + last, "webhook_outbox_p" + last}
+		if u := upkeep(t, p); !slices.Equal(u.Made, want) {
+			t.Errorf("made %q, want %q", u.Made, want)
+		}
+	})
+
+	t.Run("moves what it finds in the DEFAULT partitions, and nothing is published again", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		today := query[string](t, db.Pool, `SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD')`)
+		exec(t, db.Pool, `DROP TABLE webhook_outbox_p`+today+`, webhook_deliveries_p`+today)
+		event, delivery := eventAt(t, db.Pool, 0, "pending")
+		oldEvent, oldDelivery := eventAt(t, db.Pool, 5*day, "success")
+		ancient, _ := eventAt(t, db.Pool, 400*day, "success")
+		exec(t, db.Pool, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, db.Slot)
+
+		u := upkeep(t, newPartitions(t, db, 0))
+		if len(u.Made) != 4 || u.Moved != 4 || len(u.Stuck) != 0 {
+			t.Errorf("got %+v, want two days of two tables, and four rows moved", u)
+		}
+		for table, id := range map[string]string{"webhook_outbox": event, "webhook_deliveries": delivery} {
+			if got := where(t, db.Pool, table, id); got != table+"_p"+today {
+				t.Errorf("%s: the row is in %q", table, got)
+			}
+		}
+		for table, id := range map[string]string{"webhook_outbox": oldEvent, "webhook_deliveries": oldDelivery} {
+			if got := where(t, db.Pool, table, id); got == "" || got == table+"_default" {
+				t.Errorf("%s: the old row is in %q", table, got)
+			}
+		}
+		if got := where(t, db.Pool, "webhook_outbox", ancient); got != "webhook_outbox_default" {
+			t.Errorf("an import of long ago is in %s", got)
+		}
+		if n := query[int](t, db.Pool, `SELECT count(*) FROM pg_logical_slot_get_binary_changes($1, NULL, NULL, 'proto_version', '1', 'publication_names', 'walhook') WHERE get_byte(data, 0) = ascii('I')`, db.Slot); n != 0 {
+			t.Errorf("the move published %d events again", n)
+		}
+	})
+
+	t.Run("leaves a day in DEFAULT that is too much to move at once", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		exec(t, db.Pool, `INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status)
+			SELECT webhook_uuid_at(now() - interval '3 days' + n * interval '1 millisecond'), webhook_uuidv7(), gen_random_uuid(), 'o', 't', 'success' FROM generate_series(1, 20001) n`)
+		days := query[int](t, db.Pool, `SELECT count(DISTINCT webhook_uuid_time(id)::date) FROM webhook_deliveries`)
+		u := upkeep(t, newPartitions(t, db, 0))
+		if days == 1 && len(u.Stuck) != 1 {
+			t.Errorf("got %+v", u)
+		}
+		if n := query[int](t, db.Pool, `SELECT count(*) FROM webhook_deliveries`); n != 20001 {
+			t.Errorf("%d rows are left", n)
+		}
+	})
+
+	t.Run("leaves days in DEFAULT where that is too much to look through", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		exec(t, db.Pool, `INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status)
+			SELECT webhook_uuid_at(date_trunc('day', now(), 'UTC') - interval '40 days' + n * interval '1 millisecond'), webhook_uuid_at(now()), webhook_uuid_at(now()), 'o', 't', 'success'
+			FROM generate_series(1, 200000) n`)
+		stray := query[string](t, db.Pool, `INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status)
+			VALUES (webhook_uuid_at(now() - interval '3 days'), webhook_uuid_at(now()), webhook_uuid_at(now()), 'o', 't', 'success') RETURNING id::text`)
+		if u := upkeep(t, newPartitions(t, db, 0)); len(u.Stuck) != 1 || u.Moved != 0 {
+			t.Errorf("got %+v", u)
+		}
+		if got := where(t, db.Pool, "webhook_deliveries", stray); got != "webhook_deliveries_default" {
+			t.Errorf("the stray row is in %q", got)
+		}
+	})
+
+	t.Run("gives way to an open transaction in the DEFAULT partition", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		p := newPartitions(t, db, 0)
+		last := query[string](t, db.Pool, `SELECT to_char(now() AT TIME ZONE 'UTC' + interval '14 days', 'YYYYMMDD')`)
+		exec(t, db.Pool, `DROP TABLE webhook_outbox_p`+last)
+		tx := begin(t, db.Pool)
+		exec(t, tx, `INSERT INTO webhook_outbox (id, organization_id, event_type, payload) VALUES ('01800000-0000-7000-8000-000000000000', 'o', 'payment.failed', '{}')`)
+		if u := upkeep(t, p); !u.GaveWay || len(u.Made) != 0 {
+			t.Errorf("got %+v", u)
+		}
+		if err := tx.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if u := upkeep(t, p); u.GaveWay || len(u.Made) != 1 {
+			t.Errorf("afterwards: got %+v", u)
+		}
+	})
+}
+
+// A row that is committed while the partition of its day is being made must end up in it.
+func TestUpkeepBesideAnInsertOfThatDay(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	p := newPartitions(t, db, 0)
+	exec(t, db.Pool, `DROP TABLE webhook_outbox_p`+query[string](t, db.Pool, `SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD')`))
+
+	var made bool
+	for !made {
+		tx := begin(t, db.Pool)
+		newEvent(t, tx, "org_1", "payment.failed")
+		var u store.Upkeep
+		var err error
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			u, err = p.Upkeep(t.Context())
+		}()
+		pgtest.Eventually(t, 30*time.Second, "the upkeep waits for the INSERT, or has given way", func() bool {
+			select {
+			case <-done:
+				return true
+			default:
+				return query[bool](t, db.Pool, `SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'webhook_outbox_default'::regclass)`)
+			}
+		})
+		if err := tx.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		<-done
+		if err != nil {
+			t.Fatal(err)
+		}
+		made = len(u.Made) == 1
+	}
+	if n := query[int](t, db.Pool, `SELECT count(*) FROM webhook_outbox_default`); n != 0 {
+		t.Errorf("%d events are still in the DEFAULT partition", n)
+	}
+}
+
+func TestUpkeepDropsOldDays(t *testing.T) {
+	t.Parallel()
+
+	t.Run("as pairs, when confirmed", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		oldest, edge := addDay(t, db.Pool, 9*day), addDay(t, db.Pool, 7*day)
+		event, delivery := eventAt(t, db.Pool, 9*day, "success")
+		kept, _ := eventAt(t, db.Pool, 7*day, "success")
+		p := newPartitions(t, db, 7*day)
+		for range 3 {
+			if u := upkeep(t, p); len(u.Dropped) != 0 {
+				t.Fatalf("dropped %q before the confirmed position passed", u.Dropped)
+			}
+		}
+		if got := drops(t, p, func() { catchUp(t, db) }); !slices.Equal(got, []string{oldest}) {
+			t.Errorf("dropped %q, want %s and not %s", got, oldest, edge)
+		}
+		if got := where(t, db.Pool, "webhook_outbox", event) + where(t, db.Pool, "webhook_deliveries", delivery); got != "" {
+			t.Errorf("still in %s", got)
+		}
+		if where(t, db.Pool, "webhook_outbox", kept) == "" {
+			t.Error("a day that is not over for as long as the retention was dropped")
+		}
+	})
+
+	t.Run("also where only the slot moves", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		exec(t, db.Pool, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, db.Slot)
+		addDay(t, db.Pool, 9*day)
+		p := newPartitions(t, db, 7*day)
+		drops(t, p, func() { exec(t, db.Pool, `SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())`, db.Slot) })
+	})
+
+	for _, status := range []string{"pending", "retrying"} {
+		t.Run("never with work left: "+status, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t)
+			addDay(t, db.Pool, 9*day)
+			event, delivery := eventAt(t, db.Pool, 9*day, status)
+			p := newPartitions(t, db, 7*day)
+			addDay(t, db.Pool, 10*day)
+			drops(t, p, func() { catchUp(t, db) }) // the day before, which has nothing in it
+			if where(t, db.Pool, "webhook_outbox", event) == "" || where(t, db.Pool, "webhook_deliveries", delivery) == "" {
+				t.Fatal("unfinished work was dropped")
+			}
+			exec(t, db.Pool, `UPDATE webhook_deliveries SET status = 'success'`)
+			drops(t, p, func() { catchUp(t, db) })
+		})
+	}
+
+	t.Run("never while a transaction from before is open", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		addDay(t, db.Pool, 9*day)
+		tx := begin(t, db.Pool)
+		exec(t, tx, `SELECT pg_current_xact_id()`) // and no lock that the drop would wait for
+		p := newPartitions(t, db, 7*day)
+		for range 5 {
+			catchUp(t, db)
+			if u := upkeep(t, p); len(u.Dropped) != 0 {
+				t.Fatalf("dropped %q", u.Dropped)
+			}
+		}
+		if err := tx.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		drops(t, p, func() { catchUp(t, db) })
+	})
+
+	for name, restored := range map[string]struct {
+		ids uint64
+		wal pglogrepl.LSN
+	}{
+		"with smaller ids":     {ids: 1 << 40},
+		"with less of the WAL": {wal: 1 << 40},
+	} {
+		t.Run("also after the database was restored to a time "+name, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t)
+			addDay(t, db.Pool, 9*day)
+			p := newPartitions(t, db, 7*day)
+			pgtest.Eventually(t, 30*time.Second, "the looks that are noted", func() bool {
+				upkeep(t, p)
+				return p.Restored(restored.ids, restored.wal)
+			})
+			drops(t, p, func() { catchUp(t, db) })
+		})
+	}
+
+	t.Run("never before a lost slot's events are compared", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		addDay(t, db.Pool, 9*day)
+		p := newPartitions(t, db, 7*day)
+		if err := store.New(db.Pool, db.Slot, 0).AwaitSlot(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		exec(t, db.Pool, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, db.Slot)
+		advance := func() { exec(t, db.Pool, `SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())`, db.Slot) }
+		for range 20 {
+			advance()
+			if u := upkeep(t, p); len(u.Dropped) != 0 {
+				t.Fatalf("dropped %q", u.Dropped)
+			}
+		}
+		exec(t, db.Pool, `UPDATE webhook_state SET reconcile_from = NULL`)
+		drops(t, p, advance)
+	})
+
+	t.Run("never with an event that has no row yet, whose id was late", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		addDay(t, db.Pool, 9*day)
+		older := addDay(t, db.Pool, 10*day)
+		younger := addDay(t, db.Pool, 8*day)
+		endpoint := uuid.MustParse(newEndpoint(t, db.Pool, "org_1", "payment.*"))
+		p := newPartitions(t, db, 7*day)
+		event := uuid.MustParse(query[string](t, db.Pool, `INSERT INTO webhook_outbox (id, organization_id, event_type, payload) VALUES ($1, 'org_1', 'payment.failed', '{}') RETURNING id::text`,
+			outbox.DeliveryID(outbox.TimeID(time.Now().Add(-9*day)), uuid.New())))
+		var kept []store.KeptDay
+		var dropped []string
+		pgtest.Eventually(t, 30*time.Second, "the other days are dropped", func() bool {
+			catchUp(t, db)
+			u := upkeep(t, p)
+			kept, dropped = append(kept, u.Kept...), append(dropped, u.Dropped...)
+			return slices.Contains(dropped, older) && slices.Contains(dropped, younger)
+		})
+		if where(t, db.Pool, "webhook_outbox", event.String()) == "" {
+			t.Fatal("an event went that was never recorded")
+		}
+		if len(kept) == 0 || !strings.Contains(kept[0].Why, event.String()) {
+			t.Errorf("kept %v, want the day of event %s", kept, event)
+		}
+		if query[bool](t, db.Pool, `SELECT webhook_drop_day($1)`, outbox.IDTime(event).UTC()) {
+			t.Error("by hand it is dropped")
+		}
+		newDelivery(t, db.Pool, event.String(), endpoint.String(), "success")
+		drops(t, p, func() { catchUp(t, db) })
+	})
+
+	t.Run("never with an event that came after the others were compared", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		addDay(t, db.Pool, 9*day)
+		at := time.Now().Add(-9 * day)
+		tx := begin(t, db.Pool)
+		exec(t, tx, `SELECT set_config('walhook.compared', '0', true)`) // as walhook says that has compared an empty day
+		exec(t, db.Pool, `INSERT INTO webhook_outbox (id, organization_id, event_type, payload) VALUES ($1, 'org_1', 'payment.failed', '{}')`,
+			outbox.DeliveryID(outbox.TimeID(at), uuid.New()))
+		if query[bool](t, tx, `SELECT webhook_drop_day($1)`, at.UTC()) {
+			t.Error("it was dropped")
+		}
+	})
+
+	t.Run("the others too where something depends on one, and says what", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		oldest, next := addDay(t, db.Pool, 10*day), addDay(t, db.Pool, 9*day)
+		exec(t, db.Pool, `CREATE VIEW report AS SELECT id FROM webhook_outbox_p`+strings.ReplaceAll(oldest, "-", ""))
+		p := newPartitions(t, db, 7*day)
+		var kept []store.KeptDay
+		var dropped []string
+		pgtest.Eventually(t, 30*time.Second, "the next day is dropped", func() bool {
+			catchUp(t, db)
+			u := upkeep(t, p)
+			kept, dropped = append(kept, u.Kept...), append(dropped, u.Dropped...)
+			return slices.Contains(dropped, next)
+		})
+		if len(kept) == 0 || kept[0].Day != oldest || !strings.Contains(kept[0].Why, "view report") || !strings.Contains(kept[0].Why, "DETACH PARTITION") {
+			t.Fatalf("kept %+v, want %s, with the view's name and what to do", kept, oldest)
+		}
+		_, statements, _ := strings.Cut(kept[0].Why, "yourselves: ")
+		exec(t, db.Pool, statements)
+		if slices.Contains(column[string](t, db.Pool, `SELECT inhrelid::regclass::text FROM pg_inherits`), "webhook_outbox_p"+strings.ReplaceAll(oldest, "-", "")) {
+			t.Error("what it says to do does not help")
+		}
+	})
+
+	t.Run("the others too where somebody has one in use for days", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		oldest, next := addDay(t, db.Pool, 10*day), addDay(t, db.Pool, 9*day)
+		tx := begin(t, db.Pool)
+		exec(t, tx, `SELECT FROM webhook_deliveries_p`+strings.ReplaceAll(oldest, "-", ""))
+		p := newPartitions(t, db, 7*day)
+		if got := drops(t, p, func() { catchUp(t, db) }); !slices.Equal(got, []string{next}) {
+			t.Errorf("dropped %q, want %s", got, next)
+		}
+	})
+
+	t.Run("gives way to a reader, and holds no INSERT up", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		addDay(t, db.Pool, 9*day)
+		p := newPartitions(t, db, 7*day)
+		upkeep(t, p)
+		pgtest.Eventually(t, 30*time.Second, "the confirmed position has passed", func() bool {
+			catchUp(t, db)
+			tx := begin(t, db.Pool)
+			exec(t, tx, `SELECT FROM webhook_outbox LIMIT 1`)
+			u := upkeep(t, p)
+			if len(u.Dropped) != 0 {
+				t.Fatalf("dropped %q under a reader", u.Dropped)
+			}
+			newEvent(t, db.Pool, "org_1", "payment.failed")
+			if err := tx.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			return u.GaveWay
+		})
+		drops(t, p, func() { catchUp(t, db) })
+	})
+
+	t.Run("nothing without a retention", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		addDay(t, db.Pool, 9*day)
+		p := newPartitions(t, db, 0)
+		for range 3 {
+			catchUp(t, db)
+			if u := upkeep(t, p); len(u.Dropped) != 0 {
+				t.Fatalf("dropped %q", u.Dropped)
+			}
+		}
+	})
+}
+
+func TestUpkeepDeletesFromDefault(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	done, doneDelivery := eventAt(t, db.Pool, 100*day, "failed")
+	open, openDelivery := eventAt(t, db.Pool, 101*day, "retrying")
+	young, _ := eventAt(t, db.Pool, 40*day, "success")
+	exec(t, db.Pool, `INSERT INTO webhook_outbox (id, organization_id, event_type, payload)
+		SELECT overlay(webhook_uuid_at(now() - interval '200 days' + n * interval '1 ms')::text placing '7000-8' from 15)::uuid, 'o', 'payment.failed', '{}' FROM generate_series(1, 2500) n`)
+
+	exec(t, db.Pool, `INSERT INTO webhook_endpoint_failures VALUES ($1, now()), (gen_random_uuid(), now())`, newEndpoint(t, db.Pool, "org_1"))
+
+	p := newPartitions(t, db, 50*day)
+	var deleted int64
+	pgtest.Eventually(t, 30*time.Second, "the old rows are gone", func() bool {
+		catchUp(t, db)
+		deleted += upkeep(t, p).Deleted
+		return deleted > 0
+	})
+	if deleted != 2502 {
+		t.Errorf("deleted %d rows, want 2502", deleted)
+	}
+	if n := query[int](t, db.Pool, `SELECT count(*) FROM webhook_endpoint_failures`); n != 1 {
+		t.Errorf("%d failing endpoints, want the one that exists", n)
+	}
+	for table, ids := range map[string][2][]string{
+		"webhook_outbox":     {{done}, {open, young}},
+		"webhook_deliveries": {{doneDelivery}, {openDelivery}},
+	} {
+		for _, id := range ids[0] {
+			if where(t, db.Pool, table, id) != "" {
+				t.Errorf("%s: an old finished row is still there", table)
+			}
+		}
+		for _, id := range ids[1] {
+			if where(t, db.Pool, table, id) == "" {
+				t.Errorf("%s: a row was deleted that is not old or not finished", table)
+			}
+		}
+	}
+}
+
+// What comes late for a day that is gone is in the DEFAULT partition, and stays there until it is recorded.
+func TestUpkeepDeletesNothingThatIsNotRecorded(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	endpoint := newEndpoint(t, db.Pool, "org_1", "payment.*")
+	event := query[string](t, db.Pool, `INSERT INTO webhook_outbox (id, organization_id, event_type, payload) VALUES ($1, 'org_1', 'payment.failed', '{}') RETURNING id::text`,
+		outbox.DeliveryID(outbox.TimeID(time.Now().Add(-100*day)), uuid.New()))
+	remove := func() int64 {
+		return query[int64](t, db.Pool, `SELECT events FROM webhook_delete_old(now() - interval '50 days', 1000)`)
+	}
+	if n := remove(); n != 0 {
+		t.Errorf("deleted %d events that have no row", n)
+	}
+	newDelivery(t, db.Pool, event, endpoint, "success")
+	if n := remove(); n != 1 {
+		t.Errorf("deleted %d events, want the one that has its row", n)
+	}
+}
+
+func TestPartitionsAhead(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	st := store.New(db.Pool, db.Slot, 0)
+	want := func(n int) {
+		t.Helper()
+		if got, err := st.PartitionsAhead(t.Context()); err != nil || got != n {
+			t.Errorf("%d days, %v, want %d", got, err, n)
+		}
+	}
+	want(14)
+	exec(t, db.Pool, `DROP TABLE webhook_deliveries_p`+query[string](t, db.Pool, `SELECT to_char(now() AT TIME ZONE 'UTC' + interval '5 days', 'YYYYMMDD')`))
+	want(4)
+
+	// Without the right to make more, it is said who needs which.
+	if _, err := db.Pool.Exec(t.Context(), `CREATE ROLE `+pgx.Identifier{db.Slot + "_owner"}.Sanitize()); err != nil {
+		t.Fatal(err)
+	}
+	owner := pgx.Identifier{db.Slot + "_owner"}.Sanitize()
+	t.Cleanup(func() {
+		_, _ = db.Pool.Exec(context.Background(), `DROP OWNED BY `+owner+`; DROP ROLE `+owner)
+	})
+	exec(t, db.Pool, `ALTER FUNCTION webhook_add_partition(text, date) OWNER TO `+owner)
+	exec(t, db.Pool, `REVOKE CREATE ON SCHEMA public FROM PUBLIC`)
+	_, err := store.NewPartitions(st, 0).Upkeep(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "GRANT CREATE ON SCHEMA public TO "+strings.Trim(owner, `"`)) {
+		t.Errorf("%v, want the GRANT that mends it", err)
+	}
+}
+
+// A DEFAULT partition with some rows of a day keeps the day's other partition: they go as a pair.
+func TestDropDayAsAPair(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	event, delivery := eventAt(t, db.Pool, 9*day, "success")
+	exec(t, db.Pool, `SELECT webhook_add_partition('webhook_deliveries', (now() AT TIME ZONE 'UTC' - interval '9 days')::date)`)
+	drop := `SELECT webhook_drop_day((now() AT TIME ZONE 'UTC' - interval '9 days')::date)`
+	if query[bool](t, db.Pool, drop) || where(t, db.Pool, "webhook_deliveries", delivery) == "" {
+		t.Error("the deliveries were dropped before their events")
+	}
+	exec(t, db.Pool, `DELETE FROM webhook_outbox WHERE id = $1`, event)
+	if !query[bool](t, db.Pool, drop) {
+		t.Error("without events, the day was not dropped")
+	}
+	if query[bool](t, db.Pool, drop) {
+		t.Error("a day that is not there was dropped")
+	}
+}

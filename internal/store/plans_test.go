@@ -1,0 +1,569 @@
+package store_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/outbox"
+)
+
+// An explained is the plan of a statement as the store really ran it: in its
+// transaction, with its settings and its parameters. auto_explain reports it.
+type explained struct {
+	Query string   `json:"Query Text"`
+	Plan  planNode `json:"Plan"`
+	Took  time.Duration
+	text  string
+}
+
+type planNode struct {
+	Type     string     `json:"Node Type"`
+	Relation string     `json:"Relation Name"`
+	Index    string     `json:"Index Name"`
+	Rows     float64    `json:"Actual Rows"`
+	Loops    float64    `json:"Actual Loops"`
+	Removed  float64    `json:"Rows Removed by Filter"`
+	Unjoined float64    `json:"Rows Removed by Join Filter"`
+	Hit      int        `json:"Shared Hit Blocks"`
+	Read     int        `json:"Shared Read Blocks"`
+	Plans    []planNode `json:"Plans"`
+}
+
+func (n *planNode) walk(visit func(*planNode)) {
+	visit(n)
+	for i := range n.Plans {
+		n.Plans[i].walk(visit)
+	}
+}
+
+// plans collects what auto_explain says on a pool's connections.
+type plans struct {
+	mu  sync.Mutex
+	all []explained
+	bad []error
+}
+
+var duration = regexp.MustCompile(`^duration: ([0-9.]+) ms +plan:`)
+
+func (p *plans) notice(_ *pgconn.PgConn, n *pgconn.Notice) {
+	match := duration.FindStringSubmatch(n.Message)
+	if match == nil {
+		return
+	}
+	e := explained{text: n.Message}
+	err := json.Unmarshal([]byte(n.Message[len(match[0]):]), &e)
+	e.Took, _ = time.ParseDuration(match[1] + "ms")
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err != nil {
+		p.bad = append(p.bad, err)
+	}
+	p.all = append(p.all, e)
+}
+
+// take returns the plans of the statements that hold a text, since the last time.
+func (p *plans) take(t testing.TB, holding string) (found []explained) {
+	t.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, err := range p.bad {
+		t.Error(err)
+	}
+	for _, e := range p.all {
+		if strings.Contains(e.Query, holding) {
+			found = append(found, e)
+		}
+	}
+	p.all = nil
+	return found
+}
+
+// explaining returns a store whose plans can be looked at. mode is plan_cache_mode.
+func explaining(t testing.TB, db *pgtest.DB, mode string) (*store.Store, *plans) {
+	t.Helper()
+	p := &plans{}
+	pool := newPool(t, db, func(c *pgxpool.Config) {
+		c.MaxConns = 1
+		c.ConnConfig.OnNotice = p.notice
+		maps.Copy(c.ConnConfig.RuntimeParams, map[string]string{
+			"session_preload_libraries": "auto_explain", "auto_explain.log_min_duration": "0", "auto_explain.log_analyze": "on", "auto_explain.log_buffers": "on",
+			"auto_explain.log_timing": "off", "auto_explain.log_format": "json", "auto_explain.log_level": "notice", "plan_cache_mode": mode,
+		})
+	})
+	if err := pool.Ping(t.Context()); err != nil {
+		if strings.Contains(err.Error(), "auto_explain") {
+			t.Skip("this server comes without auto_explain: ", err)
+		}
+		t.Fatal(err)
+	}
+	return store.New(pool, db.Slot, disableAfter), p
+}
+
+// A backlog is rows that wait, as they may stand after days with endpoints that do
+// not answer: spread over three weeks of partitions, the DEFAULT one included.
+type backlog struct {
+	endpoints []uuid.UUID
+	waiting   []uuid.UUID // some of the rows, of all days
+	events    []uuid.UUID // theirs
+	disabled  []uuid.UUID // endpoints whose rows are still to be cancelled
+}
+
+const (
+	backlogEndpoints = 200
+	backlogDays      = 20
+	eventsOwedTo     = 4
+)
+
+func newBacklog(t testing.TB, db *pgtest.DB, rows int) *backlog {
+	t.Helper()
+	b := emptyBacklog(t, db)
+	b.fill(t, db, rows)
+	return b
+}
+
+// emptyBacklog has the endpoints and the partitions, and ids that no row has.
+func emptyBacklog(t testing.TB, db *pgtest.DB) *backlog {
+	t.Helper()
+	exec(t, db.Pool, `INSERT INTO webhook_endpoints (organization_id, url) SELECT 'org_1', 'https://example.com' FROM generate_series(1, $1::int) n`, backlogEndpoints)
+	exec(t, db.Pool, `SELECT webhook_add_partition(p, (now() AT TIME ZONE 'UTC')::date - n) FROM generate_series(2, $1::int - 1) n, unnest('{webhook_outbox,webhook_deliveries}'::text[]) p`, backlogDays)
+	b := &backlog{endpoints: column[uuid.UUID](t, db.Pool, `SELECT id FROM webhook_endpoints ORDER BY id`)}
+	for range 1000 {
+		event := uuid.Must(uuid.NewV7())
+		b.events = append(b.events, event)
+		b.waiting = append(b.waiting, outbox.DeliveryID(event, b.endpoints[0]))
+	}
+	return b
+}
+
+// fill inserts rows. It changes no table, for that would have plans made anew.
+func (b *backlog) fill(t testing.TB, db *pgtest.DB, rows int) {
+	t.Helper()
+	exec(t, db.Pool, `WITH e AS (SELECT array_agg(id ORDER BY id) AS ids FROM webhook_endpoints)
+		INSERT INTO webhook_outbox (id, organization_id, event_type, payload, endpoint_ids)
+		SELECT webhook_delivery_id(webhook_uuid_at(now() - n::float8 / $1 * ($2 + 0.5) * interval '1 day'), gen_random_uuid()), 'org_1', 'payment.failed', '{}',
+		       ARRAY(SELECT e.ids[1 + (n * 7 + m * 50) % $3] FROM generate_series(0, $4 - 1) m)
+		FROM e, generate_series(1, $1::int) n`, rows/eventsOwedTo, backlogDays, backlogEndpoints, eventsOwedTo)
+	exec(t, db.Pool, `INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status, attempts, next_attempt_at)
+		SELECT webhook_delivery_id(o.id, e.id), o.id, e.id, 'org_1', 'payment.failed', CASE WHEN random() < 0.5 THEN 'pending' ELSE 'retrying' END, 1, now() + (random() - 0.5) * interval '4 hours'
+		FROM webhook_outbox o, unnest(o.endpoint_ids) e(id)`)
+	b.waiting = column[uuid.UUID](t, db.Pool, `SELECT id FROM webhook_deliveries ORDER BY md5(id::text) LIMIT 1000`)
+	b.events = column[uuid.UUID](t, db.Pool, `SELECT event_id FROM unnest($1::uuid[]) AS r(id) JOIN webhook_deliveries d ON d.id = r.id`, b.waiting)
+	if len(b.waiting) != 1000 || len(b.events) != 1000 {
+		t.Fatalf("picked %d rows", len(b.waiting))
+	}
+}
+
+func (b *backlog) disable(t testing.TB, db *pgtest.DB) {
+	t.Helper()
+	b.disabled = b.endpoints[backlogEndpoints/2:]
+	exec(t, db.Pool, `UPDATE webhook_endpoints SET enabled = false WHERE id = ANY($1)`, b.disabled)
+}
+
+func (b *backlog) records(n int, status store.Status, attempts int) []store.Record {
+	rs := make([]store.Record, n)
+	for i := range rs {
+		rs[i] = store.Record{ID: b.waiting[i], EventID: b.events[i], EndpointID: b.endpoints[0], OrganizationID: "org_1", EventType: "payment.failed"}
+		rs[i] = outcome(rs[i], status, attempts, 500)
+	}
+	return rs
+}
+
+// fresh is records of events of now.
+func (b *backlog) fresh(n int) []store.Record {
+	rs := b.records(n, store.Success, 1)
+	for i := range rs {
+		rs[i].EventID = uuid.Must(uuid.NewV7())
+		rs[i].ID = outbox.DeliveryID(rs[i].EventID, rs[i].EndpointID)
+	}
+	return rs
+}
+
+// A hotStatement is run by walhook all the time, or in a hurry.
+type hotStatement struct {
+	name    string
+	holding string // a text of its own
+	blocks  int    // that it may touch: what walking its index costs, and no more
+	run     func(t testing.TB, st *store.Store, fence store.Fence, b *backlog)
+}
+
+func missing8000(t testing.TB, st *store.Store, _ store.Fence, _ *backlog) {
+	from := store.Position{Event: outbox.TimeID(time.Now().Add(-10 * 24 * time.Hour))}
+	c, err := st.Missing(t.Context(), from, outbox.TimeID(time.Now().Add(time.Hour)), 8000)
+	if err != nil || len(c.Missing) != 0 || c.End || c.Events != 2000 {
+		t.Errorf("%d missing, %d events, the end %t, %v", len(c.Missing), c.Events, c.End, err)
+	}
+}
+
+var hotStatements = []hotStatement{
+	{"selectDue of 32 endpoints, 32 rows each", "after_due", 32*backlogPartitions*4 + 32*32*12, func(t testing.TB, st *store.Store, _ store.Fence, b *backlog) {
+		n := 0
+		for range 2 { // the first page, and the one behind it
+			pages := make([]store.Page, 32)
+			ends := map[uuid.UUID]store.PageEnd{}
+			for i := range pages {
+				pages[i] = store.Page{EndpointID: b.endpoints[i], Limit: 32, After: ends[b.endpoints[i]]}
+			}
+			if err := st.Due(t.Context(), pages, func(d *store.Due) { n++; ends[d.EndpointID] = d.End() }); err != nil {
+				t.Error(err)
+			}
+		}
+		if n != 2*32*32 {
+			t.Errorf("%d rows", n)
+		}
+	}},
+	{"selectNewlyDue of a second", "count(*) FROM due", backlogPartitions*4 + 2000, func(t testing.TB, st *store.Store, _ store.Fence, _ *backlog) {
+		if _, _, _, err := st.NewlyDue(t.Context(), time.Now().Add(-time.Second)); err != nil {
+			t.Error(err)
+		}
+	}},
+	{"selectNewlyDue, many", "count(*) FROM due", backlogPartitions*4 + 6000, func(t testing.TB, st *store.Store, _ store.Fence, _ *backlog) {
+		if _, _, all, err := st.NewlyDue(t.Context(), time.Now().Add(-24*time.Hour)); err != nil || all {
+			t.Errorf("all %t, %v", all, err)
+		}
+	}},
+	{"selectWaiting, a page of 100", "RECURSIVE walk", 101*backlogPartitions*5 + 400, func(t testing.TB, st *store.Store, _ store.Fence, b *backlog) {
+		if found, err := st.Waiting(t.Context(), uuid.Nil, 100); err != nil || len(found) != 100 {
+			t.Errorf("%d, %v", len(found), err)
+		}
+	}},
+	{"selectExisting of 1,000", "SELECT d.id FROM pg_catalog.unnest", 1000 * 5, func(t testing.TB, st *store.Store, _ store.Fence, b *backlog) {
+		known := map[uuid.UUID]bool{}
+		if err := st.Existing(t.Context(), b.waiting, known); err != nil || len(known) != 1000 {
+			t.Errorf("%d, %v", len(known), err)
+		}
+	}},
+	{"updateDeliveries of 500", "FOR NO KEY UPDATE OF d SKIP LOCKED\n), applied", 500 * 120, func(t testing.TB, st *store.Store, fence store.Fence, b *backlog) {
+		update(t, st, fence, b.records(500, store.Retrying, 1)...) // finds them all, and changes none
+		update(t, st, fence, b.records(500, store.Retrying, 2)...)
+	}},
+	{"selectOwed, 8,000 deliveries", "AS MATERIALIZED (\n    SELECT id, organization_id", 2000*5 + backlogPartitions*10, missing8000},
+	{"selectRowsOfTimes, 8,000 deliveries", "AS r(low, high)", 2000*(3+eventsOwedTo*2) + backlogPartitions*10, missing8000},
+	{"selectAnyMissing, none of three days", "WHERE o.id >= $1::uuid AND o.id < $2::uuid AND NOT", 5000*(3+eventsOwedTo*5) + backlogPartitions*10, func(t testing.TB, st *store.Store, _ store.Fence, _ *backlog) {
+		if there, err := st.AnyMissing(t.Context(), time.Now().Add(-13*24*time.Hour), time.Now().Add(-10*24*time.Hour)); err != nil || there {
+			t.Errorf("%t, %v", there, err)
+		}
+	}},
+	{"cancelRows, a chunk", "WITH picked", 500*60 + backlogPartitions*10, func(t testing.TB, st *store.Store, fence store.Fence, b *backlog) {
+		if n, more, err := st.CancelRows(t.Context(), fence, b.disabled[0], "x"); err != nil || n == 0 && !more {
+			t.Errorf("cancelled %d, some wait %t, %v", n, more, err)
+		}
+		b.disabled = b.disabled[1:]
+	}},
+	{"cancelOrphans of 100", "the event was deleted", 100 * 60, func(t testing.TB, st *store.Store, fence store.Fence, b *backlog) {
+		if err := st.CancelOrphans(t.Context(), fence, b.waiting[900:]); err != nil {
+			t.Error(err)
+		}
+	}},
+	{"selectEndpoints of 100", "FROM webhook_secrets", 100 * 8, func(t testing.TB, st *store.Store, _ store.Fence, b *backlog) {
+		if found, err := st.Endpoints(t.Context(), b.endpoints[:100]); err != nil || len(found) != 100 {
+			t.Errorf("%d, %v", len(found), err)
+		}
+	}},
+	{"insertDeliveries of 500", "INSERT INTO webhook_deliveries", 500 * 40, func(t testing.TB, st *store.Store, fence store.Fence, b *backlog) {
+		if fresh, err := st.Insert(t.Context(), fence, store.Mark{}, b.fresh(500)); err != nil || !fresh {
+			t.Errorf("all new %t, %v", fresh, err)
+		}
+	}},
+	{"insertExhausted of 100", "INSERT INTO webhook_outbox", 100 * 60, func(t testing.TB, st *store.Store, fence store.Fence, b *backlog) {
+		rs := b.fresh(100)
+		for i := range rs {
+			rs[i].Status, rs[i].Exhausted = store.Failed, true
+		}
+		insert(t, st, fence, rs...)
+	}},
+}
+
+// backlogPartitions is how many partitions the deliveries have: those of the past, two weeks ahead and the DEFAULT one.
+const backlogPartitions = backlogDays + 15 + 1
+
+func TestStorePlans(t *testing.T) {
+	t.Parallel()
+	const rows = 100_000
+	db := pgtest.New(t)
+	exec(t, db.Pool, `ALTER DATABASE `+pgx.Identifier{db.Slot}.Sanitize()+` SET default_statistics_target = 10`)
+	db.Pool.Reset()
+	unanalyzed(t, db)
+	b := newBacklog(t, db, rows)
+	b.disable(t, db)
+	prepared, early := explaining(t, db, "force_generic_plan") // plans that were made before anybody had looked at the tables
+	fence := acquire(t, prepared)
+	for _, s := range hotStatements {
+		s.run(t, prepared, fence, b)
+	}
+	early.take(t, "")
+
+	for _, state := range []string{"right after the rows were written", "after ANALYZE"} {
+		if state == "after ANALYZE" {
+			exec(t, db.Pool, `ANALYZE webhook_deliveries, webhook_outbox, webhook_endpoints, webhook_secrets, webhook_state`)
+		}
+		for _, mode := range []string{"force_custom_plan", "force_generic_plan", "auto"} {
+			t.Run(state+", "+mode, func(t *testing.T) {
+				st, plans := explaining(t, db, mode)
+				for _, s := range hotStatements {
+					checkPlans(t, s, st, plans, fence, b, mode)
+				}
+			})
+		}
+	}
+	t.Run("of what operators look at", func(t *testing.T) {
+		one, all := b.endpoints[3].String(), backlogEndpoints*backlogPartitions
+		for sql, most := range map[string]int{
+			`SELECT * FROM webhook_overdue`:                                           all * 10,
+			`SELECT * FROM webhook_waiting('` + one + `')`:                            2000,
+			`SELECT * FROM webhook_endpoint_health WHERE endpoint_id = '` + one + `'`: 2000,
+			`SELECT * FROM webhook_explain('` + b.events[0].String() + `')`:           20 * eventsOwedTo * backlogPartitions,
+		} {
+			if got := blocks(t, db.Pool, sql); got > most {
+				t.Errorf("%s touches %d blocks, want %d at most", sql, got, most)
+			}
+		}
+	})
+	t.Run("after ANALYZE, with the plans of before", func(t *testing.T) {
+		for _, s := range hotStatements {
+			checkPlans(t, s, prepared, early, fence, b, "force_generic_plan")
+		}
+	})
+}
+
+// blocks says how many a statement touches, with the functions that it calls.
+func blocks(t testing.TB, pool *pgxpool.Pool, sql string) int {
+	t.Helper()
+	conn, err := pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	fewest := math.MaxInt
+	for range 3 { // a session that plans for the first time, or after a vacuum, reads catalogues too
+		var explained []explained
+		if err := json.Unmarshal([]byte(query[string](t, conn, `EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) `+sql)), &explained); err != nil {
+			t.Fatal(err)
+		}
+		fewest = min(fewest, explained[0].Plan.Hit+explained[0].Plan.Read)
+	}
+	return fewest
+}
+
+// nothingFound lets statements be run of which nothing is expected yet.
+type nothingFound struct{ testing.TB }
+
+func (nothingFound) Errorf(string, ...any) {}
+
+// A program that was started before the first event has plans that were made of
+// empty tables, where reading a whole index looks as cheap as looking into it. It
+// keeps them until somebody analyzes the tables, and millions of rows may come first.
+func TestStorePlansOfEmptyTables(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	unanalyzed(t, db)
+	b := emptyBacklog(t, db)
+	b.disable(t, db)
+	st, plans := explaining(t, db, "auto")
+	fence := acquire(t, st)
+	for _, s := range hotStatements {
+		s.run(nothingFound{t}, st, fence, b)
+	}
+	plans.take(t, "")
+	b.fill(t, db, 100_000)
+	for _, s := range hotStatements {
+		checkPlans(t, s, st, plans, fence, b, "force_generic_plan")
+	}
+}
+
+// unanalyzed keeps autovacuum away: an ANALYZE in between would be another test.
+func unanalyzed(t testing.TB, db *pgtest.DB) {
+	t.Helper()
+	for _, table := range column[string](t, db.Pool, `SELECT relid::regclass::text FROM pg_partition_tree('webhook_deliveries') WHERE isleaf UNION ALL
+		SELECT relid::regclass::text FROM pg_partition_tree('webhook_outbox') WHERE isleaf`) {
+		exec(t, db.Pool, `ALTER TABLE `+table+` SET (autovacuum_enabled = off)`)
+	}
+}
+
+// Everything was replayed by one UPDATE: all is due at one moment, and the rows lie
+// in that order too, so that the index of what is due over all endpoints looks
+// cheap. The partitions are analyzed, as by autovacuum, and their parent never is.
+func TestStorePlansAfterAMassReplay(t *testing.T) {
+	t.Parallel()
+	const each = 3000
+	db := pgtest.New(t)
+	b := newBacklog(t, db, 4000)
+	exec(t, db.Pool, `INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status, attempts, completed_at)
+		SELECT webhook_delivery_id(v.id, e.id), v.id, e.id, 'org_1', 'payment.failed', 'success', 1, now()
+		FROM (SELECT webhook_delivery_id(webhook_uuid_at(now()), gen_random_uuid()) AS id FROM generate_series(1, $1)) v, unnest($2::uuid[]) e(id)`, each, b.endpoints[:32])
+	exec(t, db.Pool, `UPDATE webhook_deliveries SET status = 'pending', next_attempt_at = now()`)
+	for _, partition := range column[string](t, db.Pool, `SELECT relid::regclass::text FROM pg_partition_tree('webhook_deliveries') WHERE isleaf`) {
+		exec(t, db.Pool, `VACUUM ANALYZE `+partition)
+	}
+	for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
+		t.Run(mode, func(t *testing.T) {
+			st, plans := explaining(t, db, mode)
+			checkPlans(t, hotStatements[0], st, plans, store.Fence{}, b, mode)
+		})
+	}
+}
+
+// Nearly all rows are one endpoint's, whose customer has been away: by the statistics
+// the others' rows are as many, and any index seems as good.
+func TestPlansWhereOneEndpointHasNearlyAll(t *testing.T) {
+	t.Parallel()
+	const rows = 60_000
+	db := pgtest.New(t)
+	b := newBacklog(t, db, 4000)
+	exec(t, db.Pool, `DELETE FROM webhook_deliveries`)
+	exec(t, db.Pool, `INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status, attempts, next_attempt_at)
+		SELECT webhook_delivery_id(v.id, $2), v.id, $2, 'org_1', 'payment.failed', 'retrying', 1, now() + n * interval '1 ms'
+		FROM (SELECT n, webhook_delivery_id(webhook_uuid_at(now()), gen_random_uuid()) AS id FROM generate_series(1, $1) AS n) AS v`, rows, b.endpoints[5])
+	exec(t, db.Pool, `VACUUM ANALYZE webhook_deliveries`)
+	other := b.endpoints[3]
+	for sql, most := range map[string]int{
+		`SELECT * FROM webhook_waiting('` + other.String() + `')`: 10 * backlogPartitions,
+		`SELECT webhook_retry_now('` + other.String() + `')`:      40 * backlogPartitions,
+		`SELECT * FROM webhook_stats('org_1')`:                    2*rows + 10*backlogEndpoints*backlogPartitions, // which reads a day's rows
+	} {
+		if got := blocks(t, db.Pool, sql); got > most {
+			t.Errorf("%s touches %d blocks, want %d at most", sql, got, most)
+		}
+	}
+	for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
+		t.Run(mode, func(t *testing.T) {
+			st, plans := explaining(t, db, mode)
+			fence := acquire(t, st)
+			for what, run := range map[string]func() error{
+				"due": func() error {
+					return st.Due(t.Context(), []store.Page{{EndpointID: other, Limit: 100}}, func(*store.Due) {})
+				},
+				"cancel": func() error {
+					_, _, err := st.CancelRows(t.Context(), fence, other, "the endpoint is disabled")
+					return err
+				},
+				"waiting": func() error { _, err := st.Waiting(t.Context(), uuid.Nil, 100); return err },
+				"newly due": func() error {
+					_, _, _, err := st.NewlyDue(t.Context(), time.Now())
+					return err
+				},
+			} {
+				plans.take(t, "")
+				if err := run(); err != nil {
+					t.Fatalf("%s: %v", what, err)
+				}
+				for _, e := range plans.take(t, "webhook_deliveries") {
+					if problem := e.problem(20 * backlogPartitions); problem != "" {
+						t.Errorf("%s: %s\n%s", what, problem, e.text)
+					}
+				}
+			}
+		})
+	}
+}
+
+func checkPlans(t *testing.T, s hotStatement, st *store.Store, plans *plans, fence store.Fence, b *backlog, mode string) {
+	t.Helper()
+	times := 1
+	if mode == "auto" {
+		times = 7 // five custom plans, and then what PostgreSQL chooses
+	}
+	for range times {
+		s.run(t, st, fence, b)
+	}
+	found := plans.take(t, s.holding)
+	if len(found) < times {
+		t.Errorf("%s: %d plans, want %d", s.name, len(found), times)
+	}
+	for _, e := range found {
+		if problem := e.problem(s.blocks); problem != "" {
+			t.Errorf("%s: %s\n%s", s.name, problem, e.text)
+			return
+		}
+	}
+}
+
+// problem says why a plan will not do, or nothing.
+func (e *explained) problem(blocks int) string {
+	var problems []string
+	e.Plan.walk(func(n *planNode) {
+		of := strings.HasPrefix(n.Relation, "webhook_deliveries") || strings.HasPrefix(n.Relation, "webhook_outbox") || n.Relation == "webhook_endpoints"
+		switch {
+		case n.Type == "Seq Scan" && of && n.Loops > 0:
+			problems = append(problems, "a sequential scan on "+n.Relation)
+		case n.Relation != "" && n.Removed*n.Loops > 2*n.Rows*n.Loops+1000: // elsewhere it is what was asked
+			problems = append(problems, fmt.Sprintf("%.0f rows of %s are read for %.0f", n.Removed*n.Loops, n.Relation, n.Rows*n.Loops))
+		case n.Unjoined*n.Loops > 2*n.Rows*n.Loops+1000:
+			problems = append(problems, fmt.Sprintf("%.0f pairs of rows are compared for %.0f", n.Unjoined*n.Loops, n.Rows*n.Loops))
+		}
+	})
+	if n := e.Plan.Hit + e.Plan.Read; n > blocks {
+		problems = append(problems, fmt.Sprintf("it touches %d blocks, more than %d", n, blocks))
+	}
+	return strings.Join(slices.Compact(problems), "; ")
+}
+
+// Rows by their id: only the partitions that they are in are touched.
+func TestStorePrunesPartitions(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	_, fence := acquired(t, db)
+	endpoint := newEndpoint(t, db.Pool, "org_1")
+	rs := owed(t, db, endpoint, 20)
+	for i := range rs {
+		rs[i] = outcome(rs[i], store.Retrying, 1, 500)
+		rs[i].Wait = -time.Minute
+	}
+	for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
+		st, plans := explaining(t, db, mode)
+		insert(t, st, fence, rs...)
+		for what, run := range map[string]func() error{
+			"existing": func() error {
+				return st.Existing(t.Context(), []uuid.UUID{rs[0].ID, rs[1].ID}, map[uuid.UUID]bool{})
+			},
+			"update": func() error {
+				_, _, err := st.Update(t.Context(), fence, store.Mark{}, []store.Record{outcome(rs[0], store.Retrying, 2, 500), outcome(rs[1], store.Retrying, 2, 500)})
+				return err
+			},
+			"orphans": func() error { return st.CancelOrphans(t.Context(), fence, []uuid.UUID{rs[2].ID, rs[3].ID}) },
+			"exhausted": func() error {
+				r := outcome(rs[4], store.Failed, 2, 500)
+				r.Exhausted = true
+				_, _, err := st.Update(t.Context(), fence, store.Mark{}, []store.Record{r})
+				return err
+			},
+			"the event of a due row": func() error {
+				return st.Due(t.Context(), []store.Page{{EndpointID: uuid.MustParse(endpoint), Limit: 3}}, func(*store.Due) {})
+			},
+		} {
+			plans.take(t, "")
+			if err := run(); err != nil {
+				t.Fatalf("%s: %v", what, err)
+			}
+			day := time.Now().UTC().Format("20060102")
+			for _, e := range plans.take(t, "webhook_deliveries") {
+				if strings.Contains(e.Query, uuid.Nil.String()) { // which is to have the DEFAULT partition in use
+					continue
+				}
+				e.Plan.walk(func(n *planNode) {
+					if n.Type == "ModifyTable" {
+						return
+					}
+					if strings.Contains(n.Relation, "webhook_outbox") && n.Loops > 0 && !strings.HasSuffix(n.Relation, day) ||
+						strings.Contains(n.Relation, "webhook_deliveries") && n.Loops > 0 && !strings.HasSuffix(n.Relation, day) && what != "the event of a due row" {
+						t.Errorf("%s, %s: it looks into %s:\n%s", what, mode, n.Relation, e.text)
+					}
+				})
+			}
+		}
+	}
+}

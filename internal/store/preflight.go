@@ -1,0 +1,191 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// This file finds out what walhook needs to know before it makes anything: a first
+// run that fails half way must not leave tables that belong to the wrong role.
+
+const selectServer = `
+SELECT pg_catalog.current_setting('server_version_num')::int, pg_catalog.current_setting('server_version'), pg_catalog.pg_is_in_recovery(),
+       pg_catalog.current_setting('wal_level'),
+       (SELECT pg_catalog.count(*)::int FROM pg_catalog.pg_replication_slots), pg_catalog.current_setting('max_replication_slots')::int,
+       pg_catalog.current_setting('max_slot_wal_keep_size'), pg_catalog.quote_ident(current_user::text), pg_catalog.quote_ident(pg_catalog.current_database()::text),
+       pg_catalog.quote_ident(@schema::text), coalesce(pg_catalog.quote_ident(n.nspname::text), ''),
+       pg_catalog.has_database_privilege(pg_catalog.current_database()::text, 'CREATE'::text),
+       coalesce(pg_catalog.has_schema_privilege(n.oid, 'CREATE'::text), false),
+       pg_catalog.to_regprocedure('webhook_schema_version()') IS NOT NULL
+FROM (SELECT coalesce(nullif(@schema::text, ''), pg_catalog.current_schema()::text) AS name) AS here LEFT JOIN pg_catalog.pg_namespace AS n ON n.nspname::text = here.name`
+
+// Functions count where they belong to an owner of tables: others of the same name,
+// with other arguments, are somebody else's. A superuser is not an owner like another:
+// what he made would be his, unless he makes it as the owner (see applyAs).
+const selectOwners = `
+WITH me AS MATERIALIZED (
+    SELECT r.oid, r.rolsuper FROM pg_catalog.pg_roles AS r WHERE r.rolname = current_user
+), made AS MATERIALIZED (
+    SELECT CASE c.relkind::text WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END AS kind, c.oid::regclass::text AS name, c.relowner AS owner
+    FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = pg_catalog.current_schema() AND c.relkind::text IN ('r', 'p', 'v')
+      AND (c.relname::text = ANY (@tables::text[]) OR c.oid IN (SELECT i.inhrelid FROM pg_catalog.pg_inherits AS i
+           WHERE i.inhparent IN (pg_catalog.to_regclass('webhook_outbox')::oid, pg_catalog.to_regclass('webhook_deliveries')::oid)))
+)
+SELECT o.kind, o.name, pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(o.owner)::text), o.owner = me.oid OR NOT me.rolsuper AND pg_catalog.pg_has_role(o.owner, 'USAGE'::text), me.rolsuper
+FROM me CROSS JOIN (
+    SELECT * FROM made
+    UNION ALL
+    SELECT 'FUNCTION', p.oid::regprocedure::text, p.proowner
+    FROM pg_catalog.pg_proc AS p JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace
+    WHERE n.nspname = pg_catalog.current_schema() AND p.proname::text = ANY (@functions::text[]) AND p.proowner IN (SELECT made.owner FROM made)
+) AS o`
+
+// What the publication carries: all tables, our outbox, and others. Schemas
+// (PostgreSQL 15) are found as the tables that they bring.
+const selectPublication = `
+SELECT p.puballtables, coalesce(bool_or(t.oid = o.oid AND t.named), false), coalesce(o.oid::regclass::text, ''),
+       coalesce(string_agg(t.oid::regclass::text, ', ') FILTER (WHERE t.oid IS DISTINCT FROM o.oid), ''),
+       quote_ident(pg_get_userbyid(p.pubowner)::text), pg_has_role(p.pubowner, 'USAGE'::text)
+FROM pg_publication p
+CROSS JOIN (SELECT to_regclass('webhook_outbox')::oid AS oid) o
+LEFT JOIN LATERAL (
+    SELECT r.prrelid AS oid, true AS named FROM pg_publication_rel r WHERE r.prpubid = p.oid
+    UNION ALL
+    SELECT g.relid::oid, false FROM pg_catalog.pg_get_publication_tables(p.pubname::text) g
+    WHERE NOT p.puballtables AND NOT EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid)
+) t ON true
+WHERE p.pubname = 'walhook' GROUP BY p.oid, p.puballtables, p.pubowner, o.oid`
+
+func (s *Store) lookAtPublication(ctx context.Context) (p publicationFacts, err error) {
+	err = s.pool.QueryRow(ctx, selectPublication).Scan(&p.all, &p.carries, &p.outbox, &p.others, &p.owner, &p.ours)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return publicationFacts{}, nil
+	}
+	if err != nil {
+		return p, fmt.Errorf("look at publication %s: %w", Publication, err)
+	}
+	p.exists = true
+	return p, nil
+}
+
+// The columns that came after PostgreSQL 14 are read by way of json.
+const selectSlot = `
+SELECT coalesce(s.active_pid, 0), coalesce(s.plugin::text, 'physical'), coalesce(s.database::text, ''),
+       coalesce(s.plugin::text = 'pgoutput' AND s.database = current_database() AND NOT s.temporary, false),
+       coalesce(s.wal_status = 'lost', false) OR (pg_catalog.to_jsonb(s) ->> 'invalidation_reason'::text) IS NOT NULL
+FROM pg_replication_slots s WHERE s.slot_name::text = $1::text`
+
+func (s *Store) lookAtSlot(ctx context.Context) (f slotFacts, err error) {
+	err = s.pool.QueryRow(ctx, selectSlot, s.slot).Scan(&f.pid, &f.plugin, &f.database, &f.ours, &f.lost)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return slotFacts{}, nil
+	}
+	if err != nil {
+		return f, fmt.Errorf("look for slot %s: %w", s.slot, err)
+	}
+	f.exists = true
+	return f, nil
+}
+
+const selectOtherSlots = `
+SELECT r.slot_name::text, coalesce(r.active_pid, 0), coalesce(pg_size_pretty(pg_wal_lsn_diff(pg_current_wal_lsn(), r.restart_lsn)), 'an unknown amount')
+FROM webhook_state s JOIN pg_replication_slots r ON r.slot_name::text = s.slot
+WHERE s.slot <> @slot::text AND r.database = current_database() AND r.plugin::text = 'pgoutput'
+ORDER BY r.active_pid IS NULL, r.slot_name`
+
+// Preflight says, without changing anything, whether walhook can do what is
+// intended. An error means that it could not be found out.
+func (s *Store) Preflight(ctx context.Context, want Intent) ([]Check, error) {
+	var f facts
+	var installed bool
+	err := s.pool.QueryRow(ctx, selectServer, pgx.NamedArgs{"schema": want.Schema}).Scan(&f.version, &f.versionText, &f.recovery, &f.walLevel, &f.slots, &f.maxSlots, &f.walKept,
+		&f.user, &f.database, &f.wanted, &f.schema, &f.createDatabase, &f.createSchema, &installed)
+	if err != nil {
+		return nil, fmt.Errorf("look at the server: %w", err)
+	}
+	if f.version < oldestServer { // the statements below are for newer ones
+		return []Check{f.server()}, nil
+	}
+	for _, look := range []func(context.Context, *facts) error{s.lookAtMade, s.lookAtNames} {
+		if err := look(ctx, &f); err != nil {
+			return nil, err
+		}
+	}
+	if installed {
+		if err := s.lookAtState(ctx, &f); err != nil {
+			return nil, err
+		}
+	}
+	return assess(&f, s.slot, want), nil
+}
+
+// lookAtMade finds out what is there of what schema.sql makes, and whose it is.
+func (s *Store) lookAtMade(ctx context.Context, f *facts) error {
+	if f.incomplete = s.compare(ctx, s.made); f.incomplete != nil && !errors.Is(f.incomplete, ErrNotPrepared) {
+		return f.incomplete
+	}
+	found, err := s.beside(ctx, s.made)
+	if err != nil {
+		return err
+	}
+	f.quick, f.slow = bySpeed(found)
+	if f.applyAs, err = s.applyAs(ctx); err != nil {
+		return err
+	}
+	rows, err := s.pool.Query(ctx, selectOwners, pgx.NamedArgs{"tables": append(s.made.tables, s.made.views...), "functions": s.made.functions})
+	if err != nil {
+		return fmt.Errorf("look whose the tables are: %w", err)
+	}
+	var m madeObject
+	_, err = pgx.ForEachRow(rows, []any{&m.kind, &m.name, &m.owner, &m.ours, &f.superuser}, func() error {
+		f.made = append(f.made, m)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("look whose the tables are: %w", err)
+	}
+	f.makers, f.unmake, err = s.Makers(ctx)
+	return err
+}
+
+// lookAtNames finds out who has the names of our publication and our slot.
+func (s *Store) lookAtNames(ctx context.Context, f *facts) (err error) {
+	if f.publication, err = s.lookAtPublication(ctx); err != nil {
+		return err
+	}
+	f.slot, err = s.lookAtSlot(ctx)
+	return err
+}
+
+// lookAtState reads what walhook remembers.
+func (s *Store) lookAtState(ctx context.Context, f *facts) error {
+	if err := s.pool.QueryRow(ctx, `SELECT `+installedVersion).Scan(&f.installed); err != nil {
+		return fmt.Errorf("ask for the schema's version: %w", err)
+	}
+	if err := s.pool.QueryRow(ctx, selectEnvironment).Scan(&f.environment); err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		if hasCode(err, "42P01", "42501", "42703") { // it is not there, or not for this role to read: CheckSchema says so
+			return nil
+		}
+		return fmt.Errorf("read the environment in webhook_state: %w", err)
+	}
+	if f.recovery {
+		return nil
+	}
+	rows, err := s.pool.Query(ctx, selectOtherSlots, pgx.NamedArgs{"slot": s.slot})
+	if err != nil {
+		return fmt.Errorf("look for other slots: %w", err)
+	}
+	var o otherSlot
+	_, err = pgx.ForEachRow(rows, []any{&o.name, &o.pid, &o.kept}, func() error {
+		f.others = append(f.others, o)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("look for other slots: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,390 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// LockTimeout bounds how long any of walhook's statements waits for a lock that
+// somebody else holds. Under a second, so that one locked row or table never
+// holds up the outcomes of everything else for longer.
+const LockTimeout = "900ms"
+
+// ErrFenced means that another process has taken the slot over since: nothing
+// was written, and nothing that this process holds may be written any more.
+var ErrFenced = errors.New("another walhook has taken over the slot")
+
+// ErrSessionOver means that the slot is no longer in use by the session that was
+// to be claimed: perhaps another process has it.
+var ErrSessionOver = errors.New("the replication session has ended")
+
+// MessagePrefix marks walhook's own logical messages in the WAL.
+const MessagePrefix = "walhook"
+
+// Look is the text of the message by which triggers say that somebody else has
+// updated deliveries, or disabled or deleted an endpoint. Anybody can emit it, so
+// that it is no more than a hint.
+const Look = "look"
+
+// A Fence is the right to write, as of one acquisition of the slot. Every
+// statement that writes deliveries carries it.
+type Fence struct {
+	Holder uuid.UUID // this process
+	Epoch  int64
+
+	// LastWrite is when the last holder last wrote, by PostgreSQL's clock: what was
+	// committed after that can have no rows. Zero: never.
+	LastWrite time.Time
+
+	// Server is when the server was started. What this process knows to be recorded
+	// holds for that one: after another start the database may have been set back.
+	Server time.Time
+
+	// Moved says that somebody else may have moved the slot: see Session.Moved.
+	Moved bool
+
+	// Reconcile says that events which were inserted since ReconcileFrom may be
+	// owed without a row, and will not come by the stream.
+	Reconcile     bool
+	ReconcileFrom time.Time
+
+	// Settles, where not "", is the id of the transaction that claimed the slot: greater
+	// ones are of what began later. Where somebody else has moved the slot, a commit
+	// before its position may not be visible yet: comparing counts only where all up to
+	// this id were when it began. (Whoever makes a slot waits for them, but may have made it
+	// long before, also where nothing has been recorded yet.)
+	Settles string
+
+	session *Session // that was acquired: what is durable is a position of it
+	nonce   string   // of this process, in no table
+}
+
+// Echo is the text of the logical message with which batch number seq ends. Every
+// role may emit messages, and may read webhook_state where that is granted: without
+// something that is in no table it could have confirmed what is not durable.
+func (f Fence) Echo(seq uint64) string {
+	return fmt.Sprintf("%s/%d/%s/%d", f.Holder, f.Epoch, f.nonce, seq)
+}
+
+// ParseEcho returns the number of the batch that an echo proves durable, and
+// whether it is one of this fence's own.
+func (f Fence) ParseEcho(message string) (uint64, bool) {
+	number := message[strings.LastIndexByte(message, '/')+1:]
+	seq, err := strconv.ParseUint(number, 10, 64)
+	if err != nil || f.Echo(seq) != message {
+		return 0, false
+	}
+	return seq, true
+}
+
+// A State is the row of webhook_state: how far outcomes are known to be recorded.
+type State struct {
+	Epoch       int64
+	DurableLSN  pglogrepl.LSN
+	DurableAt   time.Time // commit time of the transaction that ends at DurableLSN
+	SystemID    string
+	Timeline    int32
+	Environment string
+}
+
+const selectState = `
+SELECT epoch, coalesce(durable_lsn, '0/0')::text, coalesce(durable_at, 'epoch'), coalesce(system_identifier, ''),
+       coalesce(timeline, 0), coalesce(environment, '')
+FROM webhook_state WHERE slot = $1`
+
+// State reads the state row. A slot that was never acquired has the zero State.
+func (s *Store) State(ctx context.Context) (State, error) {
+	var st State
+	var lsn string
+	err := s.pool.QueryRow(ctx, selectState, s.slot).Scan(&st.Epoch, &lsn, &st.DurableAt, &st.SystemID, &st.Timeline, &st.Environment)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return State{}, nil
+	}
+	if err != nil {
+		return State{}, fmt.Errorf("read webhook_state: %w", err)
+	}
+	st.DurableLSN, err = pglogrepl.ParseLSN(lsn)
+	return st, err
+}
+
+// StartSession notes what is published, and decides where the stream is asked to
+// begin: at the durable position, which may be ahead of the slot on disk after a
+// crash of PostgreSQL. But PostgreSQL accepts a position in the future and then
+// skips in silence, so after a failover or a restore (another system, another
+// timeline, a position beyond what is flushed) it is 0, the slot's own.
+func (s *Store) StartSession(ctx context.Context, session *Session, flushed pglogrepl.LSN) error {
+	st, err := s.State(ctx)
+	if err != nil {
+		return err
+	}
+	if st.SystemID == session.SystemID && st.Timeline == session.Timeline && st.DurableLSN <= flushed {
+		session.Start = st.DurableLSN
+	}
+	s.open.begin(session)
+	session.Published, session.Outbox, err = s.published(ctx)
+	if err == nil && session.Outbox == 0 {
+		return fmt.Errorf("%w: there is no table webhook_outbox in the search_path; give it back its name, or run `walhook init`", ErrNotPrepared)
+	}
+	return err
+}
+
+// The slot's position too: it may have been moved after it was looked up, and before
+// the session had it. Since then nobody but the session can move it, which has not.
+const selectOurs = `
+SELECT coalesce(bool_or(active_pid = @pid::int), false), coalesce(max(confirmed_flush_lsn), '0/0')::text
+FROM pg_replication_slots WHERE slot_name = @slot`
+
+const selectLastWrite = `SELECT updated_at FROM webhook_state WHERE slot = @slot AND holder IS NOT NULL FOR UPDATE`
+
+// Where to compare from when the stream is lost at the durable position. A time that
+// is still to come was noted when the clock was ahead, and says nothing.
+const lostFrom = `least(s.reconcile_from, CASE WHEN s.durable_at <= now() THEN s.durable_at ELSE 'epoch' END,
+                                   CASE WHEN s.open_since <= now() THEN s.open_since ELSE 'epoch' END)`
+
+// Where the slot was made just now, or somebody has moved it beyond what is known
+// to be recorded, what was committed before it does not come by
+// the stream: the position of before is forgotten, so that a process that dies
+// before it has found all of that leaves this to the next. Nor does what was
+// committed while the outbox was not published, whoever changed that, and
+// whether or not anybody was there to see it. Transactions that were open then
+// may have inserted long before: since open_since. The message is the marker: its echo
+// says that everything written before this acquisition has passed.
+//
+// Nothing before this session's own start may be skipped: a batch that was under
+// way when the database was set back to a snapshot of its disk has been retried
+// since, with a position that is still to come.
+const acquireState = `
+INSERT INTO webhook_state AS s (slot, epoch, holder, system_identifier, timeline, published, reconcile_from, updated_at)
+VALUES (@slot, 1, @holder::uuid, @system, @timeline::int, @published, 'epoch', now())
+ON CONFLICT (slot) DO UPDATE SET
+    epoch             = s.epoch + CASE WHEN s.holder IS DISTINCT FROM excluded.holder THEN 1 ELSE 0 END,
+    holder            = excluded.holder,
+    durable_lsn       = CASE WHEN @goes_on::bool AND s.durable_lsn IS NOT NULL THEN least(s.durable_lsn, @start::text::pg_lsn) END,
+    reconcile_from    = CASE WHEN @goes_on::bool AND coalesce(s.published = excluded.published, true) THEN s.reconcile_from
+                             ELSE ` + lostFrom + ` - interval '1 microsecond' END,
+    system_identifier = excluded.system_identifier,
+    timeline          = excluded.timeline,
+    published         = excluded.published,
+    updated_at        = now()
+RETURNING epoch, reconcile_from IS NOT NULL, coalesce(reconcile_from, 'epoch'), pg_postmaster_start_time(),
+          CASE WHEN NOT @created::bool THEN s.xmin::text ELSE '' END`
+
+// The microsecond makes every call another value, so that a comparison that was
+// under way before does not take this one's mark for its own.
+const awaitSlot = `
+INSERT INTO webhook_state AS s (slot, reconcile_from) VALUES (@slot, 'epoch')
+ON CONFLICT (slot) DO UPDATE SET
+    durable_lsn    = NULL,
+    reconcile_from = ` + lostFrom + ` - interval '1 microsecond'`
+
+// AwaitSlot is called before a slot is made. What was committed before that does
+// not come by the stream, and has to be looked for, by another process if this
+// one dies first.
+func (s *Store) AwaitSlot(ctx context.Context) error {
+	if _, err := s.pool.Exec(ctx, awaitSlot, pgx.NamedArgs{"slot": s.slot}); err != nil {
+		return fmt.Errorf("note in webhook_state that the slot is made anew: %w", err)
+	}
+	return nil
+}
+
+// A row that a transaction writes has its id as xmin.
+const selectSettled = `SELECT coalesce(age(nullif(@settles::text, '')::xid) > age(pg_snapshot_xmin(pg_current_snapshot())::xid), true)`
+
+// Settled says whether everything that was committed before the slot's position is
+// visible now.
+func (s *Store) Settled(ctx context.Context, f Fence) (settled bool, err error) {
+	if err := s.pool.QueryRow(ctx, selectSettled, pgx.NamedArgs{"settles": f.Settles}).Scan(&settled); err != nil {
+		return false, fmt.Errorf("look for transactions from before the slot was claimed: %w", err)
+	}
+	return settled, nil
+}
+
+const reconciled = `
+UPDATE webhook_state SET reconcile_from = NULL
+WHERE slot = @slot AND holder = @holder AND epoch = @epoch AND reconcile_from = @from`
+
+const selectReconcileFrom = `
+SELECT reconcile_from FROM webhook_state
+WHERE slot = @slot AND holder = @holder AND epoch = @epoch AND reconcile_from IS NOT NULL`
+
+// Reconciled says that nothing is owed without a row any more, as far as this
+// acquisition of the slot had to look. Where another cause was noted since, as by a
+// process that was about to make the slot and was not the first, it is not done: there
+// is more to compare, since the time that is returned.
+func (s *Store) Reconciled(ctx context.Context, f Fence) (since time.Time, err error) {
+	args := s.fenceArgs(f)
+	args["from"] = f.ReconcileFrom
+	tag, err := s.pool.Exec(ctx, reconciled, args)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("note in webhook_state that the outbox is reconciled: %w", err)
+	}
+	if tag.RowsAffected() > 0 {
+		return time.Time{}, nil
+	}
+	err = s.pool.QueryRow(ctx, selectReconcileFrom, args).Scan(&since)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) { // fenced, or an answer was lost
+		return time.Time{}, fmt.Errorf("look what else is to be reconciled: %w", err)
+	}
+	return since, nil
+}
+
+// The microsecond: see awaitSlot.
+const owe = `
+UPDATE webhook_state SET reconcile_from = least(coalesce(reconcile_from, @from::timestamptz), @from::timestamptz) - interval '1 microsecond'
+WHERE slot = @slot AND holder = @holder AND epoch = @epoch
+RETURNING reconcile_from`
+
+// Owe notes that a delivery of an event of that time has no row, though the stream
+// has passed it: whoever holds the slot next, or this process when it can, compares.
+func (s *Store) Owe(ctx context.Context, f Fence, from time.Time) (noted time.Time, err error) {
+	args := s.fenceArgs(f)
+	args["from"] = from
+	err = s.pool.QueryRow(ctx, owe, args).Scan(&noted)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return time.Time{}, ErrFenced
+	}
+	if err != nil {
+		return time.Time{}, fmt.Errorf("note in webhook_state that deliveries have no rows: %w", err)
+	}
+	return noted, nil
+}
+
+const emitMessage = `SELECT pg_logical_emit_message(true, '` + MessagePrefix + `', @echo::text)`
+
+// Acquire claims the right to write for a process that has just got the slot:
+// it raises the epoch if the last holder was another process, and emits marker
+// number seq. A holder that froze inside its transaction would block it for
+// ever, so after the lock timeout whoever holds the row is terminated: he has to
+// be of the same role, or this one a member of pg_signal_backend. Where a walhook
+// with another slot delivers from these tables, ErrHeldBack is returned.
+func (s *Store) Acquire(ctx context.Context, holder uuid.UUID, session *Session, seq uint64) (Fence, error) {
+	fence, err := s.acquire(ctx, holder, session, seq)
+	if hasCode(err, "55P03") { // lock_not_available
+		if err := s.terminateHolder(ctx); err != nil {
+			return Fence{}, fmt.Errorf("terminate the former holder's writer: %w", err)
+		}
+		fence, err = s.acquire(ctx, holder, session, seq)
+	}
+	if err != nil {
+		return Fence{}, fmt.Errorf("claim the slot in webhook_state: %w", err)
+	}
+	return fence, nil
+}
+
+func (s *Store) acquire(ctx context.Context, holder uuid.UUID, session *Session, seq uint64) (fence Fence, err error) {
+	fence.Holder, fence.session, fence.nonce = holder, session, s.nonce
+	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, prepareWrite); err != nil {
+			return err
+		}
+		// Of two with different slots that claim at the same moment, the second sees the first.
+		if _, err := tx.Exec(ctx, lockState); err != nil {
+			return err
+		}
+		if err := s.heldByOther(ctx, tx); err != nil {
+			return err
+		}
+		args := pgx.NamedArgs{"slot": s.slot, "holder": holder, "system": session.SystemID, "timeline": session.Timeline,
+			"published": session.Published, "start": session.Start.String(), "created": session.SlotCreated}
+		err := tx.QueryRow(ctx, selectLastWrite, pgx.NamedArgs{"slot": s.slot}).Scan(&fence.LastWrite)
+		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+			return err
+		}
+		// With the row locked: who gets the slot after this look claims it after us.
+		ours, confirmed, err := s.ours(ctx, tx, session)
+		if err != nil {
+			return err
+		}
+		if session.PID != 0 && !ours {
+			return ErrSessionOver
+		}
+		fence.Moved = session.Moved(confirmed)
+		args["goes_on"] = session.Start != 0 && !session.SlotCreated && !fence.Moved
+		if err := tx.QueryRow(ctx, acquireState, args).Scan(&fence.Epoch, &fence.Reconcile, &fence.ReconcileFrom, &fence.Server, &fence.Settles); err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, emitMessage, pgx.NamedArgs{"echo": fence.Echo(seq)})
+		return err
+	})
+	return fence, err
+}
+
+// ours says whether the slot is the session's, and where it is.
+func (s *Store) ours(ctx context.Context, tx pgx.Tx, session *Session) (ours bool, confirmed pglogrepl.LSN, err error) {
+	var lsn string
+	if err := tx.QueryRow(ctx, selectOurs, pgx.NamedArgs{"slot": s.slot, "pid": int32(session.PID)}).Scan(&ours, &lsn); err != nil {
+		return false, 0, err
+	}
+	confirmed, err = pglogrepl.ParseLSN(lsn)
+	return ours, confirmed, err
+}
+
+// A row's xmax is the transaction that has it locked, and every transaction holds
+// its own id. So nobody else is terminated: no walhook with another slot, and
+// nobody who reads. The lock on the table is terminated where it is one that walhook
+// takes, and its session has said nothing for longer than between two statements: not
+// somebody who applies schema.sql.
+const terminateHolder = `
+SELECT pg_terminate_backend(l.pid) FROM webhook_state s
+JOIN pg_locks l ON l.locktype = 'transactionid' AND l.transactionid = s.xmax AND l.mode = 'ExclusiveLock' AND l.granted
+WHERE s.slot = @slot AND l.pid <> pg_backend_pid()
+UNION ALL
+SELECT pg_terminate_backend(l.pid) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'relation' AND l.relation = 'webhook_state'::regclass::oid AND l.mode = 'ShareUpdateExclusiveLock' AND l.granted
+  AND l.database = a.datid AND a.datname = current_database() AND l.pid <> pg_backend_pid()
+  AND a.state = 'idle in transaction' AND a.state_change < clock_timestamp() - interval '2 seconds'`
+
+func (s *Store) terminateHolder(ctx context.Context) error {
+	// Not a batch, which is prepared before it begins: the lock timeout is to hold for that too.
+	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, prepareWrite)
+		if err == nil {
+			_, err = tx.Exec(ctx, terminateHolder, pgx.NamedArgs{"slot": s.slot})
+		}
+		return err
+	})
+}
+
+// prepareWrite opens every transaction that writes deliveries: bounded lock
+// waits, index access whatever the statistics say, no notice to ourselves, and a
+// commit that is at least locally durable whatever the role's default is.
+const prepareWrite = prepareRead + `,
+       set_config('walhook.recording', 'on', true),
+       set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'local'
+                                        ELSE current_setting('synchronous_commit') END, true)`
+
+const currentInsertLSN = `SELECT pg_current_wal_insert_lsn()::text`
+
+// InsertLSN returns where the WAL ends now: everything visible by now ends before it.
+func (s *Store) InsertLSN(ctx context.Context) (pglogrepl.LSN, error) {
+	var lsn string
+	if err := s.pool.QueryRow(ctx, currentInsertLSN).Scan(&lsn); err != nil {
+		return 0, fmt.Errorf("read the insert LSN: %w", err)
+	}
+	return pglogrepl.ParseLSN(lsn)
+}
+
+// TimedOut reports whether a statement took longer than it may, by the caller's word or
+// PostgreSQL's statement_timeout.
+func TimedOut(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || hasCode(err, "57014") // query_canceled
+}
+
+// hasCode reports whether err is PostgreSQL's with one of the SQLSTATEs.
+func hasCode(err error, codes ...string) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok {
+		return false
+	}
+	return slices.Contains(codes, pg.Code)
+}

@@ -1,0 +1,82 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// A TestWebhook is an event that an operator sends by hand. Only EventType is required.
+type TestWebhook struct {
+	EventType      string
+	OrganizationID string    // "": the only one that has endpoints
+	EndpointID     uuid.UUID // Nil: every endpoint of the organization that subscribes to the type
+	Data           []byte    // JSON; nil: a small sample
+}
+
+// ErrWhichOrganization means that a test webhook names no organization, and that
+// there is not exactly one to choose.
+var ErrWhichOrganization = errors.New("no organization is given")
+
+const sampleData = `{"test": true, "message": "A test webhook"}`
+
+// Both ends of an index: one organization has both.
+const selectOnlyOrganization = `
+SELECT coalesce(min(organization_id), ''), coalesce(min(organization_id) = max(organization_id), false) FROM webhook_endpoints`
+
+const insertTestWebhook = `
+INSERT INTO webhook_outbox (organization_id, event_type, payload, endpoint_ids)
+VALUES (@organization_id, @event_type, @payload::text::jsonb, @endpoint_ids::text[]::uuid[])
+RETURNING id, endpoint_ids`
+
+// SendTest inserts a test webhook into the outbox, like any event. It returns
+// the event's id and those of the deliveries that it will have, of which there
+// may be none. The error is ErrWhichOrganization, or a *pgconn.PgError whose
+// message says why the database refused the event, possibly wrapped.
+func (s *Store) SendTest(ctx context.Context, w TestWebhook) (event uuid.UUID, deliveries []uuid.UUID, err error) {
+	if w.OrganizationID == "" {
+		if w.OrganizationID, err = s.onlyOrganization(ctx); err != nil {
+			return uuid.Nil, nil, err
+		}
+	}
+	payload := sampleData
+	if w.Data != nil {
+		payload = string(w.Data)
+	}
+	var chosen []string // null: the trigger chooses
+	if w.EndpointID != uuid.Nil {
+		chosen = []string{w.EndpointID.String()}
+	}
+	var endpoints []uuid.UUID
+	err = s.pool.QueryRow(ctx, insertTestWebhook, pgx.NamedArgs{
+		"organization_id": w.OrganizationID, "event_type": w.EventType, "payload": payload, "endpoint_ids": chosen,
+	}).Scan(&event, &endpoints)
+	if err != nil {
+		return uuid.Nil, nil, fmt.Errorf("send a test webhook: %w", err)
+	}
+	for _, endpoint := range endpoints {
+		deliveries = append(deliveries, outbox.DeliveryID(event, endpoint))
+	}
+	return event, deliveries, nil
+}
+
+func (s *Store) onlyOrganization(ctx context.Context) (string, error) {
+	var organization string
+	var only bool
+	if err := s.pool.QueryRow(ctx, selectOnlyOrganization).Scan(&organization, &only); err != nil {
+		return "", fmt.Errorf("find the only organization: %w", err)
+	}
+	switch {
+	case organization == "":
+		return "", fmt.Errorf("%w, and none has endpoints", ErrWhichOrganization)
+	case !only:
+		return "", fmt.Errorf("%w, and several have endpoints", ErrWhichOrganization)
+	default:
+		return organization, nil
+	}
+}

@@ -1,0 +1,185 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// This file takes back what init made, and nothing else: a slot, a publication or
+// a table of the same name may be somebody else's.
+
+// slotToDrop reports whether there is one. A slot that is in use is an error that
+// says by whom, and so is one that cannot be this database's walhook's.
+func (s *Store) slotToDrop(ctx context.Context) (exists bool, err error) {
+	f, err := s.lookAtSlot(ctx)
+	switch {
+	case err != nil || !f.exists:
+		return false, err
+	case !f.ours:
+		return false, fmt.Errorf("%w: slot %s is not this database's walhook's (plugin %s, database %q): it stays. Connect to the database of the walhook that is meant, "+
+			"or set WALHOOK_SLOT to its slot", ErrNotPrepared, s.slot, f.plugin, f.database)
+	case f.pid != 0:
+		return false, fmt.Errorf("slot %s is in use by pid %d: stop that walhook first", s.slot, f.pid)
+	}
+	return true, nil
+}
+
+// DropSlot drops the replication slot, if there is one.
+func (s *Store) DropSlot(ctx context.Context) (dropped bool, err error) {
+	if exists, err := s.slotToDrop(ctx); !exists || err != nil {
+		return false, err
+	}
+	if _, err := s.pool.Exec(ctx, `SELECT pg_drop_replication_slot($1)`, s.slot); err != nil {
+		return false, fmt.Errorf("drop slot %s: %w", s.slot, err)
+	}
+	return true, nil
+}
+
+// DropPublication takes the outbox out of the publication, and drops that where
+// nothing else is in it. It says what it did.
+func (s *Store) DropPublication(ctx context.Context) (did string, err error) {
+	p, err := s.lookAtPublication(ctx)
+	do := "DROP PUBLICATION " + Publication
+	switch {
+	case err != nil:
+		return "", err
+	case !p.exists:
+		return "there is no publication " + Publication, nil
+	case p.all:
+		return "publication " + Publication + " is FOR ALL TABLES, which walhook does not make: it stays", nil
+	case !p.carries && p.others != "":
+		return fmt.Sprintf("publication %s carries %s, and not walhook's outbox: it stays", Publication, p.others), nil
+	case p.others != "":
+		do = fmt.Sprintf("ALTER PUBLICATION %s DROP TABLE %s", Publication, p.outbox)
+		did = fmt.Sprintf("%s taken out of publication %s, which carries %s too", p.outbox, Publication, p.others)
+	default:
+		did = "publication " + Publication + " dropped"
+	}
+	if _, err := s.pool.Exec(ctx, do); err != nil {
+		return "", fmt.Errorf("%s: %w", do, err)
+	}
+	return did, nil
+}
+
+// Everything by the names of schema.sql in the schema that walhook is in. Whose it is
+// tells the owner of the function that is made last.
+const selectMade = `
+WITH home AS MATERIALIZED (
+    SELECT p.pronamespace AS schema, p.proowner AS owner FROM pg_proc p WHERE p.oid = to_regprocedure('webhook_schema_version()')::oid
+)
+SELECT CASE c.relkind::text WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END, c.oid::regclass::text, quote_ident(pg_get_userbyid(c.relowner)::text), quote_ident(pg_get_userbyid(home.owner)::text),
+       c.relname::text NOT IN ('webhook_outbox', 'webhook_deliveries') OR c.relkind::text = 'p'
+FROM home JOIN pg_class c ON c.relnamespace = home.schema
+WHERE c.relname::text = ANY (@tables::text[] OPERATOR(pg_catalog.||) @views::text[]) AND c.relkind::text IN ('r', 'p', 'v', 'f', 'm')
+UNION ALL
+SELECT 'FUNCTION', p.oid::regprocedure::text, quote_ident(pg_get_userbyid(p.proowner)::text), quote_ident(pg_get_userbyid(home.owner)::text), true
+FROM home JOIN pg_proc p ON p.pronamespace = home.schema
+WHERE p.proname::text = ANY (@functions::text[]) AND p.proowner = home.owner`
+
+// lookAtTables returns what there is to be dropped, by kind. A table of one of our
+// names that has another owner or shape is not known to be walhook's.
+func (s *Store) lookAtTables(ctx context.Context, schema string) (map[string][]string, error) {
+	names := readManifest(schema)
+	rows, err := s.pool.Query(ctx, selectMade, pgx.NamedArgs{"tables": names.tables, "views": names.views, "functions": names.functions})
+	if err != nil {
+		return nil, fmt.Errorf("look for walhook's tables: %w", err)
+	}
+	made := map[string][]string{}
+	var kind, name, owner, expected string
+	var shape bool
+	_, err = pgx.ForEachRow(rows, []any{&kind, &name, &owner, &expected, &shape}, func() error {
+		switch {
+		case !shape:
+			return fmt.Errorf("%w: %s is not partitioned, so it is not walhook's: nothing is dropped", ErrNotPrepared, name)
+		case owner != expected:
+			return fmt.Errorf("%w: %s belongs to %s, and walhook to %s: nothing is dropped. If it is walhook's: ALTER TABLE %[2]s OWNER TO %[4]s",
+				ErrNotPrepared, name, owner, expected)
+		}
+		made[kind] = append(made[kind], name)
+		return nil
+	})
+	return made, err
+}
+
+// Where walhook's tables are, if not in the schema that is looked into.
+const selectElsewhere = `
+SELECT quote_ident(n.nspname::text)
+FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE p.pubname = 'walhook' AND c.relname = 'webhook_outbox' AND to_regclass('webhook_outbox') IS NULL`
+
+// notElsewhere is an error where the schema that is looked into has no outbox and the
+// publication another schema's: that one's slot would be dropped, and all else stay.
+func (s *Store) notElsewhere(ctx context.Context) error {
+	var schema string
+	err := s.pool.QueryRow(ctx, selectElsewhere).Scan(&schema)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil
+	case err != nil:
+		return fmt.Errorf("look for walhook's schema: %w", err)
+	}
+	return fmt.Errorf("%w: walhook's tables are in schema %s: nothing is dropped. Set WALHOOK_SCHEMA to it", ErrNotPrepared, schema)
+}
+
+// MayUninstall returns an error where something that is asked for is not this
+// walhook's, or in use: before anything is dropped.
+func (s *Store) MayUninstall(ctx context.Context, schema string, tables bool) error {
+	if _, err := s.slotToDrop(ctx); err != nil {
+		return err
+	}
+	if err := s.notElsewhere(ctx); err != nil {
+		return err
+	}
+	if !tables {
+		return nil
+	}
+	_, err := s.lookAtTables(ctx, schema)
+	return err
+}
+
+// DropTables drops everything that the schema made, with everything in it, in
+// one transaction. Where something of the application's depends on it (a view, a
+// column's default), nothing is dropped and the error says what that is. It does
+// not wait for an application's transaction, whose successors would wait for it.
+func (s *Store) DropTables(ctx context.Context, schema string) error {
+	made, err := s.lookAtTables(ctx, schema)
+	if err != nil {
+		return err
+	}
+	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, prepareRead); err != nil {
+			return err
+		}
+		for _, kind := range []string{"VIEW", "TABLE", "FUNCTION"} {
+			if len(made[kind]) == 0 {
+				continue
+			}
+			if _, err := tx.Exec(ctx, "DROP "+kind+" "+strings.Join(made[kind], ", ")); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Detail != "" {
+		return fmt.Errorf("drop walhook's tables: %w: %s", err, pg.Detail)
+	}
+	if err != nil {
+		return fmt.Errorf("drop walhook's tables: %w", err)
+	}
+	return nil
+}
+
+const selectDatabase = `SELECT current_database()::text`
+
+// Database is the name of the database.
+func (s *Store) Database(ctx context.Context) (name string, err error) {
+	if err := s.pool.QueryRow(ctx, selectDatabase).Scan(&name); err != nil {
+		return "", fmt.Errorf("ask for the database's name: %w", err)
+	}
+	return name, nil
+}
