@@ -25,6 +25,7 @@ import (
 
 	"github.com/walhook/walhook/cdc"
 	"github.com/walhook/walhook/deliver"
+	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/admin"
 	"github.com/walhook/walhook/internal/config"
 	"github.com/walhook/walhook/internal/store"
@@ -250,10 +251,10 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 		return err
 	}
 	var pipelines *line
-	sender := deliver.NewSender(deliver.SenderConfig{
+	sender := send.NewSender(send.SenderConfig{
 		Timeout: cfg.Timeout, UserAgent: cfg.UserAgent, ProxyURL: cfg.Proxy(), MaxInFlight: cfg.MaxInFlight,
 		Live:  func() bool { return pipelines.engine().Live() },
-		Guard: deliver.GuardConfig{AllowHTTP: cfg.AllowHTTP, Ports: cfg.AllowPorts, Nets: cfg.AllowNets},
+		Guard: send.GuardConfig{AllowHTTP: cfg.AllowHTTP, Ports: cfg.AllowPorts, Nets: cfg.AllowNets},
 	})
 	defer sender.Close()
 	metrics := admin.NewMetrics()

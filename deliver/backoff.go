@@ -3,16 +3,14 @@ package deliver
 import (
 	"math"
 	"time"
+
+	"github.com/walhook/walhook/deliver/send"
 )
 
 // A Schedule holds the waits between the attempts of one series: the n-th
 // failed attempt is followed by the n-th wait, from its end to the next. A
 // schedule of nine waits makes ten attempts; an empty one makes one.
 type Schedule []time.Duration
-
-// MaxRetryAfter bounds how long a receiver can put a delivery off, so that a
-// wrong header cannot lose it.
-const MaxRetryAfter = 24 * time.Hour
 
 // jitterShare bounds by how much jitter lengthens a wait. It only ever
 // lengthens: receivers may rely on the schedule as a minimum.
@@ -27,7 +25,7 @@ func (s Schedule) Wait(failed int, retryAfter time.Duration, jitter float64) (ti
 		return 0, false
 	}
 	wait := lengthen(max(s[failed-1], 0), jitter)
-	return max(wait, min(retryAfter, MaxRetryAfter)), true
+	return max(wait, min(retryAfter, send.MaxRetryAfter)), true
 }
 
 // length returns how long a series takes, without jitter, stopping at a year.

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"github.com/walhook/walhook/deliver/send"
 )
 
 func TestScheduleWait(t *testing.T) {
@@ -57,7 +59,7 @@ func TestAWaitIsNeverShorterThanTheSchedule(t *testing.T) {
 		retryAfter := time.Duration(rapid.Int64().Draw(t, "retryAfter"))
 		jitter := rapid.Float64Range(0, 1).Draw(t, "jitter")
 		got, again := Schedule{wait}.Wait(1, retryAfter, jitter)
-		if !again || got < wait || got < min(retryAfter, MaxRetryAfter) {
+		if !again || got < wait || got < min(retryAfter, send.MaxRetryAfter) {
 			t.Fatalf("Wait = %v, %v", got, again)
 		}
 	})

@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/internal/store"
 )
@@ -102,12 +103,12 @@ func (w *window) outcome(d *delivery, r *store.Record) {
 	if sabotage.On(sabotage.EarlierWord) {
 		r.Seen = store.Seen{}
 	}
-	switch Judge(*d.attempt) {
-	case Delivered:
+	switch send.Judge(*d.attempt) {
+	case send.Delivered:
 		r.Status = store.Success
-	case Gone:
+	case send.Gone:
 		r.Status = store.Failed
-	case Retry:
+	case send.Retry:
 		wait, again := w.schedule.Wait(r.Attempts-d.series, d.attempt.RetryAfter, w.jitter())
 		if r.Status = store.Retrying; !again {
 			r.Status, r.Exhausted = store.Failed, true

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/store"
 )
 
@@ -23,7 +24,7 @@ const directoryPage = 500
 type directory struct {
 	window *window
 	store  Store
-	sender *Sender
+	sender *send.Sender
 	pulse  *pulse
 	log    *slog.Logger
 	failed atomic.Pointer[error] // the last look-up did; nil: it did not
@@ -171,8 +172,8 @@ func (d *directory) lookUp(ctx context.Context, lanes []*lane) error {
 }
 
 // targets parses what has changed since the last look-up.
-func (d *directory) targets(lanes []*lane, byID map[uuid.UUID]*store.Endpoint) []*Target {
-	targets := make([]*Target, len(lanes))
+func (d *directory) targets(lanes []*lane, byID map[uuid.UUID]*store.Endpoint) []*send.Target {
+	targets := make([]*send.Target, len(lanes))
 	for i, l := range lanes {
 		e := byID[l.id]
 		switch {

@@ -7,8 +7,8 @@
 //	breaker      pure: how much a failing endpoint is still asked; health: what attempts say of it
 //	page         how lanes are fed from the table
 //	clock        what time alone brings about: parking, rates, probes
-//	workers      attempts under way; sender, request, response, guard: one attempt
-//	verdict      what an attempt means; backoff: when to try again
+//	workers      attempts under way; package send makes each, and says what it came to
+//	backoff      when to try again
 //	recorder     outcomes → rows, in batches; batch: what is in one, and what its commit means
 //	tell         what outcomes mean beyond their rows, where that cannot be written with them
 //	ledger       pure: what may be confirmed
@@ -33,6 +33,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
 
+	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/store"
 )
 
@@ -42,7 +43,7 @@ type Config struct {
 	Schedule       Schedule
 	RecoveryWindow time.Duration // how far back a first start looks for events that are still owed
 	Store          Store
-	Sender         *Sender
+	Sender         *send.Sender
 	Log            *slog.Logger
 	// Observe, where not nil, is called after each attempt, concurrently.
 	Observe func(eventType string, a store.Attempt)
@@ -59,8 +60,7 @@ type Source interface {
 // An Engine is the pipeline behind the stream.
 type Engine struct {
 	window     *window
-	sender     *Sender
-	send       func(context.Context, Request) (store.Attempt, bool) // the sender's
+	send       func(context.Context, send.Request) (store.Attempt, bool) // the Sender's
 	observe    func(string, store.Attempt)
 	log        *slog.Logger
 	timeout    time.Duration
@@ -79,7 +79,7 @@ type Engine struct {
 // New returns an Engine that waits for its first session.
 func New(c Config) *Engine {
 	w := newWindow(c.Limits, c.Schedule)
-	e := &Engine{window: w, sender: c.Sender, send: c.Sender.Send, observe: c.Observe, log: c.Log, timeout: c.Timeout, stopped: make(chan struct{})}
+	e := &Engine{window: w, send: c.Sender.Send, observe: c.Observe, log: c.Log, timeout: c.Timeout, stopped: make(chan struct{})}
 	e.recorder = &recorder{window: w, store: c.Store, pulse: e.newPulse("recorder"), log: c.Log, turn: newTurn()}
 	e.retrier = &retrier{window: w, store: c.Store, pulse: e.newPulse("retrier"), log: c.Log, hint: w.toLook, later: map[uuid.UUID]bool{}}
 	e.directory = &directory{window: w, store: c.Store, sender: c.Sender, pulse: e.newPulse("directory"), log: c.Log}

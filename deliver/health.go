@@ -3,6 +3,7 @@ package deliver
 import (
 	"time"
 
+	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
@@ -36,18 +37,18 @@ const (
 func (w *window) judge(d *delivery, a *store.Attempt, now time.Time) {
 	l := d.lane
 	opened, look := false, false
-	switch Judge(*a) {
-	case Gone:
+	switch send.Judge(*a) {
+	case send.Gone:
 		d.gone, l.gone = true, true
 		l.asOf = time.Time{}
 		return
-	case Delivered:
+	case send.Delivered:
 		w.changeBreaker(l, func(b *breaker) { b.succeeded(l.limit) })
 		if l.health == working {
 			return
 		}
 		l.health = working
-	case Retry:
+	case send.Retry:
 		w.changeBreaker(l, func(b *breaker) {
 			opened = b.failed(a.EndedAt.Add(-a.Duration), now, a.Class == store.ErrTimeout, w.schedule.length())
 		})

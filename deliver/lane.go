@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/time/rate"
 
+	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/internal/store"
 )
@@ -56,7 +57,7 @@ type lane struct {
 
 	organization string          // once it was looked up
 	endpoint     *store.Endpoint // as of asOf; nil: it does not exist
-	target       *Target
+	target       *send.Target
 	asOf         time.Time // before the look-up; zero: never
 	wanted       bool      // in window.wanted or window.stale
 	refused      bool      // disabled or deleted: what is owed is cancelled
@@ -308,7 +309,7 @@ func (w *window) lookUpNext(n int) []*lane {
 }
 
 // lookedUp takes the directory's answer; nil where the endpoint does not exist.
-func (w *window) lookedUp(l *lane, e *store.Endpoint, target *Target, asOf, now time.Time) {
+func (w *window) lookedUp(l *lane, e *store.Endpoint, target *send.Target, asOf, now time.Time) {
 	l.wanted = false
 	if asOf.Before(l.notBefore) {
 		w.want(l)

@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
@@ -113,13 +114,13 @@ func (j *journal) inserted(p *process, r store.Record) {
 }
 
 // request is one that has arrived.
-func (j *journal) request(p *process, r Request) (status int, after time.Duration) {
+func (j *journal) request(p *process, r send.Request) (status int, after time.Duration) {
 	d := j.known[r.DeliveryID]
 	if d == nil || j.s.db.inserted[d.event.ID] == nil {
 		j.s.violate("delivery %s was sent, whose event is not committed", r.DeliveryID)
 		return 404, 0
 	}
-	if string(r.Body) != string(Body(d.event)) {
+	if string(r.Body) != string(send.Body(d.event)) {
 		j.s.violate("delivery %s was sent with another body", d.id)
 	}
 	now := time.Now()
@@ -151,7 +152,7 @@ func (j *journal) request(p *process, r Request) (status int, after time.Duratio
 	return status, after
 }
 
-func (j *journal) answered(r Request, p *process) {
+func (j *journal) answered(r send.Request, p *process) {
 	if d := j.known[r.DeliveryID]; d != nil && d.by == p {
 		d.begun, d.leased = time.Time{}, time.Time{}
 	}
@@ -184,7 +185,7 @@ func (s *simulation) newReceiver() answering {
 }
 
 // send is one attempt: there, at the receiver, and back.
-func (p *process) send(_ context.Context, r Request) (store.Attempt, bool) {
+func (p *process) send(_ context.Context, r send.Request) (store.Attempt, bool) {
 	s := p.s
 	begun := time.Now()
 	s.step()
@@ -199,7 +200,7 @@ func (p *process) send(_ context.Context, r Request) (store.Attempt, bool) {
 	case status == 0:
 		a.Class = store.ErrTimeout
 	case status > 299:
-		a.Class = statusClass(status)
+		a.Class = send.StatusClass(status)
 	}
 	s.note("answer %s: %d", r.DeliveryID, status)
 	return a, true

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/store"
 )
 
@@ -26,7 +27,7 @@ type process struct {
 }
 
 // targets makes Targets, and no requests.
-var targets = NewSender(SenderConfig{})
+var targets = send.NewSender(send.SenderConfig{})
 
 // simulatedSchedule is short, so that a run sees its end.
 var simulatedSchedule = Schedule{time.Second, 5 * time.Second}

@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/store"
 )
 
@@ -46,7 +47,7 @@ func TestNewsThatIsOwedIsToldAtAGracefulStop(t *testing.T) {
 			t.Parallel()
 			var text bytes.Buffer
 			db := &mute{refused: refused}
-			e := New(Config{Limits: small, Store: db, Sender: NewSender(SenderConfig{Timeout: time.Second}), Log: slog.New(slog.NewTextHandler(&text, nil))})
+			e := New(Config{Limits: small, Store: db, Sender: send.NewSender(send.SenderConfig{Timeout: time.Second}), Log: slog.New(slog.NewTextHandler(&text, nil))})
 			e.window.fence = store.Fence{Epoch: 1}
 			e.recorder.apart, e.recorder.toldAt = true, time.Now()
 			e.recorder.owed = store.Consequences(nil, []store.Record{{ID: uuid.New(), EventType: "payment.failed", Exhausted: true, Attempt: &store.Attempt{}}})

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
@@ -179,9 +180,9 @@ type delivery struct {
 	attempts int // that have ended, as the row says
 	series   int // how many had ended when the present series began
 	fetched  bool
-	seen     store.Seen // fetched: the row as it was then
-	late     bool       // no first attempt: it comes after what the stream brings
-	target   *Target    // running: the endpoint as of the start
+	seen     store.Seen   // fetched: the row as it was then
+	late     bool         // no first attempt: it comes after what the stream brings
+	target   *send.Target // running: the endpoint as of the start
 	attempt  *store.Attempt
 	gone     bool // the attempt was answered with 410
 
@@ -205,7 +206,7 @@ type event struct {
 }
 
 func newEvent(e *outbox.Event) *event {
-	return &event{id: e.ID, organization: e.OrganizationID, typ: e.Type, body: Body(e)}
+	return &event{id: e.ID, organization: e.OrganizationID, typ: e.Type, body: send.Body(e)}
 }
 
 // use counts an event's body once, for its first user.

@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
@@ -17,11 +18,11 @@ type rig struct {
 	t       *testing.T
 	w       *window
 	started []*delivery // attempts under way
-	target  *Target
+	target  *send.Target
 }
 
 func newRig(t *testing.T, limits Limits) *rig {
-	r := &rig{t: t, w: newWindow(limits, Schedule{time.Minute, time.Hour}), target: &Target{}}
+	r := &rig{t: t, w: newWindow(limits, Schedule{time.Minute, time.Hour}), target: &send.Target{}}
 	r.w.workers.run = func(d *delivery) { r.started = append(r.started, d) }
 	r.w.session = &store.Session{}
 	return r

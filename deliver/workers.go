@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/internal/store"
 )
@@ -45,7 +46,7 @@ func (e *Engine) work(ctx context.Context, d *delivery) {
 // attempt sends one request, hands its outcome to the recorder, and returns
 // what to do next.
 func (e *Engine) attempt(ctx context.Context, d *delivery) *delivery {
-	a, completed := e.send(ctx, Request{
+	a, completed := e.send(ctx, send.Request{
 		Endpoint:   d.target,
 		DeliveryID: d.id,
 		EventType:  d.event.typ,
@@ -128,7 +129,7 @@ func (c *Counts) ownFault(f OwnFault) {
 }
 
 func (c *Counts) attempt(a store.Attempt) {
-	if Judge(a) == Delivered {
+	if send.Judge(a) == send.Delivered {
 		c.Delivered++
 		return
 	}

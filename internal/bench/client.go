@@ -17,7 +17,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/walhook/walhook/deliver"
+	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/sign"
 )
 
@@ -101,7 +101,7 @@ func post(j job, ready func(string) error) error {
 	ids, bodies := make([]uuid.UUID, j.N), make([][]byte, j.N)
 	for i := range bodies {
 		e := event(i)
-		ids[i], bodies[i] = e.ID, deliver.Body(e)
+		ids[i], bodies[i] = e.ID, send.Body(e)
 	}
 	return timed(j, ready, func() error {
 		return together(j.N, inFlight, func(i int) error { return p.post(ids[i], bodies[i]) })

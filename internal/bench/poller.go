@@ -10,7 +10,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
-	"github.com/walhook/walhook/deliver"
+	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -86,14 +86,14 @@ func pollOnce(ctx context.Context, tx pgx.Tx, p *poster, parallel bool) (int, er
 		ids[i] = events[i].ID
 	}
 	if parallel {
-		if err := together(len(events), inFlight, func(i int) error { return p.post(ids[i], deliver.Body(&events[i])) }); err != nil {
+		if err := together(len(events), inFlight, func(i int) error { return p.post(ids[i], send.Body(&events[i])) }); err != nil {
 			return 0, err
 		}
 		_, err := tx.Exec(ctx, updateJobs, ids)
 		return len(events), err
 	}
 	for i := range events {
-		if err := p.post(ids[i], deliver.Body(&events[i])); err != nil {
+		if err := p.post(ids[i], send.Body(&events[i])); err != nil {
 			return 0, err
 		}
 		if _, err := tx.Exec(ctx, updateJobs, ids[i:i+1]); err != nil {

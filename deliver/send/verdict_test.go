@@ -1,4 +1,4 @@
-package deliver
+package send
 
 import (
 	"testing"
@@ -24,7 +24,7 @@ func TestTheStatusLineDecides(t *testing.T) {
 		default:
 			class = store.ErrHTTP5xx
 		}
-		if got := statusClass(status); got != class {
+		if got := StatusClass(status); got != class {
 			t.Errorf("class of %d = %q, want %q", status, got, class)
 		}
 		if got := Judge(store.Attempt{StatusCode: status, Class: class}); got != verdict {

@@ -1,4 +1,12 @@
-package deliver
+// Package send makes one attempt to deliver: it knows nothing of deliveries that
+// wait, of retries or of rows.
+//
+//	sender     one POST: connections, deadline, the class of what went wrong
+//	request    the body, the headers, the signature; what an endpoint's row makes of them
+//	response   what is kept of an answer
+//	guard      addresses that nothing is sent to
+//	verdict    what an attempt means for its delivery
+package send
 
 import (
 	"cmp"
@@ -273,7 +281,7 @@ func (s *Sender) roundTrip(ctx context.Context, r Request, at time.Time) (*http.
 
 // answered makes an Attempt of a response.
 func answered(begun time.Time, resp *http.Response) store.Attempt {
-	a := store.Attempt{StatusCode: resp.StatusCode, Class: statusClass(resp.StatusCode)}
+	a := store.Attempt{StatusCode: resp.StatusCode, Class: StatusClass(resp.StatusCode)}
 	if resp.StatusCode < http.StatusOK {
 		resp.Body.Close() // a 101's body is the connection itself, which our context does not bound
 	} else {

@@ -1,4 +1,4 @@
-package deliver
+package send
 
 import (
 	"net/http"
@@ -44,8 +44,8 @@ func Judge(a store.Attempt) Verdict {
 	}
 }
 
-// statusClass returns the class of a final status line.
-func statusClass(status int) store.ErrorClass {
+// StatusClass returns the class of a final status line.
+func StatusClass(status int) store.ErrorClass {
 	switch {
 	case status < 200: // 101, which nobody asked for, and numbers that HTTP does not know
 		return store.ErrProtocol

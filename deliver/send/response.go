@@ -1,4 +1,4 @@
-package deliver
+package send
 
 import (
 	"bytes"
@@ -87,6 +87,10 @@ func trimPartialRune(b []byte) []byte {
 	}
 	return b
 }
+
+// MaxRetryAfter bounds how long a receiver can put a delivery off, so that a
+// wrong header cannot lose it.
+const MaxRetryAfter = 24 * time.Hour
 
 // retryAfter returns the wait that a response's Retry-After asks for, at most
 // MaxRetryAfter; 0 where there is none, none that can be read, or none left. A
