@@ -17,13 +17,18 @@ import (
 // directoryPage bounds one look-up of endpoints: about 2 ms of PostgreSQL's time.
 const directoryPage = 500
 
+// A directoryStore is what the directory asks of the database.
+type directoryStore interface {
+	Endpoints(ctx context.Context, ids []uuid.UUID) ([]store.Endpoint, error)
+}
+
 // A directory looks up the endpoints that lanes want to send to. It caches
 // nothing itself: a lane relies on what it was told for staleAfter, so that a
 // change in the table is in force within a second, however far behind the stream
 // is and whatever becomes of a hint. Only endpoints in use cost anything.
 type directory struct {
 	window *window
-	store  Store
+	store  directoryStore
 	sender *send.Sender
 	pulse  *pulse
 	log    *slog.Logger

@@ -37,6 +37,16 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
+// A Store is what the loops ask of the database; each says beside itself what that
+// is. Every method is one statement or one transaction: *store.Store is it.
+type Store interface {
+	fanOutStore
+	recorderStore
+	retrierStore
+	directoryStore
+	reconcilerStore
+}
+
 // Config is what an Engine needs. Store, Sender and Log are required.
 type Config struct {
 	Limits

@@ -22,11 +22,17 @@ const clockSlack = time.Minute
 // (a bulk rewrite of the outbox) and is looked up before it is sent.
 const oldOnArrival = time.Minute
 
+// A fanOutStore is what the fan-out asks of the database.
+type fanOutStore interface {
+	Acquire(ctx context.Context, holder uuid.UUID, session *store.Session, seq uint64) (store.Fence, error)
+	Existing(ctx context.Context, ids []uuid.UUID, known map[uuid.UUID]bool) error
+}
+
 // A fanOut takes what the stream brings: a delivery for each endpoint that the
 // event is owed to, as the application's own transaction decided.
 type fanOut struct {
 	window   *window
-	store    Store
+	store    fanOutStore
 	recorder *recorder
 	holder   uuid.UUID
 	acquired func(store.Fence) // a new session may write

@@ -56,6 +56,17 @@ const (
 	idsBehind = time.Hour
 )
 
+// A reconcilerStore is what the reconciler asks of the database.
+type reconcilerStore interface {
+	Now(ctx context.Context) (time.Time, error)
+	Missing(ctx context.Context, from store.Position, until uuid.UUID, limit int) (store.Compared, error)
+	InsertMissing(ctx context.Context, fence store.Fence, records []store.Record) (inserted int, err error)
+	AnyMissing(ctx context.Context, after, until time.Time) (bool, error)
+	InsertLSN(ctx context.Context) (pglogrepl.LSN, error)
+	Mark(ctx context.Context, fence store.Fence, mark store.Mark) error
+	Reconciled(ctx context.Context, fence store.Fence) (since time.Time, err error)
+}
+
 // A reconciler finds owed deliveries that the stream will never bring: what was
 // committed before the slot was made. One look cannot tell missing from in
 // flight, so it takes two: it collects candidates, waits until everything that
@@ -67,7 +78,7 @@ const (
 // the head need not be caught up with.
 type reconciler struct {
 	window   *window
-	store    Store
+	store    reconcilerStore
 	recorder *recorder
 	horizon  time.Duration // how far back it looks at most
 	found    func()        // rows were inserted: somebody should fetch them

@@ -46,11 +46,20 @@ const (
 	retryPauseMax = time.Second
 )
 
+// A recorderStore is what the recorder asks of the database.
+type recorderStore interface {
+	Insert(ctx context.Context, fence store.Fence, mark store.Mark, records []store.Record) (allNew bool, err error)
+	Update(ctx context.Context, fence store.Fence, mark store.Mark, records []store.Record) (busy, again []uuid.UUID, err error)
+	Owe(ctx context.Context, fence store.Fence, from time.Time) (noted time.Time, err error)
+	Tell(ctx context.Context, fence store.Fence, c store.Consequence) (rest []store.Consequence, err error)
+	Mark(ctx context.Context, fence store.Fence, mark store.Mark) error
+}
+
 // A recorder writes outcomes and parked deliveries, in batches, one transaction
 // at a time: the n-th batch is durable only if all before it are.
 type recorder struct {
 	window *window
-	store  Store
+	store  recorderStore
 	pulse  *pulse
 	log    *slog.Logger
 	turn   turn

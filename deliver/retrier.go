@@ -40,13 +40,25 @@ const (
 	pagedLanes = 32
 )
 
+// A retrierStore is what the retrier asks of the database.
+type retrierStore interface {
+	Settled(ctx context.Context, fence store.Fence) (bool, error)
+	Now(ctx context.Context) (time.Time, error)
+	NewlyDue(ctx context.Context, since time.Time) (endpoints []uuid.UUID, now time.Time, all bool, err error)
+	Waiting(ctx context.Context, after uuid.UUID, limit int) ([]store.Waiting, error)
+	Due(ctx context.Context, pages []store.Page, take func(*store.Due)) error
+	CancelRows(ctx context.Context, fence store.Fence, endpoint uuid.UUID, reason string) (cancelled int, more bool, err error)
+	CancelStrangers(ctx context.Context, fence store.Fence, ids []uuid.UUID) error
+	CancelOrphans(ctx context.Context, fence store.Fence, ids []uuid.UUID) error
+}
+
 // A retrier brings due rows back to their lanes: retries whose time has come,
 // parked deliveries, and what an operator replays. It asks for each lane by
 // itself, and only as much as the lane has room for, so that one endpoint's
 // hundred thousand rows do not stand before another's ten.
 type retrier struct {
 	window *window
-	store  Store
+	store  retrierStore
 	pulse  *pulse
 	log    *slog.Logger
 	hint   signal // someone else has changed deliveries or endpoints
