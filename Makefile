@@ -35,8 +35,8 @@ check: ## read-only checks: format, vet, staticcheck, go.mod, lint
 bench: ## measure the release binary beside a bare client and a poller: some fifteen minutes, on a machine that does nothing else
 	$(GO) run ./internal/bench
 
-faults: ## every fault in full, more than an hour on two cores; one of them: make faults RUN=Freeze; on one version: PG=17
-	WALHOOK_TEST_POSTGRES_VERSION=$(PG) $(GO) test -count=1 -v -timeout 180m ./internal/faults -run 'TestFaults/$(RUN)' -faults
+faults: ## every fault in full, more than an hour on two cores, into docs/faults.md; one of them: make faults RUN=Freeze; on one version: PG=17
+	WALHOOK_TEST_POSTGRES_VERSION=$(PG) $(GO) test -count=1 -v -timeout 180m ./internal/faults -run 'TestFaults/$(RUN)' -faults -faults.write $(CURDIR)/docs/faults.md
 
 faults-quick: ## the faults that every change has to survive, for a shorter time: less than ten minutes
 	WALHOOK_TEST_POSTGRES_VERSION=$(PG) $(GO) test -count=1 -v -timeout 20m ./internal/faults -run 'TestFaults/$(RUN)' -faults.quick

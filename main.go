@@ -60,7 +60,7 @@ const usage = `walhook delivers webhooks from a transactional outbox in PostgreS
                        --yes: without asking
   walhook version      print the version
 
-It is configured by the environment; see README.md.
+It is configured by the environment; see docs/configuration.md.
 `
 
 func main() {
@@ -125,7 +125,7 @@ func help(name string) string {
 			lines = append(lines, line)
 		}
 	}
-	return strings.Join(lines, "") + "\nIt is configured by the environment; see README.md.\n"
+	return strings.Join(lines, "") + "\nIt is configured by the environment; see docs/configuration.md.\n"
 }
 
 // sayLast tells why the process ends. What reads the log of `run` reads this too, so it

@@ -20,10 +20,10 @@ func eventAged(age time.Duration) uuid.UUID {
 
 const insertAged = `INSERT INTO webhook_outbox (id, organization_id, event_type, payload) VALUES ($1, 'org_1', 'payment.succeeded', '{}')`
 
-// documented returns the SQL statements below a heading of the README.
+// documented returns the SQL statements below a heading of docs/operations.md.
 func documented(t *testing.T, heading string) []string {
 	t.Helper()
-	text, err := os.ReadFile("README.md")
+	text, err := os.ReadFile("docs/operations.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,7 +31,7 @@ func documented(t *testing.T, heading string) []string {
 	_, section, _ = strings.Cut(section, "```sql\n")
 	block, _, found := strings.Cut(section, "```")
 	if !found {
-		t.Fatalf("README.md has no SQL below %q", heading)
+		t.Fatalf("docs/operations.md has no SQL below %q", heading)
 	}
 	return strings.Split(strings.TrimSuffix(strings.TrimSpace(block), ";"), ";\n")
 }
@@ -105,13 +105,13 @@ func TestWhatIsBeyondTheRecoveryWindowIsReported(t *testing.T) {
 	if n := strings.Count(log.String(), warning); n != 1 {
 		t.Errorf("reported %d times, want once:\n%s", n, &log)
 	}
-	for i, statement := range documented(t, "### Beyond the recovery window") {
+	for i, statement := range documented(t, "## Beyond the recovery window") {
 		if i > 0 {
 			w.exec(strings.ReplaceAll(statement, "slot = 'walhook'", "slot = '"+w.db.Slot+"'"))
 			continue
 		}
 		if got := query[uuid.UUID](w, statement); got != old {
-			t.Errorf("the query that the README has finds %s, want %s", got, old)
+			t.Errorf("the query in docs/operations.md finds %s, want %s", got, old)
 		}
 	}
 	start("72h", 2)

@@ -20,8 +20,8 @@ import (
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 )
 
-// newWorldWithRole has a database that is empty, and a walhook whose role has what the
-// README gives it, and no more.
+// newWorldWithRole has a database that is empty, and a walhook whose role has what
+// docs/operations.md gives it, and no more.
 func newWorldWithRole(t *testing.T, env ...string) (w *world, role string) {
 	t.Helper()
 	t.Parallel()

@@ -267,7 +267,7 @@ func (r *reconciler) reportBeyond(ctx context.Context, start, from time.Time) {
 		missing, err = r.store.AnyMissing(ctx, start, from)
 		return err
 	})
-	const query = `README, "Beyond the recovery window", has the query that finds them and how to have them delivered`
+	const query = `docs/operations.md, "Beyond the recovery window", has the query that finds them and how to have them delivered`
 	switch {
 	case ctx.Err() != nil:
 	case err != nil:

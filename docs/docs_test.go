@@ -1,23 +1,16 @@
-// Package docs holds the maintainers' pages, and the tests that keep the README true.
+// Package docs holds the pages for users and maintainers, and the tests that keep them true.
 package docs
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
-	"net"
-	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -25,213 +18,38 @@ import (
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
-	"github.com/walhook/walhook/sign"
 )
 
-// blocks returns the README's code blocks of a language.
-func blocks(t *testing.T, language string) []string {
+// pages are those that people read, in the order in which they read them.
+var pages = []string{
+	"README.md", "docs/sending.md", "docs/configuration.md", "docs/operations.md", "docs/guarantees.md", "docs/faults.md",
+	"docs/design.md", "CONTRIBUTING.md", "CHANGELOG.md",
+}
+
+// read returns a file of the repository.
+func read(t *testing.T, name string) string {
 	t.Helper()
-	text, err := os.ReadFile("../README.md")
+	text, err := os.ReadFile(filepath.Join("..", name))
 	if err != nil {
 		t.Fatal(err)
 	}
+	return string(text)
+}
+
+// blocks returns a page's code blocks of a language. They may be indented, in a list.
+func blocks(t *testing.T, page, language string) []string {
+	t.Helper()
 	var found []string
-	for _, m := range regexp.MustCompile("(?ms)^```"+language+"\n(.*?)^```$").FindAllStringSubmatch(string(text), -1) {
+	for _, m := range regexp.MustCompile("(?ms)^ *```"+language+"\n(.*?)^ *```$").FindAllStringSubmatch(read(t, page), -1) {
 		found = append(found, m[1])
 	}
 	return found
 }
 
-// block returns the only one that contains a text.
-func block(t *testing.T, language, text string) string {
-	t.Helper()
-	var found []string
-	for _, b := range blocks(t, language) {
-		if strings.Contains(b, text) {
-			found = append(found, b)
-		}
-	}
-	if len(found) != 1 {
-		t.Fatalf("README.md has %d blocks of %s with %q, want 1", len(found), language, text)
-	}
-	return found[0]
-}
-
-const (
-	oldSecret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-	newSecret = "a secret that is not base64"
-	body      = `{"id":"1","event":"payment.succeeded","data":{"amount": 42},"organizationId":"org_1","timestamp":"2026-11-23T12:00:00.000Z"}`
-	received  = `received payment.succeeded of org_1: {"amount":42}`
-)
-
-// A request is a webhook as walhook sends it, perhaps tampered with.
-type request struct {
-	what     string
-	delivery string
-	secrets  []string // that it is signed with, oldest first
-	age      time.Duration
-	tamper   func(h http.Header, body *string)
-	want     int
-}
-
-func TestReceiversOfTheREADME(t *testing.T) {
-	t.Parallel()
-	write := func(t *testing.T, language, name string) (path string) {
-		t.Helper()
-		path = filepath.Join(t.TempDir(), name)
-		if err := os.WriteFile(path, []byte(block(t, language, "// "+name+": ")), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	t.Run("Node", func(t *testing.T) {
-		t.Parallel()
-		node, err := exec.LookPath("node")
-		if err != nil {
-			t.Skip("there is no node here")
-		}
-		testReceiver(t, exec.CommandContext(t.Context(), node, write(t, "js", "receiver.mjs")))
-	})
-	t.Run("Go", func(t *testing.T) {
-		t.Parallel()
-		source := write(t, "go", "receiver.go")
-		if out, err := exec.CommandContext(t.Context(), "gofmt", "-l", source).CombinedOutput(); err != nil || len(out) > 0 {
-			t.Errorf("gofmt has changes: %v %s", err, out)
-		}
-		program := strings.TrimSuffix(source, ".go")
-		if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, source).CombinedOutput(); err != nil {
-			t.Fatalf("go build: %v\n%s", err, out)
-		}
-		testReceiver(t, exec.CommandContext(t.Context(), program))
-	})
-}
-
-func testReceiver(t *testing.T, cmd *exec.Cmd) {
-	t.Helper()
-	addr := freeAddr(t)
-	_, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd.Env = append(os.Environ(), "PORT="+port, "WEBHOOK_SECRETS="+oldSecret+","+newSecret)
-	cmd.Stderr = os.Stderr
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	pgtest.Eventually(t, 20*time.Second, "the receiver listens", func() bool {
-		conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", addr)
-		if err == nil {
-			err = conn.Close()
-		}
-		return err == nil
-	})
-
-	onlyBody := func(h http.Header, _ *string) {
-		for _, name := range []string{sign.HeaderID, sign.HeaderTimestamp, sign.HeaderSignature} {
-			h.Del(name)
-		}
-	}
-	for _, r := range []request{
-		{"a webhook", "d1", []string{oldSecret}, 0, nil, 204},
-		{"the same again", "d1", []string{oldSecret}, 0, nil, 204},
-		{"the other secret", "d2", []string{newSecret}, 0, nil, 204},
-		{"both, in a rotation", "d3", []string{"an older secret", newSecret}, 0, nil, 204},
-		{"the body's signature alone", "d4", []string{oldSecret}, 0, onlyBody, 204},
-		{"a stranger's secret", "x", []string{"a stranger's secret"}, 0, nil, 401},
-		{"an old request", "x", []string{oldSecret}, 10 * time.Minute, nil, 401},
-		{"a request of the future", "x", []string{oldSecret}, -10 * time.Minute, nil, 401},
-		{"another body", "x", []string{oldSecret}, 0, func(_ http.Header, b *string) { *b = strings.Replace(*b, "42", "43", 1) }, 401},
-		{"another body, the body's signature alone", "x", []string{oldSecret}, 0, func(h http.Header, b *string) {
-			onlyBody(h, b)
-			*b = strings.Replace(*b, "42", "43", 1)
-		}, 401},
-		{"another time", "x", []string{oldSecret}, 0, func(h http.Header, _ *string) {
-			h.Set(sign.HeaderTimestamp, strconv.FormatInt(time.Now().Unix()+1, 10))
-		}, 401},
-		{"no time", "x", []string{oldSecret}, 0, func(h http.Header, _ *string) { h.Del(sign.HeaderTimestamp) }, 401},
-		{"not signed", "x", []string{oldSecret}, 0, func(h http.Header, b *string) {
-			onlyBody(h, b)
-			h.Del(sign.HeaderBodySignature)
-		}, 401},
-	} {
-		if got := deliver(t, "http://"+addr+"/", r); got != r.want {
-			t.Errorf("%s: answered with %d, want %d", r.what, got, r.want)
-		}
-	}
-
-	// Of the five that verify, one came twice.
-	lines := bufio.NewScanner(stdout)
-	for n := range 4 {
-		if !lines.Scan() || strings.ReplaceAll(lines.Text(), `": `, `":`) != received {
-			t.Fatalf("line %d is %q, want %q", n, lines.Text(), received)
-		}
-	}
-	if err := cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	if rest, _ := io.ReadAll(stdout); lines.Scan() || len(rest) > 0 {
-		t.Errorf("it received more: %q %q", lines.Text(), rest)
-	}
-}
-
-// deliver signs and sends a request, and returns the status.
-func deliver(t *testing.T, url string, r request) int {
-	t.Helper()
-	signer, err := sign.New(r.secrets...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	const id = "0193a1f0-7c00-7abc-8def-0123456789ab"
-	unix, sent := time.Now().Add(-r.age).Unix(), body
-	h := http.Header{}
-	h.Set("X-Webhook-Delivery-ID", r.delivery)
-	h.Set(sign.HeaderBodySignature, signer.Body([]byte(body)))
-	h.Set(sign.HeaderID, id)
-	h.Set(sign.HeaderTimestamp, strconv.FormatInt(unix, 10))
-	h.Set(sign.HeaderSignature, signer.Standard(id, unix, []byte(body)))
-	if r.tamper != nil {
-		r.tamper(h, &sent)
-	}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, strings.NewReader(sent))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header = h
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatalf("%s: %v", r.what, err)
-	}
-	if err := resp.Body.Close(); err != nil {
-		t.Error(err)
-	}
-	return resp.StatusCode
-}
-
-// freeAddr returns an address that nobody listens on.
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return l.Addr().String()
-}
-
-// Every statement of the README runs, in a database that has walhook in the schema where
-// the README leads, and its roles can do with it what it says. Roles belong to the server:
-// they get names of this test's own, and are rolled back with the rest.
-func TestSQLOfTheREADME(t *testing.T) {
+// Every statement of the pages runs, in a database that has walhook in the schema where
+// the README leads, and the roles can do with it what the pages say. Roles belong to the
+// server: they get names of this test's own, and are rolled back with the rest.
+func TestSQLOfThePages(t *testing.T) {
 	t.Parallel()
 	db := pgtest.Empty(t)
 	role := regexp.MustCompile(`\b(ROLE|TO) (walhook|app|backend|ops)\b`)
@@ -249,23 +67,25 @@ func TestSQLOfTheREADME(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	statements := 0
+	ran := map[string]bool{} // one that stands on two pages, such as CREATE ROLE, can run only once
 	if _, err := tx.Exec(t.Context(), `INSERT INTO webhook_endpoints (id, organization_id, url) VALUES ('44444444-4444-4444-8444-444444444444', 'org_1', 'https://example.com/')`); err != nil {
 		t.Fatal(err)
 	}
-	for _, b := range blocks(t, "sql") {
-		for statement := range statementsOf(b) {
-			if statement = ours(statement); statement == "BEGIN" || statement == "COMMIT" {
-				continue
+	for _, page := range pages {
+		for _, b := range blocks(t, page, "sql") {
+			for statement := range statementsOf(b) {
+				if statement = ours(statement); ran[statement] || statement == "BEGIN" || statement == "COMMIT" {
+					continue
+				}
+				if _, err := tx.Exec(t.Context(), statement); err != nil {
+					t.Fatalf("%s: %s: %v", page, statement, err)
+				}
+				ran[statement] = true
 			}
-			if _, err := tx.Exec(t.Context(), statement); err != nil {
-				t.Fatalf("%s: %v", statement, err)
-			}
-			statements++
 		}
 	}
-	if statements < 20 {
-		t.Errorf("only %d statements were found", statements)
+	if len(ran) < 40 {
+		t.Errorf("only %d statements were found", len(ran))
 	}
 
 	const (
@@ -313,12 +133,9 @@ func TestSQLOfTheREADME(t *testing.T) {
 // schema where its commands say.
 func installAsREADME(t *testing.T, db *pgtest.DB, ours func(string) string) {
 	t.Helper()
-	text, err := os.ReadFile("../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	named := regexp.MustCompile(`WALHOOK_SCHEMA=(\w+)`).FindStringSubmatch(string(text))
-	path := regexp.MustCompile(`ALTER DATABASE app SET search_path = [^;]+`).FindString(string(text))
+	text := read(t, "README.md")
+	named := regexp.MustCompile(`WALHOOK_SCHEMA=(\w+)`).FindStringSubmatch(text)
+	path := regexp.MustCompile(`ALTER DATABASE app SET search_path = [^;]+`).FindString(text)
 	if named == nil || path == "" {
 		t.Fatal("README.md names no schema, or no search_path")
 	}
@@ -335,15 +152,11 @@ func installAsREADME(t *testing.T, db *pgtest.DB, ours func(string) string) {
 		t.Fatal(err)
 	}
 	defer pool.Close()
-	schema, err := os.ReadFile("../schema.sql")
-	if err != nil {
-		t.Fatal(err)
-	}
 	st := store.New(pool, db.Slot, 0)
 	if err := st.CreateSchema(t.Context(), named[1]); err != nil {
 		t.Fatal(err)
 	}
-	if err := st.Migrate(t.Context(), string(schema)); err != nil {
+	if err := st.Migrate(t.Context(), read(t, "schema.sql")); err != nil {
 		t.Fatal(err)
 	}
 }

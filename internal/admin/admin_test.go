@@ -512,10 +512,10 @@ func TestServeSaysWhyItFailed(t *testing.T) {
 	}
 }
 
-// The README tells operators of every metric.
-func TestREADMEListsTheMetrics(t *testing.T) {
+// Operators find every metric in docs/operations.md.
+func TestOperationsListsTheMetrics(t *testing.T) {
 	t.Parallel()
-	readme, err := os.ReadFile("../../README.md")
+	page, err := os.ReadFile("../../docs/operations.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -528,14 +528,14 @@ func TestREADMEListsTheMetrics(t *testing.T) {
 			name, _, _ = strings.Cut(name, " ")
 			ours[name] = true
 			runtime := strings.HasPrefix(name, "walhook_go_") || strings.HasPrefix(name, "walhook_process_")
-			if !runtime && !strings.Contains(string(readme), "`"+name+"`") {
-				t.Errorf("README.md does not list %s", name)
+			if !runtime && !strings.Contains(string(page), "`"+name+"`") {
+				t.Errorf("docs/operations.md does not list %s", name)
 			}
 		}
 	}
-	for _, name := range regexp.MustCompile("`(walhook_[a-z_]+[a-z])`").FindAllStringSubmatch(string(readme), -1) {
+	for _, name := range regexp.MustCompile("`(walhook_[a-z_]+[a-z])`").FindAllStringSubmatch(string(page), -1) {
 		if !ours[name[1]] {
-			t.Errorf("README.md lists %s, which does not exist", name[1])
+			t.Errorf("docs/operations.md lists %s, which does not exist", name[1])
 		}
 	}
 }

@@ -2,12 +2,12 @@ package config
 
 import "slices"
 
-// A Variable is a row of the configuration table in the README, which a test
+// A Variable is a row of the table in docs/configuration.md, which a test
 // compares with this one.
 type Variable struct {
 	Name    string
 	Default string // as it would be written into the environment; "": none
-	Shown   string // the default as the README shows it, where it is no plain value
+	Shown   string // the default as docs/configuration.md shows it, where it is no plain value
 	Meaning string // for people, in Markdown
 	Example string // a value that would do
 	Secret  bool   // never printed; can be given as NAME_FILE

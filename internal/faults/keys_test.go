@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// keys changes WALHOOK_SECRET_KEY, wrongly and as the README says, and has a secret that
+// keys changes WALHOOK_SECRET_KEY, wrongly and as docs/operations.md says, and has a secret that
 // cannot be opened while walhook runs.
 func keys(t *testing.T, s Setup) {
 	const deliversWithin, exitsWithin = 10 * time.Second, 10 * time.Second

@@ -1,11 +1,13 @@
 package faults
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -24,6 +26,7 @@ var (
 	many     = flag.Int("faults.many", 1_000_000, "how many events a backlog or a huge transaction has")
 	seed     = flag.Uint64("faults.seed", 0, "when kills come: 0 is at random")
 	broken   = flag.String("faults.sabotage", "", "a switch of internal/sabotage: the rule that walhook breaks, so that a scenario goes red")
+	page     = flag.String("faults.write", "", "the page to put the figures into; only of scenarios in full, of a walhook that is whole")
 	binary   = flag.String("faults.binary", "", "the walhook to be tested; empty: it is built")
 )
 
@@ -48,9 +51,16 @@ func runTests(m *testing.M) (code int, err error) {
 		return 1, err
 	}
 	defer os.RemoveAll(folder)
+	if *page != "" && (*quick || *broken != "") {
+		return 1, errors.New("-faults.write goes with -faults alone: these are not the figures of the page")
+	}
 	code = m.Run()
 	fmt.Print(table())
-	return code, nil
+	if *page == "" {
+		return code, nil
+	}
+	measured := fmt.Sprintf("%s, %d cores, %.0f/s", time.Now().Format(time.DateOnly), runtime.NumCPU(), *rate)
+	return code, writeFigures(*page, named(), measured)
 }
 
 // build builds walhook, once.

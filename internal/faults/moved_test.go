@@ -11,8 +11,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// movedDatabase moves everything to another database by pg_dump and pg_restore, as the
-// README says, with events that nobody has read and retries that wait. walhook is
+// movedDatabase moves everything to another database by pg_dump and pg_restore, as
+// docs/operations.md says, with events that nobody has read and retries that wait. walhook is
 // started on the copy, makes its slot, and sends what is owed with the ids and the
 // secrets of before, and nothing that has been delivered.
 func movedDatabase(t *testing.T, s Setup) {

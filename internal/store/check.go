@@ -231,7 +231,7 @@ func (f *facts) stranger() (named string) {
 }
 
 // ownership says whose the tables are. Who applies the schema has to be allowed to
-// replace all of it; who only runs needs no more than README's grants.
+// replace all of it; who only runs needs no more than the grants of docs/operations.md.
 func (f *facts) ownership(want Intent) Check {
 	const name = "owner"
 	if len(f.made) == 0 {

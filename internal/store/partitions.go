@@ -352,7 +352,7 @@ func (p *Partitions) whole(ctx context.Context, day, end time.Time) (whole bool,
 		case err != nil:
 			return false, "", err
 		case len(c.Missing) > 0: // the next round looks there again
-			return false, fmt.Sprintf("event %s is owed without a delivery; if that stays so, README, \"Beyond the recovery window\", has the query that finds such events and how to have them delivered",
+			return false, fmt.Sprintf("event %s is owed without a delivery; if that stays so, docs/operations.md, \"Beyond the recovery window\", has the query that finds such events and how to have them delivered",
 				c.Missing[0].EventID), nil
 		}
 		w.upto, w.end, w.events = c.Upto, c.End, w.events+int64(c.Events)

@@ -176,7 +176,7 @@ func TestViewsAreTheirReaders(t *testing.T) {
 	for what, db := range map[string]*pgtest.DB{"new": pgtest.New(t), "upgraded": upgraded(t)} {
 		role := newRole(t, db)
 		exec(t, db.Pool, `GRANT SELECT ON webhook_outbox, webhook_deliveries, webhook_endpoints, webhook_event_types, webhook_state,
-			webhook_endpoint_failures, webhook_attempts, webhook_endpoint_health, webhook_status TO `+role) // as README says
+			webhook_endpoint_failures, webhook_attempts, webhook_endpoint_health, webhook_status TO `+role) // as docs/operations.md says
 		reader := newPool(t, db, asRole(role))
 		newDelivery(t, db.Pool, newEvent(t, db.Pool, "org_1", "payment.failed"), newEndpoint(t, db.Pool, "org_1"), "failed")
 		for _, view := range []string{"webhook_attempts", "webhook_endpoint_health", "webhook_status"} {

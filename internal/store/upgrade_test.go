@@ -43,7 +43,7 @@ UNION ALL SELECT format('%s %s', c.relname, a.privilege_type) FROM pg_class c CR
 UNION ALL SELECT format('%s.%s %s', c.relname, t.attname, a.privilege_type)
 FROM pg_attribute t JOIN pg_class c ON c.oid = t.attrelid CROSS JOIN LATERAL aclexplode(t.attacl) a WHERE a.grantee = $1::text::regrole`
 
-// What README grants at version 4.
+// What was documented to be granted at version 4.
 const grantsOfVersion4 = `
 GRANT INSERT, SELECT (id) ON webhook_outbox TO ROLE_app;
 GRANT SELECT, INSERT, UPDATE, DELETE ON webhook_endpoints TO ROLE_backend;
@@ -52,7 +52,7 @@ GRANT SELECT ON webhook_outbox, webhook_deliveries, webhook_endpoints, webhook_e
     webhook_endpoint_failures, webhook_attempts, webhook_endpoint_health, webhook_status TO ROLE_ops;
 GRANT UPDATE (status, next_attempt_at) ON webhook_deliveries TO ROLE_ops;`
 
-// version4 is a database of version 4 in use, with README's roles, whose names it returns. What comes before is done first.
+// version4 is a database of version 4 in use, with the documented roles, whose names it returns. What comes before is done first.
 func version4(t testing.TB, before ...func(*pgtest.DB)) (db *pgtest.DB, roles map[string]string) {
 	t.Helper()
 	old, err := os.ReadFile("testdata/schema-4.sql")
