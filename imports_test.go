@@ -28,6 +28,7 @@ func TestImportsGoOneWay(t *testing.T) {
 		"internal/store":    {"outbox", "internal/sabotage"},
 
 		"internal/postgres/container": {},
+		"internal/store/storetest":    {"outbox", "internal/store"},
 	}
 	out, err := exec.CommandContext(t.Context(), "go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, "./...").Output()
 	if err != nil {

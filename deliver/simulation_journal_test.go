@@ -9,6 +9,7 @@ import (
 
 	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/store/storetest"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -101,6 +102,22 @@ func (j *journal) lost(id uuid.UUID) {
 	}
 }
 
+// wrote sees what a process has committed.
+func (j *journal) wrote(p *process, c *storetest.Commit) {
+	for _, r := range c.Rows {
+		j.s.note("row %s %s %d", r.ID, r.Status, r.Attempts)
+		if r.First == c {
+			j.inserted(p, r.Record)
+		}
+	}
+	for _, e := range c.Events {
+		j.committed(e)
+	}
+	for _, e := range c.Endpoints { // which have answered 410
+		j.refused[e.ID] = true
+	}
+}
+
 // inserted sees a row; that of an attempt under way is a lease.
 func (j *journal) inserted(p *process, r store.Record) {
 	d := j.known[r.ID]
@@ -116,7 +133,7 @@ func (j *journal) inserted(p *process, r store.Record) {
 // request is one that has arrived.
 func (j *journal) request(p *process, r send.Request) (status int, after time.Duration) {
 	d := j.known[r.DeliveryID]
-	if d == nil || j.s.db.inserted[d.event.ID] == nil {
+	if d == nil || j.s.db.Inserted[d.event.ID] == nil {
 		j.s.violate("delivery %s was sent, whose event is not committed", r.DeliveryID)
 		return 404, 0
 	}
@@ -132,7 +149,7 @@ func (j *journal) request(p *process, r send.Request) (status int, after time.Du
 		j.s.violate("delivery %s was sent %s", d.id, why)
 	}
 	// A process that has lost the slot and does not know yet cannot know of the lease.
-	if d.by != p && now.Before(d.leased) && !j.s.db.fenced(p.engine.window.fence) {
+	if d.by != p && now.Before(d.leased) && !j.s.db.Fenced(p.engine.window.fence) {
 		j.s.violate("delivery %s was sent again within the lease", d.id)
 	}
 	if d.by == p && !d.begun.IsZero() {

@@ -13,23 +13,23 @@ func (s *simulation) settled() bool { return s.unsettled() == "" }
 // unsettled says what is left to do, or nothing.
 func (s *simulation) unsettled() string {
 	for _, d := range s.journal.order {
-		r, by := s.db.rows[d.id], s.db.inserted[d.event.ID]
+		r, by := s.db.Rows[d.id], s.db.Inserted[d.event.ID]
 		switch {
 		case by == nil: // the database fell back behind it
 		case r == nil:
-			return fmt.Sprintf("delivery %s (event at %d, endpoint %s) has no row", d.id, by.end, d.endpoint)
-		case r.waits():
-			return fmt.Sprintf("delivery %s (endpoint %s) is %s after %d attempts, due %v", d.id, d.endpoint, r.Status, r.Attempts, r.due.Sub(s.began))
+			return fmt.Sprintf("delivery %s (event at %d, endpoint %s) has no row", d.id, by.End, d.endpoint)
+		case r.Waits():
+			return fmt.Sprintf("delivery %s (endpoint %s) is %s after %d attempts, due %v", d.id, d.endpoint, r.Status, r.Attempts, r.DueAt.Sub(s.began))
 		}
 	}
 	p := s.active()
 	switch {
 	case p == nil:
 		return "no process has the slot"
-	case p.engine.window.fence.Epoch == 0 || !s.db.state.reconcileFrom.IsZero():
+	case p.engine.window.fence.Epoch == 0 || !s.db.State.ReconcileFrom.IsZero():
 		return "the reconciler has not ended"
-	case s.db.slot.confirmed != s.db.end():
-		return fmt.Sprintf("confirmed is %d, of %d", s.db.slot.confirmed, s.db.end())
+	case s.db.slot.confirmed != s.db.End():
+		return fmt.Sprintf("confirmed is %d, of %d", s.db.slot.confirmed, s.db.End())
 	case len(p.engine.window.deliveries) > 0:
 		return fmt.Sprintf("%d deliveries in the window", len(p.engine.window.deliveries))
 	}
@@ -46,19 +46,19 @@ func (s *simulation) judge() {
 	}
 	owed := 0
 	for _, d := range s.journal.order {
-		if s.db.inserted[d.event.ID] != nil {
+		if s.db.Inserted[d.event.ID] != nil {
 			s.judgeDelivery(d)
 			owed++
 		}
 	}
-	if len(s.db.rows) != owed {
-		s.violate("%d rows for %d owed deliveries", len(s.db.rows), owed)
+	if len(s.db.Rows) != owed {
+		s.violate("%d rows for %d owed deliveries", len(s.db.Rows), owed)
 	}
 	s.judgeWindow(active)
 }
 
 func (s *simulation) judgeDelivery(d *journaled) {
-	r := s.db.rows[d.id]
+	r := s.db.Rows[d.id]
 	if d.good > 1+d.excused {
 		s.violate("delivery %s was delivered %d times, %d may be for crashes", d.id, d.good, d.excused)
 	}
@@ -95,7 +95,7 @@ func (s *simulation) judgeWindow(p *process) {
 	if slices.Max(left) != 0 || slices.Min(left) != 0 {
 		s.violate("left in the window: deliveries, held, fetched, bytes, running, ended, parked, aging, guests, late, aside, unwritten, gates %v", left)
 	}
-	for _, l := range s.db.endpoints {
+	for _, l := range s.db.EndpointRows {
 		if l := w.lanes[l.ID]; l != nil && (l.held != 0 || l.running != 0 || l.parking != 0 || l.ended != 0) {
 			s.violate("left in the lane of %s: held %d, running %d, parking %d, ended %d", l.id, l.held, l.running, l.parking, l.ended)
 		}

@@ -7,6 +7,7 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/store/storetest"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -85,11 +86,9 @@ func (p *process) connect() *connection {
 	}
 	created := false
 	if db.slot == nil {
-		next := db.nextState()
-		next.durable = 0
-		next.reconcileSince(next.durableAt)
-		next.reconcileFrom = next.reconcileFrom.Add(-time.Microsecond)
-		db.write(&commit{visible: true, state: next})
+		if err := db.AwaitSlot(s.t.Context()); err != nil {
+			return nil
+		}
 		if fallen() || db.slot != nil {
 			return nil
 		}
@@ -100,37 +99,35 @@ func (p *process) connect() *connection {
 		return nil
 	}
 	db.pids++
-	session := &store.Session{SystemID: "1", Timeline: db.timeline, SlotCreated: created, PID: db.pids}
-	flushed := db.end()
+	session := &store.Session{SystemID: "1", Timeline: db.Timeline, SlotCreated: created, PID: db.pids}
+	flushed := db.End()
 	if fallen() {
 		return nil
 	}
-	if st := db.state; st != nil && st.timeline == session.Timeline && st.durable <= flushed {
-		session.Start = st.durable
+	if st := db.State; st != nil && st.Timeline == session.Timeline && st.Durable <= flushed {
+		session.Start = st.Durable
 	}
 	if fallen() || taken() {
 		return nil
 	}
 	session.Confirmed, session.Lease = db.slot.confirmed, simulatedLease
-	if p.told.server.Equal(db.server) {
+	if p.told.server.Equal(db.Server) {
 		session.Told = p.told.lsn
 	}
 	session.Heard(time.Now())
 	if fallen() || taken() {
 		return nil
 	}
-	c := &connection{process: p, session: session, server: db.server, sent: max(session.Start, db.slot.confirmed)}
+	c := &connection{process: p, session: session, server: db.Server, sent: max(session.Start, db.slot.confirmed)}
 	db.slot.connection = c
 	return c
 }
 
 // makeSlot waits for the transactions under way: what comes after it is streamed.
 func (db *database) makeSlot() {
-	for _, c := range db.wal {
-		c.visible = true
-	}
-	db.slot = &slot{confirmed: db.end(), saved: db.end(), made: db.end()}
-	db.s.note("slot made at %d", db.end())
+	db.ShowAll()
+	db.slot = &slot{confirmed: db.End(), saved: db.End(), made: db.End()}
+	db.s.note("slot made at %d", db.End())
 }
 
 // follow hands on and confirms until the connection is lost.
@@ -165,9 +162,9 @@ func (p *process) follow(c *connection) {
 }
 
 // next is the first commit behind a position that the walsender may send.
-func (db *database) next(sent pglogrepl.LSN) *commit {
-	for _, c := range db.wal {
-		if c.end > sent && c.end <= db.replicated {
+func (db *database) next(sent pglogrepl.LSN) *storetest.Commit {
+	for _, c := range db.WAL {
+		if c.End > sent && c.End <= db.replicated {
 			return c
 		}
 	}
@@ -175,25 +172,25 @@ func (db *database) next(sent pglogrepl.LSN) *commit {
 }
 
 // handOn sends a commit, or a piece of it where it is the first of several.
-func (p *process) handOn(c *connection, next *commit) {
+func (p *process) handOn(c *connection, next *storetest.Commit) {
 	s := p.s
 	lost := func() bool { return s.db.slot == nil || s.db.slot.connection != c }
 	if p.stopped { // no event comes any more, and no position
-		if next.echo != "" {
-			p.batches <- store.Batch{Echoes: []string{next.echo}}
+		if next.Echo != "" {
+			p.batches <- store.Batch{Echoes: []string{next.Echo}}
 		}
-		c.sent = next.end
+		c.sent = next.End
 		return
 	}
-	for _, e := range next.events {
-		s.note("event %s at %d", e.ID, next.end)
+	for _, e := range next.Events {
+		s.note("event %s at %d", e.ID, next.End)
 	}
-	events := make([]outbox.Event, 0, len(next.events))
-	for i, e := range next.events {
+	events := make([]outbox.Event, 0, len(next.Events))
+	for i, e := range next.Events {
 		copied := *e
 		copied.EndpointIDs = slices.Clone(e.EndpointIDs)
-		if events = append(events, copied); i < len(next.events)-1 && s.chance(50) {
-			p.batches <- store.Batch{Events: events, CommitTime: next.at}
+		if events = append(events, copied); i < len(next.Events)-1 && s.chance(50) {
+			p.batches <- store.Batch{Events: events, CommitTime: next.At}
 			events = nil
 			s.await(func() bool { return lost() || len(p.batches) < cap(p.batches) })
 			if lost() || p.stopped {
@@ -201,13 +198,13 @@ func (p *process) handOn(c *connection, next *commit) {
 			}
 		}
 	}
-	b := store.Batch{Events: events, End: next.end, CommitTime: next.at}
-	if next.echo != "" {
-		b.Echoes = []string{next.echo}
+	b := store.Batch{Events: events, End: next.End, CommitTime: next.At}
+	if next.Echo != "" {
+		b.Echoes = []string{next.Echo}
 	}
-	if len(next.events) == 0 && next.echo == "" {
+	if len(next.Events) == 0 && next.Echo == "" {
 		b.CommitTime = time.Time{} // a keepalive's position
 	}
 	p.batches <- b
-	c.sent = next.end
+	c.sent = next.End
 }

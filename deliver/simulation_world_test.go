@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/store/storetest"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -53,21 +54,21 @@ var faults = []fault{
 	}},
 	{"slot lost", func(s *simulation) { s.db.slot = nil }},
 	{"rows moved", func(s *simulation) {
-		s.db.moves++
-		for _, e := range s.db.events {
-			s.db.moved[e.ID] = s.db.moves
+		s.db.Moves++
+		for _, e := range s.db.Events {
+			s.db.Moved[e.ID] = s.db.Moves
 		}
-		for _, r := range s.db.order {
+		for _, r := range s.db.Order {
 			if s.chance(50) {
-				s.db.moved[r.ID] = s.db.moves
+				s.db.Moved[r.ID] = s.db.Moves
 			}
 		}
 	}},
 	{"slot moved", (*simulation).moveSlot},
 	{"rows locked", func(s *simulation) {
-		for _, r := range s.db.order {
+		for _, r := range s.db.Order {
 			if s.chance(30) {
-				s.db.locked[r.ID] = time.Now().Add(s.within(2 * time.Second))
+				s.db.Locked[r.ID] = time.Now().Add(s.within(2 * time.Second))
 			}
 		}
 	}},
@@ -75,13 +76,13 @@ var faults = []fault{
 		for _, d := range s.journal.order {
 			switch {
 			case s.chance(20):
-				s.db.refused[d.id] = time.Now().Add(s.within(3 * time.Second))
+				s.db.Refused[d.id] = time.Now().Add(s.within(3 * time.Second))
 			case s.chance(20):
-				s.db.picky[d.id] = time.Now().Add(s.within(3 * time.Second))
+				s.db.Picky[d.id] = time.Now().Add(s.within(3 * time.Second))
 			}
 		}
 	}},
-	{"news refused", func(s *simulation) { s.db.mute = time.Now().Add(s.within(3 * time.Second)) }},
+	{"news refused", func(s *simulation) { s.db.Mute = time.Now().Add(s.within(3 * time.Second)) }},
 }
 
 func (s *simulation) forecast() weather {
@@ -116,9 +117,9 @@ func (s *simulation) moveSlot() {
 	if db.slot == nil {
 		return
 	}
-	to := db.end()
+	to := db.End()
 	if s.chance(50) {
-		to = pick(s, db.wal).end
+		to = pick(s, db.WAL).End
 	}
 	if to <= db.slot.confirmed {
 		return
@@ -149,13 +150,13 @@ func (s *simulation) freeze() {
 
 // populate makes the endpoints, and the tasks of the world.
 func (s *simulation) populate() {
-	c := &commit{visible: true}
+	c := &storetest.Commit{Visible: true}
 	for range 1 + s.rng.IntN(5) {
-		c.endpoints = append(c.endpoints, s.newEndpoint())
+		c.Endpoints = append(c.Endpoints, s.newEndpoint())
 	}
-	s.db.write(c)
+	s.db.Write(c)
 	s.db.makeSlot()
-	s.db.replicated = s.db.end()
+	s.db.replicated = s.db.End()
 	s.db.serve()
 	s.start()
 	s.spawn("application", nil, s.application)
@@ -164,8 +165,8 @@ func (s *simulation) populate() {
 	}
 }
 
-func (s *simulation) newEndpoint() *endpointRow {
-	e := &endpointRow{own: s.chance(30)}
+func (s *simulation) newEndpoint() *storetest.Endpoint {
+	e := &storetest.Endpoint{Own: s.chance(30)}
 	e.Endpoint = store.Endpoint{ID: s.id(time.Now()), OrganizationID: fmt.Sprint("org_", s.rng.IntN(2)), URL: "https://example.com/",
 		Enabled: true, Secrets: []store.Secret{"a secret of sixteen"}, MaxInFlight: s.rng.IntN(3)}
 	if s.chance(20) {
@@ -180,28 +181,28 @@ func (s *simulation) application() {
 	pause := pick(s, []time.Duration{100 * time.Millisecond, 300 * time.Millisecond, time.Second})
 	for time.Since(s.began) < roughTime {
 		s.pass(s.within(2 * pause))
-		c := &commit{visible: !s.chance(50)}
+		c := &storetest.Commit{Visible: !s.chance(50)}
 		if s.chance(5) {
-			c.endpoints = append(c.endpoints, s.newEndpoint())
+			c.Endpoints = append(c.Endpoints, s.newEndpoint())
 		}
 		for range s.rng.IntN(4) {
-			c.events = append(c.events, s.newEvent(c.endpoints...))
+			c.Events = append(c.Events, s.newEvent(c.Endpoints...))
 		}
-		for _, e := range c.events {
+		for _, e := range c.Events {
 			s.journal.committed(e)
 		}
-		s.db.write(c)
+		s.db.Write(c)
 	}
 }
 
-func (s *simulation) newEvent(made ...*endpointRow) *outbox.Event {
+func (s *simulation) newEvent(made ...*storetest.Endpoint) *outbox.Event {
 	at := time.Now().Add(-s.within(200 * time.Millisecond))
 	if s.chance(5) {
 		at = at.Add(-2 * time.Minute) // a long transaction
 	}
 	e := &outbox.Event{ID: s.id(at), OrganizationID: fmt.Sprint("org_", s.rng.IntN(2)), Type: "payment.succeeded", CreatedAt: at}
 	e.Payload = fmt.Appendf(nil, `{"n":%q}`, fmt.Sprintf("%0*d", 1+s.rng.IntN(400), 0))
-	e.EndpointIDs = s.db.owed(e.OrganizationID, e.Type, made...)
+	e.EndpointIDs = s.db.Owed(e.OrganizationID, e.Type, made...)
 	return e
 }
 
@@ -210,9 +211,9 @@ func (s *simulation) operator() {
 	for time.Since(s.began) < roughTime {
 		s.pass(s.within(4 * time.Second))
 		if s.chance(40) {
-			s.changeEndpoint(*pick(s, s.db.endpoints))
-		} else if len(s.db.order) > 0 {
-			s.replay(*pick(s, s.db.order))
+			s.changeEndpoint(*pick(s, s.db.EndpointRows))
+		} else if len(s.db.Order) > 0 {
+			s.replay(*pick(s, s.db.Order))
 		}
 		for _, p := range s.processes {
 			if s.weather.hints {
@@ -222,13 +223,13 @@ func (s *simulation) operator() {
 	}
 }
 
-func (s *simulation) changeEndpoint(e endpointRow) {
-	if e.deleted {
+func (s *simulation) changeEndpoint(e storetest.Endpoint) {
+	if e.Deleted {
 		return
 	}
 	switch s.rng.IntN(7) {
 	case 0:
-		e.deleted = true
+		e.Deleted = true
 	case 1, 2:
 		e.Enabled = !e.Enabled
 	case 3:
@@ -241,44 +242,44 @@ func (s *simulation) changeEndpoint(e endpointRow) {
 	default:
 		e.RatePerSecond = float64(s.rng.IntN(20))
 	}
-	if e.deleted || !e.Enabled {
+	if e.Deleted || !e.Enabled {
 		s.journal.refused[e.ID] = true
 	}
-	s.note("endpoint %s: enabled %v, deleted %v", e.ID, e.Enabled, e.deleted)
-	s.db.write(&commit{visible: true, endpoints: []*endpointRow{&e}})
+	s.note("endpoint %s: enabled %v, deleted %v", e.ID, e.Enabled, e.Deleted)
+	s.db.Write(&storetest.Commit{Visible: true, Endpoints: []*storetest.Endpoint{&e}})
 }
 
 // replay begins a delivery anew, whatever has become of it, and whatever is under
 // way; or now and then it is cancelled by hand.
-func (s *simulation) replay(r deliveryRow) {
-	if s.db.isLocked(r.ID) {
+func (s *simulation) replay(r storetest.Row) {
+	if s.db.IsLocked(r.ID) {
 		return
 	}
-	r.said = true
-	if s.chance(20) && r.waits() {
+	r.Said = true
+	if s.chance(20) && r.Waits() {
 		s.note("cancel %s", r.ID)
 		r.Status = store.Cancelled
 		s.journal.cancelled(r.ID)
 	} else {
 		s.note("replay %s", r.ID)
-		r.Status, r.due = store.Pending, time.Now()
+		r.Status, r.DueAt = store.Pending, time.Now()
 		s.journal.replayed(r.ID)
 	}
-	s.db.write(&commit{visible: true, rows: []*deliveryRow{&r}})
+	s.db.Write(&storetest.Commit{Visible: true, Rows: []*storetest.Row{&r}})
 }
 
 // mendSecrets has all endpoints' secrets opened again.
 func (s *simulation) mendSecrets() {
-	c := &commit{visible: true}
-	for _, e := range s.db.endpoints {
+	c := &storetest.Commit{Visible: true}
+	for _, e := range s.db.EndpointRows {
 		if e.Sealed != "" {
 			mended := *e
 			mended.Sealed = ""
 			s.journal.sealed(e.ID, false)
-			c.endpoints = append(c.endpoints, &mended)
+			c.Endpoints = append(c.Endpoints, &mended)
 		}
 	}
-	if len(c.endpoints) > 0 {
-		s.db.write(c)
+	if len(c.Endpoints) > 0 {
+		s.db.Write(c)
 	}
 }

@@ -1,0 +1,476 @@
+package storetest
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/outbox"
+)
+
+// Acquire is the Store's.
+func (m *Memory) Acquire(_ context.Context, holder uuid.UUID, session *store.Session, seq uint64) (store.Fence, error) {
+	pid, confirmed := m.Slot()
+	if session.PID != 0 && session.PID != pid {
+		return store.Fence{}, store.ErrSessionOver
+	}
+	next := m.NextState()
+	fence := store.Fence{Holder: holder, LastWrite: next.UpdatedAt, Server: m.Server}
+	if next.Epoch == 0 || next.Holder != holder {
+		next.Epoch++
+	}
+	next.Holder = holder
+	fence.Moved = session.Moved(confirmed)
+	if !session.SlotCreated {
+		fence.Settles = m.End().String()
+	}
+	if session.Start != 0 && !session.SlotCreated && !fence.Moved {
+		if next.Durable != 0 {
+			next.Durable = min(next.Durable, session.Start)
+		}
+	} else {
+		next.Durable = 0
+		next.ReconcileSince(next.DurableAt)
+	}
+	next.Timeline, next.UpdatedAt = session.Timeline, time.Now()
+	fence.Epoch, fence.Reconcile, fence.ReconcileFrom = next.Epoch, !next.ReconcileFrom.IsZero(), next.ReconcileFrom
+	m.Write(&Commit{Visible: true, State: next, Echo: fence.Echo(seq)})
+	return fence, nil
+}
+
+// AwaitSlot is the Store's.
+func (m *Memory) AwaitSlot(context.Context) error {
+	next := m.NextState()
+	next.Durable = 0
+	next.ReconcileSince(next.DurableAt)
+	next.ReconcileFrom = next.ReconcileFrom.Add(-time.Microsecond)
+	m.Write(&Commit{Visible: true, State: next})
+	return nil
+}
+
+// nothingRecorded is what the state row has where nothing was ever recorded.
+var nothingRecorded = time.Unix(0, 0)
+
+// NextState is the state row, to be changed and written.
+func (m *Memory) NextState() *State {
+	if m.State == nil {
+		return &State{DurableAt: nothingRecorded}
+	}
+	next := *m.State
+	return &next
+}
+
+// begin opens a transaction that writes deliveries.
+func (m *Memory) begin(fence store.Fence, mark store.Mark) (*Commit, error) {
+	if m.Fenced(fence) {
+		return nil, store.ErrFenced
+	}
+	c := &Commit{Visible: true, State: m.NextState()}
+	if mark.Durable > c.State.Durable && fence.Server.Equal(m.Server) {
+		c.State.Durable = mark.Durable
+		if !mark.CommitAt.IsZero() {
+			c.State.DurableAt = mark.CommitAt
+		}
+	}
+	c.State.UpdatedAt = time.Now()
+	if mark.Seq != 0 {
+		c.Echo = fence.Echo(mark.Seq)
+	}
+	return c, nil
+}
+
+// Existing is the Store's.
+func (m *Memory) Existing(_ context.Context, ids []uuid.UUID, known map[uuid.UUID]bool) error {
+	for _, id := range ids {
+		if m.Rows[id] != nil && !m.missed(id) {
+			known[id] = true
+		}
+	}
+	return nil
+}
+
+// Insert is the Store's.
+func (m *Memory) Insert(_ context.Context, fence store.Fence, mark store.Mark, records []store.Record) (allNew bool, err error) {
+	c, err := m.begin(fence, mark)
+	if err != nil {
+		return false, err
+	}
+	if err := m.refuse(mark, records); err != nil {
+		return false, err
+	}
+	for _, r := range records {
+		if m.Rows[r.ID] == nil {
+			c.Rows = append(c.Rows, newRow(r))
+		}
+	}
+	if !mark.Alone {
+		m.consequences(c, mark.Health, records)
+	}
+	m.Write(c)
+	return len(c.Rows) == len(records), nil
+}
+
+func newRow(r store.Record) *Row {
+	from := time.Now()
+	if r.Attempt != nil {
+		from = r.Attempt.EndedAt
+	}
+	return &Row{Record: r, DueAt: from.Add(r.Wait.Truncate(time.Millisecond))}
+}
+
+// Update is the Store's.
+func (m *Memory) Update(_ context.Context, fence store.Fence, mark store.Mark, records []store.Record) (busy, again []uuid.UUID, err error) {
+	c, err := m.begin(fence, mark)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := m.refuse(mark, records); err != nil {
+		return nil, nil, err
+	}
+	for _, r := range records {
+		old := m.Rows[r.ID]
+		switch {
+		case old == nil:
+		case m.IsLocked(r.ID), m.missed(r.ID):
+			busy = append(busy, r.ID)
+		case old.Attempts < r.Attempts && old.Status != store.Success:
+			row := newRow(r)
+			row.First = old.First
+			if old.overrules(r) {
+				row.Status, row.DueAt, row.Said = old.Status, old.DueAt, old.Said
+				if old.Status == store.Pending {
+					row.SeriesStart = r.Attempts
+				}
+				if old.Waits() {
+					again = append(again, r.ID)
+				}
+			}
+			c.Rows = append(c.Rows, row)
+		}
+	}
+	if !mark.Alone {
+		m.consequences(c, mark.Health, records)
+	}
+	m.Write(c)
+	return busy, again, nil
+}
+
+// refuse is what somebody's constraints and triggers do: they take a row in no
+// form, or with nothing that the receiver said, or none of walhook's own events.
+func (m *Memory) refuse(mark store.Mark, records []store.Record) error {
+	now := time.Now()
+	for _, r := range records {
+		if now.Before(m.Refused[r.ID]) || now.Before(m.Picky[r.ID]) && r.Attempt != nil && r.Attempt.StatusCode != 0 {
+			return &pgconn.PgError{Code: "23514"}
+		}
+	}
+	if !mark.Alone && now.Before(m.Mute) && len(store.Consequences(mark.Health, records)) > 0 {
+		return &pgconn.PgError{Code: "P0001"}
+	}
+	return nil
+}
+
+// Tell is the Store's, without the events: the simulation looks at rows.
+func (m *Memory) Tell(_ context.Context, fence store.Fence, told store.Consequence) (rest []store.Consequence, err error) {
+	c, err := m.begin(fence, store.Mark{})
+	if err != nil {
+		return nil, err
+	}
+	if time.Now().Before(m.Mute) && len(told.Endpoints()) == 0 {
+		return nil, &pgconn.PgError{Code: "P0001"}
+	}
+	for _, id := range told.Endpoints() {
+		m.disable(c, id)
+	}
+	for _, h := range told.Health {
+		m.stands(c, h)
+	}
+	m.Write(c)
+	return nil, nil
+}
+
+// Owe is the Store's.
+func (m *Memory) Owe(_ context.Context, fence store.Fence, from time.Time) (noted time.Time, err error) {
+	if m.Fenced(fence) {
+		return time.Time{}, store.ErrFenced
+	}
+	next := m.NextState()
+	next.ReconcileSince(from)
+	next.ReconcileFrom = next.ReconcileFrom.Add(-time.Microsecond)
+	m.Write(&Commit{Visible: true, State: next})
+	return next.ReconcileFrom, nil
+}
+
+// overrules says that an operator has said what is to become of a delivery since
+// the attempt began that an outcome is of.
+func (r *Row) overrules(outcome store.Record) bool {
+	changed := r.Said
+	if seen := outcome.Seen; seen.DueAt.Valid {
+		changed = r.Status != seen.Status || !r.DueAt.Equal(seen.DueAt.Time)
+	}
+	if outcome.Status != store.Success {
+		return changed || r.Status == store.Cancelled
+	}
+	begun := outcome.Attempt.EndedAt.Add(-outcome.Attempt.Duration)
+	return changed && r.Status == store.Pending && r.DueAt.After(begun)
+}
+
+// consequences are what outcomes mean beyond their rows.
+func (m *Memory) consequences(c *Commit, health []store.EndpointHealth, records []store.Record) {
+	for _, r := range records {
+		failed := func(o *Row) bool { return o.ID == r.ID && o.Status == store.Failed }
+		if r.Exhausted && !outbox.IsOwnType(r.EventType) && slices.ContainsFunc(c.Rows, failed) {
+			m.tell(c, outbox.TypeDeliveryExhausted, r.OrganizationID, r.ID)
+		}
+		if r.Gone && m.disable(c, r.EndpointID) && !outbox.IsOwnType(r.EventType) {
+			m.tell(c, outbox.TypeEndpointDisabled, m.Endpoint(r.EndpointID).OrganizationID, r.EndpointID)
+		}
+	}
+	for _, h := range health {
+		m.stands(c, h)
+	}
+}
+
+// disable disables an endpoint that has answered 410.
+func (m *Memory) disable(c *Commit, id uuid.UUID) bool {
+	e := m.Endpoint(id)
+	if e == nil || !e.Enabled {
+		return false
+	}
+	off := *e
+	off.Enabled = false
+	c.Endpoints = append(c.Endpoints, &off)
+	c.Failures = append(c.Failures, Failure{Endpoint: e.ID})
+	return true
+}
+
+// stands notes how an endpoint stands.
+func (m *Memory) stands(c *Commit, h store.EndpointHealth) {
+	if h.Recovered || m.enabled(h.EndpointID) {
+		c.Failures = append(c.Failures, Failure{Endpoint: h.EndpointID, Failing: h.Failing, Open: h.Open})
+	}
+}
+
+// tell inserts one of walhook's own events.
+func (m *Memory) tell(c *Commit, typ, organization string, about uuid.UUID) {
+	c.Events = append(c.Events, &outbox.Event{ID: outbox.DeliveryID(m.NewID(time.Now()), about), OrganizationID: organization, Type: typ,
+		Payload: []byte(`{}`), CreatedAt: time.Now(), EndpointIDs: m.Owed(organization, typ)})
+}
+
+// Now is the Store's.
+func (m *Memory) Now(context.Context) (time.Time, error) { return time.Now(), nil }
+
+// NewlyDue is the Store's.
+func (m *Memory) NewlyDue(_ context.Context, since time.Time) (endpoints []uuid.UUID, now time.Time, all bool, err error) {
+	now = time.Now()
+	for _, r := range m.Order {
+		if r.Waits() && !r.DueAt.After(now) && r.DueAt.After(since) && !slices.Contains(endpoints, r.EndpointID) {
+			endpoints = append(endpoints, r.EndpointID)
+		}
+	}
+	return endpoints, now, true, nil
+}
+
+// Waiting is the Store's.
+func (m *Memory) Waiting(_ context.Context, after uuid.UUID, limit int) (found []store.Waiting, err error) {
+	for _, r := range m.Order {
+		id := r.EndpointID
+		if r.Waits() && afterID(id, after) && !slices.ContainsFunc(found, func(w store.Waiting) bool { return w.EndpointID == id }) {
+			found = append(found, store.Waiting{EndpointID: id, Enabled: m.enabled(id)})
+		}
+	}
+	slices.SortFunc(found, func(a, b store.Waiting) int { return compareIDs(a.EndpointID, b.EndpointID) })
+	return found[:min(limit, len(found))], nil
+}
+
+// Due is the Store's.
+func (m *Memory) Due(_ context.Context, pages []store.Page, take func(*store.Due)) error {
+	var found []*store.Due
+	for _, p := range pages {
+		found = append(found, m.page(p)...)
+	}
+	for _, d := range found {
+		take(d)
+	}
+	return nil
+}
+
+func (m *Memory) page(p store.Page) (due []*store.Due) {
+	later := func(a, b *Row) int { return cmp.Or(a.DueAt.Compare(b.DueAt), compareIDs(a.ID, b.ID)) }
+	after := &Row{Record: store.Record{ID: p.After.ID}, DueAt: p.After.DueAt.Time}
+	var rows []*Row
+	for _, r := range m.Order {
+		if r.EndpointID == p.EndpointID && !m.missed(r.ID) && r.Waits() && !r.DueAt.After(time.Now()) && (!p.After.DueAt.Valid || later(r, after) > 0) {
+			rows = append(rows, r)
+		}
+	}
+	slices.SortFunc(rows, later)
+	for _, r := range rows[:min(p.Limit, len(rows))] {
+		d := &store.Due{ID: r.ID, EndpointID: r.EndpointID, Status: r.Status, Attempts: r.Attempts, SeriesStart: r.SeriesStart,
+			DueAt: pgtype.Timestamptz{Time: r.DueAt, Valid: true}, Stranger: m.isStranger(r)}
+		d.Event = outbox.Event{ID: r.EventID, OrganizationID: r.OrganizationID, Type: r.EventType}
+		switch e := m.Event(r.EventID); {
+		case e != nil:
+			d.Event.Payload, d.Event.CreatedAt = e.Payload, e.CreatedAt
+		case m.settled(r):
+			d.Orphaned = true
+		default:
+			d.Unseen = true
+		}
+		due = append(due, d)
+	}
+	return due
+}
+
+func (m *Memory) isStranger(r *Row) bool {
+	e := m.Endpoint(r.EndpointID)
+	return e != nil && e.OrganizationID != r.OrganizationID
+}
+
+// Event is an event as other sessions see it, or nil.
+func (m *Memory) Event(id uuid.UUID) *outbox.Event {
+	c := m.Inserted[id]
+	if c == nil || !c.Visible || m.missed(id) {
+		return nil
+	}
+	return c.Events[slices.IndexFunc(c.Events, func(e *outbox.Event) bool { return e.ID == id })]
+}
+
+// CancelRows is the Store's.
+func (m *Memory) CancelRows(_ context.Context, fence store.Fence, endpoint uuid.UUID, _ string) (cancelled int, more bool, err error) {
+	c, err := m.begin(fence, store.Mark{})
+	if err != nil {
+		return 0, false, err
+	}
+	if !m.enabled(endpoint) {
+		c.Failures = append(c.Failures, Failure{Endpoint: endpoint})
+		for _, r := range m.Order {
+			switch {
+			case r.EndpointID != endpoint || !r.Waits() || m.IsLocked(r.ID) || m.missed(r.ID):
+			case !m.settled(r):
+				more = true
+			default:
+				c.cancel(r)
+			}
+		}
+	}
+	m.Write(c)
+	return len(c.Rows), more, nil
+}
+
+func (c *Commit) cancel(r *Row) {
+	row := *r
+	row.Status = store.Cancelled
+	c.Rows = append(c.Rows, &row)
+}
+
+// CancelStrangers is the Store's.
+func (m *Memory) CancelStrangers(_ context.Context, fence store.Fence, ids []uuid.UUID) error {
+	return m.cancelThose(fence, ids, m.isStranger)
+}
+
+// CancelOrphans is the Store's.
+func (m *Memory) CancelOrphans(_ context.Context, fence store.Fence, ids []uuid.UUID) error {
+	return m.cancelThose(fence, ids, func(r *Row) bool { return m.settled(r) && m.Event(r.EventID) == nil })
+}
+
+func (m *Memory) cancelThose(fence store.Fence, ids []uuid.UUID, which func(*Row) bool) error {
+	c, err := m.begin(fence, store.Mark{})
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if r := m.Rows[id]; r != nil && r.Waits() && !m.IsLocked(id) && which(r) {
+			c.cancel(r)
+		}
+	}
+	m.Write(c)
+	return nil
+}
+
+// Endpoints is the Store's.
+func (m *Memory) Endpoints(_ context.Context, ids []uuid.UUID) (found []store.Endpoint, err error) {
+	for _, id := range ids {
+		if e := m.Endpoint(id); e != nil {
+			copied := e.Endpoint
+			copied.BreakerOpen = m.Failing[id].Open
+			found = append(found, copied)
+		}
+	}
+	return found, nil
+}
+
+// Missing is the Store's.
+func (m *Memory) Missing(_ context.Context, from store.Position, until uuid.UUID, limit int) (store.Compared, error) {
+	c := store.Compared{Upto: from}
+	n := 0
+	for _, e := range m.Events {
+		if m.Event(e.ID) == nil || afterID(from.Event, e.ID) || !afterID(until, e.ID) {
+			continue
+		}
+		if len(e.EndpointIDs) == 0 && e.ID != from.Event && n < limit {
+			n, c.Upto = n+1, store.Position{Event: e.ID}
+		}
+		for i, endpoint := range e.EndpointIDs {
+			if n == limit || e.ID == from.Event && i < from.Owed {
+				continue
+			}
+			n, c.Upto = n+1, store.Position{Event: e.ID, Owed: i + 1}
+			id := outbox.DeliveryID(e.ID, endpoint)
+			if m.Rows[id] == nil || m.missed(id) {
+				c.Missing = append(c.Missing, store.Candidate{ID: id, EventID: e.ID, EndpointID: endpoint, OrganizationID: e.OrganizationID, EventType: e.Type})
+			}
+		}
+	}
+	c.End = n < limit
+	return c, nil
+}
+
+// InsertMissing is the Store's.
+func (m *Memory) InsertMissing(ctx context.Context, fence store.Fence, records []store.Record) (inserted int, err error) {
+	before := len(m.Rows)
+	_, err = m.Insert(ctx, fence, store.Mark{}, records)
+	return len(m.Rows) - before, err
+}
+
+// InsertLSN is the Store's.
+func (m *Memory) InsertLSN(context.Context) (pglogrepl.LSN, error) { return m.End(), nil }
+
+// Mark is the Store's.
+func (m *Memory) Mark(ctx context.Context, fence store.Fence, mark store.Mark) error {
+	_, err := m.Insert(ctx, fence, mark, nil)
+	return err
+}
+
+// Settled is the Store's.
+func (m *Memory) Settled(_ context.Context, fence store.Fence) (bool, error) {
+	if fence.Settles == "" {
+		return true, nil
+	}
+	upTo, err := pglogrepl.ParseLSN(fence.Settles)
+	return err == nil && !slices.ContainsFunc(m.WAL, func(c *Commit) bool { return c.End <= upTo && !c.Visible }), err
+}
+
+// Reconciled is the Store's.
+func (m *Memory) Reconciled(_ context.Context, fence store.Fence) (since time.Time, err error) {
+	switch {
+	case m.Fenced(fence):
+	case m.State.ReconcileFrom.Equal(fence.ReconcileFrom):
+		next := m.NextState()
+		next.ReconcileFrom = time.Time{}
+		m.Write(&Commit{Visible: true, State: next})
+	default:
+		since = m.State.ReconcileFrom
+	}
+	return since, nil
+}
+
+func afterID(id, after uuid.UUID) bool { return bytes.Compare(id[:], after[:]) > 0 }
