@@ -9,7 +9,7 @@ import (
 	"sync"
 
 	"github.com/walhook/walhook/cdc"
-	"github.com/walhook/walhook/deliver"
+	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/internal/admin"
 	"github.com/walhook/walhook/internal/config"
 	"github.com/walhook/walhook/internal/store"
@@ -100,7 +100,7 @@ func adminOptions(cfg *config.Config, r *readiness, st *store.Store, pipelines *
 		Alive:   pipelines.alive,
 		Ready:   func(ctx context.Context) (string, error) { return ready(ctx, r, st, pipelines) },
 		Metrics: metrics,
-		Stats:   func() deliver.Stats { return pipelines.engine().Stats() },
+		Stats:   func() schedule.Stats { return pipelines.engine().Stats() },
 		Stream:  func() cdc.Status { return pipelines.stream().Status() },
 		Store:   st,
 	}

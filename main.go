@@ -25,6 +25,7 @@ import (
 
 	"github.com/walhook/walhook/cdc"
 	"github.com/walhook/walhook/deliver"
+	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/admin"
 	"github.com/walhook/walhook/internal/config"
@@ -260,11 +261,11 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	metrics := admin.NewMetrics()
 	pipelines = newLine(log, func(resumed bool) pipeline {
 		engine := deliver.New(deliver.Config{
-			Limits: deliver.Limits{
+			Limits: schedule.Limits{
 				ParkAfter: cfg.ParkAfter, MaxInFlight: cfg.MaxInFlight, EndpointInFlight: cfg.EndpointInFlight,
 				Window: cfg.Window, MaxMemory: int64(cfg.MaxMemory), Timeout: cfg.Timeout, DisableAfter: cfg.DisableAfter,
 			},
-			Schedule: deliver.Schedule(cfg.RetrySchedule), RecoveryWindow: cfg.RecoveryWindow,
+			Backoff: schedule.Backoff(cfg.RetrySchedule), RecoveryWindow: cfg.RecoveryWindow,
 			Store: st, Sender: sender, Log: log, Observe: metrics.Observe,
 		})
 		return pipeline{engine: engine, refused: sessions.refusedReplication, stream: cdc.New(cdc.Config{

@@ -1,17 +1,11 @@
 // Package deliver sends what is owed and records what became of it.
 //
 //	fanout       stream → a delivery for each endpoint that is owed the event
-//	window       what is in memory, bounded; the one mutex
-//	lane         one endpoint's queue and limits
-//	places       who may have how many of the attempts under way
-//	breaker      pure: how much a failing endpoint is still asked; health: what attempts say of it
-//	page         how lanes are fed from the table
-//	clock        what time alone brings about: parking, rates, probes
+//	schedule     a package: which delivery is sent when, and what may be confirmed
+//	clock        what time alone brings about
 //	workers      attempts under way; package send makes each, and says what it came to
-//	backoff      when to try again
-//	recorder     outcomes → rows, in batches; batch: what is in one, and what its commit means
+//	recorder     outcomes → rows, in batches
 //	tell         what outcomes mean beyond their rows, where that cannot be written with them
-//	ledger       pure: what may be confirmed
 //	retrier      due rows → lanes
 //	directory    endpoints as they are now
 //	reconciler   what the stream will never bring
@@ -25,14 +19,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pglogrepl"
 
+	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/store"
 )
@@ -49,8 +42,8 @@ type Store interface {
 
 // Config is what an Engine needs. Store, Sender and Log are required.
 type Config struct {
-	Limits
-	Schedule       Schedule
+	schedule.Limits
+	Backoff        schedule.Backoff
 	RecoveryWindow time.Duration // how far back a first start looks for events that are still owed
 	Store          Store
 	Sender         *send.Sender
@@ -69,11 +62,12 @@ type Source interface {
 
 // An Engine is the pipeline behind the stream.
 type Engine struct {
-	window     *window
+	scheduler  *schedule.Scheduler
 	send       func(context.Context, send.Request) (store.Attempt, bool) // the Sender's
 	observe    func(string, store.Attempt)
 	log        *slog.Logger
 	timeout    time.Duration
+	workers    workers
 	attempts   sync.WaitGroup
 	running    atomic.Bool
 	stopped    chan struct{} // closed when idle workers should end
@@ -88,18 +82,23 @@ type Engine struct {
 
 // New returns an Engine that waits for its first session.
 func New(c Config) *Engine {
-	w := newWindow(c.Limits, c.Schedule)
-	e := &Engine{window: w, send: c.Sender.Send, observe: c.Observe, log: c.Log, timeout: c.Timeout, stopped: make(chan struct{})}
-	e.recorder = &recorder{window: w, store: c.Store, pulse: e.newPulse("recorder"), log: c.Log, turn: newTurn()}
-	e.retrier = &retrier{window: w, store: c.Store, pulse: e.newPulse("retrier"), log: c.Log, hint: w.toLook, later: map[uuid.UUID]bool{}}
-	e.directory = &directory{window: w, store: c.Store, sender: c.Sender, pulse: e.newPulse("directory"), log: c.Log}
-	e.clock = &clock{window: w, pulse: e.newPulse("clock")}
-	e.reconciler = &reconciler{window: w, store: c.Store, recorder: e.recorder, horizon: c.RecoveryWindow,
-		found: e.retrier.hint.raise, log: c.Log, wake: newSignal(), pulse: newPulse("reconciler")}
-	e.recorder.compare = e.reconciler.wake.raise
-	e.retrier.compare = e.reconciler.wake.raise
-	e.fanOut = &fanOut{window: w, store: c.Store, recorder: e.recorder, holder: uuid.New(), acquired: e.acquired,
+	return newEngine(c, schedule.New(schedule.Options{Limits: c.Limits, Backoff: c.Backoff}))
+}
+
+func newEngine(c Config, s *schedule.Scheduler) *Engine {
+	e := &Engine{scheduler: s, send: c.Sender.Send, observe: c.Observe, log: c.Log, timeout: c.Timeout, stopped: make(chan struct{})}
+	e.recorder = &recorder{scheduler: s, store: c.Store, pulse: e.newPulse("recorder"), log: c.Log, turn: newTurn()}
+	e.retrier = &retrier{scheduler: s, store: c.Store, pulse: e.newPulse("retrier"), log: c.Log, hint: s.ToLook, later: map[uuid.UUID]bool{}}
+	e.directory = &directory{scheduler: s, store: c.Store, sender: c.Sender, pulse: e.newPulse("directory"), log: c.Log}
+	e.clock = &clock{scheduler: s, pulse: e.newPulse("clock")}
+	e.reconciler = &reconciler{scheduler: s, store: c.Store, recorder: e.recorder, horizon: c.RecoveryWindow,
+		found: e.retrier.hint.Raise, log: c.Log, wake: schedule.NewSignal(), pulse: newPulse("reconciler")}
+	e.recorder.compare = e.reconciler.wake.Raise
+	e.retrier.compare = e.reconciler.wake.Raise
+	e.fanOut = &fanOut{scheduler: s, store: c.Store, recorder: e.recorder, holder: uuid.New(), acquired: e.acquired,
 		pulse: e.newPulse("fan-out"), log: c.Log}
+	e.workers.work = make(chan *schedule.Delivery, c.MaxInFlight)
+	s.OnStart(e.workers.start)
 	return e
 }
 
@@ -112,16 +111,12 @@ func (e *Engine) newPulse(name string) *pulse {
 // acquired starts what a session needs besides the stream.
 func (e *Engine) acquired(fence store.Fence) {
 	e.retrier.comparing(fence)
-	e.retrier.hint.raise()
+	e.retrier.hint.Raise()
 }
 
 // Live says whether this process certainly has the slot. What sends, claims, cleans
 // or seals asks before it does.
-func (e *Engine) Live() bool {
-	e.window.mu.Lock()
-	defer e.window.mu.Unlock()
-	return e.window.live(time.Now())
-}
+func (e *Engine) Live() bool { return e.scheduler.Live(time.Now()) }
 
 // liveEvery is how soon what runs in WhileLive ends after the slot was lost.
 const liveEvery = 250 * time.Millisecond
@@ -195,8 +190,7 @@ var ErrUnrecorded = errors.New("stopped before everything was recorded")
 func (e *Engine) Run(ctx context.Context, source Source) error {
 	loops, kill := context.WithCancel(context.WithoutCancel(ctx))
 	defer kill()
-	e.window.workers.work = make(chan *delivery, e.window.limits.MaxInFlight)
-	e.window.workers.run = func(d *delivery) { e.attempts.Go(func() { e.work(loops, d) }) }
+	e.workers.run = func(d *schedule.Delivery) { e.attempts.Go(func() { e.work(loops, d) }) }
 	for _, p := range e.pulses {
 		p.beat()
 	}
@@ -229,14 +223,11 @@ func (e *Engine) Run(ctx context.Context, source Source) error {
 
 // drain waits until what was started is recorded and confirmed.
 func (e *Engine) drain(ctx context.Context, source Source, died <-chan error) error {
-	w := e.window
-	w.mu.Lock()
-	w.stopping = true
-	w.mu.Unlock()
+	e.scheduler.Stop()
 	source.Stop()
 	deadline := time.NewTimer(e.timeout + drainMargin)
 	defer deadline.Stop()
-	tick := time.NewTicker(parkEvery)
+	tick := time.NewTicker(schedule.ParkEvery)
 	defer tick.Stop()
 	echoes := true // still to be had
 	for {
@@ -249,8 +240,8 @@ func (e *Engine) drain(ctx context.Context, source Source, died <-chan error) er
 		case <-deadline.C:
 			return e.unrecorded()
 		case <-tick.C:
-			w.toRecord.raise()
-			if e.drained(echoes) {
+			e.scheduler.ToRecord.Raise()
+			if e.scheduler.Drained(echoes) {
 				e.noteEnd(ctx)
 				return nil
 			}
@@ -258,43 +249,29 @@ func (e *Engine) drain(ctx context.Context, source Source, died <-chan error) er
 	}
 }
 
-func (e *Engine) drained(echoes bool) bool {
-	w := e.window
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	recorded := w.running == 0 && w.ended == 0 && w.parked == 0 && len(w.newRows) == 0
-	return recorded && (len(w.ledger.gates) == 0 || !echoes)
-}
-
 // unrecorded says what a drain has left, if that will be sent again. What has not
 // been sent comes once more by the stream.
 func (e *Engine) unrecorded() error {
-	w := e.window
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.running+w.ended == 0 {
+	sent, locked := e.scheduler.Unrecorded()
+	if len(sent) == 0 {
 		return nil
 	}
 	return fmt.Errorf("%w: %d requests were sent whose outcomes are not in webhook_deliveries (%d of their rows are locked by others: "+
 		"SELECT pid, query FROM pg_stat_activity WHERE xact_start < now() - interval '5 s'), and the next process sends them again",
-		ErrUnrecorded, w.running+w.ended, w.aside)
+		ErrUnrecorded, len(sent), locked)
 }
 
 // noteEnd has the next process begin where this one ends. What was confirmed since
 // the last outcome held nothing, but nobody else could know that: the next would
 // look for what lies between. Where that cannot be noted it does look.
 func (e *Engine) noteEnd(ctx context.Context) {
-	w := e.window
-	w.mu.Lock()
-	end, fence, noted := w.ledger.recorded, w.fence, w.live(time.Now()) && w.ledger.confirmed == w.ledger.recorded.lsn
-	w.session = nil // nothing beyond is confirmed
-	w.mu.Unlock()
-	if !noted {
+	fence, durable, all := e.scheduler.End(time.Now())
+	if !all {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, noteEndWithin)
 	defer cancel()
-	if err := e.recorder.store.Mark(ctx, fence, store.Mark{Durable: end.lsn, CommitAt: end.at}); err != nil {
+	if err := e.recorder.store.Mark(ctx, fence, durable); err != nil {
 		e.log.Info("could not note where the stream was left; the next process compares what came last", "reason", err)
 	}
 }
@@ -302,32 +279,5 @@ func (e *Engine) noteEnd(ctx context.Context) {
 // noteEndWithin bounds the last statement of a process: a part of drainMargin.
 const noteEndWithin = time.Second
 
-// Stats is a snapshot for metrics.
-type Stats struct {
-	Counts
-	Window       int   // deliveries in memory, with their bodies
-	Parking      int   // without: their rows are about to be written
-	InFlight     int   // attempts under way
-	Unrecorded   int   // attempts whose outcome is not committed
-	Bytes        int64 // of bodies
-	Lanes        int
-	Spilled      int // lanes that are fed from the table
-	Open         int // lanes whose breaker is open
-	Active       bool
-	Reconciling  bool          // events are to be compared with deliveries, or are just being
-	RecordedLSN  pglogrepl.LSN // every transaction up to here has its rows
-	ConfirmedLSN pglogrepl.LSN // and they are durable
-}
-
-// Stats returns a snapshot.
-func (e *Engine) Stats() Stats {
-	w := e.window
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	s := Stats{
-		Counts: w.counts, Window: w.held, Parking: w.parked, InFlight: w.running, Unrecorded: w.ended, Bytes: w.bytes,
-		Lanes: len(w.lanes), Spilled: w.spilled, Open: w.open, Active: w.live(time.Now()), Reconciling: w.fence.Reconcile, RecordedLSN: w.ledger.recorded.lsn, ConfirmedLSN: w.ledger.confirmed,
-	}
-	s.Errors, s.OwnFaults = maps.Clone(w.counts.Errors), maps.Clone(w.counts.OwnFaults)
-	return s
-}
+// Stats returns a snapshot for metrics.
+func (e *Engine) Stats() schedule.Stats { return e.scheduler.Stats(time.Now()) }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
@@ -31,12 +32,12 @@ type fanOutStore interface {
 // A fanOut takes what the stream brings: a delivery for each endpoint that the
 // event is owed to, as the application's own transaction decided.
 type fanOut struct {
-	window   *window
-	store    fanOutStore
-	recorder *recorder
-	holder   uuid.UUID
-	acquired func(store.Fence) // a new session may write
-	void     bool              // the session had ended before it could be claimed: another will come
+	scheduler *schedule.Scheduler
+	store     fanOutStore
+	recorder  *recorder
+	holder    uuid.UUID
+	acquired  func(store.Fence) // a new session may write
+	void      bool              // the session had ended before it could be claimed: another will come
 	trouble
 	pulse *pulse
 	log   *slog.Logger
@@ -118,23 +119,7 @@ func (f *fanOut) take(ctx context.Context, b *store.Batch, known map[uuid.UUID]b
 			return ctx.Err() // the rest will come again
 		}
 	}
-	w := f.window
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.counts.Events += uint64(len(b.Events))
-	for _, message := range b.Echoes {
-		if seq, ours := w.fence.ParseEcho(message); ours {
-			w.ledger.echo(seq)
-			sabotage.Reach(sabotage.Echoed)
-			w.replaying = w.replaying && seq < w.marker
-		} else if message == store.Look {
-			w.toLook.raise()
-		}
-	}
-	if b.End != 0 {
-		w.ledger.end(b.End, b.CommitTime)
-	}
-	w.confirm()
+	f.scheduler.Passed(b)
 	return nil
 }
 
@@ -144,50 +129,22 @@ func (f *fanOut) admit(ctx context.Context, e *outbox.Event, known map[uuid.UUID
 	if len(e.EndpointIDs) == 0 {
 		return true
 	}
-	w := f.window
-	ev := newEvent(e)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	ev.pinned = true // the first user may be done before the last has room
-	defer func() {
-		ev.pinned = false
-		ev.unused()
-	}()
-	patience := received.Add(w.limits.ParkAfter)
-	for i, endpoint := range e.EndpointIDs {
-		if i == w.limits.laneQueue() { // of one event as much goes direct as for one endpoint, where there is room
-			patience = received
-		}
-		id := outbox.DeliveryID(e.ID, endpoint)
-		for !w.stopping && !w.adopt(id) && !known[id] && !w.admit(ev, endpoint, id, received, patience, time.Now()) {
-			if !f.awaitRoom(ctx) {
-				w.ledger.current().pending++ // nothing from here on may be confirmed
-				return false
-			}
-		}
-		if known != nil {
-			known[id] = true // when it comes once more, it is in memory or has its row
-		}
-		if w.stopping { // it will come again: nothing from here on may be confirmed
-			w.ledger.current().pending++
-			return true
+	a := f.scheduler.Admit(e, known, received)
+	for !a.Go(time.Now()) {
+		if !f.awaitRoom(ctx) {
+			a.End()
+			return false
 		}
 	}
-	w.dispatch(time.Now())
 	return true
 }
 
-// awaitRoom gives up the window's mutex until there may be room, or for as long
-// as the parker takes between two looks.
+// awaitRoom waits until there may be room, or for as long as the clock takes between
+// two looks at what is to be parked.
 func (f *fanOut) awaitRoom(ctx context.Context) bool {
-	w := f.window
-	w.dispatch(time.Now())
-	w.waiting = true
-	w.mu.Unlock()
-	defer w.mu.Lock()
-	timer := time.NewTimer(parkEvery)
+	timer := time.NewTimer(schedule.ParkEvery)
 	defer timer.Stop()
-	return f.pulse.wait(ctx, timer.C, w.roomFreed, nil) != over
+	return f.pulse.wait(ctx, timer.C, f.scheduler.RoomFreed, nil) != over
 }
 
 // mayHaveRows says whether deliveries of a batch may have rows already: because
@@ -202,9 +159,8 @@ func (f *fanOut) mayHaveRows(b *store.Batch) bool {
 			return true
 		}
 	}
-	f.window.mu.Lock()
-	defer f.window.mu.Unlock()
-	return f.window.replaying && len(b.Events) > 0 && !b.CommitTime.After(f.window.fence.LastWrite.Add(clockSlack))
+	lastWrite, replaying := f.scheduler.Replaying()
+	return replaying && len(b.Events) > 0 && !b.CommitTime.After(lastWrite.Add(clockSlack))
 }
 
 // known looks up which of the group's deliveries are in memory or have a row.
@@ -226,13 +182,7 @@ func (f *fanOut) known(ctx context.Context, group []store.Batch) (map[uuid.UUID]
 		return nil, nil
 	}
 	known := map[uuid.UUID]bool{}
-	f.window.mu.Lock()
-	for _, id := range ids {
-		if f.window.deliveries[id] != nil {
-			known[id] = true
-		}
-	}
-	f.window.mu.Unlock()
+	f.scheduler.Holds(ids, known)
 	for chunk := range slices.Chunk(ids, lookUpIDs) {
 		if err := f.lookUp(ctx, chunk, known); err != nil {
 			return nil, err
@@ -272,11 +222,7 @@ func (f *fanOut) begin(ctx context.Context, s *store.Session) error {
 		return nil
 	}
 	defer f.recorder.turn.giveBack()
-	w := f.window
-	w.mu.Lock()
-	marker, before := w.ledger.take(), w.fence
-	w.mu.Unlock()
-
+	marker, before := f.scheduler.NextSession()
 	fence, err := f.acquire(ctx, s, marker)
 	sabotage.Reach(sabotage.TakeOver)
 	if f.void = errors.Is(err, store.ErrSessionOver); f.void {
@@ -290,11 +236,7 @@ func (f *fanOut) begin(ctx context.Context, s *store.Session) error {
 	if before.Epoch != 0 && before.Epoch != fence.Epoch {
 		return store.ErrFenced // somebody else held the slot meanwhile, and has gone on with what we hold
 	}
-	w.mu.Lock()
-	w.ledger.reset(s.Confirmed)
-	w.distrust(time.Now())
-	w.claimed(s, fence, marker)
-	w.mu.Unlock()
+	f.scheduler.Begin(s, fence, marker, time.Now())
 	if fence.Moved {
 		f.log.Warn("the replication slot is beyond everything that is known to be recorded: somebody has made it again or advanced it, "+
 			"or walhook was killed while idle; what lies between is looked up in the outbox",

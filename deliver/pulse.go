@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/internal/sabotage"
 )
 
@@ -20,7 +21,7 @@ type pulse struct {
 
 	// waits, where not nil, waits in place of a select, whose choice among what is
 	// ready is nobody's to repeat: the simulation decides by its seed.
-	waits func(timer <-chan time.Time, a, b signal) wake
+	waits func(timer <-chan time.Time, a, b schedule.Signal) wake
 }
 
 var started = time.Now()
@@ -42,7 +43,7 @@ const (
 )
 
 // wait beats, and then waits for what comes first; nil never comes. All loops wait here.
-func (p *pulse) wait(ctx context.Context, timer <-chan time.Time, a, b signal) wake {
+func (p *pulse) wait(ctx context.Context, timer <-chan time.Time, a, b schedule.Signal) wake {
 	p.beat()
 	if p.waits != nil {
 		return p.waits(timer, a, b)

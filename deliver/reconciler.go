@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
 
+	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
@@ -77,14 +78,14 @@ type reconcilerStore interface {
 // by the stream: so a look that finds fewer than it could take in is the last, and
 // the head need not be caught up with.
 type reconciler struct {
-	window   *window
-	store    reconcilerStore
-	recorder *recorder
-	horizon  time.Duration // how far back it looks at most
-	found    func()        // rows were inserted: somebody should fetch them
-	log      *slog.Logger
-	wake     signal
-	pulse    *pulse // that nobody checks: it may wait for as long as nothing is missing
+	scheduler *schedule.Scheduler
+	store     reconcilerStore
+	recorder  *recorder
+	horizon   time.Duration // how far back it looks at most
+	found     func()        // rows were inserted: somebody should fetch them
+	log       *slog.Logger
+	wake      schedule.Signal
+	pulse     *pulse // that nobody checks: it may wait for as long as nothing is missing
 
 	comparison comparison
 	size       int // of the next look
@@ -94,19 +95,13 @@ type reconciler struct {
 // A comparison is how far a reconciler is. It outlives a try that failed, and a session
 // that was followed by another for the same cause.
 type comparison struct {
-	cause       cause
+	cause       schedule.Cause
 	start, from time.Time // see reach
 	upto        store.Position
 	settled     bool // what is looked for was visible when it began: else it has to be looked for again
 	inserted    int
 	refused     int       // by a constraint or trigger of the deployment
 	told        time.Time // that rows were inserted
-}
-
-// A cause is why there is something to compare: every one is another.
-type cause struct {
-	since  int64 // the fence's ReconcileFrom, in microseconds
-	number int   // window.causes
 }
 
 func (r *reconciler) run(ctx context.Context) error {
@@ -129,7 +124,7 @@ func (r *reconciler) run(ctx context.Context) error {
 }
 
 func (r *reconciler) reconcile(ctx context.Context) error {
-	session, fence, cause := r.session()
+	session, fence, cause := r.scheduler.Session()
 	if !fence.Reconcile || sabotage.On(sabotage.NoReconciler) {
 		return nil
 	}
@@ -139,7 +134,7 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 			return err
 		}
 		start, from := r.reach(fence.ReconcileFrom, now)
-		*c = comparison{cause: cause, start: start, from: from, upto: store.Position{Event: outbox.TimeID(from)}, settled: r.visible(fence)}
+		*c = comparison{cause: cause, start: start, from: from, upto: store.Position{Event: outbox.TimeID(from)}, settled: r.scheduler.Visible(fence)}
 		r.size, r.batch = reconcileMost, missingLeast
 	}
 	for end := false; !end; {
@@ -171,10 +166,12 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 		return err
 	case !since.IsZero():
 		r.comparison = comparison{}
-		r.again(cause, since)
+		if r.scheduler.CompareAgain(cause, since) {
+			r.wake.Raise()
+		}
 		return nil
 	}
-	r.done(cause)
+	r.scheduler.Compared(cause)
 	if n := r.comparison.refused; n > 0 {
 		r.log.Error("deliveries that are owed cannot be stored: look at the constraints and triggers on webhook_deliveries, and have them compared again at the next start: "+
 			"UPDATE webhook_state SET reconcile_from = 'epoch'", "count", n)
@@ -212,34 +209,6 @@ func (r *reconciler) collect(ctx context.Context) (candidates []store.Candidate,
 		candidates, upto, end = append(candidates, c.Missing...), c.Upto, c.End
 	}
 	return candidates, upto, end, nil
-}
-
-// visible says whether everything is that a session will not bring.
-func (r *reconciler) visible(fence store.Fence) bool {
-	r.window.mu.Lock()
-	defer r.window.mu.Unlock()
-	return r.window.visible && r.window.fence.Epoch == fence.Epoch
-}
-
-// done says that nothing is to be compared any more, as long as that is so.
-func (r *reconciler) done(of cause) {
-	r.window.mu.Lock()
-	defer r.window.mu.Unlock()
-	if r.window.cause() == of {
-		r.window.fence.Reconcile = false
-	}
-}
-
-// again has it compared once more, for what was noted in the table meanwhile.
-func (r *reconciler) again(of cause, since time.Time) {
-	w := r.window
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.cause() == of {
-		w.fence.ReconcileFrom = since
-		w.causes++
-		r.wake.raise()
-	}
 }
 
 // reach is from where events may be owed without a row, and from where they are
@@ -289,7 +258,7 @@ func (r *reconciler) insertMissing(ctx context.Context, session *store.Session, 
 		return err
 	}
 	// As the recorder does: what can never be stored is found, said, and passed over.
-	writer := &recorder{window: r.window, pulse: r.pulse, log: r.log}
+	writer := &recorder{scheduler: r.scheduler, pulse: r.pulse, log: r.log}
 	b := &batchOf{fence: fence, refused: map[uuid.UUID]bool{}, lose: func(context.Context, store.Record) error { return nil },
 		send: func(_ context.Context, _ store.Mark, part []store.Record) error {
 			return r.insert(ctx, fence, part) // which bounds each of its transactions
@@ -299,7 +268,7 @@ func (r *reconciler) insertMissing(ctx context.Context, session *store.Session, 
 		// Of one endpoint after the other, one page of the index of lanes is filled after
 		// the other.
 		slices.SortFunc(chunk, func(a, b store.Candidate) int {
-			return cmp.Or(compareIDs(a.EndpointID, b.EndpointID), compareIDs(a.ID, b.ID))
+			return cmp.Or(schedule.CompareIDs(a.EndpointID, b.EndpointID), schedule.CompareIDs(a.ID, b.ID))
 		})
 		records = records[:0]
 		for _, c := range chunk {
@@ -324,15 +293,13 @@ func (r *reconciler) insert(ctx context.Context, fence store.Fence, records []st
 	for len(records) > 0 {
 		part := records[:min(r.batch, len(records))]
 		for i := range part {
-			part[i].Wait = r.window.lease(part[i].ID)
+			part[i].Wait = r.scheduler.Lease(part[i].ID)
 		}
 		began := time.Now()
 		err := bounded(ctx, func(ctx context.Context) error {
 			n, err := r.store.InsertMissing(ctx, fence, part)
 			r.comparison.inserted += n
-			r.window.mu.Lock()
-			defer r.window.mu.Unlock()
-			r.window.counts.Found += uint64(n)
+			r.scheduler.Reconciled(n)
 			return err
 		})
 		switch took := time.Since(began); {
@@ -364,14 +331,14 @@ func (r *reconciler) settled(ctx context.Context, session *store.Session) error 
 		return err
 	}
 	for {
-		now, confirmed := r.confirmed()
+		now, confirmed := r.scheduler.Confirmed()
 		if now != session {
 			return errors.New("the stream began anew")
 		}
 		if confirmed >= lsn {
 			return nil
 		}
-		if !r.pulse.sleep(ctx, parkEvery) {
+		if !r.pulse.sleep(ctx, schedule.ParkEvery) {
 			return ctx.Err()
 		}
 	}
@@ -384,11 +351,9 @@ func (r *reconciler) mark(ctx context.Context) error {
 		return ctx.Err()
 	}
 	defer r.recorder.turn.giveBack()
-	r.window.mu.Lock()
-	seq := r.window.ledger.take()
-	r.window.mu.Unlock()
+	seq := r.scheduler.Number()
 	for {
-		err := bounded(ctx, func(ctx context.Context) error { return r.store.Mark(ctx, r.fence(), store.Mark{Seq: seq}) })
+		err := bounded(ctx, func(ctx context.Context) error { return r.store.Mark(ctx, r.scheduler.Fence(), store.Mark{Seq: seq}) })
 		if err == nil || errors.Is(err, store.ErrFenced) {
 			return err
 		}
@@ -403,23 +368,4 @@ func bounded(ctx context.Context, statement func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
 	return statement(ctx)
-}
-
-func (r *reconciler) fence() store.Fence {
-	_, fence, _ := r.session()
-	return fence
-}
-
-func (r *reconciler) session() (*store.Session, store.Fence, cause) {
-	r.window.mu.Lock()
-	defer r.window.mu.Unlock()
-	return r.window.session, r.window.fence, r.window.cause()
-}
-
-func (w *window) cause() cause { return cause{w.fence.ReconcileFrom.UnixMicro(), w.causes} }
-
-func (r *reconciler) confirmed() (*store.Session, pglogrepl.LSN) {
-	r.window.mu.Lock()
-	defer r.window.mu.Unlock()
-	return r.window.session, r.window.ledger.confirmed
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
@@ -34,17 +35,19 @@ func (r *refusing) Mark(_ context.Context, _ store.Fence, mark store.Mark) error
 	return nil
 }
 
+var small = schedule.Limits{ParkAfter: 500 * time.Millisecond, MaxInFlight: 8, EndpointInFlight: 2, Window: 32, MaxMemory: 1 << 20, Timeout: 10 * time.Second}
+
 func TestMarkerIsWrittenInTheEnd(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		w := newWindow(small, nil)
+		w := schedule.New(schedule.Options{Limits: small})
 		db := &refusing{left: 3}
-		r := &reconciler{window: w, store: db, recorder: &recorder{turn: newTurn()}, pulse: newPulse("reconciler")}
+		r := &reconciler{scheduler: w, store: db, recorder: &recorder{turn: newTurn()}, pulse: newPulse("reconciler")}
 		if err := r.mark(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if len(db.written) != 1 || db.written[0] != w.ledger.taken {
-			t.Errorf("written %v, want the number that was taken, %d", db.written, w.ledger.taken)
+		if taken := w.Number() - 1; len(db.written) != 1 || db.written[0] != taken {
+			t.Errorf("written %v, want the number that was taken, %d", db.written, taken)
 		}
 	})
 }
@@ -146,11 +149,10 @@ func (o *owing) Reconciled(_ context.Context, fence store.Fence) (time.Time, err
 }
 
 func newReconciler(db Store) *reconciler {
-	w := newWindow(small, nil)
-	w.session, w.visible = &store.Session{}, true
-	w.fence = store.Fence{Epoch: 1, Reconcile: true, ReconcileFrom: time.Unix(0, 0)}
-	return &reconciler{window: w, store: db, recorder: &recorder{turn: newTurn()}, pulse: newPulse("reconciler"),
-		found: func() {}, log: slog.New(slog.DiscardHandler), wake: newSignal(), horizon: time.Hour}
+	s := schedule.New(schedule.Options{Limits: small})
+	s.Begin(&store.Session{}, store.Fence{Epoch: 1, Reconcile: true, ReconcileFrom: time.Unix(0, 0)}, 0, time.Now())
+	return &reconciler{scheduler: s, store: db, recorder: &recorder{turn: newTurn()}, pulse: newPulse("reconciler"),
+		found: func() {}, log: slog.New(slog.DiscardHandler), wake: schedule.NewSignal(), horizon: time.Hour}
 }
 
 func TestComparisonOfOneEventForVeryMany(t *testing.T) {
@@ -162,11 +164,11 @@ func TestComparisonOfOneEventForVeryMany(t *testing.T) {
 		if err := r.reconcile(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if len(db.rows) != owed-1 || r.window.counts.Found != owed-1 {
-			t.Errorf("%d rows, %d are counted; want all %d but the one that nobody can store", len(db.rows), r.window.counts.Found, owed)
+		if len(db.rows) != owed-1 || r.scheduler.Stats(time.Now()).Found != owed-1 {
+			t.Errorf("%d rows, %d are counted; want all %d but the one that nobody can store", len(db.rows), r.scheduler.Stats(time.Now()).Found, owed)
 		}
-		if db.done != 1 || r.window.fence.Reconcile {
-			t.Errorf("noted %d times as done, pending %t", db.done, r.window.fence.Reconcile)
+		if db.done != 1 || r.scheduler.Fence().Reconcile {
+			t.Errorf("noted %d times as done, pending %t", db.done, r.scheduler.Fence().Reconcile)
 		}
 		if n := len(db.looks); n < owed/db.most || n > 5*owed/db.most {
 			t.Errorf("%d looks of at most %d at %d", n, db.most, owed)
@@ -231,9 +233,11 @@ func TestComparisonGoesOnWhereItWas(t *testing.T) {
 		again("at first", false) // at the beginning of the window
 		r.comparison.upto = store.Position{Event: owingEvent, Owed: 20_000}
 		again("the same session", true)
-		r.window.session = &store.Session{}
+		fence := r.scheduler.Fence()
+		r.scheduler.Begin(&store.Session{Start: 1}, fence, 0, time.Now())
 		again("another session, for the same cause", true)
-		r.window.fence.ReconcileFrom = r.window.fence.ReconcileFrom.Add(-time.Microsecond)
+		fence.ReconcileFrom = fence.ReconcileFrom.Add(-time.Microsecond)
+		r.scheduler.Begin(&store.Session{Start: 1}, fence, 0, time.Now())
 		again("another cause", false)
 	})
 }
@@ -264,9 +268,9 @@ func TestAnotherCauseOfTheSameTimeIsComparedFromTheBeginning(t *testing.T) {
 					t.Fatal("a lost answer is no error")
 				}
 				first := db.looks[0]
-				fence := r.window.fence
+				fence := r.scheduler.Fence()
 				tc.change(&fence)
-				r.window.claimed(tc.session, fence, 0)
+				r.scheduler.Begin(tc.session, fence, 0, time.Now())
 				if err := r.reconcile(t.Context()); err != nil {
 					t.Fatal(err)
 				}
@@ -282,12 +286,13 @@ func TestAnotherCauseOfTheSameTimeIsComparedFromTheBeginning(t *testing.T) {
 func TestWhatIsDoneIsTheCauseThatWasCompared(t *testing.T) {
 	t.Parallel()
 	r := newReconciler(&owing{})
-	of := r.window.cause()
-	r.window.claimed(&store.Session{SlotCreated: true}, r.window.fence, 0)
-	if r.done(of); !r.window.fence.Reconcile {
+	_, fence, of := r.scheduler.Session()
+	r.scheduler.Begin(&store.Session{SlotCreated: true}, fence, 0, time.Now())
+	if r.scheduler.Compared(of); !r.scheduler.Fence().Reconcile {
 		t.Error("what the new slot does not bring is not looked for")
 	}
-	if r.done(r.window.cause()); r.window.fence.Reconcile {
+	_, _, of = r.scheduler.Session()
+	if r.scheduler.Compared(of); r.scheduler.Fence().Reconcile {
 		t.Error("what was compared is looked for again")
 	}
 }
@@ -298,14 +303,14 @@ func TestACauseThatSomebodyElseHasNotedIsComparedToo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db := &owing{owed: 1, most: reconcileMost, rows: map[uuid.UUID]bool{}}
 		r := newReconciler(db)
-		db.noted = r.window.fence.ReconcileFrom.Add(-time.Microsecond)
+		db.noted = r.scheduler.Fence().ReconcileFrom.Add(-time.Microsecond)
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan error)
 		go func() { ended <- r.run(ctx) }()
-		r.wake.raise()
+		r.wake.Raise()
 		synctest.Wait()
-		if len(db.looks) != 2 || db.done != 2 || r.window.fence.Reconcile {
-			t.Errorf("%d looks, noted %d times as done, pending %t; want the other cause compared too", len(db.looks), db.done, r.window.fence.Reconcile)
+		if len(db.looks) != 2 || db.done != 2 || r.scheduler.Fence().Reconcile {
+			t.Errorf("%d looks, noted %d times as done, pending %t; want the other cause compared too", len(db.looks), db.done, r.scheduler.Fence().Reconcile)
 		}
 		stop()
 		if err := <-ended; err != nil {

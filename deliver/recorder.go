@@ -9,16 +9,13 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
 
 const (
-	// recordBatch is how many rows one transaction records: about 5 ms of work.
-	// Larger batches are no faster per row and hold their locks for longer.
-	recordBatch = 500
-
 	// recordEvery is how long an outcome waits for others to share its transaction.
 	// It adds nothing to a delivery's latency, and at low rates saves a third of the CPU.
 	recordEvery = 50 * time.Millisecond
@@ -58,18 +55,18 @@ type recorderStore interface {
 // A recorder writes outcomes and parked deliveries, in batches, one transaction
 // at a time: the n-th batch is durable only if all before it are.
 type recorder struct {
-	window *window
-	store  recorderStore
-	pulse  *pulse
-	log    *slog.Logger
-	turn   turn
+	scheduler *schedule.Scheduler
+	store     recorderStore
+	pulse     *pulse
+	log       *slog.Logger
+	turn      turn
 	trouble
 
-	aside   []*delivery // whose rows someone else had locked
-	stuck   []*delivery // whose rows the database refuses, whatever is left out
-	triedAt time.Time   // they were tried
-	said    bool        // that there are some
-	compare func()      // has the outbox compared with its deliveries
+	aside   []*schedule.Delivery // whose rows someone else had locked
+	stuck   []*schedule.Delivery // whose rows the database refuses, whatever is left out
+	triedAt time.Time            // they were tried
+	said    bool                 // that there are some
+	compare func()               // has the outbox compared with its deliveries
 
 	apart  bool                // what outcomes mean is refused, and told apart from them
 	owed   []store.Consequence // of that, what is not told
@@ -79,10 +76,10 @@ type recorder struct {
 
 // A turn is held by whoever writes a numbered batch, from taking the number to
 // the commit.
-type turn struct{ free signal }
+type turn struct{ free schedule.Signal }
 
 func newTurn() turn {
-	t := turn{free: newSignal()}
+	t := turn{free: schedule.NewSignal()}
 	t.giveBack()
 	return t
 }
@@ -101,7 +98,7 @@ func (t turn) take(ctx context.Context, p *pulse) bool {
 	}
 }
 
-func (t turn) giveBack() { t.free.raise() }
+func (t turn) giveBack() { t.free.Raise() }
 
 // run records until the context ends. What it holds then is lost to this
 // process, and repeated by the next.
@@ -109,7 +106,7 @@ func (r *recorder) run(ctx context.Context) error {
 	tick := time.NewTicker(busyAgain)
 	defer tick.Stop()
 	for {
-		switch r.pulse.wait(ctx, tick.C, r.window.toRecord, nil) {
+		switch r.pulse.wait(ctx, tick.C, r.scheduler.ToRecord, nil) {
 		case over:
 			return nil
 		case timed:
@@ -122,7 +119,7 @@ func (r *recorder) run(ctx context.Context) error {
 		default:
 			r.gather(ctx)
 		}
-		for r.pending() {
+		for r.scheduler.Unwritten() {
 			if err := r.recordOnce(ctx); err != nil {
 				if ctx.Err() != nil {
 					return nil
@@ -138,19 +135,10 @@ func (r *recorder) gather(ctx context.Context) {
 	timer := time.NewTimer(recordEvery)
 	defer timer.Stop()
 	for {
-		r.window.mu.Lock()
-		full := r.window.unwritten() >= recordBatch || r.window.stopping
-		r.window.mu.Unlock()
-		if full || r.pulse.wait(ctx, timer.C, r.window.toRecord, nil) != first {
+		if r.scheduler.BatchReady() || r.pulse.wait(ctx, timer.C, r.scheduler.ToRecord, nil) != first {
 			return
 		}
 	}
-}
-
-func (r *recorder) pending() bool {
-	r.window.mu.Lock()
-	defer r.window.mu.Unlock()
-	return r.window.fence.Epoch != 0 && r.window.unwritten() > 0
 }
 
 // bringBack lines up again what was busy, and now and then what was refused.
@@ -166,12 +154,7 @@ func (r *recorder) bringBack() {
 		again = append(again, r.stuck...)
 		r.stuck, r.triedAt = nil, time.Now()
 	}
-	r.window.mu.Lock()
-	defer r.window.mu.Unlock()
-	for _, d := range again {
-		r.window.enlist(d)
-	}
-	r.window.aside = len(r.aside) + len(r.stuck)
+	r.scheduler.Requeue(again)
 }
 
 // recordOnce writes one batch of new rows and one of existing ones.
@@ -187,17 +170,11 @@ func (r *recorder) recordOnce(ctx context.Context) error {
 }
 
 func (r *recorder) recordNew(ctx context.Context) error {
-	w := r.window
-	w.mu.Lock()
-	taken, records := w.takeNew()
-	if len(taken) == 0 {
-		w.mu.Unlock()
+	taken := r.scheduler.TakeNew(!r.apart)
+	if taken == nil {
 		return nil
 	}
-	batch, at := w.recordedBy(taken)
-	b := &batchOf{mark: store.Mark{Seq: batch, Durable: at.lsn, CommitAt: at.at, Health: r.takeNews()}, fence: w.fence, refused: map[uuid.UUID]bool{}}
-	w.mu.Unlock()
-
+	b := &batchOf{mark: taken.Mark, fence: taken.Fence, refused: map[uuid.UUID]bool{}}
 	allNew := true
 	b.send = func(ctx context.Context, mark store.Mark, part []store.Record) error {
 		fresh, err := r.store.Insert(ctx, b.fence, mark, part)
@@ -207,39 +184,24 @@ func (r *recorder) recordNew(ctx context.Context) error {
 	b.lose = func(ctx context.Context, of store.Record) error {
 		from, err := r.store.Owe(ctx, b.fence, outbox.IDTime(of.ID))
 		if err == nil {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			w.fence.Reconcile, w.fence.ReconcileFrom = true, from
-			w.causes++
+			r.scheduler.Owe(from)
 		}
 		return err
 	}
-	if err := r.write(ctx, b, records); err != nil {
+	if err := r.write(ctx, b, taken.Records); err != nil {
 		return err
 	}
 	sabotage.Reach(sabotage.Recorded)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if sabotage.On(sabotage.SkipEcho) {
-		w.ledger.echo(b.mark.Seq)
-		w.confirm()
-	}
-	r.stuck = append(r.stuck, w.inserted(taken, allNew, b.refused)...)
-	w.aside = len(r.aside) + len(r.stuck)
+	r.stuck = append(r.stuck, r.scheduler.Inserted(taken, allNew, b.refused, time.Now())...)
 	return nil
 }
 
 func (r *recorder) recordExisting(ctx context.Context) error {
-	w := r.window
-	w.mu.Lock()
-	taken, records := w.takeExisting()
-	if len(taken) == 0 {
-		w.mu.Unlock()
+	taken := r.scheduler.TakeExisting(!r.apart)
+	if taken == nil {
 		return nil
 	}
-	b := &batchOf{mark: store.Mark{Durable: w.ledger.recorded.lsn, CommitAt: w.ledger.recorded.at, Health: r.takeNews()}, fence: w.fence,
-		refused: map[uuid.UUID]bool{}}
-	w.mu.Unlock()
+	b := &batchOf{mark: taken.Mark, fence: taken.Fence, refused: map[uuid.UUID]bool{}}
 	busy, again := map[uuid.UUID]bool{}, map[uuid.UUID]bool{}
 	b.send = func(ctx context.Context, mark store.Mark, part []store.Record) error {
 		locked, waiting, err := r.store.Update(ctx, b.fence, mark, part)
@@ -252,24 +214,13 @@ func (r *recorder) recordExisting(ctx context.Context) error {
 		return err
 	}
 	b.lose = func(context.Context, store.Record) error { return nil } // its row waits
-	if err := r.write(ctx, b, records); err != nil {
+	if err := r.write(ctx, b, taken.Records); err != nil {
 		return err
 	}
 	sabotage.Reach(sabotage.Updated)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	locked, refused := w.updated(taken, busy, b.refused, again)
+	locked, refused := r.scheduler.Updated(taken, busy, b.refused, again, time.Now())
 	r.aside, r.stuck = append(r.aside, locked...), append(r.stuck, refused...)
-	w.aside = len(r.aside) + len(r.stuck)
 	return nil
-}
-
-// takeNews hands over what is to be recorded about endpoints, unless it is told apart.
-func (r *recorder) takeNews() []store.EndpointHealth {
-	if r.apart {
-		return nil
-	}
-	return r.window.takeNews()
 }
 
 // A batchOf is a batch on its way into the table.
@@ -335,7 +286,7 @@ func (r *recorder) writePart(ctx context.Context, b *batchOf, part []store.Recor
 			r.log.Warn("cannot record outcomes; trying until it works", "error", err)
 		}
 		r.note(begun, err)
-		if !r.pulse.sleep(ctx, pause+time.Duration(r.window.jitter()*float64(pause))) {
+		if !r.pulse.sleep(ctx, pause+time.Duration(r.scheduler.Jitter()*float64(pause))) {
 			return ctx.Err()
 		}
 		pause = min(2*pause, retryPauseMax)

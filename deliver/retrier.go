@@ -1,16 +1,17 @@
 package deliver
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
 
+	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/internal/store"
 )
 
@@ -57,17 +58,18 @@ type retrierStore interface {
 // itself, and only as much as the lane has room for, so that one endpoint's
 // hundred thousand rows do not stand before another's ten.
 type retrier struct {
-	window *window
-	store  retrierStore
-	pulse  *pulse
-	log    *slog.Logger
-	hint   signal // someone else has changed deliveries or endpoints
+	scheduler *schedule.Scheduler
+	store     retrierStore
+	pulse     *pulse
+	log       *slog.Logger
+	hint      schedule.Signal // someone else has changed deliveries or endpoints
 	trouble
 
-	compare func()    // has the reconciler compare
-	asked   time.Time // when it was last looked whether all is visible
-	early   bool      // it has been compared already, before all was visible
-	claimed time.Time // when the slot was, while that is not known; zero: it is. Guarded by the window's mutex, as is early
+	compare func()     // has the reconciler compare
+	asked   time.Time  // when it was last looked whether all is visible
+	early   bool       // it has been compared already, before all was visible
+	claimed time.Time  // when the slot was, while that is not known; zero: it is
+	mu      sync.Mutex // guards claimed and early, which the fan-out sets
 
 	later  map[uuid.UUID]bool // endpoints with rows of transactions that are not visible yet
 	since  time.Time          // by PostgreSQL's clock: what was due by then has been seen
@@ -108,7 +110,7 @@ func (r *retrier) run(ctx context.Context) error {
 		if time.Since(r.hinted) < hintEvery {
 			hint = nil // the tick comes back to it
 		}
-		switch r.pulse.wait(ctx, tick.C, hint, r.window.toFetch) {
+		switch r.pulse.wait(ctx, tick.C, hint, r.scheduler.ToFetch) {
 		case over:
 			return nil
 		case first:
@@ -124,10 +126,7 @@ func (r *retrier) run(ctx context.Context) error {
 
 // runOnce looks for what is newly due, walks a piece, and fills the lanes.
 func (r *retrier) runOnce(ctx context.Context) error {
-	r.window.mu.Lock()
-	active := r.window.live(time.Now()) && !r.window.stopping
-	r.window.mu.Unlock()
-	if !active { // a standby leaves the rows to the active one, and so does who was that once
+	if !r.scheduler.MayFetch(time.Now()) {
 		return nil
 	}
 	if err := r.settle(ctx); err != nil {
@@ -151,7 +150,7 @@ func (r *retrier) runOnce(ctx context.Context) error {
 		}
 	}
 	if r.rounds > 0 {
-		r.window.toFetch.raise()
+		r.scheduler.ToFetch.Raise()
 	}
 	if err := r.sweep(ctx); err != nil {
 		return err
@@ -162,10 +161,11 @@ func (r *retrier) runOnce(ctx context.Context) error {
 // comparing notes that a session has claimed the slot, and whether the outbox has to
 // be compared with its deliveries, or what comes may have to.
 func (r *retrier) comparing(fence store.Fence) {
-	r.window.mu.Lock()
-	defer r.window.mu.Unlock()
+	visible := r.scheduler.Visible(fence)
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.claimed, r.early = time.Time{}, false
-	if fence.Reconcile || !r.window.visible {
+	if fence.Reconcile || !visible {
 		r.claimed = time.Now()
 	}
 }
@@ -181,10 +181,10 @@ const settleAgain = time.Second
 // settle has the outbox compared once everything is visible that does not come by
 // the stream.
 func (r *retrier) settle(ctx context.Context) error {
-	w := r.window
-	w.mu.Lock()
-	fence, claimed, early := w.fence, r.claimed, r.early
-	w.mu.Unlock()
+	fence := r.scheduler.Fence()
+	r.mu.Lock()
+	claimed, early := r.claimed, r.early
+	r.mu.Unlock()
 	if claimed.IsZero() || early && time.Since(r.asked) < settleAgain {
 		return nil
 	}
@@ -195,15 +195,15 @@ func (r *retrier) settle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if r.claimed != claimed || w.fence.Epoch != fence.Epoch { // another session has
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.claimed != claimed || r.scheduler.Fence().Epoch != fence.Epoch { // another session has
 		return nil
 	}
 	switch {
 	case settled:
 		r.claimed = time.Time{}
-		w.visible = true
+		r.scheduler.Settled(fence)
 		r.compare()
 	case !r.early && time.Since(claimed) > settleWithin:
 		r.early = true
@@ -231,11 +231,7 @@ func (r *retrier) look(ctx context.Context) error {
 	if !all {
 		r.walkSoon()
 	}
-	r.window.mu.Lock()
-	defer r.window.mu.Unlock()
-	for _, id := range endpoints {
-		r.window.found(r.window.lane(id, r.looked), r.looked)
-	}
+	r.scheduler.Found(endpoints, r.looked)
 	return nil
 }
 
@@ -248,14 +244,9 @@ func (r *retrier) walk(ctx context.Context) error {
 		return err
 	}
 	r.walked = time.Now()
-	r.window.mu.Lock()
-	defer r.window.mu.Unlock()
-	for _, f := range found {
-		l := r.window.lane(f.EndpointID, r.walked)
-		if r.window.found(l, r.walked); !f.Enabled {
-			r.window.want(l) // the look-up finds it refused, and has it swept
-		}
-		r.cursor = f.EndpointID
+	r.scheduler.FoundWaiting(found, r.walked)
+	if n := len(found); n > 0 {
+		r.cursor = found[n-1].EndpointID
 	}
 	if len(found) < walkPage {
 		r.cursor, r.rounds = uuid.Nil, max(r.rounds-1, 0)
@@ -281,7 +272,7 @@ func (r *retrier) fetch(ctx context.Context) error {
 			return err
 		}
 		if time.Now().After(end) { // what is newly due, or to be cancelled, has its turn
-			r.window.toFetch.raise()
+			r.scheduler.ToFetch.Raise()
 			return nil
 		}
 	}
@@ -291,28 +282,19 @@ func (r *retrier) fetch(ctx context.Context) error {
 func (r *retrier) fetchPages(ctx context.Context) (more bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
-	w := r.window
-	w.mu.Lock()
-	requests := w.toAsk(pagedLanes, time.Now())
-	if len(requests) == 0 {
-		w.mu.Unlock()
+	pages := r.scheduler.Pages(pagedLanes, time.Now())
+	if len(pages) == 0 {
 		return false, nil
 	}
-	w.removed = map[uuid.UUID]bool{}
-	w.mu.Unlock()
-	pages := make([]store.Page, len(requests))
-	asked := make(map[uuid.UUID]*pageRequest, len(requests))
-	for i, p := range requests {
-		pages[i] = store.Page{EndpointID: p.lane.id, After: p.end, Limit: p.size}
-		asked[p.lane.id] = p
+	queries := make([]store.Page, len(pages))
+	asked := make(map[uuid.UUID]*schedule.Page, len(pages))
+	for i, p := range pages {
+		queries[i] = p.Query()
+		asked[queries[i].EndpointID] = p
 	}
 
 	var orphans, strangers []uuid.UUID
-	err = r.store.Due(ctx, pages, func(due *store.Due) {
-		p := asked[due.EndpointID]
-		p.got++
-		w.mu.Lock()
-		defer w.mu.Unlock()
+	err = r.store.Due(ctx, queries, func(due *store.Due) {
 		switch {
 		case due.Orphaned:
 			orphans = append(orphans, due.ID)
@@ -320,32 +302,15 @@ func (r *retrier) fetchPages(ctx context.Context) (more bool, err error) {
 			strangers = append(strangers, due.ID)
 		case due.Unseen:
 			r.later[due.EndpointID] = true
-		default:
-			w.admitDue(due, time.Now())
 		}
-		if !p.lane.overflown {
-			p.end = due.End()
-		}
+		r.scheduler.Due(asked[due.EndpointID], due, time.Now())
 	})
-
-	w.mu.Lock()
-	w.removed = nil
-	now := time.Now()
-	for _, p := range requests {
-		if err != nil {
-			w.hasRows(p.lane, now)
-			continue
-		}
-		w.paged(p, now)
-	}
-	w.dispatch(now)
-	fence := w.fence
-	w.mu.Unlock()
+	r.scheduler.Paged(pages, err != nil, time.Now())
 	if err == nil && len(orphans) > 0 {
-		err = r.store.CancelOrphans(ctx, fence, orphans)
+		err = r.store.CancelOrphans(ctx, r.scheduler.Fence(), orphans)
 	}
 	if err == nil && len(strangers) > 0 {
-		err = r.store.CancelStrangers(ctx, fence, strangers)
+		err = r.store.CancelStrangers(ctx, r.scheduler.Fence(), strangers)
 	}
 	return err == nil, err
 }
@@ -353,43 +318,27 @@ func (r *retrier) fetchPages(ctx context.Context) (more bool, err error) {
 // sweep cancels what is owed to endpoints that are disabled or deleted: a chunk
 // of each in turn, so that none keeps due rows waiting.
 func (r *retrier) sweep(ctx context.Context) error {
-	w := r.window
-	w.mu.Lock()
-	lanes, fence := w.sweeping, w.fence
-	w.sweeping = nil
-	w.mu.Unlock()
-	for i, l := range lanes {
-		err := r.sweepLane(ctx, fence, l)
-		if err != nil {
-			w.mu.Lock()
-			w.sweeping = append(w.sweeping, lanes[i:]...)
-			w.mu.Unlock()
+	sweeps, fence := r.scheduler.Sweeps(), r.scheduler.Fence()
+	for i, x := range sweeps {
+		if err := r.sweepOne(ctx, fence, x); err != nil {
+			r.scheduler.GiveBackSweeps(sweeps[i:])
 			return err
 		}
 	}
 	return nil
 }
 
-func (r *retrier) sweepLane(ctx context.Context, fence store.Fence, l *lane) error {
+func (r *retrier) sweepOne(ctx context.Context, fence store.Fence, x *schedule.Sweep) error {
 	r.pulse.beat()
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
-	w := r.window
-	w.mu.Lock()
-	reason := l.refusal()
-	w.mu.Unlock()
-	n, more, err := r.store.CancelRows(ctx, fence, l.id, reason)
+	n, more, err := r.store.CancelRows(ctx, fence, x.EndpointID(), r.scheduler.Refusal(x))
 	if err != nil {
 		return err
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	l.sweep = false
-	switch {
-	case n > 0:
-		w.toSweep(l)
-	case more:
-		r.later[l.id] = true
+	r.scheduler.Swept(x, n > 0)
+	if n == 0 && more {
+		r.later[x.EndpointID()] = true
 	}
 	return nil
 }
@@ -397,17 +346,6 @@ func (r *retrier) sweepLane(ctx context.Context, fence store.Fence, l *lane) err
 // again takes up what could not be done because a transaction that has
 // committed was not visible yet.
 func (r *retrier) again() {
-	r.window.mu.Lock()
-	defer r.window.mu.Unlock()
-	now := time.Now()
-	for _, id := range slices.SortedFunc(maps.Keys(r.later), compareIDs) {
-		if l := r.window.lane(id, now); l.refused {
-			r.window.toSweep(l)
-		} else {
-			r.window.hasRows(l, now)
-		}
-	}
+	r.scheduler.Again(slices.SortedFunc(maps.Keys(r.later), schedule.CompareIDs), time.Now())
 	clear(r.later)
 }
-
-func compareIDs(a, b uuid.UUID) int { return bytes.Compare(a[:], b[:]) }

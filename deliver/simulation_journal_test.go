@@ -149,7 +149,7 @@ func (j *journal) request(p *process, r send.Request) (status int, after time.Du
 		j.s.violate("delivery %s was sent %s", d.id, why)
 	}
 	// A process that has lost the slot and does not know yet cannot know of the lease.
-	if d.by != p && now.Before(d.leased) && !j.s.db.Fenced(p.engine.window.fence) {
+	if d.by != p && now.Before(d.leased) && !j.s.db.Fenced(p.engine.scheduler.Fence()) {
 		j.s.violate("delivery %s was sent again within the lease", d.id)
 	}
 	if d.by == p && !d.begun.IsZero() {
@@ -174,6 +174,9 @@ func (j *journal) answered(r send.Request, p *process) {
 		d.begun, d.leased = time.Time{}, time.Time{}
 	}
 }
+
+// An answering says what a receiver answers to a request, and after how long.
+type answering func(at time.Time) (status int, after time.Duration)
 
 // newReceiver says how a receiver answers: well, now and then not, never, not at
 // first, slowly, or with 410.

@@ -26,12 +26,12 @@ func (s *simulation) unsettled() string {
 	switch {
 	case p == nil:
 		return "no process has the slot"
-	case p.engine.window.fence.Epoch == 0 || !s.db.State.ReconcileFrom.IsZero():
+	case p.engine.scheduler.Fence().Epoch == 0 || !s.db.State.ReconcileFrom.IsZero():
 		return "the reconciler has not ended"
 	case s.db.slot.confirmed != s.db.End():
 		return fmt.Sprintf("confirmed is %d, of %d", s.db.slot.confirmed, s.db.End())
-	case len(p.engine.window.deliveries) > 0:
-		return fmt.Sprintf("%d deliveries in the window", len(p.engine.window.deliveries))
+	case p.inMemory() > 0:
+		return fmt.Sprintf("%d deliveries in memory", p.inMemory())
 	}
 	return ""
 }
@@ -54,7 +54,7 @@ func (s *simulation) judge() {
 	if len(s.db.Rows) != owed {
 		s.violate("%d rows for %d owed deliveries", len(s.db.Rows), owed)
 	}
-	s.judgeWindow(active)
+	s.judgeMemory(active)
 }
 
 func (s *simulation) judgeDelivery(d *journaled) {
@@ -87,18 +87,10 @@ func (s *simulation) judgeDelivery(d *journaled) {
 	}
 }
 
-// judgeWindow sees that nothing is left behind in memory.
-func (s *simulation) judgeWindow(p *process) {
-	w := p.engine.window
-	left := []int{len(w.deliveries), w.held, w.fetched, int(w.bytes), w.running, w.ended, w.parked, w.aging.Len(), w.guests, w.late, w.aside,
-		w.unwritten(), len(w.ledger.gates)}
-	if slices.Max(left) != 0 || slices.Min(left) != 0 {
-		s.violate("left in the window: deliveries, held, fetched, bytes, running, ended, parked, aging, guests, late, aside, unwritten, gates %v", left)
-	}
-	for _, l := range s.db.EndpointRows {
-		if l := w.lanes[l.ID]; l != nil && (l.held != 0 || l.running != 0 || l.parking != 0 || l.ended != 0) {
-			s.violate("left in the lane of %s: held %d, running %d, parking %d, ended %d", l.id, l.held, l.running, l.parking, l.ended)
-		}
+// judgeMemory sees that nothing is left behind in memory.
+func (s *simulation) judgeMemory(p *process) {
+	if p.inMemory() != 0 || !p.engine.scheduler.Drained(true) {
+		s.violate("%d deliveries are left in memory, or positions that wait for an echo", p.inMemory())
 	}
 	if attempts := slices.ContainsFunc(s.tasks, func(t *task) bool { return t.process == p && t.name == "attempt" }); attempts {
 		s.violate("an attempt has not ended")

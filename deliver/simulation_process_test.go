@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/store"
 )
@@ -30,21 +31,21 @@ type process struct {
 var targets = send.NewSender(send.SenderConfig{})
 
 // simulatedSchedule is short, so that a run sees its end.
-var simulatedSchedule = Schedule{time.Second, 5 * time.Second}
+var simulatedSchedule = schedule.Backoff{time.Second, 5 * time.Second}
 
 func (s *simulation) start() {
 	s.births++
 	p := &process{s: s, number: s.births, batches: make(chan store.Batch, 4), looked: time.Now()}
-	e := New(Config{Limits: s.limits, Schedule: simulatedSchedule, RecoveryWindow: time.Hour, Store: &simulatedStore{p}, Sender: targets, Log: s.log})
+	e := newEngine(Config{Limits: s.limits, RecoveryWindow: time.Hour, Store: &simulatedStore{p}, Sender: targets, Log: s.log},
+		schedule.New(schedule.Options{Limits: s.limits, Backoff: simulatedSchedule, Jitter: s.rng.Float64}))
 	p.engine = e
 	e.fanOut.holder = s.id(time.Now())
-	e.window.jitter = s.rng.Float64
 	e.send = p.send
 	for _, pulse := range append(e.pulses, e.reconciler.pulse) {
 		pulse.waits = s.wait
 	}
 	ctx := s.t.Context()
-	e.window.workers.run = func(d *delivery) {
+	e.workers.run = func(d *schedule.Delivery) {
 		s.spawn("attempt", p, func() {
 			for d != nil {
 				d = e.attempt(ctx, d)
@@ -94,13 +95,13 @@ func (p *process) fanOut(ctx context.Context) error {
 func (p *process) stop() {
 	p.s.note("process %d is to stop", p.number)
 	p.stopped = true
-	w := p.engine.window
-	w.stopping = true
+	w := p.engine.scheduler
+	w.Stop()
 	p.s.spawn("drain", p, func() {
 		for end := time.Now().Add(p.engine.timeout + drainMargin); time.Now().Before(end); {
-			p.s.pass(parkEvery)
-			w.toRecord.raise()
-			if p.engine.drained(p.connection() != nil) {
+			p.s.pass(schedule.ParkEvery)
+			w.ToRecord.Raise()
+			if w.Drained(p.connection() != nil) {
 				break
 			}
 		}
@@ -169,11 +170,16 @@ func (s *simulation) bury(p *process) {
 
 // excuse allows for what a process leaves unrecorded to be sent once more.
 func (p *process) excuse() {
-	for id, d := range p.engine.window.deliveries {
-		if d.stage == running || d.stage == ended {
-			p.s.journal.excuse(id, 1)
-		}
+	sent, _ := p.engine.scheduler.Unrecorded()
+	for _, id := range sent {
+		p.s.journal.excuse(id, 1)
 	}
+}
+
+// inMemory is how many deliveries a process holds.
+func (p *process) inMemory() int {
+	stats := p.engine.scheduler.Stats(time.Now())
+	return stats.Window + stats.Parking
 }
 
 // tend buries what has ended, and sees that there is a process.

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/walhook/walhook/deliver/schedule"
 )
 
 // The simulation runs the whole pipeline over a database, a stream and receivers
@@ -105,7 +107,7 @@ type simulation struct {
 	t          *testing.T
 	trace      func(...any) // nil: nobody reads it
 	rng        *rand.Rand
-	limits     Limits
+	limits     schedule.Limits
 	log        *slog.Logger
 	began      time.Time
 	steps      int
@@ -121,7 +123,7 @@ type simulation struct {
 
 func newSimulation(t *testing.T, seed uint64, parkAfter time.Duration, trace func(...any)) *simulation {
 	s := &simulation{t: t, trace: trace, rng: rand.New(rand.NewPCG(seed, 0)), began: time.Now(), log: slog.New(slog.DiscardHandler)}
-	s.limits = Limits{ParkAfter: parkAfter, MaxInFlight: 4, EndpointInFlight: 2, Window: 16, MaxMemory: 4 << 10, Timeout: 2 * time.Second}
+	s.limits = schedule.Limits{ParkAfter: parkAfter, MaxInFlight: 4, EndpointInFlight: 2, Window: 16, MaxMemory: 4 << 10, Timeout: 2 * time.Second}
 	if trace != nil {
 		s.log = slog.New(slog.NewTextHandler(lines(s.note), nil))
 	}
@@ -214,7 +216,7 @@ func (s *simulation) pass(d time.Duration) {
 }
 
 // wait is what a loop's pulse waits by: of what is ready, the seed chooses.
-func (s *simulation) wait(timer <-chan time.Time, a, b signal) (woken wake) {
+func (s *simulation) wait(timer <-chan time.Time, a, b schedule.Signal) (woken wake) {
 	s.await(func() bool {
 		at := s.rng.IntN(3)
 		for i := range 3 {
@@ -228,7 +230,7 @@ func (s *simulation) wait(timer <-chan time.Time, a, b signal) (woken wake) {
 	return woken
 }
 
-func arrived(w wake, timer <-chan time.Time, a, b signal) bool {
+func arrived(w wake, timer <-chan time.Time, a, b schedule.Signal) bool {
 	switch w {
 	case timed:
 		return arrivedIn(timer)
@@ -274,6 +276,11 @@ func (s *simulation) resume(t *task) {
 	}
 	s.running = nil
 	s.unblock()
+	if p := t.process; p != nil {
+		if err := p.engine.scheduler.Verify(); err != nil {
+			s.violate("the books of process %d: %v", p.number, err)
+		}
+	}
 }
 
 func (s *simulation) unblock() {

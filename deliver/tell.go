@@ -41,9 +41,7 @@ func (r *recorder) owe(ctx context.Context, meaning []store.Consequence, refused
 // lanes: by the next try it may be different.
 func (r *recorder) keep(c store.Consequence) {
 	if len(c.Health) > 0 {
-		r.window.mu.Lock()
-		defer r.window.mu.Unlock()
-		r.window.tellAgain(c.Health)
+		r.scheduler.GiveBackNews(c.Health, time.Now())
 		return
 	}
 	r.owed = append(r.owed, c)
@@ -63,9 +61,7 @@ func (r *recorder) keep(c store.Consequence) {
 // tell tries all that is owed.
 func (r *recorder) tell(ctx context.Context) error {
 	r.toldAt = time.Now()
-	r.window.mu.Lock()
-	acquired, health := r.window.fence.Epoch != 0, r.window.takeNews()
-	r.window.mu.Unlock()
+	acquired, health := r.scheduler.Fence().Epoch != 0, r.scheduler.TakeNews()
 	all := append(r.owed, store.Consequences(health, nil)...)
 	if r.owed = nil; !acquired {
 		for _, c := range all {
@@ -76,10 +72,7 @@ func (r *recorder) tell(ctx context.Context) error {
 	if err := r.tellAll(ctx, all); err != nil {
 		return err
 	}
-	r.window.mu.Lock()
-	news := len(r.window.news)
-	r.window.mu.Unlock()
-	if len(r.owed) == 0 && news == 0 {
+	if len(r.owed) == 0 && !r.scheduler.HasNews() {
 		r.apart, r.lost = false, false
 		r.log.Info("what outcomes mean is written again, and nothing is owed")
 	}
@@ -118,9 +111,7 @@ func (r *recorder) lastWords(ctx context.Context) {
 // tellAll tells what it can: what is refused is parted, until what is the cause
 // stands alone. What would take too many tries has its turn before that next time.
 func (r *recorder) tellAll(ctx context.Context, all []store.Consequence) error {
-	r.window.mu.Lock()
-	fence := r.window.fence
-	r.window.mu.Unlock()
+	fence := r.scheduler.Fence()
 	var refused []store.Consequence
 	for tries := 0; len(all) > 0 && tries < tellAtMost; tries++ {
 		c := all[0]

@@ -22,6 +22,9 @@ type mute struct {
 	told    int
 }
 
+// Mark is Store's.
+func (m *mute) Mark(context.Context, store.Fence, store.Mark) error { return nil }
+
 // Tell is Store's.
 func (m *mute) Tell(_ context.Context, _ store.Fence, c store.Consequence) ([]store.Consequence, error) {
 	if m.refused {
@@ -48,7 +51,7 @@ func TestNewsThatIsOwedIsToldAtAGracefulStop(t *testing.T) {
 			var text bytes.Buffer
 			db := &mute{refused: refused}
 			e := New(Config{Limits: small, Store: db, Sender: send.NewSender(send.SenderConfig{Timeout: time.Second}), Log: slog.New(slog.NewTextHandler(&text, nil))})
-			e.window.fence = store.Fence{Epoch: 1}
+			e.scheduler.Begin(&store.Session{}, store.Fence{Epoch: 1}, 0, time.Now())
 			e.recorder.apart, e.recorder.toldAt = true, time.Now()
 			e.recorder.owed = store.Consequences(nil, []store.Record{{ID: uuid.New(), EventType: "payment.failed", Exhausted: true, Attempt: &store.Attempt{}}})
 			ctx, stop := context.WithCancel(t.Context())

@@ -2,11 +2,11 @@ package deliver
 
 import (
 	"context"
+	"sync"
 	"time"
 
-	"github.com/walhook/walhook/deliver/send"
+	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/internal/sabotage"
-	"github.com/walhook/walhook/internal/store"
 )
 
 // workerMemory is how long a worker without work stays: its grown stack makes
@@ -14,27 +14,36 @@ import (
 const workerMemory = 10 * time.Second
 
 // workers run the attempts: one goroutine per attempt under way, kept for the
-// next one. Guarded by the window's mutex.
+// next one.
 type workers struct {
+	mu   sync.Mutex
 	idle int
-	work chan *delivery  // handed to an idle worker; has room for every attempt, so that sending never blocks
-	run  func(*delivery) // on a new goroutine
+	work chan *schedule.Delivery  // handed to an idle worker; has room for every attempt, so that sending never blocks
+	run  func(*schedule.Delivery) // on a new goroutine
 }
 
-// dispatch starts what may be started.
-func (w *window) dispatch(now time.Time) {
-	for d := w.next(now); d != nil; d = w.next(now) {
-		if w.workers.idle > 0 {
-			w.workers.idle--
-			w.workers.work <- d
-			continue
-		}
-		w.workers.run(d)
+// start hands a delivery to a worker.
+func (w *workers) start(d *schedule.Delivery) {
+	if w.hire() {
+		w.work <- d
+		return
 	}
+	w.run(d)
+}
+
+// hire takes a worker out of those that are idle, or reports that there is none.
+func (w *workers) hire() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.idle == 0 {
+		return false
+	}
+	w.idle--
+	return true
 }
 
 // work makes attempts until there is nothing to do for a while.
-func (e *Engine) work(ctx context.Context, d *delivery) {
+func (e *Engine) work(ctx context.Context, d *schedule.Delivery) {
 	for d != nil {
 		d = e.attempt(ctx, d)
 		if d == nil {
@@ -45,96 +54,41 @@ func (e *Engine) work(ctx context.Context, d *delivery) {
 
 // attempt sends one request, hands its outcome to the recorder, and returns
 // what to do next.
-func (e *Engine) attempt(ctx context.Context, d *delivery) *delivery {
-	a, completed := e.send(ctx, send.Request{
-		Endpoint:   d.target,
-		DeliveryID: d.id,
-		EventType:  d.event.typ,
-		Retry:      d.attempts,
-		Body:       d.event.body,
-	})
+func (e *Engine) attempt(ctx context.Context, d *schedule.Delivery) *schedule.Delivery {
+	r := d.Request()
+	a, completed := e.send(ctx, r)
 	sabotage.Reach(sabotage.Answered)
 	if completed && e.observe != nil {
-		e.observe(d.event.typ, a)
+		e.observe(r.EventType, a)
 	}
 	now := time.Now()
-	e.window.mu.Lock()
-	defer e.window.mu.Unlock()
 	switch {
-	case !completed && ctx.Err() != nil: // the process is being killed: the attempt has no outcome
-		e.window.vacate(d, &a, now)
+	case !completed && ctx.Err() != nil: // the process is being killed
+		e.scheduler.Abandon(d, now)
 		return nil
 	case !completed: // nothing of it left this process
-		e.window.unsent(d, &a, now)
+		e.scheduler.Unsent(d, now)
 		return nil
 	}
-	e.window.finish(d, a, now)
-	return e.window.next(now)
+	return e.scheduler.Finish(d, a, now)
 }
 
 // rest waits for the next delivery, for workerMemory.
-func (e *Engine) rest() *delivery {
-	w := e.window
+func (e *Engine) rest() *schedule.Delivery {
+	w := &e.workers
 	w.mu.Lock()
-	w.workers.idle++
+	w.idle++
 	w.mu.Unlock()
 	timer := time.NewTimer(workerMemory)
 	defer timer.Stop()
 	select {
-	case d := <-w.workers.work:
+	case d := <-w.work:
 		return d
 	case <-timer.C:
 	case <-e.stopped:
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	select {
-	case d := <-w.workers.work: // it came at the last moment
-		return d
-	default:
-		w.workers.idle--
-		return nil
+	if w.hire() {
+		return nil // nobody has counted on this one
 	}
-}
-
-// Counts are totals since the start, for metrics.
-type Counts struct {
-	Events    uint64 // that came by the stream
-	Delivered uint64 // attempts that were answered with 2xx
-	Errors    map[store.ErrorClass]uint64
-	OwnFaults map[OwnFault]uint64 // that kept deliveries waiting
-	Recorded  uint64              // outcomes committed
-	Parked    uint64              // deliveries written before they had an outcome, without an attempt under way
-	Leased    uint64              // and with one
-	Fetched   uint64              // rows that were due
-	Found     uint64              // rows that the reconciler had to insert
-}
-
-// An OwnFault is what keeps walhook from sending that is no fault of the endpoint's:
-// no attempt is counted.
-type OwnFault string
-
-// secretFault is a secret that cannot be opened: counted at each look-up, which is
-// once a second for each endpoint that waits for it.
-const secretFault OwnFault = "secret"
-
-// OwnFaults are all of them.
-var OwnFaults = []OwnFault{secretFault}
-
-func (c *Counts) ownFault(f OwnFault) {
-	if c.OwnFaults == nil {
-		c.OwnFaults = map[OwnFault]uint64{}
-	}
-	c.OwnFaults[f]++
-}
-
-func (c *Counts) attempt(a store.Attempt) {
-	if send.Judge(a) == send.Delivered {
-		c.Delivered++
-		return
-	}
-	if c.Errors == nil {
-		c.Errors = map[store.ErrorClass]uint64{}
-	}
-	c.Errors[a.Class]++
+	return <-w.work // it comes at the last moment
 }

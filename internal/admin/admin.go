@@ -24,7 +24,7 @@ import (
 	"time"
 
 	"github.com/walhook/walhook/cdc"
-	"github.com/walhook/walhook/deliver"
+	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/internal/store"
 )
 
@@ -40,7 +40,7 @@ type Options struct {
 	Ready func(context.Context) (role string, err error)
 
 	Metrics *Metrics
-	Stats   func() deliver.Stats
+	Stats   func() schedule.Stats
 	Stream  func() cdc.Status
 	Store   *store.Store
 }

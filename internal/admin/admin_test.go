@@ -24,7 +24,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/walhook/walhook/cdc"
-	"github.com/walhook/walhook/deliver"
+	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
@@ -38,7 +38,7 @@ func options(t *testing.T, pool *pgxpool.Pool) Options {
 		Alive:   func() error { return nil },
 		Ready:   func(context.Context) (string, error) { return "active", nil },
 		Metrics: NewMetrics(),
-		Stats:   func() deliver.Stats { return deliver.Stats{Window: 7} },
+		Stats:   func() schedule.Stats { return schedule.Stats{Window: 7} },
 		Stream:  func() cdc.Status { return cdc.Status{Role: cdc.Streaming} },
 		Store:   store.New(pool, "walhook", 0),
 	}
@@ -342,9 +342,9 @@ func TestMetrics(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	o := options(t, db.Pool)
-	o.Stats = func() deliver.Stats {
-		return deliver.Stats{
-			Counts: deliver.Counts{Events: 5, Delivered: 3, Errors: map[store.ErrorClass]uint64{store.ErrTimeout: 2}},
+	o.Stats = func() schedule.Stats {
+		return schedule.Stats{
+			Counts: schedule.Counts{Events: 5, Delivered: 3, Errors: map[store.ErrorClass]uint64{store.ErrTimeout: 2}},
 			Window: 7,
 		}
 	}
@@ -436,8 +436,8 @@ func TestStatusPage(t *testing.T) {
 	db := pgtest.New(t)
 	o := options(t, db.Pool)
 	o.Stream = func() cdc.Status { return cdc.Status{Role: cdc.Standby, Err: `<script>alert("x")</script>`} }
-	o.Stats = func() deliver.Stats {
-		return deliver.Stats{Counts: deliver.Counts{Errors: map[store.ErrorClass]uint64{store.ErrTimeout: 2}}, Bytes: 3 << 20}
+	o.Stats = func() schedule.Stats {
+		return schedule.Stats{Counts: schedule.Counts{Errors: map[store.ErrorClass]uint64{store.ErrTimeout: 2}}, Bytes: 3 << 20}
 	}
 	w := ask(New(o), "GET", "/", "")
 	page := w.Body.String()

@@ -10,7 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/walhook/walhook/cdc"
-	"github.com/walhook/walhook/deliver"
+	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/internal/store"
 )
 
@@ -75,24 +75,24 @@ func send[S any](ch chan<- prometheus.Metric, samples []sample[S], snapshot *S) 
 	}
 }
 
-var engineSamples = []sample[deliver.Stats]{
-	counter("walhook_events_total", "Events that came by the stream.", func(s *deliver.Stats) float64 { return float64(s.Events) }),
-	counter("walhook_outcomes_recorded_total", "Outcomes of attempts that were committed.", func(s *deliver.Stats) float64 { return float64(s.Recorded) }),
-	counter("walhook_deliveries_parked_total", "Deliveries written as pending before an attempt.", func(s *deliver.Stats) float64 { return float64(s.Parked) }),
-	counter("walhook_deliveries_leased_total", "Deliveries written as pending beside their attempt.", func(s *deliver.Stats) float64 { return float64(s.Leased) }),
-	counter("walhook_deliveries_fetched_total", "Deliveries fetched from the table because they were due.", func(s *deliver.Stats) float64 { return float64(s.Fetched) }),
-	counter("walhook_deliveries_reconciled_total", "Owed deliveries that the stream never brought: 0 in normal life.", func(s *deliver.Stats) float64 { return float64(s.Found) }),
-	gauge("walhook_reconcile_pending", "1 while events are compared with deliveries, or have to be: after a first start or a lost slot.", func(s *deliver.Stats) float64 { return oneIf(s.Reconciling) }),
-	gauge("walhook_window_deliveries", "Deliveries in memory; WALHOOK_WINDOW bounds them.", func(s *deliver.Stats) float64 { return float64(s.Window) }),
-	gauge("walhook_deliveries_parking", "Deliveries whose pending row is about to be written.", func(s *deliver.Stats) float64 { return float64(s.Parking) }),
-	gauge("walhook_window_bytes", "Payload bytes in memory; WALHOOK_MAX_MEMORY bounds them.", func(s *deliver.Stats) float64 { return float64(s.Bytes) }),
-	gauge("walhook_attempts_in_flight", "Attempts under way; WALHOOK_MAX_IN_FLIGHT bounds them.", func(s *deliver.Stats) float64 { return float64(s.InFlight) }),
-	gauge("walhook_outcomes_unrecorded", "Attempts that have ended and are not committed yet: what a crash now would repeat.", func(s *deliver.Stats) float64 { return float64(s.Unrecorded) }),
-	gauge("walhook_lanes", "Endpoints with something to do.", func(s *deliver.Stats) float64 { return float64(s.Lanes) }),
-	gauge("walhook_lanes_spilled", "Endpoints that are behind, and fed from the table.", func(s *deliver.Stats) float64 { return float64(s.Spilled) }),
-	gauge("walhook_lanes_open", "Endpoints whose breaker is open: they failed many times in a row and get one probe at a time.", func(s *deliver.Stats) float64 { return float64(s.Open) }),
-	gauge("walhook_recorded_lsn_bytes", "WAL position up to which every delivery has a row.", func(s *deliver.Stats) float64 { return float64(s.RecordedLSN) }),
-	gauge("walhook_durable_lsn_bytes", "WAL position up to which these rows are durable.", func(s *deliver.Stats) float64 { return float64(s.ConfirmedLSN) }),
+var engineSamples = []sample[schedule.Stats]{
+	counter("walhook_events_total", "Events that came by the stream.", func(s *schedule.Stats) float64 { return float64(s.Events) }),
+	counter("walhook_outcomes_recorded_total", "Outcomes of attempts that were committed.", func(s *schedule.Stats) float64 { return float64(s.Recorded) }),
+	counter("walhook_deliveries_parked_total", "Deliveries written as pending before an attempt.", func(s *schedule.Stats) float64 { return float64(s.Parked) }),
+	counter("walhook_deliveries_leased_total", "Deliveries written as pending beside their attempt.", func(s *schedule.Stats) float64 { return float64(s.Leased) }),
+	counter("walhook_deliveries_fetched_total", "Deliveries fetched from the table because they were due.", func(s *schedule.Stats) float64 { return float64(s.Fetched) }),
+	counter("walhook_deliveries_reconciled_total", "Owed deliveries that the stream never brought: 0 in normal life.", func(s *schedule.Stats) float64 { return float64(s.Found) }),
+	gauge("walhook_reconcile_pending", "1 while events are compared with deliveries, or have to be: after a first start or a lost slot.", func(s *schedule.Stats) float64 { return oneIf(s.Reconciling) }),
+	gauge("walhook_window_deliveries", "Deliveries in memory; WALHOOK_WINDOW bounds them.", func(s *schedule.Stats) float64 { return float64(s.Window) }),
+	gauge("walhook_deliveries_parking", "Deliveries whose pending row is about to be written.", func(s *schedule.Stats) float64 { return float64(s.Parking) }),
+	gauge("walhook_window_bytes", "Payload bytes in memory; WALHOOK_MAX_MEMORY bounds them.", func(s *schedule.Stats) float64 { return float64(s.Bytes) }),
+	gauge("walhook_attempts_in_flight", "Attempts under way; WALHOOK_MAX_IN_FLIGHT bounds them.", func(s *schedule.Stats) float64 { return float64(s.InFlight) }),
+	gauge("walhook_outcomes_unrecorded", "Attempts that have ended and are not committed yet: what a crash now would repeat.", func(s *schedule.Stats) float64 { return float64(s.Unrecorded) }),
+	gauge("walhook_lanes", "Endpoints with something to do.", func(s *schedule.Stats) float64 { return float64(s.Lanes) }),
+	gauge("walhook_lanes_spilled", "Endpoints that are behind, and fed from the table.", func(s *schedule.Stats) float64 { return float64(s.Spilled) }),
+	gauge("walhook_lanes_open", "Endpoints whose breaker is open: they failed many times in a row and get one probe at a time.", func(s *schedule.Stats) float64 { return float64(s.Open) }),
+	gauge("walhook_recorded_lsn_bytes", "WAL position up to which every delivery has a row.", func(s *schedule.Stats) float64 { return float64(s.RecordedLSN) }),
+	gauge("walhook_durable_lsn_bytes", "WAL position up to which these rows are durable.", func(s *schedule.Stats) float64 { return float64(s.ConfirmedLSN) }),
 }
 
 var streamSamples = []sample[cdc.Status]{
@@ -182,7 +182,7 @@ func (c *snapshots) Collect(ch chan<- prometheus.Metric) {
 	for _, class := range errorClasses {
 		ch <- prometheus.MustNewConstMetric(attemptsDesc, prometheus.CounterValue, float64(stats.Errors[class]), string(class))
 	}
-	for _, kind := range deliver.OwnFaults {
+	for _, kind := range schedule.OwnFaults {
 		ch <- prometheus.MustNewConstMetric(faultsDesc, prometheus.CounterValue, float64(stats.OwnFaults[kind]), string(kind))
 	}
 	for role, name := range roles {

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/walhook/walhook/cdc"
-	"github.com/walhook/walhook/deliver"
+	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/internal/store"
 )
 
@@ -24,7 +24,7 @@ type statusView struct {
 	Version  string
 	Role     string
 	Trouble  string // what is wrong, in words
-	Stats    deliver.Stats
+	Stats    schedule.Stats
 	Stream   cdc.Status
 	Database store.Overview
 }

@@ -1,4 +1,4 @@
-package deliver
+package schedule
 
 import (
 	"math"
@@ -12,11 +12,11 @@ import (
 
 func TestScheduleWait(t *testing.T) {
 	t.Parallel()
-	s := Schedule{5 * time.Second, 5 * time.Minute, 24 * time.Hour}
+	s := Backoff{5 * time.Second, 5 * time.Minute, 24 * time.Hour}
 	const most = 1 - 1.0/(1<<53)
 	for _, tc := range []struct {
 		name       string
-		schedule   Schedule
+		schedule   Backoff
 		failed     int
 		retryAfter time.Duration
 		jitter     float64
@@ -37,10 +37,10 @@ func TestScheduleWait(t *testing.T) {
 		{"Retry-After lengthens", s, 1, time.Minute, 0.5, time.Minute, true},
 		{"Retry-After does not shorten", s, 2, time.Second, 0, 5 * time.Minute, true},
 		{"Retry-After is capped at a day", s, 1, 48 * time.Hour, 0, 24 * time.Hour, true},
-		{"the cap does not shorten the schedule", Schedule{48 * time.Hour}, 1, 72 * time.Hour, 0, 48 * time.Hour, true},
-		{"a negative wait is none", Schedule{-time.Second}, 1, 0, 0.5, 0, true},
-		{"the longest wait does not overflow", Schedule{math.MaxInt64}, 1, 0, most, math.MaxInt64, true},
-		{"nor one just below", Schedule{math.MaxInt64 / 10 * 9}, 1, 0, most, math.MaxInt64, true},
+		{"the cap does not shorten the schedule", Backoff{48 * time.Hour}, 1, 72 * time.Hour, 0, 48 * time.Hour, true},
+		{"a negative wait is none", Backoff{-time.Second}, 1, 0, 0.5, 0, true},
+		{"the longest wait does not overflow", Backoff{math.MaxInt64}, 1, 0, most, math.MaxInt64, true},
+		{"nor one just below", Backoff{math.MaxInt64 / 10 * 9}, 1, 0, most, math.MaxInt64, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -58,7 +58,7 @@ func TestAWaitIsNeverShorterThanTheSchedule(t *testing.T) {
 		wait := time.Duration(rapid.Int64Min(0).Draw(t, "wait"))
 		retryAfter := time.Duration(rapid.Int64().Draw(t, "retryAfter"))
 		jitter := rapid.Float64Range(0, 1).Draw(t, "jitter")
-		got, again := Schedule{wait}.Wait(1, retryAfter, jitter)
+		got, again := Backoff{wait}.Wait(1, retryAfter, jitter)
 		if !again || got < wait || got < min(retryAfter, send.MaxRetryAfter) {
 			t.Fatalf("Wait = %v, %v", got, again)
 		}

@@ -1,6 +1,7 @@
-package deliver
+package schedule
 
 import (
+	"bytes"
 	"math"
 	"slices"
 	"time"
@@ -34,8 +35,8 @@ const (
 // pages from the table, until a page holds all that is left.
 type lane struct {
 	id          uuid.UUID
-	first       []*delivery // first attempts, in order of arrival; what was parked meanwhile is skipped
-	late        []*delivery // retries and replays: what comes after those
+	first       []*Delivery // first attempts, in order of arrival; what was parked meanwhile is skipped
+	late        []*Delivery // retries and replays: what comes after those
 	turns       int         // first attempts since the last late one
 	held        int         // queued and running
 	stocked     int         // queued, from the table
@@ -84,11 +85,11 @@ type lane struct {
 }
 
 // lane returns an endpoint's lane, making it where there is none.
-func (w *window) lane(id uuid.UUID, now time.Time) *lane {
-	l := w.lanes[id]
+func (s *Scheduler) lane(id uuid.UUID, now time.Time) *lane {
+	l := s.lanes[id]
 	if l == nil {
-		l = &lane{id: id, limit: w.limits.EndpointInFlight}
-		w.lanes[id] = l
+		l = &lane{id: id, limit: s.limits.EndpointInFlight}
+		s.lanes[id] = l
 	}
 	l.used = now
 	return l
@@ -110,13 +111,13 @@ func (l *lane) may(now time.Time) int {
 
 // ahead is how many deliveries may be queued from the stream: what the lane can
 // work off within ParkAfter, so that nothing is queued that will be parked.
-func (w *window) ahead(l *lane, now time.Time) int {
+func (s *Scheduler) ahead(l *lane, now time.Time) int {
 	if l.shut || l.breaker.holds(now) {
 		return min(l.may(now)-l.held, 1) // the probe
 	}
 	// Half of what is free: however many lanes are behind, there is room for one more.
-	n := min(w.limits.laneQueue(), (w.limits.streamShare()-(w.held-w.fetched))/2)
-	return max(1, l.within(w.limits.ParkAfter, n))
+	n := min(s.limits.laneQueue(), (s.limits.streamShare()-(s.held-s.fetched))/2)
+	return max(1, l.within(s.limits.ParkAfter, n))
 }
 
 // within is how much of n the lane's rate lets through in a time.
@@ -127,7 +128,7 @@ func (l *lane) within(d time.Duration, n int) int {
 	return int(min(float64(l.rate.Limit())*d.Seconds(), float64(n)))
 }
 
-func (w *window) enqueue(d *delivery, now time.Time) {
+func (s *Scheduler) enqueue(d *Delivery, now time.Time) {
 	l := d.lane
 	d.stage = queued
 	l.held++
@@ -140,19 +141,19 @@ func (w *window) enqueue(d *delivery, now time.Time) {
 	} else {
 		l.first = append(l.first, d)
 	}
-	w.makeReady(l, now)
+	s.makeReady(l, now)
 }
 
 // leave takes a delivery off its lane. Its body may go.
-func (w *window) leave(d *delivery, now time.Time) {
+func (s *Scheduler) leave(d *Delivery, now time.Time) {
 	l := d.lane
 	l.held--
 	l.bytes -= d.event.size
 	if d.fetched && d.stage == queued {
 		l.stocked--
 	}
-	w.release(d.event)
-	w.feed(l, now)
+	s.release(d.event)
+	s.feed(l, now)
 }
 
 // trim drops from the head of the queue what has been parked.
@@ -168,82 +169,82 @@ func (l *lane) trim() {
 }
 
 // makeReady puts a lane that may have something to start into the round.
-func (w *window) makeReady(l *lane, now time.Time) {
+func (s *Scheduler) makeReady(l *lane, now time.Time) {
 	switch {
 	case l.inReady || len(l.first)+len(l.late) == 0:
 	case l.running >= l.may(now):
-		w.hold(l, time.Time{}, now)
+		s.hold(l, time.Time{}, now)
 	default:
 		l.inReady = true
-		w.ready = append(w.ready, l)
+		s.ready = append(s.ready, l)
 	}
 }
 
 // next starts the next delivery, lanes in turn, or returns nil where none may
 // start: the slot is not certainly ours, or there is no room for the outcome, which
 // is reserved before the request.
-func (w *window) next(now time.Time) *delivery {
-	for len(w.ready) > 0 && !w.stopping && w.live(now) &&
-		w.running < w.limits.MaxInFlight && (w.running+w.ended < w.limits.MaxInFlight+unrecordedRoom || sabotage.On(sabotage.NoRoom)) {
-		l := w.ready[0]
-		w.ready[0] = nil
-		w.ready = w.ready[1:]
+func (s *Scheduler) next(now time.Time) *Delivery {
+	for len(s.ready) > 0 && !s.stopping && s.live(now) &&
+		s.running < s.limits.MaxInFlight && (s.running+s.ended < s.limits.MaxInFlight+unrecordedRoom || sabotage.On(sabotage.NoRoom)) {
+		l := s.ready[0]
+		s.ready[0] = nil
+		s.ready = s.ready[1:]
 		l.inReady = false
-		if d := w.start(l, now); d != nil {
-			w.makeReady(l, now)
+		if d := s.start(l, now); d != nil {
+			s.makeReady(l, now)
 			return d
 		}
 	}
 	return nil
 }
 
-func (w *window) start(l *lane, now time.Time) *delivery {
-	w.doubt(l, now)
+func (s *Scheduler) start(l *lane, now time.Time) *Delivery {
+	s.doubt(l, now)
 	l.trim()
 	if len(l.first)+len(l.late) == 0 || l.gone {
 		return nil
 	}
 	// Before the look-up, of which a lane without a place has no need yet.
-	if l.running >= w.places(l) {
-		w.hold(l, time.Time{}, now)
+	if l.running >= s.places(l) {
+		s.hold(l, time.Time{}, now)
 		return nil
 	}
-	queue := w.turn(l)
+	queue := s.turn(l)
 	if queue == nil {
-		w.hold(l, time.Time{}, now)
+		s.hold(l, time.Time{}, now)
 		return nil
 	}
 	age := now.Sub(l.asOf)
 	if l.asOf.IsZero() || age >= refreshAfter {
-		w.want(l)
+		s.want(l)
 	}
 	if l.asOf.IsZero() || age >= staleAfter {
 		return nil // the look-up makes it ready again
 	}
 	if l.refused {
-		w.emptyQueue(l, now)
+		s.emptyQueue(l, now)
 		return nil
 	}
-	if w.sendStrangersBack(l, now); len(*queue) == 0 {
-		w.makeReady(l, now)
+	if s.sendStrangersBack(l, now); len(*queue) == 0 {
+		s.makeReady(l, now)
 		return nil
 	}
 	if l.running >= l.may(now) {
-		w.hold(l, time.Time{}, now)
+		s.hold(l, time.Time{}, now)
 		return nil
 	}
 	if at := l.token(now); at.After(now) {
-		w.hold(l, at, now)
+		s.hold(l, at, now)
 		return nil
 	}
 	d := (*queue)[0]
 	(*queue)[0] = nil
 	*queue = (*queue)[1:]
 	d.stage, d.target = running, l.target
-	w.occupy(d, now)
+	s.occupy(d, now)
 	if d.fetched {
 		l.stocked--
-		w.feed(l, now)
+		s.feed(l, now)
 	}
 	return d
 }
@@ -251,15 +252,15 @@ func (w *window) start(l *lane, now time.Time) *delivery {
 // sendStrangersBack has what stands at the head of a lane's queues and is another
 // organization's wait in the table, where it is cancelled: its endpoint was deleted,
 // and one that has the same id must not get it.
-func (w *window) sendStrangersBack(l *lane, now time.Time) {
-	for _, queue := range []*[]*delivery{&l.first, &l.late} {
+func (s *Scheduler) sendStrangersBack(l *lane, now time.Time) {
+	for _, queue := range []*[]*Delivery{&l.first, &l.late} {
 		for len(*queue) > 0 && ((*queue)[0].stage != queued || (*queue)[0].event.organization != l.organization) {
 			d := (*queue)[0]
 			(*queue)[0] = nil
 			if *queue = (*queue)[1:]; d.stage == queued {
-				w.sendBack(d, now)
+				s.sendBack(d, now)
 				l.readAnew()
-				w.hasRows(l, now)
+				s.hasRows(l, now)
 			}
 		}
 	}
@@ -280,24 +281,24 @@ func (l *lane) token(now time.Time) time.Time {
 }
 
 // want asks the directory for a lane's endpoint.
-func (w *window) want(l *lane) {
+func (s *Scheduler) want(l *lane) {
 	if l.wanted {
 		return
 	}
 	l.wanted = true
 	if l.asOf.IsZero() {
-		w.wanted = append(w.wanted, l)
+		s.wanted = append(s.wanted, l)
 	} else {
-		w.stale = append(w.stale, l)
+		s.stale = append(s.stale, l)
 	}
-	w.toLookUp.raise()
+	s.ToLookUp.Raise()
 }
 
 // lookUpNext takes up to n of the lanes that want their endpoint: those that are in
 // use first, so that they need not wait behind thousands that are new.
-func (w *window) lookUpNext(n int) []*lane {
+func (s *Scheduler) lookUpNext(n int) []*lane {
 	var lanes []*lane
-	for _, from := range []*[]*lane{&w.stale, &w.wanted} {
+	for _, from := range []*[]*lane{&s.stale, &s.wanted} {
 		k := min(n-len(lanes), len(*from))
 		lanes = append(lanes, (*from)[:k]...)
 		clear((*from)[:k])
@@ -309,10 +310,10 @@ func (w *window) lookUpNext(n int) []*lane {
 }
 
 // lookedUp takes the directory's answer; nil where the endpoint does not exist.
-func (w *window) lookedUp(l *lane, e *store.Endpoint, target *send.Target, asOf, now time.Time) {
+func (s *Scheduler) lookedUp(l *lane, e *store.Endpoint, target *send.Target, asOf, now time.Time) {
 	l.wanted = false
 	if asOf.Before(l.notBefore) {
-		w.want(l)
+		s.want(l)
 		return
 	}
 	first := l.asOf.IsZero() && l.health == unknown
@@ -320,39 +321,39 @@ func (w *window) lookedUp(l *lane, e *store.Endpoint, target *send.Target, asOf,
 	refused := e == nil || !e.Enabled
 	if !refused {
 		l.organization = e.OrganizationID
-		w.limit(l, e, now)
-		w.retryNow(l, e.RetriedAt, now)
+		s.limit(l, e, now)
+		s.retryNow(l, e.RetriedAt, now)
 		if first && e.BreakerOpen {
-			w.changeBreaker(l, func(b *breaker) { b.trip(now, w.schedule.length()) })
-			w.holdBack(l, now)
+			s.changeBreaker(l, func(b *breaker) { b.trip(now, s.backoff.length()) })
+			s.holdBack(l, now)
 		}
 	}
-	w.shutOff(l, !refused && e.Sealed != "" && !sabotage.On(sabotage.ChargeOwnFaults), now)
+	s.shutOff(l, !refused && e.Sealed != "" && !sabotage.On(sabotage.ChargeOwnFaults), now)
 	if refused && (!l.refused || len(l.first)+len(l.late) > 0) {
-		w.emptyQueue(l, now)
+		s.emptyQueue(l, now)
 	}
 	l.refused = refused
-	w.makeReady(l, now)
-	w.feed(l, now)
+	s.makeReady(l, now)
+	s.feed(l, now)
 }
 
 // shutOff has what is owed to an endpoint wait in the table, for as long as its
 // secret cannot be opened. It is no failure of the endpoint's.
-func (w *window) shutOff(l *lane, shut bool, now time.Time) {
+func (s *Scheduler) shutOff(l *lane, shut bool, now time.Time) {
 	if shut != l.shut {
 		l.shut = shut
-		w.shut += oneUp(shut)
+		s.shut += oneUp(shut)
 	}
 	if shut {
-		w.counts.ownFault(secretFault)
-		w.holdBack(l, now)
+		s.counts.ownFault(secretFault)
+		s.holdBack(l, now)
 	}
 }
 
 // retryNow closes the breaker of a lane where an operator has asked for what waits
 // since the last look-up: he says that the endpoint is mended. It goes as slowly
 // at first as after a probe that succeeded.
-func (w *window) retryNow(l *lane, asked, now time.Time) {
+func (s *Scheduler) retryNow(l *lane, asked, now time.Time) {
 	if !asked.After(l.retriedAt) {
 		return
 	}
@@ -360,14 +361,14 @@ func (w *window) retryNow(l *lane, asked, now time.Time) {
 	if !l.breaker.open {
 		return
 	}
-	w.changeBreaker(l, func(b *breaker) { *b = breaker{ramp: 1} })
-	w.tell(l, false, now, false)
-	w.hasRows(l, now)
+	s.changeBreaker(l, func(b *breaker) { *b = breaker{ramp: 1} })
+	s.tell(l, false, now, false)
+	s.hasRows(l, now)
 }
 
 // limit sets what an endpoint's row says of how much it may get.
-func (w *window) limit(l *lane, e *store.Endpoint, now time.Time) {
-	l.limit = w.limits.EndpointInFlight
+func (s *Scheduler) limit(l *lane, e *store.Endpoint, now time.Time) {
+	l.limit = s.limits.EndpointInFlight
 	if e.MaxInFlight > 0 {
 		l.limit = e.MaxInFlight
 	}
@@ -385,10 +386,10 @@ func (w *window) limit(l *lane, e *store.Endpoint, now time.Time) {
 }
 
 // putBack empties a lane's queue into the table.
-func (w *window) putBack(l *lane, now time.Time) {
+func (s *Scheduler) putBack(l *lane, now time.Time) {
 	for _, d := range append(l.first, l.late...) {
 		if d.stage == queued {
-			w.sendBack(d, now)
+			s.sendBack(d, now)
 		}
 	}
 	l.first, l.late = nil, nil
@@ -396,15 +397,15 @@ func (w *window) putBack(l *lane, now time.Time) {
 }
 
 // sendBack lets a delivery go that has left its lane's queue, to wait in the table.
-func (w *window) sendBack(d *delivery, now time.Time) {
-	w.leave(d, now)
+func (s *Scheduler) sendBack(d *Delivery, now time.Time) {
+	s.leave(d, now)
 	if d.inTable {
-		w.remove(d)
+		s.remove(d)
 		return
 	}
-	w.held--
-	w.young(d)
-	w.toPark(d)
+	s.held--
+	s.young(d)
+	s.toPark(d)
 }
 
 // readAnew has the lane's pages begin again: what was put back may stand before
@@ -415,54 +416,54 @@ func (l *lane) readAnew() {
 }
 
 // unstock lets go what waits in a lane's queue and came from the table.
-func (w *window) unstock(l *lane, now time.Time) {
-	stocked := func(d *delivery) bool {
+func (s *Scheduler) unstock(l *lane, now time.Time) {
+	stocked := func(d *Delivery) bool {
 		if d.stage != queued || !d.fetched {
 			return false
 		}
-		w.leave(d, now)
-		w.remove(d)
+		s.leave(d, now)
+		s.remove(d)
 		return true
 	}
 	l.first, l.late = slices.DeleteFunc(l.first, stocked), slices.DeleteFunc(l.late, stocked)
 	l.readAnew()
-	w.hasRows(l, now)
+	s.hasRows(l, now)
 }
 
 // holdBack puts back what waits in the lane of an endpoint that gets only probes.
-func (w *window) holdBack(l *lane, now time.Time) {
-	w.spill(l, true)
-	w.putBack(l, now)
-	w.hasRows(l, now)
+func (s *Scheduler) holdBack(l *lane, now time.Time) {
+	s.spill(l, true)
+	s.putBack(l, now)
+	s.hasRows(l, now)
 }
 
 // emptyQueue empties the lane of an endpoint that is disabled or deleted: into
 // the table, where the sweep cancels what is there. Not at once: the transaction
 // that brought a delivery may not be visible yet, and may have made or enabled
 // the endpoint. Once it is enabled again, it begins anew.
-func (w *window) emptyQueue(l *lane, now time.Time) {
+func (s *Scheduler) emptyQueue(l *lane, now time.Time) {
 	l.rows = false
-	w.putBack(l, now)
-	w.spill(l, false)
-	w.changeBreaker(l, func(b *breaker) { *b = breaker{} })
+	s.putBack(l, now)
+	s.spill(l, false)
+	s.changeBreaker(l, func(b *breaker) { *b = breaker{} })
 	l.health = unknown
-	w.toSweep(l)
+	s.toSweep(l)
 }
 
 // spill says whether a lane is fed from the table.
-func (w *window) spill(l *lane, spilled bool) {
+func (s *Scheduler) spill(l *lane, spilled bool) {
 	if l.spilled != spilled {
 		l.spilled = spilled
-		w.spilled += oneUp(spilled)
+		s.spilled += oneUp(spilled)
 	}
 }
 
 // toSweep has the retrier cancel the rows of a lane that is refused.
-func (w *window) toSweep(l *lane) {
+func (s *Scheduler) toSweep(l *lane) {
 	if !l.sweep {
 		l.sweep = true
-		w.sweeping = append(w.sweeping, l)
-		w.toFetch.raise()
+		s.sweeping = append(s.sweeping, l)
+		s.ToFetch.Raise()
 	}
 }
 
@@ -472,3 +473,6 @@ func (l *lane) refusal() string {
 	}
 	return "the endpoint is disabled"
 }
+
+// CompareIDs orders ids as PostgreSQL does.
+func CompareIDs(a, b uuid.UUID) int { return bytes.Compare(a[:], b[:]) }

@@ -1,6 +1,7 @@
-package deliver
+package schedule
 
 import (
+	"context"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,14 +17,14 @@ import (
 // A rig is a window whose attempts, commits and look-ups the test makes.
 type rig struct {
 	t       *testing.T
-	w       *window
-	started []*delivery // attempts under way
+	w       *Scheduler
+	started []*Delivery // attempts under way
 	target  *send.Target
 }
 
 func newRig(t *testing.T, limits Limits) *rig {
-	r := &rig{t: t, w: newWindow(limits, Schedule{time.Minute, time.Hour}), target: &send.Target{}}
-	r.w.workers.run = func(d *delivery) { r.started = append(r.started, d) }
+	r := &rig{t: t, w: New(Options{Limits: limits, Backoff: Backoff{time.Minute, time.Hour}}), target: &send.Target{}}
+	r.w.onStart = func(d *Delivery) { r.started = append(r.started, d) }
 	r.w.session = &store.Session{}
 	return r
 }
@@ -54,7 +55,7 @@ func (r *rig) event(endpoints ...uuid.UUID) (id uuid.UUID, admitted bool) {
 	return e.id, true
 }
 
-func (r *rig) answer(d *delivery, status int) {
+func (r *rig) answer(d *Delivery, status int) {
 	r.t.Helper()
 	r.w.mu.Lock()
 	defer r.w.mu.Unlock()
@@ -78,12 +79,12 @@ func (r *rig) commit() (inserts, updates []store.Record) {
 	for len(r.w.newRows)+len(r.w.toBeParked) > 0 {
 		taken, records := r.w.takeNew()
 		r.w.recordedBy(taken)
-		r.w.inserted(taken, true, nil)
+		r.w.inserted(taken, true, nil, time.Now())
 		inserts = append(inserts, records...)
 	}
 	for len(r.w.existing) > 0 {
 		taken, records := r.w.takeExisting()
-		r.w.updated(taken, nil, nil, nil)
+		r.w.updated(taken, nil, nil, nil, time.Now())
 		updates = append(updates, records...)
 	}
 	r.w.ledger.echo(r.w.ledger.taken)
@@ -94,7 +95,7 @@ func (r *rig) commit() (inserts, updates []store.Record) {
 // returns those that it did not take.
 func (r *rig) page(endpoint uuid.UUID, rows ...store.Record) (rest []store.Record) {
 	r.t.Helper()
-	asked := r.w.toAsk(pagedLanes, time.Now())
+	asked := r.w.toAsk(32, time.Now())
 	if len(asked) != 1 || asked[0].lane.id != endpoint {
 		r.t.Fatalf("%d lanes want a page, want the one", len(asked))
 	}
@@ -107,6 +108,21 @@ func (r *rig) page(endpoint uuid.UUID, rows ...store.Record) (rest []store.Recor
 	r.w.paged(asked[0], time.Now())
 	r.w.dispatch(time.Now())
 	return rows[n:]
+}
+
+// takeIn takes in an event as the fan-out does, and reports whether it did before the
+// context ended.
+func takeIn(ctx context.Context, s *Scheduler, e *outbox.Event) bool {
+	for a := s.Admit(e, nil, time.Now()); !a.Go(time.Now()); {
+		select {
+		case <-ctx.Done():
+			a.End()
+			return false
+		case <-s.RoomFreed:
+		case <-time.After(ParkEvery):
+		}
+	}
+	return true
 }
 
 func statuses(records []store.Record) map[store.Status]int {
@@ -268,7 +284,7 @@ func TestWindow(t *testing.T) {
 			taken, _ := r.w.takeNew()
 			r.w.recordedBy(taken)
 			r.answer(r.started[0], 200)
-			r.w.inserted(taken, true, nil)
+			r.w.inserted(taken, true, nil, time.Now())
 			inserts, updates := r.commit()
 			if len(inserts) != 0 || statuses(updates)[store.Success] != 1 {
 				t.Errorf("inserts %v, updates %v; want one update", statuses(inserts), statuses(updates))
@@ -294,7 +310,7 @@ func TestWindow(t *testing.T) {
 			r.answer(r.started[0], 200)
 			taken, _ := r.w.takeNew()
 			r.w.recordedBy(taken)
-			r.w.inserted(taken, false, nil)
+			r.w.inserted(taken, false, nil, time.Now())
 			if _, updates := r.commit(); statuses(updates)[store.Success] != 1 {
 				t.Errorf("updates %v, want the outcome", statuses(updates))
 			}
@@ -483,7 +499,7 @@ func TestWindow(t *testing.T) {
 			r.answer(r.started[0], 500)
 			l.after.ID = row.ID // pages have gone past it
 			taken, _ := r.w.takeExisting()
-			r.w.updated(taken, nil, nil, map[uuid.UUID]bool{row.ID: true})
+			r.w.updated(taken, nil, nil, map[uuid.UUID]bool{row.ID: true}, time.Now())
 			if !l.rows || l.after.ID != uuid.Nil {
 				t.Errorf("it waits in the table, and the lane does not ask for it: rows %v, after %v", l.rows, l.after.ID)
 			}
@@ -531,7 +547,7 @@ func TestWindow(t *testing.T) {
 			r.page(endpoint, row)
 			r.answer(r.started[0], 200)
 			taken, _ := r.w.takeExisting()
-			aside, _ := r.w.updated(taken, map[uuid.UUID]bool{row.ID: true}, nil, nil)
+			aside, _ := r.w.updated(taken, map[uuid.UUID]bool{row.ID: true}, nil, nil, time.Now())
 			if len(aside) != 1 || r.w.deliveries[row.ID] == nil {
 				t.Fatal("the outcome is lost")
 			}
@@ -621,11 +637,11 @@ func TestWindow(t *testing.T) {
 			r := newRig(t, small)
 			id, _ := r.event(r.endpoint())
 			d := outbox.DeliveryID(id, r.started[0].lane.id)
-			if got := r.w.lease(d); got <= small.Timeout {
+			if got := r.w.Lease(d); got <= small.Timeout {
 				t.Errorf("it is due after %v", got)
 			}
 			r.answer(r.started[0], 200)
-			if got := r.w.lease(d); got != -store.ParkedDue {
+			if got := r.w.Lease(d); got != -store.ParkedDue {
 				t.Errorf("it is due after %v when the attempt has ended", got)
 			}
 		},
@@ -646,9 +662,8 @@ func TestWindow(t *testing.T) {
 			for range small.EndpointInFlight + small.laneQueue() {
 				r.event(behind)
 			}
-			f := &fanOut{window: r.w, pulse: newPulse("fan-out")}
 			e := &outbox.Event{ID: uuid.Must(uuid.NewV7()), OrganizationID: "org_1", Payload: []byte(`{}`), EndpointIDs: []uuid.UUID{fast, behind}}
-			go f.admit(t.Context(), e, nil, time.Now())
+			go takeIn(t.Context(), r.w, e)
 			synctest.Wait()
 			r.answer(r.started[len(r.started)-1], 200) // the fast one's: the body has no user left
 			synctest.Wait()
@@ -666,9 +681,8 @@ func TestWindow(t *testing.T) {
 			limits.ParkAfter = 0
 			r := newRig(t, limits)
 			endpoint := r.endpoint()
-			f := &fanOut{window: r.w, pulse: newPulse("fan-out")}
 			e := &outbox.Event{ID: uuid.Must(uuid.NewV7()), OrganizationID: "org_1", Payload: []byte(`{}`), EndpointIDs: []uuid.UUID{endpoint}}
-			f.admit(t.Context(), e, nil, time.Now())
+			takeIn(t.Context(), r.w, e)
 			if d := r.w.deliveries[outbox.DeliveryID(e.ID, endpoint)]; d == nil || d.event.body != nil {
 				t.Errorf("%+v holds memory that nobody counts", d)
 			}
@@ -705,9 +719,9 @@ func TestWindow(t *testing.T) {
 		},
 		"the round of lanes that ask ends where what is free does": func(t *testing.T) {
 			limits := small
-			limits.Window, limits.EndpointInFlight, limits.MaxInFlight = 64*pagedLanes, 8, 8
+			limits.Window, limits.EndpointInFlight, limits.MaxInFlight = 64*32, 8, 8
 			r := newRig(t, limits)
-			for range pagedLanes {
+			for range 32 {
 				l := r.w.lane(r.endpoint(), time.Now())
 				l.trusted, l.stocked = true, 8 // half of what it may hold before others ask, more than that after
 				r.w.hasRows(l, time.Now())
@@ -717,7 +731,7 @@ func TestWindow(t *testing.T) {
 			for _, l := range r.w.lanes {
 				r.w.feed(l, time.Now())
 			}
-			if asked := r.w.toAsk(pagedLanes, time.Now()); len(asked) == 0 || len(asked) == pagedLanes {
+			if asked := r.w.toAsk(32, time.Now()); len(asked) == 0 || len(asked) == 32 {
 				t.Errorf("%d lanes ask, want some and not all", len(asked))
 			}
 		},

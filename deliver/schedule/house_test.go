@@ -1,4 +1,4 @@
-package deliver
+package schedule
 
 import (
 	"cmp"
@@ -13,10 +13,10 @@ import (
 	"github.com/walhook/walhook/outbox"
 )
 
-// A house is a window with everything around it that is not under test, in
+// A house is a Scheduler with everything around it that is not under test, in
 // synctest's time: receivers that a test scripts, a table in memory, and the
-// loops that go to and fro between them. Only the window and the clock are real.
-// The test has the window's mutex but while it sleeps, so that it may look at
+// loops that go to and fro between them. Only the Scheduler is real.
+// The test has its mutex but while it sleeps, so that it may look at
 // everything.
 type house struct {
 	*rig
@@ -59,15 +59,14 @@ func newHouse(t *testing.T, limits Limits) *house {
 	h := &house{rig: newRig(t, limits), endpoints: map[uuid.UUID]*store.Endpoint{}, receivers: map[uuid.UUID]answering{}, table: map[uuid.UUID]*row{}, due: map[uuid.UUID][]*row{},
 		sent: map[uuid.UUID][]time.Time{}, underWay: map[uuid.UUID]int{}, most: map[uuid.UUID]int{}, delay: map[uuid.UUID]time.Duration{}}
 	h.w.fence.Epoch = 1
-	h.w.workers.run = func(d *delivery) { go h.attempt(d) }
+	h.w.onStart = func(d *Delivery) { go h.attempt(d) }
 	h.w.mu.Lock()
 	t.Cleanup(h.w.mu.Unlock)
-	c := &clock{window: h.w, pulse: newPulse("clock")}
-	go func() { _ = c.run(t.Context()) }()
-	go h.every(time.Hour, h.w.toLookUp, h.lookUp)
+	go h.clock()
+	go h.every(time.Hour, h.w.ToLookUp, h.lookUp)
 	go h.every(50*time.Millisecond, nil, h.record)
 	go h.every(100*time.Millisecond, nil, h.look)
-	go h.every(time.Hour, h.w.toFetch, h.fetch)
+	go h.every(time.Hour, h.w.ToFetch, h.fetch)
 	return h
 }
 
@@ -79,8 +78,23 @@ func (h *house) sleep(d time.Duration) {
 	synctest.Wait()
 }
 
+// clock turns as deliver's does.
+func (h *house) clock() {
+	timer := time.NewTimer(ParkEvery)
+	defer timer.Stop()
+	for {
+		select {
+		case <-h.t.Context().Done():
+			return
+		case <-timer.C:
+		case <-h.w.ToPace:
+		}
+		timer.Reset(h.w.Tick(time.Now()))
+	}
+}
+
 // every turns a loop, also at a signal.
-func (h *house) every(d time.Duration, s signal, turn func(now time.Time)) {
+func (h *house) every(d time.Duration, s Signal, turn func(now time.Time)) {
 	tick := time.NewTicker(d)
 	defer tick.Stop()
 	for {
@@ -118,10 +132,9 @@ func (h *house) change(id uuid.UUID, changes ...func(*store.Endpoint)) {
 // event commits an event for endpoints, and waits until it is taken in.
 func (h *house) event(endpoints ...uuid.UUID) {
 	h.t.Helper()
-	f := &fanOut{window: h.w, pulse: newPulse("fan-out")}
 	e := &outbox.Event{ID: uuid.Must(uuid.NewV7()), OrganizationID: h.endpoints[endpoints[0]].OrganizationID, Type: "payment.succeeded", Payload: []byte(`{}`), EndpointIDs: endpoints}
 	h.w.mu.Unlock()
-	admitted := f.admit(h.t.Context(), e, nil, time.Now())
+	admitted := takeIn(h.t.Context(), h.w, e)
 	h.w.mu.Lock()
 	if !admitted {
 		h.t.Fatal("not taken in")
@@ -165,7 +178,7 @@ func (h *house) store(r *row) {
 	h.table[r.ID], h.due[r.EndpointID] = r, due
 }
 
-func (h *house) attempt(d *delivery) {
+func (h *house) attempt(d *Delivery) {
 	endpoint := d.lane.id
 	begun := time.Now()
 	h.w.mu.Lock()
@@ -177,8 +190,10 @@ func (h *house) attempt(d *delivery) {
 	}
 	status, after := h.receivers[endpoint](begun)
 	h.w.mu.Unlock()
-	if !newPulse("receiver").sleep(h.t.Context(), after) {
+	select {
+	case <-h.t.Context().Done():
 		return // the test is over
+	case <-time.After(after):
 	}
 	a := store.Attempt{StatusCode: status, EndedAt: time.Now(), Duration: time.Since(begun)}
 	switch {
@@ -219,7 +234,7 @@ func (h *house) look(now time.Time) {
 
 // fetch is the retrier's fetching, of one round of pages.
 func (h *house) fetch(now time.Time) {
-	for _, p := range h.w.toAsk(pagedLanes, now) {
+	for _, p := range h.w.toAsk(32, now) {
 		for _, r := range h.due[p.lane.id] {
 			if p.got == p.size || r.due.After(now) {
 				break
@@ -232,7 +247,7 @@ func (h *house) fetch(now time.Time) {
 				Event: outbox.Event{ID: r.EventID, OrganizationID: h.endpoints[r.EndpointID].OrganizationID, Type: r.EventType, Payload: []byte(`{}`)}}, now)
 		}
 		h.w.paged(p, now)
-		h.w.toFetch.raise()
+		h.w.ToFetch.Raise()
 	}
 }
 

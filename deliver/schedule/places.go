@@ -1,4 +1,4 @@
-package deliver
+package schedule
 
 import (
 	"time"
@@ -39,16 +39,16 @@ func (l Limits) guestRoom() int { return max(l.MaxInFlight/guestShare, 1) }
 // places. When no more than an eighth of them is left, no lane may have more than
 // that, so that however many are busy another finds some; among the guests no lane
 // at any time, and no organization either.
-func (w *window) places(l *lane) int {
-	left := w.limits.MaxInFlight - w.running
+func (s *Scheduler) places(l *lane) int {
+	left := s.limits.MaxInFlight - s.running
 	if l.trusted {
-		if left > w.limits.MaxInFlight/8 {
-			return w.limits.MaxInFlight
+		if left > s.limits.MaxInFlight/8 {
+			return s.limits.MaxInFlight
 		}
 		return left
 	}
-	free := w.limits.guestRoom() - w.guests
-	if w.guestsOf[l.organization] >= free {
+	free := s.limits.guestRoom() - s.guests
+	if s.guestsOf[l.organization] >= free {
 		return 0
 	}
 	return min(left, guestPlaces, free)
@@ -57,7 +57,7 @@ func (w *window) places(l *lane) int {
 // countGuests counts a lane's places among those of guests. One that is no longer
 // trusted may have far more under way than a guest gets: that many count, or the
 // rest would stand for places that nobody else could have had.
-func (w *window) countGuests(l *lane) {
+func (s *Scheduler) countGuests(l *lane) {
 	n := 0
 	if !l.trusted {
 		n = min(l.running, guestPlaces)
@@ -65,25 +65,25 @@ func (w *window) countGuests(l *lane) {
 	if n == l.guests {
 		return
 	}
-	w.guests += n - l.guests
-	if w.guestsOf[l.organization] += n - l.guests; w.guestsOf[l.organization] == 0 {
-		delete(w.guestsOf, l.organization)
+	s.guests += n - l.guests
+	if s.guestsOf[l.organization] += n - l.guests; s.guestsOf[l.organization] == 0 {
+		delete(s.guestsOf, l.organization)
 	}
 	l.guests = n
 }
 
 // occupy gives a delivery's attempt its place.
-func (w *window) occupy(d *delivery, now time.Time) {
+func (s *Scheduler) occupy(d *Delivery, now time.Time) {
 	l := d.lane
 	if l.running == 0 {
 		l.sign = now
-		w.pause(l, now.Add(signWithin))
+		s.pause(l, now.Add(signWithin))
 	}
 	l.running++
-	w.running++
-	w.countGuests(l)
+	s.running++
+	s.countGuests(l)
 	if d.late {
-		w.late++
+		s.late++
 		l.lateRunning++
 		l.turns = 0
 	} else {
@@ -92,43 +92,43 @@ func (w *window) occupy(d *delivery, now time.Time) {
 }
 
 // vacate takes the place back from an attempt that has ended.
-func (w *window) vacate(d *delivery, a *store.Attempt, now time.Time) {
+func (s *Scheduler) vacate(d *Delivery, a *store.Attempt, now time.Time) {
 	l := d.lane
 	l.running--
-	w.running--
+	s.running--
 	if d.late {
 		l.lateRunning--
 	}
-	w.countGuests(l)
+	s.countGuests(l)
 	if a.StatusCode != 0 {
 		l.sign = now
-		w.trust(l, true)
+		s.trust(l, true)
 	}
 }
 
 // doubt no longer trusts an endpoint that has attempts under way and has not
 // answered for a while. What it cannot be given soon goes back into the table.
-func (w *window) doubt(l *lane, now time.Time) {
+func (s *Scheduler) doubt(l *lane, now time.Time) {
 	if !l.trusted || l.running == 0 || now.Sub(l.sign) < signWithin {
 		return
 	}
-	w.trust(l, false)
+	s.trust(l, false)
 	if len(l.first)+len(l.late) > guestPlaces {
-		w.holdBack(l, now)
+		s.holdBack(l, now)
 	}
 }
 
-func (w *window) trust(l *lane, trusted bool) {
+func (s *Scheduler) trust(l *lane, trusted bool) {
 	l.trusted = trusted
-	w.countGuests(l)
+	s.countGuests(l)
 }
 
 // turn says from which of a lane's queues the next attempt is: first attempts,
 // but for a turn of what comes late. It is nil where only that waits and has no
 // place: all lanes together have a share of them, and here too none may have more
 // than are left.
-func (w *window) turn(l *lane) *[]*delivery {
-	late := len(l.late) > 0 && l.lateRunning < w.limits.lateInFlight()-w.late
+func (s *Scheduler) turn(l *lane) *[]*Delivery {
+	late := len(l.late) > 0 && l.lateRunning < s.limits.lateInFlight()-s.late
 	switch {
 	case late && (len(l.first) == 0 || l.turns >= lateTurn):
 		return &l.late
@@ -137,26 +137,26 @@ func (w *window) turn(l *lane) *[]*delivery {
 	}
 	if !l.inLate {
 		l.inLate = true
-		w.outOfTurn = append(w.outOfTurn, l)
+		s.outOfTurn = append(s.outOfTurn, l)
 	}
 	return nil
 }
 
 // settled frees the place that a late delivery keeps until it is recorded, for the
 // lane that has waited for one longest.
-func (w *window) settled(d *delivery) {
+func (s *Scheduler) settled(d *Delivery) {
 	if !d.late {
 		return
 	}
 	d.late = false
-	w.late--
+	s.late--
 	now := time.Now()
-	for len(w.outOfTurn) > 0 && w.late < w.limits.lateInFlight() {
-		l := w.outOfTurn[0]
-		w.outOfTurn[0] = nil
-		w.outOfTurn = w.outOfTurn[1:]
+	for len(s.outOfTurn) > 0 && s.late < s.limits.lateInFlight() {
+		l := s.outOfTurn[0]
+		s.outOfTurn[0] = nil
+		s.outOfTurn = s.outOfTurn[1:]
 		l.inLate = false
-		if w.makeReady(l, now); l.inReady {
+		if s.makeReady(l, now); l.inReady {
 			return
 		}
 	}

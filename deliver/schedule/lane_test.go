@@ -1,4 +1,4 @@
-package deliver
+package schedule
 
 import (
 	"fmt"
@@ -111,7 +111,7 @@ func TestLanes(t *testing.T) {
 		},
 		"nothing is held back for longer than a schedule lasts": func(t *testing.T) {
 			h := newHouse(t, usual)
-			h.w.schedule = Schedule{time.Second, time.Second}
+			h.w.backoff = Backoff{time.Second, time.Second}
 			endpoint := h.open(always(503, time.Millisecond))
 			for range 200 {
 				h.event(endpoint)
@@ -397,7 +397,7 @@ func TestLanes(t *testing.T) {
 				h.event(busy)
 			}
 			h.event(calm)
-			if took := time.Since(began); took > parkEvery {
+			if took := time.Since(began); took > ParkEvery {
 				t.Errorf("an event waited for %v behind a burst for another endpoint", took)
 			}
 			h.sleep(30 * time.Second)

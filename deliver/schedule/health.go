@@ -1,4 +1,4 @@
-package deliver
+package schedule
 
 import (
 	"time"
@@ -34,7 +34,7 @@ const (
 
 // judge learns from an attempt how its endpoint is, and has it recorded where
 // that is news.
-func (w *window) judge(d *delivery, a *store.Attempt, now time.Time) {
+func (s *Scheduler) judge(d *Delivery, a *store.Attempt, now time.Time) {
 	l := d.lane
 	opened, look := false, false
 	switch send.Judge(*a) {
@@ -43,16 +43,16 @@ func (w *window) judge(d *delivery, a *store.Attempt, now time.Time) {
 		l.asOf = time.Time{}
 		return
 	case send.Delivered:
-		w.changeBreaker(l, func(b *breaker) { b.succeeded(l.limit) })
+		s.changeBreaker(l, func(b *breaker) { b.succeeded(l.limit) })
 		if l.health == working {
 			return
 		}
 		l.health = working
 	case send.Retry:
-		w.changeBreaker(l, func(b *breaker) {
-			opened = b.failed(a.EndedAt.Add(-a.Duration), now, a.Class == store.ErrTimeout, w.schedule.length())
+		s.changeBreaker(l, func(b *breaker) {
+			opened = b.failed(a.EndedAt.Add(-a.Duration), now, a.Class == store.ErrTimeout, s.backoff.length())
 		})
-		due := now.Sub(l.lookedAt) >= w.limits.lookEvery()
+		due := now.Sub(l.lookedAt) >= s.limits.lookEvery()
 		if l.health == failing && !opened && !due {
 			return
 		}
@@ -62,19 +62,19 @@ func (w *window) judge(d *delivery, a *store.Attempt, now time.Time) {
 		}
 		l.health = failing
 	}
-	w.tell(l, look, a.EndedAt, outbox.IsOwnType(d.event.typ))
+	s.tell(l, look, a.EndedAt, outbox.IsOwnType(d.event.typ))
 	if opened {
-		w.holdBack(l, now)
+		s.holdBack(l, now)
 	}
 }
 
 // tell has a lane's health recorded with the next batch, as it stands then.
-func (w *window) tell(l *lane, look bool, at time.Time, own bool) {
+func (s *Scheduler) tell(l *lane, look bool, at time.Time, own bool) {
 	n := l.news
 	if n == nil {
 		n = &store.EndpointHealth{EndpointID: l.id}
 		l.news = n
-		w.news = append(w.news, l)
+		s.news = append(s.news, l)
 	}
 	n.Failing, n.Open, n.At, n.Own = l.health == failing, l.breaker.open, at, own
 	n.Recovered = n.Recovered || !n.Failing
@@ -82,23 +82,23 @@ func (w *window) tell(l *lane, look bool, at time.Time, own bool) {
 }
 
 // takeNews hands over what is to be recorded about endpoints.
-func (w *window) takeNews() []store.EndpointHealth {
+func (s *Scheduler) takeNews() []store.EndpointHealth {
 	var news []store.EndpointHealth
-	for _, l := range w.news {
+	for _, l := range s.news {
 		news = append(news, *l.news)
 		l.news = nil
 	}
-	w.news = nil
+	s.news = nil
 	return news
 }
 
 // tellAgain gives news back that could not be recorded. What has come since is newer.
-func (w *window) tellAgain(health []store.EndpointHealth) {
+func (s *Scheduler) tellAgain(health []store.EndpointHealth, now time.Time) {
 	for _, h := range health {
-		l := w.lane(h.EndpointID, time.Now())
+		l := s.lane(h.EndpointID, now)
 		if l.news == nil {
 			l.news = &h
-			w.news = append(w.news, l)
+			s.news = append(s.news, l)
 			continue
 		}
 		l.news.Recovered = l.news.Recovered || h.Recovered
@@ -107,11 +107,11 @@ func (w *window) tellAgain(health []store.EndpointHealth) {
 }
 
 // changeBreaker keeps count of the breakers that are open.
-func (w *window) changeBreaker(l *lane, change func(*breaker)) {
+func (s *Scheduler) changeBreaker(l *lane, change func(*breaker)) {
 	before := l.breaker.open
 	change(&l.breaker)
 	if after := l.breaker.open; after != before {
-		w.open += oneUp(after)
+		s.open += oneUp(after)
 	}
 }
 

@@ -1,0 +1,81 @@
+package schedule
+
+import (
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/walhook/walhook/outbox"
+)
+
+// An Admission is an event on its way in: a delivery for each endpoint that it is owed
+// to, for as many at a time as there is room for.
+type Admission struct {
+	scheduler *Scheduler
+	event     *event
+	endpoints []uuid.UUID // that are still to come
+	admitted  int
+	known     map[uuid.UUID]bool
+	received  time.Time
+	patience  time.Time // until then a delivery may wait for room, and not be parked
+}
+
+// Admit begins to take in an event of the open transaction. Deliveries that are known
+// are passed over, and those that are taken in are added, where known is not nil: when
+// they come once more, they are in memory or have their row.
+func (s *Scheduler) Admit(e *outbox.Event, known map[uuid.UUID]bool, received time.Time) *Admission {
+	a := &Admission{scheduler: s, event: newEvent(e), endpoints: e.EndpointIDs, known: known, received: received,
+		patience: received.Add(s.limits.ParkAfter)}
+	a.event.pinned = true // the first user may be done before the last has room
+	return a
+}
+
+// Go takes in what there is room for, and reports whether that is all. Where it is
+// not, RoomFreed says when to try again, or time does. A Scheduler that was stopped
+// takes in nothing more, and confirms nothing from there on: it will come again.
+func (a *Admission) Go(now time.Time) bool {
+	s := a.scheduler
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(a.endpoints) > 0 {
+		if a.admitted == s.limits.laneQueue() { // of one event as much goes direct as for one endpoint, where there is room
+			a.patience = a.received
+		}
+		if s.stopping {
+			a.end()
+			return true
+		}
+		endpoint := a.endpoints[0]
+		id := outbox.DeliveryID(a.event.id, endpoint)
+		if !s.adopt(id) && !a.known[id] && !s.admit(a.event, endpoint, id, a.received, a.patience, now) {
+			s.dispatch(now)
+			s.waiting = true
+			return false
+		}
+		if a.known != nil {
+			a.known[id] = true
+		}
+		a.endpoints = a.endpoints[1:]
+		a.admitted++
+	}
+	a.unpin()
+	s.dispatch(now)
+	return true
+}
+
+// End gives up: nothing from here on may be confirmed.
+func (a *Admission) End() {
+	a.scheduler.mu.Lock()
+	defer a.scheduler.mu.Unlock()
+	a.end()
+}
+
+func (a *Admission) end() {
+	a.scheduler.ledger.current().pending++
+	a.unpin()
+}
+
+func (a *Admission) unpin() {
+	a.event.pinned = false
+	a.event.unused()
+}

@@ -1,0 +1,193 @@
+package schedule
+
+import (
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/walhook/walhook/deliver/send"
+	"github.com/walhook/walhook/internal/sabotage"
+	"github.com/walhook/walhook/internal/store"
+)
+
+// From deliveries to rows, and what the commit of a batch means.
+
+// recordBatch is how many rows one transaction records: about 5 ms of work.
+// Larger batches are no faster per row and hold their locks for longer.
+const recordBatch = 500
+
+// parkedShare is how much of a batch of new rows parked deliveries get at least,
+// where they wait. Outcomes go first: they hold places, and a parked delivery does
+// not.
+const parkedShare = recordBatch / 5
+
+// takeNew takes a batch of deliveries without a row, as they are now.
+func (s *Scheduler) takeNew() ([]*Delivery, []store.Record) {
+	outcomes := min(len(s.newRows), recordBatch-min(len(s.toBeParked), parkedShare))
+	taken, records := s.take(&s.newRows, outcomes)
+	parked, more := s.take(&s.toBeParked, min(len(s.toBeParked), recordBatch-outcomes))
+	return append(taken, parked...), append(records, more...)
+}
+
+func (s *Scheduler) takeExisting() ([]*Delivery, []store.Record) {
+	n := min(len(s.existing), recordBatch)
+	return s.take(&s.existing, n)
+}
+
+func (s *Scheduler) take(from *[]*Delivery, n int) ([]*Delivery, []store.Record) {
+	if n == 0 {
+		return nil, nil
+	}
+	taken := (*from)[:n:n]
+	records := make([]store.Record, n)
+	for i, d := range taken {
+		d.enlisted = false
+		d.writing = true
+		records[i] = s.record(d)
+	}
+	if *from = (*from)[n:]; len(*from) == 0 {
+		*from = nil
+	}
+	return taken, records
+}
+
+// recordedBy lets a taken batch count as recorded, and returns its number and how
+// far everything is. The number comes first: the batch's own echo is what confirms.
+func (s *Scheduler) recordedBy(taken []*Delivery) (batch uint64, upTo position) {
+	batch = s.ledger.take()
+	for _, d := range taken {
+		if d.tx != nil {
+			d.tx.pending--
+			d.tx = nil
+		}
+	}
+	return batch, s.ledger.advance()
+}
+
+// record is a delivery's row as of now.
+func (s *Scheduler) record(d *Delivery) store.Record {
+	r := store.Record{
+		ID: d.id, EventID: d.event.id, EndpointID: d.lane.id,
+		OrganizationID: d.event.organization, EventType: d.event.typ,
+		Attempts: d.attempts, SeriesStart: d.series,
+	}
+	switch {
+	case d.stage == ended:
+		s.outcome(d, &r)
+	case d.stage == parked || sabotage.On(sabotage.NoLease):
+		r.Status, r.Wait = store.Pending, -store.ParkedDue
+	default: // running: the lease
+		r.Status, r.Wait = store.Pending, s.leaseTime()
+	}
+	return r
+}
+
+func (s *Scheduler) leaseTime() time.Duration { return s.limits.Timeout + leaseMargin }
+
+// outcome decides what follows an attempt.
+func (s *Scheduler) outcome(d *Delivery, r *store.Record) {
+	r.Attempt, r.Gone = d.attempt, d.gone
+	r.Attempts = d.attempts + 1
+	if r.Seen = d.seen; !d.fetched {
+		r.Seen.Lease = s.leaseTime()
+	}
+	if sabotage.On(sabotage.EarlierWord) {
+		r.Seen = store.Seen{}
+	}
+	switch send.Judge(*d.attempt) {
+	case send.Delivered:
+		r.Status = store.Success
+	case send.Gone:
+		r.Status = store.Failed
+	case send.Retry:
+		wait, again := s.backoff.Wait(r.Attempts-d.series, d.attempt.RetryAfter, s.jitter())
+		if r.Status = store.Retrying; !again {
+			r.Status, r.Exhausted = store.Failed, true
+		}
+		r.Wait = wait
+	}
+}
+
+// inserted is Inserted.
+func (s *Scheduler) inserted(taken []*Delivery, allNew bool, refused map[uuid.UUID]bool, now time.Time) (stuck []*Delivery) {
+	for _, d := range taken {
+		d.writing, d.inTable = false, !refused[d.id]
+		switch {
+		case refused[d.id]:
+			stuck = append(stuck, s.putAside(d)...)
+		case d.stage == running: // the lease is written; its outcome will follow
+		case d.stage == parked && d.enlisted: // it was written as a lease, and was not sent: that is written too
+		case d.stage == ended && (d.enlisted || !allNew): // the lease was written, or another row was there
+			s.enlist(d)
+		default:
+			s.done(d, now)
+		}
+	}
+	s.dispatch(now)
+	return stuck
+}
+
+// updated is Updated.
+func (s *Scheduler) updated(taken []*Delivery, busy, refused, again map[uuid.UUID]bool, now time.Time) (aside, stuck []*Delivery) {
+	for _, d := range taken {
+		d.writing = false
+		switch {
+		case busy[d.id]:
+			aside = append(aside, s.putAside(d)...)
+			continue
+		case refused[d.id]:
+			stuck = append(stuck, s.putAside(d)...)
+			continue
+		}
+		if s.done(d, now); again[d.id] {
+			l := s.lane(d.lane.id, now)
+			l.readAnew()
+			s.hasRows(l, now)
+		}
+	}
+	s.dispatch(now)
+	return aside, stuck
+}
+
+// putAside lets a delivery wait that could not be written, for as long as an operator
+// likes, without its place among the late ones. One whose attempt was under way need
+// not wait: its outcome follows, or has been lined up as that of a row.
+func (s *Scheduler) putAside(d *Delivery) []*Delivery {
+	if d.enlisted {
+		s.existing = slices.DeleteFunc(s.existing, func(o *Delivery) bool { return o == d })
+		d.enlisted = false
+		s.enlist(d)
+		return nil
+	}
+	if d.stage == running {
+		return nil
+	}
+	s.settled(d)
+	return []*Delivery{d}
+}
+
+// done lets a delivery go whose outcome, or whose pending row, is committed.
+func (s *Scheduler) done(d *Delivery, now time.Time) {
+	l := d.lane
+	if d.stage == ended {
+		s.ended--
+		l.ended--
+		s.settled(d)
+		s.counts.Recorded++
+		if d.gone {
+			l.gone, l.notBefore, l.asOf = false, now, time.Time{}
+			s.want(l)
+		}
+	} else {
+		l.parking--
+		l.parks++
+		if s.hasRows(l, now); l.refused {
+			s.toSweep(l)
+		}
+	}
+	s.remove(d)
+	if len(s.lanes) > maxIdleLanes && l.idle() && now.Sub(l.used) >= staleAfter {
+		s.drop(l)
+	}
+}

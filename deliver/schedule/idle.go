@@ -1,0 +1,46 @@
+package schedule
+
+import "time"
+
+const (
+	// ForgetEvery and forgetLook pace the look for idle lanes: a few at a time, so
+	// that nobody waits for a walk over all of them.
+	ForgetEvery = 100 * time.Millisecond
+	forgetLook  = 4000
+
+	// laneMemory is how long an idle lane keeps its endpoint's parsed form.
+	laneMemory = time.Minute
+
+	// maxIdleLanes bounds the idle lanes that are kept for laneMemory, at about
+	// 2 KiB each: 16 MiB.
+	maxIdleLanes = 8192
+)
+
+// forget drops lanes that have been idle for a while. Those that only have rows
+// waiting in the table keep nothing but that.
+func (s *Scheduler) forget(now time.Time) {
+	looked := 0
+	for _, l := range s.lanes {
+		switch {
+		case l.idle() && (now.Sub(l.used) >= laneMemory || len(s.lanes) > maxIdleLanes):
+			s.drop(l)
+		case l.held == 0 && !l.refused && now.Sub(l.asOf) >= laneMemory:
+			l.endpoint, l.target, l.asOf = nil, nil, time.Time{}
+		}
+		if looked++; looked == forgetLook {
+			return
+		}
+	}
+}
+
+// drop forgets a lane that is idle.
+func (s *Scheduler) drop(l *lane) {
+	if s.lanes[l.id] == l {
+		delete(s.lanes, l.id)
+	}
+	s.changeBreaker(l, func(b *breaker) { *b = breaker{} })
+	if l.shut {
+		l.shut = false
+		s.shut--
+	}
+}

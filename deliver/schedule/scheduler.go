@@ -1,0 +1,733 @@
+// Package schedule decides which delivery is sent when, and what may be confirmed.
+// It does no I/O and knows no context: loops tell it what has happened, and do what
+// it says.
+//
+//	scheduler    what those loops may ask; the one mutex
+//	window       deliveries in memory, bounded; admission: what the stream brings
+//	lane         one endpoint's queue and limits
+//	places       who may have how many of the attempts under way
+//	page         how lanes are fed from the table
+//	timers       what time alone brings about: parking, rates, probes
+//	batch        outcomes and parked deliveries on their way into rows
+//	health       what attempts say of their endpoints
+//	ledger       pure: what may be confirmed
+//	breaker      pure: how much a failing endpoint is still asked; backoff: when to try again
+package schedule
+
+import (
+	"container/list"
+	"maps"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pglogrepl"
+
+	"github.com/walhook/walhook/deliver/send"
+	"github.com/walhook/walhook/internal/sabotage"
+	"github.com/walhook/walhook/internal/store"
+)
+
+// A Scheduler holds every delivery that is in memory, with the lanes, and the
+// ledger of what may be confirmed. One mutex guards all of it and is never held
+// during I/O. The Scheduler decides; the loops around it (fan-out, clock, workers,
+// recorder, retrier, directory) act. Its exported methods take the mutex, and are
+// all that those loops know.
+//
+// A delivery goes one way:
+//
+//	queued ──▶ running ──▶ ended ──▶ gone
+//	   └─────▶ parked ───────────────▲
+//
+// It is gone from memory when its outcome, or its pending row, is committed.
+type Scheduler struct {
+	limits  Limits
+	backoff Backoff
+	jitter  func() float64 // in [0,1)
+	onStart func(*Delivery)
+
+	mu         sync.Mutex
+	ledger     ledger
+	session    *store.Session
+	fence      store.Fence
+	marker     uint64 // the session's first batch: until its echo, the stream may repeat what has rows
+	replaying  bool
+	visible    bool // all is visible that was committed before the session: see Fence.Settles
+	causes     int  // how often there was something new to compare
+	stopping   bool // nothing is admitted, no attempt is started
+	deliveries map[uuid.UUID]*Delivery
+	lanes      map[uuid.UUID]*lane
+	ready      []*lane            // may have something to start, in turn
+	outOfTurn  []*lane            // have only what comes late, and too much of that is under way
+	paused     pausedLanes        // to be looked at when their time comes
+	news       []*lane            // whose health is to be recorded
+	wanted     []*lane            // whose endpoint must be looked up for the first time
+	stale      []*lane            // and again
+	aging      *list.List         // deliveries that the table does not know, in order of receipt
+	hungry     []*lane            // with rows that may be due, and room for them, in turn
+	sweeping   []*lane            // with rows to cancel
+	guestsOf   map[string]int     // guests, by organization
+	removed    map[uuid.UUID]bool // gone since the page under way was asked for; nil: none is
+
+	held    int   // deliveries that are queued, running or ended
+	fetched int   // those of them that came from the table
+	bytes   int64 // of the bodies of the queued and running
+	running int
+	late    int // retries and replays that are under way or not recorded
+	guests  int // places of lanes that are not trusted
+	ended   int // attempts whose outcome is not committed
+	parked  int // deliveries without a body whose row is not committed
+	aside   int // outcomes whose row someone else has locked
+	spilled int // lanes that are fed from the table
+	open    int // lanes whose breaker is open
+	shut    int // lanes whose endpoint's secret cannot be opened
+
+	newRows    []*Delivery // to be recorded by INSERT
+	toBeParked []*Delivery // likewise, but without an outcome
+	existing   []*Delivery // to be recorded by UPDATE
+	waiting    bool        // the fan-out waits for room
+	waitsFor   *lane       // and this one had none, or the window for it
+	starved    bool        // the retrier waits for room
+
+	counts Counts
+
+	RoomFreed Signal // wakes the fan-out
+	ToRecord  Signal // wakes the recorder
+	ToFetch   Signal // wakes the retrier
+	ToLook    Signal // likewise: somebody else has changed deliveries or endpoints
+	ToLookUp  Signal // wakes the directory
+	ToPace    Signal // wakes the clock
+}
+
+// Options are what a Scheduler needs. Limits and Backoff are required.
+type Options struct {
+	Limits
+	Backoff Backoff
+	Jitter  func() float64 // in [0,1), concurrently; nil: random
+}
+
+// New returns a Scheduler that waits for its first session, and starts nothing
+// before OnStart.
+func New(o Options) *Scheduler {
+	s := &Scheduler{
+		limits:     o.Limits,
+		backoff:    o.Backoff,
+		jitter:     o.Jitter,
+		deliveries: map[uuid.UUID]*Delivery{},
+		lanes:      map[uuid.UUID]*lane{},
+		guestsOf:   map[string]int{},
+		aging:      list.New(),
+		RoomFreed:  NewSignal(),
+		ToRecord:   NewSignal(),
+		ToFetch:    NewSignal(),
+		ToLook:     NewSignal(),
+		ToLookUp:   NewSignal(),
+		ToPace:     NewSignal(),
+	}
+	if s.jitter == nil {
+		s.jitter = rand.Float64
+	}
+	return s
+}
+
+// OnStart says who makes the attempts. The function is called with the mutex held,
+// so it neither blocks nor calls the Scheduler: it hands the delivery on.
+func (s *Scheduler) OnStart(f func(*Delivery)) { s.onStart = f }
+
+// Live says whether this process may act: send, fetch, cancel, look after the
+// tables. What it holds is recorded all the same, which the fence guards.
+func (s *Scheduler) Live(now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.live(now)
+}
+
+// Stop has nothing more admitted or started. What is under way goes on.
+func (s *Scheduler) Stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopping = true
+}
+
+// Drained says whether a Scheduler that was stopped has recorded all it began, and,
+// while echoes can still be had, whether that is confirmed.
+func (s *Scheduler) Drained(echoes bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	recorded := s.running == 0 && s.ended == 0 && s.parked == 0 && len(s.newRows) == 0
+	return recorded && (len(s.ledger.gates) == 0 || !echoes)
+}
+
+// Unrecorded returns the deliveries that were sent and whose outcome is not in the
+// table, and how many of their rows somebody else has locked.
+func (s *Scheduler) Unrecorded() (sent []uuid.UUID, locked int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, d := range s.deliveries {
+		if d.stage == running || d.stage == ended {
+			sent = append(sent, id)
+		}
+	}
+	return sent, s.aside
+}
+
+// End ends the session: nothing beyond is confirmed. It returns what everything up
+// to is recorded, and whether that is all that the stream has brought.
+func (s *Scheduler) End(now time.Time) (fence store.Fence, durable store.Mark, all bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all = s.live(now) && s.ledger.confirmed == s.ledger.recorded.lsn
+	s.session = nil
+	return s.fence, s.durable(), all
+}
+
+// Stats is a snapshot for metrics.
+type Stats struct {
+	Counts
+	Window       int   // deliveries in memory, with their bodies
+	Parking      int   // without: their rows are about to be written
+	InFlight     int   // attempts under way
+	Unrecorded   int   // attempts whose outcome is not committed
+	Bytes        int64 // of bodies
+	Lanes        int
+	Spilled      int // lanes that are fed from the table
+	Open         int // lanes whose breaker is open
+	Active       bool
+	Reconciling  bool          // events are to be compared with deliveries, or are just being
+	RecordedLSN  pglogrepl.LSN // every transaction up to here has its rows
+	ConfirmedLSN pglogrepl.LSN // and they are durable
+}
+
+// Stats returns a snapshot.
+func (s *Scheduler) Stats(now time.Time) Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	x := Stats{
+		Counts: s.counts, Window: s.held, Parking: s.parked, InFlight: s.running, Unrecorded: s.ended, Bytes: s.bytes,
+		Lanes: len(s.lanes), Spilled: s.spilled, Open: s.open, Active: s.live(now), Reconciling: s.fence.Reconcile,
+		RecordedLSN: s.ledger.recorded.lsn, ConfirmedLSN: s.ledger.confirmed,
+	}
+	x.Errors, x.OwnFaults = maps.Clone(s.counts.Errors), maps.Clone(s.counts.OwnFaults)
+	return x
+}
+
+// Finish takes an attempt's outcome, for the recorder, and returns what the same
+// worker is to do next, or nil.
+func (s *Scheduler) Finish(d *Delivery, a store.Attempt, now time.Time) *Delivery {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.finish(d, a, now)
+	return s.next(now)
+}
+
+// Unsent takes back a delivery whose request may not be sent any more, because
+// another process may have the slot: it goes to the table, or stays there.
+func (s *Scheduler) Unsent(d *Delivery, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unsent(d, now)
+}
+
+// Abandon takes back the place of an attempt that the end of the process has cut
+// off: it has no outcome.
+func (s *Scheduler) Abandon(d *Delivery, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.vacate(d, &store.Attempt{}, now)
+}
+
+// NextSession takes the number of a new session's marker, its first batch, and
+// returns the fence of the session before.
+func (s *Scheduler) NextSession() (marker uint64, before store.Fence) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ledger.take(), s.fence
+}
+
+// Begin begins a session that has claimed the slot. Until the marker's echo the stream
+// may repeat what has rows. No batch is under way.
+func (s *Scheduler) Begin(session *store.Session, fence store.Fence, marker uint64, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ledger.reset(session.Confirmed)
+	s.distrust(now)
+	s.claimed(session, fence, marker)
+}
+
+// Replaying says whether the session may still repeat what has rows, and until when
+// those were written.
+func (s *Scheduler) Replaying() (lastWrite time.Time, replaying bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fence.LastWrite, s.replaying
+}
+
+// Holds adds those of the deliveries that are in memory.
+func (s *Scheduler) Holds(ids []uuid.UUID, known map[uuid.UUID]bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range ids {
+		if s.deliveries[id] != nil {
+			known[id] = true
+		}
+	}
+}
+
+// Passed takes what a batch of the stream holds beside its events, which were all
+// admitted: echoes, and how far the stream has come.
+func (s *Scheduler) Passed(b *store.Batch) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.counts.Events += uint64(len(b.Events))
+	for _, message := range b.Echoes {
+		if seq, ours := s.fence.ParseEcho(message); ours {
+			s.ledger.echo(seq)
+			sabotage.Reach(sabotage.Echoed)
+			s.replaying = s.replaying && seq < s.marker
+		} else if message == store.Look {
+			s.ToLook.Raise()
+		}
+	}
+	if b.End != 0 {
+		s.ledger.end(b.End, b.CommitTime)
+	}
+	s.confirm()
+}
+
+// Fence is the session's right to write; its Epoch is 0 before the first.
+func (s *Scheduler) Fence() store.Fence {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fence
+}
+
+// Jitter returns a random number in [0,1).
+func (s *Scheduler) Jitter() float64 { return s.jitter() }
+
+// BatchReady says whether a batch should not wait for more.
+func (s *Scheduler) BatchReady() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.unwritten() >= recordBatch || s.stopping
+}
+
+// Unwritten says whether there is something to write, and the right to.
+func (s *Scheduler) Unwritten() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fence.Epoch != 0 && s.unwritten() > 0
+}
+
+// A Batch is what one transaction is to record.
+type Batch struct {
+	Records []store.Record // of the deliveries as they were when it was taken
+	Mark    store.Mark
+	Fence   store.Fence
+	taken   []*Delivery
+}
+
+// TakeNew takes a batch of deliveries without a row, with what is to be recorded
+// about endpoints where news is true, or returns nil. Its Mark carries its number,
+// whose echo is what confirms.
+func (s *Scheduler) TakeNew(news bool) *Batch {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	taken, records := s.takeNew()
+	if len(taken) == 0 {
+		return nil
+	}
+	seq, at := s.recordedBy(taken)
+	b := &Batch{Records: records, Mark: store.Mark{Seq: seq, Durable: at.lsn, CommitAt: at.at}, Fence: s.fence, taken: taken}
+	if news {
+		b.Mark.Health = s.takeNews()
+	}
+	return b
+}
+
+// TakeExisting takes a batch of deliveries that have a row, likewise.
+func (s *Scheduler) TakeExisting(news bool) *Batch {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	taken, records := s.takeExisting()
+	if len(taken) == 0 {
+		return nil
+	}
+	b := &Batch{Records: records, Mark: s.durable(), Fence: s.fence, taken: taken}
+	if news {
+		b.Mark.Health = s.takeNews()
+	}
+	return b
+}
+
+// durable marks how far everything is recorded.
+func (s *Scheduler) durable() store.Mark {
+	return store.Mark{Durable: s.ledger.recorded.lsn, CommitAt: s.ledger.recorded.at}
+}
+
+// Inserted takes the commit of a batch of TakeNew. Where not all were new, an outcome
+// among them may not be written yet: it goes on as an update, which applies only
+// what is later than the row. It returns those that the database has refused, and
+// that have no row: Requeue brings them back.
+func (s *Scheduler) Inserted(b *Batch, allNew bool, refused map[uuid.UUID]bool, now time.Time) (stuck []*Delivery) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if sabotage.On(sabotage.SkipEcho) {
+		s.ledger.echo(b.Mark.Seq)
+		s.confirm()
+	}
+	stuck = s.inserted(b.taken, allNew, refused, now)
+	s.aside += len(stuck)
+	return stuck
+}
+
+// Updated takes the commit of a batch of TakeExisting, and returns those that
+// someone else had locked, and those that the database has refused: Requeue brings
+// them back. Those that an operator has said are to be sent again may stand before
+// where their lane reads.
+func (s *Scheduler) Updated(b *Batch, busy, refused, again map[uuid.UUID]bool, now time.Time) (aside, stuck []*Delivery) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	aside, stuck = s.updated(b.taken, busy, refused, again, now)
+	s.aside += len(aside) + len(stuck)
+	return aside, stuck
+}
+
+// Requeue lines up again what could not be written.
+func (s *Scheduler) Requeue(aside []*Delivery) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range aside {
+		s.enlist(d)
+	}
+	s.aside -= len(aside)
+}
+
+// TakeNews hands over what is to be recorded about endpoints.
+func (s *Scheduler) TakeNews() []store.EndpointHealth {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.takeNews()
+}
+
+// GiveBackNews gives news back that could not be recorded. What has come since is newer.
+func (s *Scheduler) GiveBackNews(health []store.EndpointHealth, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tellAgain(health, now)
+}
+
+// HasNews says whether there is something to be recorded about endpoints.
+func (s *Scheduler) HasNews() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.news) > 0
+}
+
+// MayFetch says whether rows may be fetched: a standby leaves them to the active
+// process, and so does who was that once.
+func (s *Scheduler) MayFetch(now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.live(now) && !s.stopping
+}
+
+// Found takes endpoints of which the table says that rows have become due.
+func (s *Scheduler) Found(endpoints []uuid.UUID, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range endpoints {
+		s.found(s.lane(id, now), now)
+	}
+}
+
+// FoundWaiting takes endpoints that have unfinished rows.
+func (s *Scheduler) FoundWaiting(waiting []store.Waiting, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range waiting {
+		l := s.lane(f.EndpointID, now)
+		if s.found(l, now); !f.Enabled {
+			s.want(l) // the look-up finds it refused, and has it swept
+		}
+	}
+}
+
+// Pages takes the lanes that have room for a page of due rows, at most n, in turn.
+// All of them are given back by Paged.
+func (s *Scheduler) Pages(n int, now time.Time) []*Page {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	pages := s.toAsk(n, now)
+	if len(pages) > 0 {
+		s.removed = map[uuid.UUID]bool{}
+	}
+	return pages
+}
+
+// Due takes a row of a page: it is taken in, unless it is in memory already, there
+// is no room, or it is not to be sent.
+func (s *Scheduler) Due(p *Page, due *store.Due, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p.got++
+	if !due.Orphaned && !due.Stranger && !due.Unseen {
+		s.admitDue(due, now)
+	}
+	if !p.lane.overflown {
+		p.end = due.End()
+	}
+}
+
+// Paged takes the end of pages, which have failed or were read.
+func (s *Scheduler) Paged(pages []*Page, failed bool, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.removed = nil
+	for _, p := range pages {
+		if failed {
+			s.hasRows(p.lane, now)
+			continue
+		}
+		s.paged(p, now)
+	}
+	s.dispatch(now)
+}
+
+// Again takes up endpoints some of whose rows could not be fetched or cancelled, because
+// a transaction that has committed was not visible yet.
+func (s *Scheduler) Again(endpoints []uuid.UUID, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range endpoints {
+		if l := s.lane(id, now); l.refused {
+			s.toSweep(l)
+		} else {
+			s.hasRows(l, now)
+		}
+	}
+}
+
+// Sweeps takes the endpoints, disabled or deleted, that have rows to cancel.
+func (s *Scheduler) Sweeps() []*Sweep {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var sweeps []*Sweep
+	for _, l := range s.sweeping {
+		sweeps = append(sweeps, &Sweep{l})
+	}
+	s.sweeping = nil
+	return sweeps
+}
+
+// GiveBackSweeps gives back what could not be swept.
+func (s *Scheduler) GiveBackSweeps(sweeps []*Sweep) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range sweeps {
+		s.sweeping = append(s.sweeping, x.lane)
+	}
+}
+
+// A Sweep is an endpoint that has rows to cancel.
+type Sweep struct{ lane *lane }
+
+// EndpointID is the endpoint's id.
+func (x *Sweep) EndpointID() uuid.UUID { return x.lane.id }
+
+// Refusal says why nothing is sent to the endpoint of a Sweep.
+func (s *Scheduler) Refusal(x *Sweep) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return x.lane.refusal()
+}
+
+// Swept takes the end of a chunk of a Sweep, after which there may be more.
+func (s *Scheduler) Swept(x *Sweep, more bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if x.lane.sweep = false; more {
+		s.toSweep(x.lane)
+	}
+}
+
+// A LookUp is a lane that wants its endpoint as it is now.
+type LookUp struct {
+	EndpointID uuid.UUID
+	Endpoint   *store.Endpoint // as last known, and then as it is; nil: it does not exist
+	Target     *send.Target    // of that
+	lane       *lane
+}
+
+// LookUps takes up to n of the lanes that want their endpoint.
+func (s *Scheduler) LookUps(n int) []LookUp {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	lanes := s.lookUpNext(n)
+	wanted := make([]LookUp, len(lanes))
+	for i, l := range lanes {
+		wanted[i] = LookUp{EndpointID: l.id, Endpoint: l.endpoint, Target: l.target, lane: l}
+	}
+	return wanted
+}
+
+// GiveBackLookUps gives back what could not be looked up.
+func (s *Scheduler) GiveBackLookUps(wanted []LookUp) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range wanted {
+		s.wanted = append(s.wanted, x.lane)
+	}
+}
+
+// LookedUp takes the directory's answers, which are as of a time before they were
+// asked for.
+func (s *Scheduler) LookedUp(answers []LookUp, asOf, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range answers {
+		s.lookedUp(x.lane, x.Endpoint, x.Target, asOf, now)
+	}
+	s.dispatch(now)
+}
+
+// Forget drops lanes that have been idle for a while, some of them at a time.
+func (s *Scheduler) Forget(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.forget(now)
+}
+
+// Shut returns how many endpoints have secrets that cannot be opened, and one of them.
+func (s *Scheduler) Shut() (n int, one *store.Endpoint) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.shut == 0 {
+		return 0, nil
+	}
+	for _, l := range s.lanes {
+		if l.shut {
+			return s.shut, l.endpoint
+		}
+	}
+	return s.shut, nil
+}
+
+// AllShut returns an endpoint where that is so of all that have something to do, or nil.
+func (s *Scheduler) AllShut() (one *store.Endpoint) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.shut == 0 {
+		return nil
+	}
+	for _, l := range s.lanes {
+		switch {
+		case l.shut:
+			one = l.endpoint
+		case l.endpoint != nil && !l.refused:
+			return nil
+		}
+	}
+	return one
+}
+
+// Tick does what time alone brings about, and says when to come again.
+func (s *Scheduler) Tick(now time.Time) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tick(now)
+}
+
+// A Cause is why events are to be compared with deliveries: each one is another.
+type Cause struct {
+	since  int64 // the fence's ReconcileFrom, in microseconds
+	number int
+}
+
+// Session is the session that has the slot, or had it last, its fence, and why that
+// says that there is something to compare, if it does.
+func (s *Scheduler) Session() (*store.Session, store.Fence, Cause) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.session, s.fence, s.cause()
+}
+
+// Confirmed returns how far a session has been confirmed.
+func (s *Scheduler) Confirmed() (*store.Session, pglogrepl.LSN) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.session, s.ledger.confirmed
+}
+
+// Visible says whether everything is visible that a session of this fence does not
+// bring by the stream.
+func (s *Scheduler) Visible(fence store.Fence) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.visible && s.fence.Epoch == fence.Epoch
+}
+
+// Settled notes that it is.
+func (s *Scheduler) Settled(fence store.Fence) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fence.Epoch == fence.Epoch {
+		s.visible = true
+	}
+}
+
+// Compared says that nothing is to be compared any more, as long as there is no other
+// cause.
+func (s *Scheduler) Compared(of Cause) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cause() == of {
+		s.fence.Reconcile = false
+	}
+}
+
+// CompareAgain notes another cause where a comparison has ended, unless there is one
+// already, and reports whether it did.
+func (s *Scheduler) CompareAgain(of Cause, since time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cause() != of {
+		return false
+	}
+	s.fence.ReconcileFrom = since
+	s.causes++
+	return true
+}
+
+// Owe notes that a delivery has no row although its batch is written.
+func (s *Scheduler) Owe(from time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fence.Reconcile, s.fence.ReconcileFrom = true, from
+	s.causes++
+}
+
+// Number takes the number of a batch without records.
+func (s *Scheduler) Number() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ledger.take()
+}
+
+// Lease is when a pending row that the reconciler writes is due: as a parked one, unless
+// an attempt is under way, of what was taken in before its slot was lost.
+func (s *Scheduler) Lease(id uuid.UUID) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if d := s.deliveries[id]; d != nil && d.stage == running {
+		return s.leaseTime()
+	}
+	return -store.ParkedDue
+}
+
+// Reconciled counts rows that the reconciler had to insert.
+func (s *Scheduler) Reconciled(inserted int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.counts.Found += uint64(inserted)
+}

@@ -1,0 +1,100 @@
+package schedule
+
+import (
+	"container/heap"
+	"time"
+)
+
+const (
+	// ParkEvery is how exactly ParkAfter is kept, and how soon a loop that waits for
+	// something to be recorded looks again.
+	ParkEvery = 20 * time.Millisecond
+
+	// paceEvery is how exactly a rate is kept: lanes that may go on within it do so together.
+	paceEvery = time.Millisecond
+
+	// holdAgain is how soon a lane that is held back is looked at again, so that new
+	// limits are in force within a second, also where nothing ends meanwhile.
+	holdAgain = 250 * time.Millisecond
+)
+
+// tick does what is due and says when to come again.
+func (s *Scheduler) tick(now time.Time) time.Duration {
+	s.parkOverdue(now)
+	for len(s.paused) > 0 && !s.paused[0].resume.After(now) {
+		l := heap.Pop(&s.paused).(*lane)
+		s.doubt(l, now)
+		if l.running > 0 && l.trusted {
+			s.pause(l, l.sign.Add(signWithin))
+		}
+		if l.rows && (l.shut || !l.breaker.holds(now)) && now.Sub(l.asOf) >= refreshAfter {
+			s.want(l)
+		}
+		s.makeReady(l, now)
+		s.feed(l, now)
+	}
+	s.dispatch(now)
+	if len(s.paused) == 0 {
+		return ParkEvery
+	}
+	return min(max(s.paused[0].resume.Sub(now), paceEvery), ParkEvery)
+}
+
+// hold has a lane that may not start anything looked at again: when it may, or
+// soon enough to notice that its limits were changed.
+func (s *Scheduler) hold(l *lane, at, now time.Time) {
+	again := now.Add(holdAgain)
+	if !at.IsZero() && at.Before(again) {
+		again = at
+	}
+	s.pause(l, again)
+}
+
+// pause lets the clock look at a lane at a time, or before.
+func (s *Scheduler) pause(l *lane, at time.Time) {
+	switch {
+	case l.resume.IsZero():
+		l.resume = at
+		heap.Push(&s.paused, l)
+	case at.Before(l.resume):
+		l.resume = at
+		heap.Fix(&s.paused, l.paused)
+	default:
+		return
+	}
+	if s.paused[0] == l {
+		s.ToPace.Raise()
+	}
+}
+
+// A pausedLanes is a heap of lanes, the one to go on first at its top.
+type pausedLanes []*lane
+
+// Len is heap.Interface's.
+func (p pausedLanes) Len() int { return len(p) }
+
+// Less is heap.Interface's.
+func (p pausedLanes) Less(i, j int) bool { return p[i].resume.Before(p[j].resume) }
+
+// Swap is heap.Interface's.
+func (p pausedLanes) Swap(i, j int) {
+	p[i], p[j] = p[j], p[i]
+	p[i].paused, p[j].paused = i, j
+}
+
+// Push is heap.Interface's.
+func (p *pausedLanes) Push(x any) {
+	l := x.(*lane)
+	l.paused = len(*p)
+	*p = append(*p, l)
+}
+
+// Pop is heap.Interface's. The lane is no longer paused.
+func (p *pausedLanes) Pop() any {
+	last := len(*p) - 1
+	l := (*p)[last]
+	(*p)[last] = nil
+	*p = (*p)[:last]
+	l.resume = time.Time{}
+	return l
+}

@@ -1,0 +1,123 @@
+package schedule
+
+import (
+	"fmt"
+)
+
+// A tally is what is counted all along, to be compared with what it counts.
+type tally struct {
+	held, fetched, running, late, ended, parked, guests, spilled, open, shut, aging int
+	bytes                                                                           int64
+}
+
+// Verify returns an error where a count is not that of what it counts, or a lane or
+// a body is held by nobody. It looks at all that is in memory, and is for tests.
+func (s *Scheduler) Verify() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	counted := tally{held: s.held, fetched: s.fetched, running: s.running, late: s.late, ended: s.ended, parked: s.parked, guests: s.guests,
+		spilled: s.spilled, open: s.open, shut: s.shut, aging: s.aging.Len(), bytes: s.bytes}
+	var found tally
+	lanes := map[*lane]*lane{}
+	bodies := map[*event]int{}
+	for _, d := range s.deliveries {
+		l := lanes[d.lane]
+		if l == nil {
+			l = &lane{}
+			lanes[d.lane] = l
+		}
+		found.add(d)
+		countIn(l, d)
+		if d.stage == queued || d.stage == running {
+			bodies[d.event]++
+		}
+	}
+	for e, users := range bodies {
+		found.bytes += e.size
+		if e.users != users {
+			return fmt.Errorf("the body of event %s has %d users, and counts %d", e.id, users, e.users)
+		}
+	}
+	organizations := map[string]int{}
+	for _, l := range s.lanes {
+		if err := l.verify(lanes[l]); err != nil {
+			return err
+		}
+		found.guests += l.guests
+		if l.guests > 0 {
+			organizations[l.organization] += l.guests
+		}
+		found.spilled += one(l.spilled)
+		found.open += one(l.breaker.open)
+		found.shut += one(l.shut)
+	}
+	for organization, n := range s.guestsOf {
+		if organizations[organization] != n {
+			return fmt.Errorf("organization %q counts %d guests, and has %d", organization, n, organizations[organization])
+		}
+	}
+	if found != counted {
+		return fmt.Errorf("counted %+v, found %+v", counted, found)
+	}
+	if n := s.unwritten() + s.aside; n > len(s.deliveries) {
+		return fmt.Errorf("%d deliveries are to be written, or wait aside, and %d are in memory", n, len(s.deliveries))
+	}
+	return nil
+}
+
+func (t *tally) add(d *Delivery) {
+	t.fetched += one(d.fetched)
+	t.late += one(d.late && (d.stage == running || d.stage == ended))
+	t.aging += one(d.age != nil)
+	switch d.stage {
+	case parked:
+		t.parked++
+	case running:
+		t.held++
+		t.running++
+	case ended:
+		t.held++
+		t.ended++
+	default:
+		t.held++
+	}
+}
+
+func countIn(l *lane, d *Delivery) {
+	switch d.stage {
+	case queued:
+		l.held++
+		l.bytes += d.event.size
+		l.stocked += one(d.fetched)
+	case running:
+		l.held++
+		l.bytes += d.event.size
+		l.running++
+		l.lateRunning += one(d.late)
+	case ended:
+		l.ended++
+	case parked:
+		l.parking++
+	}
+}
+
+// verify compares a lane's counts with what was found of it; nil: nothing.
+func (l *lane) verify(found *lane) error {
+	if found == nil {
+		found = &lane{}
+	}
+	counts := func(l *lane) [6]int64 {
+		return [...]int64{int64(l.held), int64(l.stocked), l.bytes, int64(l.running), int64(l.ended), int64(l.parking)}
+	}
+	if counts(l) != counts(found) || l.lateRunning != found.lateRunning {
+		return fmt.Errorf("the lane of %s counts held, stocked, bytes, running, ended, parking %v, and has %v", l.id, counts(l), counts(found))
+	}
+	return nil
+}
+
+func one(is bool) int {
+	if is {
+		return 1
+	}
+	return 0
+}
