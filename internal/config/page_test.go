@@ -19,6 +19,18 @@ func TestPageListsTheVariables(t *testing.T) {
 	}
 }
 
+// It lists those that can be in a file, too.
+func TestPageListsTheSecrets(t *testing.T) {
+	t.Parallel()
+	_, section, _ := strings.Cut(read(t, "../../docs/configuration.md"), "## Secrets in files\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	for _, v := range Variables {
+		if listed := strings.Contains(section, "`"+v.Name+"`"); listed != v.Secret {
+			t.Errorf("docs/configuration.md lists %s as one that can be in a file: %t, want %t", v.Name, listed, v.Secret)
+		}
+	}
+}
+
 // The README shows a choice of them, in the same words.
 func TestREADMEShowsVariables(t *testing.T) {
 	t.Parallel()

@@ -23,7 +23,7 @@ var Variables = []Variable{
 	},
 	{
 		Name: "WALHOOK_REPLICATION_URL", Shown: "the above", Secret: true,
-		Meaning: "the replication connection, where SQL goes through a pooler", Example: "postgres://walhook@db.internal:5432/app",
+		Meaning: "the replication connection; needed if SQL goes through a pooler", Example: "postgres://walhook@db.internal:5432/app",
 	},
 	{
 		Name: "WALHOOK_SLOT", Default: "walhook",
@@ -31,11 +31,11 @@ var Variables = []Variable{
 	},
 	{
 		Name: "WALHOOK_SCHEMA", Shown: "the first schema of the `search_path`",
-		Meaning: "where walhook's tables are; made where it does not exist. All sessions pin it: no other schema is looked into", Example: "webhooks",
+		Meaning: "schema of walhook's tables; created if it does not exist. Every session is pinned to it, and sees no other schema", Example: "webhooks",
 	},
 	{
 		Name: "WALHOOK_AUTO_INIT", Default: "true",
-		Meaning: "`run` applies the schema, publication and slot; `false`: checks, and exits 3", Example: "true",
+		Meaning: "`run` creates the schema, publication and slot; `false`: it only checks, and exits 3 if something is missing", Example: "true",
 	},
 	{
 		Name: "WALHOOK_ADMIN_ADDR", Default: "127.0.0.1:8080", Empty: true,
@@ -43,11 +43,11 @@ var Variables = []Variable{
 	},
 	{
 		Name: "WALHOOK_ADMIN_TOKEN", Shown: "none", Secret: true,
-		Meaning: "token (16 characters and more; two by comma during a change) for everything but health, as `Bearer` or as the password of Basic; required off loopback", Example: "what openssl rand -hex 32 prints",
+		Meaning: "token of at least 16 characters for everything but health, as `Bearer` or as the password of Basic; two, with a comma, during a change; required off loopback", Example: "what openssl rand -hex 32 prints",
 	},
 	{
 		Name: "WALHOOK_PARK_AFTER", Default: "500ms",
-		Meaning: "a delivery without an outcome for this long is written as `pending`; `0`: every one, before its first attempt", Example: "500ms",
+		Meaning: "a delivery without an outcome after this time becomes a `pending` row; `0`: every delivery does, before its first attempt", Example: "500ms",
 	},
 	{
 		Name: "WALHOOK_MAX_IN_FLIGHT", Default: "1024",
@@ -67,11 +67,11 @@ var Variables = []Variable{
 	},
 	{
 		Name: "WALHOOK_TIMEOUT", Default: "10s",
-		Meaning: "one attempt, all of it", Example: "10s",
+		Meaning: "limit for one whole attempt", Example: "10s",
 	},
 	{
 		Name: "WALHOOK_RETRY_SCHEDULE", Default: "5s,5m,30m,2h,5h,10h,14h,20h,24h", Empty: true,
-		Meaning: "waits from the end of an attempt to the next; jitter only makes them longer, by at most 20 %; empty: one attempt",
+		Meaning: "waits from the end of an attempt to the next; jitter only makes them longer, by at most 20 %; empty: one attempt, no retry",
 		Example: "5s,5m,30m,2h",
 	},
 	{
@@ -100,11 +100,11 @@ var Variables = []Variable{
 	},
 	{
 		Name: "WALHOOK_SECRET_KEY", Shown: "none", Secret: true,
-		Meaning: "32 bytes, base64: signing secrets are sealed at rest", Example: "what openssl rand -base64 32 prints",
+		Meaning: "32 bytes, base64: seals signing secrets in the table", Example: "what openssl rand -base64 32 prints",
 	},
 	{
 		Name: "WALHOOK_SECRET_KEY_OLD", Shown: "none", Secret: true,
-		Meaning: "a former key: what it sealed is opened with it and sealed anew with the first. A start whose keys do not open what is there is exit 2",
+		Meaning: "the former key, during a change: walhook opens with it what it sealed, and seals it anew with `WALHOOK_SECRET_KEY`. A start whose keys open none of the sealed secrets exits 2",
 		Example: "the key that was WALHOOK_SECRET_KEY before",
 	},
 	{
@@ -117,7 +117,7 @@ var Variables = []Variable{
 	},
 	{
 		Name: "WALHOOK_ENVIRONMENT", Shown: "none",
-		Meaning: "remembered in the database by the first `run` or `init` that has one; any other value, or none, is then exit 4 " +
+		Meaning: "the first `run` or `init` that has one stores it in the database; with any other value, or none, walhook then exits 4 " +
 			"(a restored copy must not call customers) until `walhook init --adopt`",
 		Example: "production",
 	},
