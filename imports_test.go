@@ -22,7 +22,7 @@ func TestImportsGoOneWay(t *testing.T) {
 		"deliver/schedule":  {"deliver/send", "outbox", "internal/store", "internal/sabotage"},
 		"deliver/send":      {"outbox", "sign", "internal/store", "internal/sabotage"},
 		"internal/config":   {},
-		"internal/demo":     {"outbox", "sign", "internal/store", "internal/postgres"},
+		"internal/demo":     {"outbox", "sign", "internal/postgres"},
 		"internal/admin":    {"outbox", "internal/store", "deliver/schedule", "cdc"},
 		"internal/postgres": {"internal/postgres/flock"},
 		"internal/sabotage": {},

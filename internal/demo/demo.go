@@ -3,28 +3,25 @@
 // not, and what becomes of every delivery.
 //
 // It plays everyone around walhook (the application, the receivers, an operator
-// with psql), so the SQL in it is theirs. Walhook itself is started by the
-// caller. The story is also a test: what has to come true is computed from what
-// was committed, and Run returns what did not.
+// with psql), so the SQL in it is theirs. The caller starts walhook itself. The
+// story is also a test: what has to come true is computed from what was
+// committed, and Run returns what did not.
 //
 //	file         responsibility
-//	demo.go      Run: the order in which things start, and end
+//	demo.go      Run: a database, and the story on it
+//	story.go     who starts when, the script performed, and watched until it has come to rest
+//	script.go    the receivers, who subscribes to what, and the application's transactions
 //	walhook.go   walhook beside the database: its environment, start and stop
-//	script.go    who subscribes to what, and the application's transactions
-//	receiver.go  the three HTTP servers, and how each of them answers
-//	arrival.go   one request, as its receiver saw it
-//	evidence.go  what the database and the receivers know at one moment
-//	promises.go  what has to be true of the evidence at the end
-//	story.go     the script performed, watched until it has come to rest
-//	narrator.go  the deliveries' rows as they change, told line by line
-//	page.go      what the newcomer reads around that
+//	receiver.go  an HTTP server that plays the receivers, and remembers each request
+//	narrator.go  the deliveries' rows as they change, line by line
+//	promises.go  what has to be true at the end, in SQL
+//	page.go      what the newcomer reads
 //	terminal.go  whether there is a person, and colour
 package demo
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"time"
 
@@ -55,7 +52,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	server, err := postgres.Start(ctx, postgres.Options{})
 	switch {
 	case err != nil && ctx.Err() != nil:
-		return ErrInterrupted // what it cut short tells nobody anything
+		return ErrInterrupted
 	case err != nil:
 		return err
 	}
@@ -68,10 +65,3 @@ const schema = "webhooks"
 
 // inSchema is a database's URL, for psql too, with which its names are found.
 func inSchema(url string) string { return url + "&options=-csearch_path%3D" + schema }
-
-// addProblem puts what else is wrong behind an error, naming what it is about.
-func addProblem(err *error, what string, other error) {
-	if other != nil {
-		*err = errors.Join(*err, fmt.Errorf("%s: %w", what, other))
-	}
-}

@@ -1,6 +1,7 @@
 package demo
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
@@ -8,9 +9,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-
-	"github.com/walhook/walhook/internal/store"
-	"github.com/walhook/walhook/outbox"
+	"github.com/jackc/pgx/v5"
 )
 
 // gather is how long rows that say the same are collected into one line. Jitter
@@ -20,21 +19,28 @@ const gather = 400 * time.Millisecond
 // A narrator tells what has changed in webhook_deliveries: of the event that is
 // followed every row by itself, of the others how many say the same.
 type narrator struct {
-	page     *page
-	evidence *evidence
-	follow   uuid.UUID
+	page   *page
+	follow uuid.UUID
 
 	told   map[uuid.UUID]change // what was said last of each row
 	groups []*group             // in order of their first row
 }
 
+// A row is one of webhook_deliveries.
+type row struct {
+	ID, EventID        uuid.UUID
+	Organization, Type string
+	DueIn              float64 // seconds
+	change
+}
+
 // A change is what a line says of a row.
 type change struct {
-	receiver string
-	own      bool // an event of walhook's own
-	status   string
-	attempts int
-	outcome  string // of the last attempt
+	Receiver string
+	OwnType  string // the type of an event of walhook's own
+	Status   string
+	Attempts int
+	Outcome  string // of the last attempt
 }
 
 // A group is rows that changed in the same way.
@@ -45,79 +51,62 @@ type group struct {
 	members map[string]int // by organization
 }
 
-func newNarrator(page *page, e *evidence) *narrator {
-	return &narrator{page: page, evidence: e, told: map[uuid.UUID]change{}}
-}
+const selectRows = `
+SELECT d.id, d.event_id, d.organization_id, d.event_type, coalesce(extract(epoch FROM d.next_attempt_at - clock_timestamp()), 0)::float8,
+       coalesce(split_part(e.url, '/', 4), '?'), CASE WHEN starts_with(d.event_type, 'webhook.') THEN d.event_type ELSE '' END,
+       d.status, d.attempts, CASE WHEN d.status = 'pending' AND d.attempts = 0 THEN 'no answer yet: parked'
+                                  WHEN d.status = 'pending' THEN 'waits to be replayed'
+                                  ELSE coalesce(d.error, d.status_code::text, '') END
+FROM webhook_deliveries AS d LEFT JOIN webhook_endpoints AS e ON e.id = d.endpoint_id
+ORDER BY d.id`
 
-// tell looks at the rows as they are now.
-func (n *narrator) tell(now time.Time) {
-	for i := range n.evidence.deliveries {
-		d := &n.evidence.deliveries[i]
-		c := n.changeOf(d)
-		if n.told[d.ID] == c {
+// tell says what is new.
+func (n *narrator) tell(ctx context.Context, db *pgx.Conn) error {
+	rows, err := db.Query(ctx, selectRows)
+	if err != nil {
+		return fmt.Errorf("look at webhook_deliveries: %w", err)
+	}
+	all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[row])
+	if err != nil {
+		return fmt.Errorf("look at webhook_deliveries: %w", err)
+	}
+	for _, r := range all {
+		switch {
+		case n.told[r.ID] == r.change:
 			continue
+		case r.EventID == n.follow:
+			n.page.change(r.change, r.DueIn, r.Type+" of "+r.Organization, true)
+		default:
+			n.gather(r)
 		}
-		n.told[d.ID] = c
-		if d.EventID == n.follow {
-			n.page.change(c, d.DueIn, d.Type+" of "+d.OrganizationID, true)
-			continue
-		}
-		n.gather(c, d, now)
+		n.told[r.ID] = r.change
 	}
-	n.say(func(g *group) bool { return now.Sub(g.since) >= gather })
+	n.say(gather)
+	return nil
 }
 
-// flush says what is still being gathered.
-func (n *narrator) flush() { n.say(func(*group) bool { return true }) }
-
-func (n *narrator) changeOf(d *delivery) change {
-	c := change{own: outbox.IsOwnType(d.Type), status: d.Status, attempts: d.Attempts, receiver: "?"}
-	if e := n.evidence.endpoints[d.EndpointID]; e != nil {
-		c.receiver = e.receiver
-	}
-	switch {
-	case d.Status == string(store.Pending) && d.Attempts == 0:
-		c.outcome = "no answer yet: parked"
-	case d.Status == string(store.Pending):
-		c.outcome = "waits to be replayed"
-	case d.Error != "":
-		c.outcome = d.Error
-	default:
-		c.outcome = fmt.Sprint(d.StatusCode)
-	}
-	return c
-}
-
-func (n *narrator) gather(c change, d *delivery, now time.Time) {
-	i := slices.IndexFunc(n.groups, func(g *group) bool { return g.change == c })
+func (n *narrator) gather(r row) {
+	i := slices.IndexFunc(n.groups, func(g *group) bool { return g.change == r.change })
 	if i < 0 {
 		i = len(n.groups)
-		n.groups = append(n.groups, &group{change: c, since: now, dueIn: d.DueIn, members: map[string]int{}})
+		n.groups = append(n.groups, &group{change: r.change, since: time.Now(), dueIn: r.DueIn, members: map[string]int{}})
 	}
 	g := n.groups[i]
-	g.members[d.OrganizationID]++
-	g.dueIn = min(g.dueIn, d.DueIn)
+	g.members[r.Organization]++
+	g.dueIn = min(g.dueIn, r.DueIn)
 }
 
-func (n *narrator) say(ripe func(*group) bool) {
+// say says what has been gathered for so long.
+func (n *narrator) say(since time.Duration) {
 	n.groups = slices.DeleteFunc(n.groups, func(g *group) bool {
-		if ripe(g) {
-			n.page.change(g.change, g.dueIn, g.who(), false)
-			return true
+		if time.Since(g.since) < since {
+			return false
 		}
-		return false
+		var parts []string
+		for _, organization := range slices.Sorted(maps.Keys(g.members)) {
+			parts = append(parts, fmt.Sprintf("%d of %s", g.members[organization], organization))
+		}
+		n.page.change(g.change, g.dueIn, strings.TrimSuffix(strings.Join(parts, ", ")+": "+g.OwnType, ": "), false)
+		return true
 	})
-}
-
-// who counts deliveries by organization.
-func (g *group) who() string {
-	var parts []string
-	for _, organization := range slices.Sorted(maps.Keys(g.members)) {
-		parts = append(parts, fmt.Sprintf("%d of %s", g.members[organization], organization))
-	}
-	text := strings.Join(parts, ", ")
-	if g.own {
-		text += ": webhook.delivery.exhausted"
-	}
-	return text
 }

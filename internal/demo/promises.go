@@ -1,245 +1,134 @@
 package demo
 
 import (
+	"context"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 
-	"github.com/google/uuid"
-
-	"github.com/walhook/walhook/internal/store"
-	"github.com/walhook/walhook/outbox"
+	"github.com/jackc/pgx/v5"
 )
 
-// A promise is something that has to be true at the end.
-type promise struct {
-	says  string
-	check func(*evidence, *findings)
+// remember makes room for what the database cannot know by itself: what the
+// application did, what the receivers are there for, and what they got. The JIT
+// would compile for seconds what runs for milliseconds.
+const remember = `
+SET jit = off;
+CREATE TEMP TABLE enqueued (id uuid, organization text, event_type text, rolled_back boolean);
+CREATE TEMP TABLE expected (endpoint_id uuid, organization text, receiver text, types text[], status text, attempts int);
+CREATE TEMP TABLE arrived (n int, endpoint_id uuid, delivery_id uuid, retry int, event_id uuid, event_type text,
+                           organization text, data text, body text, status int, problem text);
+CREATE FUNCTION pg_temp.wants(types text[], name text) RETURNS boolean LANGUAGE sql RETURN EXISTS (
+    SELECT FROM unnest(types) AS pattern
+    WHERE name = pattern OR right(pattern, 2) = '.*' AND starts_with(name, left(pattern, -1))
+       OR pattern = '*' AND NOT starts_with(name, 'webhook.'));
+CREATE TEMP VIEW owed AS
+SELECT x.*, webhook_delivery_id(o.id, x.endpoint_id) AS id, d.status AS got, coalesce(d.attempts, 0) AS made,
+       format('%s of %s to %s', o.event_type, o.organization_id, x.receiver) AS what
+FROM webhook_outbox AS o CROSS JOIN unnest(o.endpoint_ids) AS e (id)
+JOIN expected AS x ON x.endpoint_id = e.id
+LEFT JOIN webhook_deliveries AS d ON d.event_id = o.id AND d.endpoint_id = x.endpoint_id`
+
+// atRest reports that nothing more is to be expected.
+const atRest = `SELECT NOT EXISTS (SELECT FROM owed WHERE got IS NULL OR got IN ('pending', 'retrying'))`
+
+// A promise is something that has to be true at the end. Its checks are rows: what
+// they found, and how that reads when it is not true. As an error it was not kept.
+type promise struct{ says, checks string }
+
+func (p *promise) Error() string { return p.says }
+
+var promises = []*promise{
+	{"what was committed, and nothing else, is in the outbox, of every type that there is", `
+		SELECT e.id IS NOT NULL, format('%s of %s is in webhook_outbox, and nobody committed it', o.event_type, o.organization_id)
+		FROM webhook_outbox AS o LEFT JOIN enqueued AS e
+		     ON e.id = o.id AND e.organization = o.organization_id AND e.event_type = o.event_type AND NOT e.rolled_back
+		WHERE o.event_type <> 'webhook.delivery.exhausted'
+		UNION ALL
+		SELECT o.id IS NOT NULL, format('%s of %s was committed, and is not in webhook_outbox', e.event_type, e.organization)
+		FROM enqueued AS e LEFT JOIN webhook_outbox AS o ON o.id = e.id WHERE NOT e.rolled_back
+		UNION ALL
+		SELECT EXISTS (SELECT FROM enqueued AS e WHERE e.event_type = t.name AND NOT e.rolled_back), format('no %s was committed', t.name)
+		FROM webhook_event_types AS t WHERE t.category <> 'webhook'`},
+	{"what was rolled back arrived nowhere", `
+		SELECT found.place IS NULL, format('%s of %s was rolled back, and is in %s', e.event_type, e.organization, found.place)
+		FROM enqueued AS e LEFT JOIN (
+		    SELECT id, 'webhook_outbox' FROM webhook_outbox
+		    UNION ALL SELECT event_id, 'webhook_deliveries' FROM webhook_deliveries
+		    UNION ALL SELECT event_id, 'a receiver' FROM arrived) AS found (id, place) ON found.id = e.id
+		WHERE e.rolled_back`},
+	{"an event is owed to who subscribes to it, and to nobody else", `
+		SELECT (x.endpoint_id = ANY (o.endpoint_ids)) = (x.organization = o.organization_id AND pg_temp.wants(x.types, o.event_type)),
+		       format('%s of %s is owed to %s at %s, or should be', o.event_type, o.organization_id, x.organization, x.receiver)
+		FROM webhook_outbox AS o CROSS JOIN expected AS x
+		UNION ALL
+		SELECT x.endpoint_id IS NOT NULL, format('%s of %s is owed to an unknown endpoint', o.event_type, o.organization_id)
+		FROM webhook_outbox AS o CROSS JOIN unnest(o.endpoint_ids) AS e (id) LEFT JOIN expected AS x ON x.endpoint_id = e.id`},
+	{"every owed delivery has its row, with the status that its receiver deserves", `
+		SELECT got = status, format('%s: its row says %s, want %s', what, coalesce(got, 'nothing'), status) FROM owed
+		UNION ALL
+		SELECT d.id IN (SELECT id FROM owed), format('there is a row of %s that is owed to nobody', d.event_type)
+		FROM webhook_deliveries AS d`},
+	{"the steady receiver took one attempt, the flaky three, the silent all four", `
+		SELECT made = attempts, format('%s: its row counts %s attempts, want %s', what, made, attempts) FROM owed
+		UNION ALL
+		SELECT made = count(a.delivery_id), format('%s: webhook_attempts lists %s of %s attempts', what, count(a.delivery_id), made)
+		FROM owed AS o LEFT JOIN webhook_attempts AS a ON a.delivery_id = o.id GROUP BY o.id, what, made`},
+	{"every attempt was one request, and no delivery came again", `
+		SELECT came = made OR came = made + 1 AND got IN ('pending', 'retrying'),
+		       format('%s: %s requests came, and %s attempts were recorded', what, came, made)
+		FROM owed AS o CROSS JOIN LATERAL (SELECT count(*) AS came FROM arrived AS a WHERE a.delivery_id = o.id) AS c
+		UNION ALL
+		SELECT retry = nth AND coalesce(before, 0) NOT BETWEEN 200 AND 299,
+		       format('%s: request %s says X-Webhook-Retry: %s, and the one before got %s', event_type, nth + 1, retry, before)
+		FROM (SELECT *, row_number() OVER w - 1 AS nth, lag(status) OVER w AS before
+		      FROM arrived WINDOW w AS (PARTITION BY delivery_id ORDER BY n)) AS a
+		UNION ALL
+		SELECT a.delivery_id IN (SELECT id FROM owed), format('%s came to where it is not owed', coalesce(a.event_type, 'a request'))
+		FROM arrived AS a`},
+	{"both signatures of every request verify", `
+		SELECT problem IS NULL, format('a request for %s: %s', organization, problem) FROM arrived WHERE endpoint_id IS NOT NULL`},
+	{"every request brought the event as it was committed, each time the same bytes", `
+		SELECT a.data = o.payload::text AND a.event_type = o.event_type AND a.organization = o.organization_id,
+		       format('a request of %s of %s differs from what was committed', a.event_type, a.organization)
+		FROM arrived AS a LEFT JOIN webhook_outbox AS o ON o.id = a.event_id WHERE a.endpoint_id IS NOT NULL
+		UNION ALL
+		SELECT body = before, format('a request of %s has other bytes than the attempt before', event_type)
+		FROM (SELECT *, lag(body) OVER (PARTITION BY delivery_id ORDER BY n) AS before FROM arrived) AS a WHERE before IS NOT NULL`},
+	{"no organization received another's event", `
+		SELECT a.organization = x.organization, format('%s of %s came to %s at %s', a.event_type, a.organization, x.organization, x.receiver)
+		FROM arrived AS a JOIN expected AS x ON x.endpoint_id = a.endpoint_id
+		UNION ALL
+		SELECT d.organization_id = x.organization, format('a row of %s stands at an endpoint of another organization', d.organization_id)
+		FROM webhook_deliveries AS d LEFT JOIN expected AS x ON x.endpoint_id = d.endpoint_id`},
+	{"whose delivery failed for good was told so by webhook.delivery.exhausted", `
+		WITH told AS (SELECT payload ->> 'deliveryId' AS id FROM webhook_outbox WHERE event_type = 'webhook.delivery.exhausted')
+		SELECT count(t.id) = (d.status = 'failed')::int, format('%s, %s: told %s times', d.event_type, d.status, count(t.id))
+		FROM webhook_deliveries AS d LEFT JOIN told AS t ON t.id = d.id::text GROUP BY d.id, d.event_type, d.status
+		UNION ALL
+		SELECT d.id IS NOT NULL, format('told of %s, which is no delivery', t.id) FROM told AS t LEFT JOIN webhook_deliveries AS d ON d.id::text = t.id`},
 }
 
-// Findings are what a check looked at, and what it found wrong. A check that had
-// nothing to look at has found nothing out, which is wrong too.
-type findings struct {
-	looked   int
-	problems []string
-}
-
-// expect looks at one thing.
-func (f *findings) expect(ok bool, problem string, args ...any) {
-	f.looked++
-	if !ok {
-		f.problems = append(f.problems, fmt.Sprintf(problem, args...))
-	}
-}
-
-var promises = []promise{
-	{fmt.Sprintf("what was committed, and nothing else, is in the outbox: all %d types", len(outbox.EventTypes)), committedIsThere},
-	{"what was rolled back arrived nowhere", rolledBackIsNowhere},
-	{"an event is owed to who subscribes to it, and to nobody else", owedToSubscribers},
-	{"every owed delivery has its row, with the status that its receiver deserves", rowsEndWell},
-	{"the steady receiver took one attempt, the flaky three, the silent all four", attemptsCount},
-	{"every attempt was one request, and no delivery came again", noDuplicates},
-	{"both signatures of every request verify", signaturesVerify},
-	{"every request brought the event as it was committed, each time the same bytes", bytesArePayload},
-	{"no organization received another's event", organizationsApart},
-	{"whose delivery failed for good was told so by webhook.delivery.exhausted", exhaustedIsTold},
-}
-
-func committedIsThere(e *evidence, f *findings) {
-	stored, types := map[uuid.UUID]bool{}, map[string]bool{}
-	for _, ev := range e.events {
-		said, known := e.committed[ev.ID]
-		stored[ev.ID] = true
-		types[ev.Type] = known
-		if ev.Type == outbox.TypeDeliveryExhausted {
-			continue
-		}
-		f.expect(known, "%s %s of %s is in webhook_outbox, and nobody committed it", ev.Type, ev.ID, ev.OrganizationID)
-		f.expect(!known || said.organization == ev.OrganizationID && said.eventType == ev.Type,
-			"%s of %s was stored as %s of %s", said.eventType, said.organization, ev.Type, ev.OrganizationID)
-	}
-	for id, said := range e.committed {
-		f.expect(stored[id], "%s of %s was committed, and is not in webhook_outbox", said.eventType, said.organization)
-	}
-	for _, t := range outbox.EventTypes {
-		f.expect(types[t.Name], "no %s was committed", t.Name)
-	}
-}
-
-func rolledBackIsNowhere(e *evidence, f *findings) {
-	found := map[uuid.UUID][]string{}
-	for _, ev := range e.events {
-		found[ev.ID] = append(found[ev.ID], "webhook_outbox")
-	}
-	for _, d := range e.deliveries {
-		found[d.EventID] = append(found[d.EventID], "webhook_deliveries")
-	}
-	for _, a := range e.arrivals {
-		found[a.event.ID] = append(found[a.event.ID], "the "+a.endpoint.receiver+" receiver")
-	}
-	for id, said := range e.rolledBack {
-		f.expect(len(found[id]) == 0, "%s of %s was rolled back, and is in %s", said.eventType, said.organization, strings.Join(found[id], ", "))
-	}
-}
-
-func owedToSubscribers(e *evidence, f *findings) {
-	for _, ev := range e.events {
-		for id, ep := range e.endpoints {
-			want := ep.organization == ev.OrganizationID && ep.wants(ev.Type)
-			f.expect(slices.Contains(ev.EndpointIDs, id) == want,
-				"%s of %s owed to the endpoint of %s at %s: want %t", ev.Type, ev.OrganizationID, ep.organization, ep.receiver, want)
-		}
-	}
-	for _, o := range e.owed() {
-		f.expect(o.endpoint != nil, "%s of %s is owed to an unknown endpoint", o.event.Type, o.event.OrganizationID)
-	}
-}
-
-func rowsEndWell(e *evidence, f *findings) {
-	rows, expected := e.rows(), map[uuid.UUID]bool{}
-	for _, o := range e.known() {
-		expected[o.id] = true
-		d, written := rows[o.id]
-		if !written {
-			f.expect(false, "%s has no row", o)
-			continue
-		}
-		f.expect(d.Status == o.endpoint.ends.status, "%s: its row says %s, want %s", o, d.Status, o.endpoint.ends.status)
-	}
-	for _, d := range e.deliveries {
-		f.expect(expected[d.ID], "there is a row of %s that is owed to nobody", d.Type)
-	}
-}
-
-func attemptsCount(e *evidence, f *findings) {
-	rows := e.rows()
-	for _, o := range e.known() {
-		d, want := rows[o.id], o.endpoint.ends.attempts
-		f.expect(d.Attempts == want, "%s: its row counts %d attempts, want %d", o, d.Attempts, want)
-		f.expect(e.listed[o.id] == d.Attempts, "%s: webhook_attempts lists %d of %d attempts", o, e.listed[o.id], d.Attempts)
-	}
-}
-
-func noDuplicates(e *evidence, f *findings) {
-	requests, rows := e.requests(), e.rows()
-	for _, o := range e.known() {
-		came, d := requests[o.id], rows[o.id]
-		underWay := !d.ended() && len(came) == d.Attempts+1
-		f.expect(len(came) == d.Attempts || underWay, "%s: %d requests came, and %d attempts were recorded", o, len(came), d.Attempts)
-		for i, a := range came {
-			f.expect(a.retry == i, "%s: request %d says X-Webhook-Retry: %d", o, i+1, a.retry)
-			f.expect(i == 0 || came[i-1].status/100 != 2, "%s: it came again after it had been accepted", o)
-		}
-		delete(requests, o.id)
-	}
-	for _, came := range requests {
-		f.expect(false, "%s came to the %s receiver %d times, and is not owed to it", came[0].event.Event, came[0].endpoint.receiver, len(came))
-	}
-	if e.strays > 0 {
-		f.expect(false, "%d requests went to URLs that no endpoint has", e.strays)
-	}
-}
-
-func signaturesVerify(e *evidence, f *findings) {
-	for _, a := range e.arrivals {
-		f.expect(a.problem == nil, "a request to %s of %s: %v", a.endpoint.receiver, a.endpoint.organization, a.problem)
-	}
-}
-
-func bytesArePayload(e *evidence, f *findings) {
-	events, first := map[uuid.UUID]event{}, map[uuid.UUID]arrival{}
-	for _, ev := range e.events {
-		events[ev.ID] = ev
-	}
-	for _, a := range e.arrivals {
-		ev := events[a.event.ID]
-		f.expect(string(a.event.Data) == ev.Payload && a.event.Event == ev.Type && a.event.OrganizationID == ev.OrganizationID,
-			"a request to %s: %s of %s differs from what was committed", a.endpoint.receiver, a.event.Event, a.event.OrganizationID)
-		if before, again := first[a.delivery]; again {
-			f.expect(before.body == a.body, "a request to %s: %s has other bytes than the attempt before", a.endpoint.receiver, a.event.Event)
-		}
-		first[a.delivery] = a
-	}
-}
-
-func organizationsApart(e *evidence, f *findings) {
-	for _, a := range e.arrivals {
-		f.expect(a.event.OrganizationID == a.endpoint.organization,
-			"%s of %s came to %s's endpoint at %s", a.event.Event, a.event.OrganizationID, a.endpoint.organization, a.endpoint.receiver)
-	}
-	for _, d := range e.deliveries {
-		ep := e.endpoints[d.EndpointID]
-		f.expect(ep != nil && ep.organization == d.OrganizationID, "a row of %s stands at an endpoint of another organization", d.OrganizationID)
-	}
-}
-
-func exhaustedIsTold(e *evidence, f *findings) {
-	told := map[string]int{}
-	for _, ev := range e.events {
-		if ev.Type == outbox.TypeDeliveryExhausted {
-			told[deliveryIn(ev.Payload)]++
-		}
-	}
-	for _, d := range e.deliveries {
-		want := 0
-		if d.Status == string(store.Failed) {
-			want = 1
-		}
-		f.expect(told[d.ID.String()] == want, "%s, %s: told %d times, want %d", d.Type, d.Status, told[d.ID.String()], want)
-		delete(told, d.ID.String())
-	}
-	for _, id := range slices.Sorted(maps.Keys(told)) {
-		f.expect(false, "told of %q, which is no delivery", id)
-	}
-}
-
-// known leaves out what is owed to endpoints that we did not make; another
-// promise speaks of that.
-func (e *evidence) known() []owed {
-	return slices.DeleteFunc(e.owed(), func(o owed) bool { return o.endpoint == nil })
-}
-
-// String names a delivery for people.
-func (o owed) String() string {
-	return fmt.Sprintf("%s of %s to %s", o.event.Type, o.event.OrganizationID, o.endpoint.receiver)
-}
-
-// A Broken is a promise that was not kept.
-type Broken struct {
-	Promise  string
-	Problems []string
-}
+const judge = `
+SELECT count(*), coalesce(array_agg(problem) FILTER (WHERE ok IS NOT TRUE), '{}') FROM (%s) AS checks (ok, problem)`
 
 // problemsShown bounds the list: when everything is wrong, the first few say why.
 const problemsShown = 3
 
-// Error names the promise and the first of what was found.
-func (b *Broken) Error() string {
-	shown := b.Problems[:min(len(b.Problems), problemsShown)]
-	text := fmt.Sprintf("%s: %s", b.Promise, strings.Join(shown, "; "))
-	if more := len(b.Problems) - len(shown); more > 0 {
-		text += fmt.Sprintf("; and %d more", more)
+// judge counts the checks, or names the first of what is wrong. Where there was
+// nothing to look at nothing was found out, which is wrong too.
+func (p *promise) judge(ctx context.Context, db pgx.Tx) (looked int, err error) {
+	var problems []string
+	if err := db.QueryRow(ctx, fmt.Sprintf(judge, p.checks)).Scan(&looked, &problems); err != nil {
+		return 0, fmt.Errorf("look whether %s: %w", p.says, err)
 	}
-	return text
-}
-
-// verdict is what a promise came to.
-type verdict struct {
-	promise promise
-	looked  int
-	broken  *Broken // nil: kept
-}
-
-func (p promise) judge(e *evidence) verdict {
-	var f findings
-	p.check(e, &f)
-	if f.looked == 0 {
-		f.problems = append(f.problems, "there was nothing to look at")
+	if looked == 0 {
+		problems = []string{"there was nothing to look at"}
 	}
-	v := verdict{promise: p, looked: f.looked}
-	if len(f.problems) > 0 {
-		v.broken = &Broken{p.says, f.problems}
+	switch more := len(problems) - problemsShown; {
+	case len(problems) == 0:
+		return looked, nil
+	case more > 0:
+		problems = append(problems[:problemsShown], fmt.Sprintf("and %d more", more))
 	}
-	return v
+	return looked, fmt.Errorf("%w: %s", p, strings.Join(problems, "; "))
 }

@@ -2,172 +2,161 @@ package demo
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log"
 	"net"
 	"net/http"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/walhook/walhook/sign"
 )
 
-// The receivers' names.
-const (
-	steady = "steady"
-	flaky  = "flaky"
-	silent = "silent"
-)
-
-// failures is how often the flaky receiver fails for each delivery.
-const failures = 2
-
-// A role is how a receiver behaves, and what that makes of its deliveries.
-type role struct {
-	name   string
-	does   string // for people
-	answer answer
-	ends   ending
-}
-
-// An ending is what a delivery's row has to say at the end.
-type ending struct {
-	status   string
-	attempts int
-}
-
-// An answer decides the status of a response: of the nth request for a delivery.
-// 0 is none: it waits until the client hangs up.
-type answer func(a *arrival, nth int) int
-
-var roles = []role{
-	{steady, "verifies both signatures, answers 204", verifies, ending{"success", 1}},
-	{flaky, fmt.Sprintf("answers 500 to every delivery %d times, then 204", failures), failsAtFirst(failures), ending{"success", failures + 1}},
-	{silent, "takes every request, and never answers", hangs, ending{"failed", waits + 1}},
-}
-
-func verifies(a *arrival, _ int) int {
-	if a.problem != nil {
-		return http.StatusUnauthorized
-	}
-	return http.StatusNoContent
-}
-
-func failsAtFirst(times int) answer {
-	return func(a *arrival, nth int) int {
-		if nth <= times {
-			return http.StatusInternalServerError
-		}
-		return verifies(a, nth)
-	}
-}
-
-func hangs(*arrival, int) int { return 0 }
-
-// An endpoint is a row of webhook_endpoints, and where it leads.
+// An endpoint is a row of webhook_endpoints, and who is there.
 type endpoint struct {
-	subscription
+	role   role
 	id     uuid.UUID
 	secret string
-	ends   ending
 }
 
-// A receiver is one HTTP server on the loopback interface, with a path for each
-// organization. It remembers everything that came.
+// An arrival is one request as its receiver saw it.
+type arrival struct {
+	endpoint uuid.NullUUID // at whose URL it came in; none: at no endpoint's
+	delivery uuid.UUID
+	retry    int // X-Webhook-Retry
+	message  message
+	body     []byte
+	status   int   // what was answered; 0: nothing
+	problem  error // why it was not what walhook promises to send
+}
+
+// A message is the body of a webhook.
+type message struct {
+	ID             uuid.UUID       `json:"id"`
+	Event          string          `json:"event"`
+	Data           json.RawMessage `json:"data"`
+	OrganizationID string          `json:"organizationId"`
+}
+
+// A receiver is an HTTP server on the loopback interface that plays all roles, at
+// a path for each endpoint. It remembers everything that came.
 type receiver struct {
-	role
 	url    string
 	server *http.Server
 
 	mu        sync.Mutex
-	endpoints map[string]*endpoint // by path
-	arrivals  []*arrival           // written to under mu
-	strays    int                  // requests to paths that nobody was given
-	seen      map[uuid.UUID]int    // requests of each delivery
+	endpoints map[string]endpoint // by path
+	arrivals  []arrival
 }
 
 // receiverPatience bounds how long a receiver waits for a request: walhook is
 // on the same machine.
 const receiverPatience = 10 * time.Second
 
-func openReceiver(ctx context.Context, r role) (*receiver, error) {
+func openReceiver(ctx context.Context) (*receiver, error) {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
-		return nil, fmt.Errorf("open the %s receiver: %w", r.name, err)
+		return nil, fmt.Errorf("open the receivers: %w", err)
 	}
-	receiver := &receiver{
-		role: r, url: "http://" + listener.Addr().String(),
-		endpoints: map[string]*endpoint{}, seen: map[uuid.UUID]int{},
-	}
-	receiver.server = &http.Server{Handler: receiver, ReadTimeout: receiverPatience, ErrorLog: log.New(io.Discard, "", 0)}
-	go func() { _ = receiver.server.Serve(listener) }() // ends with close, and has no more to tell
-	return receiver, nil
+	r := &receiver{url: "http://" + listener.Addr().String(), endpoints: map[string]endpoint{}}
+	r.server = &http.Server{Handler: r, ReadTimeout: receiverPatience, ErrorLog: log.New(io.Discard, "", 0)}
+	go func() { _ = r.server.Serve(listener) }() // ends with close, and has no more to tell
+	return r, nil
 }
 
 // close hangs up, also on requests that are held.
 func (r *receiver) close() error {
-	if err := r.server.Close(); !errors.Is(err, net.ErrClosed) {
-		return err
+	if err := r.server.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return fmt.Errorf("close the receivers: %w", err)
 	}
 	return nil
 }
 
-// register gives an endpoint its path.
-func (r *receiver) register(e *endpoint) {
+func (r *receiver) add(path string, e endpoint) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	e.ends = r.ends
-	r.endpoints["/"+e.organization] = e
+	r.endpoints[path] = e
 }
 
-// ServeHTTP takes a request and answers as the role says.
+func (r *receiver) remembered() []arrival {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.arrivals)
+}
+
+// ServeHTTP takes a request, and answers as the endpoint's role says.
 func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	body, err := io.ReadAll(req.Body)
 	if err != nil {
 		return // it did not arrive
 	}
-	a, status := r.take(req, body)
-	if a == nil {
-		http.NotFound(w, req)
-		return
-	}
-	if status == 0 {
-		<-req.Context().Done()
-		return
-	}
-	r.mu.Lock()
-	a.status = status
-	r.mu.Unlock()
-	if status >= http.StatusBadRequest {
+	switch status := r.take(req, body); {
+	case status == 0:
+		<-req.Context().Done() // the client hangs up
+	case status >= http.StatusBadRequest:
 		http.Error(w, strings.ToLower(http.StatusText(status)), status)
-		return
+	default:
+		w.WriteHeader(status)
 	}
-	w.WriteHeader(status)
 }
 
-func (r *receiver) take(req *http.Request, body []byte) (*arrival, int) {
+func (r *receiver) take(req *http.Request, body []byte) (status int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	e := r.endpoints[req.URL.Path]
-	if e == nil {
-		r.strays++
-		return nil, 0
+	e, known := r.endpoints[req.URL.Path]
+	a := arrival{endpoint: uuid.NullUUID{UUID: e.id, Valid: known}, body: body}
+	a.problem = errors.Join(a.read(req.Header), verify(req.Header, body, e.secret))
+	before := 0
+	for _, other := range r.arrivals {
+		if other.delivery == a.delivery {
+			before++
+		}
 	}
-	a := readArrival(e, req.Header, body)
+	switch {
+	case !known:
+		a.status = http.StatusNotFound
+	case e.role.fails == forever:
+	case before < e.role.fails:
+		a.status = http.StatusInternalServerError
+	case a.problem != nil:
+		a.status = http.StatusUnauthorized
+	default:
+		a.status = http.StatusNoContent
+	}
 	r.arrivals = append(r.arrivals, a)
-	r.seen[a.delivery]++
-	return a, r.answer(a, r.seen[a.delivery])
+	return a.status
 }
 
-// remembered returns copies of what has come so far.
-func (r *receiver) remembered() (arrivals []arrival, strays int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, a := range r.arrivals {
-		arrivals = append(arrivals, *a)
+// read takes a request apart.
+func (a *arrival) read(h http.Header) (err error) {
+	if a.delivery, err = uuid.Parse(h.Get("X-Webhook-Delivery-ID")); err != nil {
+		return fmt.Errorf("X-Webhook-Delivery-ID: %w", err)
 	}
-	return arrivals, r.strays
+	if a.retry, err = strconv.Atoi(h.Get("X-Webhook-Retry")); err != nil {
+		return fmt.Errorf("X-Webhook-Retry: %w", err)
+	}
+	if err := json.Unmarshal(a.body, &a.message); err != nil {
+		return fmt.Errorf("the body: %w", err)
+	}
+	if event, id := h.Get("X-Webhook-Event"), h.Get(sign.HeaderID); event != a.message.Event || id != a.delivery.String() {
+		return fmt.Errorf("the headers say %q and %q, want %q and %q", event, id, a.message.Event, a.delivery)
+	}
+	return nil
+}
+
+// verify checks both schemes. One is enough for sign.Verify, which is what
+// receivers call, so it is asked twice.
+func verify(h http.Header, body []byte, secret string) error {
+	other := h.Clone()
+	other.Del(sign.HeaderSignature)
+	standard := sign.Verifier{Secrets: []string{secret}, StandardOnly: true}
+	return errors.Join(standard.Verify(h, body), sign.Verify(other, body, secret))
 }

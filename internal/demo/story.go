@@ -2,11 +2,10 @@ package demo
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -25,152 +24,115 @@ const (
 	// comes twice has the time to come.
 	quiet = time.Second
 
-	// goodbyeWithin bounds what is asked after the context has ended.
-	goodbyeWithin = 5 * time.Second
+	// judgeWithin bounds the last look, which takes some tens of milliseconds.
+	judgeWithin = 5 * time.Second
 )
 
 var errTooLong = errors.New("the story did not come to its end in time")
 
 // A story is one telling: everyone in it, and what they know.
 type story struct {
-	cfg   Config
-	page  *page
-	url   string // of the database
-	slot  string
-	roles []role
+	cfg      Config
+	page     *page
+	url      string // of the database
+	slot     string
+	roles    []role
+	within   time.Duration
+	rollBack error // ends the transaction that is rolled back
 
-	within time.Duration
-
-	// rollBack ends the transaction that is rolled back.
-	rollBack func(context.Context, pgx.Tx) error
-
-	admin     string
-	db        *pgx.Conn
-	receivers map[string]*receiver
-	evidence  *evidence
-	narrator  *narrator
-	follow    uuid.UUID // the event that is followed to its end
+	admin    string
+	db       *pgx.Conn
+	receiver *receiver
+	narrator narrator
 }
 
 func newStory(cfg Config, page *page, url string) *story {
-	evidence := &evidence{
-		committed: map[uuid.UUID]enqueued{}, rolledBack: map[uuid.UUID]enqueued{}, endpoints: map[uuid.UUID]*endpoint{},
-	}
-	return &story{
-		cfg: cfg, page: page, url: url, slot: "walhook", roles: roles, within: tellWithin, evidence: evidence,
-		rollBack:  func(ctx context.Context, tx pgx.Tx) error { return tx.Rollback(ctx) },
-		receivers: map[string]*receiver{},
-		narrator:  newNarrator(page, evidence),
-	}
+	return &story{cfg: cfg, page: page, url: url, slot: "walhook", roles: roles, within: tellWithin, rollBack: errRollBack,
+		narrator: narrator{page: page, told: map[uuid.UUID]change{}}}
 }
 
 // tell runs everyone, from the receivers to walhook, and ends them in reverse.
-func (s *story) tell(parent context.Context) (err error) {
-	ctx, cancel := context.WithCancelCause(parent)
-	defer cancel(nil)
-	defer func() {
-		for _, r := range s.receivers {
-			addProblem(&err, "close the "+r.name+" receiver", r.close())
-		}
-	}()
-	if err := s.prepare(ctx); err != nil {
-		return s.reason(parent, ctx, err)
+func (s *story) tell(ctx context.Context) (err error) {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	if s.receiver, err = openReceiver(ctx); err != nil {
+		return cause(ctx, err)
 	}
-	defer s.disconnect(ctx)
+	defer func() { err = errors.Join(err, s.receiver.close()) }()
+	if s.admin, err = freeAddress(ctx); err != nil {
+		return cause(ctx, err)
+	}
+	if s.db, err = pgx.Connect(ctx, s.url); err != nil {
+		return cause(ctx, fmt.Errorf("connect to the database: %w", err))
+	}
+	defer func() { _ = s.db.Close(context.WithoutCancel(ctx)) }() // the server goes away next
+	w := startWalhook(ctx, s.cfg, environ(s.url, s.slot, s.admin), end)
+	err = cause(ctx, s.perform(ctx))
+	interrupted := errors.Is(err, ErrInterrupted)
+	if err = errors.Join(err, w.end()); err != nil && !interrupted {
+		s.page.log(w.log.String())
+	}
+	return err
+}
 
-	w := startWalhook(ctx, s.cfg.Start, environ(s.url, s.slot, s.admin), s.cfg.Log, cancel)
-	defer func() {
-		addProblem(&err, "stop walhook", w.end())
-		if err != nil && !errors.Is(err, ErrInterrupted) {
-			s.page.log(w.log.lines())
-		}
-	}()
-	if err := s.perform(ctx); err != nil {
-		return s.reason(parent, ctx, err)
+// cause says what ended the context, where that has ended: whatever fails then
+// fails because of it.
+func cause(ctx context.Context, err error) error {
+	cause := context.Cause(ctx)
+	switch {
+	case err == nil || cause == nil:
+		return err
+	case errors.Is(cause, errEnded) || errors.Is(cause, errTooLong):
+		return cause
+	default:
+		return ErrInterrupted
 	}
-	if !s.cfg.Stay {
-		return nil
+}
+
+// perform is the story itself, and what follows it where somebody stays.
+func (s *story) perform(ctx context.Context) error {
+	began := time.Now()
+	inTime, cancel := context.WithTimeoutCause(ctx, s.within, errTooLong)
+	defer cancel()
+	if err := s.play(inTime); err != nil {
+		return cause(inTime, err)
 	}
-	s.page.stays()
-	if err := s.watch(ctx, nil); parent.Err() == nil {
-		return s.reason(parent, ctx, err)
+	s.page.heading("What happens", "webhook_deliveries as it changes; ◀ is the event to follow")
+	late := s.watch(ctx, began.Add(s.within))
+	if late != nil && !errors.Is(late, errTooLong) {
+		return late
 	}
-	s.page.goodbye()
+	s.narrator.say(0)
+	if err := errors.Join(late, s.conclude(ctx)); err != nil || !s.cfg.Stay {
+		return err
+	}
+	s.page.line("\n%s", s.page.paint(bold, "Everything keeps running, and what you do shows here. Ctrl-C takes it all away."))
+	if err := s.watch(ctx, time.Time{}); !errors.Is(cause(ctx, err), ErrInterrupted) {
+		return err
+	}
+	s.page.line("\nTaking everything away.")
 	return nil
 }
 
-// disconnect has nobody to tell when it fails: the server goes away next.
-func (s *story) disconnect(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbyeWithin)
-	defer cancel()
-	_ = s.db.Close(ctx)
-}
-
-// reason says why it ended: what failed because the context had ended failed
-// because of what ended it.
-func (s *story) reason(parent, ctx context.Context, err error) error {
-	switch {
-	case parent.Err() != nil:
-		return ErrInterrupted
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	default:
+// play does what everyone but walhook does.
+func (s *story) play(ctx context.Context) error {
+	if err := s.awaitWalhook(ctx); err != nil {
 		return err
 	}
-}
-
-// prepare opens what has to be there before walhook.
-func (s *story) prepare(ctx context.Context) (err error) {
-	for _, role := range s.roles {
-		if s.receivers[role.name], err = openReceiver(ctx, role); err != nil {
-			delete(s.receivers, role.name)
+	if _, err := s.db.Exec(ctx, remember, pgx.QueryExecModeSimpleProtocol); err != nil {
+		return fmt.Errorf("make room for what has to be remembered: %w", err)
+	}
+	if err := s.subscribe(ctx); err != nil {
+		return err
+	}
+	s.page.receivers(s.roles, s.receiver.url)
+	s.page.heading("The application", "INSERT INTO webhook_outbox (organization_id, event_type, payload), in its own transactions")
+	for i, t := range transactions {
+		if err := s.transact(ctx, t, i == 0); err != nil {
 			return err
 		}
 	}
-	if s.admin, err = freeAddress(ctx); err != nil {
-		return err
-	}
-	return s.connect(ctx)
-}
-
-func (s *story) connect(ctx context.Context) error {
-	db, err := pgx.Connect(ctx, s.url)
-	if err != nil {
-		return fmt.Errorf("connect to the database: %w", err)
-	}
-	s.db = db
 	return nil
-}
-
-// perform is the story itself.
-func (s *story) perform(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, s.within, errTooLong)
-	defer cancel()
-	if err := s.awaitWalhook(ctx); err != nil {
-		return s.late(ctx, err)
-	}
-	if err := s.subscribe(ctx); err != nil {
-		return s.late(ctx, err)
-	}
-	s.page.receivers(s.roles, s.receivers)
-	if err := s.transact(ctx); err != nil {
-		return s.late(ctx, err)
-	}
-	s.page.begin()
-	err := s.watch(ctx, s.evidence.atRest)
-	s.narrator.flush()
-	if err = s.late(ctx, err); err != nil && !errors.Is(err, errTooLong) {
-		return err
-	}
-	return s.conclude(ctx, err)
-}
-
-// late prefers to say that the time was up.
-func (*story) late(ctx context.Context, err error) error {
-	if err != nil && ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return err
 }
 
 // awaitWalhook asks as an orchestrator would.
@@ -180,18 +142,22 @@ func (s *story) awaitWalhook(ctx context.Context) error {
 		return fmt.Errorf("ask PostgreSQL for its version: %w", err)
 	}
 	s.page.said("PostgreSQL %s runs at %s", version, s.url)
-	tick := time.NewTicker(lookEvery)
-	defer tick.Stop()
-	for {
-		if err := s.ask(ctx, "/readyz"); err == nil {
-			s.page.said("walhook runs beside it, with WALHOOK_RETRY_SCHEDULE=%s WALHOOK_TIMEOUT=%s", schedule, timeout)
-			return nil
+	for s.ask(ctx, "/readyz") != nil {
+		if err := pause(ctx); err != nil {
+			return err
 		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
+	}
+	s.page.said("walhook runs beside it, with WALHOOK_RETRY_SCHEDULE=%s WALHOOK_TIMEOUT=%s", schedule, timeout)
+	return nil
+}
+
+// pause waits until the next look.
+func pause(ctx context.Context) error {
+	select {
+	case <-time.After(lookEvery):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 
@@ -201,175 +167,165 @@ func (s *story) ask(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // no proxy: it is this machine
-	resp, err := client.Do(req)
+	req.Close = true
+	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
-		return err
-	}
 	if resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("GET %s: %s", path, resp.Status)
 	}
 	return nil
 }
 
-const createEndpoint = `SELECT endpoint_id, secret FROM webhook_create_endpoint($1, $2, $3)`
+const createEndpoint = `
+WITH made AS MATERIALIZED (SELECT * FROM webhook_create_endpoint(@organization, @url, @types)),
+     noted AS (INSERT INTO expected SELECT endpoint_id, @organization, @receiver, @types, @status, @attempts FROM made)
+SELECT endpoint_id, secret FROM made`
 
 func (s *story) subscribe(ctx context.Context) error {
 	for _, sub := range subscriptions {
-		r := s.receivers[sub.receiver]
-		e := &endpoint{subscription: sub}
-		if err := s.db.QueryRow(ctx, createEndpoint, sub.organization, r.url+"/"+sub.organization, sub.types).Scan(&e.id, &e.secret); err != nil {
+		e := endpoint{role: s.roles[slices.IndexFunc(s.roles, func(r role) bool { return r.name == sub.receiver })]}
+		path := "/" + sub.receiver + "/" + sub.organization
+		args := pgx.NamedArgs{"organization": sub.organization, "receiver": sub.receiver, "url": s.receiver.url + path,
+			"types": sub.types, "status": e.role.status, "attempts": e.role.attempts}
+		if err := s.db.QueryRow(ctx, createEndpoint, args).Scan(&e.id, &e.secret); err != nil {
 			return fmt.Errorf("create an endpoint of %s: %w", sub.organization, err)
 		}
-		r.register(e)
-		s.evidence.endpoints[e.id] = e
+		s.receiver.add(path, e)
 	}
 	return nil
 }
 
 const countOwed = `
-SELECT count(*), coalesce(sum(cardinality(endpoint_ids)), 0) FROM webhook_outbox WHERE id = ANY($1)`
+WITH noted AS (INSERT INTO enqueued SELECT id, $2, name, $4 FROM unnest($1::uuid[], $3::text[]) AS e (id, name))
+SELECT count(*), coalesce(sum(cardinality(endpoint_ids)), 0) FROM webhook_outbox WHERE id = ANY ($1)`
 
 // transact plays the application.
-func (s *story) transact(ctx context.Context) error {
-	s.page.application()
-	for i, t := range transactions {
-		events, err := t.perform(ctx, s.db, s.rollBack)
-		if err != nil {
-			return err
-		}
-		if i == 0 {
-			s.follow = events[0].id
-			s.narrator.follow = s.follow
-		}
-		ids := make([]uuid.UUID, len(events))
-		for i, e := range events {
-			ids[i] = e.id
-			if t.rollBack {
-				s.evidence.rolledBack[e.id] = e
-			} else {
-				s.evidence.committed[e.id] = e
-			}
-		}
-		var stored, owed int
-		if err := s.db.QueryRow(ctx, countOwed, ids).Scan(&stored, &owed); err != nil {
-			return fmt.Errorf("count what is owed: %w", err)
-		}
-		s.page.transaction(t, stored, owed, i == 0)
+func (s *story) transact(ctx context.Context, t transaction, follow bool) error {
+	ids, err := t.perform(ctx, s.db, s.rollBack)
+	if err != nil {
+		return err
 	}
+	if follow {
+		s.narrator.follow = ids[0]
+	}
+	var stored, owed int
+	if err := s.db.QueryRow(ctx, countOwed, ids, t.organization, t.names(), t.rollBack).Scan(&stored, &owed); err != nil {
+		return fmt.Errorf("count what is owed: %w", err)
+	}
+	s.page.transaction(t, stored, owed, follow)
 	return nil
 }
 
-// watch tells what changes, until it is done: has been for a while. Without an
-// end it goes on.
-func (s *story) watch(ctx context.Context, done func() bool) error {
-	tick := time.NewTicker(lookEvery)
-	defer tick.Stop()
-	var since time.Time // when it became done
-	for {
-		if err := s.evidence.look(ctx, s.db); err != nil {
+// watch tells what changes, until nothing has been under way for a while. Without a
+// deadline it goes on.
+func (s *story) watch(ctx context.Context, deadline time.Time) error {
+	for underWay := time.Now(); ; {
+		if err := s.narrator.tell(ctx, s.db); err != nil {
 			return err
 		}
-		s.narrator.tell(time.Now())
+		var rest bool
+		if err := s.db.QueryRow(ctx, atRest).Scan(&rest); err != nil {
+			return fmt.Errorf("look what is under way: %w", err)
+		}
 		switch {
-		case done == nil || !done():
-			since = time.Time{}
-		case since.IsZero():
-			since = time.Now()
-		case time.Since(since) >= quiet:
+		case !rest:
+			underWay = time.Now()
+		case !deadline.IsZero() && time.Since(underWay) >= quiet:
 			return nil
 		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		if !deadline.IsZero() && time.Now().After(deadline) {
+			return errTooLong
+		}
+		if err := pause(ctx); err != nil {
+			return err
 		}
 	}
 }
 
-// conclude judges. When the time was up, what has not come true by then says why.
-func (s *story) conclude(parent context.Context, late error) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(parent), goodbyeWithin)
+// conclude judges what everyone knows by now. The rows are read before the requests,
+// so that each attempt that is recorded has arrived.
+func (s *story) conclude(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, judgeWithin)
 	defer cancel()
-	if err := s.lookOnce(ctx, late != nil); err != nil {
-		return errors.Join(late, err)
-	}
-	s.page.promises()
-	problems := []error{late}
-	for _, p := range promises {
-		v := p.judge(s.evidence)
-		s.page.verdict(v)
-		if v.broken != nil {
-			problems = append(problems, v.broken)
+	var problems []error
+	err := pgx.BeginTxFunc(ctx, s.db, pgx.TxOptions{IsoLevel: pgx.RepeatableRead}, func(tx pgx.Tx) error {
+		if err := s.showRows(ctx, tx); err != nil {
+			return err
 		}
-	}
+		if err := s.collect(ctx, tx); err != nil {
+			return err
+		}
+		s.page.heading("What had to come true", "computed from what was committed, and who it was owed to")
+		for _, p := range promises {
+			looked, err := p.judge(ctx, tx)
+			if err != nil && !errors.Is(err, p) {
+				return err
+			}
+			s.page.verdict(p, looked, err)
+			problems = append(problems, err)
+		}
+		return nil
+	})
+	problems = append(problems, err)
 	if err := s.ask(ctx, "/metrics"); err != nil {
 		problems = append(problems, fmt.Errorf("ask walhook for its metrics: %w", err))
 	}
-	s.page.lookAround(s.url, s.admin, s.follow)
+	s.page.lookAround(s.url, s.admin, s.narrator.follow)
 	return errors.Join(problems...)
 }
 
-// lookOnce completes the evidence, and shows the final rows. Where a look was
-// cut off in the middle, the connection went with it.
-func (s *story) lookOnce(ctx context.Context, again bool) error {
-	if again {
-		s.disconnect(ctx)
-		if err := s.connect(ctx); err != nil {
-			return err
+// collect gives the database what the receivers remember.
+func (s *story) collect(ctx context.Context, tx pgx.Tx) error {
+	var rows [][]any
+	for i, a := range s.receiver.remembered() {
+		var problem *string
+		if a.problem != nil {
+			problem = new(a.problem.Error())
 		}
-		if err := s.evidence.look(ctx, s.db); err != nil {
-			return err
-		}
+		m := a.message
+		rows = append(rows, []any{i, a.endpoint, a.delivery, a.retry, m.ID, m.Event, m.OrganizationID, string(m.Data), string(a.body), a.status, problem})
 	}
-	if err := s.evidence.list(ctx, s.db); err != nil {
-		return err
+	columns := []string{"n", "endpoint_id", "delivery_id", "retry", "event_id", "event_type", "organization", "data", "body", "status", "problem"}
+	if _, err := tx.CopyFrom(ctx, pgx.Identifier{"arrived"}, columns, pgx.CopyFromRows(rows)); err != nil {
+		return fmt.Errorf("collect what the receivers remember: %w", err)
 	}
-	for _, r := range s.receivers {
-		arrivals, strays := r.remembered()
-		s.evidence.arrivals = append(s.evidence.arrivals, arrivals...)
-		s.evidence.strays += strays
-	}
-	return s.showRows(ctx)
-}
-
-const explain = `
-SELECT substring(e.url FROM '[^/]*$'), e.reason, e.endpoint_id FROM webhook_explain($1) AS e`
-
-// showRows shows the final rows, as an operator would look at them.
-func (s *story) showRows(ctx context.Context) error {
-	rows, err := s.db.Query(ctx, explain, s.follow)
-	if err != nil {
-		return fmt.Errorf("explain the event: %w", err)
-	}
-	explained, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (explanation, error) {
-		var x explanation
-		var id uuid.UUID
-		err := row.Scan(&x.organization, &x.reason, &id)
-		if e := s.evidence.endpoints[id]; e != nil {
-			x.receiver = e.receiver
-		}
-		return x, err
-	})
-	if err != nil {
-		return fmt.Errorf("explain the event: %w", err)
-	}
-	s.page.explained(s.follow, explained)
-	s.page.totals(s.evidence)
 	return nil
 }
 
-// deliveryIn reads a webhook.delivery.exhausted.
-func deliveryIn(payload string) string {
-	var p struct {
-		DeliveryID string `json:"deliveryId"`
+const explain = `
+SELECT split_part(url, '/', 4), split_part(url, '/', 5), reason FROM webhook_explain($1)`
+
+const total = `
+SELECT split_part(e.url, '/', 4), d.organization_id, format('%2s × %s after %s', count(*), d.status, d.attempts)
+FROM webhook_deliveries AS d JOIN webhook_endpoints AS e ON e.id = d.endpoint_id
+GROUP BY 1, 2, d.status, d.attempts
+ORDER BY 1 DESC, 2, d.status, d.attempts`
+
+// showRows shows the final rows, as an operator would look at them.
+func (s *story) showRows(ctx context.Context, tx pgx.Tx) error {
+	s.page.heading("The event that was followed", fmt.Sprintf("SELECT * FROM webhook_explain('%s')", s.narrator.follow))
+	if err := s.show(ctx, tx, explain, s.narrator.follow); err != nil {
+		return fmt.Errorf("explain the event: %w", err)
 	}
-	if err := json.Unmarshal([]byte(payload), &p); err != nil {
-		return payload
+	s.page.heading("The rows at the end", "SELECT … count(*) FROM webhook_deliveries GROUP BY …")
+	if err := s.show(ctx, tx, total); err != nil {
+		return fmt.Errorf("count webhook_deliveries: %w", err)
 	}
-	return p.DeliveryID
+	return nil
+}
+
+func (s *story) show(ctx context.Context, tx pgx.Tx, sql string, args ...any) error {
+	rows, err := tx.Query(ctx, sql, args...)
+	if err != nil {
+		return err
+	}
+	var receiver, organization, says string
+	_, err = pgx.ForEachRow(rows, []any{&receiver, &organization, &says}, func() error {
+		s.page.line("  %s of %-7s %s", s.page.name(receiver), organization, says)
+		return nil
+	})
+	return err
 }

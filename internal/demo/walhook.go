@@ -1,12 +1,12 @@
 package demo
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -22,15 +22,14 @@ const (
 	// stopWithin bounds the drain, which itself is bounded by the timeout and 5 s.
 	stopWithin = timeout + 8*time.Second
 
-	// logKept is how much of walhook's log is shown when something went wrong.
-	logKept = 4 << 10
+	// logKept is how many lines of walhook's log are shown when something went wrong.
+	logKept = 30
 )
 
 // A walhook is the one that the story is about, while it runs.
 type walhook struct {
 	stop  context.CancelFunc
-	ended chan struct{}
-	err   error // once it has ended as it was told to
+	ended chan error
 	log   tail
 }
 
@@ -53,21 +52,20 @@ func environ(databaseURL, slot, adminAddr string) []string {
 
 // startWalhook runs walhook in the background. When it ends by itself, failed is
 // told why.
-func startWalhook(ctx context.Context, start Start, environ []string, log io.Writer, failed func(error)) *walhook {
+func startWalhook(ctx context.Context, cfg Config, environ []string, failed func(error)) *walhook {
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
-	w := &walhook{stop: stop, ended: make(chan struct{})}
-	var out io.Writer = &w.log
-	if log != nil {
-		out = log
+	w := &walhook{stop: stop, ended: make(chan error, 1)}
+	var log io.Writer = &w.log
+	if cfg.Log != nil {
+		log = cfg.Log
 	}
 	go func() {
-		defer close(w.ended)
-		err := start(ctx, environ, out)
-		if ctx.Err() != nil {
-			w.err = err
-			return
+		err := cfg.Start(ctx, environ, log)
+		if ctx.Err() == nil {
+			failed(errors.Join(errEnded, err))
+			err = nil
 		}
-		failed(errors.Join(errEnded, err))
+		w.ended <- err
 	}()
 	return w
 }
@@ -76,10 +74,13 @@ func startWalhook(ctx context.Context, start Start, environ []string, log io.Wri
 func (w *walhook) end() error {
 	w.stop()
 	select {
-	case <-w.ended:
-		return w.err
+	case err := <-w.ended:
+		if err != nil {
+			return fmt.Errorf("stop walhook: %w", err)
+		}
+		return nil
 	case <-time.After(stopWithin):
-		return fmt.Errorf("it still runs %s after it was told to stop", stopWithin)
+		return fmt.Errorf("walhook still runs %s after it was told to stop", stopWithin)
 	}
 }
 
@@ -92,30 +93,23 @@ func freeAddress(ctx context.Context) (string, error) {
 	return listener.Addr().String(), listener.Close()
 }
 
-// A tail keeps the last lines of what is written to it.
+// A tail keeps the last lines of a log, each of which is written by itself.
 type tail struct {
-	mu   sync.Mutex
-	kept []byte
+	mu    sync.Mutex
+	lines []string
 }
 
 // Write never fails.
-func (t *tail) Write(p []byte) (int, error) {
+func (t *tail) Write(line []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.kept = append(t.kept, p...)
-	if excess := len(t.kept) - logKept; excess > 0 {
-		t.kept = bytes.Clone(t.kept[excess:])
-	}
-	return len(p), nil
+	t.lines = append(t.lines, string(line))
+	t.lines = slices.Clone(t.lines[max(0, len(t.lines)-logKept):])
+	return len(line), nil
 }
 
-// lines leaves out the first line where it was cut.
-func (t *tail) lines() []string {
+func (t *tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	text := string(t.kept)
-	if _, rest, found := strings.Cut(text, "\n"); found && len(text) == logKept {
-		text = rest
-	}
-	return strings.Split(strings.TrimSuffix(text, "\n"), "\n")
+	return strings.Join(t.lines, "")
 }
