@@ -84,6 +84,22 @@ func TestPagesThatCodeNames(t *testing.T) {
 	}
 }
 
+func TestMakeTargetsExist(t *testing.T) {
+	t.Parallel()
+	makefile, named := "\n"+read(t, "Makefile"), 0
+	for _, page := range pages {
+		for _, m := range regexp.MustCompile("(?m)(?:^|`| && )make ([a-z][a-z-]*)").FindAllStringSubmatch(read(t, page), -1) {
+			named++
+			if !strings.Contains(makefile, "\n"+m[1]+":") {
+				t.Errorf("%s names make %s, which is no target", page, m[1])
+			}
+		}
+	}
+	if named < 10 {
+		t.Errorf("only %d targets are named", named)
+	}
+}
+
 func TestAllPagesAreLookedAt(t *testing.T) {
 	t.Parallel()
 	each(t, func(name string) {
