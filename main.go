@@ -268,7 +268,7 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 			Backoff: schedule.Backoff(cfg.RetrySchedule), RecoveryWindow: cfg.RecoveryWindow,
 			Store: st, Sender: sender, Log: log, Observe: metrics.Observe,
 		})
-		return pipeline{engine: engine, refused: sessions.refusedReplication, stream: cdc.New(cdc.Config{
+		return pipeline{engine: engine, refused: sessions.refusedReplication, within: cfg.Timeout + stopMargin, stream: cdc.New(cdc.Config{
 			Server: sessions.replication, Slot: cfg.Slot, Publication: store.Publication, CreateSlot: cfg.AutoInit, Resumed: resumed,
 			Creating: st.AwaitSlot, Start: st.StartSession, Check: st.CheckSession, Alive: engine.Alive, Logger: log,
 		})}

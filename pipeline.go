@@ -19,6 +19,7 @@ type pipeline struct {
 	stream  *cdc.Stream
 	engine  *deliver.Engine
 	refused func(error) error // says what is wrong with the configuration, of the stream's error
+	within  time.Duration     // how long it may take to end, once a part of it has
 }
 
 // A line is one pipeline after the other: each is the first, or follows one whose
@@ -51,7 +52,7 @@ const anewEvery = time.Second
 func (l *line) run(ctx, live context.Context) error {
 	for {
 		began := time.Now()
-		err := l.current.Load().run(ctx, live)
+		err := l.current.Load().run(ctx, live, l.log)
 		if !errors.Is(err, store.ErrFenced) || ctx.Err() != nil {
 			return err
 		}
@@ -63,13 +64,16 @@ func (l *line) run(ctx, live context.Context) error {
 	}
 }
 
-func (p *pipeline) run(ctx, live context.Context) error {
+// run ends when a part has failed, or the context has ended and all is recorded. A
+// part that hangs then would keep this process from ever beginning anew: it ends.
+func (p *pipeline) run(ctx, live context.Context, log *slog.Logger) error {
 	parts, live := errgroup.WithContext(live)
 	live, end := context.WithCancel(live)
 	defer end()
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	defer context.AfterFunc(live, stop)() // where the stream has failed
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	defer exitAfter(ctx, p.within, log)()
+	defer context.AfterFunc(live, func() { stop(context.Cause(live)) })() // where the stream has failed
 	parts.Go(func() error { return p.refused(p.stream.Run(live)) })
 	parts.Go(func() error {
 		defer end()

@@ -55,7 +55,7 @@ var scenarios = []Scenario{
 	{"13", "Takeover", inQuick, takeover},
 	{"14", "Freeze", 0, freeze},
 	{"14", "Thawed", 0, thawed},
-	{"15", "Wedged", 0, wedged},
+	{"15", "Wedged", inQuick, wedged},
 	{"16", "DroppedSlot", inQuick, droppedSlot},
 	{"17", "InvalidatedSlot", on18, invalidatedSlot},
 	{"17", "IdleSlot", from18, idleSlot},

@@ -18,6 +18,9 @@ import (
 func wedged(t *testing.T, s Setup) {
 	const givenUpAtMost = 30 * time.Second
 	loops := []string{"fan-out", "recorder", "retrier", "directory", "clock", "stream"}
+	if *quick {
+		loops = loops[:1]
+	}
 	s.Binary = breakable(t)
 	x := newTrial(t, s)
 	active, arm := x.startWedging(loops[0])
