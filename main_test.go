@@ -798,3 +798,31 @@ func TestAFencedProcessBeginsAnew(t *testing.T) {
 		t.Errorf("run returned %v", err)
 	}
 }
+
+// A walsender that has seen rows come into a table before that became a partition of
+// the outbox must not go on passing over it: PostgreSQL 14's does.
+func TestEventsOfAPartitionThatHadRowsBefore(t *testing.T) {
+	w := newWorld(t)
+	rcv := newReceiver(t, always(200))
+	w.endpoint(rcv.URL)
+	w.run()
+	delivered := func(what string, n int) {
+		t.Helper()
+		w.insert("payment.failed")
+		w.eventually(what, `SELECT count(*) = $1 FROM webhook_deliveries WHERE status = 'success'`, n)
+	}
+	today := query[string](w, `SELECT 'webhook_outbox_p' || to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD')`)
+	w.eventually("there are partitions", `SELECT to_regclass($1) IS NOT NULL`, today)
+	w.exec(`DROP TABLE ` + today)
+	delivered("an event in the DEFAULT partition", 1)
+	w.exec(`SELECT webhook_add_partition('webhook_outbox', (now() AT TIME ZONE 'UTC')::date)`)
+	w.eventually("it was moved", `SELECT count(*) = 1 FROM `+today)
+	delivered("an event of the day that was moved", 2)
+
+	bounds := query[string](w, `SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE oid = $1::regclass`, today)
+	w.exec(`CREATE TABLE by_hand (LIKE webhook_outbox INCLUDING ALL)`)
+	w.exec(`INSERT INTO by_hand SELECT * FROM webhook_outbox`)
+	w.exec(`DROP TABLE ` + today)
+	w.exec(`ALTER TABLE webhook_outbox ATTACH PARTITION by_hand ` + bounds)
+	delivered("an event of a partition that was attached by hand", 3)
+}

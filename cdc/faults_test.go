@@ -528,7 +528,7 @@ func TestAnotherPublicationEndsTheSession(t *testing.T) {
 	if got := d.confirmed(); got != s.Confirmed {
 		t.Errorf("confirmed %s, the session began at %s", got, s.Confirmed)
 	}
-	if n := r.log.count("the publication was changed"); n != 1 {
+	if n := r.log.count("the publication has changed"); n != 1 {
 		t.Errorf("said %d times", n)
 	}
 }

@@ -140,10 +140,18 @@ func (s *Store) lacks(ctx context.Context, privilege, table string) error {
 // transaction that made them: a publication, or the outbox's part in it, that was
 // taken away and given back has another identity, as has one whose settings were
 // changed for a while. The outbox's own is for a publication of ALL TABLES.
+//
+// Before version 15, a walsender caches for its lifetime that a table is not published.
+// It keeps passing over a table that had rows before it was attached to the outbox,
+// like the partition of a day whose rows were moved. There, the outbox's partitions are
+// a part of the identity.
 const selectPublished = `
 SELECT coalesce((
     SELECT p.oid::text || '.' || p.xmin::text || coalesce((SELECT ' ' || r.oid::text FROM pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = to_regclass('webhook_outbox')::oid), '')
-    FROM pg_publication p WHERE p.pubname = 'walhook'), 'nothing'), coalesce(to_regclass('webhook_outbox')::oid, 0::oid)`
+    FROM pg_publication p WHERE p.pubname = 'walhook'), 'nothing') ||
+    CASE WHEN current_setting('server_version_num')::int < 150000 THEN ' ' || coalesce((
+        SELECT md5(string_agg(i.inhrelid::text, ',' ORDER BY i.inhrelid)) FROM pg_inherits i WHERE i.inhparent = to_regclass('webhook_outbox')::oid), '') ELSE '' END,
+    coalesce(to_regclass('webhook_outbox')::oid, 0::oid)`
 
 // published returns the identity of what is published, and the outbox's OID; 0: there is none.
 func (s *Store) published(ctx context.Context) (identity string, outbox uint32, err error) {
@@ -156,7 +164,7 @@ func (s *Store) published(ctx context.Context) (identity string, outbox uint32, 
 // ErrRepublished means that the publication is not what it was when the session
 // began: what was committed in between may never come by the stream, and the
 // next session has to look for it.
-var ErrRepublished = errors.New("the publication was changed")
+var ErrRepublished = errors.New("the publication has changed, or before PostgreSQL 15 the outbox's partitions have")
 
 // CheckSession is CheckSchema, and returns ErrRepublished first where what is
 // published has changed since the session began. Each time that all is well it is
