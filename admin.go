@@ -59,17 +59,17 @@ func (r *readiness) check() error {
 
 // ready says what this process is: the active one, or a standby that waits for
 // the slot, which is ready too.
-func ready(ctx context.Context, r *readiness, st *store.Store, pipelines *line) (role string, err error) {
+func ready(ctx context.Context, r *readiness, st *store.Store, current *pipelines) (role string, err error) {
 	if err := r.check(); err != nil {
 		return "", err
 	}
-	if err := pipelines.engine().Trouble(); err != nil {
+	if err := current.engine().Trouble(); err != nil {
 		return "", unready(notWorking, err)
 	}
 	if err := st.CheckSchema(ctx); err != nil {
 		return "", unready(unreachable, err)
 	}
-	switch status := pipelines.stream().Status(); {
+	switch status := current.stream().Status(); {
 	case status.Err != "":
 		return "", unready(connecting, errors.New(status.Err))
 	case status.Role == cdc.Streaming:
@@ -93,15 +93,15 @@ func serveAdmin(ctx context.Context, cfg *config.Config, o admin.Options, log *s
 }
 
 // adminOptions are what the admin server asks of the parts.
-func adminOptions(cfg *config.Config, r *readiness, st *store.Store, pipelines *line, metrics *admin.Metrics) admin.Options {
+func adminOptions(cfg *config.Config, r *readiness, st *store.Store, current *pipelines, metrics *admin.Metrics) admin.Options {
 	return admin.Options{
 		Version: version,
 		Tokens:  cfg.AdminTokens(),
-		Alive:   pipelines.alive,
-		Ready:   func(ctx context.Context) (string, error) { return ready(ctx, r, st, pipelines) },
+		Alive:   current.alive,
+		Ready:   func(ctx context.Context) (string, error) { return ready(ctx, r, st, current) },
 		Metrics: metrics,
-		Stats:   func() schedule.Stats { return pipelines.engine().Stats() },
-		Stream:  func() cdc.Status { return pipelines.stream().Status() },
+		Stats:   func() schedule.Stats { return current.engine().Stats() },
+		Stream:  func() cdc.Status { return current.stream().Status() },
 		Store:   st,
 	}
 }

@@ -3,6 +3,16 @@
 // It stands beside the database, follows webhook_outbox by logical replication,
 // sends a signed POST to each endpoint that an event is owed to, retries with
 // exponential backoff, and writes what happened into webhook_deliveries.
+//
+//	file            responsibility
+//	main.go         the commands, their flags and exit codes
+//	run.go          walhook run: wires the parts, and ends them in order
+//	pipeline.go     the stream and the engine behind it, one pair after the other
+//	upkeep.go       what runs beside them: partitions, secrets, a watch on the stream
+//	admin.go        what the admin server asks of the parts
+//	database.go     how walhook connects, and what it makes of a refusal
+//	prepare.go      what has to be true before anything is delivered
+//	init.go doctor.go uninstall.go healthcheck.go demo.go   the other commands
 package main
 
 import (
@@ -16,18 +26,9 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"syscall"
-	"time"
 
-	"golang.org/x/sync/errgroup"
-
-	"github.com/walhook/walhook/cdc"
-	"github.com/walhook/walhook/deliver"
-	"github.com/walhook/walhook/deliver/schedule"
-	"github.com/walhook/walhook/deliver/send"
-	"github.com/walhook/walhook/internal/admin"
 	"github.com/walhook/walhook/internal/config"
 	"github.com/walhook/walhook/internal/store"
 )
@@ -141,39 +142,6 @@ func sayLast(stderr io.Writer, command string, err error) {
 	slog.New(slog.NewJSONHandler(stderr, nil)).Error("walhook ends", "command", command, "exit_code", exitCode(err), "error", err.Error())
 }
 
-// tuneMemory lets the small heap grow to five times what is live before it is
-// collected, not two: some MiB for most of the collector's work. The limit
-// keeps a window full of payloads from being multiplied too. GOGC and GOMEMLIMIT
-// win, where they are set.
-func tuneMemory(cfg *config.Config) {
-	const beside = 128 << 20 // stacks, buffers and garbage beside the payloads
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(400)
-	}
-	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(int64(cfg.MaxMemory) + beside)
-	}
-}
-
-// stopMargin is what a graceful stop may take beyond the attempts under way.
-const stopMargin = 5*time.Second - 200*time.Millisecond
-
-// exitAfter ends the process, whatever hangs, when the context ended that long
-// ago: it was told to stop, or a part has failed. The function that it returns
-// calls this off.
-func exitAfter(ctx context.Context, d time.Duration, log *slog.Logger) (callOff func()) {
-	ended := make(chan struct{})
-	context.AfterFunc(ctx, func() {
-		select {
-		case <-ended:
-		case <-time.After(d):
-			log.Error("did not stop in time; what was not recorded is sent again by the next process", "reason", context.Cause(ctx))
-			os.Exit(exitFailure)
-		}
-	})
-	return func() { close(ended) }
-}
-
 // errConfig marks what is wrong with the environment or the command line.
 var errConfig = errors.New("bad configuration")
 
@@ -232,68 +200,4 @@ func newLogger(cfg *config.Config, w io.Writer) *slog.Logger {
 		return slog.New(slog.NewTextHandler(w, options))
 	}
 	return slog.New(slog.NewJSONHandler(w, options))
-}
-
-// run wires the parts, and runs them until the context ends or the first of them
-// fails. Then the engine drains; what it needs for that ends after it.
-func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
-	ctx, stop := context.WithCancelCause(ctx) // ends with the first part that fails, too
-	defer stop(nil)
-	defer exitAfter(ctx, cfg.Timeout+stopMargin, log)()
-	sessions := newSessions(cfg)
-	sayDropped(ctx, cfg, log)
-	pool, err := sessions.pool(ctx)
-	if err != nil {
-		return err
-	}
-	defer pool.Close()
-	st, err := newStore(cfg, pool)
-	if err != nil {
-		return err
-	}
-	var pipelines *line
-	sender := send.NewSender(send.SenderConfig{
-		Timeout: cfg.Timeout, UserAgent: cfg.UserAgent, ProxyURL: cfg.Proxy(), MaxInFlight: cfg.MaxInFlight,
-		Live:  func() bool { return pipelines.engine().Live() },
-		Guard: send.GuardConfig{AllowHTTP: cfg.AllowHTTP, Ports: cfg.AllowPorts, Nets: cfg.AllowNets},
-	})
-	defer sender.Close()
-	metrics := admin.NewMetrics()
-	pipelines = newLine(log, func(resumed bool) pipeline {
-		engine := deliver.New(deliver.Config{
-			Limits: schedule.Limits{
-				ParkAfter: cfg.ParkAfter, MaxInFlight: cfg.MaxInFlight, EndpointInFlight: cfg.EndpointInFlight,
-				Window: cfg.Window, MaxMemory: int64(cfg.MaxMemory), Timeout: cfg.Timeout, DisableAfter: cfg.DisableAfter,
-			},
-			Backoff: schedule.Backoff(cfg.RetrySchedule), RecoveryWindow: cfg.RecoveryWindow,
-			Store: st, Sender: sender, Log: log, Observe: metrics.Observe,
-		})
-		return pipeline{engine: engine, refused: sessions.refusedReplication, within: cfg.Timeout + stopMargin, stream: cdc.New(cdc.Config{
-			Server: sessions.replication, Slot: cfg.Slot, Publication: store.Publication, CreateSlot: cfg.AutoInit, Resumed: resumed,
-			Creating: st.AwaitSlot, Start: st.StartSession, Check: st.CheckSession, Alive: engine.Alive, Logger: log,
-		})}
-	})
-
-	readiness := newReadiness()
-	serve, err := serveAdmin(ctx, cfg, adminOptions(cfg, readiness, st, pipelines, metrics), log)
-	if err != nil {
-		return err
-	}
-
-	parts, live := errgroup.WithContext(context.WithoutCancel(ctx)) // outlives ctx, for the drain
-	live, end := context.WithCancel(live)
-	defer end()
-	defer context.AfterFunc(live, func() { stop(context.Cause(live)) })()
-	parts.Go(func() error { return serve(live) })
-	parts.Go(func() error {
-		defer end()
-		if err := prepare(ctx, sessions, st, readiness, log); err != nil || ctx.Err() != nil {
-			return err
-		}
-		parts.Go(func() error { return watch(live, pipelines.streamAlive) })
-		parts.Go(func() error { return keepPartitions(live, st, cfg, pipelines, log) })
-		parts.Go(func() error { return sealSecrets(live, st, pipelines, log) })
-		return pipelines.run(ctx, live)
-	})
-	return parts.Wait()
 }

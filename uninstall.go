@@ -31,22 +31,20 @@ func runUninstall(ctx context.Context, args []string, stdout, stderr io.Writer) 
 }
 
 func takeBack(ctx context.Context, cfg *config.Config, tables, yes bool, stdout io.Writer) error {
-	sessions := newSessions(cfg)
-	pool, err := sessions.pool(ctx)
+	db, err := openDatabase(ctx, cfg)
 	if err != nil {
 		return err
 	}
-	defer pool.Close()
-	st := store.New(pool, cfg.Slot, cfg.DisableAfter)
-	if err := st.MayUninstall(ctx, schema, tables); err != nil {
-		return sessions.refusedSQL(err)
+	defer db.close()
+	if err := db.store.MayUninstall(ctx, schema, tables); err != nil {
+		return db.refusedSQL(err)
 	}
 	if tables && !yes {
-		if err := confirm(ctx, st, os.Stdin, stdout); err != nil {
+		if err := confirm(ctx, db.store, os.Stdin, stdout); err != nil {
 			return err
 		}
 	}
-	return uninstall(ctx, cfg, st, tables, stdout)
+	return uninstall(ctx, cfg, db.store, tables, stdout)
 }
 
 // mayAsk refuses to drop tables where nobody sits who could be asked.

@@ -279,7 +279,7 @@ func keywords(t *testing.T, text string) string {
 }
 
 // newFakePooler stands between walhook and PostgreSQL, and treats the parameters of a
-// connection as a pooler does.
+// connection as a pooler does. It ends after the walhooks that are started behind it.
 func newFakePooler(t *testing.T, server string, refuse func(*pgproto3.StartupMessage) *pgproto3.ErrorResponse) (address string) {
 	t.Helper()
 	u, err := url.Parse(server)
@@ -291,8 +291,9 @@ func newFakePooler(t *testing.T, server string, refuse func(*pgproto3.StartupMes
 		t.Fatal(err)
 	}
 	var all sync.WaitGroup
-	t.Cleanup(func() { listener.Close(); all.Wait() })
-	ctx, upstream := t.Context(), u.Host
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(func() { cancel(); listener.Close(); all.Wait() })
+	upstream := u.Host
 	all.Go(func() {
 		for {
 			client, err := listener.Accept()

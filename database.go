@@ -18,30 +18,72 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// sessions make all of walhook's connections: those of the pool, the
-// stream's. All of them have the same settings and look into the same schema, and
-// each is made with the credentials of its moment.
-type sessions struct {
-	cfg *config.Config
+// A database is walhook's way to PostgreSQL: it makes all connections, those of the
+// pool and the stream's. All of them have the same settings and look into the same
+// schema, and each is made with the credentials of its moment.
+type database struct {
+	cfg   *config.Config
+	pool  *pgxpool.Pool
+	store *store.Store // on the pool
 
 	mu     sync.Mutex
 	schema string // "": nobody has said it, and the first session has not looked yet
 }
 
-func newSessions(cfg *config.Config) *sessions { return &sessions{cfg: cfg, schema: cfg.Schema} }
+// openDatabase does not connect: the database may not be up yet.
+func openDatabase(ctx context.Context, cfg *config.Config) (*database, error) {
+	d := &database{cfg: cfg, schema: cfg.Schema}
+	pc, err := cfg.SQL()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errConfig, err)
+	}
+	pc.MaxConns, pc.MinConns, pc.MinIdleConns = poolConns, 0, 0
+	pc.MaxConnIdleTime = 5 * time.Minute
+	pc.BeforeConnect = d.beforeConnect
+	pc.AfterConnect = d.begin
+	if cfg.Pooled() {
+		pc.AfterConnect = d.check
+	}
+	d.setUp(pc.ConnConfig)
+	if d.pool, err = pgxpool.NewWithConfig(context.WithoutCancel(ctx), pc); err != nil {
+		return nil, fmt.Errorf("%w: WALHOOK_DATABASE_URL: %w", errConfig, err)
+	}
+	if d.store, err = newStore(cfg, d.pool); err != nil {
+		d.close()
+		return nil, err
+	}
+	return d, nil
+}
 
-func (s *sessions) pinned() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.schema
+func (d *database) close() { d.pool.Close() }
+
+// newStore makes the store, which seals secrets where there is a key.
+func newStore(cfg *config.Config, pool *pgxpool.Pool) (*store.Store, error) {
+	st := store.New(pool, cfg.Slot, cfg.DisableAfter)
+	st.Expects(schema)
+	if len(cfg.SecretKey) == 0 {
+		return st, nil
+	}
+	sealer, err := store.NewSealer(cfg.SecretKey, cfg.OldKey)
+	if err != nil {
+		return nil, fmt.Errorf("%w: WALHOOK_SECRET_KEY: %w", errConfig, err)
+	}
+	st.Sealing(sealer)
+	return st, nil
+}
+
+func (d *database) pinned() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.schema
 }
 
 // pin keeps the schema of the first session that was made: that of a later one may
 // be another, where somebody has made one meanwhile.
-func (s *sessions) pin(schema string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.schema = cmp.Or(s.schema, schema)
+func (d *database) pin(schema string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.schema = cmp.Or(d.schema, schema)
 }
 
 const (
@@ -54,81 +96,60 @@ const (
 	poolConns = 6
 )
 
-// pool makes the pool without connecting: the database may not be up yet.
-func (s *sessions) pool(ctx context.Context) (*pgxpool.Pool, error) {
-	pc, err := s.cfg.SQL()
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errConfig, err)
-	}
-	pc.MaxConns, pc.MinConns, pc.MinIdleConns = poolConns, 0, 0
-	pc.MaxConnIdleTime = 5 * time.Minute
-	pc.BeforeConnect = s.beforeConnect
-	pc.AfterConnect = s.begin
-	if s.cfg.Pooled() {
-		pc.AfterConnect = s.check
-	}
-	s.setUp(pc.ConnConfig)
-	pool, err := pgxpool.NewWithConfig(context.WithoutCancel(ctx), pc)
-	if err != nil {
-		return nil, fmt.Errorf("%w: WALHOOK_DATABASE_URL: %w", errConfig, err)
-	}
-	return pool, nil
-}
-
 // beforeConnect takes what the connection string, the password file and the service
 // file say now.
-func (s *sessions) beforeConnect(_ context.Context, cc *pgx.ConnConfig) error {
-	now, err := s.cfg.SQL()
+func (d *database) beforeConnect(_ context.Context, cc *pgx.ConnConfig) error {
+	now, err := d.cfg.SQL()
 	if err != nil {
 		return err
 	}
-	s.setUp(now.ConnConfig)
+	d.setUp(now.ConnConfig)
 	*cc = *now.ConnConfig
 	return nil
 }
 
 // setUp adds what an SQL connection of walhook's needs. A pooler refuses most
 // parameters, and forgets prepared statements.
-func (s *sessions) setUp(cc *pgx.ConnConfig) {
+func (d *database) setUp(cc *pgx.ConnConfig) {
 	cc.ConnectTimeout = cmp.Or(cc.ConnectTimeout, connectTimeout)
-	if s.cfg.Pooled() {
+	if d.cfg.Pooled() {
 		store.Override(cc.RuntimeParams, map[string]string{"client_encoding": "UTF8"})
-		if !strings.Contains(string(s.cfg.DatabaseURL), "default_query_exec_mode") {
+		if !strings.Contains(string(d.cfg.DatabaseURL), "default_query_exec_mode") {
 			cc.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 		}
 		return
 	}
-	s.direct(cc)
+	d.direct(cc)
 }
 
 // direct adds what every connection to PostgreSQL itself starts with.
-func (s *sessions) direct(cc *pgx.ConnConfig) {
+func (d *database) direct(cc *pgx.ConnConfig) {
 	cc.ConnectTimeout = cmp.Or(cc.ConnectTimeout, connectTimeout)
-	store.Override(cc.RuntimeParams, store.Settings(s.pinned()))
+	store.Override(cc.RuntimeParams, store.Settings(d.pinned()))
 	if cc.RuntimeParams["application_name"] == "" {
 		cc.RuntimeParams["application_name"] = "walhook"
 	}
 }
 
-func (s *sessions) begin(ctx context.Context, conn *pgx.Conn) error {
-	schema, err := store.BeginSession(ctx, conn, s.pinned())
+func (d *database) begin(ctx context.Context, conn *pgx.Conn) error {
+	schema, err := store.BeginSession(ctx, conn, d.pinned())
 	if err == nil {
-		s.pin(schema)
+		d.pin(schema)
 	}
 	return err
 }
 
-func (s *sessions) check(ctx context.Context, conn *pgx.Conn) error {
-	schema, err := store.CheckShared(ctx, conn, s.pinned())
+func (d *database) check(ctx context.Context, conn *pgx.Conn) error {
+	schema, err := store.CheckShared(ctx, conn, d.pinned())
 	if err == nil {
-		s.pin(schema)
+		d.pin(schema)
 	}
 	return err
 }
 
 // replication says how to connect for replication now.
-func (s *sessions) replication() (*pgconn.Config, error) {
-	cc, err := s.cfg.Replication()
+func (d *database) replication() (*pgconn.Config, error) {
+	cc, err := d.cfg.Replication()
 	if err != nil {
 		return nil, err
 	}
@@ -165,11 +186,11 @@ func refused(err error, variable string, conn config.Secret) error {
 }
 
 // refusedSQL is refused for SQL connections.
-func (s *sessions) refusedSQL(err error) error {
-	return refused(err, "WALHOOK_DATABASE_URL", s.cfg.DatabaseURL)
+func (d *database) refusedSQL(err error) error {
+	return refused(err, "WALHOOK_DATABASE_URL", d.cfg.DatabaseURL)
 }
 
 // refusedReplication is refused for the replication connection.
-func (s *sessions) refusedReplication(err error) error {
-	return refused(err, s.cfg.ReplicationVariable(), s.cfg.ReplicationURL)
+func (d *database) refusedReplication(err error) error {
+	return refused(err, d.cfg.ReplicationVariable(), d.cfg.ReplicationURL)
 }

@@ -26,11 +26,11 @@ const fewDaysAhead = 7
 
 // keepPartitions makes days ahead and drops days past retention, while this
 // process is the active one. A failure is said, and tried again next time.
-func keepPartitions(ctx context.Context, st *store.Store, cfg *config.Config, pipelines *line, log *slog.Logger) error {
+func keepPartitions(ctx context.Context, st *store.Store, cfg *config.Config, current *pipelines, log *slog.Logger) error {
 	k := partitionKeeper{store: st, partitions: store.NewPartitions(st, cfg.Retention), log: log, said: map[string]string{}}
 	for {
 		wait := upkeepEvery
-		held := pipelines.engine().WhileLive(ctx, func(held context.Context) {
+		held := current.engine().WhileLive(ctx, func(held context.Context) {
 			if k.round(held) {
 				wait = upkeepSoon
 			}
@@ -114,11 +114,11 @@ func errorText(err error) string {
 const sealEvery = 10 * time.Second
 
 // sealSecrets seals new signing secrets, while this process is the active one.
-func sealSecrets(ctx context.Context, st *store.Store, pipelines *line, log *slog.Logger) error {
+func sealSecrets(ctx context.Context, st *store.Store, current *pipelines, log *slog.Logger) error {
 	var walk store.Resealing
 	for wait := sealEvery; pause(ctx, wait); {
 		wait = sealEvery
-		pipelines.engine().WhileLive(ctx, func(held context.Context) {
+		current.engine().WhileLive(ctx, func(held context.Context) {
 			if !walk.Done {
 				sealAnew(held, st, &walk, log)
 			}

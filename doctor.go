@@ -1,0 +1,46 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+
+	"github.com/walhook/walhook/internal/config"
+	"github.com/walhook/walhook/internal/store"
+)
+
+// runDoctor tells what the preflight finds, and starts and changes nothing. It ends as
+// run would.
+func runDoctor(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	return withConfig(newFlags("doctor"), args, stderr, func(cfg *config.Config, _ *slog.Logger) error { return doctor(ctx, cfg, stdout) })
+}
+
+func doctor(ctx context.Context, cfg *config.Config, stdout io.Writer) error {
+	db, err := openDatabase(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer db.close()
+	checks, err := preflight(ctx, db, intent(cfg))
+	if err != nil {
+		checks = []store.Check{store.FailedCheck("connection", err)}
+	}
+	report(stdout, checks)
+	return store.FirstFailure(checks)
+}
+
+// report prints a line for each check, and what to type under those that need it.
+func report(w io.Writer, checks []store.Check) {
+	widest := 0
+	for _, c := range checks {
+		widest = max(widest, len(c.Name))
+	}
+	for _, c := range checks {
+		fmt.Fprintf(w, "%-4s  %-*s  %s\n", c.State, widest, c.Name, c.Found)
+		if c.Remedy != "" {
+			fmt.Fprintf(w, "%s-> %s\n", strings.Repeat(" ", widest+8), c.Remedy)
+		}
+	}
+}

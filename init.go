@@ -1,0 +1,79 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+
+	"github.com/walhook/walhook/cdc"
+	"github.com/walhook/walhook/internal/config"
+	"github.com/walhook/walhook/internal/store"
+)
+
+// runInit prepares the database, the slot included, and starts nothing.
+func runInit(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	flags := newFlags("init")
+	adopt := flags.Bool("adopt", false, "take over a database of another WALHOOK_ENVIRONMENT")
+	return withConfig(flags, args, stderr, func(cfg *config.Config, log *slog.Logger) error {
+		return initialize(ctx, cfg, *adopt, stdout, log)
+	})
+}
+
+func initialize(ctx context.Context, cfg *config.Config, adopt bool, stdout io.Writer, log *slog.Logger) error {
+	sayDropped(ctx, cfg, log)
+	db, err := openDatabase(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer db.close()
+	want := intent(cfg)
+	want.Apply, want.Adopt = true, adopt
+	checks, err := preflight(ctx, db, want)
+	if err != nil {
+		return err
+	}
+	if err := store.FirstFailure(checks); err != nil {
+		return err
+	}
+	warnings(ctx, checks, log)
+	if err := applySchema(ctx, db, log); err != nil {
+		return err
+	}
+	if err := db.store.ClaimEnvironment(ctx, cfg.Environment, adopt); err != nil {
+		return err
+	}
+	if err := checkSecrets(ctx, db); err != nil {
+		return err
+	}
+	created, err := cdc.Prepare(ctx, cdc.Config{Server: db.replication, Slot: cfg.Slot, Publication: store.Publication, CreateSlot: true,
+		Creating: db.store.AwaitSlot, Logger: log})
+	if err != nil {
+		return db.refusedReplication(err)
+	}
+	how := "exists"
+	if created {
+		how = "created"
+	}
+	fmt.Fprintf(stdout, "schema version %d, publication %s, slot %s (%s): ready for `walhook run`\n",
+		store.SchemaVersion, store.Publication, cfg.Slot, how)
+	return nil
+}
+
+// applySchema applies the schema whatever is there, which mends also what no check
+// finds. Where nothing that is looked for is missing, it is no reason to stop that
+// somebody is in the way, or that a newer walhook has been here.
+func applySchema(ctx context.Context, db *database, log *slog.Logger) error {
+	if err := createSchema(ctx, db); err != nil {
+		return db.refusedSQL(err)
+	}
+	err := db.store.Apply(ctx, schema)
+	if err == nil {
+		return nil
+	}
+	if db.store.CheckSchema(ctx) != nil {
+		return db.refusedSQL(err)
+	}
+	log.WarnContext(ctx, "the schema was not applied again; nothing that walhook needs is missing", "reason", err)
+	return nil
+}

@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/walhook/walhook/cdc"
+	"github.com/walhook/walhook/internal/config"
+	"github.com/walhook/walhook/internal/store"
+)
+
+const (
+	// connectPause and connectPauseMax bound the pause between tries.
+	connectPause    = 100 * time.Millisecond
+	connectPauseMax = time.Second
+)
+
+// prepare sees to it that the database is as it must be: schema, publication,
+// environment. A database that cannot be reached is waited for, for ever.
+func prepare(ctx context.Context, db *database, r *readiness, log *slog.Logger) error {
+	wait, said := connectPause, ""
+	for {
+		checks, err := prepareOnce(ctx, db)
+		if err == nil {
+			r.waiting(nil)
+			warnings(ctx, checks, log)
+		}
+		if err == nil || ctx.Err() != nil || errors.Is(err, errConfig) ||
+			errors.Is(err, store.ErrNotPrepared) || errors.Is(err, store.ErrHeldBack) {
+			return err
+		}
+		r.waiting(err)
+		if err.Error() != said {
+			said = err.Error()
+			log.WarnContext(ctx, "waiting for the database", "error", err)
+		}
+		if !pause(ctx, wait) {
+			return nil
+		}
+		wait = min(2*wait, connectPauseMax)
+	}
+}
+
+// prepareOnce makes nothing before the preflight has found that all of it can be made.
+func prepareOnce(ctx context.Context, db *database) ([]store.Check, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	want := intent(db.cfg)
+	want.Waits = true
+	checks, err := preflight(ctx, db, want)
+	if err != nil {
+		return nil, err
+	}
+	if err := store.FirstFailure(checks); err != nil {
+		return nil, err
+	}
+	left, err := makeReady(ctx, db)
+	if err != nil {
+		return nil, db.refusedSQL(err)
+	}
+	checks = append(checks, left...)
+	if err := db.store.ClaimEnvironment(ctx, db.cfg.Environment, false); err != nil {
+		return nil, err
+	}
+	return checks, checkSecrets(ctx, db)
+}
+
+// checkSecrets refuses keys with which nothing could be sent.
+func checkSecrets(ctx context.Context, db *database) error {
+	err := db.store.CheckSecrets(ctx)
+	if errors.Is(err, store.ErrSecretKey) {
+		return fmt.Errorf("%w: %w", errConfig, err)
+	}
+	return err
+}
+
+// makeReady only looks where WALHOOK_AUTO_INIT is false. Where nothing that delivering
+// needs is missing, what could not be mended is left.
+func makeReady(ctx context.Context, db *database) (left []store.Check, err error) {
+	if !db.cfg.AutoInit {
+		return nil, db.store.CheckSchema(ctx)
+	}
+	if err := createSchema(ctx, db); err != nil {
+		return nil, err
+	}
+	err = db.store.Migrate(ctx, schema)
+	if err == nil || db.store.CheckSchema(ctx) != nil {
+		return nil, err
+	}
+	return []store.Check{{Name: "other objects", State: store.CheckWarn, Found: "not mended: " + err.Error(),
+		Remedy: "run `walhook init` with a role that owns the tables; nothing that delivering needs is missing"}}, nil
+}
+
+// createSchema makes the schema that WALHOOK_SCHEMA names, where it is missing.
+func createSchema(ctx context.Context, db *database) error {
+	if db.cfg.Schema == "" {
+		return nil
+	}
+	return db.store.CreateSchema(ctx, db.cfg.Schema)
+}
+
+// sayDropped names the parameters that were meant for somebody else.
+func sayDropped(ctx context.Context, cfg *config.Config, log *slog.Logger) {
+	if dropped := cfg.Dropped(); len(dropped) > 0 {
+		log.InfoContext(ctx, "parameters of the connection string mean nothing to walhook; WALHOOK_SCHEMA says where its tables are", "parameters", dropped)
+	}
+}
+
+// preflight looks, before anything is made, whether walhook can do what is intended:
+// what failed half way would leave tables that belong to the wrong role. run, init and
+// doctor begin with it. An error means that it could not be found out.
+func preflight(ctx context.Context, db *database, want store.Intent) ([]store.Check, error) {
+	checks, err := db.store.Preflight(ctx, want)
+	if err != nil {
+		return nil, db.refusedSQL(err)
+	}
+	replication := store.Check{Name: "replication", State: store.CheckOK, Found: "the role may replicate"}
+	if err := cdc.Probe(ctx, cdc.Config{Server: db.replication, Slot: db.cfg.Slot}); err != nil {
+		replication = store.FailedCheck(replication.Name, db.refusedReplication(err))
+	}
+	checks = append(checks, replication)
+	if db.store.CheckSchema(ctx) == nil { // else there is nothing yet, or it cannot be read
+		keys := store.Check{Name: "secret key", State: store.CheckOK, Found: "it opens what is sealed"}
+		if err := checkSecrets(ctx, db); err != nil {
+			keys = store.FailedCheck(keys.Name, err)
+		}
+		checks = append(checks, keys)
+	}
+	return checks, nil
+}
+
+// intent is what run does with the database.
+func intent(cfg *config.Config) store.Intent {
+	return store.Intent{Apply: cfg.AutoInit, Schema: cfg.Schema, Environment: cfg.Environment}
+}
+
+// warnings logs what is no reason not to start.
+func warnings(ctx context.Context, checks []store.Check, log *slog.Logger) {
+	for _, c := range checks {
+		if c.State == store.CheckWarn {
+			log.WarnContext(ctx, "preflight: "+c.Name, "found", c.Found, "mend", c.Remedy)
+		}
+	}
+}

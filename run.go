@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/walhook/walhook/cdc"
+	"github.com/walhook/walhook/deliver"
+	"github.com/walhook/walhook/deliver/schedule"
+	"github.com/walhook/walhook/deliver/send"
+	"github.com/walhook/walhook/internal/admin"
+	"github.com/walhook/walhook/internal/config"
+	"github.com/walhook/walhook/internal/store"
+)
+
+// run wires the parts, and runs them until the context ends or the first of them
+// fails. A second pipeline follows the first where another process took the slot.
+func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
+	ended := make(chan struct{})
+	defer close(ended)
+	sayDropped(ctx, cfg, log)
+	db, err := openDatabase(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer db.close()
+	metrics, readiness, current := admin.NewMetrics(), newReadiness(), &pipelines{log: log}
+	sender := newSender(cfg, func() bool { return current.engine().Live() })
+	defer sender.Close()
+	current.begin(func(resumed bool) pipeline { return newPipeline(db, sender, metrics, log, resumed) })
+	serve, err := serveAdmin(ctx, cfg, adminOptions(cfg, readiness, db.store, current, metrics), log)
+	if err != nil {
+		return err
+	}
+	work := func(ctx, live context.Context) error {
+		exitAfter(ctx, cfg.Timeout+stopMargin, ended, log)
+		if err := prepare(ctx, db, readiness, log); err != nil || ctx.Err() != nil {
+			return err
+		}
+		return current.run(ctx, live)
+	}
+	return alongside(ctx, context.WithoutCancel(ctx), work, serve,
+		func(live context.Context) error { return watch(live, current.streamAlive) },
+		func(live context.Context) error { return keepPartitions(live, db.store, cfg, current, log) },
+		func(live context.Context) error { return sealSecrets(live, db.store, current, log) })
+}
+
+// alongside runs work, and beside it what work needs until it has returned.
+//
+// ctx is for what is new: it ends when walhook is told to stop or anything fails, and
+// work then finishes what is under way. live is for what that takes (the stream, the
+// database, the admin server): it ends when work has returned or anything fails.
+func alongside(ctx, live context.Context, work func(ctx, live context.Context) error, needs ...func(live context.Context) error) error {
+	parts, live := errgroup.WithContext(live)
+	live, end := context.WithCancel(live)
+	defer end()
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	defer context.AfterFunc(live, func() { stop(context.Cause(live)) })()
+	for _, need := range needs {
+		parts.Go(func() error { return need(live) })
+	}
+	parts.Go(func() error {
+		defer end()
+		return work(ctx, live)
+	})
+	return parts.Wait()
+}
+
+func newSender(cfg *config.Config, live func() bool) *send.Sender {
+	return send.NewSender(send.SenderConfig{
+		Timeout: cfg.Timeout, UserAgent: cfg.UserAgent, ProxyURL: cfg.Proxy(), MaxInFlight: cfg.MaxInFlight, Live: live,
+		Guard: send.GuardConfig{AllowHTTP: cfg.AllowHTTP, Ports: cfg.AllowPorts, Nets: cfg.AllowNets},
+	})
+}
+
+// newPipeline makes a stream and its engine. A resumed one follows another of this process.
+func newPipeline(db *database, sender *send.Sender, metrics *admin.Metrics, log *slog.Logger, resumed bool) pipeline {
+	cfg := db.cfg
+	engine := deliver.New(deliver.Config{
+		Limits: schedule.Limits{
+			ParkAfter: cfg.ParkAfter, MaxInFlight: cfg.MaxInFlight, EndpointInFlight: cfg.EndpointInFlight,
+			Window: cfg.Window, MaxMemory: int64(cfg.MaxMemory), Timeout: cfg.Timeout, DisableAfter: cfg.DisableAfter,
+		},
+		Backoff: schedule.Backoff(cfg.RetrySchedule), RecoveryWindow: cfg.RecoveryWindow,
+		Store: db.store, Sender: sender, Log: log, Observe: metrics.Observe,
+	})
+	return pipeline{engine: engine, refused: db.refusedReplication, within: cfg.Timeout + stopMargin, stream: cdc.New(cdc.Config{
+		Server: db.replication, Slot: cfg.Slot, Publication: store.Publication, CreateSlot: cfg.AutoInit, Resumed: resumed,
+		Creating: db.store.AwaitSlot, Start: db.store.StartSession, Check: db.store.CheckSession, Alive: engine.Alive, Logger: log,
+	})}
+}
+
+// stopMargin is what a graceful stop may take beyond the attempts under way.
+const stopMargin = 5*time.Second - 200*time.Millisecond
+
+// exitAfter ends the process, whatever hangs, when the context ended that long ago
+// and what is to end has not.
+func exitAfter(ctx context.Context, d time.Duration, ended <-chan struct{}, log *slog.Logger) {
+	context.AfterFunc(ctx, func() {
+		select {
+		case <-ended:
+		case <-time.After(d):
+			log.Error("did not stop in time; what was not recorded is sent again by the next process", "reason", context.Cause(ctx))
+			os.Exit(exitFailure)
+		}
+	})
+}
+
+// tuneMemory lets the small heap grow to five times what is live before it is
+// collected, not two: some MiB for most of the collector's work. The limit
+// keeps a window full of payloads from being multiplied too. GOGC and GOMEMLIMIT
+// win, where they are set.
+func tuneMemory(cfg *config.Config) {
+	const beside = 128 << 20 // stacks, buffers and garbage beside the payloads
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(400)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(int64(cfg.MaxMemory) + beside)
+	}
+}
