@@ -51,7 +51,6 @@ func (m *Memory) AwaitSlot(context.Context) error {
 	next := m.NextState()
 	next.Durable = 0
 	next.ReconcileSince(next.DurableAt)
-	next.ReconcileFrom = next.ReconcileFrom.Add(-time.Microsecond)
 	m.Write(&Commit{Visible: true, State: next})
 	return nil
 }
@@ -204,7 +203,6 @@ func (m *Memory) Owe(_ context.Context, fence store.Fence, from time.Time) (note
 	}
 	next := m.NextState()
 	next.ReconcileSince(from)
-	next.ReconcileFrom = next.ReconcileFrom.Add(-time.Microsecond)
 	m.Write(&Commit{Visible: true, State: next})
 	return next.ReconcileFrom, nil
 }
@@ -212,7 +210,7 @@ func (m *Memory) Owe(_ context.Context, fence store.Fence, from time.Time) (note
 // overrules says that an operator has said what is to become of a delivery since
 // the attempt began that an outcome is of.
 func (r *Row) overrules(outcome store.Record) bool {
-	changed := r.Said
+	changed := r.Said && outcome.Seen.Lease > 0
 	if seen := outcome.Seen; seen.DueAt.Valid {
 		changed = r.Status != seen.Status || !r.DueAt.Equal(seen.DueAt.Time)
 	}
@@ -254,8 +252,11 @@ func (m *Memory) disable(c *Commit, id uuid.UUID) bool {
 
 // stands notes how an endpoint stands.
 func (m *Memory) stands(c *Commit, h store.EndpointHealth) {
-	if h.Recovered || m.enabled(h.EndpointID) {
-		c.Failures = append(c.Failures, Failure{Endpoint: h.EndpointID, Failing: h.Failing, Open: h.Open})
+	if h.Recovered {
+		c.Failures = append(c.Failures, Failure{Endpoint: h.EndpointID})
+	}
+	if h.Failing && m.enabled(h.EndpointID) {
+		c.Failures = append(c.Failures, Failure{Endpoint: h.EndpointID, Failing: true, Open: h.Open})
 	}
 }
 
@@ -417,13 +418,15 @@ func (m *Memory) Missing(_ context.Context, from store.Position, until uuid.UUID
 			continue
 		}
 		if len(e.EndpointIDs) == 0 && e.ID != from.Event && n < limit {
-			n, c.Upto = n+1, store.Position{Event: e.ID}
+			n, c.Upto, c.Events = n+1, store.Position{Event: e.ID}, c.Events+1
 		}
 		for i, endpoint := range e.EndpointIDs {
 			if n == limit || e.ID == from.Event && i < from.Owed {
 				continue
 			}
-			n, c.Upto = n+1, store.Position{Event: e.ID, Owed: i + 1}
+			if n, c.Upto = n+1, (store.Position{Event: e.ID, Owed: i + 1}); i == 0 {
+				c.Events++
+			}
 			id := outbox.DeliveryID(e.ID, endpoint)
 			if m.Rows[id] == nil || m.missed(id) {
 				c.Missing = append(c.Missing, store.Candidate{ID: id, EventID: e.ID, EndpointID: endpoint, OrganizationID: e.OrganizationID, EventType: e.Type})
