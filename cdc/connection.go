@@ -14,7 +14,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
-	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/internal/store"
 )
 
@@ -196,7 +195,7 @@ func (c *connection) keepalive(k pglogrepl.PrimaryKeepaliveMessage) error {
 		return nil
 	}
 	now := time.Now()
-	if c.pings.burst(k.ServerWALEnd, now) && !sabotage.On(sabotage.StayOn) {
+	if c.pings.burst(k.ServerWALEnd, now) {
 		return errShuttingDown
 	}
 	return c.answer(now, false)
@@ -307,17 +306,16 @@ func (c *connection) drained(b store.Batch) store.Batch {
 
 // turn does what is due beside reading. It never waits for the consumer.
 func (c *connection) turn(ctx context.Context, now time.Time, waiting bool) error {
-	sabotage.Turn("stream")
 	c.stream.turned.Store(new(now))
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	if alive := c.stream.config.Alive; alive != nil {
-		if err := alive(); err != nil && !sabotage.On(sabotage.NoWatchdog) {
+		if err := alive(); err != nil {
 			return errAlive{err}
 		}
 	}
-	if c.down.Load() && !sabotage.On(sabotage.StayOn) {
+	if c.down.Load() {
 		return errShuttingDown
 	}
 	if c.changed.Load() {
@@ -449,7 +447,7 @@ func (c *connection) check(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		c.checked.Store(err == nil || sabotage.On(sabotage.IgnoreCheck))
+		c.checked.Store(err == nil)
 		if errors.Is(err, store.ErrRepublished) {
 			c.changed.Store(true)
 			return

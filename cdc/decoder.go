@@ -9,7 +9,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
 
-	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
@@ -102,7 +101,7 @@ func (d *decoder) decode(message []byte) (store.Batch, bool, error) {
 }
 
 func (d *decoder) begin(r *reader) (store.Batch, bool, error) {
-	at := r.uint64() // the commit record's start: not a position that may be confirmed
+	r.uint64() // the commit record's start: not a position that may be confirmed
 	committed := r.time()
 	r.uint32() // xid
 	if r.short {
@@ -114,9 +113,6 @@ func (d *decoder) begin(r *reader) (store.Batch, bool, error) {
 	d.inTx = true
 	d.bytes = 0
 	d.batch = store.Batch{CommitTime: committed}
-	if sabotage.On(sabotage.ConfirmBegin) {
-		d.batch.End = pglogrepl.LSN(at) + 1 // as the protocol counts: the last byte that is flushed, and one
-	}
 	return store.Batch{}, false, nil
 }
 

@@ -15,7 +15,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
-	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/internal/store"
 )
 
@@ -211,9 +210,6 @@ func (s *Stream) start(ctx context.Context, pg *pgconn.PgConn, sieve *sieve) (*c
 		return nil, errSlotHeld
 	}
 	session.Confirmed, session.Told, session.Lease = slot.confirmed, s.told.on(session), s.lease()
-	if sabotage.On(sabotage.SlotsPosition) {
-		session.Start = min(session.Start, slot.confirmed)
-	}
 	sieve.outbox = session.Outbox
 	if err := s.startReplication(ctx, pg, session.Start); err != nil {
 		return nil, err

@@ -10,7 +10,6 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/walhook/walhook/deliver/schedule"
-	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
@@ -151,9 +150,6 @@ func (f *fanOut) awaitRoom(ctx context.Context) bool {
 // a former process, or a former session, may have recorded them, or because the
 // outbox was rewritten and an old event is repeated.
 func (f *fanOut) mayHaveRows(b *store.Batch) bool {
-	if sabotage.On(sabotage.SkipLookUp) {
-		return false
-	}
 	for i := range b.Events {
 		if b.CommitTime.Sub(outbox.IDTime(b.Events[i].ID)) > oldOnArrival {
 			return true
@@ -224,7 +220,6 @@ func (f *fanOut) begin(ctx context.Context, s *store.Session) error {
 	defer f.recorder.turn.giveBack()
 	marker, before := f.scheduler.NextSession()
 	fence, err := f.acquire(ctx, s, marker)
-	sabotage.Reach(sabotage.TakeOver)
 	if f.void = errors.Is(err, store.ErrSessionOver); f.void {
 		s.Void() // where it has not ended, the stream ends it
 		f.log.Info("the stream ended before the slot was claimed")

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/walhook/walhook/deliver/schedule"
-	"github.com/walhook/walhook/internal/sabotage"
 )
 
 // wedgedAfter is how long a loop may go without turning. Every statement and
@@ -68,7 +67,6 @@ func (p *pulse) sleep(ctx context.Context, d time.Duration) bool {
 }
 
 func (p *pulse) beat() {
-	sabotage.Turn(p.name)
 	p.at.Store(int64(time.Since(started)))
 }
 

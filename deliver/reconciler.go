@@ -12,7 +12,6 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/walhook/walhook/deliver/schedule"
-	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
@@ -125,7 +124,7 @@ func (r *reconciler) run(ctx context.Context) error {
 
 func (r *reconciler) reconcile(ctx context.Context) error {
 	session, fence, cause := r.scheduler.Session()
-	if !fence.Reconcile || sabotage.On(sabotage.NoReconciler) {
+	if !fence.Reconcile {
 		return nil
 	}
 	if c := &r.comparison; c.from.IsZero() || c.cause != cause {

@@ -10,7 +10,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walhook/walhook/deliver/schedule"
-	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
@@ -191,7 +190,6 @@ func (r *recorder) recordNew(ctx context.Context) error {
 	if err := r.write(ctx, b, taken.Records); err != nil {
 		return err
 	}
-	sabotage.Reach(sabotage.Recorded)
 	r.stuck = append(r.stuck, r.scheduler.Inserted(taken, allNew, b.refused, time.Now())...)
 	return nil
 }
@@ -217,7 +215,6 @@ func (r *recorder) recordExisting(ctx context.Context) error {
 	if err := r.write(ctx, b, taken.Records); err != nil {
 		return err
 	}
-	sabotage.Reach(sabotage.Updated)
 	locked, refused := r.scheduler.Updated(taken, busy, b.refused, again, time.Now())
 	r.aside, r.stuck = append(r.aside, locked...), append(r.stuck, refused...)
 	return nil

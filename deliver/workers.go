@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/walhook/walhook/deliver/schedule"
-	"github.com/walhook/walhook/internal/sabotage"
 )
 
 // workerMemory is how long a worker without work stays: its grown stack makes
@@ -57,7 +56,6 @@ func (e *Engine) work(ctx context.Context, d *schedule.Delivery) {
 func (e *Engine) attempt(ctx context.Context, d *schedule.Delivery) *schedule.Delivery {
 	r := d.Request()
 	a, completed := e.send(ctx, r)
-	sabotage.Reach(sabotage.Answered)
 	if completed && e.observe != nil {
 		e.observe(r.EventType, a)
 	}

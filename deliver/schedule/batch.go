@@ -7,7 +7,6 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/walhook/walhook/deliver/send"
-	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/internal/store"
 )
 
@@ -75,7 +74,7 @@ func (s *Scheduler) record(d *Delivery) store.Record {
 	switch {
 	case d.stage == ended:
 		s.outcome(d, &r)
-	case d.stage == parked || sabotage.On(sabotage.NoLease):
+	case d.stage == parked:
 		r.Status, r.Wait = store.Pending, -store.ParkedDue
 	default: // running: the lease
 		r.Status, r.Wait = store.Pending, s.leaseTime()
@@ -91,9 +90,6 @@ func (s *Scheduler) outcome(d *Delivery, r *store.Record) {
 	r.Attempts = d.attempts + 1
 	if r.Seen = d.seen; !d.fetched {
 		r.Seen.Lease = s.leaseTime()
-	}
-	if sabotage.On(sabotage.EarlierWord) {
-		r.Seen = store.Seen{}
 	}
 	switch send.Judge(*d.attempt) {
 	case send.Delivered:

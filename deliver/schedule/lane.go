@@ -10,7 +10,6 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/walhook/walhook/deliver/send"
-	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/internal/store"
 )
 
@@ -185,7 +184,7 @@ func (s *Scheduler) makeReady(l *lane, now time.Time) {
 // is reserved before the request.
 func (s *Scheduler) next(now time.Time) *Delivery {
 	for len(s.ready) > 0 && !s.stopping && s.live(now) &&
-		s.running < s.limits.MaxInFlight && (s.running+s.ended < s.limits.MaxInFlight+unrecordedRoom || sabotage.On(sabotage.NoRoom)) {
+		s.running < s.limits.MaxInFlight && s.running+s.ended < s.limits.MaxInFlight+unrecordedRoom {
 		l := s.ready[0]
 		s.ready[0] = nil
 		s.ready = s.ready[1:]
@@ -328,7 +327,7 @@ func (s *Scheduler) lookedUp(l *lane, e *store.Endpoint, target *send.Target, as
 			s.holdBack(l, now)
 		}
 	}
-	s.shutOff(l, !refused && e.Sealed != "" && !sabotage.On(sabotage.ChargeOwnFaults), now)
+	s.shutOff(l, !refused && e.Sealed != "", now)
 	if refused && (!l.refused || len(l.first)+len(l.late) > 0) {
 		s.emptyQueue(l, now)
 	}

@@ -4,8 +4,6 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
-
-	"github.com/walhook/walhook/internal/sabotage"
 )
 
 // A ledger decides what may be confirmed. It is a pure data structure: no
@@ -101,7 +99,7 @@ func (l *ledger) advance() position {
 	i := 0
 	for ; i < len(l.transactions); i++ {
 		t := l.transactions[i]
-		if t.end.lsn == 0 || t.pending > 0 && !sabotage.On(sabotage.ConfirmOnReceipt) {
+		if t.end.lsn == 0 || t.pending > 0 {
 			break
 		}
 		l.recorded = position{lsn: max(l.recorded.lsn, t.end.lsn), at: later(l.recorded.at, t.end.at)}

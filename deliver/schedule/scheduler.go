@@ -25,7 +25,6 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/walhook/walhook/deliver/send"
-	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/internal/store"
 )
 
@@ -283,7 +282,6 @@ func (s *Scheduler) Passed(b *store.Batch) {
 	for _, message := range b.Echoes {
 		if seq, ours := s.fence.ParseEcho(message); ours {
 			s.ledger.echo(seq)
-			sabotage.Reach(sabotage.Echoed)
 			s.replaying = s.replaying && seq < s.marker
 		} else if message == store.Look {
 			s.ToLook.Raise()
@@ -372,10 +370,6 @@ func (s *Scheduler) durable() store.Mark {
 func (s *Scheduler) Inserted(b *Batch, allNew bool, refused map[uuid.UUID]bool, now time.Time) (stuck []*Delivery) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if sabotage.On(sabotage.SkipEcho) {
-		s.ledger.echo(b.Mark.Seq)
-		s.confirm()
-	}
 	stuck = s.inserted(b.taken, allNew, refused, now)
 	s.aside += len(stuck)
 	return stuck

@@ -8,7 +8,6 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/walhook/walhook/deliver/send"
-	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
@@ -279,7 +278,6 @@ func (s *Scheduler) toPark(d *Delivery) {
 	s.parked++
 	d.lane.parking++
 	s.counts.Parked++
-	sabotage.Reach(sabotage.Parking)
 	s.enlist(d)
 }
 

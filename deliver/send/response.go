@@ -8,8 +8,6 @@ import (
 	"sync"
 	"time"
 	"unicode/utf8"
-
-	"github.com/walhook/walhook/internal/sabotage"
 )
 
 // What is kept of texts that others wrote, in bytes.
@@ -65,7 +63,7 @@ func storable(b []byte, limit int, whole bool) string {
 	if !whole {
 		b = trimPartialRune(b)
 	}
-	if utf8.Valid(b) && bytes.IndexByte(b, 0) < 0 || sabotage.On(sabotage.KeepText) {
+	if utf8.Valid(b) && bytes.IndexByte(b, 0) < 0 {
 		return string(b)
 	}
 	text := strings.ReplaceAll(strings.ToValidUTF8(string(b), "\uFFFD"), "\x00", "")

@@ -75,7 +75,13 @@ var build = sync.OnceValues(func() (string, error) {
 })
 
 // buildBreakable builds a walhook that internal/sabotage can break, once.
-var buildBreakable = sync.OnceValues(func() (string, error) { return goBuild("walhook-breakable", "-tags", "sabotage") })
+var buildBreakable = sync.OnceValues(func() (string, error) {
+	overlay := filepath.Join(folder, "overlay")
+	if output, err := exec.Command("go", "run", "github.com/walhook/walhook/internal/sabotage/overlay", overlay).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("make walhook breakable: %w: %s", err, output)
+	}
+	return goBuild("walhook-breakable", "-overlay", filepath.Join(overlay, "overlay.json"))
+})
 
 func goBuild(name string, flags ...string) (string, error) {
 	path := filepath.Join(folder, name)

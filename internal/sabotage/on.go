@@ -1,5 +1,3 @@
-//go:build sabotage
-
 package sabotage
 
 import (

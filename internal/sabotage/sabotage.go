@@ -1,14 +1,12 @@
-// Package sabotage breaks walhook on purpose, in test builds only: a fault suite
-// that has never gone red proves nothing. Each switch breaks one rule of the
-// design, each point is a moment at which a process dies, and each loop can be
-// made to stand still.
+// Package sabotage breaks walhook on purpose: a fault suite that has never gone red
+// proves nothing. Each switch breaks one rule of the design, each point is a moment
+// at which a process dies, and each loop can be made to stand still.
 //
-//	names   here, for both builds
-//	off     every build without the tag: nothing, inlined away
-//	on      go build -tags sabotage: what the environment says
+// No product package imports it. Its program, overlay, writes the calls into copies
+// of the product's files, and only builds with those copies compile it in.
 //
-// The environment has no part in the configuration: internal/config passes over
-// names that begin so.
+// The environment chooses what breaks. It has no part in the configuration:
+// internal/config passes over names that begin so.
 package sabotage
 
 const (
@@ -64,6 +62,9 @@ const (
 	Parking  Point = "parking"  // a delivery has left the queue, and its row is not written
 	TakeOver Point = "takeover" // the slot is claimed, and nothing done with it
 )
+
+// Points are all of them.
+var Points = []Point{Answered, Recorded, Updated, Echoed, Parking, TakeOver}
 
 // Kill is the value of Variable that kills at a point.
 func Kill(p Point) string { return "kill:" + string(p) }

@@ -9,7 +9,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
-	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -89,9 +88,6 @@ func (s *Store) Due(ctx context.Context, pages []Page, take func(*Due)) error {
 			if err := rows.Scan(&d.ID, &d.EndpointID, &status, &d.Attempts, &d.SeriesStart, &d.Event.ID, &d.Event.OrganizationID,
 				&d.Event.Type, &payload, &d.Event.CreatedAt, &d.Orphaned, &d.Unseen, &d.DueAt, &d.Stranger); err != nil {
 				return err
-			}
-			if sabotage.On(sabotage.CancelUnseen) {
-				d.Orphaned = d.Orphaned || d.Unseen
 			}
 			d.Status, d.Event.Payload = Status(status), payload
 			take(&d)
@@ -239,15 +235,11 @@ FROM gone WHERE d.id = gone.id`
 func (s *Store) CancelOrphans(ctx context.Context, fence Fence, ids []uuid.UUID) error {
 	args := s.fenceArgs(fence)
 	args["ids"] = asUUIDs(ids)
-	sql := orphans + eventGone + cancelThem
-	if sabotage.On(sabotage.CancelUnseen) {
-		sql = orphans + cancelThem
-	}
 	var b pgx.Batch
 	b.Queue(prepareWrite)
 	b.Queue(wholeOutbox) // before anything of ours is locked: it may have to wait
 	s.queueFence(&b, fence, Mark{})
-	b.Queue(sql, args)
+	b.Queue(orphans+eventGone+cancelThem, args)
 	if err := s.send(ctx, &b); err != nil {
 		return fmt.Errorf("cancel %d deliveries without an event: %w", len(ids), err)
 	}

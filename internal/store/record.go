@@ -13,8 +13,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
-
-	"github.com/walhook/walhook/internal/sabotage"
 )
 
 // A Record is one delivery's row as it is to be written: an outcome (Attempt is
@@ -171,9 +169,6 @@ func (s *Store) queueFence(b *pgx.Batch, fence Fence, mark Mark) {
 	args["echo"] = ""
 	if mark.Seq != 0 {
 		args["echo"] = fence.Echo(mark.Seq)
-	}
-	if sabotage.On(sabotage.NoFence) {
-		b.Queue(`UPDATE webhook_state SET holder = @holder::uuid, epoch = @epoch::bigint WHERE slot = @slot`, args)
 	}
 	b.Queue(moveState, args).QueryRow(func(row pgx.Row) error {
 		var ignored bool

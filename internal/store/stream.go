@@ -6,7 +6,6 @@ import (
 
 	"github.com/jackc/pglogrepl"
 
-	"github.com/walhook/walhook/internal/sabotage"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -67,7 +66,7 @@ type Session struct {
 // does not come by the stream.
 func (s *Session) Moved(confirmed pglogrepl.LSN) bool {
 	known := max(s.Start, s.Told)
-	return s.Start != 0 && !s.SlotCreated && max(s.Confirmed, confirmed) > known && !sabotage.On(sabotage.TrustSlot)
+	return s.Start != 0 && !s.SlotCreated && max(s.Confirmed, confirmed) > known
 }
 
 // Seen says that the slot was this session's at a time: when the question was
@@ -104,9 +103,6 @@ func (s *Session) IsVoid() bool { return s.void.Load() }
 // where the connection was lost, and where nothing was seen or heard for the
 // lease: the process was frozen, or the line swallows everything.
 func (s *Session) Live(now time.Time) bool {
-	if sabotage.On(sabotage.NoLiveness) {
-		return true
-	}
 	if s.ended.Load() {
 		return false
 	}
