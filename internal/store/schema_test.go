@@ -3,8 +3,6 @@ package store_test
 import (
 	"context"
 	"errors"
-	"os"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,116 +12,12 @@ import (
 	"unicode"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
 )
-
-// A querier is a pool, a connection or a transaction.
-type querier interface {
-	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-}
-
-// query returns the one value of the one row of a query.
-func query[T any](t testing.TB, q querier, sql string, args ...any) T {
-	t.Helper()
-	rows, err := q.Query(t.Context(), sql, args...)
-	if err != nil {
-		t.Fatalf("%s: %v", sql, err)
-	}
-	v, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[T])
-	if err != nil {
-		t.Fatalf("%s: %v", sql, err)
-	}
-	return v
-}
-
-// column returns the one column of a query.
-func column[T any](t testing.TB, q querier, sql string, args ...any) []T {
-	t.Helper()
-	rows, err := q.Query(t.Context(), sql, args...)
-	if err != nil {
-		t.Fatalf("%s: %v", sql, err)
-	}
-	v, err := pgx.CollectRows(rows, pgx.RowTo[T])
-	if err != nil {
-		t.Fatalf("%s: %v", sql, err)
-	}
-	return v
-}
-
-func exec(t testing.TB, q querier, sql string, args ...any) int64 {
-	t.Helper()
-	tag, err := q.Exec(t.Context(), sql, args...)
-	if err != nil {
-		if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
-			t.Fatalf("%s: %v: %s %s", sql, err, pg.Detail, pg.Hint)
-		}
-		t.Fatalf("%s: %v", sql, err)
-	}
-	return tag.RowsAffected()
-}
-
-// refused fails unless the statement is refused with a text, which says what to do where it is one of our triggers'.
-func refused(t testing.TB, q querier, want, sql string, args ...any) {
-	t.Helper()
-	_, err := q.Exec(t.Context(), sql, args...)
-	checkRefusal(t, err, want, sql)
-}
-
-var (
-	ofTrigger = regexp.MustCompile(`^webhook_(outbox|endpoints|secrets|event_types)\b`)
-	remedy    = regexp.MustCompile(`[:;] ([^:;]*, )?(leave|give|send|use|delete|keep|set|INSERT)\b`)
-)
-
-func checkRefusal(t testing.TB, err error, want, what string) {
-	t.Helper()
-	pg, ok := errors.AsType[*pgconn.PgError](err)
-	if !ok {
-		t.Errorf("%s: got %v, want a refusal: %s", what, err, want)
-		return
-	}
-	if !strings.Contains(pg.Message, want) {
-		t.Errorf("%s: got %q, want %q in it", what, pg.Message, want)
-	}
-	if ofTrigger.MatchString(pg.Message) && (!remedy.MatchString(pg.Message) || pg.Hint != "") {
-		t.Errorf("%s: %q does not say itself what to do: mappers show neither hint (%q) nor detail", what, pg.Message, pg.Hint)
-	}
-}
-
-func begin(t testing.TB, pool *pgxpool.Pool) pgx.Tx {
-	t.Helper()
-	tx, err := pool.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
-	return tx
-}
-
-func readSchema(t testing.TB) string {
-	t.Helper()
-	schema, err := os.ReadFile("../../schema.sql")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(schema)
-}
-
-// apply sends schema.sql as one simple-protocol string.
-func apply(ctx context.Context, pool *pgxpool.Pool, schema string) error {
-	conn, err := pool.Acquire(ctx)
-	if err != nil {
-		return err
-	}
-	defer conn.Release()
-	_, err = conn.Conn().PgConn().Exec(ctx, schema).ReadAll()
-	return err
-}
 
 // Whatever the encoding of a session or of psql is, and whatever a backslash means
 // there: the file means the same.

@@ -25,7 +25,7 @@ func patches() []patch {
 		{"deliver/send/response.go", `bytes.IndexByte(b, 0) < 0`, `$ || ` + on(sabotage.KeepText)},
 		{"cdc/connection.go", `c.checked.Store(err == nil)`, `c.checked.Store(err == nil || ` + on(sabotage.IgnoreCheck) + `)`},
 		{"internal/store/due.go", `d.Status, d.Event.Payload =`, `d.Orphaned = d.Orphaned || d.Unseen && ` + on(sabotage.CancelUnseen) + `; $`},
-		{"internal/store/due.go", `b.Queue(orphans+eventGone+cancelThem, args)`, `if ` + on(sabotage.CancelUnseen) + ` { b.Queue(orphans+cancelThem, args) } else { $ }`},
+		{"internal/store/cancel.go", `b.Queue(orphans+eventGone+cancelThem, args)`, `if ` + on(sabotage.CancelUnseen) + ` { b.Queue(orphans+cancelThem, args) } else { $ }`},
 		{"internal/store/stream.go", `max(s.Confirmed, confirmed) > known`, `$ && !` + on(sabotage.TrustSlot)},
 		{"internal/store/stream.go", `Live(now time.Time) bool {`, `$ if ` + on(sabotage.NoLiveness) + ` { return true }`},
 		{"deliver/recorder.go", `err := r.try(ctx, b, m, part)`, `for i := range part { if ` + on(sabotage.EarlierWord) + ` { part[i].Seen = store.Seen{} } }; $`},

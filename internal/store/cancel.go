@@ -1,0 +1,115 @@
+package store
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// cancelChunk bounds one transaction that cancels: about 10 ms of row locks.
+const cancelChunk = 500
+
+const disabled = `NOT EXISTS (SELECT FROM webhook_endpoints WHERE id = @endpoint::uuid AND enabled)`
+
+// Once it is enabled again, the endpoint's failures are counted anew.
+const cancelRows = `
+WITH picked AS (
+    SELECT d.id, ` + settled + ` AS settled FROM webhook_deliveries d
+    WHERE d.endpoint_id = @endpoint::uuid AND d.status IN ('pending', 'retrying')
+      AND ` + disabled + ` AND ` + fenced + `
+    ORDER BY d.next_attempt_at, d.id LIMIT @limit::int
+    FOR NO KEY UPDATE SKIP LOCKED
+), anew AS (
+    DELETE FROM webhook_endpoint_failures WHERE endpoint_id = @endpoint::uuid AND ` + disabled + ` AND ` + fenced + `
+), gone AS (
+    UPDATE webhook_deliveries d SET status = 'cancelled', next_attempt_at = NULL, updated_at = now(), completed_at = now(),
+           attempt_log = ` + keptLog + `,
+           error = CASE WHEN d.attempts = 0 THEN @reason::text ELSE coalesce(d.error, @reason::text) END
+    FROM picked WHERE d.id = picked.id AND picked.settled
+    RETURNING d.id
+)
+SELECT (SELECT count(*) FROM gone), EXISTS (SELECT FROM picked WHERE NOT settled)`
+
+// keptLog keeps what a row tells of its only attempt, whose time is lost with the
+// row's updated_at.
+const keptLog = `CASE WHEN d.attempts > 0 AND d.attempt_log IS NULL THEN ` + firstEntry + ` ELSE d.attempt_log END`
+
+// CancelRows cancels a chunk of what is owed to an endpoint that is disabled or
+// deleted. It returns how many rows it took, 0 when nothing is left, and whether
+// some have to wait: the transactions that made them are not visible yet, and may
+// have made or enabled the endpoint too.
+func (s *Store) CancelRows(ctx context.Context, fence Fence, endpoint uuid.UUID, reason string) (cancelled int, more bool, err error) {
+	args := s.fenceArgs(fence)
+	args["endpoint"], args["reason"], args["limit"] = endpoint, reason, cancelChunk
+	var b pgx.Batch
+	s.queueFence(&b, fence, Mark{})
+	b.Queue(cancelRows, args).QueryRow(func(row pgx.Row) error { return row.Scan(&cancelled, &more) })
+	if err := s.send(ctx, &b); err != nil {
+		return 0, false, fmt.Errorf("cancel deliveries of endpoint %s: %w", endpoint, err)
+	}
+	return cancelled, more, nil
+}
+
+// Waiting rows, in words that no partial index has, or the plan may be to read all
+// that wait and pick these.
+const orphans = `
+WITH gone AS (
+    SELECT d.id FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_deliveries d ON d.id = r.id
+    WHERE d.status NOT IN ('success', 'failed', 'cancelled') AND ` + fenced
+
+const eventGone = ` AND ` + settled + ` AND NOT EXISTS (SELECT FROM webhook_outbox o WHERE o.id = d.event_id OFFSET 0)`
+
+const cancelThem = `
+    FOR NO KEY UPDATE OF d SKIP LOCKED
+)
+UPDATE webhook_deliveries d SET status = 'cancelled', next_attempt_at = NULL, updated_at = now(), completed_at = now(),
+       attempt_log = ` + keptLog + `,
+       error = 'the event was deleted from webhook_outbox'
+FROM gone WHERE d.id = gone.id`
+
+// CancelOrphans cancels those of the deliveries whose event is no longer in the outbox.
+// It looks by itself: who was told so by Due may have missed an event that was just
+// moved into another partition. Deliveries that someone else has locked stay, and are
+// found again.
+func (s *Store) CancelOrphans(ctx context.Context, fence Fence, ids []uuid.UUID) error {
+	args := s.fenceArgs(fence)
+	args["ids"] = asUUIDs(ids)
+	var b pgx.Batch
+	b.Queue(prepareWrite)
+	b.Queue(wholeOutbox) // before anything of ours is locked: it may have to wait
+	s.queueFence(&b, fence, Mark{})
+	b.Queue(orphans+eventGone+cancelThem, args)
+	if err := s.send(ctx, &b); err != nil {
+		return fmt.Errorf("cancel %d deliveries without an event: %w", len(ids), err)
+	}
+	return nil
+}
+
+// The words are as in cancelOrphans.
+const cancelStrangers = `
+WITH gone AS (
+    SELECT d.id FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_deliveries d ON d.id = r.id
+    JOIN webhook_endpoints e ON e.id = d.endpoint_id AND e.organization_id <> d.organization_id
+    WHERE d.status NOT IN ('success', 'failed', 'cancelled') AND ` + fenced + `
+    FOR NO KEY UPDATE OF d SKIP LOCKED
+)
+UPDATE webhook_deliveries d SET status = 'cancelled', next_attempt_at = NULL, updated_at = now(), completed_at = now(),
+       attempt_log = ` + keptLog + `,
+       error = 'the endpoint was deleted, and its id belongs to an endpoint of another organization'
+FROM gone WHERE d.id = gone.id`
+
+// CancelStrangers cancels deliveries whose endpoint is another organization's: what
+// was owed to the one that was deleted must not reach it.
+func (s *Store) CancelStrangers(ctx context.Context, fence Fence, ids []uuid.UUID) error {
+	args := s.fenceArgs(fence)
+	args["ids"] = asUUIDs(ids)
+	var b pgx.Batch
+	s.queueFence(&b, fence, Mark{})
+	b.Queue(cancelStrangers, args)
+	if err := s.send(ctx, &b); err != nil {
+		return fmt.Errorf("cancel %d deliveries to endpoints of other organizations: %w", len(ids), err)
+	}
+	return nil
+}

@@ -1,0 +1,168 @@
+package store_test
+
+import (
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/outbox"
+)
+
+// While somebody has the table locked, no statement waits for longer than the
+// lock timeout, nor does it keep the state row from others for longer.
+func TestLockedTable(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	pool := newPool(t, db, func(c *pgxpool.Config) { c.MaxConns = 1 })
+	st := store.New(pool, db.Slot, disableAfter)
+	everyStatement(t, db, st) // prepares them all
+	fence := acquire(t, st)
+	endpoint := newEndpoint(t, db.Pool, "org_1")
+	rs := owed(t, db, endpoint, 2)
+	rs[0], rs[1] = outcome(rs[0], store.Retrying, 1, 500), outcome(rs[1], store.Success, 1, 200)
+	insert(t, st, fence, rs[0])
+
+	tx := begin(t, db.Pool)
+	exec(t, tx, `LOCK TABLE webhook_deliveries`)
+	for what, run := range map[string]func() error{
+		"insert": func() error {
+			_, err := st.Insert(t.Context(), fence, store.Mark{Seq: 2, Durable: 99}, rs[1:])
+			return err
+		},
+		"update": func() error {
+			_, _, err := st.Update(t.Context(), fence, store.Mark{}, rs[:1])
+			return err
+		},
+		"due": func() error {
+			return st.Due(t.Context(), []store.Page{{EndpointID: rs[0].EndpointID, Limit: 1}}, func(*store.Due) {})
+		},
+		"existing": func() error { return st.Existing(t.Context(), []uuid.UUID{rs[0].ID}, map[uuid.UUID]bool{}) },
+		"newly due": func() error {
+			_, _, _, err := st.NewlyDue(t.Context(), time.Now())
+			return err
+		},
+		"waiting": func() error {
+			_, err := st.Waiting(t.Context(), uuid.Nil, 1)
+			return err
+		},
+		"cancel rows": func() error {
+			_, _, err := st.CancelRows(t.Context(), fence, rs[0].EndpointID, "x")
+			return err
+		},
+		"cancel orphans": func() error { return st.CancelOrphans(t.Context(), fence, []uuid.UUID{rs[0].ID}) },
+		"missing": func() error {
+			_, err := st.Missing(t.Context(), store.Position{Event: outbox.TimeID(time.Now().Add(-time.Hour))}, outbox.TimeID(time.Now().Add(time.Hour)), 10)
+			return err
+		},
+	} {
+		began := time.Now()
+		err := run()
+		if pg, ok := errors.AsType[*pgconn.PgError](err); !ok || pg.Code != "55P03" {
+			t.Errorf("%s: %v, want lock_not_available", what, err)
+		}
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("%s waited %s", what, took)
+		}
+	}
+	for what, run := range map[string]func() error{ // these go on
+		"mark": func() error { return st.Mark(t.Context(), fence, store.Mark{Seq: 3}) },
+		"endpoints": func() error {
+			_, err := st.Endpoints(t.Context(), []uuid.UUID{rs[0].EndpointID})
+			return err
+		},
+		"check the schema": func() error { return st.CheckSchema(t.Context()) },
+	} {
+		if err := run(); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if state, err := st.State(t.Context()); err != nil || state.DurableLSN == 99 {
+		t.Errorf("durable %s, %v: the position of a batch that was not written", state.DurableLSN, err)
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	insert(t, st, fence, rs[1])
+}
+
+// Everybody at once: the recorder's two kinds of batches, the sweep, the
+// reconciler and operators who update the same rows in whatever order.
+func TestNoDeadlocks(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	pool := newPool(t, db, func(c *pgxpool.Config) { c.MaxConns = 8 })
+	st := store.New(pool, db.Slot, disableAfter)
+	fence := acquire(t, st)
+	a, b := newEndpoint(t, db.Pool, "org_1", "*", "webhook.*"), newEndpoint(t, db.Pool, "org_1", "*", "webhook.*")
+	rs := slices.Concat(owed(t, db, a, 200), owed(t, db, b, 200))
+	for i := range rs {
+		rs[i] = outcome(rs[i], store.Retrying, 1, 500)
+	}
+	insert(t, st, fence, rs...)
+	const rounds = 25
+	shuffled := func(attempts int) []store.Record {
+		batch := slices.Clone(rs)
+		rand.Shuffle(len(batch), func(i, j int) { batch[i], batch[j] = batch[j], batch[i] })
+		for i := range batch {
+			batch[i] = outcome(batch[i], store.Failed, attempts, 500)
+			batch[i].Exhausted = i%50 == 0
+			batch[i].Gone = rand.N(5) == 0
+		}
+		return batch
+	}
+	news := func() []store.EndpointHealth {
+		health := make([]store.EndpointHealth, 2)
+		for i, endpoint := range []uuid.UUID{rs[0].EndpointID, rs[200].EndpointID} {
+			health[i] = store.EndpointHealth{EndpointID: endpoint, Recovered: rand.N(2) == 0, Failing: rand.N(2) == 0, Open: rand.N(2) == 0, Look: rand.N(2) == 0, At: time.Now()}
+		}
+		rand.Shuffle(2, func(i, j int) { health[i], health[j] = health[j], health[i] })
+		return health
+	}
+	var wg sync.WaitGroup
+	run := func(what string, once func(round int) error) {
+		wg.Go(func() {
+			for round := range rounds {
+				if err := once(round); err != nil {
+					t.Errorf("%s: %v", what, err)
+					return
+				}
+			}
+		})
+	}
+	run("update", func(round int) error {
+		_, _, err := st.Update(t.Context(), fence, store.Mark{Seq: 1, Health: news()}, shuffled(round+2))
+		return err
+	})
+	run("insert", func(round int) error {
+		_, err := st.Insert(t.Context(), fence, store.Mark{Seq: 1, Health: news()}, shuffled(round+2))
+		return err
+	})
+	run("cancel", func(round int) error {
+		_, _, err := st.CancelRows(t.Context(), fence, rs[round%2*200].EndpointID, "x")
+		return err
+	})
+	run("orphans", func(round int) error {
+		return st.CancelOrphans(t.Context(), fence, []uuid.UUID{rs[round].ID, rs[399-round].ID})
+	})
+	for _, order := range []string{"id", "id DESC"} { // an operator's are allowed to wait for each other, and so to deadlock
+		run("operator", func(int) error {
+			_, err := pool.Exec(t.Context(), `WITH o AS (SELECT id FROM webhook_deliveries ORDER BY `+order+` FOR UPDATE SKIP LOCKED)
+				UPDATE webhook_deliveries d SET status = 'pending', next_attempt_at = now() FROM o WHERE d.id = o.id`)
+			return err
+		})
+	}
+	run("operator of endpoints", func(round int) error {
+		_, err := pool.Exec(t.Context(), `UPDATE webhook_endpoints SET enabled = true WHERE id = $1`, rs[round%2*200].EndpointID)
+		return err
+	})
+	wg.Wait()
+}

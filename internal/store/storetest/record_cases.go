@@ -1,0 +1,293 @@
+package storetest
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/outbox"
+)
+
+// attemptTime is so long that what is said a moment after an attempt has ended was
+// said while it was under way, however busy the machine is.
+const attemptTime = 10 * time.Second
+
+// outcome is of an attempt that has just ended.
+func outcome(r store.Record, status store.Status, attempts int) store.Record {
+	a := &store.Attempt{EndedAt: time.Now(), Duration: attemptTime, StatusCode: 200}
+	if status != store.Success {
+		a.StatusCode, a.Class = 500, store.ErrHTTP5xx
+	}
+	r.Status, r.Attempts, r.Attempt, r.Wait = status, attempts, a, 0
+	if status == store.Retrying {
+		r.Wait = -time.Second // due, so that Due finds it
+	}
+	return r
+}
+
+func insertsOnce(b *bench) {
+	endpoint := b.NewEndpoint(organization)
+	first, second := b.owed(endpoint), b.owed(endpoint)
+	fresh, err := b.Insert(b.Context(), b.fence, store.Mark{}, []store.Record{first})
+	b.ok(err)
+	if !fresh {
+		b.Error("a new row is said to be there")
+	}
+	if row, _ := b.Row(first.ID); !near(row.DueAt, time.Now().Add(-time.Minute)) {
+		b.Errorf("due at %s", row.DueAt)
+	}
+	fresh, err = b.Insert(b.Context(), b.fence, store.Mark{}, []store.Record{outcome(first, store.Success, 1), outcome(second, store.Success, 1)})
+	b.ok(err)
+	if fresh {
+		b.Error("a row that was there is said to be new")
+	}
+	b.has(first.ID, "pending 0")
+	b.has(second.ID, "success 1")
+	known := map[uuid.UUID]bool{}
+	b.ok(b.Existing(b.Context(), []uuid.UUID{first.ID, second.ID, uuid.New()}, known))
+	if len(known) != 2 || !known[first.ID] || !known[second.ID] {
+		b.Errorf("known: %v", known)
+	}
+}
+
+func updatesLater(b *bench) {
+	endpoint := b.NewEndpoint(organization)
+	for _, c := range []struct {
+		row   store.Status
+		end   store.Status
+		later int // attempts more than the row has
+		want  string
+	}{
+		{store.Pending, store.Success, 1, "success 4"},
+		{store.Retrying, store.Retrying, 1, "retrying 4"},
+		{store.Retrying, store.Failed, 2, "failed 5"},
+		{store.Failed, store.Success, 1, "success 4"},
+		{store.Retrying, store.Success, 0, "retrying 3"},
+		{store.Retrying, store.Success, -1, "retrying 3"},
+		{store.Success, store.Failed, 1, "success 3"},
+	} {
+		r := b.owed(endpoint)
+		b.insert(outcome(r, c.row, 3))
+		end := outcome(r, c.end, 3+c.later)
+		end.SeriesStart = 2
+		busy, again, err := b.Update(b.Context(), b.fence, store.Mark{}, []store.Record{end})
+		b.ok(err)
+		if len(busy)+len(again) > 0 {
+			b.Errorf("%+v: busy %v, again %v", c, busy, again)
+		}
+		if got := b.text(r.ID); got != c.want {
+			b.Errorf("%s, and %s %d later: %q, want %q", c.row, c.end, c.later, got, c.want)
+		}
+		if row, _ := b.Row(r.ID); c.later > 0 && c.row != store.Success && row.SeriesStart != 2 {
+			b.Errorf("%+v: the series starts at %d", c, row.SeriesStart)
+		}
+	}
+	gone := b.owed(endpoint)
+	busy, again, err := b.Update(b.Context(), b.fence, store.Mark{}, []store.Record{outcome(gone, store.Success, 1)})
+	b.ok(err)
+	if len(busy)+len(again) > 0 {
+		b.Errorf("without a row: busy %v, again %v", busy, again)
+	}
+	b.has(gone.ID, "none")
+}
+
+func laterWordCounts(b *bench) {
+	const lease = 20 * time.Second
+	leased := func(r store.Record) store.Record {
+		r.Wait = lease
+		b.insert(r)
+		r.Seen.Lease = lease
+		return r
+	}
+	parked := func(r store.Record) store.Record {
+		r.Wait = -store.ParkedDue
+		b.insert(r)
+		r.Seen.Lease = lease // it was taken in before its row was there
+		return r
+	}
+	fetched := func(r store.Record) store.Record {
+		b.insert(outcome(r, store.Retrying, 1))
+		d := b.one(r.EndpointID)
+		r.Attempts, r.Seen = d.Attempts, store.Seen{Status: d.Status, DueAt: d.DueAt}
+		return r
+	}
+	unseen := func(r store.Record) store.Record {
+		b.insert(r)
+		return r
+	}
+	rows := map[string]func(store.Record) store.Record{"leased": leased, "parked": parked, "fetched": fetched}
+	for _, c := range []struct {
+		row   string // "": each
+		said  store.Status
+		due   time.Duration // from now
+		end   store.Status
+		want  store.Status
+		again bool
+	}{
+		{end: store.Success, want: store.Success},
+		{end: store.Retrying, want: store.Retrying},
+		{end: store.Failed, want: store.Failed},
+		{said: store.Pending, end: store.Success, want: store.Pending, again: true},
+		{said: store.Pending, end: store.Retrying, want: store.Pending, again: true},
+		{said: store.Pending, end: store.Failed, want: store.Pending, again: true},
+		{said: store.Pending, due: time.Hour, end: store.Success, want: store.Pending, again: true},
+		{said: store.Pending, due: -30 * time.Second, end: store.Success, want: store.Success}, // before the attempt began: it has had it
+		{said: store.Pending, due: -30 * time.Second, end: store.Failed, want: store.Pending, again: true},
+		{said: store.Cancelled, end: store.Success, want: store.Success},
+		{said: store.Cancelled, end: store.Retrying, want: store.Cancelled},
+		{said: store.Cancelled, end: store.Failed, want: store.Cancelled},
+		{row: "unseen", said: store.Pending, end: store.Success, want: store.Success},
+		{row: "unseen", said: store.Pending, end: store.Failed, want: store.Failed},
+		{row: "unseen", said: store.Cancelled, end: store.Failed, want: store.Cancelled},
+	} {
+		each := rows
+		if c.row != "" {
+			each = map[string]func(store.Record) store.Record{c.row: unseen}
+		}
+		for name, row := range each {
+			r := row(b.owed(b.NewEndpoint(organization)))
+			end := outcome(r, c.end, r.Attempts+1)
+			var said time.Time
+			if c.said == store.Pending {
+				said = time.Now().Add(c.due).Truncate(time.Microsecond)
+			}
+			if c.said != "" {
+				b.Say(r.ID, c.said, said)
+			}
+			busy, again, err := b.Update(b.Context(), b.fence, store.Mark{}, []store.Record{end})
+			b.ok(err)
+			what := fmt.Sprintf("%s, said %q due in %s, then %s", name, c.said, c.due, c.end)
+			got, _ := b.Row(r.ID)
+			if got.Status != c.want || got.Attempts != r.Attempts+1 || len(again) == 1 != c.again || len(busy) > 0 {
+				b.Errorf("%s: %s %d, again %v, busy %v; want %s %d, again %t", what, got.Status, got.Attempts, again, busy, c.want, r.Attempts+1, c.again)
+			}
+			if c.again && (!got.DueAt.Equal(said) || got.SeriesStart != got.Attempts) {
+				b.Errorf("%s: due at %s, series from %d; want %s, %d", what, got.DueAt, got.SeriesStart, said, got.Attempts)
+			}
+		}
+	}
+}
+
+func returnsBusy(b *bench) {
+	endpoint := b.NewEndpoint(organization)
+	held, free := b.owed(endpoint), b.owed(endpoint)
+	b.insert(held, free)
+	release := b.Lock(held.ID)
+	both := []store.Record{outcome(held, store.Success, 1), outcome(free, store.Success, 1)}
+	busy, _, err := b.Update(b.Context(), b.fence, store.Mark{}, both)
+	b.ok(err)
+	if !slices.Equal(busy, []uuid.UUID{held.ID}) {
+		b.Errorf("busy: %v, want the one that is held", busy)
+	}
+	b.has(held.ID, "pending 0")
+	b.has(free.ID, "success 1")
+	release()
+	busy, _, err = b.Update(b.Context(), b.fence, store.Mark{}, both[:1])
+	b.ok(err)
+	if len(busy) > 0 {
+		b.Errorf("busy: %v, when nobody holds it", busy)
+	}
+	b.has(held.ID, "success 1")
+}
+
+func hasConsequences(b *bench) {
+	write := map[string]func(mark store.Mark, r store.Record){
+		"Insert": func(mark store.Mark, r store.Record) {
+			_, err := b.Insert(b.Context(), b.fence, mark, []store.Record{r})
+			b.ok(err)
+		},
+		"Update": func(mark store.Mark, r store.Record) {
+			row := r
+			row.Status, row.Attempts, row.Attempt, row.Wait, row.Gone, row.Exhausted = store.Pending, 0, nil, 0, false, false
+			b.insert(row)
+			_, _, err := b.Update(b.Context(), b.fence, mark, []store.Record{r})
+			b.ok(err)
+		},
+	}
+	for name, write := range write {
+		for _, c := range []struct {
+			what            string
+			gone, exhausted bool
+			own, alone      bool
+			off             bool
+			disabled, told  int
+		}{
+			{what: "a failure"},
+			{what: "the last attempt", exhausted: true, told: 1},
+			{what: "410", gone: true, off: true, disabled: 1},
+			{what: "the last attempt of walhook's own", exhausted: true, own: true},
+			{what: "410 to walhook's own", gone: true, own: true, off: true},
+			{what: "410, the rows alone", gone: true, exhausted: true, alone: true},
+		} {
+			endpoint := b.NewEndpoint(organization)
+			e := event(endpoint)
+			if c.own {
+				e.Type = outbox.TypeTest
+			}
+			b.Begin(e)()
+			disabled, told := b.Told(outbox.TypeEndpointDisabled), b.Told(outbox.TypeDeliveryExhausted)
+			r := outcome(record(e, endpoint), store.Failed, 1)
+			r.Gone, r.Exhausted = c.gone, c.exhausted
+			write(store.Mark{Alone: c.alone}, r)
+			found, err := b.Endpoints(b.Context(), []uuid.UUID{endpoint})
+			b.ok(err)
+			disabled, told = b.Told(outbox.TypeEndpointDisabled)-disabled, b.Told(outbox.TypeDeliveryExhausted)-told
+			if len(found) != 1 || found[0].Enabled == c.off || disabled != c.disabled || told != c.told {
+				b.Errorf("%s, %s: %+v, told of %d endpoints and %d deliveries; want off %t, %d, %d", name, c.what, found, disabled, told, c.off, c.disabled, c.told)
+			}
+		}
+	}
+	endpoint := b.NewEndpoint(organization)
+	r := outcome(b.owed(endpoint), store.Failed, 1)
+	r.Gone = true
+	_, err := b.Tell(b.Context(), b.fence, store.Consequences(nil, []store.Record{r})[0])
+	b.ok(err)
+	if found, err := b.Endpoints(b.Context(), []uuid.UUID{endpoint}); err != nil || len(found) != 1 || found[0].Enabled {
+		b.Errorf("told apart from its row: %+v, %v; want it off", found, err)
+	}
+}
+
+func stands(b *bench) {
+	endpoint, off := b.NewEndpoint(organization), b.NewEndpoint(organization)
+	b.Enable(off, false)
+	open := func() (open []bool) {
+		b.Helper()
+		found, err := b.Endpoints(b.Context(), []uuid.UUID{endpoint, off, uuid.New()})
+		b.ok(err)
+		slices.SortFunc(found, func(x, y store.Endpoint) int { return map[bool]int{true: -1, false: 1}[x.ID == endpoint] })
+		for _, e := range found {
+			open = append(open, e.BreakerOpen)
+		}
+		return open
+	}
+	for i, c := range []struct {
+		health store.EndpointHealth
+		want   bool
+	}{
+		{store.EndpointHealth{Failing: true}, false},
+		{store.EndpointHealth{Failing: true, Open: true}, true},
+		{store.EndpointHealth{Failing: true}, false},
+		{store.EndpointHealth{Failing: true, Open: true}, true},
+		{store.EndpointHealth{Recovered: true}, false},
+		{store.EndpointHealth{Recovered: true, Failing: true, Open: true}, true},
+	} {
+		var health []store.EndpointHealth
+		for _, id := range []uuid.UUID{endpoint, off} {
+			h := c.health
+			h.EndpointID, h.At = id, time.Now()
+			health = append(health, h)
+		}
+		b.ok(b.Mark(b.Context(), b.fence, store.Mark{Health: health}))
+		// Of one that is disabled nothing is noted.
+		if got, want := open(), []bool{c.want, false}; !slices.Equal(got, want) {
+			b.Errorf("step %d: open %v, want %v", i, got, want)
+		}
+	}
+	b.Delete(endpoint)
+	if got := open(); !slices.Equal(got, []bool{false}) {
+		b.Errorf("when one is deleted: open %v, want the other's", got)
+	}
+}
