@@ -102,7 +102,7 @@ func TestAHealthCheckNeedsNoDatabase(t *testing.T) {
 		t.Errorf("unhealthy: exit %d, %s", code, stderr)
 	}
 	t.Setenv("WALHOOK_ADMIN_ADDR", "")
-	if code, _, stderr := typed(t, "healthcheck"); code != exitConfig || !strings.Contains(stderr, "nobody to ask") {
-		t.Errorf("nobody to ask: exit %d, %s", code, stderr)
+	if code, _, stderr := typed(t, "healthcheck"); code != exitConfig || !strings.Contains(stderr, "no admin server to ask") {
+		t.Errorf("no admin server: exit %d, %s", code, stderr)
 	}
 }

@@ -169,9 +169,9 @@ func refused(err error, variable string, conn config.Secret) error {
 	case errors.Is(err, cdc.ErrNoReplication):
 		return fmt.Errorf("%w: %s: %w", errConfig, variable, err)
 	case store.NeverConnects(err) && !conn.ShowsParameters():
-		return fmt.Errorf("%w: %s: the server does not take one of the parameters; a value with blanks, such as a password, has to stand in ' '", errConfig, variable)
+		return fmt.Errorf("%w: %s: the server rejected a connection parameter; put values that contain blanks, such as a password, in ' '", errConfig, variable)
 	case store.NeverConnects(err):
-		return fmt.Errorf("%w: %s: take the parameter out that the server refuses (or, where a pooler answers, let WALHOOK_REPLICATION_URL name PostgreSQL itself): %s",
+		return fmt.Errorf("%w: %s: remove the parameter that the server rejected (or, if this goes through a pooler, set WALHOOK_REPLICATION_URL to a direct connection to PostgreSQL): %s",
 			errConfig, variable, pg.Message)
 	case pg == nil:
 		return err
@@ -180,7 +180,7 @@ func refused(err error, variable string, conn config.Secret) error {
 	case "28P01", "28000": // invalid_password, invalid_authorization_specification
 		return fmt.Errorf("%w: %s: %w", errConfig, variable, err)
 	case "3D000": // invalid_catalog_name
-		return fmt.Errorf("%w: %w; CREATE DATABASE it, or mend %s", store.ErrNotPrepared, err, variable)
+		return fmt.Errorf("%w: %w; create it with CREATE DATABASE, or correct %s", store.ErrNotPrepared, err, variable)
 	}
 	return err
 }

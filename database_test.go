@@ -252,7 +252,7 @@ func TestWhatCanNeverWorkEnds(t *testing.T) {
 		{"for replication alone", []string{"WALHOOK_REPLICATION_URL=" + base + "&connection_limits=5"}, exitConfig, []string{"WALHOOK_REPLICATION_URL", `"connection_limits"`}},
 		{"a database that is not there", []string{"WALHOOK_DATABASE_URL=" + onDatabase(base, "nowhere")}, exitNotPrepared, []string{"nowhere", "CREATE DATABASE"}},
 		{"a role that is not there", []string{"WALHOOK_DATABASE_URL=" + asRole(w.db.URL, "nobody_at_all")}, exitConfig, []string{"nobody_at_all"}},
-		{"a password with a blank", []string{"WALHOOK_DATABASE_URL=" + keywords(t, base) + " password=hunter2 ter3=x"}, exitConfig, []string{"has to stand in ' '"}},
+		{"a password with a blank", []string{"WALHOOK_DATABASE_URL=" + keywords(t, base) + " password=hunter2 ter3=x"}, exitConfig, []string{"in ' '"}},
 		{"no schema", []string{"WALHOOK_DATABASE_URL=" + base + "&search_path=nowhere"}, exitNotPrepared, []string{"WALHOOK_SCHEMA"}},
 	} {
 		code, why := w.ends(tt.env...)

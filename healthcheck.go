@@ -26,7 +26,7 @@ func runHealthcheck(ctx context.Context, args []string) error {
 		return fmt.Errorf("%w: %w", errConfig, err)
 	}
 	if addr == "" {
-		return fmt.Errorf("%w: WALHOOK_ADMIN_ADDR is empty: there is nobody to ask", errConfig)
+		return fmt.Errorf("%w: WALHOOK_ADMIN_ADDR is empty, so there is no admin server to ask", errConfig)
 	}
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {

@@ -74,6 +74,6 @@ func applySchema(ctx context.Context, db *database, log *slog.Logger) error {
 	if db.store.CheckSchema(ctx) != nil {
 		return db.refusedSQL(err)
 	}
-	log.WarnContext(ctx, "the schema was not applied again; nothing that walhook needs is missing", "reason", err)
+	log.WarnContext(ctx, "cannot apply the schema again; nothing that delivering needs is missing", "reason", err)
 	return nil
 }

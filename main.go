@@ -51,18 +51,18 @@ const (
 const usage = `walhook delivers webhooks from a transactional outbox in PostgreSQL.
 
   walhook run          follow the outbox and deliver (the default)
-  walhook init         apply the schema, make the publication and the slot
+  walhook init         apply the schema, create the publication and the slot
                        --adopt: take over a database of another WALHOOK_ENVIRONMENT
-  walhook doctor       look whether run can start, and say what to type where not
-  walhook demo         show it all, on a throwaway PostgreSQL
+  walhook doctor       check whether run can start, and print how to fix what cannot work
+  walhook demo         show how it works, on a throwaway PostgreSQL
                        --verbose: with walhook's log
-  walhook healthcheck  ask a running walhook whether it is healthy
+  walhook healthcheck  check whether a running walhook is healthy
   walhook uninstall    drop the slot and the publication
-                       --tables: and all tables, with everything in them, when asked
+                       --tables: drop all tables and their contents too, after asking
                        --yes: without asking
   walhook version      print the version
 
-It is configured by the environment; see docs/configuration.md.
+Environment variables configure it; see docs/configuration.md.
 `
 
 func main() {
@@ -101,7 +101,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case "help", "--help", "-h":
 		fmt.Fprint(stdout, usage)
 	default:
-		err = fmt.Errorf("%w: there is no command %q\n\n%s", errConfig, name, usage)
+		err = fmt.Errorf("%w: unknown command %q\n\n%s", errConfig, name, usage)
 	}
 	if errors.Is(err, flag.ErrHelp) {
 		fmt.Fprint(stdout, help(name))
@@ -127,7 +127,7 @@ func help(name string) string {
 			lines = append(lines, line)
 		}
 	}
-	return strings.Join(lines, "") + "\nIt is configured by the environment; see docs/configuration.md.\n"
+	return strings.Join(lines, "") + "\nEnvironment variables configure it; see docs/configuration.md.\n"
 }
 
 // sayLast tells why the process ends. What reads the log of `run` reads this too, so it
@@ -139,7 +139,7 @@ func sayLast(stderr io.Writer, command string, err error) {
 		fmt.Fprintln(stderr, "walhook:", err)
 		return
 	}
-	slog.New(slog.NewJSONHandler(stderr, nil)).Error("walhook ends", "command", command, "exit_code", exitCode(err), "error", err.Error())
+	slog.New(slog.NewJSONHandler(stderr, nil)).Error("walhook stopped", "command", command, "exit_code", exitCode(err), "error", err.Error())
 }
 
 // errConfig marks what is wrong with the environment or the command line.

@@ -52,7 +52,7 @@ func (p *pipelines) run(ctx, live context.Context) error {
 		if !errors.Is(err, store.ErrFenced) || ctx.Err() != nil {
 			return err
 		}
-		p.log.WarnContext(ctx, "another walhook has taken the slot over: this one begins anew, and stands by", "reason", err)
+		p.log.WarnContext(ctx, "another walhook has taken over the slot; starting again as a standby", "reason", err)
 		if !pause(ctx, anewEvery-time.Since(began)) {
 			return nil
 		}

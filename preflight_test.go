@@ -43,7 +43,7 @@ func TestAFirstRunThatCannotGoOnMakesNothing(t *testing.T) {
 		"the role may not replicate": {"", []string{`ALTER ROLE "<role>" NOREPLICATION`}, "may not replicate", `ALTER ROLE <role> REPLICATION`, exitNotPrepared},
 		"nor create in the schema":   {"", []string{`REVOKE CREATE ON SCHEMA public FROM PUBLIC, "<role>"`}, "may not create in schema", `set WALHOOK_SCHEMA to the schema that walhook's tables are or will be in, or GRANT CREATE, USAGE ON SCHEMA public TO <role>`, exitNotPrepared},
 		"nor in the database":        {"", []string{`REVOKE CREATE ON DATABASE "<db>" FROM "<role>"`}, "walhook does not exist", `GRANT CREATE ON DATABASE <db> TO <role>`, exitNotPrepared},
-		"another's publication":      {"", []string{`CREATE TABLE orders (id int PRIMARY KEY)`, `CREATE PUBLICATION walhook FOR TABLE orders`}, "carries orders", "WALHOOK_SCHEMA", exitNotPrepared},
+		"another's publication":      {"", []string{`CREATE TABLE orders (id int PRIMARY KEY)`, `CREATE PUBLICATION walhook FOR TABLE orders`}, "includes orders", "WALHOOK_SCHEMA", exitNotPrepared},
 		"another's slot":             {"", []string{`SELECT pg_create_logical_replication_slot('<db>', 'test_decoding')`}, "test_decoding", "WALHOOK_SLOT", exitNotPrepared},
 		"another encoding":           {"", []string{`latin1`}, "not UTF8 but LATIN1", "ENCODING 'UTF8'", exitNotPrepared},
 	} {
@@ -181,7 +181,7 @@ func TestAMixedOwnershipSaysTheWayOut(t *testing.T) {
 		t.Fatalf("exit code %d, %v", exitCode(err), err)
 	}
 	_, mend, _ := strings.Cut(err.Error(), "as a superuser: ")
-	mend, _, _ = strings.Cut(mend, "; then walhook")
+	mend, _, _ = strings.Cut(mend, "; then run walhook")
 	w.exec(mend)
 	if err := initialize(t.Context(), cfg, false, io.Discard, slog.New(slog.DiscardHandler)); err != nil {
 		t.Errorf("after %s: %v", mend, err)

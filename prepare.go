@@ -90,7 +90,7 @@ func makeReady(ctx context.Context, db *database) (left []store.Check, err error
 	if err == nil || db.store.CheckSchema(ctx) != nil {
 		return nil, err
 	}
-	return []store.Check{{Name: "other objects", State: store.CheckWarn, Found: "not mended: " + err.Error(),
+	return []store.Check{{Name: "other objects", State: store.CheckWarn, Found: "not repaired: " + err.Error(),
 		Remedy: "run `walhook init` with a role that owns the tables; nothing that delivering needs is missing"}}, nil
 }
 
@@ -105,7 +105,7 @@ func createSchema(ctx context.Context, db *database) error {
 // sayDropped names the parameters that were meant for somebody else.
 func sayDropped(ctx context.Context, cfg *config.Config, log *slog.Logger) {
 	if dropped := cfg.Dropped(); len(dropped) > 0 {
-		log.InfoContext(ctx, "parameters of the connection string mean nothing to walhook; WALHOOK_SCHEMA says where its tables are", "parameters", dropped)
+		log.InfoContext(ctx, "ignored parameters of the connection string; WALHOOK_SCHEMA sets the schema of walhook's tables", "parameters", dropped)
 	}
 }
 
@@ -123,7 +123,7 @@ func preflight(ctx context.Context, db *database, want store.Intent) ([]store.Ch
 	}
 	checks = append(checks, replication)
 	if db.store.CheckSchema(ctx) == nil { // else there is nothing yet, or it cannot be read
-		keys := store.Check{Name: "secret key", State: store.CheckOK, Found: "it opens what is sealed"}
+		keys := store.Check{Name: "secret key", State: store.CheckOK, Found: "opens the sealed secrets"}
 		if err := checkSecrets(ctx, db); err != nil {
 			keys = store.FailedCheck(keys.Name, err)
 		}

@@ -106,7 +106,7 @@ func exitAfter(ctx context.Context, d time.Duration, ended <-chan struct{}, log 
 		select {
 		case <-ended:
 		case <-time.After(d):
-			log.Error("did not stop in time; what was not recorded is sent again by the next process", "reason", context.Cause(ctx))
+			log.Error("did not stop in time; the next process sends again what was not recorded", "reason", context.Cause(ctx))
 			os.Exit(exitFailure)
 		}
 	})

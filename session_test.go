@@ -170,9 +170,9 @@ func TestASessionThatTheDatabaseDoesNotKnowIsReported(t *testing.T) {
 	log := &logBuffer{}
 	w.log = log
 	w.start("WALHOOK_REPLICATION_URL=" + elsewhere.URL())
-	pgtest.Eventually(t, patience, "the log says what is between", func() bool { return log.count("WALHOOK_REPLICATION_URL has to be") > 0 })
+	pgtest.Eventually(t, patience, "the log says what is between", func() bool { return log.count("set WALHOOK_REPLICATION_URL to") > 0 })
 	pgtest.Eventually(t, patience, "some sessions", func() bool { return log.count("the stream ended before the slot was claimed") > 3 })
-	if n := log.count("WALHOOK_REPLICATION_URL has to be"); n != 1 {
+	if n := log.count("set WALHOOK_REPLICATION_URL to"); n != 1 {
 		t.Errorf("it was said %d times", n)
 	}
 }

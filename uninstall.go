@@ -20,7 +20,7 @@ import (
 // be asked for twice.
 func runUninstall(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := newFlags("uninstall")
-	tables := flags.Bool("tables", false, "drop the tables too, with everything in them")
+	tables := flags.Bool("tables", false, "drop all tables and their contents too")
 	yes := flags.Bool("yes", false, "with --tables: do not ask")
 	return withConfig(flags, args, stderr, func(cfg *config.Config, _ *slog.Logger) error {
 		if err := mayAsk(flags, *tables, *yes, stdout); err != nil {
@@ -53,7 +53,7 @@ func mayAsk(flags *flag.FlagSet, tables, yes bool, stdout io.Writer) error {
 	case yes && !tables:
 		return fmt.Errorf("%w: --yes is for --tables: slot and publication are dropped without asking", errConfig)
 	case tables && !yes && !demo.Terminal(os.Stdin, stdout):
-		return fmt.Errorf("%w: %s --tables drops all events, deliveries, endpoints and secrets for good, and there is no terminal to ask at: say --tables --yes",
+		return fmt.Errorf("%w: %s --tables permanently drops all events, deliveries, endpoints and secrets, and there is no terminal to ask at; to drop them without asking, use --tables --yes",
 			errConfig, flags.Name())
 	}
 	return nil
@@ -65,10 +65,10 @@ func confirm(ctx context.Context, st *store.Store, in io.Reader, out io.Writer) 
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "This drops all events, deliveries, endpoints and secrets in the database %q for good.\nType the database's name to go on: ", database)
+	fmt.Fprintf(out, "This permanently drops all events, deliveries, endpoints and secrets in the database %q.\nType the database's name to continue: ", database)
 	answer, err := bufio.NewReader(in).ReadString('\n')
 	if err != nil && answer == "" || strings.TrimSpace(answer) != database {
-		return fmt.Errorf("%w: that is not its name: nothing was dropped", errConfig)
+		return fmt.Errorf("%w: that is not the database's name; nothing was dropped", errConfig)
 	}
 	return nil
 }

@@ -61,7 +61,7 @@ func (k *partitionKeeper) round(ctx context.Context) (gaveWay bool) {
 		return false
 	}
 	if k.news("upkeep", errorText(err)) {
-		k.log.WarnContext(ctx, "partition upkeep failed; it is tried again", "error", err, "in", upkeepEvery.String())
+		k.log.WarnContext(ctx, "partition upkeep failed; retrying", "error", err, "in", upkeepEvery.String())
 	}
 	if len(done.Made)+len(done.Dropped)+len(done.Stuck) > 0 || done.Moved+done.Deleted > 0 {
 		k.log.InfoContext(ctx, "partition upkeep", "made", len(done.Made), "dropped", done.Dropped, "stuck", done.Stuck,
@@ -69,7 +69,7 @@ func (k *partitionKeeper) round(ctx context.Context) (gaveWay bool) {
 	}
 	for _, d := range done.Kept {
 		if k.news(d.Day, d.Why) {
-			k.log.WarnContext(ctx, "a day past WALHOOK_RETENTION cannot be dropped; the others are", "day", d.Day, "reason", d.Why)
+			k.log.WarnContext(ctx, "cannot drop a day past WALHOOK_RETENTION; other days are dropped", "day", d.Day, "reason", d.Why)
 		}
 	}
 	for _, day := range done.Dropped {
@@ -91,8 +91,8 @@ func (k *partitionKeeper) ahead(ctx context.Context, cause error) {
 		few = strconv.Itoa(days)
 	}
 	if k.news("ahead", few) {
-		k.log.WarnContext(ctx, "there are partitions for few days: what comes later goes into the DEFAULT partitions, which is slower and cannot be dropped by day; "+
-			"walhook_partitions_ahead tells", "days", days, "cause", errorText(cause))
+		k.log.WarnContext(ctx, "partitions exist for few days ahead; later rows go into the DEFAULT partitions, which are slower and cannot be dropped by day "+
+			"(metric walhook_partitions_ahead)", "days", days, "cause", errorText(cause))
 	}
 }
 
@@ -124,7 +124,7 @@ func sealSecrets(ctx context.Context, st *store.Store, current *pipelines, log *
 			}
 			n, err := st.SealSecrets(held)
 			if err != nil && held.Err() == nil {
-				log.WarnContext(ctx, "cannot seal signing secrets; it is tried again", "error", err)
+				log.WarnContext(ctx, "cannot seal signing secrets; retrying", "error", err)
 			}
 			if n > 0 {
 				log.InfoContext(ctx, "sealed signing secrets", "count", n)
@@ -144,12 +144,12 @@ func sealAnew(ctx context.Context, st *store.Store, walk *store.Resealing, log *
 		case ctx.Err() != nil:
 			return
 		case err != nil:
-			log.WarnContext(ctx, "cannot seal signing secrets anew; it is tried again", "error", err)
+			log.WarnContext(ctx, "cannot reseal signing secrets; retrying", "error", err)
 			return
 		}
 	}
 	if walk.Resealed+walk.Unopened > 0 {
-		log.InfoContext(ctx, "sealed signing secrets anew with WALHOOK_SECRET_KEY; once nothing is left that cannot be opened, WALHOOK_SECRET_KEY_OLD can go",
+		log.InfoContext(ctx, "resealed signing secrets with WALHOOK_SECRET_KEY; if cannot_be_opened is 0, WALHOOK_SECRET_KEY_OLD can be removed",
 			"count", walk.Resealed, "cannot_be_opened", walk.Unopened)
 	}
 }

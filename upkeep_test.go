@@ -64,7 +64,7 @@ func TestADayThatCannotBeDroppedIsSaidOnce(t *testing.T) {
 	w.exec(`DROP TABLE webhook_outbox_p` + query[string](w, `SELECT to_char((now() AT TIME ZONE 'UTC')::date + 4, 'YYYYMMDD')`))
 	k.ahead(t.Context(), nil)
 	k.ahead(t.Context(), nil)
-	if n := strings.Count(log.String(), "partitions for few days"); n != 1 || !strings.Contains(log.String(), "days=3") {
+	if n := strings.Count(log.String(), "partitions exist for few days"); n != 1 || !strings.Contains(log.String(), "days=3") {
 		t.Errorf("few days ahead were said %d times:\n%s", n, &log)
 	}
 }

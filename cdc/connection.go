@@ -160,7 +160,7 @@ func (c *connection) take(ctx context.Context, message pgproto3.BackendMessage) 
 	case *pgproto3.ErrorResponse:
 		return pgconn.ErrorResponseToPgError(m)
 	case *pgproto3.NoticeResponse:
-		c.stream.log.WarnContext(ctx, "PostgreSQL says", "notice", m.Message, "sqlstate", m.Code)
+		c.stream.log.WarnContext(ctx, "notice from PostgreSQL", "notice", m.Message, "sqlstate", m.Code)
 	case *pgproto3.CopyDone, *pgproto3.CommandComplete:
 		return errServerEnded
 	}
@@ -382,10 +382,10 @@ func (c *connection) answer(now time.Time, replyRequested bool) error {
 	c.told = max(c.told, tell)
 	message := statusUpdate(max(c.received, flushed), tell, now, replyRequested)
 	if err := c.pg.Conn().SetWriteDeadline(now.Add(c.stream.walSenderTimeout / 2)); err != nil {
-		return fmt.Errorf("answer: %w", err)
+		return fmt.Errorf("send status update: %w", err)
 	}
 	if err := c.pg.Frontend().SendUnbufferedEncodedCopyData(message); err != nil {
-		return fmt.Errorf("answer: %w", err)
+		return fmt.Errorf("send status update: %w", err)
 	}
 	c.flushed, c.sent = flushed, now
 	return nil
@@ -425,7 +425,7 @@ func (c *connection) goodbye() error {
 	for {
 		message, err := c.pg.ReceiveMessage(context.Background())
 		if err != nil {
-			return fmt.Errorf("end the stream: %w", err)
+			return fmt.Errorf("end replication: %w", err)
 		}
 		switch m := message.(type) {
 		case *pgproto3.ReadyForQuery:

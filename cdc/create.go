@@ -92,11 +92,11 @@ func (s *Stream) letFailOver(ctx context.Context, pg *pgconn.PgConn) error {
 	case sqlState(err) == codeObjectInUse:
 		return errSlotHeld
 	case ctx.Err() != nil:
-		return fmt.Errorf("make the slot a failover slot: %w", err)
+		return fmt.Errorf("enable failover for the slot: %w", err)
 	case err != nil:
-		s.log.WarnContext(ctx, "the slot stays without failover: after the loss of the primary it will be made anew", "slot", s.config.Slot, "reason", err)
+		s.log.WarnContext(ctx, "cannot enable failover for the replication slot; walhook will recreate the slot after a failover", "slot", s.config.Slot, "reason", err)
 	default:
-		s.log.InfoContext(ctx, "the slot is a failover slot now: standbys may synchronize it", "slot", s.config.Slot)
+		s.log.InfoContext(ctx, "failover enabled for the replication slot; standbys can synchronize it now", "slot", s.config.Slot)
 	}
 	return nil
 }
@@ -111,8 +111,8 @@ func (s *Stream) remakeSlot(ctx context.Context, pg *pgconn.PgConn) error {
 	if !sleep(ctx, s.remakePause(time.Now())) {
 		return ctx.Err()
 	}
-	s.log.ErrorContext(ctx, "the replication slot was invalidated by PostgreSQL: it is dropped and made anew, "+
-		"and what it would have brought is looked up in the outbox", "slot", s.config.Slot)
+	s.log.ErrorContext(ctx, "the replication slot was invalidated by PostgreSQL; walhook recreates it, "+
+		"and finds missed events by comparing the outbox with the deliveries", "slot", s.config.Slot)
 	drop, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 	_, err := query(drop, pg, "DROP_REPLICATION_SLOT "+quoteIdentifier(s.config.Slot))
@@ -171,7 +171,7 @@ func (s *Stream) watchCreation(ctx context.Context) {
 		hangUp(pg)
 		if err == nil && len(rows) == 1 {
 			reason = blockedBy(rows[0])
-			s.log.WarnContext(ctx, "the slot cannot be made yet", "slot", s.config.Slot, "reason", reason)
+			s.log.WarnContext(ctx, "replication slot creation is blocked", "slot", s.config.Slot, "reason", reason)
 			s.setStatus(func(st *Status) { st.Err = reason })
 		}
 	}
@@ -182,15 +182,15 @@ func blockedBy(row []string) string {
 	pid, gid, application, state, seconds := row[0], row[1], row[2], row[3], row[4]
 	age, _ := time.ParseDuration(seconds + "s")
 	if gid != "" {
-		return fmt.Sprintf("slot creation waits for the prepared transaction %s (for %s): end it with COMMIT PREPARED or ROLLBACK PREPARED %s",
+		return fmt.Sprintf("slot creation is waiting for prepared transaction %s (%s old): end it with COMMIT PREPARED or ROLLBACK PREPARED %s",
 			gid, age, quoteLiteral(gid))
 	}
 	if application != "" {
 		application = " of " + application
 	}
 	if state == "" {
-		state = "state not visible to this role"
+		state = "state hidden from this role"
 	}
-	return fmt.Sprintf("slot creation waits for transaction of pid %s%s (%s for %s): end it with SELECT pg_terminate_backend(%s)",
+	return fmt.Sprintf("slot creation is waiting for the transaction of pid %s%s (%s, %s old): end it with SELECT pg_terminate_backend(%s)",
 		pid, application, state, age, pid)
 }

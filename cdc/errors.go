@@ -39,14 +39,14 @@ func sqlState(err error) string {
 
 // Errors that end a session. The stream reconnects.
 var (
-	errSilent       = errors.New("the server has not been heard for too long")
-	errShuttingDown = errors.New("PostgreSQL shuts down")
+	errSilent       = errors.New("no message from the server for too long")
+	errShuttingDown = errors.New("PostgreSQL is shutting down")
 	errServerEnded  = errors.New("the server ended the replication stream")
-	errBackwards    = errors.New("the server sent a position smaller than one before")
-	errRepublished  = fmt.Errorf("%w: what was committed meanwhile is looked up in the outbox", store.ErrRepublished)
-	errVoid         = errors.New("the database does not know this session as the holder of the slot")
-	errBetween      = fmt.Errorf("%w: a pooler, proxy or load balancer between walhook and PostgreSQL, or WALHOOK_DATABASE_URL leads to another server; "+
-		"WALHOOK_REPLICATION_URL has to be a direct connection to the same PostgreSQL", errVoid)
+	errBackwards    = errors.New("the server's WAL position went backwards")
+	errRepublished  = fmt.Errorf("%w; walhook finds events committed meanwhile by comparing the outbox with the deliveries", store.ErrRepublished)
+	errVoid         = errors.New("pg_replication_slots does not list this session as the slot's holder")
+	errBetween      = fmt.Errorf("%w: walhook is connected through a pooler, proxy or load balancer, or WALHOOK_DATABASE_URL and WALHOOK_REPLICATION_URL lead to different servers; "+
+		"set WALHOOK_REPLICATION_URL to a direct connection to the same PostgreSQL", errVoid)
 	errReadOnly = errors.New("the server is a standby (pg_is_in_recovery): waiting for a primary")
 )
 
@@ -54,13 +54,13 @@ var (
 var errSlotHeld = errors.New("another process holds the slot")
 
 // errSlotUnreadable means that the slot can never be decoded again.
-var errSlotUnreadable = errors.New("the slot cannot be decoded any more")
+var errSlotUnreadable = errors.New("the slot can no longer be decoded")
 
 // ErrNoReplication means that the server does not replicate: a pooler stands between.
-var ErrNoReplication = errors.New("no replication here")
+var ErrNoReplication = errors.New("not a replication connection")
 
 // poolerBetween is what mends that.
-const poolerBetween = "if a pooler answers, WALHOOK_REPLICATION_URL has to name PostgreSQL itself"
+const poolerBetween = "if this connection goes through a pooler, set WALHOOK_REPLICATION_URL to a direct connection to PostgreSQL"
 
 // errAlive wraps the watchdog's error, to end Run with it.
 type errAlive struct{ error }
@@ -98,7 +98,7 @@ func notPrepared(what, mend string, args ...any) error {
 func withRemedy(err error, user string) error {
 	remedy := preparationError{cause: err}
 	if store.NeverConnects(err) {
-		remedy.what, remedy.mend = "the connection is refused as it is asked for", "take the parameter out of the connection string; "+poolerBetween
+		remedy.what, remedy.mend = "the server rejected a connection parameter", "remove it from the connection string; "+poolerBetween
 		return &remedy
 	}
 	switch sqlState(err) {
@@ -106,20 +106,20 @@ func withRemedy(err error, user string) error {
 		remedy.what = "the role may not replicate"
 		remedy.mend = "ALTER ROLE " + toPaste(user) + " REPLICATION (on managed services: GRANT rds_replication, or the like)"
 	case codeAuthorization:
-		remedy.what = "the server refused the role"
-		remedy.mend = "allow it in pg_hba.conf (a replication connection to a database needs a line for that database), and LOGIN"
+		remedy.what = "the server rejected the role"
+		remedy.mend = "allow it in pg_hba.conf (a replication connection needs a line for the database itself), and give the role LOGIN"
 	case codePassword:
-		remedy.what = "the server refused the password"
+		remedy.what = "the server rejected the password"
 		remedy.mend = "correct it in the connection string"
 	case codeUnknownDatabase:
 		remedy.what = "the database does not exist"
 		remedy.mend = "correct the connection string, or create it"
 	case codeConfigurationLimit, codeNotInRequiredState: // the latter where there can be none at all
 		remedy.what = "no replication slot is left"
-		remedy.mend = "drop one that is not used (SELECT slot_name, active FROM pg_replication_slots), or raise max_replication_slots and restart PostgreSQL"
+		remedy.mend = "drop an unused one (SELECT slot_name, active FROM pg_replication_slots), or raise max_replication_slots and restart PostgreSQL"
 	case codeTooManyConnections:
 		remedy.what = "no connection is left for replication"
-		remedy.mend = "raise max_wal_senders or max_connections and restart PostgreSQL, or end other connections"
+		remedy.mend = "raise max_wal_senders or max_connections and restart PostgreSQL, or close other connections"
 		remedy.waits = true
 	default:
 		return err
@@ -135,8 +135,8 @@ type ColumnError struct {
 }
 
 func (e *ColumnError) Error() string {
-	return fmt.Sprintf("%s.%s %s: nothing is confirmed until the column is again as in schema.sql; if it is and this remains, "+
-		"the WAL holds rows from before: drop the slot, and walhook makes it again and finds in the table what is owed",
+	return fmt.Sprintf("%s.%s %s: confirming is suspended until the column matches schema.sql; if it does and this error remains, "+
+		"the WAL still holds rows from before the change: drop the slot, and walhook recreates it and finds owed events in the table",
 		outboxTable, e.Column, e.Problem)
 }
 

@@ -197,7 +197,7 @@ func (s *Stream) start(ctx context.Context, pg *pgconn.PgConn, sieve *sieve) (*c
 	session.SlotCreated = created
 	if s.config.Start != nil {
 		if err := s.config.Start(ctx, session, flushed); err != nil {
-			return nil, fmt.Errorf("where to begin: %w", err)
+			return nil, fmt.Errorf("find the start position: %w", err)
 		}
 	}
 	// Again, because Start may have taken its time: a status must never carry a
@@ -231,7 +231,7 @@ func (s *Stream) identify(ctx context.Context, pg *pgconn.PgConn) (*store.Sessio
 	}
 	rows, err := query(ctx, pg, fmt.Sprintf(serverSQL, quoteLiteral(s.config.Publication)))
 	if err != nil || len(rows) != 1 {
-		return nil, 0, fmt.Errorf("ask for the server's settings: %w", err)
+		return nil, 0, fmt.Errorf("read the server's settings: %w", err)
 	}
 	recovery, walLevel, version, pid, started, publication := rows[0][0], rows[0][1], rows[0][2], rows[0][3], rows[0][4], rows[0][5]
 	switch {
@@ -263,7 +263,7 @@ func (s *Stream) identifySystem(ctx context.Context, pg *pgconn.PgConn) (pglogre
 	defer cancel()
 	system, err := pglogrepl.IdentifySystem(ctx, pg)
 	if sqlState(err) == codeSyntax { // replication=database was passed over: this is an ordinary session
-		return system, &preparationError{what: "what answers takes no replication commands", mend: poolerBetween, cause: errors.Join(ErrNoReplication, err)}
+		return system, &preparationError{what: "the server does not accept replication commands", mend: poolerBetween, cause: errors.Join(ErrNoReplication, err)}
 	}
 	if err != nil {
 		return system, fmt.Errorf("identify the server: %w", err)
@@ -317,8 +317,8 @@ func (s *Stream) ours(slot *slotRow) error {
 	if slot.plugin == "pgoutput" && slot.here {
 		return nil
 	}
-	return notPrepared(fmt.Sprintf("slot %s is not one of pgoutput in this database (plugin %q, database %q)", s.config.Slot, slot.plugin, slot.database),
-		"choose another name with WALHOOK_SLOT: names of slots are the server's, not a database's; or, where nobody needs it, in that database: "+
+	return notPrepared(fmt.Sprintf("slot %s is not a pgoutput slot of this database (plugin %q, database %q)", s.config.Slot, slot.plugin, slot.database),
+		"set WALHOOK_SLOT to another name (slot names are unique per server, not per database); or, if nobody needs that slot, run in its database: "+
 			"SELECT pg_drop_replication_slot(%s)", quoteLiteral(s.config.Slot))
 }
 
@@ -365,7 +365,7 @@ func (s *Stream) logHolder(ctx context.Context, pg *pgconn.PgConn, pid int) {
 	if err != nil || len(rows) == 0 {
 		return
 	}
-	s.log.InfoContext(ctx, "standing by: another process streams from the slot", "slot", s.config.Slot, "active_pid", pid,
+	s.log.InfoContext(ctx, "standing by: another process is streaming from the slot", "slot", s.config.Slot, "active_pid", pid,
 		"client_addr", rows[0][0], "application_name", rows[0][1], "since", rows[0][2])
 }
 

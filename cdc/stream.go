@@ -106,7 +106,7 @@ func (s *Stream) Alive() error {
 func (s *Stream) Run(ctx context.Context) error {
 	defer close(s.batches)
 	if !slotName.MatchString(s.config.Slot) {
-		return fmt.Errorf("slot name %q: only lower-case letters, digits and underscores, at most 63", s.config.Slot)
+		return fmt.Errorf("WALHOOK_SLOT %q: a slot name has 1 to 63 lower-case letters, digits and underscores", s.config.Slot)
 	}
 	// Later a file that says how to connect may just be swapped: then it is tried again.
 	if _, err := s.configure(); err != nil && !s.config.Resumed {
@@ -115,7 +115,7 @@ func (s *Stream) Run(ctx context.Context) error {
 	for {
 		err := s.runOnce(ctx)
 		if ctx.Err() != nil || s.stopped.Err() != nil {
-			s.log.InfoContext(ctx, "the stream has ended", "slot", s.config.Slot, "confirmed", s.Status().Confirmed.String(), "reason", err)
+			s.log.InfoContext(ctx, "stream stopped", "slot", s.config.Slot, "confirmed", s.Status().Confirmed.String(), "reason", err)
 			return nil
 		}
 		if s.fatal(err) {
@@ -254,7 +254,7 @@ func (s *Stream) report(ctx context.Context, err error) {
 		st.Role, st.Err = Connecting, text
 	})
 	if !known {
-		s.log.WarnContext(ctx, "the stream is interrupted and will be tried again", "slot", s.config.Slot, "reason", err)
+		s.log.WarnContext(ctx, "stream interrupted; reconnecting", "slot", s.config.Slot, "reason", err)
 	}
 }
 
@@ -271,15 +271,15 @@ func (s *Stream) reportCheck(ctx context.Context, err error) {
 	switch {
 	case known:
 	case err != nil:
-		s.log.ErrorContext(ctx, "nothing is confirmed until this is mended", "slot", s.config.Slot, "reason", err)
+		s.log.ErrorContext(ctx, "schema check failed; confirming suspended", "slot", s.config.Slot, "reason", err)
 	default:
-		s.log.InfoContext(ctx, "the outbox is as it must be again: confirming goes on", "slot", s.config.Slot)
+		s.log.InfoContext(ctx, "schema check passed; confirming resumed", "slot", s.config.Slot)
 	}
 }
 
 // reportDoubt logs whether it is certain that the slot is ours, once per change.
 func (s *Stream) reportDoubt(ctx context.Context, doubted bool) {
-	const text = "PostgreSQL does not say that the slot is still this process's: nothing is sent until it does"
+	const text = "cannot verify that this process still holds the slot; sending suspended"
 	s.mu.Lock()
 	known := doubted == (s.doubt != "")
 	s.doubt = ""
@@ -292,7 +292,7 @@ func (s *Stream) reportDoubt(ctx context.Context, doubted bool) {
 	case doubted:
 		s.log.WarnContext(ctx, text, "slot", s.config.Slot)
 	default:
-		s.log.InfoContext(ctx, "there is no doubt about the slot any more", "slot", s.config.Slot)
+		s.log.InfoContext(ctx, "slot ownership verified; sending resumed", "slot", s.config.Slot)
 	}
 }
 

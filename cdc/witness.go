@@ -42,7 +42,7 @@ const heldSQL = `SELECT NOT pg_catalog.pg_is_in_recovery() AND pg_catalog.pg_pos
 	EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE active_pid = %d AND slot_name = %s)`
 
 // errOtherServer means that the witness was connected with a server that is not the session's.
-var errOtherServer = errors.New("another server answers than the one that streams")
+var errOtherServer = errors.New("the slot check reached another server than the stream")
 
 // testify asks on one connection for as long as that works.
 func (c *connection) testify(ctx context.Context) error {

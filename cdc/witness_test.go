@@ -62,9 +62,9 @@ func TestASessionIsLiveOnlyWhileTheSlotIsItsOwn(t *testing.T) {
 		if d.walsender() == "" {
 			t.Error("the slot was free before")
 		}
-		r.eventually(time.Second, "the status says so", func() bool { return strings.Contains(r.Status().Err, "nothing is sent") })
-		r.eventually(20*time.Second, "the session ends", func() bool { return !strings.Contains(r.Status().Err, "nothing is sent") })
-		if n := r.log.count("no doubt about the slot"); n != 0 {
+		r.eventually(time.Second, "the status says so", func() bool { return strings.Contains(r.Status().Err, "sending suspended") })
+		r.eventually(20*time.Second, "the session ends", func() bool { return !strings.Contains(r.Status().Err, "sending suspended") })
+		if n := r.log.count("slot ownership verified"); n != 0 {
 			t.Errorf("the end of a session was %d times said to be certainty", n)
 		}
 	})
@@ -131,7 +131,7 @@ func TestAVoidSessionEndsAndSaysWhatIsBetween(t *testing.T) {
 	r := start(t, config)
 	r.eventually(30*time.Second, "the status names the variable", func() bool { return strings.Contains(r.Status().Err, "WALHOOK_REPLICATION_URL") })
 	r.streaming(4)
-	if n := r.log.count("WALHOOK_REPLICATION_URL"); n != 1 {
+	if n := r.log.count("set WALHOOK_REPLICATION_URL"); n != 1 {
 		t.Errorf("it was said %d times", n)
 	}
 	r.end()

@@ -51,7 +51,7 @@ func keys(t *testing.T, s Setup) {
 	}
 
 	p, stop = begin("WALHOOK_SECRET_KEY="+key(2), "WALHOOK_SECRET_KEY_OLD="+key(1))
-	x.eventually(30*time.Second, "all is sealed anew", func() bool { return p.logged("sealed signing secrets anew") > 0 })
+	x.eventually(30*time.Second, "all is sealed anew", func() bool { return p.logged("resealed signing secrets") > 0 })
 	end(p, stop)
 
 	p, stop = begin("WALHOOK_SECRET_KEY=" + key(2))

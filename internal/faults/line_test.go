@@ -186,7 +186,7 @@ func lineNarrow(t *testing.T, s Setup) {
 // lineBlackHole swallows everything, without closing a connection.
 func lineBlackHole(t *testing.T, s Setup) {
 	const before, holds, noticedAtMost, backAtMost = 4 * time.Second, 25 * time.Second, 15 * time.Second, 20 * time.Second
-	const interrupted = "the stream is interrupted"
+	const interrupted = "stream interrupted"
 	x, line := newLine(t, s)
 	p := x.start()
 	x.ready()

@@ -36,7 +36,7 @@ func blinded(t *testing.T, s Setup, take, giveBack string) {
 	<-time.After(before)
 	x.monitor.pause(true) // until this is noticed, what is confirmed means nothing
 	logged := func() int {
-		return p.logged("nothing is confirmed until this is mended") + p.logged("the stream is interrupted")
+		return p.logged("confirming suspended") + p.logged("stream interrupted")
 	}
 	known := logged()
 	over := x.crash(nil) // the stream may be cut

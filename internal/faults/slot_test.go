@@ -79,7 +79,7 @@ func (x *Trial) blockCreation(atMost time.Duration, walhook func() *Process) (na
 	}
 	x.dropSlot()
 	began, p := time.Now(), walhook()
-	says := fmt.Sprintf("waits for transaction of pid %d", tx.Conn().PgConn().PID())
+	says := fmt.Sprintf("waiting for the transaction of pid %d", tx.Conn().PgConn().PID())
 	x.eventually(2*namedAtMost, "the log and readyz name the transaction", func() bool {
 		status, answer := p.ready(x.Context())
 		return p.logged(says) > 0 && status == http.StatusServiceUnavailable && strings.Contains(answer, says)

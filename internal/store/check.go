@@ -156,10 +156,10 @@ func (f *facts) decoding() Check {
 func (f *facts) freeSlot(slot string, want Intent) Check {
 	found := fmt.Sprintf("%d of max_replication_slots = %d are used", f.slots, f.maxSlots)
 	if want.Apply && !f.slot.exists && f.slots >= f.maxSlots {
-		const mend = "drop one that is not used (SELECT slot_name, active FROM pg_replication_slots), or raise max_replication_slots and restart PostgreSQL"
+		const mend = "drop an unused one (SELECT slot_name, active FROM pg_replication_slots), or raise max_replication_slots and restart PostgreSQL"
 		found += ", and slot " + slot + " is not one of them"
 		if want.Waits && f.installed > 0 && f.maxSlots > 0 {
-			return warn("replication slots", found+": it is made when one is free", mend)
+			return warn("replication slots", found+"; walhook creates it when a slot is free", mend)
 		}
 		return fail(ErrNotPrepared, "replication slots", found, mend)
 	}
@@ -174,23 +174,23 @@ func (f *facts) tables(want Intent) Check {
 	case f.incomplete == nil:
 		return good(name, fmt.Sprintf("version %d %s", f.installed, in))
 	case !want.Apply:
-		return fail(ErrNotPrepared, name, strings.TrimPrefix(f.incomplete.Error(), ErrNotPrepared.Error()+": "), "WALHOOK_AUTO_INIT=false, so that this only looks")
+		return fail(ErrNotPrepared, name, strings.TrimPrefix(f.incomplete.Error(), ErrNotPrepared.Error()+": "), "WALHOOK_AUTO_INIT is false, so walhook does not apply the schema itself")
 	case f.schema == "" && want.Schema == "":
-		return fail(ErrNotPrepared, name, "the search_path names no schema that exists", "set WALHOOK_SCHEMA")
+		return fail(ErrNotPrepared, name, "the search_path names no existing schema", "set WALHOOK_SCHEMA")
 	case f.schema == "" && !f.createDatabase:
-		return fail(ErrNotPrepared, name, "schema "+f.wanted+" does not exist, and "+f.user+" may not make it",
+		return fail(ErrNotPrepared, name, "schema "+f.wanted+" does not exist, and "+f.user+" may not create it",
 			"CREATE SCHEMA %s AUTHORIZATION %s", f.wanted, f.user)
 	case f.schema == "":
-		return good(name, "none yet: schema "+f.wanted+" is made for them")
+		return good(name, "none yet; walhook will create schema "+f.wanted+" for them")
 	case !f.createSchema && want.Schema == "":
 		return fail(ErrNotPrepared, name, f.user+" may not create "+in,
 			"set WALHOOK_SCHEMA to the schema that walhook's tables are or will be in, or GRANT CREATE, USAGE ON SCHEMA %s TO %s", f.schema, f.user)
 	case !f.createSchema:
 		return fail(ErrNotPrepared, name, f.user+" may not create "+in, "GRANT CREATE, USAGE ON SCHEMA %s TO %s", f.schema, f.user)
 	case f.installed == 0:
-		return good(name, "none yet: they are made "+in)
+		return good(name, "none yet; walhook will create them "+in)
 	}
-	return good(name, fmt.Sprintf("version %d %s is mended, or made version %d (%s)", f.installed, in, SchemaVersion,
+	return good(name, fmt.Sprintf("version %d %s; walhook will repair it or upgrade it to version %d (%s)", f.installed, in, SchemaVersion,
 		strings.TrimPrefix(f.incomplete.Error(), ErrNotPrepared.Error()+": ")))
 }
 
@@ -200,11 +200,11 @@ func (f *facts) beside(want Intent) Check {
 	found := strings.Join(f.quick, ", ")
 	switch {
 	case f.incomplete != nil: // see tables
-		return good(name, "looked at when the tables are there")
+		return good(name, "checked once the tables exist")
 	case len(f.quick) == 0:
-		return good(name, "views, functions and triggers are there")
+		return good(name, "all views, functions and triggers exist")
 	case want.Apply && f.stranger() == "":
-		return good(name, found+": it is mended")
+		return good(name, found+"; walhook will repair this")
 	}
 	return warn(name, found, "run `walhook init` with a role that owns the tables")
 }
@@ -213,18 +213,18 @@ func (f *facts) beside(want Intent) Check {
 func (f *facts) indexes() Check {
 	const name = "indexes"
 	if len(f.slow) == 0 {
-		return good(name, "no large table lacks one")
+		return good(name, "no large table lacks an index")
 	}
-	return warn(name, strings.Join(f.slow, ", ")+", which is large: what looks there is slow",
-		"run `walhook init` in a quiet hour: until it is done nobody can write to that table, and walhook records nothing "+
-			"(on a partitioned table CREATE INDEX cannot be CONCURRENTLY)")
+	return warn(name, strings.Join(f.slow, ", ")+", a large table: queries that need the index are slow",
+		"run `walhook init` at a quiet hour: building the index blocks all writes to that table, so walhook records nothing meanwhile "+
+			"(CREATE INDEX CONCURRENTLY does not work on a partitioned table)")
 }
 
 // stranger names something that the user may not replace.
 func (f *facts) stranger() (named string) {
 	for _, m := range f.made {
 		if !m.ours && m.owner != f.applyAs {
-			named = m.name + " is " + m.owner + "'s"
+			named = m.name + " belongs to " + m.owner
 		}
 	}
 	return named
@@ -235,7 +235,7 @@ func (f *facts) stranger() (named string) {
 func (f *facts) ownership(want Intent) Check {
 	const name = "owner"
 	if len(f.made) == 0 {
-		return good(name, "the tables will be "+f.user+"'s")
+		return good(name, "the tables will belong to "+f.user)
 	}
 	owner := f.made[0].owner
 	for _, m := range f.made {
@@ -256,18 +256,18 @@ func (f *facts) ownership(want Intent) Check {
 	applies := want.Apply && f.incomplete != nil
 	switch {
 	case len(mixed) > 0 && applies && stranger != "":
-		return fail(ErrNotPrepared, name, "the tables belong to several roles, and "+stranger, "as a superuser: %s; then walhook as that role", strings.Join(mixed, "; "))
+		return fail(ErrNotPrepared, name, "the tables belong to several roles, and "+stranger, "as a superuser: %s; then run walhook as that role", strings.Join(mixed, "; "))
 	case len(mixed) > 0:
 		return warn(name, "the tables belong to several roles", "as a superuser: %s", strings.Join(mixed, "; "))
 	case applies && stranger != "" && f.superuser: // whom a GRANT would change nothing for
-		return fail(ErrNotPrepared, name, stranger+", and "+f.user+" would be the owner of what is made now",
+		return fail(ErrNotPrepared, name, stranger+", but "+f.user+" would own what is created now",
 			"run `walhook init` once as %s, or, where these tables are walhook's own: %s", owner, strings.Join(hand, "; "))
 	case applies && stranger != "":
-		return fail(ErrNotPrepared, name, stranger+", and "+f.user+" would be the owner of what is made now",
+		return fail(ErrNotPrepared, name, stranger+", but "+f.user+" would own what is created now",
 			"run `walhook init` once as %s, or: GRANT %s TO %s", owner, owner, f.user)
 	}
 	if f.applyAs != "" {
-		return good(name, owner+": a superuser makes what is missing as that role")
+		return good(name, owner+" (walhook is a superuser, and creates missing objects as that role)")
 	}
 	return good(name, owner)
 }
@@ -279,22 +279,22 @@ func (f *facts) published(want Intent) Check {
 	case !p.exists && !want.Apply:
 		return fail(ErrNotPrepared, name, Publication+" does not exist", "run `walhook init` with a role that owns the tables")
 	case !p.exists && !f.createDatabase:
-		return fail(ErrNotPrepared, name, Publication+" does not exist, and "+f.user+" may not make it",
+		return fail(ErrNotPrepared, name, Publication+" does not exist, and "+f.user+" may not create it",
 			"GRANT CREATE ON DATABASE %s TO %s", f.database, f.user)
 	case !p.exists:
-		return good(name, Publication+" is made")
+		return good(name, "walhook will create publication "+Publication)
 	case p.all:
-		return warn(name, Publication+" is FOR ALL TABLES: what all applications insert is read, and passed over",
+		return warn(name, Publication+" is FOR ALL TABLES: walhook has to read and skip the inserts of every application",
 			"DROP PUBLICATION %s; then run `walhook init`", Publication)
 	case !p.carries && p.others != "":
-		return fail(ErrNotPrepared, name, fmt.Sprintf("%s carries %s, and not walhook's outbox: it is another's", Publication, p.others),
-			"a database has one publication of that name, and so one walhook: where that is the one you mean, set WALHOOK_SCHEMA to its schema; "+
+		return fail(ErrNotPrepared, name, fmt.Sprintf("%s includes %s and not walhook's outbox: it is not walhook's", Publication, p.others),
+			"a database can have only one publication of that name, so only one walhook: if that publication is the one you mean, set WALHOOK_SCHEMA to its schema; "+
 				"otherwise ALTER PUBLICATION %s RENAME TO something_else", Publication)
 	case !p.carries && !p.ours:
-		return fail(ErrNotPrepared, name, fmt.Sprintf("%s does not carry webhook_outbox, and belongs to %s", Publication, p.owner),
+		return fail(ErrNotPrepared, name, fmt.Sprintf("%s does not include webhook_outbox, and belongs to %s", Publication, p.owner),
 			"ALTER PUBLICATION %s OWNER TO %s", Publication, f.user)
 	case p.others != "":
-		return warn(name, fmt.Sprintf("%s carries %s too: what is inserted there is read, and passed over", Publication, p.others), "ALTER PUBLICATION %s DROP TABLE %s", Publication, p.others)
+		return warn(name, fmt.Sprintf("%s also includes %s: walhook has to read and skip the inserts there", Publication, p.others), "ALTER PUBLICATION %s DROP TABLE %s", Publication, p.others)
 	}
 	return good(name, Publication)
 }
@@ -306,14 +306,14 @@ func (f *facts) ownSlot(slot string, want Intent) Check {
 	case !s.exists && !want.Apply:
 		return fail(ErrNotPrepared, name, slot+" does not exist", "run `walhook init`, or SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", literal(slot))
 	case !s.exists:
-		return good(name, slot+" is made")
+		return good(name, "walhook will create slot "+slot)
 	case !s.ours:
-		return fail(ErrNotPrepared, name, fmt.Sprintf("%s is not one of pgoutput in this database (plugin %s, database %q): it is another's", slot, s.plugin, s.database),
-			"choose another name with WALHOOK_SLOT: names of slots are the server's, not a database's")
+		return fail(ErrNotPrepared, name, fmt.Sprintf("%s is not a pgoutput slot of this database (plugin %s, database %q)", slot, s.plugin, s.database),
+			"set WALHOOK_SLOT to another name: slot names are unique per server, not per database")
 	case s.lost:
-		return warn(name, "PostgreSQL has invalidated "+slot, "nothing: it is made anew, and what it would have brought is looked up in the outbox; consider a larger max_slot_wal_keep_size")
+		return warn(name, "PostgreSQL has invalidated "+slot, "none needed: walhook recreates it and finds missed events in the outbox; consider a larger max_slot_wal_keep_size")
 	case s.pid != 0:
-		return good(name, fmt.Sprintf("%s is in use by pid %d: another walhook stands by for it", slot, s.pid))
+		return good(name, fmt.Sprintf("%s is in use by pid %d; another walhook stands by for it", slot, s.pid))
 	}
 	return good(name, slot)
 }
@@ -323,10 +323,10 @@ func (f *facts) otherSlots() Check {
 	var idle, drop []string
 	for _, o := range f.others {
 		if o.pid != 0 {
-			return fail(ErrHeldBack, name, fmt.Sprintf("another walhook delivers from these tables by slot %s (pid %d), and everything would be sent twice", o.name, o.pid),
+			return fail(ErrHeldBack, name, fmt.Sprintf("another walhook delivers from these tables through slot %s (pid %d), so everything would be sent twice", o.name, o.pid),
 				"stop that one, or set WALHOOK_SLOT=%s to stand by for it", o.name)
 		}
-		idle = append(idle, fmt.Sprintf("%s, which nobody uses, keeps %s of WAL", o.name, o.kept))
+		idle = append(idle, fmt.Sprintf("%s is unused and keeps %s of WAL", o.name, o.kept))
 		drop = append(drop, fmt.Sprintf("SELECT pg_drop_replication_slot(%s)", literal(o.name)))
 	}
 	if len(idle) > 0 {
@@ -338,11 +338,11 @@ func (f *facts) otherSlots() Check {
 func (f *facts) environmentIs(want Intent) Check {
 	const name = "environment"
 	if f.environment != "" && f.environment != want.Environment && !want.Adopt {
-		return fail(ErrHeldBack, name, fmt.Sprintf("this database belongs to the environment %q, and WALHOOK_ENVIRONMENT is %q", f.environment, want.Environment),
-			"if it is meant to be used here: walhook init --adopt")
+		return fail(ErrHeldBack, name, fmt.Sprintf("this database belongs to the environment %q, but WALHOOK_ENVIRONMENT is %q", f.environment, want.Environment),
+			"to use it here all the same, run `walhook init --adopt`")
 	}
 	if want.Environment == "" {
-		return good(name, "none (a copy of this database would be served like this one: see WALHOOK_ENVIRONMENT)")
+		return good(name, "none (a copy of this database would deliver too: see WALHOOK_ENVIRONMENT)")
 	}
 	return good(name, want.Environment)
 }
@@ -350,7 +350,7 @@ func (f *facts) environmentIs(want Intent) Check {
 func (f *facts) keptWAL() Check {
 	const name = "max_slot_wal_keep_size"
 	if f.walKept == "-1" {
-		return warn(name, "not limited: while walhook is away, its slot keeps WAL until the disk is full", "ALTER SYSTEM SET max_slot_wal_keep_size = '50GB' (well below what is free), then SELECT pg_reload_conf()")
+		return warn(name, "unlimited: while walhook is down, its slot keeps WAL until the disk is full", "ALTER SYSTEM SET max_slot_wal_keep_size = '50GB' (well below the free disk space), then SELECT pg_reload_conf()")
 	}
 	return good(name, f.walKept)
 }
@@ -358,9 +358,9 @@ func (f *facts) keptWAL() Check {
 func (f *facts) whoMakes() Check {
 	const name = "rights on the schema"
 	if f.makers != "" {
-		return warn(name, f.makers+" may create in walhook's schema too", "%s, or give walhook a schema of its own with WALHOOK_SCHEMA", f.unmake)
+		return warn(name, f.makers+" may also create objects in walhook's schema", "%s, or give walhook a schema of its own with WALHOOK_SCHEMA", f.unmake)
 	}
-	return good(name, "nobody else may create there")
+	return good(name, "nobody else may create objects there")
 }
 
 // FailedCheck is a check that was made elsewhere and came to an error.

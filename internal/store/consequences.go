@@ -116,7 +116,7 @@ func (s *Store) Tell(ctx context.Context, fence Fence, c Consequence) (rest []Co
 	}
 	queue(insertDisabled, len(c.disabled), disableArgs(c.disabled, c.reason, 0))
 	if err := s.send(ctx, &b); err != nil {
-		return nil, fmt.Errorf("write what outcomes mean beyond their rows: %w", err)
+		return nil, fmt.Errorf("write the consequences of outcomes: %w", err)
 	}
 	return rest, nil
 }

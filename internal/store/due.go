@@ -162,7 +162,7 @@ func (s *Store) Waiting(ctx context.Context, after uuid.UUID, limit int) ([]Wait
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("walk the endpoints with unfinished deliveries: %w", err)
+		return nil, fmt.Errorf("list the endpoints with unfinished deliveries: %w", err)
 	}
 	return found, nil
 }

@@ -46,7 +46,7 @@ func (s *Store) Endpoints(ctx context.Context, ids []uuid.UUID) ([]Endpoint, err
 			return err
 		}
 		if now.Before(asked.Add(-maxSkew)) || now.After(time.Now().Add(maxSkew)) {
-			return fmt.Errorf("%w: it is %s here and %s there", ErrSkewed, time.Now().UTC().Format(time.DateTime), now.UTC().Format(time.DateTime))
+			return fmt.Errorf("%w: walhook says %s, PostgreSQL %s (UTC)", ErrSkewed, time.Now().UTC().Format(time.DateTime), now.UTC().Format(time.DateTime))
 		}
 		return nil
 	})

@@ -72,8 +72,8 @@ func (s *Store) claimEnvironment(ctx context.Context, environment string, adopt 
 		case err != nil:
 			return err
 		case known != environment:
-			return fmt.Errorf("%w: this database belongs to the environment %q, and WALHOOK_ENVIRONMENT is %q; "+
-				"if it is meant to be used here, run `walhook init --adopt`", ErrHeldBack, known, environment)
+			return fmt.Errorf("%w: this database belongs to the environment %q, but WALHOOK_ENVIRONMENT is %q; "+
+				"to use it here all the same, run `walhook init --adopt`", ErrHeldBack, known, environment)
 		}
 		return nil
 	})
@@ -103,6 +103,6 @@ func (s *Store) heldByOther(ctx context.Context, tx pgx.Tx) error {
 	if err != nil {
 		return err
 	}
-	return fmt.Errorf("%w: another walhook delivers from these tables by slot %s (pid %d), and everything would be sent twice; "+
+	return fmt.Errorf("%w: another walhook delivers from these tables through slot %s (pid %d), so everything would be sent twice; "+
 		"stop that one, or set WALHOOK_SLOT to its slot to stand by for it", ErrHeldBack, slot, pid)
 }

@@ -102,7 +102,7 @@ func (s *Store) overview(ctx context.Context, sql string, into ...any) error {
 		return tx.QueryRow(ctx, sql).Scan(into...)
 	})
 	if err != nil {
-		return fmt.Errorf("read how things stand: %w", err)
+		return fmt.Errorf("read the overview: %w", err)
 	}
 	return nil
 }

@@ -98,7 +98,7 @@ func (p *Partitions) old(ctx context.Context, u *Upkeep) error {
 	}
 	before, err := p.confirmed(ctx)
 	if err != nil {
-		return fmt.Errorf("find out what is past retention and confirmed: %w", err)
+		return fmt.Errorf("find what is past retention and confirmed: %w", err)
 	}
 	if before.IsZero() {
 		return nil
@@ -323,7 +323,7 @@ func undroppable(pg *pgconn.PgError, day time.Time) string {
 	if pg.Code != "2BP01" { // dependent_objects_still_exist
 		return why
 	}
-	return why + fmt.Sprintf("; drop or change what depends on it, or keep the day for yourselves: "+
+	return why + fmt.Sprintf("; drop or change the dependent objects, or keep the day as tables of your own: "+
 		"ALTER TABLE webhook_outbox DETACH PARTITION webhook_outbox_p%[1]s; ALTER TABLE webhook_deliveries DETACH PARTITION webhook_deliveries_p%[1]s;", day.Format("20060102"))
 }
 
@@ -352,7 +352,7 @@ func (p *Partitions) whole(ctx context.Context, day, end time.Time) (whole bool,
 		case err != nil:
 			return false, "", err
 		case len(c.Missing) > 0: // the next round looks there again
-			return false, fmt.Sprintf("event %s is owed without a delivery; if that stays so, docs/operations.md, \"Beyond the recovery window\", has the query that finds such events and how to have them delivered",
+			return false, fmt.Sprintf("event %s is owed to an endpoint but has no delivery; if this persists, see \"Beyond the recovery window\" in docs/operations.md for the query that finds such events and how to deliver them",
 				c.Missing[0].EventID), nil
 		}
 		w.upto, w.end, w.events = c.Upto, c.End, w.events+int64(c.Events)

@@ -444,7 +444,7 @@ func TestUpkeepDropsOldDays(t *testing.T) {
 		if len(kept) == 0 || kept[0].Day != oldest || !strings.Contains(kept[0].Why, "view report") || !strings.Contains(kept[0].Why, "DETACH PARTITION") {
 			t.Fatalf("kept %+v, want %s, with the view's name and what to do", kept, oldest)
 		}
-		_, statements, _ := strings.Cut(kept[0].Why, "yourselves: ")
+		_, statements, _ := strings.Cut(kept[0].Why, "of your own: ")
 		exec(t, db.Pool, statements)
 		if slices.Contains(column[string](t, db.Pool, `SELECT inhrelid::regclass::text FROM pg_inherits`), "webhook_outbox_p"+strings.ReplaceAll(oldest, "-", "")) {
 			t.Error("what it says to do does not help")

@@ -66,7 +66,7 @@ func (s *Store) lookAtPublication(ctx context.Context) (p publicationFacts, err 
 		return publicationFacts{}, nil
 	}
 	if err != nil {
-		return p, fmt.Errorf("look at publication %s: %w", Publication, err)
+		return p, fmt.Errorf("read publication %s: %w", Publication, err)
 	}
 	p.exists = true
 	return p, nil
@@ -85,7 +85,7 @@ func (s *Store) lookAtSlot(ctx context.Context) (f slotFacts, err error) {
 		return slotFacts{}, nil
 	}
 	if err != nil {
-		return f, fmt.Errorf("look for slot %s: %w", s.slot, err)
+		return f, fmt.Errorf("read slot %s: %w", s.slot, err)
 	}
 	f.exists = true
 	return f, nil
@@ -105,7 +105,7 @@ func (s *Store) Preflight(ctx context.Context, want Intent) ([]Check, error) {
 	err := s.pool.QueryRow(ctx, selectServer, pgx.NamedArgs{"schema": want.Schema}).Scan(&f.version, &f.versionText, &f.recovery, &f.walLevel, &f.slots, &f.maxSlots, &f.walKept,
 		&f.user, &f.database, &f.wanted, &f.schema, &f.createDatabase, &f.createSchema, &installed)
 	if err != nil {
-		return nil, fmt.Errorf("look at the server: %w", err)
+		return nil, fmt.Errorf("read the server's settings: %w", err)
 	}
 	if f.version < oldestServer { // the statements below are for newer ones
 		return []Check{f.server()}, nil
@@ -138,7 +138,7 @@ func (s *Store) lookAtMade(ctx context.Context, f *facts) error {
 	}
 	rows, err := s.pool.Query(ctx, selectOwners, pgx.NamedArgs{"tables": append(s.made.tables, s.made.views...), "functions": s.made.functions})
 	if err != nil {
-		return fmt.Errorf("look whose the tables are: %w", err)
+		return fmt.Errorf("read the owners of the tables: %w", err)
 	}
 	var m madeObject
 	_, err = pgx.ForEachRow(rows, []any{&m.kind, &m.name, &m.owner, &m.ours, &f.superuser}, func() error {
@@ -146,7 +146,7 @@ func (s *Store) lookAtMade(ctx context.Context, f *facts) error {
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("look whose the tables are: %w", err)
+		return fmt.Errorf("read the owners of the tables: %w", err)
 	}
 	f.makers, f.unmake, err = s.Makers(ctx)
 	return err
@@ -164,7 +164,7 @@ func (s *Store) lookAtNames(ctx context.Context, f *facts) (err error) {
 // lookAtState reads what walhook remembers.
 func (s *Store) lookAtState(ctx context.Context, f *facts) error {
 	if err := s.pool.QueryRow(ctx, `SELECT `+installedVersion).Scan(&f.installed); err != nil {
-		return fmt.Errorf("ask for the schema's version: %w", err)
+		return fmt.Errorf("read the schema's version: %w", err)
 	}
 	if err := s.pool.QueryRow(ctx, selectEnvironment).Scan(&f.environment); err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		if hasCode(err, "42P01", "42501", "42703") { // it is not there, or not for this role to read: CheckSchema says so

@@ -93,7 +93,7 @@ func (s *Store) Missing(ctx context.Context, from Position, until uuid.UUID, lim
 			}
 			at := Position{d.EventID, ordinal}
 			if !at.after(c.Upto) && n > 0 {
-				return fmt.Errorf("event %s comes after %s", d.EventID, c.Upto.Event)
+				return fmt.Errorf("events out of order: %s after %s", d.EventID, c.Upto.Event)
 			}
 			if c.Upto = at; ordinal <= 1 {
 				c.Events++

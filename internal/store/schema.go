@@ -54,7 +54,7 @@ SELECT ` + installedVersion + `,
        coalesce((SELECT pg_catalog.format('the trigger %1$s of %2$s is disabled or not ENABLE ALWAYS (ALTER TABLE %2$s ENABLE %3$sTRIGGER %1$s)',
                                t.name, t.tgrelid::regclass, CASE WHEN t.always THEN 'ALWAYS ' ELSE '' END)
                  FROM triggers t WHERE t.enabled NOT IN ('A', CASE WHEN t.always THEN 'A' ELSE 'O' END) ORDER BY t.tgrelid LIMIT 1), ''),
-       coalesce((SELECT pg_catalog.format('%s looks into another schema than its own (%s): the schema was renamed', p.oid::regprocedure, setting)
+       coalesce((SELECT pg_catalog.format('%s searches another schema than its own (%s): the schema was renamed', p.oid::regprocedure, setting)
                  FROM pg_proc p CROSS JOIN LATERAL pg_catalog.unnest(p.proconfig) AS setting
                  WHERE p.pronamespace = o.relnamespace AND p.proowner = o.relowner AND p.proname::text = ANY (@functions::text[])
                    AND starts_with(setting, 'search_path=') AND strpos(' ' || substr(setting, 13) || ',', ' ' || quote_ident(o.nspname::text) || ',') = 0
@@ -93,11 +93,11 @@ func (s *Store) compare(ctx context.Context, made manifest) error {
 	var missing string
 	switch {
 	case err == nil && version < 0:
-		missing = "walhook's tables are not in the schema that its sessions look into (WALHOOK_SCHEMA, or the first of the search_path)"
+		missing = "walhook's tables are not in its schema (WALHOOK_SCHEMA, or the first schema of the search_path)"
 	case err != nil:
 		return fmt.Errorf("check the schema: %w", err)
 	case version < SchemaVersion:
-		missing = fmt.Sprintf("the schema is version %d, and this walhook needs %d", version, SchemaVersion)
+		missing = fmt.Sprintf("the schema has version %d, but this walhook needs %d", version, SchemaVersion)
 	case len(tables) > 0:
 		missing = "missing tables: " + strings.Join(tables, ", ")
 	case len(columns) > 0:
@@ -111,9 +111,9 @@ func (s *Store) compare(ctx context.Context, made manifest) error {
 	case !publication:
 		missing = "the publication walhook is missing"
 	case !inserts:
-		missing = "the publication walhook has to have publish = 'insert' and publish_via_partition_root = true"
+		missing = "the publication walhook needs publish = 'insert' and publish_via_partition_root = true"
 	case !member:
-		missing = "the publication walhook does not carry webhook_outbox, or only some of its rows or columns"
+		missing = "the publication walhook does not include webhook_outbox, or only some of its rows or columns"
 	case !updates: // a role with the grants of schema version 1
 		return s.lacks(ctx, "UPDATE", "webhook_endpoint_failures")
 	case !retries: // of schema version 4
@@ -133,7 +133,7 @@ func (s *Store) lacks(ctx context.Context, privilege, table string) error {
 	if err := s.pool.QueryRow(ctx, selectGrant, pgx.NamedArgs{"privilege": privilege, "table": table}).Scan(&grant); err != nil {
 		return fmt.Errorf("check the schema: %w", err)
 	}
-	return fmt.Errorf("%w: this role lacks a right, which the owner of the table can give it: %s", ErrNotPrepared, grant)
+	return fmt.Errorf("%w: this role lacks a privilege; as the owner of the table, run: %s", ErrNotPrepared, grant)
 }
 
 // Rows of a catalogue are told apart by their oid, and versions of one by the
@@ -156,7 +156,7 @@ SELECT coalesce((
 // published returns the identity of what is published, and the outbox's OID; 0: there is none.
 func (s *Store) published(ctx context.Context) (identity string, outbox uint32, err error) {
 	if err := s.pool.QueryRow(ctx, selectPublished).Scan(&identity, &outbox); err != nil {
-		return "", 0, fmt.Errorf("look at the publication: %w", err)
+		return "", 0, fmt.Errorf("read the publication: %w", err)
 	}
 	return fmt.Sprintf("%s of %d", identity, outbox), outbox, nil
 }
@@ -295,7 +295,7 @@ func neverApplies(err error) (mend string, never bool) {
 	case hasCode(err, "42501", "3F000", "55000"): // insufficient_privilege, invalid_schema_name, object_not_in_prerequisite_state
 		return "", true
 	case strings.HasPrefix(pg.Code, "42"): // syntax_error_or_access_rule_violation
-		return " (something that has one of walhook's names is not walhook's: rename it, or give walhook a schema of its own with WALHOOK_SCHEMA)", true
+		return " (an object that is not walhook's has one of walhook's names: rename it, or give walhook a schema of its own with WALHOOK_SCHEMA)", true
 	}
 	return "", false
 }
@@ -303,9 +303,9 @@ func neverApplies(err error) (mend string, never bool) {
 // For whom a backend waits, and for what. Every role may ask that; of what else
 // there is to know about a session it sees only its own, or all as a monitor.
 const selectBlocker = `
-SELECT CASE WHEN b.pid = 0 THEN 'a prepared transaction is in the way: see pg_prepared_xacts'
-       ELSE pg_catalog.format('pid %s%s has %s%s: wait for it, or end it with SELECT pg_terminate_backend(%1$s)', b.pid, ' of ' || nullif(a.application_name, ''),
-                   coalesce('a lock on ' || w.relation::regclass::text, 'a transaction that has to end first'),
+SELECT CASE WHEN b.pid = 0 THEN 'blocked by a prepared transaction: see pg_prepared_xacts'
+       ELSE pg_catalog.format('blocked by pid %s%s, which has %s%s: wait for it, or end it with SELECT pg_terminate_backend(%1$s)', b.pid, ' of ' || nullif(a.application_name, ''),
+                   coalesce('a lock on ' || w.relation::regclass::text, 'an open transaction'),
                    ' (' || a.state || ' for ' || date_trunc('second'::text, clock_timestamp() - a.xact_start)::text || ')') END
 FROM unnest(pg_blocking_pids(@pid::int)) AS b(pid) LEFT JOIN pg_stat_activity a ON a.pid = b.pid
 LEFT JOIN pg_locks w ON w.pid = @pid::int AND NOT w.granted

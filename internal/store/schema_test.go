@@ -250,7 +250,7 @@ func TestCheckSchema(t *testing.T) {
 		newer        bool // PostgreSQL 15
 	}{
 		{`DROP PUBLICATION walhook`, "publication walhook is missing", true, false},
-		{`ALTER PUBLICATION walhook DROP TABLE webhook_outbox`, "does not carry webhook_outbox", true, false},
+		{`ALTER PUBLICATION walhook DROP TABLE webhook_outbox`, "does not include webhook_outbox", true, false},
 		{`ALTER PUBLICATION walhook SET (publish_via_partition_root = false)`, "publish_via_partition_root", true, false},
 		{`ALTER PUBLICATION walhook SET (publish = 'update')`, "publish = 'insert'", true, false},
 		{`ALTER PUBLICATION walhook SET TABLE webhook_outbox WHERE (organization_id = 'x')`, "some of its rows", true, true},
@@ -300,7 +300,7 @@ func TestMigrateSaysWhoIsInTheWay(t *testing.T) {
 	}{
 		"a reader of a view": {`SELECT FROM webhook_status`, "a lock on webhook_overdue", pgtest.New},
 		"who applies it too": {`LOCK TABLE webhook_state IN SHARE UPDATE EXCLUSIVE MODE`, "a lock on webhook_state", pgtest.New},
-		"a first one":        {`CREATE TABLE webhook_state ()`, "a transaction that has to end first", pgtest.Empty},
+		"a first one":        {`CREATE TABLE webhook_state ()`, "an open transaction", pgtest.Empty},
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()

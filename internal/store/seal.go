@@ -64,7 +64,7 @@ func (s *Sealer) open(endpoint uuid.UUID, stored string) (text Secret, former bo
 	}
 	rotate := fmt.Sprintf("SELECT webhook_rotate_secret('%s', '0')", endpoint)
 	if s == nil {
-		return "", false, errors.New("its secret is sealed, and WALHOOK_SECRET_KEY is not set; set it to the key that secrets were sealed with, or make a new secret: " + rotate)
+		return "", false, errors.New("its secret is sealed, and WALHOOK_SECRET_KEY is not set; set it to the key that sealed the secrets, or make a new secret: " + rotate)
 	}
 	box, err := base64.StdEncoding.DecodeString(encoded)
 	if err != nil {
@@ -78,11 +78,11 @@ func (s *Sealer) open(endpoint uuid.UUID, stored string) (text Secret, former bo
 			return Secret(text), i > 0, nil
 		}
 	}
-	return "", false, errors.New("its secret was sealed with another key than WALHOOK_SECRET_KEY, or is damaged; give that key as WALHOOK_SECRET_KEY_OLD, or make a new secret: " + rotate)
+	return "", false, errors.New("its secret was sealed with another key than WALHOOK_SECRET_KEY, or is damaged; set WALHOOK_SECRET_KEY_OLD to that key, or make a new secret: " + rotate)
 }
 
 // ErrSecretKey means that the keys open none of the secrets that are sealed.
-var ErrSecretKey = errors.New("the signing secrets in webhook_secrets are sealed, and none of those that were tried can be opened")
+var ErrSecretKey = errors.New("the signing secrets in webhook_secrets are sealed, and none of those tried can be opened")
 
 // checkedSecrets bounds how many secrets a start looks at from either end: enough to
 // tell a wrong key from rows that are damaged, and a few milliseconds.
@@ -111,7 +111,7 @@ func (s *Store) CheckSecrets(ctx context.Context) error {
 	})
 	switch {
 	case err != nil:
-		return fmt.Errorf("look whether signing secrets can be opened: %w", err)
+		return fmt.Errorf("check whether signing secrets can be opened: %w", err)
 	case tried == 0 || opened > 0:
 		return nil
 	case s.sealer == nil:
@@ -121,8 +121,8 @@ func (s *Store) CheckSecrets(ctx context.Context) error {
 	}
 }
 
-const mendKey = "set it to the key that they were sealed with, or give that one as WALHOOK_SECRET_KEY_OLD beside a new one; " +
-	"if it is lost, make new secrets: SELECT id, webhook_rotate_secret(id, '0') FROM webhook_endpoints"
+const mendKey = "set it to the key that sealed them, or set WALHOOK_SECRET_KEY_OLD to that key and WALHOOK_SECRET_KEY to a new one; " +
+	"if the key is lost, make new secrets: SELECT id, webhook_rotate_secret(id, '0') FROM webhook_endpoints"
 
 // sealChunk bounds one transaction that seals.
 const sealChunk = 100
@@ -191,7 +191,7 @@ func (s *Store) Reseal(ctx context.Context, walk *Resealing) error {
 		err = s.sealAll(ctx, former)
 	}
 	if err != nil {
-		return fmt.Errorf("seal signing secrets anew: %w", err)
+		return fmt.Errorf("reseal signing secrets: %w", err)
 	}
 	walk.Resealed += len(former)
 	walk.Unopened += unopened

@@ -112,7 +112,7 @@ SELECT pg_catalog.getdatabaseencoding()::pg_catalog.text, coalesce(pg_catalog.cu
 const pinSession = `SELECT pg_catalog.set_config('search_path', $1, false)`
 
 // ErrNoSchema means that there is no schema to look into.
-var ErrNoSchema = fmt.Errorf("%w: there is no schema to look into", ErrNotPrepared)
+var ErrNoSchema = fmt.Errorf("%w: no schema for walhook's tables", ErrNotPrepared)
 
 // BeginSession makes a session that has started with Settings ready for use, and
 // returns its schema. Where none is given it is the first one of the session's search_path.
@@ -128,7 +128,7 @@ func BeginSession(ctx context.Context, conn *pgx.Conn, schema string) (string, e
 		return schema, nil // which may have to be made first
 	}
 	if current == "" {
-		return "", fmt.Errorf("%w: the search_path of this role (%s) names none that exists and that it may use; set WALHOOK_SCHEMA", ErrNoSchema, path)
+		return "", fmt.Errorf("%w: the search_path of this role (%s) names no existing schema that it may use; set WALHOOK_SCHEMA", ErrNoSchema, path)
 	}
 	if _, err := conn.Exec(ctx, pinSession, pgx.QueryExecModeExec, searchPath(current)); err != nil {
 		return "", fmt.Errorf("set the search_path: %w", err)
@@ -147,13 +147,13 @@ func checkEncoding(encoding string) error {
 	if encoding == "UTF8" {
 		return nil
 	}
-	return fmt.Errorf("%w but %s, which cannot be changed: dump it, make another with CREATE DATABASE another ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0, and restore it there",
+	return fmt.Errorf("%w but %s, and cannot be changed: dump the database, create a new one with CREATE DATABASE another ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0, and restore the dump there",
 		ErrEncoding, encoding)
 }
 
 // ErrSettings means that a session cannot be set up as it must be, and that somebody
 // has to change the defaults of its role.
-var ErrSettings = errors.New("the settings of the sessions are not as they must be")
+var ErrSettings = errors.New("wrong session settings")
 
 // A pooler refuses most parameters, and shares sessions: what is set in one is found by
 // others. So the role's own settings have to be right. A timeout of less than a minute
@@ -197,10 +197,10 @@ func CheckShared(ctx context.Context, conn *pgx.Conn, schema string) (string, er
 	}
 	switch {
 	case len(mend) > 0:
-		return "", fmt.Errorf("%w: through a pooler they come from the role, and walhook cannot change them: %s; then renew the pooler's connections",
+		return "", fmt.Errorf("%w: walhook cannot change settings through a pooler, so set them for its role: %s; then make the pooler reconnect",
 			ErrSettings, strings.Join(mend, "; "))
 	case schema == "" && current == "":
-		return "", fmt.Errorf("%w: through a pooler it has to be the first of the role's search_path, for example %ssearch_path = webhooks, pg_temp", ErrNoSchema, alter)
+		return "", fmt.Errorf("%w: through a pooler, the role's search_path must begin with that schema, for example %ssearch_path = webhooks, pg_temp", ErrNoSchema, alter)
 	}
 	return current, nil
 }
@@ -219,7 +219,7 @@ func (s *Store) CreateSchema(ctx context.Context, schema string) error {
 	}
 	_, err := s.pool.Exec(ctx, "CREATE SCHEMA IF NOT EXISTS "+name) // if another process was faster
 	if hasCode(err, "42501") {                                      // insufficient_privilege
-		return fmt.Errorf("%w: WALHOOK_SCHEMA %s does not exist, and this role may not make it: CREATE SCHEMA %s AUTHORIZATION %s (%w)",
+		return fmt.Errorf("%w: WALHOOK_SCHEMA %s does not exist, and this role may not create it: CREATE SCHEMA %s AUTHORIZATION %s (%w)",
 			ErrNotPrepared, name, name, role, err)
 	}
 	if err != nil && !hasCode(err, "23505") { // unique_violation: another process was as fast
@@ -248,7 +248,7 @@ func (s *Store) Makers(ctx context.Context) (who, mend string, err error) {
 		return "", "", nil
 	}
 	if err != nil {
-		return "", "", fmt.Errorf("look who may create in the schema: %w", err)
+		return "", "", fmt.Errorf("read who may create objects in the schema: %w", err)
 	}
 	return who, fmt.Sprintf("REVOKE CREATE ON SCHEMA %s FROM %s", schema, who), nil
 }

@@ -153,7 +153,7 @@ func TestWhatARoleLacksCanBePasted(t *testing.T) {
 		if err == nil {
 			return
 		}
-		_, grant, found := strings.Cut(err.Error(), "can give it: ")
+		_, grant, found := strings.Cut(err.Error(), "of the table, run: ")
 		if !errors.Is(err, store.ErrNotPrepared) || !found {
 			t.Fatalf("got %v", err)
 		}

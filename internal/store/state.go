@@ -133,7 +133,7 @@ func (s *Store) StartSession(ctx context.Context, session *Session, flushed pglo
 	s.open.begin(session)
 	session.Published, session.Outbox, err = s.published(ctx)
 	if err == nil && session.Outbox == 0 {
-		return fmt.Errorf("%w: there is no table webhook_outbox in the search_path; give it back its name, or run `walhook init`", ErrNotPrepared)
+		return fmt.Errorf("%w: the search_path has no table webhook_outbox; rename the table back, or run `walhook init`", ErrNotPrepared)
 	}
 	return err
 }
@@ -192,7 +192,7 @@ ON CONFLICT (slot) DO UPDATE SET
 // one dies first.
 func (s *Store) AwaitSlot(ctx context.Context) error {
 	if _, err := s.pool.Exec(ctx, awaitSlot, pgx.NamedArgs{"slot": s.slot}); err != nil {
-		return fmt.Errorf("note in webhook_state that the slot is made anew: %w", err)
+		return fmt.Errorf("note in webhook_state that the slot is created: %w", err)
 	}
 	return nil
 }
@@ -233,7 +233,7 @@ func (s *Store) Reconciled(ctx context.Context, f Fence) (since time.Time, err e
 	}
 	err = s.pool.QueryRow(ctx, selectReconcileFrom, args).Scan(&since)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) { // fenced, or an answer was lost
-		return time.Time{}, fmt.Errorf("look what else is to be reconciled: %w", err)
+		return time.Time{}, fmt.Errorf("read what is left to reconcile: %w", err)
 	}
 	return since, nil
 }

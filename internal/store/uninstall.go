@@ -21,7 +21,7 @@ func (s *Store) slotToDrop(ctx context.Context) (exists bool, err error) {
 	case err != nil || !f.exists:
 		return false, err
 	case !f.ours:
-		return false, fmt.Errorf("%w: slot %s is not this database's walhook's (plugin %s, database %q): it stays. Connect to the database of the walhook that is meant, "+
+		return false, fmt.Errorf("%w: slot %s does not belong to this database's walhook (plugin %s, database %q) and was not dropped. Connect to the database of the walhook that you mean, "+
 			"or set WALHOOK_SLOT to its slot", ErrNotPrepared, s.slot, f.plugin, f.database)
 	case f.pid != 0:
 		return false, fmt.Errorf("slot %s is in use by pid %d: stop that walhook first", s.slot, f.pid)
@@ -51,12 +51,12 @@ func (s *Store) DropPublication(ctx context.Context) (did string, err error) {
 	case !p.exists:
 		return "there is no publication " + Publication, nil
 	case p.all:
-		return "publication " + Publication + " is FOR ALL TABLES, which walhook does not make: it stays", nil
+		return "publication " + Publication + " was kept: it is FOR ALL TABLES, so it is not walhook's", nil
 	case !p.carries && p.others != "":
-		return fmt.Sprintf("publication %s carries %s, and not walhook's outbox: it stays", Publication, p.others), nil
+		return fmt.Sprintf("publication %s was kept: it includes %s and not walhook's outbox", Publication, p.others), nil
 	case p.others != "":
 		do = fmt.Sprintf("ALTER PUBLICATION %s DROP TABLE %s", Publication, p.outbox)
-		did = fmt.Sprintf("%s taken out of publication %s, which carries %s too", p.outbox, Publication, p.others)
+		did = fmt.Sprintf("%s removed from publication %s, which also includes %s", p.outbox, Publication, p.others)
 	default:
 		did = "publication " + Publication + " dropped"
 	}
@@ -95,9 +95,9 @@ func (s *Store) lookAtTables(ctx context.Context, schema string) (map[string][]s
 	_, err = pgx.ForEachRow(rows, []any{&kind, &name, &owner, &expected, &shape}, func() error {
 		switch {
 		case !shape:
-			return fmt.Errorf("%w: %s is not partitioned, so it is not walhook's: nothing is dropped", ErrNotPrepared, name)
+			return fmt.Errorf("%w: %s is not partitioned, so it is not walhook's; nothing was dropped", ErrNotPrepared, name)
 		case owner != expected:
-			return fmt.Errorf("%w: %s belongs to %s, and walhook to %s: nothing is dropped. If it is walhook's: ALTER TABLE %[2]s OWNER TO %[4]s",
+			return fmt.Errorf("%w: %s belongs to %s, but walhook's objects to %s; nothing was dropped. If it is walhook's: ALTER TABLE %[2]s OWNER TO %[4]s",
 				ErrNotPrepared, name, owner, expected)
 		}
 		made[kind] = append(made[kind], name)
@@ -123,7 +123,7 @@ func (s *Store) notElsewhere(ctx context.Context) error {
 	case err != nil:
 		return fmt.Errorf("look for walhook's schema: %w", err)
 	}
-	return fmt.Errorf("%w: walhook's tables are in schema %s: nothing is dropped. Set WALHOOK_SCHEMA to it", ErrNotPrepared, schema)
+	return fmt.Errorf("%w: walhook's tables are in schema %s; nothing was dropped. Set WALHOOK_SCHEMA to that schema", ErrNotPrepared, schema)
 }
 
 // MayUninstall returns an error where something that is asked for is not this
@@ -179,7 +179,7 @@ const selectDatabase = `SELECT current_database()::text`
 // Database is the name of the database.
 func (s *Store) Database(ctx context.Context) (name string, err error) {
 	if err := s.pool.QueryRow(ctx, selectDatabase).Scan(&name); err != nil {
-		return "", fmt.Errorf("ask for the database's name: %w", err)
+		return "", fmt.Errorf("read the database's name: %w", err)
 	}
 	return name, nil
 }

@@ -134,7 +134,7 @@ func TestDropSlotOfOthers(t *testing.T) {
 		exec(t, pool, c.sql, db.Slot)
 		st := store.New(db.Pool, db.Slot, 0)
 		for name, err := range map[string]error{"MayUninstall": st.MayUninstall(t.Context(), readSchema(t), true), "DropSlot": second(st.DropSlot(t.Context()))} {
-			if !errors.Is(err, store.ErrNotPrepared) || !strings.Contains(err.Error(), "is not this database's walhook's") {
+			if !errors.Is(err, store.ErrNotPrepared) || !strings.Contains(err.Error(), "does not belong to this database's walhook") {
 				t.Errorf("%s: %s: %v", what, name, err)
 			}
 		}
@@ -170,10 +170,10 @@ func TestUninstallOfAnotherSchema(t *testing.T) {
 func TestDropPublicationOfOthers(t *testing.T) {
 	t.Parallel()
 	for what, c := range map[string]struct{ make, did, left string }{
-		"FOR ALL TABLES":       {`DROP PUBLICATION walhook; CREATE PUBLICATION walhook FOR ALL TABLES`, "it stays", "all"},
-		"with another table":   {`ALTER PUBLICATION walhook ADD TABLE orders`, "taken out", "orders"},
-		"of other tables only": {`DROP PUBLICATION walhook; CREATE PUBLICATION walhook FOR TABLE orders`, "it stays", "orders"},
-		"of another outbox":    {`CREATE SCHEMA b; CREATE TABLE b.webhook_outbox (id int PRIMARY KEY); DROP PUBLICATION walhook; CREATE PUBLICATION walhook FOR TABLE b.webhook_outbox`, "it stays", "b.webhook_outbox"},
+		"FOR ALL TABLES":       {`DROP PUBLICATION walhook; CREATE PUBLICATION walhook FOR ALL TABLES`, "was kept", "all"},
+		"with another table":   {`ALTER PUBLICATION walhook ADD TABLE orders`, "removed from", "orders"},
+		"of other tables only": {`DROP PUBLICATION walhook; CREATE PUBLICATION walhook FOR TABLE orders`, "was kept", "orders"},
+		"of another outbox":    {`CREATE SCHEMA b; CREATE TABLE b.webhook_outbox (id int PRIMARY KEY); DROP PUBLICATION walhook; CREATE PUBLICATION walhook FOR TABLE b.webhook_outbox`, "was kept", "b.webhook_outbox"},
 		"of nothing":           {`ALTER PUBLICATION walhook DROP TABLE webhook_outbox`, "dropped", ""},
 		"ours":                 {`SELECT`, "dropped", ""},
 		"there is none":        {`DROP PUBLICATION walhook`, "there is no publication", ""},

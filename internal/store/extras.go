@@ -37,7 +37,7 @@ SELECT found.what, found.of_table, found.large FROM (
     SELECT f || ' is missing', '', false FROM o CROSS JOIN pg_catalog.unnest(@functions::text[]) AS f
     WHERE NOT EXISTS (SELECT FROM pg_proc p WHERE p.proname::text = f AND p.pronamespace = o.relnamespace)
     UNION ALL
-    SELECT pg_catalog.format('%s looks into another schema than its own (%s)', p.oid::regprocedure, setting), '', false
+    SELECT pg_catalog.format('%s searches another schema than its own (%s)', p.oid::regprocedure, setting), '', false
     FROM o JOIN pg_proc p ON p.pronamespace = o.relnamespace AND p.proowner = o.relowner CROSS JOIN LATERAL pg_catalog.unnest(p.proconfig) AS setting
     WHERE p.proname::text = ANY (@functions::text[])
       AND starts_with(setting, 'search_path=') AND strpos(' ' || substr(setting, 13) || ',', ' ' || quote_ident(o.nspname::text) || ',') = 0
@@ -122,7 +122,7 @@ SELECT coalesce((
 
 func (s *Store) applyAs(ctx context.Context) (role string, err error) {
 	if err := s.pool.QueryRow(ctx, selectApplyAs).Scan(&role); err != nil {
-		return "", fmt.Errorf("look whose the tables are: %w", err)
+		return "", fmt.Errorf("read the owner of the tables: %w", err)
 	}
 	return role, nil
 }
@@ -147,7 +147,7 @@ func (s *Store) prefaced(ctx context.Context, schema string, quick bool) (string
 	if quick {
 		var tables string
 		if err := s.pool.QueryRow(ctx, selectLarge, pgx.NamedArgs{"tables": readManifest(schema).indexed}).Scan(&tables); err != nil {
-			return "", fmt.Errorf("look how large the tables are: %w", err)
+			return "", fmt.Errorf("read the sizes of the tables: %w", err)
 		}
 		preface += "SET LOCAL walhook.large_tables = " + literal(tables) + ";\n"
 	}

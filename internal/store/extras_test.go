@@ -32,7 +32,7 @@ func TestWhatIsForPeopleStopsNothing(t *testing.T) {
 		`DROP INDEX webhook_deliveries_lane_idx`:                    "webhook_deliveries_lane_idx is missing",
 		`DROP VIEW webhook_attempts`:                                "webhook_attempts is missing",
 		`DROP FUNCTION webhook_explain(uuid)`:                       "webhook_explain is missing",
-		`ALTER FUNCTION webhook_replay(uuid) SET search_path = els`: "webhook_replay(uuid) looks into another schema",
+		`ALTER FUNCTION webhook_replay(uuid) SET search_path = els`: "webhook_replay(uuid) searches another schema",
 		`ALTER TABLE webhook_endpoints DISABLE TRIGGER USER`:        "is disabled",
 	} {
 		t.Run(damage, func(t *testing.T) {
