@@ -17,24 +17,25 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// This file is the life of one replication connection after START_REPLICATION:
-// what is read, handed on, answered, and when the connection must be given up.
-// Whether there will be another is the Stream's business.
+// This file runs one replication connection after START_REPLICATION: it reads,
+// passes batches on, answers the server, and decides when to give the connection up.
+// The Stream decides whether to reconnect.
 
 const (
-	// burstPings reply-requested keepalives at one position within burstWithin are
-	// a server that waits for us to confirm, so that it can shut down (rule 9). In
-	// normal life it asks once in half a wal_sender_timeout.
+	// burstPings keepalives that request a reply, at one position within burstWithin,
+	// mean that the server is shutting down and waits for our confirmation. Otherwise
+	// it asks once in half a wal_sender_timeout.
 	burstPings  = 5
 	burstWithin = time.Second
 
-	// politely bounds the last words to the server.
-	politely = time.Second
+	// closeTimeout bounds how long closing a connection takes: a stop or a reconnect
+	// waits for it.
+	closeTimeout = time.Second
 )
 
 // A connection is one session of the stream. One goroutine, that of run, reads,
-// decodes, hands on and answers; nothing else touches the socket. It turns at
-// least once a tick, whatever it waits for: the read deadline is the tick.
+// decodes, passes batches on and answers; nothing else touches the socket. The read
+// deadline is a tick, so housekeep runs at least once a tick.
 type connection struct {
 	stream  *Stream
 	pg      *pgconn.PgConn
@@ -42,30 +43,30 @@ type connection struct {
 	session *store.Session
 	decoder decoder
 
-	handed pglogrepl.LSN // the newest position handed on; first, where the session began
-	tail   pglogrepl.LSN // a newer one at the tail that waits to be handed on, if greater
-	frozen bool          // after Stop, an event was dropped: no position may follow it
+	pushed       pglogrepl.LSN // the newest position passed on; at first, where the session began
+	tail         pglogrepl.LSN // a position without events that is to be passed on, if beyond pushed
+	eventDropped bool          // an event was dropped after Stop: no later position may be passed on
 
-	received pglogrepl.LSN // the newest position seen
-	flushed  pglogrepl.LSN // the last position sent as flushed
-	told     pglogrepl.LSN // the last that the consumer has confirmed and the server may have got; 0: none
-	sent     time.Time     // when a status was last sent
-	began    time.Time
-	heard    time.Time // when the server was last heard
-	came     uint64    // how many bytes had come at the last turn
-	deadline time.Time // of the current read
+	received  pglogrepl.LSN // the newest position received
+	flushed   pglogrepl.LSN // the last position sent as flushed
+	reported  pglogrepl.LSN // the last flushed position beyond the slot's own that the server may have got; 0: none
+	sent      time.Time     // when a status was last sent
+	began     time.Time
+	heard     time.Time // when the server was last heard
+	bytesSeen uint64    // the sieve's count when checkHeard last ran
+	deadline  time.Time // of the current read
 
 	pings pings
 
-	ticks   *time.Ticker // turns while the consumer is not taking
-	checked atomic.Bool  // Config.Check's last answer was yes
-	changed atomic.Bool  // it said that the publication is another
-	down    atomic.Bool  // PostgreSQL said that it is shutting down
+	ticks        *time.Ticker // for housekeep while the batch channel is full
+	checkPassed  atomic.Bool  // the last Config.Check returned nil
+	republished  atomic.Bool  // Config.Check returned store.ErrRepublished
+	shuttingDown atomic.Bool  // PostgreSQL said that it is shutting down
 
-	background sync.WaitGroup // Config.Check and the witness
+	background sync.WaitGroup // check and keepLease
 
-	announced bool // the log knows that this session is healthy
-	doubted   bool // and that it is not certain whether the slot is still ours
+	announced   bool // this session was logged as healthy
+	leaseLapsed bool // the lapsed lease was logged
 }
 
 // newConnection takes over a connection on which replication has started.
@@ -74,21 +75,21 @@ func newConnection(s *Stream, pg *pgconn.PgConn, sieve *sieve, session *store.Se
 	begin := max(session.Start, session.Confirmed)
 	c := &connection{
 		stream: s, pg: pg, sieve: sieve, session: session, decoder: decoder{outbox: session.Outbox},
-		handed: begin, received: begin, flushed: session.Confirmed,
+		pushed: begin, received: begin, flushed: session.Confirmed,
 		began: now,
 	}
-	c.hear(now)
+	c.noteHeard(now)
 	return c
 }
 
-// hear notes that the server was heard.
-func (c *connection) hear(now time.Time) {
+// noteHeard notes that the server was heard.
+func (c *connection) noteHeard(now time.Time) {
 	c.heard = now
 	c.session.Heard(now)
 }
 
-// run streams until ctx is cancelled or the session is over. On cancellation it
-// sends the last confirmed position before it returns.
+// run streams until ctx is cancelled or the session ends. On cancellation it sends
+// the last confirmed position before it returns.
 func (c *connection) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer c.background.Wait()
@@ -96,27 +97,27 @@ func (c *connection) run(ctx context.Context) error {
 	c.ticks = time.NewTicker(tick)
 	defer c.ticks.Stop()
 	c.background.Go(func() { c.check(ctx) })
-	c.background.Go(func() { c.witness(ctx) })
+	c.background.Go(func() { c.keepLease(ctx) })
 
 	err := c.follow(ctx)
 	c.session.End()
-	c.stream.turned.Store(nil)
+	c.stream.lastAlive.Store(nil)
 	if ctx.Err() != nil {
-		return c.goodbye()
+		return c.endStream()
 	}
 	return err
 }
 
 func (c *connection) follow(ctx context.Context) error {
-	if err := c.hand(ctx, store.Batch{Session: c.session}); err != nil {
+	if err := c.push(ctx, store.Batch{Session: c.session}); err != nil {
 		return err
 	}
 	for {
-		if err := c.turn(ctx, time.Now(), false); err != nil {
+		if err := c.housekeep(ctx, time.Now(), false); err != nil {
 			return err
 		}
-		if c.tail > c.handed { // at most once a read, so once in tailEvery
-			if err := c.handTail(ctx); err != nil {
+		if c.tail > c.pushed { // at most once a read, so once in tailEvery
+			if err := c.pushTail(ctx); err != nil {
 				return err
 			}
 		}
@@ -126,9 +127,9 @@ func (c *connection) follow(ctx context.Context) error {
 	}
 }
 
-// read takes messages until the tick. The deadline is on the socket, because a
-// context with one costs more than decoding an event; pgconn survives it, with
-// the part of a message that was read.
+// read handles messages until the next tick. It sets the deadline on the socket: a
+// context with a deadline costs more than decoding an event. pgconn keeps the part
+// of a message that it had read.
 func (c *connection) read(ctx context.Context) error {
 	if err := c.readUntil(time.Now().Add(tick)); err != nil {
 		return err
@@ -141,7 +142,7 @@ func (c *connection) read(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read: %w", err)
 		}
-		if err := c.take(ctx, message); err != nil {
+		if err := c.handleMessage(ctx, message); err != nil {
 			return err
 		}
 	}
@@ -152,11 +153,10 @@ func (c *connection) readUntil(deadline time.Time) error {
 	return c.pg.Conn().SetReadDeadline(deadline)
 }
 
-// take handles one message.
-func (c *connection) take(ctx context.Context, message pgproto3.BackendMessage) error {
+func (c *connection) handleMessage(ctx context.Context, message pgproto3.BackendMessage) error {
 	switch m := message.(type) {
 	case *pgproto3.CopyData:
-		return c.copyData(ctx, m.Data)
+		return c.handleCopyData(ctx, m.Data)
 	case *pgproto3.ErrorResponse:
 		return pgconn.ErrorResponseToPgError(m)
 	case *pgproto3.NoticeResponse:
@@ -167,27 +167,27 @@ func (c *connection) take(ctx context.Context, message pgproto3.BackendMessage) 
 	return nil
 }
 
-func (c *connection) copyData(ctx context.Context, data []byte) error {
+func (c *connection) handleCopyData(ctx context.Context, data []byte) error {
 	switch {
 	case len(data) > xlogHeader && data[0] == pglogrepl.XLogDataByteID:
 		b, ok, err := c.decoder.decode(data[xlogHeader:])
 		if err != nil || !ok {
 			return err
 		}
-		return c.deliver(ctx, b)
+		return c.handleBatch(ctx, b)
 	case len(data) > 0 && data[0] == pglogrepl.PrimaryKeepaliveMessageByteID:
 		k, err := pglogrepl.ParsePrimaryKeepaliveMessage(data[1:])
 		if err != nil {
 			return err
 		}
-		return c.keepalive(k)
+		return c.handleKeepalive(k)
 	}
 	return malformed("CopyData of unknown kind")
 }
 
-// keepalive notes the server's position, and answers where that is requested. A
-// position inside of a transaction says nothing that may be confirmed.
-func (c *connection) keepalive(k pglogrepl.PrimaryKeepaliveMessage) error {
+// handleKeepalive notes the server's position, and replies if asked to. A position
+// inside a transaction is no position to confirm.
+func (c *connection) handleKeepalive(k pglogrepl.PrimaryKeepaliveMessage) error {
 	if !c.decoder.inTx {
 		c.noteTail(k.ServerWALEnd)
 	}
@@ -198,17 +198,17 @@ func (c *connection) keepalive(k pglogrepl.PrimaryKeepaliveMessage) error {
 	if c.pings.burst(k.ServerWALEnd, now) {
 		return errShuttingDown
 	}
-	return c.answer(now, false)
+	return c.sendStatus(now, false)
 }
 
-// pings counts reply-requested keepalives at one position.
+// pings counts keepalives that request a reply at one position.
 type pings struct {
 	at    pglogrepl.LSN
 	since time.Time
 	n     int
 }
 
-// burst counts one, and reports whether the server waits for us to confirm.
+// burst counts one, and reports whether there were enough to mean a shutdown.
 func (p *pings) burst(at pglogrepl.LSN, now time.Time) bool {
 	if at != p.at || now.Sub(p.since) > burstWithin {
 		*p = pings{at: at, since: now}
@@ -217,123 +217,125 @@ func (p *pings) burst(at pglogrepl.LSN, now time.Time) bool {
 	return p.n >= burstPings
 }
 
-// noteTail remembers an empty position, to be handed on within tailEvery.
+// noteTail notes a position without events, to be passed on within tailEvery.
 func (c *connection) noteTail(lsn pglogrepl.LSN) {
 	c.received = max(c.received, lsn)
-	if lsn <= c.handed || lsn <= c.tail || c.frozen {
+	if lsn <= c.pushed || lsn <= c.tail || c.eventDropped {
 		return
 	}
-	waits := c.tail > c.handed
+	noted := c.tail > c.pushed
 	c.tail = lsn
-	if soon := time.Now().Add(tailEvery); !waits && soon.Before(c.deadline) {
+	if soon := time.Now().Add(tailEvery); !noted && soon.Before(c.deadline) {
 		_ = c.readUntil(soon) // the next read reports a broken socket
 	}
 }
 
-// deliver hands on what the decoder completed, behind the position that waits.
-func (c *connection) deliver(ctx context.Context, b store.Batch) error {
-	if b.End != 0 && b.End < c.handed {
-		return fmt.Errorf("%w: %s after %s", errBackwards, b.End, c.handed)
+// handleBatch passes a decoded batch on, behind a noted tail position.
+func (c *connection) handleBatch(ctx context.Context, b store.Batch) error {
+	if b.End != 0 && b.End < c.pushed {
+		return fmt.Errorf("%w: %s after %s", errBackwards, b.End, c.pushed)
 	}
-	if empty(&b) {
+	if positionOnly(&b) {
 		c.noteTail(b.End)
 		return nil
 	}
-	if c.tail > c.handed {
-		if err := c.handTail(ctx); err != nil {
+	if c.tail > c.pushed {
+		if err := c.pushTail(ctx); err != nil {
 			return err
 		}
 	}
 	c.received = max(c.received, b.End)
-	return c.hand(ctx, b)
+	return c.push(ctx, b)
 }
 
-func (c *connection) handTail(ctx context.Context) error {
-	return c.hand(ctx, store.Batch{End: c.tail})
+func (c *connection) pushTail(ctx context.Context) error {
+	return c.push(ctx, store.Batch{End: c.tail})
 }
 
-// hand gives a batch to the consumer, and turns while it waits for room.
-func (c *connection) hand(ctx context.Context, b store.Batch) error {
+// push passes a batch to the consumer.
+func (c *connection) push(ctx context.Context, b store.Batch) error {
 	select {
 	case <-c.stream.stopped.Done():
-		if b = c.drained(b); empty(&b) && b.End == 0 {
+		if b = c.afterStop(b); positionOnly(&b) && b.End == 0 {
 			return nil
 		}
 	default:
 	}
 	select {
 	case c.stream.batches <- b:
-		c.handed = max(c.handed, b.End)
+		c.pushed = max(c.pushed, b.End)
 		return nil
 	default:
-		return c.handWaiting(ctx, b)
+		return c.pushBlocking(ctx, b)
 	}
 }
 
-// handWaiting waits for the consumer. It does not read, but it answers.
-func (c *connection) handWaiting(ctx context.Context, b store.Batch) error {
+// pushBlocking waits for room in the channel. It does not read meanwhile, but it
+// answers the server.
+func (c *connection) pushBlocking(ctx context.Context, b store.Batch) error {
 	stopped := c.stream.stopped.Done()
 	if c.stream.stopped.Err() != nil {
-		stopped = nil // b was drained already
+		stopped = nil // afterStop has seen b
 	}
 	for {
 		select {
 		case c.stream.batches <- b:
-			c.handed = max(c.handed, b.End)
-			c.hear(time.Now()) // what the server said meanwhile waits in the socket
+			c.pushed = max(c.pushed, b.End)
+			c.noteHeard(time.Now()) // the server's messages waited in the socket
 			return nil
 		case <-stopped:
-			return c.hand(ctx, b)
+			return c.push(ctx, b)
 		case <-c.ticks.C:
-			if err := c.turn(ctx, time.Now(), true); err != nil {
+			if err := c.housekeep(ctx, time.Now(), true); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-// drained is what is left of a batch after Stop.
-func (c *connection) drained(b store.Batch) store.Batch {
+// afterStop returns what may still be passed on of a batch after Stop.
+func (c *connection) afterStop(b store.Batch) store.Batch {
 	if len(b.Events) > 0 {
-		c.frozen = true
+		c.eventDropped = true
 		b.Events = nil
 	}
-	if c.frozen {
+	if c.eventDropped {
 		b.End = 0
 	}
 	return b
 }
 
-// turn does what is due beside reading. It never waits for the consumer.
-func (c *connection) turn(ctx context.Context, now time.Time, waiting bool) error {
-	c.stream.turned.Store(new(now))
+// housekeep does everything besides reading: it ends the session where it has to
+// end, and sends a status when one is due. It never waits for the consumer.
+func (c *connection) housekeep(ctx context.Context, now time.Time, waiting bool) error {
+	c.stream.lastAlive.Store(new(now))
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	if alive := c.stream.config.Alive; alive != nil {
 		if err := alive(); err != nil {
-			return errAlive{err}
+			return watchdogError{err}
 		}
 	}
-	if c.down.Load() {
+	if c.shuttingDown.Load() {
 		return errShuttingDown
 	}
-	if c.changed.Load() {
+	if c.republished.Load() {
 		return errRepublished
 	}
 	if c.session.IsVoid() {
-		return c.stream.voided()
+		return c.stream.voidError()
 	}
-	c.listen(now, waiting)
-	c.doubt(ctx, now)
+	c.checkHeard(now, waiting)
+	c.reportLease(ctx, now)
 	quiet := now.Sub(c.heard)
 	if quiet > c.stream.walSenderTimeout*6/5 {
 		return errSilent
 	}
-	// An idle server says nothing by itself as long as it hears us.
-	ask := quiet >= c.stream.witnessEvery()
-	if silent := now.Sub(c.sent); c.confirmable() > c.flushed || silent >= c.stream.walSenderTimeout/3 || ask && silent >= c.stream.witnessEvery() {
-		if err := c.answer(now, ask); err != nil {
+	// An idle server sends nothing by itself as long as it hears from us.
+	ask := quiet >= c.stream.leaseCheckEvery()
+	if silent := now.Sub(c.sent); c.confirmable() > c.flushed || silent >= c.stream.walSenderTimeout/3 || ask && silent >= c.stream.leaseCheckEvery() {
+		if err := c.sendStatus(now, ask); err != nil {
 			return err
 		}
 	}
@@ -341,46 +343,47 @@ func (c *connection) turn(ctx context.Context, now time.Time, waiting bool) erro
 	return nil
 }
 
-// listen notes whether the server was heard since the last turn: a message, or a
-// part of one on a slow line. What is not read says nothing.
-func (c *connection) listen(now time.Time, waiting bool) {
-	if c.sieve.came != c.came || waiting {
-		c.hear(now)
+// checkHeard notes whether anything came from the server since the last call: a
+// message, or a part of one on a slow line. While the channel is full nothing is
+// read, so silence proves nothing.
+func (c *connection) checkHeard(now time.Time, waiting bool) {
+	if c.sieve.bytesRead != c.bytesSeen || waiting {
+		c.noteHeard(now)
 	}
-	c.came = c.sieve.came
+	c.bytesSeen = c.sieve.bytesRead
 }
 
-// doubt says, once, where it is not certain that the slot is still ours: then
-// nothing is sent.
-func (c *connection) doubt(ctx context.Context, now time.Time) {
-	doubted := !c.session.Live(now) && now.Sub(c.began) > c.stream.lease()
-	if doubted == c.doubted {
+// reportLease logs, once each, that the lease has lapsed and that it is back.
+// Nothing is sent in between.
+func (c *connection) reportLease(ctx context.Context, now time.Time) {
+	lapsed := !c.session.Live(now) && now.Sub(c.began) > c.stream.lease()
+	if lapsed == c.leaseLapsed {
 		return
 	}
-	c.doubted = doubted
-	c.stream.reportDoubt(ctx, doubted)
+	c.leaseLapsed = lapsed
+	c.stream.reportLease(ctx, lapsed)
 }
 
-// confirmable is the position that may be sent as flushed.
+// confirmable returns the position that may be sent as flushed.
 func (c *connection) confirmable() pglogrepl.LSN {
-	if !c.checked.Load() {
+	if !c.checkPassed.Load() {
 		return c.flushed
 	}
-	return max(c.flushed, min(c.session.Flushed(), c.handed))
+	return max(c.flushed, min(c.session.Flushed(), c.pushed))
 }
 
-// answer sends a status. What was written is never zero. What was flushed is, until
-// that is more than the slot's own position: then the server leaves the slot as it
-// is. Somebody may have moved it just before it was ours, which an older position
-// would undo for the eye, and not for what has been skipped.
-func (c *connection) answer(now time.Time, replyRequested bool) error {
+// sendStatus sends a status update. Its write position is never zero. Its flush
+// position is zero until it is beyond the slot's own, so that the server leaves the
+// slot alone: somebody may have moved the slot just before we acquired it, and an
+// older position would hide that without bringing back the skipped events.
+func (c *connection) sendStatus(now time.Time, replyRequested bool) error {
 	flushed := c.confirmable()
-	tell := flushed
-	if tell == c.session.Confirmed {
-		tell = 0
+	report := flushed
+	if report == c.session.Confirmed {
+		report = 0
 	}
-	c.told = max(c.told, tell)
-	message := statusUpdate(max(c.received, flushed), tell, now, replyRequested)
+	c.reported = max(c.reported, report)
+	message := statusUpdate(max(c.received, flushed), report, now, replyRequested)
 	if err := c.pg.Conn().SetWriteDeadline(now.Add(c.stream.walSenderTimeout / 2)); err != nil {
 		return fmt.Errorf("send status update: %w", err)
 	}
@@ -391,7 +394,7 @@ func (c *connection) answer(now time.Time, replyRequested bool) error {
 	return nil
 }
 
-// statusUpdate is a Standby status update in its CopyData.
+// statusUpdate encodes a Standby status update as CopyData.
 func statusUpdate(written, flushed pglogrepl.LSN, now time.Time, replyRequested bool) []byte {
 	const body = 1 + 4*8 + 1
 	b := make([]byte, 0, 1+4+body)
@@ -408,11 +411,11 @@ func statusUpdate(written, flushed pglogrepl.LSN, now time.Time, replyRequested 
 	return append(b, 0)
 }
 
-// goodbye sends the last confirmed position and ends the stream so that the server
-// has certainly read it: closing a socket with unread data can throw it away.
-func (c *connection) goodbye() error {
-	deadline := time.Now().Add(politely)
-	if err := c.answer(time.Now(), false); err != nil {
+// endStream sends the last confirmed position, and waits until the server has ended
+// the stream: closing a socket with unread data can discard what was sent.
+func (c *connection) endStream() error {
+	deadline := time.Now().Add(closeTimeout)
+	if err := c.sendStatus(time.Now(), false); err != nil {
 		return err
 	}
 	if err := c.pg.Conn().SetDeadline(deadline); err != nil {
@@ -436,10 +439,10 @@ func (c *connection) goodbye() error {
 	}
 }
 
-// check asks Config.Check again and again. Nothing is confirmed before its first yes.
+// check calls Config.Check until ctx ends. Nothing is confirmed before it first passes.
 func (c *connection) check(ctx context.Context) {
 	if c.stream.config.Check == nil {
-		c.checked.Store(true)
+		c.checkPassed.Store(true)
 		return
 	}
 	for {
@@ -447,16 +450,16 @@ func (c *connection) check(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		c.checked.Store(err == nil)
+		c.checkPassed.Store(err == nil)
 		if errors.Is(err, store.ErrRepublished) {
-			c.changed.Store(true)
+			c.republished.Store(true)
 			return
 		}
 		c.stream.reportCheck(ctx, err)
 		wait := checkEvery
 		if err != nil {
 			wait = recheckEvery
-			c.down.CompareAndSwap(false, sqlState(err) == codeCannotConnectNow)
+			c.shuttingDown.CompareAndSwap(false, sqlState(err) == codeCannotConnectNow)
 		}
 		if !sleep(ctx, wait) {
 			return

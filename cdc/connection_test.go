@@ -34,38 +34,38 @@ func TestPositionsStayInOrder(t *testing.T) {
 			case "transaction":
 				wal += 10
 				c.decoder.inTx = true
-				if wal <= c.handed { // before Start: the server skips it
+				if wal <= c.pushed { // before Start: the server skips it
 					c.decoder.inTx = false
 					continue
 				}
 				for range rapid.IntRange(1, 3).Draw(t, "pieces") - 1 {
 					events++
-					check(c.deliver(ctx, store.Batch{Events: make([]outbox.Event, 1)}))
-					if c.tail > c.handed {
+					check(c.handleBatch(ctx, store.Batch{Events: make([]outbox.Event, 1)}))
+					if c.tail > c.pushed {
 						t.Fatal("a position waits in the middle of a transaction")
 					}
 				}
 				events++
 				c.decoder.inTx = false
-				check(c.deliver(ctx, store.Batch{Events: make([]outbox.Event, 1), End: wal}))
+				check(c.handleBatch(ctx, store.Batch{Events: make([]outbox.Event, 1), End: wal}))
 			case "foreign":
-				if wal += 10; wal > c.handed {
-					check(c.deliver(ctx, store.Batch{End: wal}))
+				if wal += 10; wal > c.pushed {
+					check(c.handleBatch(ctx, store.Batch{End: wal}))
 				}
 			case "echo":
-				if wal += 10; wal > c.handed {
-					check(c.deliver(ctx, store.Batch{Echoes: []string{"x"}, End: wal}))
+				if wal += 10; wal > c.pushed {
+					check(c.handleBatch(ctx, store.Batch{Echoes: []string{"x"}, End: wal}))
 				}
 			case "keepalive":
 				wal++
-				check(c.keepalive(pglogrepl.PrimaryKeepaliveMessage{ServerWALEnd: wal}))
+				check(c.handleKeepalive(pglogrepl.PrimaryKeepaliveMessage{ServerWALEnd: wal}))
 			case "keepalive within":
 				c.decoder.inTx = true
-				check(c.keepalive(pglogrepl.PrimaryKeepaliveMessage{ServerWALEnd: wal + 5}))
+				check(c.handleKeepalive(pglogrepl.PrimaryKeepaliveMessage{ServerWALEnd: wal + 5}))
 				c.decoder.inTx = false
 			case "tick":
-				if c.tail > c.handed {
-					check(c.handTail(ctx))
+				if c.tail > c.pushed {
+					check(c.pushTail(ctx))
 				}
 			case "stop":
 				if rapid.IntRange(0, 9).Draw(t, "really") == 0 {
@@ -113,8 +113,8 @@ func TestOnlyWhatWasHandedOnIsConfirmed(t *testing.T) {
 		{"again", true, 300, 0, 300},
 	}
 	for _, step := range steps {
-		c.checked.Store(step.checked)
-		c.handed = step.handed
+		c.checkPassed.Store(step.checked)
+		c.pushed = step.handed
 		c.session.Confirm(step.confirms)
 		c.flushed = c.confirmable()
 		if c.flushed != step.want {
@@ -171,7 +171,7 @@ func TestABurstOfPingsIsAShutdown(t *testing.T) {
 func TestNamesToPaste(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string]string{"walhook": "walhook", "user": `"user"`, "Wal": `"Wal"`, "a-b": `"a-b"`, `a"b`: `"a""b"`, "1a": `"1a"`, "": `""`} {
-		if got := toPaste(name); got != want {
+		if got := quoteIfNeeded(name); got != want {
 			t.Errorf("%s: got %s, want %s", name, got, want)
 		}
 	}

@@ -8,24 +8,24 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// This file makes the slot where it is missing, and anew where PostgreSQL has
-// invalidated it, and says for whom the server waits meanwhile.
+// This file creates a missing slot, recreates one that PostgreSQL has invalidated,
+// and names the transaction that creation is waiting for.
 
 const (
-	// blockedAfter is how long making a slot may take before the log names who is
-	// waited for, and blockedEvery how often it says so again.
+	// blockedAfter is how long creation may take before the log names the blocking
+	// transaction, and blockedEvery how often the log repeats it.
 	blockedAfter = 3 * time.Second
 	blockedEvery = time.Minute
 
-	// remakeFirst and remakeMost bound the pause before a slot is made anew once
-	// more; remakeForget is after how long an earlier one no longer counts.
-	remakeFirst  = 5 * time.Second
-	remakeMost   = time.Minute
-	remakeForget = 10 * time.Minute
+	// remakeMinPause and remakeMaxPause bound the pause before a slot is recreated
+	// again. remakeForgetAfter is when an earlier recreation no longer counts.
+	remakeMinPause    = 5 * time.Second
+	remakeMaxPause    = time.Minute
+	remakeForgetAfter = 10 * time.Minute
 )
 
-// afterNotice makes a slot when it has been noted that it will be.
-func (s *Stream) afterNotice(ctx context.Context, pg *pgconn.PgConn, makeSlot func(context.Context, *pgconn.PgConn) error) error {
+// noteAndMake calls Config.Creating, and creates the slot only if that succeeds.
+func (s *Stream) noteAndMake(ctx context.Context, pg *pgconn.PgConn, makeSlot func(context.Context, *pgconn.PgConn) error) error {
 	if s.config.Creating != nil {
 		if err := s.config.Creating(ctx); err != nil {
 			return err
@@ -34,15 +34,15 @@ func (s *Stream) afterNotice(ctx context.Context, pg *pgconn.PgConn, makeSlot fu
 	return makeSlot(ctx, pg)
 }
 
-// createSlot makes the slot. The server waits for every transaction that runs,
-// so a second connection says for whom.
+// createSlot creates the slot. The server waits for every running transaction to
+// end; a second connection finds out which one it waits for.
 func (s *Stream) createSlot(ctx context.Context, pg *pgconn.PgConn) error {
 	if !s.config.CreateSlot {
 		return notPrepared("slot "+s.config.Slot+" does not exist", "run walhook init, or SELECT pg_create_logical_replication_slot(%s, 'pgoutput')",
 			quoteLiteral(s.config.Slot))
 	}
-	// It may take hours, and what an operator has to mend after that, such as a password
-	// that was rotated meanwhile, is no reason to end any more.
+	// Creation may take hours. After that an error that needs an operator, such as a
+	// password rotated meanwhile, must not end the process.
 	before := s.prepared
 	s.prepared = true
 	watch, cancel := context.WithCancel(ctx)
@@ -54,11 +54,11 @@ func (s *Stream) createSlot(ctx context.Context, pg *pgconn.PgConn) error {
 	_, err := query(ctx, pg, s.createCommand())
 	cancel()
 	<-blocked
-	if sqlState(err) == codeNotInRequiredState { // there can be no slot at all
+	if sqlState(err) == codeNotInRequiredState { // this server can have no slot at all
 		s.prepared = before
 	}
 	switch {
-	case sqlState(err) == codeDuplicateObject: // another process was faster
+	case sqlState(err) == codeDuplicateObject: // another process created it first
 		return errSlotHeld
 	case err != nil:
 		return fmt.Errorf("create the slot: %w", withRemedy(err, s.user))
@@ -67,12 +67,11 @@ func (s *Stream) createSlot(ctx context.Context, pg *pgconn.PgConn) error {
 	return nil
 }
 
-// failoverVersion is the first version, as server_version_num, whose slots can go
-// with a failover.
+// failoverVersion is the first version, as server_version_num, that has failover slots.
 const failoverVersion = 17_00_00
 
-// createCommand asks for a slot that standbys may synchronize, where there are
-// such slots. REPLICATION is enough for it.
+// createCommand asks for a failover slot if the server has them. The REPLICATION
+// attribute is enough for that.
 func (s *Stream) createCommand() string {
 	options := "NOEXPORT_SNAPSHOT" // PostgreSQL 14 knows no list
 	if s.serverVersion >= failoverVersion {
@@ -81,10 +80,10 @@ func (s *Stream) createCommand() string {
 	return fmt.Sprintf("CREATE_REPLICATION_SLOT %s LOGICAL pgoutput %s", quoteIdentifier(s.config.Slot), options)
 }
 
-// letFailOver has standbys synchronize a slot that was made without that: by an
-// older walhook or PostgreSQL, or by hand. Only the loss of a primary would need
-// it, and then the reconciler finds what is owed: no reason not to stream.
-func (s *Stream) letFailOver(ctx context.Context, pg *pgconn.PgConn) error {
+// enableFailover makes a failover slot of one that an older walhook or PostgreSQL, or
+// somebody by hand, created without that. If it fails, the stream goes on: only a
+// failover would need it, and then the reconciler finds what is owed.
+func (s *Stream) enableFailover(ctx context.Context, pg *pgconn.PgConn) error {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 	_, err := query(ctx, pg, fmt.Sprintf("ALTER_REPLICATION_SLOT %s (FAILOVER true)", quoteIdentifier(s.config.Slot)))
@@ -101,8 +100,8 @@ func (s *Stream) letFailOver(ctx context.Context, pg *pgconn.PgConn) error {
 	return nil
 }
 
-// remakeSlot drops a slot that PostgreSQL can no longer decode, and makes it
-// anew. What lies between is for the reconciler (rule 10).
+// remakeSlot drops a slot that PostgreSQL can no longer decode, and creates it
+// again. The reconciler finds the events in between.
 func (s *Stream) remakeSlot(ctx context.Context, pg *pgconn.PgConn) error {
 	if !s.config.CreateSlot {
 		return notPrepared("slot "+s.config.Slot+" was invalidated by PostgreSQL", "SELECT pg_drop_replication_slot(%[1]s); "+
@@ -129,9 +128,9 @@ func (s *Stream) remakeSlot(ctx context.Context, pg *pgconn.PgConn) error {
 	return s.createSlot(ctx, pg)
 }
 
-// remakePause says how long to wait before making the slot anew, and counts it.
+// remakePause returns how long to wait before recreating the slot, and counts it.
 func (s *Stream) remakePause(now time.Time) time.Duration {
-	if now.Sub(s.remade) > remakeForget {
+	if now.Sub(s.remade) > remakeForgetAfter {
 		s.remakes = 0
 	}
 	s.remade = now
@@ -139,11 +138,11 @@ func (s *Stream) remakePause(now time.Time) time.Duration {
 	if s.remakes == 1 {
 		return 0
 	}
-	return min(remakeFirst<<min(s.remakes-2, 10), remakeMost)
+	return min(remakeMinPause<<min(s.remakes-2, 10), remakeMaxPause)
 }
 
-// blockersSQL finds the oldest transaction that writes: the server waits for it
-// before it gives out a consistent point. pg_locks tells every role.
+// blockersSQL finds the oldest writing transaction: the server waits for it before
+// the slot has a consistent point. Every role may read pg_locks.
 const blockersSQL = `SELECT coalesce(l.pid, 0), coalesce(p.gid, ''), coalesce(a.application_name, ''), coalesce(a.state, ''),
 	coalesce(extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, p.prepared))::bigint, 0)
 	FROM pg_catalog.pg_locks l
@@ -152,10 +151,10 @@ const blockersSQL = `SELECT coalesce(l.pid, 0), coalesce(p.gid, ''), coalesce(a.
 	WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted
 	ORDER BY age(l.transactionid) DESC LIMIT 1`
 
-// watchCreation names, until ctx is done, whom the making of the slot waits for.
+// watchCreation reports, until ctx ends, which transaction blocks the creation.
 func (s *Stream) watchCreation(ctx context.Context) {
 	reason := ""
-	defer s.setStatus(func(st *Status) { // the wait is over
+	defer s.setStatus(func(st *Status) {
 		if st.Err == reason {
 			st.Err = ""
 		}
@@ -165,8 +164,8 @@ func (s *Stream) watchCreation(ctx context.Context) {
 		if err != nil {
 			continue
 		}
-		look, cancel := context.WithTimeout(ctx, commandTimeout)
-		rows, err := query(look, pg, blockersSQL)
+		asking, cancel := context.WithTimeout(ctx, commandTimeout)
+		rows, err := query(asking, pg, blockersSQL)
 		cancel()
 		hangUp(pg)
 		if err == nil && len(rows) == 1 {
@@ -177,7 +176,7 @@ func (s *Stream) watchCreation(ctx context.Context) {
 	}
 }
 
-// blockedBy puts a row of blockersSQL into words.
+// blockedBy describes a row of blockersSQL for an operator.
 func blockedBy(row []string) string {
 	pid, gid, application, state, seconds := row[0], row[1], row[2], row[3], row[4]
 	age, _ := time.ParseDuration(seconds + "s")

@@ -13,25 +13,24 @@ import (
 	"github.com/walhook/walhook/outbox"
 )
 
-// This file is the pure part: messages of pgoutput, protocol version 1, in;
-// Batches out. It keeps nothing of the bytes that it is given. It is not
-// pglogrepl.Parse, which allocates twice for every column of every row; a test
-// holds the two against each other.
+// This file is pure: messages of pgoutput, protocol version 1, in; Batches out. It keeps
+// none of the bytes that it is given. pglogrepl.Parse would allocate twice for every
+// column of every row; a test compares the two.
 
 const (
-	outboxTable = "webhook_outbox" // as errors call it
+	outboxTable = "webhook_outbox" // for error texts
 	echoPrefix  = "walhook"
 
-	// maxEcho bounds the content of an echo that is kept. Ours are some dozen
-	// bytes; anyone may emit a message with our prefix.
+	// maxEcho bounds the content of an echo. Ours have about a hundred bytes; anyone may
+	// emit a message with our prefix.
 	maxEcho = 4 << 10
 
-	// maxInterned bounds each of the two tables of strings that repeat
-	// (organizations, event types). A full table is emptied.
+	// maxInterned bounds each of the two tables of repeated strings (organizations, event
+	// types). A full table is emptied.
 	maxInterned = 4096
 )
 
-// A field is what a column of the outbox means to us.
+// A field is the meaning of a column of the outbox.
 type field uint8
 
 const (
@@ -54,7 +53,7 @@ var fieldNames = [fieldCount]string{
 	fieldEndpointIDs:    "endpoint_ids",
 }
 
-// fieldOf finds a column by its name, so that columns can be added, dropped and moved.
+// fieldOf finds a column by name, so that columns can be added, dropped and reordered.
 func fieldOf(column []byte) field {
 	for f := fieldID; f < fieldCount; f++ {
 		if string(column) == fieldNames[f] {
@@ -64,22 +63,21 @@ func fieldOf(column []byte) field {
 	return ignored
 }
 
-// A decoder collects the events of the transaction that is coming in, for one
-// session. It knows the outbox by its OID: another schema may have a table of that
-// name, and publish it too.
+// A decoder collects the events of the transaction that it is reading, for one session.
+// It recognizes the outbox by its OID: another schema may publish a table of that name.
 type decoder struct {
-	outbox uint32  // its OID
-	fields []field // its columns; nil: not described yet
+	outbox uint32  // the outbox's OID
+	fields []field // the outbox's columns; nil: not described yet
 
 	inTx  bool
-	batch store.Batch // what will be handed on next; its last piece always has an event or an echo
+	batch store.Batch // the next batch; the last one of a transaction that was cut has an event or an echo
 	bytes int         // of payloads and endpoint ids in batch
 
 	organizations interned
 	types         interned
 }
 
-// decode takes one message. It returns a batch, and true, when one is complete.
+// decode reads one message. It returns a batch, and true, when one is complete.
 func (d *decoder) decode(message []byte) (store.Batch, bool, error) {
 	r := reader{rest: message}
 	kind := r.byte()
@@ -101,7 +99,7 @@ func (d *decoder) decode(message []byte) (store.Batch, bool, error) {
 }
 
 func (d *decoder) begin(r *reader) (store.Batch, bool, error) {
-	r.uint64() // the commit record's start: not a position that may be confirmed
+	r.uint64() // the commit record's start: must never be confirmed
 	committed := r.time()
 	r.uint32() // xid
 	if r.short {
@@ -155,7 +153,8 @@ func (d *decoder) insert(r *reader) (store.Batch, bool, error) {
 	return d.add(event)
 }
 
-// add puts an event into the batch, and returns the batch before where it no longer fits.
+// add adds an event to the batch. If the event no longer fits, add returns the full batch
+// and begins the next.
 func (d *decoder) add(event outbox.Event) (full store.Batch, ok bool, err error) {
 	size := len(event.Payload) + len(event.EndpointIDs)*len(uuid.UUID{})
 	if n := len(d.batch.Events); n == batchEvents || n > 0 && d.bytes+size > batchBytes {
@@ -167,7 +166,7 @@ func (d *decoder) add(event outbox.Event) (full store.Batch, ok bool, err error)
 	return full, ok, nil
 }
 
-// cut takes what has been collected, in the middle of a transaction.
+// cut returns the events collected so far, in the middle of a transaction.
 func (d *decoder) cut() store.Batch {
 	b := d.batch
 	d.batch = store.Batch{CommitTime: b.CommitTime}
@@ -205,13 +204,13 @@ func (d *decoder) event(r *reader, fields []field) (e outbox.Event, err error) {
 			return e, err
 		}
 	}
-	if e.CreatedAt.IsZero() { // infinity and other times that Go or a receiver could not read
+	if e.CreatedAt.IsZero() { // infinity, or another time that Go or a receiver cannot read
 		e.CreatedAt = outbox.IDTime(e.ID).UTC()
 	}
 	return e, nil
 }
 
-// set decodes one value, and copies what is kept of it.
+// set decodes one value into the event, and copies it.
 func (d *decoder) set(e *outbox.Event, f field, value []byte) error {
 	ok := true
 	switch f {
@@ -234,11 +233,11 @@ func (d *decoder) set(e *outbox.Event, f field, value []byte) error {
 	return nil
 }
 
-// message takes a logical message. One outside of a transaction proves nothing
-// about what was committed before it.
+// message reads a logical message. One outside a transaction proves nothing about
+// earlier commits.
 func (d *decoder) message(r *reader) (full store.Batch, ok bool, err error) {
 	transactional := r.byte() == 1
-	r.uint64() // its own position
+	r.uint64() // the message's own position
 	prefix := r.string()
 	content := r.next(int(r.uint32()))
 	if r.short {
@@ -257,7 +256,7 @@ func (d *decoder) message(r *reader) (full store.Batch, ok bool, err error) {
 	return full, ok, nil
 }
 
-// relation learns the columns of a table. The server repeats it after every change.
+// relation reads the columns of a table. The server sends them again after every change.
 func (d *decoder) relation(r *reader) error {
 	oid := r.uint32()
 	r.string() // schema
@@ -290,7 +289,7 @@ func (d *decoder) relation(r *reader) error {
 	return nil
 }
 
-// interned holds strings that come again and again, so that each is one allocation.
+// interned holds repeated strings, so that each is allocated once.
 type interned map[string]string
 
 func (t *interned) string(b []byte) string {
@@ -305,13 +304,13 @@ func (t *interned) string(b []byte) string {
 	return s
 }
 
-// A reader takes a message apart. Reading beyond its end returns zeros and sets short.
+// A reader parses a message. Reading beyond its end returns zeros and sets short.
 type reader struct {
 	rest  []byte
 	short bool
 }
 
-// next returns the next n bytes, of the message's own memory.
+// next returns the next n bytes, without copying them.
 func (r *reader) next(n int) []byte {
 	if n < 0 || n > len(r.rest) {
 		r.rest, r.short = nil, true
@@ -355,7 +354,7 @@ func (r *reader) time() time.Time {
 	return time.UnixMicro(int64(r.uint64()) + postgresEpoch).UTC()
 }
 
-// string reads up to a NUL, which it takes away.
+// string reads up to a NUL, and skips the NUL.
 func (r *reader) string() []byte {
 	i := bytes.IndexByte(r.rest, 0)
 	if i < 0 {

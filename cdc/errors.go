@@ -9,17 +9,17 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// This file says what an error means: whether an operator has to mend it, and how.
+// This file classifies errors: which of them an operator has to fix, and how.
 
-// SQLSTATEs that mean something here.
+// The SQLSTATEs that are told apart here.
 const (
 	codeAdminShutdown      = "57P01"
 	codeCannotConnectNow   = "57P03"
 	codeObjectInUse        = "55006" // another process holds the slot
-	codeNotInRequiredState = "55000" // the slot cannot be used any more; wal_level
-	codeUndefinedObject    = "42704" // the slot, or the publication at the point of the WAL that is being decoded
-	codeDuplicateObject    = "42710" // another process made the slot first
-	codeUndefinedFile      = "58P01" // the WAL that the slot needs has gone
+	codeNotInRequiredState = "55000" // the slot is unusable, or wal_level is too low
+	codeUndefinedObject    = "42704" // no such slot, or no such publication at the decoded point of the WAL
+	codeDuplicateObject    = "42710" // another process created the slot first
+	codeUndefinedFile      = "58P01" // the WAL that the slot needs was removed
 	codePrivilege          = "42501"
 	codeConfigurationLimit = "53400" // max_replication_slots
 	codeTooManyConnections = "53300" // max_wal_senders, max_connections
@@ -29,7 +29,7 @@ const (
 	codeSyntax             = "42601"
 )
 
-// sqlState returns the SQLSTATE in an error, or nothing.
+// sqlState returns the SQLSTATE of an error, or "".
 func sqlState(err error) string {
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return e.Code
@@ -44,35 +44,36 @@ var (
 	errServerEnded  = errors.New("the server ended the replication stream")
 	errBackwards    = errors.New("the server's WAL position went backwards")
 	errRepublished  = fmt.Errorf("%w; walhook finds events committed meanwhile by comparing the outbox with the deliveries", store.ErrRepublished)
-	errVoid         = errors.New("pg_replication_slots does not list this session as the slot's holder")
-	errBetween      = fmt.Errorf("%w: walhook is connected through a pooler, proxy or load balancer, or WALHOOK_DATABASE_URL and WALHOOK_REPLICATION_URL lead to different servers; "+
-		"set WALHOOK_REPLICATION_URL to a direct connection to the same PostgreSQL", errVoid)
+	errNotHolder    = errors.New("pg_replication_slots does not list this session as the slot's holder")
+	errPooler       = fmt.Errorf("%w: walhook is connected through a pooler, proxy or load balancer, or WALHOOK_DATABASE_URL and WALHOOK_REPLICATION_URL lead to different servers; "+
+		"set WALHOOK_REPLICATION_URL to a direct connection to the same PostgreSQL", errNotHolder)
 	errReadOnly = errors.New("the server is a standby (pg_is_in_recovery): waiting for a primary")
 )
 
-// errSlotHeld means that another process streams from the slot. We are a standby.
+// errSlotHeld means that another process streams from the slot: this one is a standby.
 var errSlotHeld = errors.New("another process holds the slot")
 
 // errSlotUnreadable means that the slot can never be decoded again.
 var errSlotUnreadable = errors.New("the slot can no longer be decoded")
 
-// ErrNoReplication means that the server does not replicate: a pooler stands between.
+// ErrNoReplication means that the connection takes no replication commands: it leads
+// to a pooler.
 var ErrNoReplication = errors.New("not a replication connection")
 
-// poolerBetween is what mends that.
-const poolerBetween = "if this connection goes through a pooler, set WALHOOK_REPLICATION_URL to a direct connection to PostgreSQL"
+// useDirectConnection tells an operator how to fix ErrNoReplication.
+const useDirectConnection = "if this connection goes through a pooler, set WALHOOK_REPLICATION_URL to a direct connection to PostgreSQL"
 
-// errAlive wraps the watchdog's error, to end Run with it.
-type errAlive struct{ error }
+// A watchdogError wraps an error of Config.Alive, which ends Run.
+type watchdogError struct{ error }
 
-func (e errAlive) Unwrap() error { return e.error }
+func (e watchdogError) Unwrap() error { return e.error }
 
-// A preparationError is what an operator has to mend, and how.
+// A preparationError says what an operator has to fix, and how.
 type preparationError struct {
-	what  string
-	mend  string
-	cause error // may be nil
-	waits bool  // it may well go away by itself: retried also at the first start
+	what      string
+	mend      string
+	cause     error // may be nil
+	temporary bool  // it may go away by itself, so a first start retries it too
 }
 
 func (e *preparationError) Error() string {
@@ -89,22 +90,22 @@ func (e *preparationError) Unwrap() []error {
 	return []error{store.ErrNotPrepared, e.cause}
 }
 
-// notPrepared makes a preparationError.
 func notPrepared(what, mend string, args ...any) error {
 	return &preparationError{what: what, mend: fmt.Sprintf(mend, args...)}
 }
 
-// withRemedy says what to do about an error of PostgreSQL, where that is known.
+// withRemedy turns an error of PostgreSQL into a preparationError if the remedy is
+// known, and returns others as they are.
 func withRemedy(err error, user string) error {
 	remedy := preparationError{cause: err}
 	if store.NeverConnects(err) {
-		remedy.what, remedy.mend = "the server rejected a connection parameter", "remove it from the connection string; "+poolerBetween
+		remedy.what, remedy.mend = "the server rejected a connection parameter", "remove it from the connection string; "+useDirectConnection
 		return &remedy
 	}
 	switch sqlState(err) {
 	case codePrivilege:
 		remedy.what = "the role may not replicate"
-		remedy.mend = "ALTER ROLE " + toPaste(user) + " REPLICATION (on managed services: GRANT rds_replication, or the like)"
+		remedy.mend = "ALTER ROLE " + quoteIfNeeded(user) + " REPLICATION (on managed services: GRANT rds_replication, or the like)"
 	case codeAuthorization:
 		remedy.what = "the server rejected the role"
 		remedy.mend = "allow it in pg_hba.conf (a replication connection needs a line for the database itself), and give the role LOGIN"
@@ -114,21 +115,21 @@ func withRemedy(err error, user string) error {
 	case codeUnknownDatabase:
 		remedy.what = "the database does not exist"
 		remedy.mend = "correct the connection string, or create it"
-	case codeConfigurationLimit, codeNotInRequiredState: // the latter where there can be none at all
+	case codeConfigurationLimit, codeNotInRequiredState: // the latter if max_replication_slots is 0
 		remedy.what = "no replication slot is left"
 		remedy.mend = "drop an unused one (SELECT slot_name, active FROM pg_replication_slots), or raise max_replication_slots and restart PostgreSQL"
 	case codeTooManyConnections:
 		remedy.what = "no connection is left for replication"
 		remedy.mend = "raise max_wal_senders or max_connections and restart PostgreSQL, or close other connections"
-		remedy.waits = true
+		remedy.temporary = true
 	default:
 		return err
 	}
 	return &remedy
 }
 
-// A ColumnError is a column of the outbox that is missing or cannot be read.
-// Nothing behind it can be confirmed.
+// A ColumnError reports a column of the outbox that is missing or unreadable.
+// Nothing after it can be confirmed.
 type ColumnError struct {
 	Column  string
 	Problem string
@@ -143,7 +144,7 @@ func (e *ColumnError) Error() string {
 // Unwrap makes it a store.ErrNotPrepared.
 func (e *ColumnError) Unwrap() error { return store.ErrNotPrepared }
 
-// A malformed error means that the server does not speak the protocol that we read.
+// A malformed error means that the server's messages break the protocol.
 type malformed string
 
 func (e malformed) Error() string { return "replication protocol: " + string(e) }

@@ -7,46 +7,45 @@ import (
 	"github.com/jackc/pglogrepl"
 )
 
-// This file keeps out of memory what is not ours. Every role may emit a logical
-// message, of up to a gigabyte, and a publication of all tables carries everybody's
-// rows; a message of the protocol is read into memory as a whole before anyone can
-// look at it.
+// This file keeps the data of others out of memory. Every role may emit a logical
+// message of up to a gigabyte, and a publication FOR ALL TABLES sends everybody's
+// rows. pgconn reads each message of the protocol into memory as a whole.
 
 const (
-	// largeFrame is from how many bytes on a frame is looked at before it is read: an
-	// echo has a hundred, and what is smaller is not worth looking at.
+	// largeFrame is the size from which a frame is inspected before it is read. An echo
+	// has a hundred bytes, and smaller frames cost little memory.
 	largeFrame = 64 << 10
 
-	// sieveBuffer is how much is read ahead. The connection's own buffer is as large
-	// as what it reads.
+	// sieveBuffer is how much is read ahead: enough for the headers of a frame, and for
+	// few system calls.
 	sieveBuffer = 32 << 10
 )
 
-// A sieve stands between a connection, above its encryption, and what takes the
-// protocol's messages apart. It follows their frames from the first on, and throws
-// away, as they come, large ones that hold nothing of ours. The connection's
-// deadlines count for it too: where one passes it goes on later where it was.
+// A sieve is a reader between the connection, above its encryption, and pgproto3. It
+// follows the protocol's frames from the first on, and discards large ones that hold
+// nothing of ours as they arrive. A read deadline may interrupt it anywhere; the next
+// Read continues there.
 type sieve struct {
-	from   io.Reader
-	outbox uint32 // the OID of our table; 0: nothing is streamed yet, and everything passes
-	came   uint64 // bytes that were read, those that were thrown away included
+	from      io.Reader
+	outbox    uint32 // the OID of webhook_outbox; 0: not streaming yet, so everything passes
+	bytesRead uint64 // discarded bytes included
 
 	buffer     [sieveBuffer]byte
-	start, end int // what of it was not handed on
-	pass       int // bytes of the present frame that are to be handed on
-	skip       int // or thrown away
+	start, end int // the unread part of buffer
+	pass       int // bytes of the present frame still to pass on
+	skip       int // or to discard
 }
 
 const (
 	frameHeader = 1 + 4         // type, and the length with itself
 	xlogHeader  = 1 + 8 + 8 + 8 // kind, WAL start, WAL end, server's clock
-	rowHeader   = 1 + 4         // pgoutput's kind, and the relation's OID where it is a row
+	rowHeader   = 1 + 4         // pgoutput's kind, and the relation's OID if it is a row
 )
 
-// Read is io.Reader's. It waits only while there is nothing to hand on.
+// Read implements io.Reader. It blocks only if the buffer has nothing to pass on.
 func (s *sieve) Read(p []byte) (int, error) {
 	for {
-		if n := s.handOn(p); n > 0 || len(p) == 0 {
+		if n := s.passOn(p); n > 0 || len(p) == 0 {
 			return n, nil
 		}
 		if err := s.fill(); err != nil {
@@ -55,10 +54,10 @@ func (s *sieve) Read(p []byte) (int, error) {
 	}
 }
 
-// handOn copies what may be handed on of what was read.
-func (s *sieve) handOn(p []byte) (n int) {
+// passOn copies the buffered bytes that pass into p.
+func (s *sieve) passOn(p []byte) (n int) {
 	for n < len(p) {
-		if s.pass == 0 && s.skip == 0 && !s.judge() || s.start == s.end {
+		if s.pass == 0 && s.skip == 0 && !s.classify() || s.start == s.end {
 			return n
 		}
 		thrown := min(s.skip, s.end-s.start)
@@ -72,9 +71,9 @@ func (s *sieve) handOn(p []byte) (n int) {
 	return n
 }
 
-// judge decides about the frame that begins, and reports whether enough of it was
-// read for that.
-func (s *sieve) judge() bool {
+// classify decides whether the frame that begins passes, and reports whether enough
+// of it was read to decide.
+func (s *sieve) classify() bool {
 	frame := s.buffer[s.start:s.end]
 	if len(frame) < frameHeader {
 		return false
@@ -85,7 +84,7 @@ func (s *sieve) judge() bool {
 		return false
 	}
 	size := 1 + max(length, frameHeader-1)
-	if suspect && !ours(frame[frameHeader:], s.outbox) {
+	if suspect && !mayBeOurs(frame[frameHeader:], s.outbox) {
 		s.skip = size
 	} else {
 		s.pass = size
@@ -93,9 +92,9 @@ func (s *sieve) judge() bool {
 	return true
 }
 
-// ours says whether a large message may be of use: a row of the outbox, or what its
-// columns are. A logical message of that size is no echo.
-func ours(data []byte, outbox uint32) bool {
+// mayBeOurs reports whether a large message may matter: a row of the outbox, or the
+// description of its columns. A logical message of that size is no echo of ours.
+func mayBeOurs(data []byte, outbox uint32) bool {
 	if data[0] != pglogrepl.XLogDataByteID {
 		return true
 	}
@@ -103,7 +102,6 @@ func ours(data []byte, outbox uint32) bool {
 	return (kind == 'I' || kind == 'R') && oid == outbox
 }
 
-// fill reads more.
 func (s *sieve) fill() error {
 	if s.start > 0 {
 		s.end = copy(s.buffer[:], s.buffer[s.start:s.end])
@@ -111,9 +109,9 @@ func (s *sieve) fill() error {
 	}
 	n, err := s.from.Read(s.buffer[s.end:])
 	s.end += n
-	s.came += uint64(n)
+	s.bytesRead += uint64(n)
 	if n > 0 {
-		return nil // an error comes again
+		return nil // the next Read meets the error again
 	}
 	return err
 }

@@ -100,8 +100,8 @@ func TestSieveHoweverTheBytesCome(t *testing.T) {
 		if !bytes.Equal(got, want) {
 			t.Fatalf("%d bytes pass, want %d", len(got), len(want))
 		}
-		if s.came != uint64(len(in)) {
-			t.Fatalf("%d bytes came, want %d", s.came, len(in))
+		if s.bytesRead != uint64(len(in)) {
+			t.Fatalf("%d bytes came, want %d", s.bytesRead, len(in))
 		}
 	})
 }

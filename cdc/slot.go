@@ -18,36 +18,37 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// This file asks who the server is, finds the slot or waits for it as a standby,
-// and starts replication. All of it is done on the replication connection, where
-// simple queries work.
+// This file identifies the server, finds the slot or waits for it as a standby, and
+// starts replication. It uses the replication connection for all of that: simple
+// queries work there.
 
 const (
-	// commandTimeout bounds every statement but the making of a slot, which waits
-	// for the transactions of others.
+	// commandTimeout bounds every statement except slot creation, which waits for the
+	// transactions of others.
 	commandTimeout = 10 * time.Second
 
-	// standbyEvery is how often a standby looks whether the slot is free: with the
-	// time that PostgreSQL needs to see a killed process it bounds the takeover.
-	standbyEvery = 500 * time.Millisecond
+	// standbyPollEvery is how often a standby checks whether the slot is free. With the
+	// time that PostgreSQL needs to notice a killed process it bounds a takeover.
+	standbyPollEvery = 500 * time.Millisecond
 
-	// standbyAfter is how long the slot may be held before the log names the holder.
-	standbyAfter = 5 * time.Second
+	// nameHolderAfter is how long a standby waits before the log names the holder: a
+	// restart is over sooner.
+	nameHolderAfter = 5 * time.Second
 )
 
 var slotName = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
 
-// configure asks how to connect now, and adds what a session needs, whatever its
-// role's and its database's defaults are.
+// configure reads the connection settings anew, and adds those of our sessions, which
+// override the defaults of the role and the database.
 func (s *Stream) configure() (*pgconn.Config, error) {
 	config, err := s.config.Server()
 	if err != nil {
 		return nil, err
 	}
 	set := store.Settings("")
-	set["search_path"] = "pg_catalog" // nobody else's functions and operators in our queries
-	// A session lasts for months, a standby is idle, and the making of a slot waits for
-	// the transactions of others.
+	set["search_path"] = "pg_catalog" // so that nobody can plant functions or operators
+	// A session lasts for months, a standby is idle, and slot creation waits for the
+	// transactions of others.
 	set["statement_timeout"] = "0"
 	set["lock_timeout"] = "0"
 	set["idle_in_transaction_session_timeout"] = "0"
@@ -67,14 +68,14 @@ func (s *Stream) connectOrdinary(ctx context.Context) (*pgconn.PgConn, error) {
 	return connect(ctx, config)
 }
 
-// connectReplicating connects for replication, through a sieve.
+// connectReplicating connects for replication, and reads through a sieve.
 func (s *Stream) connectReplicating(ctx context.Context, through *sieve) (*pgconn.PgConn, error) {
 	config, err := s.configure()
 	if err != nil {
 		return nil, err
 	}
 	config.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
-		*through = sieve{from: r} // of the last of several hosts, or with and without TLS
+		*through = sieve{from: r} // pgconn may try several hosts, and with and without TLS
 		return pgproto3.NewFrontend(through, w)
 	}
 	config.RuntimeParams["replication"] = "database"
@@ -91,7 +92,8 @@ func (s *Stream) connectReplicating(ctx context.Context, through *sieve) (*pgcon
 	return pg, nil
 }
 
-// PostgreSQL 17 brought it; it would end a stream that decodes a long transaction.
+// PostgreSQL 17 added transaction_timeout. It would end a stream that decodes a long
+// transaction.
 const noTransactionTimeoutSQL = `SELECT CASE WHEN pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL
 	THEN pg_catalog.set_config('transaction_timeout', '0', false) END`
 
@@ -114,11 +116,11 @@ func connect(ctx context.Context, config *pgconn.Config) (*pgconn.PgConn, error)
 	return pg, nil
 }
 
-// hangUp closes a connection, whatever its state, within politely.
+// hangUp closes a connection in any state, within closeTimeout.
 func hangUp(pg *pgconn.PgConn) {
-	ctx, cancel := context.WithTimeout(context.Background(), politely)
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
-	_ = pg.Conn().SetDeadline(time.Now().Add(politely))
+	_ = pg.Conn().SetDeadline(time.Now().Add(closeTimeout))
 	_ = pg.Close(ctx)
 	select {
 	case <-pg.CleanupDone():
@@ -126,8 +128,8 @@ func hangUp(pg *pgconn.PgConn) {
 	}
 }
 
-// open connects, sees that everything is there, and starts replication. As long
-// as another process holds the slot it waits.
+// open connects, checks that everything needed is there, and starts replication. While
+// another process holds the slot it waits.
 func (s *Stream) open(ctx context.Context) (*connection, error) {
 	sieve := &sieve{}
 	pg, err := s.connectReplicating(ctx, sieve)
@@ -142,8 +144,8 @@ func (s *Stream) open(ctx context.Context) (*connection, error) {
 	return c, nil
 }
 
-// Probe connects as a stream would, and changes nothing. It tells whether the role
-// may replicate: that cannot be read anywhere, because platforms have rights of
+// Probe connects as a stream would, and changes nothing. It finds out whether the role
+// may replicate: no catalogue tells, because managed services have privileges of
 // their own for it.
 func Probe(ctx context.Context, config Config) error {
 	s := New(config)
@@ -152,14 +154,14 @@ func Probe(ctx context.Context, config Config) error {
 		defer hangUp(pg)
 		_, err = s.identifySystem(ctx, pg)
 	}
-	if e, ok := errors.AsType[*preparationError](err); ok && e.waits {
-		return errors.New(e.Error()) // no reason to end
+	if e, ok := errors.AsType[*preparationError](err); ok && e.temporary {
+		return errors.New(e.Error()) // not ErrNotPrepared: it may go away by itself
 	}
 	return err
 }
 
-// Prepare makes the slot where it is missing, and reports whether it did. It
-// checks what a stream would need.
+// Prepare checks what a stream needs, creates the slot if it is missing, and reports
+// whether it did.
 func Prepare(ctx context.Context, config Config) (created bool, err error) {
 	s := New(config)
 	pg, err := s.connectReplicating(ctx, &sieve{})
@@ -174,7 +176,7 @@ func Prepare(ctx context.Context, config Config) (created bool, err error) {
 	switch {
 	case err != nil:
 		return false, err
-	case slot != nil && slot.activePID != 0 && s.ours(slot) == nil: // ensureSlot would stand by
+	case slot != nil && slot.activePID != 0 && s.checkOwner(slot) == nil: // ensureSlot would stand by
 		return false, nil
 	}
 	return s.ensureSlot(ctx, pg)
@@ -188,8 +190,8 @@ func (s *Stream) start(ctx context.Context, pg *pgconn.PgConn, sieve *sieve) (*c
 	if err != nil {
 		return nil, err
 	}
-	// Again, because a standby may have waited for the slot for days: what is
-	// flushed has moved.
+	// Again, because a standby may have waited for the slot for days: the flush
+	// position has moved.
 	session, flushed, err := s.identify(ctx, pg)
 	if err != nil {
 		return nil, err
@@ -200,8 +202,8 @@ func (s *Stream) start(ctx context.Context, pg *pgconn.PgConn, sieve *sieve) (*c
 			return nil, fmt.Errorf("find the start position: %w", err)
 		}
 	}
-	// Again, because Start may have taken its time: a status must never carry a
-	// position before the slot's own.
+	// Again, because Start may have taken long: a status must never carry a position
+	// before the slot's own.
 	slot, err := s.lookUpSlot(ctx, pg)
 	if err != nil {
 		return nil, err
@@ -209,7 +211,7 @@ func (s *Stream) start(ctx context.Context, pg *pgconn.PgConn, sieve *sieve) (*c
 	if slot == nil || slot.activePID != 0 {
 		return nil, errSlotHeld
 	}
-	session.Confirmed, session.Told, session.Lease = slot.confirmed, s.told.on(session), s.lease()
+	session.Confirmed, session.Told, session.Lease = slot.confirmed, s.reported.on(session), s.lease()
 	sieve.outbox = session.Outbox
 	if err := s.startReplication(ctx, pg, session.Start); err != nil {
 		return nil, err
@@ -221,7 +223,7 @@ const serverSQL = `SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_set
 	pg_catalog.current_setting('server_version_num'), pg_catalog.pg_backend_pid(), pg_catalog.pg_postmaster_start_time(),
 	EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = %s)`
 
-// identify asks who the server is, and whether it can serve us at all.
+// identify identifies the server, and checks whether it can replicate to us.
 func (s *Stream) identify(ctx context.Context, pg *pgconn.PgConn) (*store.Session, pglogrepl.LSN, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
@@ -242,14 +244,14 @@ func (s *Stream) identify(ctx context.Context, pg *pgconn.PgConn) (*store.Sessio
 			"(on managed services a parameter such as rds.logical_replication)")
 	case publication != "t":
 		return nil, 0, notPrepared("publication "+s.config.Publication+" does not exist", "apply schema.sql (walhook init), "+
-			"or in the schema of walhook's tables: CREATE PUBLICATION %s FOR TABLE webhook_outbox WITH (publish = 'insert', publish_via_partition_root = true)", toPaste(s.config.Publication))
+			"or in the schema of walhook's tables: CREATE PUBLICATION %s FOR TABLE webhook_outbox WITH (publish = 'insert', publish_via_partition_root = true)", quoteIfNeeded(s.config.Publication))
 	}
 	if s.serverVersion, err = strconv.Atoi(version); err != nil {
 		return nil, 0, fmt.Errorf("read the server's version: %w", err)
 	}
 	session := &store.Session{SystemID: system.SystemID, Timeline: system.Timeline, ServerVersion: s.serverVersion, ServerStarted: started}
-	// The walsender's own word: what the client was told when it connected may be a
-	// proxy's.
+	// From the walsender itself: the pid that the client got when it connected may be
+	// a proxy's.
 	walsender, err := strconv.ParseUint(pid, 10, 32)
 	if err != nil {
 		return nil, 0, fmt.Errorf("read the walsender's pid: %w", err)
@@ -262,8 +264,8 @@ func (s *Stream) identifySystem(ctx context.Context, pg *pgconn.PgConn) (pglogre
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 	system, err := pglogrepl.IdentifySystem(ctx, pg)
-	if sqlState(err) == codeSyntax { // replication=database was passed over: this is an ordinary session
-		return system, &preparationError{what: "the server does not accept replication commands", mend: poolerBetween, cause: errors.Join(ErrNoReplication, err)}
+	if sqlState(err) == codeSyntax { // replication=database was ignored: this is an ordinary session
+		return system, &preparationError{what: "the server does not accept replication commands", mend: useDirectConnection, cause: errors.Join(ErrNoReplication, err)}
 	}
 	if err != nil {
 		return system, fmt.Errorf("identify the server: %w", err)
@@ -271,17 +273,17 @@ func (s *Stream) identifySystem(ctx context.Context, pg *pgconn.PgConn) (pglogre
 	return system, nil
 }
 
-// A slotRow is what pg_replication_slots says about our slot.
+// A slotRow is our slot's row of pg_replication_slots.
 type slotRow struct {
 	plugin, database string
-	here             bool // its database is ours
+	here             bool // it belongs to the current database
 	activePID        int
 	lost             bool
 	confirmed        pglogrepl.LSN
-	staysBehind      bool // it could go with a failover to a standby, and does not
+	noFailover       bool // the server has failover slots, and this is none
 }
 
-// The columns that came after PostgreSQL 14 are read by way of json.
+// Columns newer than PostgreSQL 14 are read as JSON.
 const slotSQL = `SELECT coalesce(plugin, ''), coalesce(database, ''), coalesce(database = current_database(), false),
 	coalesce(active_pid, 0), coalesce(confirmed_flush_lsn, '0/0'),
 	coalesce(wal_status = 'lost', false) OR coalesce((pg_catalog.to_jsonb(s)->>'conflicting')::boolean, false)
@@ -289,7 +291,7 @@ const slotSQL = `SELECT coalesce(plugin, ''), coalesce(database, ''), coalesce(d
 	coalesce(NOT (pg_catalog.to_jsonb(s)->>'failover')::boolean, false)
 	FROM pg_catalog.pg_replication_slots s WHERE slot_name = %s`
 
-// lookUpSlot returns nil where there is no slot.
+// lookUpSlot returns nil if there is no slot.
 func (s *Stream) lookUpSlot(ctx context.Context, pg *pgconn.PgConn) (*slotRow, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
@@ -301,7 +303,7 @@ func (s *Stream) lookUpSlot(ctx context.Context, pg *pgconn.PgConn) (*slotRow, e
 		return nil, nil
 	}
 	row := rows[0]
-	slot := &slotRow{plugin: row[0], database: row[1], here: row[2] == "t", lost: row[5] == "t", staysBehind: row[6] == "t"}
+	slot := &slotRow{plugin: row[0], database: row[1], here: row[2] == "t", lost: row[5] == "t", noFailover: row[6] == "t"}
 	if slot.activePID, err = strconv.Atoi(row[3]); err != nil {
 		return nil, fmt.Errorf("look up the slot: %w", err)
 	}
@@ -311,9 +313,9 @@ func (s *Stream) lookUpSlot(ctx context.Context, pg *pgconn.PgConn) (*slotRow, e
 	return slot, nil
 }
 
-// ours returns an error unless the slot can be walhook's: one of another database,
-// another plugin or a physical one is somebody's who has the same name for it.
-func (s *Stream) ours(slot *slotRow) error {
+// checkOwner returns an error unless the slot can be walhook's. A slot of another
+// database, another plugin, or a physical one has our name by chance.
+func (s *Stream) checkOwner(slot *slotRow) error {
 	if slot.plugin == "pgoutput" && slot.here {
 		return nil
 	}
@@ -322,8 +324,8 @@ func (s *Stream) ours(slot *slotRow) error {
 			"SELECT pg_drop_replication_slot(%s)", quoteLiteral(s.config.Slot))
 }
 
-// ensureSlot returns when there is a usable slot that nobody holds, and whether
-// it was made just now.
+// ensureSlot returns when there is a usable slot that nobody holds, and reports whether
+// it has just created the slot.
 func (s *Stream) ensureSlot(ctx context.Context, pg *pgconn.PgConn) (created bool, err error) {
 	since, named := time.Now(), false
 	for {
@@ -332,22 +334,22 @@ func (s *Stream) ensureSlot(ctx context.Context, pg *pgconn.PgConn) (created boo
 		case err != nil:
 			return false, err
 		case slot == nil:
-			return true, s.afterNotice(ctx, pg, s.createSlot)
-		case s.ours(slot) != nil:
-			return false, s.ours(slot)
+			return true, s.noteAndMake(ctx, pg, s.createSlot)
+		case s.checkOwner(slot) != nil:
+			return false, s.checkOwner(slot)
 		case slot.activePID != 0:
 			s.standBy()
-			if !named && time.Since(since) > standbyAfter {
+			if !named && time.Since(since) > nameHolderAfter {
 				named = true
 				s.logHolder(ctx, pg, slot.activePID)
 			}
-			if err := s.aliveWithin(ctx, standbyEvery); err != nil {
+			if err := s.waitAlive(ctx, standbyPollEvery); err != nil {
 				return false, err
 			}
-		case slot.lost || s.unreadable >= unreadableTwice:
-			return true, s.afterNotice(ctx, pg, s.remakeSlot)
-		case slot.staysBehind && s.config.CreateSlot:
-			return false, s.letFailOver(ctx, pg)
+		case slot.lost || s.unreadable >= unreadableLimit:
+			return true, s.noteAndMake(ctx, pg, s.remakeSlot)
+		case slot.noFailover && s.config.CreateSlot:
+			return false, s.enableFailover(ctx, pg)
 		default:
 			return false, nil
 		}
@@ -357,7 +359,7 @@ func (s *Stream) ensureSlot(ctx context.Context, pg *pgconn.PgConn) (created boo
 const holderSQL = `SELECT coalesce(client_addr::text, 'local'), coalesce(application_name, ''), coalesce(backend_start::text, '')
 	FROM pg_catalog.pg_stat_activity WHERE pid = %d`
 
-// logHolder says who has the slot.
+// logHolder logs which process holds the slot.
 func (s *Stream) logHolder(ctx context.Context, pg *pgconn.PgConn, pid int) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
@@ -369,7 +371,6 @@ func (s *Stream) logHolder(ctx context.Context, pg *pgconn.PgConn, pid int) {
 		"client_addr", rows[0][0], "application_name", rows[0][1], "since", rows[0][2])
 }
 
-// startReplication sends START_REPLICATION.
 func (s *Stream) startReplication(ctx context.Context, pg *pgconn.PgConn, at pglogrepl.LSN) error {
 	ctx, cancel := context.WithTimeout(ctx, 3*commandTimeout)
 	defer cancel()
@@ -390,8 +391,8 @@ func (s *Stream) startReplication(ctx context.Context, pg *pgconn.PgConn, at pgl
 	return nil
 }
 
-// query runs one statement by the simple protocol, and returns its rows as text
-// (NULL as "").
+// query runs one statement with the simple protocol, and returns its rows as text, NULL
+// as "".
 func query(ctx context.Context, pg *pgconn.PgConn, sql string) ([][]string, error) {
 	results, err := pg.Exec(ctx, sql).ReadAll()
 	if err != nil {
@@ -409,17 +410,17 @@ func query(ctx context.Context, pg *pgconn.PgConn, sql string) ([][]string, erro
 	return rows, nil
 }
 
-// plain is a name that needs no quotes in SQL, unless it is a word of SQL's own. A log in
-// JSON would escape them, and the statement could not be pasted.
-var plain = regexp.MustCompile(`^[a-z_][a-z0-9_]*$`)
+// unquoted matches names that need no quotes in SQL, unless they are keywords. A JSON log
+// escapes quotes, and then the statement in it could not be pasted.
+var unquoted = regexp.MustCompile(`^[a-z_][a-z0-9_]*$`)
 
-// words of SQL that somebody may have called a role.
-var words = []string{"all", "analyze", "any", "both", "current_role", "current_user", "default", "end", "grant", "group", "order", "primary", "references",
+// reservedWords are keywords of SQL that a role might have as its name.
+var reservedWords = []string{"all", "analyze", "any", "both", "current_role", "current_user", "default", "end", "grant", "group", "order", "primary", "references",
 	"select", "session_user", "table", "to", "user", "when", "where", "window", "with", "public", "none"}
 
-// toPaste is a name as a statement for people has it.
-func toPaste(name string) string {
-	if plain.MatchString(name) && !slices.Contains(words, name) {
+// quoteIfNeeded returns a name for a statement that people paste.
+func quoteIfNeeded(name string) string {
+	if unquoted.MatchString(name) && !slices.Contains(reservedWords, name) {
 		return name
 	}
 	return quoteIdentifier(name)
@@ -430,7 +431,7 @@ func quoteIdentifier(name string) string { return `"` + strings.ReplaceAll(name,
 // quoteLiteral quotes for SQL and for the replication grammar, which knows no E”.
 func quoteLiteral(text string) string { return `'` + strings.ReplaceAll(text, `'`, `''`) + `'` }
 
-// sleep waits, and reports false where ctx ended first.
+// sleep waits, and reports false if ctx ended first.
 func sleep(ctx context.Context, d time.Duration) bool {
 	if d <= 0 {
 		return ctx.Err() == nil

@@ -15,8 +15,8 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// This file decides what happens between connections: what is retried, how soon,
-// what is told to the operator, and what ends the stream.
+// This file decides what happens between connections: what is retried, how soon, what
+// is logged, and what ends the stream.
 
 // A Stream follows a slot for as long as Run runs, across any number of connections.
 type Stream struct {
@@ -27,25 +27,25 @@ type Stream struct {
 	stopped context.Context // done after Stop
 	stop    context.CancelFunc
 
-	// What only Run's goroutine touches.
+	// Only Run's goroutine touches these.
 	user          string    // of the replication connection
-	serverVersion int       // as server_version_num, when it was last asked
-	prepared      bool      // the slot was once streamed from or seen in another's hands, or its making has begun
+	serverVersion int       // the latest server_version_num
+	prepared      bool      // the slot was usable once, or its creation has begun: errors no longer end Run
 	failures      int       // since a session was last healthy
-	unreadable    int       // sessions in a row that ended because the slot cannot be decoded
-	remakes       int       // how often the slot was made anew lately
-	remade        time.Time // when it was last
-	voids         int       // sessions in a row that the database did not know as the slot's
-	told          told      // what the last session told the slot
+	unreadable    int       // sessions in a row that ended because the slot could not be decoded
+	remakes       int       // how often the slot was recreated lately
+	remade        time.Time // when it was last recreated
+	voidSessions  int       // sessions in a row that the database did not list as the slot's holder
+	reported      reported  // the last position sent to the server
 
 	walSenderTimeout time.Duration // tests make it short
 
-	turned atomic.Pointer[time.Time] // when the connection's goroutine last did; nil: there is no connection
+	lastAlive atomic.Pointer[time.Time] // when housekeep last ran; nil: there is no connection
 
 	mu           sync.Mutex
 	status       Status
-	checkTrouble string // Config.Check's last answer
-	doubt        string // why it is not certain that the slot is still ours
+	checkTrouble string // the last error of Config.Check
+	leaseTrouble string // says that the lease has lapsed; "": it has not
 }
 
 // New returns a Stream that does nothing until Run.
@@ -62,16 +62,17 @@ func New(config Config) *Stream {
 	return s
 }
 
-// Batches is where the stream hands on, to one consumer. It is closed when Run
-// returns. While it is full the stream stops reading, but keeps answering the server.
+// Batches returns the channel to the one consumer. It is closed when Run returns. While
+// it is full the stream stops reading, but keeps answering the server.
 func (s *Stream) Batches() <-chan store.Batch { return s.batches }
 
-// Stop begins the drain: no further event is handed on. What comes by the stream
-// all the same is dropped, and no position behind it is handed on, so it will
-// come again; echoes still come, so that what the drain records can be confirmed.
-// The sequence for a clean end is: Stop; let what is in flight end, be recorded,
-// echoed and confirmed; cancel Run's context, upon which the last confirmed
-// position is sent. After Stop a lost connection ends Run.
+// Stop begins the drain: no further event is passed on. Events that still arrive are
+// dropped, and no position behind them is passed on, so they will come again. Echoes
+// are still passed on, so that outcomes recorded during the drain can be confirmed.
+//
+// For a clean end call Stop; let the attempts in flight end, be recorded, echoed and
+// confirmed; then cancel Run's context, and Run sends the last confirmed position.
+// After Stop a lost connection ends Run.
 func (s *Stream) Stop() { s.stop() }
 
 // Status returns what the stream is doing now.
@@ -79,36 +80,35 @@ func (s *Stream) Status() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	status := s.status
-	status.Err = cmp.Or(status.Err, s.checkTrouble, s.doubt)
+	status.Err = cmp.Or(status.Err, s.checkTrouble, s.leaseTrouble)
 	return status
 }
 
-// Alive returns an error where the connection's goroutine no longer turns, for
-// which PostgreSQL takes the slot away after walSenderTimeout. Between two
-// connections every wait has a bound of its own.
+// Alive returns an error if the connection's goroutine is stuck: PostgreSQL then takes
+// the slot away after walSenderTimeout. Between two connections every wait has a bound
+// of its own.
 func (s *Stream) Alive() error {
-	turned := s.turned.Load()
-	if turned == nil {
+	last := s.lastAlive.Load()
+	if last == nil {
 		return nil
 	}
-	if silent := time.Since(*turned); silent > s.walSenderTimeout*4/5 { // an answer may take half, and the reason should be said first
+	if silent := time.Since(*last); silent > s.walSenderTimeout*4/5 { // a write may take half, and the error should come before the slot is lost
 		return fmt.Errorf("the stream has not turned for %s", silent.Round(time.Second))
 	}
 	return nil
 }
 
-// Run streams until ctx is cancelled, and then returns nil within about two
-// seconds; it is called once. It returns an error that wraps store.ErrNotPrepared where an operator
-// has to mend something before the stream could begin for the first time, and
-// the watchdog's error. Everything else is retried for ever, what an operator
-// has to mend included once the stream has run: its reason is logged once and
-// shown by Status.
+// Run streams until ctx is cancelled, and then returns nil within about two seconds. It
+// is called once. It returns the watchdog's error, and store.ErrNotPrepared if an
+// operator has to fix something before the stream can begin for the first time.
+// Everything else is retried for ever, as is store.ErrNotPrepared once the stream has
+// run: the reason is logged once, and Status shows it.
 func (s *Stream) Run(ctx context.Context) error {
 	defer close(s.batches)
 	if !slotName.MatchString(s.config.Slot) {
 		return fmt.Errorf("WALHOOK_SLOT %q: a slot name has 1 to 63 lower-case letters, digits and underscores", s.config.Slot)
 	}
-	// Later a file that says how to connect may just be swapped: then it is tried again.
+	// Later a bad file is retried: somebody may just be replacing it.
 	if _, err := s.configure(); err != nil && !s.config.Resumed {
 		return err
 	}
@@ -122,21 +122,21 @@ func (s *Stream) Run(ctx context.Context) error {
 			return err
 		}
 		s.report(ctx, err)
-		if err := s.aliveWithin(ctx, s.backoff(err)); err != nil && s.fatal(err) {
+		if err := s.waitAlive(ctx, s.backoff(err)); err != nil && s.fatal(err) {
 			return err
 		}
 	}
 }
 
-// runOnce is one session, from connecting to hanging up.
+// runOnce runs one session, from connecting to hanging up.
 func (s *Stream) runOnce(ctx context.Context) error {
 	opening, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(s.stopped, cancel)() // there is nothing to stream any more
+	defer context.AfterFunc(s.stopped, cancel)() // after Stop no connection is needed
 	c, err := s.open(opening)
 	if err != nil {
 		if errors.Is(err, errSlotUnreadable) {
-			s.unreadable = unreadableTwice
+			s.unreadable = unreadableLimit
 		}
 		return err
 	}
@@ -146,51 +146,52 @@ func (s *Stream) runOnce(ctx context.Context) error {
 	err = c.run(ctx)
 	s.progress(c)
 	s.noteUnreadable(c, err)
-	if c.told != 0 { // else nothing is known that was not before
-		s.told = told{by: c.session, lsn: c.told}
+	if c.reported != 0 { // 0: the position of the session before stays valid
+		s.reported = reported{by: c.session, lsn: c.reported}
 	}
 	if c.announced || !c.session.IsVoid() {
-		s.voids = 0
+		s.voidSessions = 0
 	}
-	s.forgetDoubt()
+	s.forgetLeaseTrouble()
 	return err
 }
 
-// told is how far a session has told the server that the slot may move.
-type told struct {
-	by  *store.Session // nil: there was none
+// reported is the last flush position that a session sent to the server.
+type reported struct {
+	by  *store.Session // nil: none was sent
 	lsn pglogrepl.LSN
 }
 
-// on returns the position where it means the same in another session, or 0: after
-// another start of the server the database may have been set back, and the same
-// position be of something else.
-func (t told) on(s *store.Session) pglogrepl.LSN {
-	if t.by == nil || t.by.SystemID != s.SystemID || t.by.Timeline != s.Timeline || t.by.ServerStarted != s.ServerStarted {
+// on returns the position if it is valid in another session, or 0. After a restart of
+// the server the database may have been set back to an earlier state, in which the same
+// LSN means something else.
+func (r reported) on(s *store.Session) pglogrepl.LSN {
+	if r.by == nil || r.by.SystemID != s.SystemID || r.by.Timeline != s.Timeline || r.by.ServerStarted != s.ServerStarted {
 		return 0
 	}
-	return t.lsn
+	return r.lsn
 }
 
-// voided counts a session that the database does not know as the slot's: once it
-// may have lost the slot just then.
-func (s *Stream) voided() error {
-	if s.voids++; s.voids > 1 {
-		return errBetween
+// voidError counts a session that the database does not list as the slot's holder. One
+// may just have lost the slot; two in a row mean that walhook does not reach the server
+// directly.
+func (s *Stream) voidError() error {
+	if s.voidSessions++; s.voidSessions > 1 {
+		return errPooler
 	}
-	return errVoid
+	return errNotHolder
 }
 
-// unreadableTwice sessions in a row that ended because the slot cannot be decoded
-// are enough to make it anew. One is not: a publication may just have been
-// dropped, and then the slot is not what has to be mended.
-const unreadableTwice = 2
+// unreadableLimit is after how many sessions in a row that could not decode the slot it
+// is recreated. One is not enough: somebody may just have dropped the publication, and
+// then the slot is fine.
+const unreadableLimit = 2
 
-// noteUnreadable counts sessions that ended at a point of the WAL that no later
-// session can pass: the WAL has gone, or the publication did not exist there (up
-// to PostgreSQL 17, also when it exists now).
+// noteUnreadable counts sessions that ended at a point of the WAL that no later session
+// can pass: the WAL was removed, or the publication did not exist there (up to
+// PostgreSQL 17 also if it exists now).
 func (s *Stream) noteUnreadable(c *connection, err error) {
-	if time.Since(c.began) > remakeForget {
+	if time.Since(c.began) > remakeForgetAfter {
 		s.unreadable = 0
 	}
 	if code := sqlState(err); code == codeUndefinedObject || code == codeUndefinedFile {
@@ -202,37 +203,37 @@ func (s *Stream) noteUnreadable(c *connection, err error) {
 
 // fatal reports whether an error ends Run.
 func (s *Stream) fatal(err error) bool {
-	if _, ok := errors.AsType[errAlive](err); ok {
+	if _, ok := errors.AsType[watchdogError](err); ok {
 		return true
 	}
-	if e, ok := errors.AsType[*preparationError](err); ok && e.waits {
+	if e, ok := errors.AsType[*preparationError](err); ok && e.temporary {
 		return false
 	}
 	return !s.prepared && errors.Is(err, store.ErrNotPrepared)
 }
 
-// backoff says how long to wait before the next connection. The steps are short,
-// because PostgreSQL's restart should be over for us as soon as it is over.
+// backoff returns how long to wait before the next connection. The steps are short, so
+// that the stream is back soon after a restart of PostgreSQL.
 func (s *Stream) backoff(err error) time.Duration {
 	s.failures++
 	first, most := 100*time.Millisecond, time.Second
 	if errors.Is(err, store.ErrNotPrepared) {
 		first, most = 500*time.Millisecond, 5*time.Second
 	}
-	if sqlState(err) == codePassword { // it is being rotated, and what has come meanwhile waits
+	if sqlState(err) == codePassword { // somebody is rotating it, and events wait meanwhile
 		most = 2 * time.Second
 	}
 	if errors.Is(err, errSlotHeld) {
-		return standbyEvery
+		return standbyPollEvery
 	}
 	return min(first<<min(s.failures-1, 10), most)
 }
 
-// aliveWithin waits, and returns an error where the watchdog barked or ctx ended.
-func (s *Stream) aliveWithin(ctx context.Context, d time.Duration) error {
+// waitAlive waits. It returns the watchdog's error, or that of ctx.
+func (s *Stream) waitAlive(ctx context.Context, d time.Duration) error {
 	if s.config.Alive != nil {
 		if err := s.config.Alive(); err != nil {
-			return errAlive{err}
+			return watchdogError{err}
 		}
 	}
 	if !sleep(ctx, d) {
@@ -241,7 +242,7 @@ func (s *Stream) aliveWithin(ctx context.Context, d time.Duration) error {
 	return nil
 }
 
-// report logs an error that ended a session or an attempt at one, once per change.
+// report logs an error that ended a session, or an attempt to open one, once per change.
 func (s *Stream) report(ctx context.Context, err error) {
 	if errors.Is(err, errSlotHeld) {
 		s.standBy()
@@ -258,7 +259,7 @@ func (s *Stream) report(ctx context.Context, err error) {
 	}
 }
 
-// reportCheck logs what Config.Check says, once per change.
+// reportCheck logs the result of Config.Check, once per change.
 func (s *Stream) reportCheck(ctx context.Context, err error) {
 	text := ""
 	if err != nil {
@@ -277,31 +278,31 @@ func (s *Stream) reportCheck(ctx context.Context, err error) {
 	}
 }
 
-// reportDoubt logs whether it is certain that the slot is ours, once per change.
-func (s *Stream) reportDoubt(ctx context.Context, doubted bool) {
+// reportLease logs that the lease has lapsed or is valid again, once per change.
+func (s *Stream) reportLease(ctx context.Context, lapsed bool) {
 	const text = "cannot verify that this process still holds the slot; sending suspended"
 	s.mu.Lock()
-	known := doubted == (s.doubt != "")
-	s.doubt = ""
-	if doubted {
-		s.doubt = text
+	known := lapsed == (s.leaseTrouble != "")
+	s.leaseTrouble = ""
+	if lapsed {
+		s.leaseTrouble = text
 	}
 	s.mu.Unlock()
 	switch {
 	case known:
-	case doubted:
+	case lapsed:
 		s.log.WarnContext(ctx, text, "slot", s.config.Slot)
 	default:
 		s.log.InfoContext(ctx, "slot ownership verified; sending resumed", "slot", s.config.Slot)
 	}
 }
 
-// forgetDoubt ends with a session what was doubted of it. That is not said: whether the
-// slot is ours, the next session finds out.
-func (s *Stream) forgetDoubt() {
+// forgetLeaseTrouble clears a lapsed lease when its session ends. It logs nothing: the
+// next session finds out whether it has the slot.
+func (s *Stream) forgetLeaseTrouble() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.doubt = ""
+	s.leaseTrouble = ""
 }
 
 // standBy notes that another process holds the slot.
@@ -310,8 +311,8 @@ func (s *Stream) standBy() {
 	s.setStatus(func(st *Status) { st.Role, st.Err = Standby, "" })
 }
 
-// progress publishes where a connection stands, and forgets the trouble before
-// it once it has lived long enough.
+// progress publishes a connection's positions in Status, and clears the previous error
+// once the session has lasted for healthyAfter.
 func (s *Stream) progress(c *connection) {
 	healthy := time.Since(c.began) > healthyAfter
 	if healthy && !c.announced {
@@ -327,7 +328,6 @@ func (s *Stream) progress(c *connection) {
 	})
 }
 
-// setStatus changes the snapshot that Status returns.
 func (s *Stream) setStatus(change func(*Status)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -7,8 +7,8 @@ import (
 	"github.com/google/uuid"
 )
 
-// This file reads the text forms of values as PostgreSQL prints them with the
-// settings of our session: DateStyle ISO, TimeZone UTC, UTF-8.
+// This file parses values as PostgreSQL prints them with our session's settings:
+// DateStyle ISO, TimeZone UTC, UTF-8.
 
 // postgresEpoch is 2000-01-01 in microseconds since 1970.
 const postgresEpoch = 946_684_800_000_000
@@ -27,7 +27,7 @@ var hexValue = func() (t [256]byte) {
 	return t
 }()
 
-// uuidDigits is where the sixteen pairs of digits stand in a UUID's text.
+// uuidDigits are the offsets of the sixteen pairs of digits in a UUID's text.
 var uuidDigits = [16]int{0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34}
 
 const uuidLen = 36
@@ -53,8 +53,8 @@ func parseUUID(b []byte) (id uuid.UUID, ok bool) {
 	return id, true
 }
 
-// parseUUIDs reads a uuid[]. Bounds and dimensions ([2:3]={…}, {{…},{…}}) say
-// nothing about who is owed, and a NULL is nobody, so none of them can hold the slot.
+// parseUUIDs reads a uuid[]. It ignores bounds and dimensions ([2:3]={…}, {{…},{…}}) and
+// NULLs, so that no odd array can block the slot.
 func parseUUIDs(b []byte) ([]uuid.UUID, bool) {
 	if len(b) > 0 && b[0] == '[' {
 		_, b, _ = bytes.Cut(b, []byte("="))
@@ -86,9 +86,8 @@ func parseUUIDs(b []byte) ([]uuid.UUID, bool) {
 	return ids, true
 }
 
-// parseTimestamp reads "2026-11-23 14:57:59.123456+00". Of the times that
-// PostgreSQL can print, those outside of the years 1 to 9999 (infinity, BC) are
-// the zero time: a row with one must not hold the slot.
+// parseTimestamp reads "2026-11-23 14:57:59.123456+00". It returns the zero time for
+// those outside the years 1 to 9999 (infinity, BC): such a row must not block the slot.
 func parseTimestamp(b []byte) (time.Time, bool) {
 	if unreadableTime(b) {
 		return time.Time{}, true
@@ -113,7 +112,7 @@ func unreadableTime(b []byte) bool {
 	return bytes.HasSuffix(b, []byte("infinity")) || bytes.HasSuffix(b, []byte(" BC")) || bytes.IndexByte(b, '-') > 4
 }
 
-// parseFraction reads up to six digits behind a point, or nothing.
+// parseFraction reads a point and up to six digits, or nothing.
 func parseFraction(b []byte) (nanos int, ok bool) {
 	if len(b) == 0 {
 		return 0, true
@@ -129,7 +128,8 @@ func parseFraction(b []byte) (nanos int, ok bool) {
 	return nanos, n.ok
 }
 
-// digits parses decimal numbers and remembers whether one was none.
+// digits parses decimal numbers. Its ok turns false at the first character that is no
+// digit.
 type digits struct{ ok bool }
 
 func (d *digits) parse(b []byte) (n int) {

@@ -20,10 +20,10 @@ func patches() []patch {
 		{"deliver/schedule/lane.go", `s.running+s.ended < s.limits.MaxInFlight+unrecordedRoom`, `($ || ` + on(sabotage.NoRoom) + `)`},
 		{"deliver/schedule/batch.go", `case d.stage == parked:`, `case d.stage == parked || ` + on(sabotage.NoLease) + `:`},
 		{"cdc/connection.go", `c.pings.burst(k.ServerWALEnd, now)`, `$ && !` + on(sabotage.StayOn)},
-		{"cdc/connection.go", `c.down.Load()`, `$ && !` + on(sabotage.StayOn)},
+		{"cdc/connection.go", `c.shuttingDown.Load()`, `$ && !` + on(sabotage.StayOn)},
 		{"deliver/reconciler.go", `!fence.Reconcile`, `$ || ` + on(sabotage.NoReconciler)},
 		{"deliver/send/response.go", `bytes.IndexByte(b, 0) < 0`, `$ || ` + on(sabotage.KeepText)},
-		{"cdc/connection.go", `c.checked.Store(err == nil)`, `c.checked.Store(err == nil || ` + on(sabotage.IgnoreCheck) + `)`},
+		{"cdc/connection.go", `c.checkPassed.Store(err == nil)`, `c.checkPassed.Store(err == nil || ` + on(sabotage.IgnoreCheck) + `)`},
 		{"internal/store/due.go", `d.Status, d.Event.Payload =`, `d.Orphaned = d.Orphaned || d.Unseen && ` + on(sabotage.CancelUnseen) + `; $`},
 		{"internal/store/cancel.go", `b.Queue(orphans+eventGone+cancelThem, args)`, `if ` + on(sabotage.CancelUnseen) + ` { b.Queue(orphans+cancelThem, args) } else { $ }`},
 		{"internal/store/stream.go", `max(s.Confirmed, confirmed) > known`, `$ && !` + on(sabotage.TrustSlot)},
@@ -39,7 +39,7 @@ func patches() []patch {
 		{"deliver/fanout.go", `fence, err := f.acquire(ctx, s, marker)`, `$; ` + reach(sabotage.TakeOver)},
 
 		{"deliver/pulse.go", `p.at.Store(int64(time.Since(started)))`, `sabotage.Turn(p.name); $`},
-		{"cdc/connection.go", `c.stream.turned.Store(new(now))`, `sabotage.Turn("stream"); $`},
+		{"cdc/connection.go", `c.stream.lastAlive.Store(new(now))`, `sabotage.Turn("stream"); $`},
 	}
 }
 
