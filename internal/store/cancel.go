@@ -16,7 +16,7 @@ const disabled = `NOT EXISTS (SELECT FROM webhook_endpoints WHERE id = @endpoint
 // Once it is enabled again, the endpoint's failures are counted anew.
 const cancelRows = `
 WITH picked AS (
-    SELECT d.id, ` + settled + ` AS settled FROM webhook_deliveries d
+    SELECT d.id, ` + allVisible + ` AS all_visible FROM webhook_deliveries d
     WHERE d.endpoint_id = @endpoint::uuid AND d.status IN ('pending', 'retrying')
       AND ` + disabled + ` AND ` + fenced + `
     ORDER BY d.next_attempt_at, d.id LIMIT @limit::int
@@ -27,10 +27,10 @@ WITH picked AS (
     UPDATE webhook_deliveries d SET status = 'cancelled', next_attempt_at = NULL, updated_at = now(), completed_at = now(),
            attempt_log = ` + keptLog + `,
            error = CASE WHEN d.attempts = 0 THEN @reason::text ELSE coalesce(d.error, @reason::text) END
-    FROM picked WHERE d.id = picked.id AND picked.settled
+    FROM picked WHERE d.id = picked.id AND picked.all_visible
     RETURNING d.id
 )
-SELECT (SELECT count(*) FROM gone), EXISTS (SELECT FROM picked WHERE NOT settled)`
+SELECT (SELECT count(*) FROM gone), EXISTS (SELECT FROM picked WHERE NOT all_visible)`
 
 // keptLog keeps what a row tells of its only attempt, whose time is lost with the
 // row's updated_at.
@@ -59,9 +59,9 @@ WITH gone AS (
     SELECT d.id FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_deliveries d ON d.id = r.id
     WHERE d.status NOT IN ('success', 'failed', 'cancelled') AND ` + fenced
 
-const eventGone = ` AND ` + settled + ` AND NOT EXISTS (SELECT FROM webhook_outbox o WHERE o.id = d.event_id OFFSET 0)`
+const eventGone = ` AND ` + allVisible + ` AND NOT EXISTS (SELECT FROM webhook_outbox o WHERE o.id = d.event_id OFFSET 0)`
 
-const cancelThem = `
+const cancelMissing = `
     FOR NO KEY UPDATE OF d SKIP LOCKED
 )
 UPDATE webhook_deliveries d SET status = 'cancelled', next_attempt_at = NULL, updated_at = now(), completed_at = now(),
@@ -78,9 +78,9 @@ func (s *Store) CancelOrphans(ctx context.Context, fence Fence, ids []uuid.UUID)
 	args["ids"] = asUUIDs(ids)
 	var b pgx.Batch
 	b.Queue(prepareWrite)
-	b.Queue(wholeOutbox) // before anything of ours is locked: it may have to wait
+	b.Queue(pinOutbox) // before anything of ours is locked: it may have to wait
 	s.queueFence(&b, fence, Mark{})
-	b.Queue(orphans+eventGone+cancelThem, args)
+	b.Queue(orphans+eventGone+cancelMissing, args)
 	if err := s.send(ctx, &b); err != nil {
 		return fmt.Errorf("cancel %d deliveries without an event: %w", len(ids), err)
 	}

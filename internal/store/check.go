@@ -61,27 +61,27 @@ type Intent struct {
 
 // The facts are what Preflight has found out.
 type facts struct {
-	version         int // server_version_num
-	versionText     string
-	recovery        bool
-	walLevel        string
-	slots, maxSlots int
-	walKept         string   // max_slot_wal_keep_size
-	user, database  string   // all names are as a statement has them
-	wanted, schema  string   // which is to be looked into; "": it does not exist yet
-	createDatabase  bool     // whether the user may create in the database
-	createSchema    bool     // and in the schema
-	incomplete      error    // of CheckSchema
-	quick, slow     []string // what is missing beside what delivering needs, and indexes of large tables
-	superuser       bool
-	applyAs         string // as whom a superuser applies the schema; "": as himself
-	installed       int    // version; 0: nothing is there
-	made            []madeObject
-	publication     publicationFacts
-	slot            slotFacts
-	others          []otherSlot
-	environment     string
-	makers, unmake  string // who else may create in the schema, and what takes that away
+	version                int // server_version_num
+	versionText            string
+	recovery               bool
+	walLevel               string
+	slots, maxSlots        int
+	walKept                string   // max_slot_wal_keep_size
+	user, database         string   // all names are as a statement has them
+	wanted, schema         string   // which is to be looked into; "": it does not exist yet
+	createDatabase         bool     // whether the user may create in the database
+	createSchema           bool     // and in the schema
+	incomplete             error    // of CheckSchema
+	quick, slow            []string // what is missing beside what delivering needs, and indexes of large tables
+	superuser              bool
+	applyAs                string // as whom a superuser applies the schema; "": as himself
+	installed              int    // version; 0: nothing is there
+	made                   []madeObject
+	publication            publicationFacts
+	slot                   slotFacts
+	others                 []otherSlot
+	environment            string
+	creators, revokeCreate string // who else may create in the schema, and what takes that away
 }
 
 // A madeObject is a table, a view or a function of ours, and whose it is.
@@ -126,8 +126,8 @@ func literal(text string) string { return "'" + strings.ReplaceAll(text, "'", "'
 // assess is what the facts come to. A failure stands before what depends on it.
 func assess(f *facts, slot string, want Intent) []Check {
 	return []Check{
-		f.server(), f.decoding(), f.freeSlot(slot, want), f.tables(want), f.beside(want), f.indexes(), f.ownership(want), f.published(want),
-		f.ownSlot(slot, want), f.otherSlots(), f.environmentIs(want), f.keptWAL(), f.whoMakes(),
+		f.server(), f.decoding(), f.freeSlot(slot, want), f.tables(want), f.otherObjects(want), f.indexes(), f.ownership(want), f.published(want),
+		f.ownSlot(slot, want), f.otherSlots(), f.environmentIs(want), f.keptWAL(), f.schemaCreators(),
 	}
 }
 
@@ -195,7 +195,7 @@ func (f *facts) tables(want Intent) Check {
 }
 
 // beside says what is missing of what delivering does not need.
-func (f *facts) beside(want Intent) Check {
+func (f *facts) otherObjects(want Intent) Check {
 	const name = "other objects"
 	found := strings.Join(f.quick, ", ")
 	switch {
@@ -203,7 +203,7 @@ func (f *facts) beside(want Intent) Check {
 		return good(name, "checked once the tables exist")
 	case len(f.quick) == 0:
 		return good(name, "all views, functions and triggers exist")
-	case want.Apply && f.stranger() == "":
+	case want.Apply && f.foreignObject() == "":
 		return good(name, found+"; walhook will repair this")
 	}
 	return warn(name, found, "run `walhook init` with a role that owns the tables")
@@ -221,7 +221,7 @@ func (f *facts) indexes() Check {
 }
 
 // stranger names something that the user may not replace.
-func (f *facts) stranger() (named string) {
+func (f *facts) foreignObject() (named string) {
 	for _, m := range f.made {
 		if !m.ours && m.owner != f.applyAs {
 			named = m.name + " belongs to " + m.owner
@@ -244,7 +244,7 @@ func (f *facts) ownership(want Intent) Check {
 		}
 	}
 	var mixed, hand []string
-	stranger := f.stranger()
+	stranger := f.foreignObject()
 	for _, m := range f.made {
 		if m.owner != owner {
 			mixed = append(mixed, fmt.Sprintf("ALTER %s %s OWNER TO %s", m.kind, m.name, owner))
@@ -355,10 +355,10 @@ func (f *facts) keptWAL() Check {
 	return good(name, f.walKept)
 }
 
-func (f *facts) whoMakes() Check {
+func (f *facts) schemaCreators() Check {
 	const name = "rights on the schema"
-	if f.makers != "" {
-		return warn(name, f.makers+" may also create objects in walhook's schema", "%s, or give walhook a schema of its own with WALHOOK_SCHEMA", f.unmake)
+	if f.creators != "" {
+		return warn(name, f.creators+" may also create objects in walhook's schema", "%s, or give walhook a schema of its own with WALHOOK_SCHEMA", f.revokeCreate)
 	}
 	return good(name, "nobody else may create objects there")
 }

@@ -28,8 +28,8 @@ const (
 // endpoint or delivery or of many.
 type Consequence struct {
 	Health    []EndpointHealth // how endpoints stand
-	gone      []told           // they have answered 410: to be disabled
-	disabled  []told           // their organizations are to be told, for one reason
+	gone      []disabling      // they have answered 410: to be disabled
+	disabled  []disabling      // their organizations are to be told, for one reason
 	reason    string
 	exhausted []exhaustion // their organizations are to be told
 }
@@ -50,7 +50,7 @@ func Consequences(health []EndpointHealth, records []Record) []Consequence {
 			exhausted.exhausted = append(exhausted.exhausted, exhaustion{r.ID, r.Attempt.EndedAt, r.Attempts})
 		}
 		if r.Gone {
-			gone.gone = append(gone.gone, told{r.EndpointID, r.Attempt.EndedAt, outbox.IsOwnType(r.EventType)})
+			gone.gone = append(gone.gone, disabling{r.EndpointID, r.Attempt.EndedAt, outbox.IsOwnType(r.EventType)})
 		}
 	}
 	var all []Consequence
@@ -92,13 +92,13 @@ func halves[T any](all []T) (a, b []T) { return all[:len(all)/2], all[len(all)/2
 func (s *Store) Tell(ctx context.Context, fence Fence, c Consequence) (rest []Consequence, err error) {
 	var b pgx.Batch
 	s.queueFence(&b, fence, Mark{})
-	off := func(from []told, reason string) func(pgx.Rows) error {
+	off := func(from []disabling, reason string) func(pgx.Rows) error {
 		return func(rows pgx.Rows) error {
 			ids := map[uuid.UUID]bool{}
 			err := collectIDs(rows, ids)
 			for _, e := range from {
 				if ids[e.endpoint] && !e.own {
-					rest = append(rest, Consequence{disabled: []told{e}, reason: reason})
+					rest = append(rest, Consequence{disabled: []disabling{e}, reason: reason})
 				}
 				delete(ids, e.endpoint) // once
 			}
@@ -108,7 +108,7 @@ func (s *Store) Tell(ctx context.Context, fence Fence, c Consequence) (rest []Co
 	queue := s.queuer(&b, fence)
 	queue(insertExhausted, len(c.exhausted), exhaustedArgs(c.exhausted))
 	s.queueHealth(queue, c.Health)
-	if long := s.long(c.Health); len(long) > 0 {
+	if long := s.failingLong(c.Health); len(long) > 0 {
 		queue(onlyDisableFailing, len(long), disableArgs(long, reasonFailing, s.disableAfter)).Query(off(long, reasonFailing))
 	}
 	if len(c.gone) > 0 {
@@ -130,7 +130,7 @@ func queueConsequences(b *pgx.Batch, s *Store, fence Fence, mark Mark, records [
 	for _, c := range Consequences(mark.Health, records) {
 		queue(insertExhausted, len(c.exhausted), exhaustedArgs(c.exhausted))
 		s.queueHealth(queue, c.Health)
-		long := s.long(c.Health)
+		long := s.failingLong(c.Health)
 		queue(disableFailing, len(long), disableArgs(long, reasonFailing, s.disableAfter))
 		queue(disableGone, len(c.gone), disableArgs(c.gone, reasonGone, 0))
 	}
@@ -168,10 +168,10 @@ func (s *Store) queueHealth(queue func(string, int, pgx.NamedArgs) *pgx.QueuedQu
 }
 
 // long are the endpoints that may have been failing for too long.
-func (s *Store) long(health []EndpointHealth) (long []told) {
+func (s *Store) failingLong(health []EndpointHealth) (long []disabling) {
 	for _, h := range health {
 		if h.Failing && h.Look && s.disableAfter > 0 {
-			long = append(long, told{h.EndpointID, h.At, h.Own})
+			long = append(long, disabling{h.EndpointID, h.At, h.Own})
 		}
 	}
 	return long
@@ -228,13 +228,13 @@ WITH picked AS (
 }
 
 const (
-	always  = `true`
-	forLong = `EXISTS (SELECT FROM webhook_endpoint_failures f
+	unconditional  = `true`
+	failingForLong = `EXISTS (SELECT FROM webhook_endpoint_failures f
         WHERE f.endpoint_id = e.id AND f.failing_since < now() - @failing_ms::bigint::float8 * interval '1 ms')`
 
 	// A delivery of one of our own events disables its endpoint too, but tells
 	// nobody, so that events about events cannot go round.
-	tellOff = `
+	insertDisabledEvents = `
 INSERT INTO webhook_outbox (id, organization_id, event_type, payload)
 SELECT DISTINCT ON (off.id) r.own_id, off.organization_id, '` + outbox.TypeEndpointDisabled + `',
        pg_catalog.jsonb_build_object('endpointId', off.id, 'reason', @reason::text)
@@ -243,15 +243,15 @@ WHERE r.tell
 ORDER BY off.id, r.own_id
 ON CONFLICT (id) DO NOTHING`
 
-	listOff = `
+	selectDisabled = `
 SELECT id FROM off`
 )
 
 var (
-	disableGone        = disableEndpoints(always, tellOff)
-	disableFailing     = disableEndpoints(forLong, tellOff)
-	onlyDisableGone    = disableEndpoints(always, listOff)
-	onlyDisableFailing = disableEndpoints(forLong, listOff)
+	disableGone        = disableEndpoints(unconditional, insertDisabledEvents)
+	disableFailing     = disableEndpoints(failingForLong, insertDisabledEvents)
+	onlyDisableGone    = disableEndpoints(unconditional, selectDisabled)
+	onlyDisableFailing = disableEndpoints(failingForLong, selectDisabled)
 )
 
 // One that was enabled again meanwhile is no news any more.
@@ -263,13 +263,13 @@ WHERE NOT e.enabled AND e.disabled_reason = @reason::text AND ` + fenced + `
 ON CONFLICT (id) DO NOTHING`
 
 // A told is an endpoint that is to be disabled, and the attempt that says so.
-type told struct {
+type disabling struct {
 	endpoint uuid.UUID
 	at       time.Time // its end
 	own      bool      // it was for one of our own events
 }
 
-func disableArgs(endpoints []told, reason string, failingFor time.Duration) pgx.NamedArgs {
+func disableArgs(endpoints []disabling, reason string, failingFor time.Duration) pgx.NamedArgs {
 	ids, own, tell := make([]pgtype.UUID, len(endpoints)), make([]pgtype.UUID, len(endpoints)), make([]bool, len(endpoints))
 	for i, e := range endpoints {
 		ids[i], tell[i] = asUUID(e.endpoint), !e.own

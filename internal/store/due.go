@@ -50,17 +50,17 @@ type Page struct {
 // other sessions see it: by a moment, or for as long as it waits for a synchronous
 // standby. So what is absent beside a row that is not settled may be about to
 // appear, and what is there may be about to change.
-const settled = `age(d.xmin) > age(pg_snapshot_xmin(pg_current_snapshot())::xid)`
+const allVisible = `age(d.xmin) > age(pg_snapshot_xmin(pg_current_snapshot())::xid)`
 
 // Every page is a short walk of the index (endpoint_id, next_attempt_at, id).
 const selectDue = `
 SELECT d.id, d.endpoint_id, d.status, d.attempts, d.series_start, d.event_id, d.organization_id, d.event_type,
-       o.payload::text, coalesce(o.created_at, d.created_at), o.id IS NULL AND d.settled, o.id IS NULL AND NOT d.settled, d.next_attempt_at,
+       o.payload::text, coalesce(o.created_at, d.created_at), o.id IS NULL AND d.all_visible, o.id IS NULL AND NOT d.all_visible, d.next_attempt_at,
        coalesce(e.organization_id <> d.organization_id, false)
 FROM unnest(@ids::uuid[], @after_due::timestamptz[], @after_id::uuid[], @limits::int[]) AS p(id, after_due, after_id, size)
 LEFT JOIN webhook_endpoints e ON e.id = p.id
 CROSS JOIN LATERAL (
-    SELECT d.*, ` + settled + ` AS settled FROM webhook_deliveries d
+    SELECT d.*, ` + allVisible + ` AS all_visible FROM webhook_deliveries d
     WHERE d.endpoint_id = p.id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at <= now()
       AND (d.next_attempt_at, d.id) > (p.after_due, p.after_id)
     ORDER BY d.next_attempt_at, d.id LIMIT p.size
@@ -173,7 +173,7 @@ SELECT d.id FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_deliverie
 // Existing adds to known those of the deliveries that have a row, also those whose row
 // is just moved into another partition.
 func (s *Store) Existing(ctx context.Context, ids []uuid.UUID, known map[uuid.UUID]bool) error {
-	err := s.readWhole(ctx, wholeDeliveries, selectExisting, pgx.NamedArgs{"ids": asUUIDs(ids)}, func(rows pgx.Rows) error { return collectIDs(rows, known) })
+	err := s.readPinned(ctx, pinDeliveries, selectExisting, pgx.NamedArgs{"ids": asUUIDs(ids)}, func(rows pgx.Rows) error { return collectIDs(rows, known) })
 	if err != nil {
 		return fmt.Errorf("look up %d deliveries: %w", len(ids), err)
 	}

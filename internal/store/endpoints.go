@@ -97,7 +97,7 @@ SELECT set_config('lock_timeout', '` + LockTimeout + `', true), set_config('row_
 
 // read runs one query in one round trip, with index access enforced.
 func (s *Store) read(ctx context.Context, sql string, args pgx.NamedArgs, collect func(pgx.Rows) error) error {
-	return s.readWhole(ctx, "", sql, args, collect)
+	return s.readPinned(ctx, "", sql, args, collect)
 }
 
 // Rows that somebody moves from the DEFAULT partition into one of their own are seen in
@@ -107,17 +107,17 @@ func (s *Store) read(ctx context.Context, sql string, args pgx.NamedArgs, collec
 // statement of its own comes first that does no more than that: the nil id, which is of
 // 1970, is of the DEFAULT partition. (LOCK TABLE would need a right on the partition.)
 const (
-	wholeOutbox     = `SELECT FROM webhook_outbox WHERE id = '00000000-0000-0000-0000-000000000000'::uuid`
-	wholeDeliveries = `SELECT FROM webhook_deliveries WHERE id = '00000000-0000-0000-0000-000000000000'::uuid`
+	pinOutbox     = `SELECT FROM webhook_outbox WHERE id = '00000000-0000-0000-0000-000000000000'::uuid`
+	pinDeliveries = `SELECT FROM webhook_deliveries WHERE id = '00000000-0000-0000-0000-000000000000'::uuid`
 )
 
-// readWhole is read for what must not miss a row of a table that somebody moves just
-// now: wholeOutbox or wholeDeliveries says which.
-func (s *Store) readWhole(ctx context.Context, whole, sql string, args pgx.NamedArgs, collect func(pgx.Rows) error) error {
+// readPinned is read for what must not miss a row of a table that somebody moves just
+// now: pinOutbox or pinDeliveries says which.
+func (s *Store) readPinned(ctx context.Context, pin, sql string, args pgx.NamedArgs, collect func(pgx.Rows) error) error {
 	var b pgx.Batch
 	b.Queue(prepareRead)
-	if whole != "" {
-		b.Queue(whole)
+	if pin != "" {
+		b.Queue(pin)
 	}
 	b.Queue(sql, args).Query(collect)
 	return s.send(ctx, &b)

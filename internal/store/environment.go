@@ -21,7 +21,7 @@ var ErrHeldBack = errors.New("held back")
 const lockState = `LOCK TABLE webhook_state IN SHARE UPDATE EXCLUSIVE MODE`
 
 // Of two that start at the same time with different environments, one is held back.
-const oneClaims = `SELECT set_config('lock_timeout', '` + LockTimeout + `', true)`
+const claimLockTimeout = `SELECT set_config('lock_timeout', '` + LockTimeout + `', true)`
 
 // claimTries bounds how often somebody who has webhook_state locked is waited for.
 const claimTries = 5
@@ -42,7 +42,7 @@ func (s *Store) ClaimEnvironment(ctx context.Context, environment string, adopt 
 		if err == nil || errors.Is(err, ErrHeldBack) {
 			return err
 		}
-		if !gaveWay(err) || try == claimTries {
+		if !lockUnavailable(err) || try == claimTries {
 			return fmt.Errorf("read the environment in webhook_state: %w", err)
 		}
 	}
@@ -50,7 +50,7 @@ func (s *Store) ClaimEnvironment(ctx context.Context, environment string, adopt 
 
 func (s *Store) claimEnvironment(ctx context.Context, environment string, adopt bool) error {
 	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, oneClaims); err != nil {
+		if _, err := tx.Exec(ctx, claimLockTimeout); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, lockState); err != nil {

@@ -60,7 +60,7 @@ func (s *Store) Samples() int {
 
 // Beside is what is missing or off of what delivering does not need.
 func (s *Store) Beside(ctx context.Context) (whats []string, err error) {
-	found, err := s.beside(ctx, s.made)
+	found, err := s.extras(ctx, s.made)
 	for _, f := range found {
 		whats = append(whats, f.what)
 	}

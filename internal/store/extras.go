@@ -15,13 +15,13 @@ import (
 
 // An index of a table that is larger than that is not made by a start: it would keep
 // whoever writes there waiting for more than about a second (64 MiB).
-const large = `
+const isLarge = `
 (SELECT coalesce(pg_catalog.sum(greatest(c.reltuples, 0::real)), 0::real) > 100000::real OR coalesce(pg_catalog.sum(pg_catalog.pg_relation_size(c.oid::regclass)), 0::numeric) > 67108864::numeric
  FROM pg_catalog.pg_class AS c
  WHERE c.relkind::text = 'r' AND (c.oid = pg_catalog.to_regclass(t)::oid OR c.oid IN (SELECT i.inhrelid FROM pg_catalog.pg_inherits AS i WHERE i.inhparent = pg_catalog.to_regclass(t)::oid)))`
 
 // Of a newer schema it is not known what it makes.
-const selectBeside = `
+const selectExtras = `
 WITH o AS MATERIALIZED (
     SELECT c.relowner, c.relnamespace, n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = to_regclass('webhook_outbox')::oid
 ), tables AS MATERIALIZED (
@@ -46,25 +46,25 @@ SELECT found.what, found.of_table, found.large FROM (
     UNION ALL
     SELECT pg_catalog.format('the trigger %s of %s is disabled', t.name, t.tgrelid::regclass), '', false FROM triggers t WHERE t.enabled NOT IN ('A', 'O')
     UNION ALL
-    SELECT x.name || ' is missing', t, ` + large + ` FROM ROWS FROM (pg_catalog.unnest(@indexes::text[]), pg_catalog.unnest(@indexed::text[])) AS x(name, t) WHERE to_regclass(x.name) IS NULL
+    SELECT x.name || ' is missing', t, ` + isLarge + ` FROM ROWS FROM (pg_catalog.unnest(@indexes::text[]), pg_catalog.unnest(@indexed::text[])) AS x(name, t) WHERE to_regclass(x.name) IS NULL
 ) AS found WHERE ` + installedVersion + ` = @version::int`
 
-// A surplus is what is missing or off of that.
-type surplus struct {
+// A extra is what is missing or off of that.
+type extra struct {
 	what  string
 	table string // of an index
 	large bool   // that table
 }
 
 // beside returns what is missing or off of what delivering does not need.
-func (s *Store) beside(ctx context.Context, made manifest) ([]surplus, error) {
+func (s *Store) extras(ctx context.Context, made manifest) ([]extra, error) {
 	needed := made.needed()
-	rows, err := s.pool.Query(ctx, selectBeside, pgx.NamedArgs{"tables": made.tables, "views": made.views, "functions": without(made.functions, needed.functions),
+	rows, err := s.pool.Query(ctx, selectExtras, pgx.NamedArgs{"tables": made.tables, "views": made.views, "functions": without(made.functions, needed.functions),
 		"triggers": without(made.triggers, needed.triggers), "indexes": made.indexes, "indexed": made.indexed, "version": SchemaVersion})
 	if err != nil {
 		return nil, fmt.Errorf("look for views, functions and indexes: %w", err)
 	}
-	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (f surplus, err error) {
+	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (f extra, err error) {
 		err = row.Scan(&f.what, &f.table, &f.large)
 		return f, err
 	})
@@ -83,9 +83,9 @@ func without(all, some []string) (rest []string) {
 	return rest
 }
 
-// compareBeside returns an error where something is missing that is made quickly.
-func (s *Store) compareBeside(ctx context.Context, made manifest) error {
-	found, err := s.beside(ctx, made)
+// compareExtras returns an error where something is missing that is made quickly.
+func (s *Store) compareExtras(ctx context.Context, made manifest) error {
+	found, err := s.extras(ctx, made)
 	if err != nil {
 		return err
 	}
@@ -96,7 +96,7 @@ func (s *Store) compareBeside(ctx context.Context, made manifest) error {
 }
 
 // bySpeed tells what is mended at once from indexes of large tables.
-func bySpeed(found []surplus) (quick, slow []string) {
+func bySpeed(found []extra) (quick, slow []string) {
 	for _, f := range found {
 		if f.large {
 			slow = append(slow, f.what+" on "+f.table)
@@ -128,19 +128,19 @@ func (s *Store) applyAs(ctx context.Context) (role string, err error) {
 }
 
 const selectLarge = `
-SELECT coalesce(pg_catalog.string_agg(t, ','::text), '') FROM pg_catalog.unnest(@tables::text[]) AS t WHERE ` + large
+SELECT coalesce(pg_catalog.string_agg(t, ','::text), '') FROM pg_catalog.unnest(@tables::text[]) AS t WHERE ` + isLarge
 
 // begins is how schema.sql begins its transaction.
-const begins = "\nBEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;\n"
+const schemaBegin = "\nBEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;\n"
 
-// prefaced adds to the file, within its transaction, as whom it is applied and, where it
+// withPreface adds to the file, within its transaction, as whom it is applied and, where it
 // has to be quick, on which tables it makes no index.
-func (s *Store) prefaced(ctx context.Context, schema string, quick bool) (string, error) {
+func (s *Store) withPreface(ctx context.Context, schema string, quick bool) (string, error) {
 	role, err := s.applyAs(ctx)
 	if err != nil {
 		return "", err
 	}
-	preface := begins
+	preface := schemaBegin
 	if role != "" {
 		preface += "SET LOCAL ROLE " + role + ";\n"
 	}
@@ -151,5 +151,5 @@ func (s *Store) prefaced(ctx context.Context, schema string, quick bool) (string
 		}
 		preface += "SET LOCAL walhook.large_tables = " + literal(tables) + ";\n"
 	}
-	return strings.Replace(schema, begins, preface, 1), nil
+	return strings.Replace(schema, schemaBegin, preface, 1), nil
 }

@@ -17,7 +17,7 @@ type manifest struct {
 }
 
 // What only people call: nothing that walhook does, and no trigger, needs it.
-var forPeople = []string{
+var convenienceFunctions = []string{
 	"webhook_create_endpoint", "webhook_replace_secret", "webhook_rotate_secret", "webhook_set_secret", "webhook_send_test", "webhook_replay",
 	"webhook_replay_failed", "webhook_retry_now", "webhook_explain", "webhook_stats", "webhook_waiting",
 }
@@ -32,7 +32,7 @@ func firesAlways(trigger string) bool {
 func (m manifest) needed() manifest {
 	return manifest{
 		tables:    m.tables,
-		functions: slices.DeleteFunc(slices.Clone(m.functions), func(f string) bool { return slices.Contains(forPeople, f) }),
+		functions: slices.DeleteFunc(slices.Clone(m.functions), func(f string) bool { return slices.Contains(convenienceFunctions, f) }),
 		triggers:  slices.DeleteFunc(slices.Clone(m.triggers), func(t string) bool { return !firesAlways(t) }),
 	}
 }

@@ -70,13 +70,13 @@ const forgetOpenSince = `UPDATE webhook_state SET open_since = NULL WHERE slot =
 
 const selectSample = `SELECT pg_current_xact_id()::text::bigint, now()`
 
-// lookTimeout bounds a look, which is two queries that touch one row of webhook_state
+// observeTimeout bounds a look, which is two queries that touch one row of webhook_state
 // at most. It precedes a check that must not fail for want of time.
-const lookTimeout = time.Second
+const observeTimeout = time.Second
 
 // look returns the bound as of now; a zero time: none is known.
-func (o *openSince) look(ctx context.Context, pool *pgxpool.Pool, slot string) (b bound) {
-	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+func (o *openSince) observe(ctx context.Context, pool *pgxpool.Pool, slot string) (b bound) {
+	ctx, cancel := context.WithTimeout(ctx, observeTimeout)
 	defer cancel()
 	var now time.Time
 	var xmin, xmax uint64
@@ -91,7 +91,7 @@ func (o *openSince) look(ctx context.Context, pool *pgxpool.Pool, slot string) (
 			return bound{} // the next look tries again
 		}
 	}
-	if o.due(now, xmax) {
+	if o.needsSample(now, xmax) {
 		var s sample
 		if err := pool.QueryRow(ctx, selectSample).Scan(&s.xid, &s.at); err == nil {
 			o.add(s)
@@ -115,7 +115,7 @@ func (o *openSince) setBack(now time.Time) {
 
 // due says whether to take a sample. Where ids have become smaller, as after a
 // restore, the samples that there are will not be passed for long.
-func (o *openSince) due(now time.Time, xmax uint64) bool {
+func (o *openSince) needsSample(now time.Time, xmax uint64) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if len(o.samples) == 0 {

@@ -67,7 +67,7 @@ func TestIdleWalhooksDoNotKeepEachOtherSampling(t *testing.T) {
 	for minute := range 100 {
 		now := begin.Add(time.Duration(minute) * sampleEvery)
 		for i := range walhooks {
-			if o := &walhooks[i]; o.due(now, xid) {
+			if o := &walhooks[i]; o.needsSample(now, xid) {
 				o.add(sample{xid: xid, at: now})
 				xid++
 			}

@@ -28,10 +28,10 @@ const (
 	deleteChunk = 1000
 	// deleteChunks bounds how much one Upkeep deletes.
 	deleteChunks = 200
-	// wholeMost is how many owed deliveries of a day one look compares: some 30 ms.
-	wholeMost = 8000
-	// wholeFor bounds how long one Upkeep compares days. The next goes on from there.
-	wholeFor = 30 * time.Second
+	// comparePage is how many owed deliveries of a day one look compares: some 30 ms.
+	comparePage = 8000
+	// compareFor bounds how long one Upkeep compares days. The next goes on from there.
+	compareFor = 30 * time.Second
 	// dropStatement bounds the last look at a day and its drop. What takes long is to count the day's events, for which
 	// nobody waits but who inserts one of that day.
 	dropStatement = "10s"
@@ -51,12 +51,12 @@ type Partitions struct {
 	store     *Store
 	retention time.Duration
 	past      *horizon
-	days      map[time.Time]*wholeDay // past retention
-	busy      time.Time               // the day that somebody had in use the last time: it is tried last
+	days      map[time.Time]*dayProgress // past retention
+	busy      time.Time                  // the day that somebody had in use the last time: it is tried last
 }
 
-// A wholeDay is how far the events of a day have been compared with their rows.
-type wholeDay struct {
+// A dayProgress is how far the events of a day have been compared with their rows.
+type dayProgress struct {
 	upto   Position
 	events int64
 	end    bool
@@ -67,7 +67,7 @@ type KeptDay struct{ Day, Why string }
 
 // NewPartitions returns the upkeep of a store's tables. A retention of 0 keeps everything.
 func NewPartitions(s *Store, retention time.Duration) *Partitions {
-	return &Partitions{store: s, retention: retention, days: map[time.Time]*wholeDay{}}
+	return &Partitions{store: s, retention: retention, days: map[time.Time]*dayProgress{}}
 }
 
 // An Upkeep tells what one round of upkeep did.
@@ -173,7 +173,7 @@ func (p *Partitions) ahead(ctx context.Context, u *Upkeep) error {
 		began := time.Now()
 		err := p.store.upkeep(ctx, addPartition, pgx.NamedArgs{"parent": m.Parent, "day": m.Day}, &made, &moved)
 		switch {
-		case gaveWay(err): // also where the DEFAULT partition is too big to be looked through
+		case lockUnavailable(err): // also where the DEFAULT partition is too big to be looked through
 			u.GaveWay, busy[m.Parent] = true, true
 		case err != nil:
 			return fmt.Errorf("%s: %w", name, err)
@@ -277,14 +277,14 @@ func (p *Partitions) dropOld(ctx context.Context, before time.Time, u *Upkeep) e
 	if at := slices.IndexFunc(days, p.busy.Equal); at >= 0 {
 		days = append(slices.Delete(days, at, at+1), p.busy)
 	}
-	end := time.Now().Add(wholeFor)
+	end := time.Now().Add(compareFor)
 	for _, day := range days {
 		if time.Now().After(end) {
 			return nil // the next round goes on
 		}
 		dropped, why, err := p.dropOne(ctx, day, end)
 		switch {
-		case gaveWay(err):
+		case lockUnavailable(err):
 			// One try in a round: each one may hold an INSERT up for its lock_timeout.
 			u.GaveWay, p.busy = true, day
 			return nil
@@ -301,8 +301,8 @@ func (p *Partitions) dropOld(ctx context.Context, before time.Time, u *Upkeep) e
 
 // dropOne drops a day, or says why not where somebody has to do something about it.
 func (p *Partitions) dropOne(ctx context.Context, day, end time.Time) (dropped bool, why string, err error) {
-	whole, why, err := p.whole(ctx, day, end)
-	if !whole || err != nil {
+	complete, why, err := p.compareDay(ctx, day, end)
+	if !complete || err != nil {
 		return false, why, err
 	}
 	dropped, err = p.drop(ctx, day)
@@ -314,7 +314,7 @@ func (p *Partitions) dropOne(ctx context.Context, day, end time.Time) (dropped b
 
 // isRefusal says that the server was well, and would not do this.
 func isRefusal(pg *pgconn.PgError) bool {
-	return !gaveWay(pg) && !slices.Contains([]string{"08", "53", "57", "58", "XX"}, pg.Code[:min(len(pg.Code), 2)])
+	return !lockUnavailable(pg) && !slices.Contains([]string{"08", "53", "57", "58", "XX"}, pg.Code[:min(len(pg.Code), 2)])
 }
 
 // undroppable says why a day cannot be dropped, and what to do.
@@ -332,7 +332,7 @@ SELECT EXISTS (SELECT FROM webhook_deliveries d WHERE d.id >= @low::uuid AND d.i
 
 // whole compares the events of a day with their rows, where none waits, until a time
 // that it must not take longer than. It says why, where not all events have their rows.
-func (p *Partitions) whole(ctx context.Context, day, end time.Time) (whole bool, why string, err error) {
+func (p *Partitions) compareDay(ctx context.Context, day, end time.Time) (complete bool, why string, err error) {
 	low, high := outbox.TimeID(day), outbox.TimeID(day.AddDate(0, 0, 1))
 	var waits bool
 	if err := p.store.upkeep(ctx, selectDayWaits, pgx.NamedArgs{"low": low, "high": high}, &waits); err != nil || waits {
@@ -340,10 +340,10 @@ func (p *Partitions) whole(ctx context.Context, day, end time.Time) (whole bool,
 	}
 	w := p.days[day]
 	if w == nil {
-		w = &wholeDay{upto: Position{Event: low}}
+		w = &dayProgress{upto: Position{Event: low}}
 		p.days[day] = w
 	}
-	for most := wholeMost; !w.end && time.Now().Before(end); {
+	for most := comparePage; !w.end && time.Now().Before(end); {
 		c, err := p.store.Missing(ctx, w.upto, high, most)
 		switch {
 		case TimedOut(err) && ctx.Err() == nil && most > 1:
@@ -389,7 +389,7 @@ func (p *Partitions) deleteOld(ctx context.Context, before time.Time, u *Upkeep)
 			most = max(most/8, 1)
 			continue
 		}
-		if gaveWay(err) {
+		if lockUnavailable(err) {
 			u.GaveWay = true
 			return nil
 		}

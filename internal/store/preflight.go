@@ -60,7 +60,7 @@ LEFT JOIN LATERAL (
 ) t ON true
 WHERE p.pubname = 'walhook' GROUP BY p.oid, p.puballtables, p.pubowner, o.oid`
 
-func (s *Store) lookAtPublication(ctx context.Context) (p publicationFacts, err error) {
+func (s *Store) readPublication(ctx context.Context) (p publicationFacts, err error) {
 	err = s.pool.QueryRow(ctx, selectPublication).Scan(&p.all, &p.carries, &p.outbox, &p.others, &p.owner, &p.ours)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return publicationFacts{}, nil
@@ -79,7 +79,7 @@ SELECT coalesce(s.active_pid, 0), coalesce(s.plugin::text, 'physical'), coalesce
        coalesce(s.wal_status = 'lost', false) OR (pg_catalog.to_jsonb(s) ->> 'invalidation_reason'::text) IS NOT NULL
 FROM pg_replication_slots s WHERE s.slot_name::text = $1::text`
 
-func (s *Store) lookAtSlot(ctx context.Context) (f slotFacts, err error) {
+func (s *Store) readSlot(ctx context.Context) (f slotFacts, err error) {
 	err = s.pool.QueryRow(ctx, selectSlot, s.slot).Scan(&f.pid, &f.plugin, &f.database, &f.ours, &f.lost)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return slotFacts{}, nil
@@ -110,25 +110,25 @@ func (s *Store) Preflight(ctx context.Context, want Intent) ([]Check, error) {
 	if f.version < oldestServer { // the statements below are for newer ones
 		return []Check{f.server()}, nil
 	}
-	for _, look := range []func(context.Context, *facts) error{s.lookAtMade, s.lookAtNames} {
+	for _, look := range []func(context.Context, *facts) error{s.readObjects, s.readNames} {
 		if err := look(ctx, &f); err != nil {
 			return nil, err
 		}
 	}
 	if installed {
-		if err := s.lookAtState(ctx, &f); err != nil {
+		if err := s.readState(ctx, &f); err != nil {
 			return nil, err
 		}
 	}
 	return assess(&f, s.slot, want), nil
 }
 
-// lookAtMade finds out what is there of what schema.sql makes, and whose it is.
-func (s *Store) lookAtMade(ctx context.Context, f *facts) error {
+// readObjects finds out what is there of what schema.sql makes, and whose it is.
+func (s *Store) readObjects(ctx context.Context, f *facts) error {
 	if f.incomplete = s.compare(ctx, s.made); f.incomplete != nil && !errors.Is(f.incomplete, ErrNotPrepared) {
 		return f.incomplete
 	}
-	found, err := s.beside(ctx, s.made)
+	found, err := s.extras(ctx, s.made)
 	if err != nil {
 		return err
 	}
@@ -148,21 +148,21 @@ func (s *Store) lookAtMade(ctx context.Context, f *facts) error {
 	if err != nil {
 		return fmt.Errorf("read the owners of the tables: %w", err)
 	}
-	f.makers, f.unmake, err = s.Makers(ctx)
+	f.creators, f.revokeCreate, err = s.Makers(ctx)
 	return err
 }
 
-// lookAtNames finds out who has the names of our publication and our slot.
-func (s *Store) lookAtNames(ctx context.Context, f *facts) (err error) {
-	if f.publication, err = s.lookAtPublication(ctx); err != nil {
+// readNames finds out who has the names of our publication and our slot.
+func (s *Store) readNames(ctx context.Context, f *facts) (err error) {
+	if f.publication, err = s.readPublication(ctx); err != nil {
 		return err
 	}
-	f.slot, err = s.lookAtSlot(ctx)
+	f.slot, err = s.readSlot(ctx)
 	return err
 }
 
-// lookAtState reads what walhook remembers.
-func (s *Store) lookAtState(ctx context.Context, f *facts) error {
+// readState reads what walhook remembers.
+func (s *Store) readState(ctx context.Context, f *facts) error {
 	if err := s.pool.QueryRow(ctx, `SELECT `+installedVersion).Scan(&f.installed); err != nil {
 		return fmt.Errorf("read the schema's version: %w", err)
 	}

@@ -84,7 +84,7 @@ func (s *Store) Missing(ctx context.Context, from Position, until uuid.UUID, lim
 	owed := make([]Candidate, 0, limit)
 	n := 0
 	args := pgx.NamedArgs{"event": from.Event, "owed": from.Owed, "until": until, "limit": limit}
-	err := s.readWhole(ctx, wholeOutbox, selectOwed, args, func(rows pgx.Rows) error {
+	err := s.readPinned(ctx, pinOutbox, selectOwed, args, func(rows pgx.Rows) error {
 		for ; rows.Next(); n++ {
 			var d Candidate
 			var ordinal int

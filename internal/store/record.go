@@ -146,7 +146,7 @@ func (s *Store) send(ctx context.Context, b *pgx.Batch) error {
 // may be lost where the database was set back to a snapshot of its disk. open_since
 // is the newest that is known, and never the greatest: that may be of a clock that
 // was ahead, and has been set back since.
-const moveState = `
+const advanceState = `
 WITH noted AS (
     SELECT nullif(@durable::text, '0/0')::pg_lsn AS lsn, @commit_at::timestamptz AS at, @open_since::timestamptz AS open_since
     WHERE @server::timestamptz = pg_postmaster_start_time()
@@ -170,7 +170,7 @@ func (s *Store) queueFence(b *pgx.Batch, fence Fence, mark Mark) {
 	if mark.Seq != 0 {
 		args["echo"] = fence.Echo(mark.Seq)
 	}
-	b.Queue(moveState, args).QueryRow(func(row pgx.Row) error {
+	b.Queue(advanceState, args).QueryRow(func(row pgx.Row) error {
 		var ignored bool
 		err := row.Scan(&ignored)
 		if errors.Is(err, pgx.ErrNoRows) {
@@ -184,7 +184,7 @@ func (s *Store) fenceArgs(f Fence) pgx.NamedArgs {
 	return pgx.NamedArgs{"slot": s.slot, "holder": f.Holder, "epoch": f.Epoch}
 }
 
-// fenced is true in a statement that follows moveState only if that matched.
+// fenced is true in a statement that follows advanceState only if that matched.
 const fenced = `EXISTS (SELECT FROM webhook_state WHERE slot = @slot AND holder = @holder::uuid AND epoch = @epoch::bigint)`
 
 // records as a table; ended is by PostgreSQL's clock, from the age that Go saw.
@@ -224,9 +224,9 @@ const firstEntry = `pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_object('
 // rows whose lane knows of them.
 const ParkedDue = 10 * time.Minute
 
-// begunWithin is how much later than it did an attempt may seem to have begun by
+// clockTolerance is how much later than it did an attempt may seem to have begun by
 // PostgreSQL's clock, which knows its age as of when the statement was sent.
-const begunWithin = 250 * time.Millisecond
+const clockTolerance = 250 * time.Millisecond
 
 // overruled is true where somebody else has said what is to become of a delivery
 // (a replay, a cancel) after its attempt began, whose outcome is r. What walhook
@@ -241,7 +241,7 @@ var overruled = fmt.Sprintf(`CASE
          WHEN r.seen_due IS NOT NULL THEN d.status <> r.seen_status OR d.next_attempt_at IS DISTINCT FROM r.seen_due
          WHEN r.lease_ms IS NOT NULL THEN d.status <> 'pending' OR (d.next_attempt_at <> d.updated_at + r.lease_ms::float8 * interval '1 ms'
               AND d.next_attempt_at <> d.updated_at - interval '%d s')
-         ELSE false END)`, int(ParkedDue.Seconds())), begunWithin.Milliseconds())
+         ELSE false END)`, int(ParkedDue.Seconds())), clockTolerance.Milliseconds())
 
 // What is locked was looked at again under the lock, and is still as it was then
 // when the UPDATE, whose snapshot may be older, looks at it: its WHERE and what

@@ -171,7 +171,7 @@ var ErrRepublished = errors.New("the publication has changed, or before PostgreS
 // noted since when what is open now may have been inserted; where that cannot be
 // found out an earlier time stands, so that more is compared.
 func (s *Store) CheckSession(ctx context.Context, session *Session) error {
-	bound := s.open.look(ctx, s.pool, s.slot) // before: what commits while it is checked counts for the next
+	bound := s.open.observe(ctx, s.pool, s.slot) // before: what commits while it is checked counts for the next
 	if err := s.checkSession(ctx, session); err != nil {
 		return err
 	}
@@ -208,7 +208,7 @@ func (s *Store) Migrate(ctx context.Context, schema string) error {
 		err = s.compareEventTypes(ctx, made.eventTypes)
 	}
 	if err == nil {
-		err = s.compareBeside(ctx, made)
+		err = s.compareExtras(ctx, made)
 	}
 	if !errors.Is(err, ErrNotPrepared) {
 		return err
@@ -239,7 +239,7 @@ func (s *Store) Apply(ctx context.Context, schema string) error {
 }
 
 func (s *Store) applyWithin(ctx context.Context, schema string, quick bool) error {
-	schema, err := s.prefaced(ctx, schema, quick)
+	schema, err := s.withPreface(ctx, schema, quick)
 	if err != nil {
 		return err
 	}
@@ -248,7 +248,7 @@ func (s *Store) applyWithin(ctx context.Context, schema string, quick bool) erro
 		if err == nil {
 			return s.compare(ctx, readManifest(schema))
 		}
-		if !gaveWay(err) || time.Since(began) > s.applyFor {
+		if !lockUnavailable(err) || time.Since(began) > s.applyFor {
 			return err
 		}
 		select {
@@ -273,7 +273,7 @@ func (s *Store) apply(ctx context.Context, schema string) error {
 	switch {
 	case err == nil:
 		return nil
-	case gaveWay(err) && blocker != "":
+	case lockUnavailable(err) && blocker != "":
 		return fmt.Errorf("apply the schema: %w (%s)", err, blocker)
 	}
 	if mend, never := neverApplies(err); never {
@@ -343,7 +343,7 @@ func (s *Store) watchBlockers(ctx context.Context, pid uint32) (who func() strin
 
 // gaveWay reports whether a statement ended because somebody else held a lock
 // that it wanted: nothing is wrong, and nothing was changed.
-func gaveWay(err error) bool {
+func lockUnavailable(err error) bool {
 	return hasCode(err,
 		"55P03", // lock_not_available
 		"40P01", // deadlock_detected

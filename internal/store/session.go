@@ -170,7 +170,7 @@ SELECT pg_catalog.getdatabaseencoding()::pg_catalog.text, coalesce(pg_catalog.cu
              ORDER BY s.name)::pg_catalog.text[]`
 
 // right is what a setting of a shared session has to be.
-var right = map[string]string{
+var sharedSettings = map[string]string{
 	"statement_timeout": "0", "transaction_timeout": "0", "client_encoding": "'UTF8'", "standard_conforming_strings": "on",
 	"default_transaction_isolation": "'read committed'", "default_transaction_read_only": "off",
 }
@@ -190,7 +190,7 @@ func CheckShared(ctx context.Context, conn *pgx.Conn, schema string) (string, er
 	var mend []string
 	alter := fmt.Sprintf("ALTER ROLE %s IN DATABASE %s SET ", role, database)
 	for _, name := range wrong {
-		mend = append(mend, alter+name+" = "+right[name])
+		mend = append(mend, alter+name+" = "+sharedSettings[name])
 	}
 	if schema != "" && current != schema && (exists || current != "") {
 		mend = append(mend, alter+"search_path = "+searchPath(schema))

@@ -140,7 +140,7 @@ func (s *Store) StartSession(ctx context.Context, session *Session, flushed pglo
 
 // The slot's position too: it may have been moved after it was looked up, and before
 // the session had it. Since then nobody but the session can move it, which has not.
-const selectOurs = `
+const selectHoldsSlot = `
 SELECT coalesce(bool_or(active_pid = @pid::int), false), coalesce(max(confirmed_flush_lsn), '0/0')::text
 FROM pg_replication_slots WHERE slot_name = @slot`
 
@@ -148,7 +148,7 @@ const selectLastWrite = `SELECT updated_at FROM webhook_state WHERE slot = @slot
 
 // Where to compare from when the stream is lost at the durable position. A time that
 // is still to come was noted when the clock was ahead, and says nothing.
-const lostFrom = `least(s.reconcile_from, CASE WHEN s.durable_at <= now() THEN s.durable_at ELSE 'epoch' END,
+const reconcileStart = `least(s.reconcile_from, CASE WHEN s.durable_at <= now() THEN s.durable_at ELSE 'epoch' END,
                                    CASE WHEN s.open_since <= now() THEN s.open_since ELSE 'epoch' END)`
 
 // Where the slot was made just now, or somebody has moved it beyond what is known
@@ -171,7 +171,7 @@ ON CONFLICT (slot) DO UPDATE SET
     holder            = excluded.holder,
     durable_lsn       = CASE WHEN @goes_on::bool AND s.durable_lsn IS NOT NULL THEN least(s.durable_lsn, @start::text::pg_lsn) END,
     reconcile_from    = CASE WHEN @goes_on::bool AND coalesce(s.published = excluded.published, true) THEN s.reconcile_from
-                             ELSE ` + lostFrom + ` - interval '1 microsecond' END,
+                             ELSE ` + reconcileStart + ` - interval '1 microsecond' END,
     system_identifier = excluded.system_identifier,
     timeline          = excluded.timeline,
     published         = excluded.published,
@@ -185,7 +185,7 @@ const awaitSlot = `
 INSERT INTO webhook_state AS s (slot, reconcile_from) VALUES (@slot, 'epoch')
 ON CONFLICT (slot) DO UPDATE SET
     durable_lsn    = NULL,
-    reconcile_from = ` + lostFrom + ` - interval '1 microsecond'`
+    reconcile_from = ` + reconcileStart + ` - interval '1 microsecond'`
 
 // AwaitSlot is called before a slot is made. What was committed before that does
 // not come by the stream, and has to be looked for, by another process if this
@@ -239,7 +239,7 @@ func (s *Store) Reconciled(ctx context.Context, f Fence) (since time.Time, err e
 }
 
 // The microsecond: see awaitSlot.
-const owe = `
+const noteMissing = `
 UPDATE webhook_state SET reconcile_from = least(coalesce(reconcile_from, @from::timestamptz), @from::timestamptz) - interval '1 microsecond'
 WHERE slot = @slot AND holder = @holder AND epoch = @epoch
 RETURNING reconcile_from`
@@ -249,7 +249,7 @@ RETURNING reconcile_from`
 func (s *Store) Owe(ctx context.Context, f Fence, from time.Time) (noted time.Time, err error) {
 	args := s.fenceArgs(f)
 	args["from"] = from
-	err = s.pool.QueryRow(ctx, owe, args).Scan(&noted)
+	err = s.pool.QueryRow(ctx, noteMissing, args).Scan(&noted)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return time.Time{}, ErrFenced
 	}
@@ -301,7 +301,7 @@ func (s *Store) acquire(ctx context.Context, holder uuid.UUID, session *Session,
 			return err
 		}
 		// With the row locked: who gets the slot after this look claims it after us.
-		ours, confirmed, err := s.ours(ctx, tx, session)
+		ours, confirmed, err := s.holdsSlot(ctx, tx, session)
 		if err != nil {
 			return err
 		}
@@ -320,9 +320,9 @@ func (s *Store) acquire(ctx context.Context, holder uuid.UUID, session *Session,
 }
 
 // ours says whether the slot is the session's, and where it is.
-func (s *Store) ours(ctx context.Context, tx pgx.Tx, session *Session) (ours bool, confirmed pglogrepl.LSN, err error) {
+func (s *Store) holdsSlot(ctx context.Context, tx pgx.Tx, session *Session) (ours bool, confirmed pglogrepl.LSN, err error) {
 	var lsn string
-	if err := tx.QueryRow(ctx, selectOurs, pgx.NamedArgs{"slot": s.slot, "pid": int32(session.PID)}).Scan(&ours, &lsn); err != nil {
+	if err := tx.QueryRow(ctx, selectHoldsSlot, pgx.NamedArgs{"slot": s.slot, "pid": int32(session.PID)}).Scan(&ours, &lsn); err != nil {
 		return false, 0, err
 	}
 	confirmed, err = pglogrepl.ParseLSN(lsn)

@@ -303,9 +303,9 @@ func TestUpgradeTakesNoINSERTAway(t *testing.T) {
 			if lost, _ := differences(columns, got); len(lost) > 0 {
 				t.Errorf("columns that had been granted: lost %q", lost)
 			}
-			_, surplus := differences(append(columns, "webhook_outbox INSERT", "webhook_outbox.id SELECT"), got)
-			if len(surplus) > 0 {
-				t.Errorf("it still has %q", surplus)
+			_, extra := differences(append(columns, "webhook_outbox INSERT", "webhook_outbox.id SELECT"), got)
+			if len(extra) > 0 {
+				t.Errorf("it still has %q", extra)
 			}
 		})
 	}

@@ -16,7 +16,7 @@ import (
 // slotToDrop reports whether there is one. A slot that is in use is an error that
 // says by whom, and so is one that cannot be this database's walhook's.
 func (s *Store) slotToDrop(ctx context.Context) (exists bool, err error) {
-	f, err := s.lookAtSlot(ctx)
+	f, err := s.readSlot(ctx)
 	switch {
 	case err != nil || !f.exists:
 		return false, err
@@ -43,7 +43,7 @@ func (s *Store) DropSlot(ctx context.Context) (dropped bool, err error) {
 // DropPublication takes the outbox out of the publication, and drops that where
 // nothing else is in it. It says what it did.
 func (s *Store) DropPublication(ctx context.Context) (did string, err error) {
-	p, err := s.lookAtPublication(ctx)
+	p, err := s.readPublication(ctx)
 	do := "DROP PUBLICATION " + Publication
 	switch {
 	case err != nil:
@@ -81,9 +81,9 @@ SELECT 'FUNCTION', p.oid::regprocedure::text, quote_ident(pg_get_userbyid(p.proo
 FROM home JOIN pg_proc p ON p.pronamespace = home.schema
 WHERE p.proname::text = ANY (@functions::text[]) AND p.proowner = home.owner`
 
-// lookAtTables returns what there is to be dropped, by kind. A table of one of our
+// readTables returns what there is to be dropped, by kind. A table of one of our
 // names that has another owner or shape is not known to be walhook's.
-func (s *Store) lookAtTables(ctx context.Context, schema string) (map[string][]string, error) {
+func (s *Store) readTables(ctx context.Context, schema string) (map[string][]string, error) {
 	names := readManifest(schema)
 	rows, err := s.pool.Query(ctx, selectMade, pgx.NamedArgs{"tables": names.tables, "views": names.views, "functions": names.functions})
 	if err != nil {
@@ -138,7 +138,7 @@ func (s *Store) MayUninstall(ctx context.Context, schema string, tables bool) er
 	if !tables {
 		return nil
 	}
-	_, err := s.lookAtTables(ctx, schema)
+	_, err := s.readTables(ctx, schema)
 	return err
 }
 
@@ -147,7 +147,7 @@ func (s *Store) MayUninstall(ctx context.Context, schema string, tables bool) er
 // column's default), nothing is dropped and the error says what that is. It does
 // not wait for an application's transaction, whose successors would wait for it.
 func (s *Store) DropTables(ctx context.Context, schema string) error {
-	made, err := s.lookAtTables(ctx, schema)
+	made, err := s.readTables(ctx, schema)
 	if err != nil {
 		return err
 	}

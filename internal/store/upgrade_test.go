@@ -146,9 +146,9 @@ func TestUpgradeFromVersion4(t *testing.T) {
 		if err := apply(t.Context(), fresh.Pool, schema); err != nil {
 			t.Fatal(err)
 		}
-		missing, surplus := differences(column[string](t, fresh.Pool, catalogue), column[string](t, db.Pool, catalogue))
-		if len(missing)+len(surplus) > 0 {
-			t.Errorf("a fresh installation has\n%s\nthe upgraded one\n%s", strings.Join(missing, "\n"), strings.Join(surplus, "\n"))
+		missing, extra := differences(column[string](t, fresh.Pool, catalogue), column[string](t, db.Pool, catalogue))
+		if len(missing)+len(extra) > 0 {
+			t.Errorf("a fresh installation has\n%s\nthe upgraded one\n%s", strings.Join(missing, "\n"), strings.Join(extra, "\n"))
 		}
 		if lost, came := differences(before, contents(t, db.Pool)); len(lost)+len(came) > 0 {
 			t.Errorf("lost\n%s\ncame\n%s", strings.Join(lost, "\n"), strings.Join(came, "\n"))
