@@ -10,22 +10,21 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// Text in and casts in SQL: that works in every one of pgx's query modes. Null
-// leaves created_at and endpoint_ids to the trigger.
+// Parameters are text, and SQL casts them: that works in all of pgx's query modes. The
+// trigger replaces a null created_at or endpoint_ids.
 const insertEvent = `
 INSERT INTO webhook_outbox (id, organization_id, event_type, payload, created_at, endpoint_ids)
 VALUES (@id::text::uuid, @organization_id, @event_type, @payload::text::jsonb, @created_at, @endpoint_ids::text[]::uuid[])`
 
-// Enqueue inserts an event in the application's own transaction: it is
-// delivered if that commits, and never if it does not. It returns the event's
-// id, which is made here unless the event has one. The transaction's role needs
-// INSERT on webhook_outbox, and its search_path has to find that table.
+// Enqueue inserts an event in the application's own transaction. If that commits, the
+// event is delivered; if it rolls back, never. Enqueue returns the event's id, and makes
+// one if the event has none. The transaction's role needs INSERT on webhook_outbox, and
+// its search_path must find that table.
 //
-// OrganizationID, Type and Payload are required. Without CreatedAt, it is the
-// time of the transaction. Without EndpointIDs, every enabled endpoint of the
-// organization that subscribes to the type gets the event. An event that cannot
-// be delivered is refused by the database, with a *pgconn.PgError whose Hint
-// says what to do.
+// OrganizationID, Type and Payload are required. CreatedAt defaults to the time of the
+// transaction. Without EndpointIDs, every enabled endpoint of the organization that
+// subscribes to the type gets the event. The database refuses an event that cannot be
+// delivered, with a *pgconn.PgError whose message says what to do.
 func Enqueue(ctx context.Context, tx pgx.Tx, e Event) (uuid.UUID, error) {
 	id := e.ID
 	if id == uuid.Nil {

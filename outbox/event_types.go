@@ -8,8 +8,8 @@ type EventType struct {
 	Category string
 }
 
-// OwnCategory is the category of the events that walhook itself emits. They
-// are delivered only to endpoints that name them: '*' does not match them.
+// OwnCategory is the category of walhook's own events. Only endpoints that name them get
+// them: '*' does not match them.
 const OwnCategory = "webhook"
 
 // walhook's own event types.
@@ -19,8 +19,8 @@ const (
 	TypeDeliveryExhausted = "webhook.delivery.exhausted"
 )
 
-// EventTypes is the catalogue of the 22 types that every deployment starts
-// with. A deployment adds its own by INSERT into webhook_event_types.
+// EventTypes are the 22 types that every deployment starts with. A deployment adds its
+// own by INSERT into webhook_event_types.
 var EventTypes = []EventType{
 	{"org.created", "organization"},
 	{"org.updated", "organization"},

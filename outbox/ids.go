@@ -8,18 +8,17 @@ import (
 	"github.com/google/uuid"
 )
 
-// DeliveryID computes the id of the delivery of an event to an endpoint. It is
-// a pure function, so that every path (crash, replay, rescan, restore) arrives
-// at the same id and a receiver can drop duplicates. The result has the form of
-// a UUIDv7 whose 48 bits of time are the event's and whose 74 other free bits
-// are the first of SHA-256(event id ‖ endpoint id). The SQL function
+// DeliveryID computes the id of the delivery of an event to an endpoint. It is a pure
+// function: crash, replay and restore all arrive at the same id, so a receiver can drop
+// duplicates. The id is a UUIDv7. Its 48 bits of time are the event's; its 74 other free
+// bits are the first of SHA-256(event id ‖ endpoint id). The SQL function
 // webhook_delivery_id computes the same.
 func DeliveryID(event, endpoint uuid.UUID) uuid.UUID {
 	return hashedID([6]byte(event[:6]), event[:], endpoint[:])
 }
 
-// OwnEventID makes the id of one of walhook's own events: a pure function of
-// what it tells, so that telling it twice gives the same id.
+// OwnEventID computes the id of one of walhook's own events. It is a pure function of
+// what the event reports, so that reporting it twice inserts one event.
 func OwnEventID(at time.Time, about uuid.UUID, attempts int) uuid.UUID {
 	var millis [8]byte
 	binary.BigEndian.PutUint64(millis[:], uint64(at.UnixMilli()))
@@ -44,13 +43,13 @@ func hashedID(millis [6]byte, parts ...[]byte) uuid.UUID {
 	return id
 }
 
-// IDTime returns the time in a UUIDv7, with millisecond precision.
+// IDTime returns the time in a UUIDv7, in milliseconds.
 func IDTime(id uuid.UUID) time.Time {
 	ms := int64(id[0])<<40 | int64(id[1])<<32 | int64(id[2])<<24 | int64(id[3])<<16 | int64(id[4])<<8 | int64(id[5])
 	return time.UnixMilli(ms)
 }
 
-// TimeID returns the smallest UUID whose time is t: a bound for ranges of ids.
+// TimeID returns the smallest UUID with the time t: a bound for ranges of ids.
 func TimeID(t time.Time) uuid.UUID {
 	ms := uint64(t.UnixMilli())
 	return uuid.UUID{byte(ms >> 40), byte(ms >> 32), byte(ms >> 24), byte(ms >> 16), byte(ms >> 8), byte(ms)}

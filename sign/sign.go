@@ -1,6 +1,6 @@
 // Package sign makes and verifies the signatures of walhook's requests.
 //
-// Two schemes stand beside each other in every request:
+// Every request carries two schemes:
 //
 //   - X-Webhook-Signature: the lower-case hex HMAC-SHA256 of the raw body; the
 //     key is the secret's own text.
@@ -8,9 +8,9 @@
 //     (https://www.standardwebhooks.com), "v1," and the base64 HMAC-SHA256 of
 //     "id.timestamp.body", one per live secret.
 //
-// A receiver written in Go imports this package and calls Verify; any Standard
-// Webhooks library does as well. The package imports nothing else of walhook
-// and nothing outside the standard library.
+// A receiver written in Go can import this package and call Verify, or use any Standard
+// Webhooks library. The package imports nothing else of walhook, and nothing outside the
+// standard library.
 package sign
 
 import (
@@ -33,22 +33,22 @@ const (
 	HeaderSignature     = "webhook-signature"
 )
 
-// ErrNoSecret means that there is no secret to sign or verify with. An empty
-// secret is none: everyone knows its signature.
+// ErrNoSecret means that there is no secret to sign or verify with. An empty secret does
+// not count: anyone can compute its signature.
 var ErrNoSecret = errors.New("no signing secret")
 
-// A Signer signs with an endpoint's live secrets. Build it once for each
-// version of the secrets: it keeps what can be computed before the body is
-// known. It is safe for concurrent use.
+// A Signer signs with an endpoint's live secrets. Build it once for each version of the
+// secrets: it computes the hash states of the keys in advance. It is safe for concurrent
+// use.
 type Signer struct {
 	body     *key   // the oldest secret's text
 	standard []*key // all live secrets as Standard Webhooks reads them, oldest first
 }
 
-// New returns a Signer for the live secrets, oldest first. While two overlap
-// in a rotation, X-Webhook-Signature is made with the oldest, so that its
-// single value keeps verifying at receivers that have not switched, and
-// webhook-signature carries one signature per secret.
+// New returns a Signer for the live secrets, oldest first. While two overlap in a
+// rotation, X-Webhook-Signature is made with the older one, so that its single value
+// still verifies at receivers that have not switched. webhook-signature carries one
+// signature per secret.
 func New(secrets ...string) (*Signer, error) {
 	live := nonEmpty(secrets)
 	if len(live) == 0 {
@@ -75,7 +75,7 @@ func (s *Signer) Body(body []byte) string {
 // Standard returns the value of webhook-signature for a message id, the
 // attempt's time in Unix seconds and a raw body.
 func (s *Signer) Standard(id string, unix int64, body []byte) string {
-	var room [2 * (standardLen + 1)]byte // a rotation overlaps two secrets; more still fit, elsewhere
+	var room [2 * (standardLen + 1)]byte // for the two secrets of a rotation; more are allocated
 	all := room[:0]
 	for i, k := range s.standard {
 		if i > 0 {
@@ -86,7 +86,6 @@ func (s *Signer) Standard(id string, unix int64, body []byte) string {
 	return string(all)
 }
 
-// nonEmpty returns the secrets that are not empty.
 func nonEmpty(secrets []string) []string {
 	var live []string
 	for _, s := range secrets {
@@ -97,10 +96,9 @@ func nonEmpty(secrets []string) []string {
 	return live
 }
 
-// standardKey returns the key that the Standard Webhooks libraries make of a
-// secret: "whsec_" is stripped and the rest base64-decoded. Where that does not
-// decode, the libraries refuse the secret; the key is then its own bytes, which
-// is what their raw constructors take.
+// standardKey returns the key that the Standard Webhooks libraries derive from a secret:
+// they strip "whsec_" and base64-decode the rest. If that does not decode, they refuse
+// the secret; the key is then its own bytes, as for their raw constructors.
 func standardKey(secret string) []byte {
 	k, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(secret, "whsec_"))
 	if err != nil || len(k) == 0 {
@@ -109,9 +107,9 @@ func standardKey(secret string) []byte {
 	return k
 }
 
-// A key is an HMAC's two hash states behind the padded key (RFC 2104, section 4):
-// keying costs as much as hashing a small body. They are bytes, so that a signer
-// costs little where there are a hundred thousand, and nothing for being used.
+// A key is an HMAC's two hash states after the padded key (RFC 2104, section 4), because
+// keying costs as much as hashing a small body. The states are kept as bytes, so that
+// even a hundred thousand signers need little memory.
 type key struct{ inner, outer []byte }
 
 // A mac is the scratch space of one signature, which any key can use.
@@ -121,8 +119,8 @@ type mac struct {
 	text []byte // what is signed before the body, then the encoded MAC
 }
 
-// A sha256State is a SHA-256 whose state can be set and read. That the standard
-// library's can is documented in package crypto/sha256.
+// A sha256State is a SHA-256 whose state can be read and set, which package crypto/sha256
+// documents.
 type sha256State interface {
 	hash.Hash
 	encoding.BinaryMarshaler
@@ -151,7 +149,7 @@ func padded(secret []byte, with byte) []byte {
 	return must(h.MarshalBinary())
 }
 
-// must is for what fails only for states that sha256 has not written itself.
+// must panics on an error that only a state not written by sha256 can cause.
 func must[T any](v T, err error) T {
 	if err != nil {
 		panic("sign: " + err.Error())
@@ -159,10 +157,10 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// begin has a mac read what is to be signed.
+// begin sets a mac to the state after the inner padded key.
 func (k *key) begin(m *mac) { must(0, m.hash.UnmarshalBinary(k.inner)) }
 
-// end leaves the MAC of what was read in m.sum.
+// end leaves the MAC of what was written to m.hash in m.sum.
 func (k *key) end(m *mac) {
 	m.sum = m.hash.Sum(m.sum[:0])
 	must(0, m.hash.UnmarshalBinary(k.outer))
@@ -170,7 +168,7 @@ func (k *key) end(m *mac) {
 	m.sum = m.hash.Sum(m.sum[:0])
 }
 
-// The version of a Standard Webhooks signature, and the length of all of one.
+// The version of a Standard Webhooks signature, and the length of a whole signature.
 const (
 	version     = "v1,"
 	standardLen = len(version) + (sha256.Size+2)/3*4

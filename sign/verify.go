@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// Why a request was refused. Answer it with a 4xx.
+// The reasons to refuse a request. Answer it with a 4xx.
 var (
 	ErrNoSignature = errors.New("request is not signed")
 	ErrMalformed   = errors.New("signature headers are malformed")
@@ -21,21 +21,21 @@ var (
 	ErrStale       = errors.New("webhook-timestamp is outside the tolerance")
 )
 
-// DefaultTolerance is how far webhook-timestamp may be from the receiver's
-// clock. It bounds how long a captured request can be replayed, and is what the
-// Standard Webhooks libraries use.
+// DefaultTolerance is how far webhook-timestamp may be from the receiver's clock. It
+// bounds how long a captured request can be replayed. The Standard Webhooks libraries use
+// the same value.
 const DefaultTolerance = 5 * time.Minute
 
-// A Verifier checks that requests were signed with one of a receiver's secrets.
-// Its zero fields are sensible; it is safe for concurrent use.
+// A Verifier checks that requests were signed with one of a receiver's secrets. It is
+// safe for concurrent use.
 type Verifier struct {
-	Secrets   []string      // any of them is enough: during a rotation, the old and the new one
+	Secrets   []string      // one match is enough; during a rotation, give the old and the new one
 	Tolerance time.Duration // 0: DefaultTolerance; negative: the timestamp is not checked
 
-	// StandardOnly refuses requests that carry X-Webhook-Signature alone. That
-	// scheme covers no time: whoever captured a request could take the other
-	// headers away and replay it. Set it unless what calls you is not walhook,
-	// or drop deliveries whose X-Webhook-Delivery-ID you know.
+	// StandardOnly refuses requests that carry X-Webhook-Signature alone. That scheme
+	// covers no timestamp: whoever captured a request could remove the other headers
+	// and replay it. Set it unless the sender is not walhook, or drop deliveries whose
+	// X-Webhook-Delivery-ID you have seen.
 	StandardOnly bool
 }
 
@@ -45,13 +45,13 @@ func Verify(h http.Header, body []byte, secrets ...string) error {
 	return Verifier{Secrets: secrets}.Verify(h, body)
 }
 
-// Verify checks a request's headers and its raw body: the bytes as they came,
-// before any parsing.
+// Verify checks a request's headers and its raw body: the bytes as received, before any
+// parsing.
 //
-// Where webhook-signature is present, it decides alone: one of its signatures
-// must verify and its timestamp be within the tolerance, whatever
-// X-Webhook-Signature says (which during a rotation is made with the older
-// secret only). Where it is absent, X-Webhook-Signature decides.
+// If webhook-signature is present, it alone decides: one of its signatures must verify,
+// and its timestamp must be within the tolerance. X-Webhook-Signature is then ignored,
+// because during a rotation it is made with the older secret only. If webhook-signature
+// is absent, X-Webhook-Signature decides.
 //
 // The error is nil, ErrNoSecret, ErrNoSignature, ErrMalformed, ErrMismatch or
 // ErrStale, possibly wrapped. A request that is stale is authentic: the
@@ -99,9 +99,8 @@ func (v Verifier) verifyStandard(h http.Header, signatures []string, body []byte
 	return nil
 }
 
-// matchStandard reports whether any v1 signature was made with any secret. What
-// it takes time over depends on the request and on how many secrets there are,
-// not on which of them matches where.
+// matchStandard reports whether any v1 signature was made with any secret. How long it
+// takes depends on the request and the number of secrets, not on which of them match.
 func matchStandard(signatures []string, id string, unix int64, body []byte, secrets []string) bool {
 	matched := false
 	for _, secret := range secrets {
@@ -115,7 +114,6 @@ func matchStandard(signatures []string, id string, unix int64, body []byte, secr
 	return matched
 }
 
-// verifyBody checks X-Webhook-Signature.
 func verifyBody(signatures []string, body []byte, secrets []string) error {
 	if len(signatures) != 1 {
 		return fmt.Errorf("%w: want one %s", ErrMalformed, HeaderBodySignature)
