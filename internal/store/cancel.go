@@ -13,7 +13,7 @@ const cancelChunk = 500
 
 const disabled = `NOT EXISTS (SELECT FROM webhook_endpoints WHERE id = @endpoint::uuid AND enabled)`
 
-// Once it is enabled again, the endpoint's failures are counted anew.
+// It also deletes the endpoint's failures: if it is enabled again, they count from zero.
 const cancelRows = `
 WITH picked AS (
     SELECT d.id, ` + allVisible + ` AS all_visible FROM webhook_deliveries d
@@ -32,14 +32,14 @@ WITH picked AS (
 )
 SELECT (SELECT count(*) FROM gone), EXISTS (SELECT FROM picked WHERE NOT all_visible)`
 
-// keptLog keeps what a row tells of its only attempt, whose time is lost with the
-// row's updated_at.
+// keptLog moves a row's only attempt into its attempt_log: the attempt's time is in
+// updated_at, which is overwritten.
 const keptLog = `CASE WHEN d.attempts > 0 AND d.attempt_log IS NULL THEN ` + firstEntry + ` ELSE d.attempt_log END`
 
-// CancelRows cancels a chunk of what is owed to an endpoint that is disabled or
-// deleted. It returns how many rows it took, 0 when nothing is left, and whether
-// some have to wait: the transactions that made them are not visible yet, and may
-// have made or enabled the endpoint too.
+// CancelRows cancels a chunk of the deliveries to an endpoint that is disabled or deleted. It
+// returns how many it cancelled, and whether some have to wait: transactions that were under
+// way when they were written may have created or enabled the endpoint, and may not be
+// visible yet.
 func (s *Store) CancelRows(ctx context.Context, fence Fence, endpoint uuid.UUID, reason string) (cancelled int, more bool, err error) {
 	args := s.fenceArgs(fence)
 	args["endpoint"], args["reason"], args["limit"] = endpoint, reason, cancelChunk
@@ -52,8 +52,8 @@ func (s *Store) CancelRows(ctx context.Context, fence Fence, endpoint uuid.UUID,
 	return cancelled, more, nil
 }
 
-// Waiting rows, in words that no partial index has, or the plan may be to read all
-// that wait and pick these.
+// The condition on status matches no partial index, or the plan might read all waiting
+// deliveries and pick these.
 const orphans = `
 WITH gone AS (
     SELECT d.id FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_deliveries d ON d.id = r.id
@@ -69,16 +69,15 @@ UPDATE webhook_deliveries d SET status = 'cancelled', next_attempt_at = NULL, up
        error = 'the event was deleted from webhook_outbox'
 FROM gone WHERE d.id = gone.id`
 
-// CancelOrphans cancels those of the deliveries whose event is no longer in the outbox.
-// It looks by itself: who was told so by Due may have missed an event that was just
-// moved into another partition. Deliveries that someone else has locked stay, and are
-// found again.
+// CancelOrphans cancels those of the deliveries whose event was deleted. It checks that
+// itself, because Due may have missed an event that was just moved into another partition.
+// Deliveries that someone else has locked are skipped, and found again.
 func (s *Store) CancelOrphans(ctx context.Context, fence Fence, ids []uuid.UUID) error {
 	args := s.fenceArgs(fence)
 	args["ids"] = asUUIDs(ids)
 	var b pgx.Batch
 	b.Queue(prepareWrite)
-	b.Queue(pinOutbox) // before anything of ours is locked: it may have to wait
+	b.Queue(pinOutbox) // before any row is locked, because it may have to wait
 	s.queueFence(&b, fence, Mark{})
 	b.Queue(orphans+eventGone+cancelMissing, args)
 	if err := s.send(ctx, &b); err != nil {
@@ -87,7 +86,7 @@ func (s *Store) CancelOrphans(ctx context.Context, fence Fence, ids []uuid.UUID)
 	return nil
 }
 
-// The words are as in cancelOrphans.
+// The condition on status is as in orphans.
 const cancelStrangers = `
 WITH gone AS (
     SELECT d.id FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_deliveries d ON d.id = r.id
@@ -100,8 +99,8 @@ UPDATE webhook_deliveries d SET status = 'cancelled', next_attempt_at = NULL, up
        error = 'the endpoint was deleted, and its id belongs to an endpoint of another organization'
 FROM gone WHERE d.id = gone.id`
 
-// CancelStrangers cancels deliveries whose endpoint is another organization's: what
-// was owed to the one that was deleted must not reach it.
+// CancelStrangers cancels deliveries whose endpoint's id now belongs to another
+// organization: what was owed to the deleted endpoint must not reach that one.
 func (s *Store) CancelStrangers(ctx context.Context, fence Fence, ids []uuid.UUID) error {
 	args := s.fenceArgs(fence)
 	args["ids"] = asUUIDs(ids)

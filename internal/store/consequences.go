@@ -13,10 +13,10 @@ import (
 	"github.com/walhook/walhook/outbox"
 )
 
-// What an outcome means beyond its own row is written in the transaction that
-// records it: an endpoint that answered 410 is disabled, an organization is
-// told. Every statement here is fenced, and idempotent by its ids. Where the
-// database refuses it, the rows are written without, and Tell does the rest later.
+// The consequences of an outcome are written in the transaction that records it: an endpoint
+// that answered 410 is disabled, an organization is told. Every statement here is fenced, and
+// idempotent because its ids are computed. If the database refuses one, the rows are written
+// without the consequences, and Tell writes those later.
 
 // The texts of disabled_reason.
 const (
@@ -24,12 +24,12 @@ const (
 	reasonFailing = "nothing but failures for longer than WALHOOK_DISABLE_AFTER"
 )
 
-// A Consequence is what outcomes mean beyond their rows: one kind of it, of one
-// endpoint or delivery or of many.
+// A Consequence is one kind of consequence of outcomes, for one or many endpoints or
+// deliveries.
 type Consequence struct {
-	Health    []EndpointHealth // how endpoints stand
-	gone      []disabling      // they have answered 410: to be disabled
-	disabled  []disabling      // their organizations are to be told, for one reason
+	Health    []EndpointHealth // to be written
+	gone      []disabling      // answered 410: to be disabled
+	disabled  []disabling      // disabled for reason: their organizations are to be told
 	reason    string
 	exhausted []exhaustion // their organizations are to be told
 }
@@ -41,7 +41,7 @@ type exhaustion struct {
 	attempts int
 }
 
-// Consequences are what is known of endpoints, and what records mean.
+// Consequences returns the consequences of records, and the endpoints' health.
 func Consequences(health []EndpointHealth, records []Record) []Consequence {
 	var gone, exhausted Consequence
 	for i := range records {
@@ -62,12 +62,12 @@ func Consequences(health []EndpointHealth, records []Record) []Consequence {
 	return all
 }
 
-// Len is of how many endpoints or deliveries it is.
+// Len returns how many endpoints or deliveries the consequence is about.
 func (c Consequence) Len() int {
 	return len(c.Health) + len(c.gone) + len(c.disabled) + len(c.exhausted)
 }
 
-// Endpoints are those that are to get nothing more.
+// Endpoints returns those that are to be disabled, and so get nothing more.
 func (c Consequence) Endpoints() (ids []uuid.UUID) {
 	for _, e := range c.gone {
 		ids = append(ids, e.endpoint)
@@ -75,7 +75,7 @@ func (c Consequence) Endpoints() (ids []uuid.UUID) {
 	return ids
 }
 
-// Halves parts one of several, so that what the database refuses can be found.
+// Halves splits a consequence of several, to bisect what the database refuses.
 func (c Consequence) Halves() [2]Consequence {
 	a, b := c, c
 	a.Health, b.Health = halves(c.Health)
@@ -87,8 +87,8 @@ func (c Consequence) Halves() [2]Consequence {
 
 func halves[T any](all []T) (a, b []T) { return all[:len(all)/2], all[len(all)/2:] }
 
-// Tell writes one consequence, in a transaction of its own: an endpoint is disabled
-// whether or not its organization can be told. That is the rest which it returns.
+// Tell writes one consequence in a transaction of its own. An endpoint is disabled whether
+// or not its organization can be told; telling it is returned as the rest.
 func (s *Store) Tell(ctx context.Context, fence Fence, c Consequence) (rest []Consequence, err error) {
 	var b pgx.Batch
 	s.queueFence(&b, fence, Mark{})
@@ -100,7 +100,7 @@ func (s *Store) Tell(ctx context.Context, fence Fence, c Consequence) (rest []Co
 				if ids[e.endpoint] && !e.own {
 					rest = append(rest, Consequence{disabled: []disabling{e}, reason: reason})
 				}
-				delete(ids, e.endpoint) // once
+				delete(ids, e.endpoint) // tell once per endpoint
 			}
 			return err
 		}
@@ -121,7 +121,7 @@ func (s *Store) Tell(ctx context.Context, fence Fence, c Consequence) (rest []Co
 	return rest, nil
 }
 
-// queueConsequences writes all of it in the transaction of a batch.
+// queueConsequences adds all consequences of the records to a batch.
 func queueConsequences(b *pgx.Batch, s *Store, fence Fence, mark Mark, records []Record) {
 	if mark.Alone {
 		return
@@ -136,7 +136,7 @@ func queueConsequences(b *pgx.Batch, s *Store, fence Fence, mark Mark, records [
 	}
 }
 
-// queuer returns what adds fenced statements to a batch, where they have something to do.
+// queuer returns a function that adds a fenced statement to a batch, if n is not 0.
 func (s *Store) queuer(b *pgx.Batch, fence Fence) func(sql string, n int, more pgx.NamedArgs) *pgx.QueuedQuery {
 	return func(sql string, n int, more pgx.NamedArgs) *pgx.QueuedQuery {
 		if n == 0 {
@@ -148,7 +148,7 @@ func (s *Store) queuer(b *pgx.Batch, fence Fence) func(sql string, n int, more p
 	}
 }
 
-// queueHealth notes in webhook_endpoint_failures how endpoints stand.
+// queueHealth writes the endpoints' health into webhook_endpoint_failures.
 func (s *Store) queueHealth(queue func(string, int, pgx.NamedArgs) *pgx.QueuedQuery, health []EndpointHealth) {
 	var recovered, failing, open []uuid.UUID
 	for _, h := range health {
@@ -167,7 +167,7 @@ func (s *Store) queueHealth(queue func(string, int, pgx.NamedArgs) *pgx.QueuedQu
 	queue(insertFailures, len(open), pgx.NamedArgs{"ids": asUUIDs(open), "open": true})
 }
 
-// long are the endpoints that may have been failing for too long.
+// failingLong returns the endpoints that may have been failing for disableAfter.
 func (s *Store) failingLong(health []EndpointHealth) (long []disabling) {
 	for _, h := range health {
 		if h.Failing && h.Look && s.disableAfter > 0 {
@@ -177,7 +177,8 @@ func (s *Store) failingLong(health []EndpointHealth) (long []disabling) {
 	return long
 }
 
-// Not status = 'failed', or the plan may be to read all dead letters and pick these.
+// Not status = 'failed': that matches a partial index, and the plan might read all failed
+// deliveries and pick these.
 const insertExhausted = `
 INSERT INTO webhook_outbox (id, organization_id, event_type, payload)
 SELECT r.own_id, d.organization_id, '` + outbox.TypeDeliveryExhausted + `', pg_catalog.jsonb_build_object(
@@ -200,8 +201,8 @@ func exhaustedArgs(exhausted []exhaustion) pgx.NamedArgs {
 const deleteFailures = `
 DELETE FROM webhook_endpoint_failures WHERE endpoint_id = ANY(@ids::uuid[]) AND ` + fenced
 
-// A failure that comes in after the endpoint was disabled does not count: once
-// it is enabled again, it begins anew.
+// A failure recorded after the endpoint was disabled does not count: if the endpoint is
+// enabled again, failures count from zero.
 const insertFailures = `
 INSERT INTO webhook_endpoint_failures AS f (endpoint_id, failing_since, breaker_opened_at)
 SELECT DISTINCT r.id, now(), CASE WHEN @open::bool THEN now() END FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_endpoints e ON e.id = r.id
@@ -209,9 +210,9 @@ WHERE e.enabled AND ` + fenced + `
 ON CONFLICT (endpoint_id) DO UPDATE SET breaker_opened_at = excluded.breaker_opened_at
 WHERE (f.breaker_opened_at IS NULL) <> (excluded.breaker_opened_at IS NULL)`
 
-// disableEndpoints disables those of @ids that a condition picks. An endpoint
-// whose row an operator holds locked is left for the next failure, rather than
-// hold up everybody's outcomes.
+// disableEndpoints disables those of @ids that meet a condition. An endpoint whose row an
+// operator has locked is left for its next failure, so that it does not delay the outcomes
+// of all others.
 func disableEndpoints(condition, then string) string {
 	return `
 WITH picked AS (
@@ -232,8 +233,8 @@ const (
 	failingForLong = `EXISTS (SELECT FROM webhook_endpoint_failures f
         WHERE f.endpoint_id = e.id AND f.failing_since < now() - @failing_ms::bigint::float8 * interval '1 ms')`
 
-	// A delivery of one of our own events disables its endpoint too, but tells
-	// nobody, so that events about events cannot go round.
+	// A delivery of one of walhook's own events disables its endpoint too, but tells
+	// nobody, so that events cannot cause events for ever.
 	insertDisabledEvents = `
 INSERT INTO webhook_outbox (id, organization_id, event_type, payload)
 SELECT DISTINCT ON (off.id) r.own_id, off.organization_id, '` + outbox.TypeEndpointDisabled + `',
@@ -254,7 +255,7 @@ var (
 	onlyDisableFailing = disableEndpoints(failingForLong, selectDisabled)
 )
 
-// One that was enabled again meanwhile is no news any more.
+// An endpoint that was enabled again meanwhile needs no notice.
 const insertDisabled = `
 INSERT INTO webhook_outbox (id, organization_id, event_type, payload)
 SELECT r.own_id, e.organization_id, '` + outbox.TypeEndpointDisabled + `', pg_catalog.jsonb_build_object('endpointId', e.id, 'reason', @reason::text)
@@ -262,11 +263,11 @@ FROM unnest(@ids::uuid[], @own_ids::uuid[]) AS r(id, own_id) JOIN webhook_endpoi
 WHERE NOT e.enabled AND e.disabled_reason = @reason::text AND ` + fenced + `
 ON CONFLICT (id) DO NOTHING`
 
-// A told is an endpoint that is to be disabled, and the attempt that says so.
+// A disabling is an endpoint to be disabled, and the attempt that is the reason.
 type disabling struct {
 	endpoint uuid.UUID
-	at       time.Time // its end
-	own      bool      // it was for one of our own events
+	at       time.Time // the attempt's end
+	own      bool      // the attempt was for one of walhook's own events
 }
 
 func disableArgs(endpoints []disabling, reason string, failingFor time.Duration) pgx.NamedArgs {

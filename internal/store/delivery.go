@@ -7,8 +7,8 @@ import (
 	"github.com/google/uuid"
 )
 
-// An Endpoint is a URL of an organization as it stands in the database now,
-// with what is needed to send to it.
+// An Endpoint is a URL of an organization, as in the database now, with everything that
+// sending needs.
 type Endpoint struct {
 	ID             uuid.UUID
 	OrganizationID string
@@ -19,9 +19,9 @@ type Endpoint struct {
 	RatePerSecond  float64   // 0: no limit
 	Secrets        []Secret  // live ones, oldest first
 	BreakerOpen    bool      // as last recorded: it failed many times in a row
-	RetriedAt      time.Time // when an operator last asked for what waits to be sent at once
-	Problem        string    // why nothing can be sent to it as it stands; empty: nothing
-	Sealed         string    // why walhook cannot open its secrets; empty: it can
+	RetriedAt      time.Time // the last webhook_retry_now, while the breaker is open
+	Problem        string    // why nothing can be sent to it; "": no problem
+	Sealed         string    // why walhook cannot open its secrets; "": it can
 }
 
 // A Secret is the text of a signing secret. It prints as a placeholder.
@@ -49,7 +49,7 @@ const (
 	Cancelled Status = "cancelled" // the endpoint was disabled or deleted meanwhile
 )
 
-// ErrorClass says in one word why an attempt failed. The empty class is success.
+// ErrorClass is the class of an attempt's failure; "" is success.
 type ErrorClass string
 
 // The classes of failure, as operators group by them.
@@ -57,25 +57,25 @@ const (
 	ErrDNS        ErrorClass = "dns"             // the host name did not resolve
 	ErrConnect    ErrorClass = "connect"         // no connection: refused, unreachable
 	ErrTLS        ErrorClass = "tls"             // handshake or certificate
-	ErrTimeout    ErrorClass = "timeout"         // WALHOOK_TIMEOUT ran out, wherever the attempt was
+	ErrTimeout    ErrorClass = "timeout"         // the attempt exceeded its timeout, in any phase
 	ErrReset      ErrorClass = "reset"           // the connection broke before the status line
-	ErrProtocol   ErrorClass = "protocol"        // the answer is not HTTP, or beyond our bounds
+	ErrProtocol   ErrorClass = "protocol"        // the response is not HTTP, or exceeds our bounds
 	ErrRedirect   ErrorClass = "redirect"        // 3xx: redirects are not followed
 	ErrHTTP4xx    ErrorClass = "http_4xx"        //
-	ErrHTTP5xx    ErrorClass = "http_5xx"        // and every status beyond
+	ErrHTTP5xx    ErrorClass = "http_5xx"        // and every status above
 	ErrBlocked    ErrorClass = "blocked_address" // the address guard refused
-	ErrBadRequest ErrorClass = "bad_request"     // we could not build a request from the endpoint's row
+	ErrBadRequest ErrorClass = "bad_request"     // no request could be built from the endpoint's row
 )
 
-// An Attempt is what one HTTP request came to. It is data: a failed attempt is
-// no Go error. Every text in it is storable: valid UTF-8, no NUL, cut, and free
-// of secrets and URL queries.
+// An Attempt is the result of one HTTP request. A failed attempt is data, not a Go error.
+// Every text in it is storable (valid UTF-8, no NUL, cut) and free of secrets and URL
+// queries.
 type Attempt struct {
-	EndedAt    time.Time     // with Go's monotonic clock; the database turns the age into its own time
+	EndedAt    time.Time     // with Go's monotonic clock; the database converts the age into its own time
 	Duration   time.Duration // from dialling to the end of the response, or to the failure
-	StatusCode int           // 0 where no status line came
+	StatusCode int           // 0: no status line was received
 	Class      ErrorClass
 	Error      string        // at most 512 bytes
 	Response   string        // at most 4 KiB of the body
-	RetryAfter time.Duration // what the receiver asked for; 0: nothing
+	RetryAfter time.Duration // from the receiver's Retry-After header; 0: none
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/walhook/walhook/outbox"
 )
 
-// A Due is a delivery whose row waits for an attempt now.
+// A Due is a delivery whose next attempt is due.
 type Due struct {
 	ID          uuid.UUID
 	EndpointID  uuid.UUID
@@ -20,39 +20,37 @@ type Due struct {
 	Attempts    int
 	SeriesStart int
 	Event       outbox.Event // EndpointIDs is not read
-	Orphaned    bool         // the event's row is gone: there is nothing to send
-	Unseen      bool         // the event's transaction has committed, but is not visible yet
-	Stranger    bool         // the endpoint is another organization's by now: its id was given again
+	Orphaned    bool         // the event was deleted, so there is nothing to send
+	Unseen      bool         // the event is missing, but may be about to become visible
+	Stranger    bool         // the endpoint's id now belongs to another organization
 	DueAt       pgtype.Timestamptz
 }
 
-// End is where a page ends whose last row this is.
+// End returns the end of a page whose last row this is.
 func (d *Due) End() PageEnd { return PageEnd{DueAt: d.DueAt, ID: d.ID} }
 
-// A PageEnd is where a page ended, so that the next can go on behind it. The
-// zero PageEnd is the beginning.
+// A PageEnd is the position after which the next page begins. The zero PageEnd is before
+// the first row.
 type PageEnd struct {
 	DueAt pgtype.Timestamptz
 	ID    uuid.UUID
 }
 
-// A Page asks for due deliveries of one endpoint, those that have been due for
-// longest first.
+// A Page asks for due deliveries of one endpoint, oldest due first.
 type Page struct {
 	EndpointID uuid.UUID
 	After      PageEnd
 	Limit      int
 }
 
-// settled is true of a delivery's row if every transaction that was under way
-// when it was written has ended and is visible, the one that inserted its event
-// among them. The stream hands a commit on when it is in the WAL, which is before
-// other sessions see it: by a moment, or for as long as it waits for a synchronous
-// standby. So what is absent beside a row that is not settled may be about to
-// appear, and what is there may be about to change.
+// allVisible is true of a delivery's row if every transaction that was under way when the
+// row was written has ended and is visible, the one that inserted its event included. The
+// stream brings a commit as soon as it is in the WAL. Other sessions see it a moment later,
+// or when a synchronous standby has confirmed it. So if this is false, a missing event or
+// endpoint may be about to appear.
 const allVisible = `age(d.xmin) > age(pg_snapshot_xmin(pg_current_snapshot())::xid)`
 
-// Every page is a short walk of the index (endpoint_id, next_attempt_at, id).
+// Each page reads a short range of the index (endpoint_id, next_attempt_at, id).
 const selectDue = `
 SELECT d.id, d.endpoint_id, d.status, d.attempts, d.series_start, d.event_id, d.organization_id, d.event_type,
        o.payload::text, coalesce(o.created_at, d.created_at), o.id IS NULL AND d.all_visible, o.id IS NULL AND NOT d.all_visible, d.next_attempt_at,
@@ -67,8 +65,8 @@ CROSS JOIN LATERAL (
 ) d
 LEFT JOIN webhook_outbox o ON o.id = d.event_id`
 
-// Due hands the pages' deliveries to take, one after the other, so that a page
-// of large payloads is never in memory as a whole.
+// Due passes the pages' deliveries to take one by one, so that a page of large payloads is
+// never in memory as a whole.
 func (s *Store) Due(ctx context.Context, pages []Page, take func(*Due)) error {
 	ids, limits := make([]pgtype.UUID, len(pages)), make([]int32, len(pages))
 	afterDue, afterID := make([]pgtype.Timestamptz, len(pages)), make([]pgtype.UUID, len(pages))
@@ -100,8 +98,7 @@ func (s *Store) Due(ctx context.Context, pages []Page, take func(*Due)) error {
 	return nil
 }
 
-// newlyDueLimit bounds one look at what has newly become due. Beyond it, the
-// walk over all endpoints finds who it was.
+// newlyDueLimit bounds one NewlyDue. Waiting finds the endpoints beyond it.
 const newlyDueLimit = 5000
 
 const selectNewlyDue = `
@@ -112,8 +109,8 @@ WITH due AS (
 )
 SELECT now(), (SELECT count(*) FROM due), array(SELECT DISTINCT endpoint_id FROM due)`
 
-// NewlyDue returns the endpoints with deliveries that became due after since (by
-// PostgreSQL's clock), the time of the look, and whether it saw them all.
+// NewlyDue returns the endpoints with deliveries that became due after since by
+// PostgreSQL's clock, the time by that clock, and whether these are all.
 func (s *Store) NewlyDue(ctx context.Context, since time.Time) (endpoints []uuid.UUID, now time.Time, all bool, err error) {
 	err = s.read(ctx, selectNewlyDue, pgx.NamedArgs{"since": since, "limit": newlyDueLimit}, func(rows pgx.Rows) error {
 		var n int
@@ -129,14 +126,14 @@ func (s *Store) NewlyDue(ctx context.Context, since time.Time) (endpoints []uuid
 	return endpoints, now, all, nil
 }
 
-// A Waiting is an endpoint that has unfinished rows.
+// A Waiting is an endpoint with unfinished deliveries.
 type Waiting struct {
 	EndpointID uuid.UUID
 	Enabled    bool // false: disabled or deleted
 }
 
-// A loose index scan: one probe per endpoint and partition, however many rows
-// an endpoint has.
+// A loose index scan: one probe per endpoint and partition, however many rows the endpoint
+// has.
 const selectWaiting = `
 WITH RECURSIVE walk AS (
     (SELECT endpoint_id FROM webhook_deliveries
@@ -152,8 +149,8 @@ SELECT walk.endpoint_id, coalesce(e.enabled, false)
 FROM (SELECT * FROM walk WHERE endpoint_id IS NOT NULL LIMIT @limit::int) walk
 LEFT JOIN webhook_endpoints e ON e.id = walk.endpoint_id`
 
-// Waiting walks the endpoints with unfinished rows, in order of id, from after
-// on. Fewer than limit means that the walk has come to the end.
+// Waiting lists up to limit endpoints with unfinished deliveries, in order of id, after the
+// given one. Fewer than limit means that there are no more.
 func (s *Store) Waiting(ctx context.Context, after uuid.UUID, limit int) ([]Waiting, error) {
 	var found []Waiting
 	err := s.read(ctx, selectWaiting, pgx.NamedArgs{"after": after, "limit": limit}, func(rows pgx.Rows) error {
@@ -170,8 +167,8 @@ func (s *Store) Waiting(ctx context.Context, after uuid.UUID, limit int) ([]Wait
 const selectExisting = `
 SELECT d.id FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_deliveries d ON d.id = r.id`
 
-// Existing adds to known those of the deliveries that have a row, also those whose row
-// is just moved into another partition.
+// Existing adds to known those of the deliveries that have a row, including rows that are
+// just being moved into another partition.
 func (s *Store) Existing(ctx context.Context, ids []uuid.UUID, known map[uuid.UUID]bool) error {
 	err := s.readPinned(ctx, pinDeliveries, selectExisting, pgx.NamedArgs{"ids": asUUIDs(ids)}, func(rows pgx.Rows) error { return collectIDs(rows, known) })
 	if err != nil {

@@ -22,19 +22,19 @@ FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_endpoints e ON e.id =
 LEFT JOIN webhook_endpoint_failures f ON f.endpoint_id = e.id
 LEFT JOIN webhook_retries n ON n.endpoint_id = CASE WHEN f.breaker_opened_at IS NOT NULL THEN e.id END`
 
-// maxSkew is how far walhook's clock may be from PostgreSQL's. Receivers refuse
+// maxSkew bounds how far walhook's clock may be from PostgreSQL's. Receivers refuse
 // timestamps that are off by five minutes.
 const maxSkew = 2 * time.Minute
 
-// ErrSkewed means that the clocks of walhook and PostgreSQL are too far apart for
-// timestamps to be signed.
+// ErrSkewed means that the clocks of walhook and PostgreSQL are too far apart to sign
+// timestamps.
 var ErrSkewed = errors.New("walhook's clock and PostgreSQL's are more than two minutes apart; set the one that is wrong (NTP)")
 
-// Endpoints returns those of the endpoints that exist, as they are committed
-// now, with their live secrets, oldest first. What is wrong with one of them (a
-// trigger checks rows, but a restore may have gone past it) is its Problem alone; that
-// walhook cannot open its secrets is no fault of its own, and said as Sealed.
-// With a clock that is off it returns ErrSkewed.
+// Endpoints returns those of the endpoints that exist, as committed now, with their live
+// secrets, oldest first. A bad row, which a restore may have brought past the triggers, is
+// reported in that endpoint's Problem. Secrets that walhook cannot open are not the
+// endpoint's fault, and are reported in Sealed. If the clocks are too far apart, Endpoints
+// returns ErrSkewed.
 func (s *Store) Endpoints(ctx context.Context, ids []uuid.UUID) ([]Endpoint, error) {
 	var endpoints []Endpoint
 	var b pgx.Batch
@@ -80,39 +80,40 @@ func (s *Store) Endpoints(ctx context.Context, ids []uuid.UUID) ([]Endpoint, err
 	return endpoints, nil
 }
 
-// A cached plan made while a partition was small must not scan it when it has
-// grown: look-ups by id use the index whatever the statistics say. So one plan
-// fits all parameters, and is made once: with some dozens of partitions, planning
-// takes as long as reading. What is to come in order comes from the index that has
-// this order: after one UPDATE of many rows, sorting what another index brings looks
-// cheaper, and reads all of them for each page. What is switched off counts as so
-// expensive that the JIT would compile for seconds. Rows that row security hides would
-// look like deliveries that were never made, and events and endpoints that were
-// deleted: it is an error instead.
+// A plan that was cached while a partition was small must not scan it when it has grown, so
+// sequential scans, hash joins and merge joins are off: look-ups by id use the index
+// whatever the statistics say. Then one generic plan fits all parameters, and is made once:
+// with dozens of partitions, planning takes as long as reading.
+//
+// Sorting is off, so that ordered rows come from the index that has the order. After an
+// UPDATE of many rows, sorting those of another index looks cheaper, but reads all of them
+// for each page. The JIT is off because plans with these settings look so expensive that it
+// would compile for seconds. Rows that row security hides would look like deliveries never
+// made, or deleted events and endpoints; with row_security off they are an error.
 const prepareRead = `
 SELECT set_config('lock_timeout', '` + LockTimeout + `', true), set_config('row_security', 'off', true), set_config('enable_seqscan', 'off', true),
        set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true),
        set_config('enable_sort', 'off', true), set_config('enable_incremental_sort', 'off', true),
        set_config('jit', 'off', true), set_config('plan_cache_mode', 'force_generic_plan', true)`
 
-// read runs one query in one round trip, with index access enforced.
+// read runs one query in one round trip, with the settings of prepareRead.
 func (s *Store) read(ctx context.Context, sql string, args pgx.NamedArgs, collect func(pgx.Rows) error) error {
 	return s.readPinned(ctx, "", sql, args, collect)
 }
 
-// Rows that somebody moves from the DEFAULT partition into one of their own are seen in
-// neither by a statement that was planned before the partition was attached and whose
-// snapshot is newer. ATTACH locks the DEFAULT partition until its commit; so whoever has
-// that partition in use, and plans and takes a snapshot only then, sees every row. A
-// statement of its own comes first that does no more than that: the nil id, which is of
-// 1970, is of the DEFAULT partition. (LOCK TABLE would need a right on the partition.)
+// While rows move from the DEFAULT partition into one of their own, a statement that was
+// planned before the ATTACH, with a snapshot from after it, sees them in neither. ATTACH
+// locks the DEFAULT partition until its commit. So a transaction that first uses the DEFAULT
+// partition, and only then plans and takes its snapshot, sees every row. These statements do
+// just that: the nil id is of 1970, so it belongs to the DEFAULT partition. (LOCK TABLE
+// would need a privilege on the partition.)
 const (
 	pinOutbox     = `SELECT FROM webhook_outbox WHERE id = '00000000-0000-0000-0000-000000000000'::uuid`
 	pinDeliveries = `SELECT FROM webhook_deliveries WHERE id = '00000000-0000-0000-0000-000000000000'::uuid`
 )
 
-// readPinned is read for what must not miss a row of a table that somebody moves just
-// now: pinOutbox or pinDeliveries says which.
+// readPinned is read for a query that must not miss rows that are just being moved. pin is
+// pinOutbox or pinDeliveries.
 func (s *Store) readPinned(ctx context.Context, pin, sql string, args pgx.NamedArgs, collect func(pgx.Rows) error) error {
 	var b pgx.Batch
 	b.Queue(prepareRead)

@@ -8,22 +8,22 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Publication is the publication of webhook_outbox, which schema.sql makes.
+// Publication is the name of the publication of webhook_outbox, which schema.sql creates.
 const Publication = "walhook"
 
-// ErrHeldBack marks that a guard keeps walhook from sending. Its text says which.
+// ErrHeldBack means that a guard keeps walhook from sending. The text says which.
 var ErrHeldBack = errors.New("held back")
 
-// lockState lets one at a time look at all rows of webhook_state and add its own. Of
-// walhook's tables it is the one that nobody else writes, so that only walhook, who
-// applies schema.sql and VACUUM wait for each other; an advisory lock, every role of
-// the database could hold for ever. Recording does not wait for it.
+// lockState lets one process at a time read all rows of webhook_state and add its own.
+// Nobody but walhook writes that table, so only walhook, schema.sql and VACUUM wait for
+// each other. An advisory lock could be held for ever by any role of the database.
+// Recording does not wait for this lock.
 const lockState = `LOCK TABLE webhook_state IN SHARE UPDATE EXCLUSIVE MODE`
 
-// Of two that start at the same time with different environments, one is held back.
+// If two start at the same time with different environments, one is held back.
 const claimLockTimeout = `SELECT set_config('lock_timeout', '` + LockTimeout + `', true)`
 
-// claimTries bounds how often somebody who has webhook_state locked is waited for.
+// claimTries bounds how often to wait, for LockTimeout each, for a lock on webhook_state.
 const claimTries = 5
 
 const selectEnvironment = `SELECT environment FROM webhook_state WHERE environment IS NOT NULL ORDER BY slot LIMIT 1`
@@ -32,10 +32,10 @@ const rememberEnvironment = `
 INSERT INTO webhook_state (slot, environment) VALUES (@slot, @environment)
 ON CONFLICT (slot) DO UPDATE SET environment = excluded.environment`
 
-// ClaimEnvironment compares the deployment's WALHOOK_ENVIRONMENT with the one
-// that the database remembers, and remembers the first. Where they differ it
-// returns ErrHeldBack: a copy of a production database must not call customers.
-// adopt makes the database remember the new one instead, or none.
+// ClaimEnvironment compares the deployment's WALHOOK_ENVIRONMENT with the one that the
+// database has stored, and stores the first. If they differ it returns ErrHeldBack: a copy
+// of a production database must not call customers. With adopt it stores the new one
+// instead, or none.
 func (s *Store) ClaimEnvironment(ctx context.Context, environment string, adopt bool) error {
 	for try := 1; ; try++ {
 		err := s.claimEnvironment(ctx, environment, adopt)
@@ -79,10 +79,10 @@ func (s *Store) claimEnvironment(ctx context.Context, environment string, adopt 
 	})
 }
 
-// Who has another slot and has claimed it in the session that streams from it has
-// the same events. One who is about to claim will see us: else each of two that start
-// together would make way for the other. (What another role's session is, one may not
-// see: then it counts.)
+// A walhook that streams from another slot, and has claimed that slot in the same session,
+// has the same events. One that has not claimed yet does not count, because it will see our
+// claim; otherwise each of two that start together would give way to the other. If the other
+// session is hidden from this role, it counts.
 const selectOtherActive = `
 SELECT r.slot_name::text, r.active_pid
 FROM webhook_state s JOIN pg_replication_slots r ON r.slot_name::text = s.slot
@@ -91,8 +91,8 @@ WHERE s.slot <> @slot::text AND r.active_pid IS NOT NULL AND r.database = curren
   AND s.holder IS NOT NULL AND (a.backend_start IS NULL OR s.updated_at >= a.backend_start)
 ORDER BY r.slot_name LIMIT 1`
 
-// heldByOther returns ErrHeldBack where a walhook with another slot delivers from
-// these tables: everything would be sent twice.
+// heldByOther returns ErrHeldBack if a walhook with another slot delivers from these
+// tables: everything would be sent twice.
 func (s *Store) heldByOther(ctx context.Context, tx pgx.Tx) error {
 	var slot string
 	var pid int

@@ -9,33 +9,32 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// An Overview is what webhook_status says, part by part: a part that could not be
-// read is nil, and takes none of the others with it.
+// An Overview has the values of webhook_status in parts. A part that could not be read is
+// nil, and the others are still valid.
 type Overview struct {
 	Slot    *SlotOverview
 	Waiting *WaitingOverview
-	Overdue *time.Duration // how long the first delivery has been due that could be sent now; 0: there is none
-	Strays  *int64         // rows outside of the daily partitions
+	Overdue *time.Duration // how long the oldest delivery that could be sent now has been due; 0: there is none
+	Strays  *int64         // rows in the DEFAULT partitions
 	Ahead   *int           // days from tomorrow on that have partitions
 }
 
-// A SlotOverview is what PostgreSQL's catalogue and webhook_state say.
+// A SlotOverview says how the slot stands, from the catalogue and webhook_state.
 type SlotOverview struct {
 	Environment string
-	Slot        string // of the walhook that wrote last; empty: there was none
+	Slot        string // of the walhook that wrote last; "": none has
 	Exists      bool
 	Active      bool   // a walhook is connected to it
-	LagBytes    int64  // of WAL that PostgreSQL keeps for the slot
-	SafeBytes   *int64 // of WAL that may be written before the slot may be lost; nil: no limit is set, or it is lost
-	WALStatus   string // as pg_replication_slots has it
+	LagBytes    int64  // WAL that PostgreSQL keeps for the slot
+	SafeBytes   *int64 // WAL that may be written before the slot may be lost; nil: unlimited, or already lost
+	WALStatus   string // as in pg_replication_slots
 }
 
-// A WaitingOverview is how many deliveries wait.
+// A WaitingOverview counts the unfinished deliveries.
 type WaitingOverview struct{ Pending, Retrying int64 }
 
-// The parts of webhook_status, each by itself: a statement on the view would wait for
-// every table that any of them reads, and one that somebody has locked would take
-// away all of them.
+// Each part of webhook_status is read by a statement of its own. A statement on the view
+// would wait for every table of every part, so one locked table would hide all of them.
 const (
 	selectSlotOverview = `
 SELECT coalesce(s.environment, ''), coalesce(s.slot, ''), r.slot_name IS NOT NULL, coalesce(r.active, false),
@@ -53,8 +52,7 @@ FROM webhook_deliveries WHERE status IN ('pending', 'retrying')`
 	selectStrays = `SELECT (SELECT count(*) FROM webhook_outbox_default) + (SELECT count(*) FROM webhook_deliveries_default)`
 )
 
-// Overview reads how things stand. The error tells of the parts that could not be
-// read, and is pgx's where there is no database at all.
+// Overview reads all parts. Its error joins those of the parts that could not be read.
 func (s *Store) Overview(ctx context.Context) (Overview, error) {
 	var o Overview
 	var slot SlotOverview
@@ -77,15 +75,15 @@ func (s *Store) Overview(ctx context.Context) (Overview, error) {
 	if errAhead == nil {
 		o.Ahead = &ahead
 	}
-	errWaiting := s.overview(ctx, selectWaitingOverview, &waiting.Pending, &waiting.Retrying) // last: it counts what may be millions
+	errWaiting := s.overview(ctx, selectWaitingOverview, &waiting.Pending, &waiting.Retrying) // last, because there may be millions to count
 	if errWaiting == nil {
 		o.Waiting = &waiting
 	}
 	return o, errors.Join(errSlot, errOverdue, errStrays, errAhead, errWaiting)
 }
 
-// overviewShare is the part of its time that one part of the overview may take of
-// what is left, so that one that takes long leaves some to those after it.
+// overviewShare: each part may take half of the time that is left, so that a slow one
+// leaves time for those after it.
 const overviewShare = 2
 
 func (s *Store) overview(ctx context.Context, sql string, into ...any) error {
@@ -94,7 +92,8 @@ func (s *Store) overview(ctx context.Context, sql string, into ...any) error {
 		ctx, cancel = context.WithTimeout(ctx, time.Until(end)/overviewShare)
 		defer cancel()
 	}
-	// Not a batch, which is prepared before it begins: the lock timeout is to hold for that too.
+	// Not a batch: pgx prepares a batch's statements before it begins, and the lock timeout
+	// has to bound that too.
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, prepareRead); err != nil {
 			return err

@@ -15,57 +15,55 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// A Record is one delivery's row as it is to be written: an outcome (Attempt is
-// set), or a parked or leased delivery (Pending).
+// A Record is one delivery's row to be written: an outcome (Attempt is set), or a parked or
+// leased delivery (Pending).
 type Record struct {
 	ID, EventID, EndpointID uuid.UUID
 	OrganizationID          string
 	EventType               string
 	Status                  Status
-	Attempts                int           // how many have ended, with this one
+	Attempts                int           // how many have ended, this one included
 	SeriesStart             int           // how many had ended when the present series began
 	Wait                    time.Duration // Pending, Retrying: from the end of the attempt (or from now) until the next
 	Attempt                 *Attempt      // nil: no attempt
 	Exhausted               bool          // the schedule is used up: tell the organization
 	Gone                    bool          // answered 410: disable the endpoint
-	Seen                    Seen          // Update: what tells whether somebody else has changed the row since
+	Seen                    Seen          // Update: tells whether somebody else has changed the row since
 }
 
-// Seen is what a delivery's row says of its next attempt, unless somebody else has
-// changed that while an attempt was under way: an operator who replays or cancels
-// it. The zero Seen is not compared.
+// Seen is what walhook expects a delivery's row to say when an outcome is recorded. If the
+// row says something else, an operator has replayed or cancelled the delivery during the
+// attempt. The zero Seen is not compared.
 type Seen struct {
-	Status Status             // as the row was fetched, where DueAt is valid
+	Status Status             // of the row when it was fetched; not compared unless DueAt is valid
 	DueAt  pgtype.Timestamptz // likewise
-	Lease  time.Duration      // not fetched: if there is a row, walhook wrote it as parked, or with this lease
+	Lease  time.Duration      // if the row was not fetched: walhook wrote it as parked, or with this lease
 }
 
-// A Mark says what a recording transaction moves besides its rows.
+// A Mark is what a recording transaction writes besides its rows.
 type Mark struct {
-	Seq      uint64           // the batch's number; its echo proves it durable. 0: no echo
-	Durable  pglogrepl.LSN    // with this batch, every transaction up to here is recorded; 0: not known
-	CommitAt time.Time        // when the last of them was committed; zero: not known
-	Health   []EndpointHealth // of the endpoints about which there is news
-	Alone    bool             // the rows alone: what they mean, and Health, is for Tell
+	Seq      uint64           // the batch's number, which its echo proves durable; 0: no echo
+	Durable  pglogrepl.LSN    // with this batch, every transaction up to here is recorded; 0: unknown
+	CommitAt time.Time        // when the last of them was committed; zero: unknown
+	Health   []EndpointHealth // of the endpoints whose health has changed
+	Alone    bool             // write the rows alone: Tell writes their consequences and Health
 }
 
-// EndpointHealth is how an endpoint stands, told when it changes and never per
-// attempt. It is the state after all attempts that have ended, whichever batch
-// their outcomes are in.
+// EndpointHealth is the health of an endpoint after all attempts that have ended, whichever
+// batch their outcomes are in. It is written when it changes, not per attempt.
 type EndpointHealth struct {
 	EndpointID uuid.UUID
-	Recovered  bool      // it has succeeded since it was last told of
+	Recovered  bool      // it has succeeded since its health was last written
 	Failing    bool      // its last attempt failed
 	Open       bool      // and its breaker is open
-	Look       bool      // it was failing before: time to compare for how long
+	Look       bool      // it was failing before: check whether it has been for too long
 	At         time.Time // end of the last attempt
-	Own        bool      // which was for one of walhook's own events
+	Own        bool      // that attempt was for one of walhook's own events
 }
 
-// Insert writes records whose deliveries have no row yet, in one transaction,
-// and reports whether all of them were new. Where not, a row of the same id was
-// there: outcomes among the records then go through Update, which applies each
-// only if it is later than its row.
+// Insert writes records whose deliveries have no row yet, in one transaction, and reports
+// whether all of them were new. If not, some rows existed: the caller then passes outcomes
+// to Update, which applies each only if it is later than its row.
 func (s *Store) Insert(ctx context.Context, fence Fence, mark Mark, records []Record) (allNew bool, err error) {
 	rows := newColumns(records)
 	var b pgx.Batch
@@ -82,12 +80,12 @@ func (s *Store) Insert(ctx context.Context, fence Fence, mark Mark, records []Re
 	return inserted == int64(len(records)), nil
 }
 
-// Update writes outcomes of deliveries that have a row, in one transaction. It
-// never waits for a row: what someone else has locked is left alone and
-// returned as busy, to be tried again. An outcome is applied only where it is a
-// later attempt than the row has; a row that is gone is passed over. Where an
-// operator has said meanwhile what is to become of a delivery, the attempt is
-// counted and logged and his word stands: again are those that wait by it.
+// Update writes outcomes of deliveries that have a row, in one transaction. It never waits
+// for a row: rows that someone else has locked are returned as busy, to be tried again. An
+// outcome is applied only if its attempt is later than the row's; rows that are gone are
+// skipped. If an operator has replayed or cancelled a delivery meanwhile, the attempt is
+// counted and logged, and the operator's change stands: again are the deliveries that wait
+// because of it.
 func (s *Store) Update(ctx context.Context, fence Fence, mark Mark, records []Record) (busy, again []uuid.UUID, err error) {
 	rows := newColumns(records)
 	held := make(map[uuid.UUID]bool, len(records))
@@ -124,8 +122,8 @@ func (s *Store) Update(ctx context.Context, fence Fence, mark Mark, records []Re
 	return slices.DeleteFunc(missed, func(id uuid.UUID) bool { return !there[id] }), again, nil
 }
 
-// Mark writes a mark without rows. Its echo says that the stream has passed
-// everything that was written before it.
+// Mark writes a mark without rows. Its echo proves that the stream has passed everything
+// written before it.
 func (s *Store) Mark(ctx context.Context, fence Fence, mark Mark) error {
 	var b pgx.Batch
 	s.queueFence(&b, fence, mark)
@@ -141,11 +139,11 @@ func (s *Store) send(ctx context.Context, b *pgx.Batch) error {
 	return s.pool.SendBatch(ctx, b).Close()
 }
 
-// Locking the state row first makes a takeover wait for us, or us see its epoch. A
-// position is noted only by the server that it was learnt from: what it stands on
-// may be lost where the database was set back to a snapshot of its disk. open_since
-// is the newest that is known, and never the greatest: that may be of a clock that
-// was ahead, and has been set back since.
+// Locking the state row first makes a takeover wait for this transaction, or this
+// transaction see the new epoch. A position is stored only in the server start in which it
+// was learnt: afterwards the database may have been set back to a disk snapshot, without
+// what the position stands for. open_since is the newest value, not the greatest, which may
+// come from a clock that was ahead.
 const advanceState = `
 WITH noted AS (
     SELECT nullif(@durable::text, '0/0')::pg_lsn AS lsn, @commit_at::timestamptz AS at, @open_since::timestamptz AS open_since
@@ -184,10 +182,11 @@ func (s *Store) fenceArgs(f Fence) pgx.NamedArgs {
 	return pgx.NamedArgs{"slot": s.slot, "holder": f.Holder, "epoch": f.Epoch}
 }
 
-// fenced is true in a statement that follows advanceState only if that matched.
+// fenced is true only if the advanceState before it in the transaction matched.
 const fenced = `EXISTS (SELECT FROM webhook_state WHERE slot = @slot AND holder = @holder::uuid AND epoch = @epoch::bigint)`
 
-// records as a table; ended is by PostgreSQL's clock, from the age that Go saw.
+// recordRows makes a table of the records. ended is by PostgreSQL's clock, computed from the
+// attempt's age in Go.
 const recordRows = `
 SELECT *, now() - ended_ago_ms::float8 * interval '1 ms' AS ended
 FROM unnest(@id::uuid[], @event_id::uuid[], @endpoint_id::uuid[], @organization_id::text[], @event_type::text[],
@@ -207,32 +206,30 @@ FROM (` + recordRows + `) r
 WHERE ` + fenced + `
 ON CONFLICT (id) DO NOTHING`
 
-// maxAttemptLog bounds attempt_log: ten attempts are one schedule; the newest
-// hundred remain of a delivery that is replayed again and again.
+// maxAttemptLog bounds attempt_log. A schedule has ten attempts; of a delivery that is
+// replayed often, the newest hundred remain.
 const maxAttemptLog = 100
 
-// firstEntry is the log of a row that has none, made from the row's own columns:
-// a delivery that succeeds at once carries no log. It takes the place of anything
-// that is not a list, too.
+// firstEntry makes the log of a row that has none from the row's own columns, because a
+// delivery that succeeds at once has no log. It also replaces a log that is not a list.
 const firstEntry = `pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_object('attempt', d.attempts,
     'at', d.updated_at - coalesce(d.duration_ms, 0)::float8 * interval '1 ms', 'status_code', d.status_code,
     'error_class', d.error_class, 'error', d.error, 'duration_ms', d.duration_ms))`
 
-// ParkedDue is how long ago a parked delivery became due, as its row says: so
-// that first attempts come before retries, unless those have waited for so long
-// themselves; and that the look at what has newly become due is not crowded with
-// rows whose lane knows of them.
+// ParkedDue is how far in the past a parked delivery's next_attempt_at is set. So first
+// attempts come before retries, unless those have waited as long themselves; and NewlyDue
+// is not crowded with rows that their lane knows already.
 const ParkedDue = 10 * time.Minute
 
-// clockTolerance is how much later than it did an attempt may seem to have begun by
-// PostgreSQL's clock, which knows its age as of when the statement was sent.
+// clockTolerance is how much too late an attempt may seem to have begun by PostgreSQL's
+// clock: its age is computed when the statement is sent, and subtracted when it runs.
 const clockTolerance = 250 * time.Millisecond
 
-// overruled is true where somebody else has said what is to become of a delivery
-// (a replay, a cancel) after its attempt began, whose outcome is r. What walhook
-// wrote itself is known to the microsecond: a lease or a parked row is so much after
-// or before its updated_at, which nobody else is to write. A success ends what
-// waits, unless it is to be sent again: a replay from before the attempt has had it.
+// overruled is true if somebody else has replayed or cancelled a delivery after the attempt
+// began whose outcome is r. Rows that walhook wrote itself are known to the microsecond: a
+// lease is exactly that much after updated_at, a parked row exactly ParkedDue before, and
+// nobody else writes updated_at. A success ends a waiting delivery, unless a replay came
+// after the attempt began: a replay from before has had its attempt.
 var overruled = fmt.Sprintf(`CASE
     WHEN r.status = 'success' THEN d.status = 'pending' AND %[1]s
          AND d.next_attempt_at > r.ended - (coalesce(r.duration_ms, 0) + %[2]d)::float8 * interval '1 ms'
@@ -243,9 +240,9 @@ var overruled = fmt.Sprintf(`CASE
               AND d.next_attempt_at <> d.updated_at - interval '%d s')
          ELSE false END)`, int(ParkedDue.Seconds())), clockTolerance.Milliseconds())
 
-// What is locked was looked at again under the lock, and is still as it was then
-// when the UPDATE, whose snapshot may be older, looks at it: its WHERE and what
-// it computes are by the newest version of the row.
+// FOR NO KEY UPDATE checks each row again under the lock, so it cannot change before the
+// UPDATE. The UPDATE's snapshot may be older, but its WHERE and its values use the newest
+// version of a row.
 var updateDeliveries = fmt.Sprintf(`
 WITH r AS MATERIALIZED (
     SELECT r.*, %[5]s AS overruled FROM (%[1]s) r JOIN webhook_deliveries d ON d.id = r.id WHERE %[2]s
@@ -271,7 +268,7 @@ WITH r AS MATERIALIZED (
 )
 SELECT id, false FROM r UNION ALL SELECT id, true FROM applied WHERE waits`, recordRows, fenced, maxAttemptLog, firstEntry, overruled)
 
-// columns are records turned on their side, for unnest.
+// columns hold the records column by column, for unnest.
 type columns struct {
 	id, event, endpoint        []pgtype.UUID
 	org, typ, status           []string

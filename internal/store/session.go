@@ -11,14 +11,14 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// This file says how a session of walhook's is set up, whatever its role's and its
-// database's defaults are: those are made for applications and for people.
+// This file sets up walhook's sessions. The defaults of the role and the database are made
+// for applications and people, so a session overrides them.
 
-// Settings are the parameters that a session starts with: they win over ALTER ROLE
-// and ALTER DATABASE. All are known from PostgreSQL 14 on, and any role may set them.
+// Settings returns the parameters that a session starts with. They override ALTER ROLE and
+// ALTER DATABASE. PostgreSQL knows all of them since version 14, and any role may set them.
 func Settings(schema string) map[string]string {
 	settings := map[string]string{
-		// What is read and written has to be the same bytes in every session.
+		// Every session has to read and write the same bytes.
 		"client_encoding":             "UTF8",
 		"standard_conforming_strings": "on",
 		"DateStyle":                   "ISO, YMD",
@@ -30,20 +30,20 @@ func Settings(schema string) map[string]string {
 		"array_nulls":                 "on",
 		"transform_null_equals":       "off",
 
-		// Statements are written for a snapshot each. (Whether a database may be written
-		// to is not ours to say, see beginSession.)
+		// Each statement needs a snapshot of its own. default_transaction_read_only is not
+		// set here: see beginSession.
 		"default_transaction_isolation":  "read committed",
 		"default_transaction_deferrable": "off",
-		"row_security":                   "off", // an error, where rows would be hidden
+		"row_security":                   "off", // an error if row security would hide rows
 
-		// Every wait has its bound in walhook, where it can be told why. These hold for
-		// what a process that has died or is frozen leaves behind.
+		// walhook bounds every wait itself, and can then say what for. These bound what a
+		// dead or frozen process leaves behind.
 		"lock_timeout":                        LockTimeout,
 		"statement_timeout":                   statementLeft,
 		"idle_in_transaction_session_timeout": transactionLeft,
 		"idle_session_timeout":                "0", // the pool keeps connections for minutes
 
-		// Short statements, of which it would compile what is never run again.
+		// Statements are short, and would be compiled for one run.
 		"jit": "off",
 	}
 	if schema != "" {
@@ -52,8 +52,8 @@ func Settings(schema string) map[string]string {
 	return settings
 }
 
-// Override puts settings in the place of others. The names of parameters have no case:
-// one that is given twice would be whichever comes last.
+// Override replaces parameters by settings. Names of parameters are case-insensitive; if
+// one were given twice, PostgreSQL would use the last.
 func Override(params, settings map[string]string) {
 	for name := range params {
 		for ours := range settings {
@@ -65,16 +65,16 @@ func Override(params, settings map[string]string) {
 	maps.Copy(params, settings)
 }
 
-// NeverConnects says that a server refuses a connection for what it was asked for, and
-// will refuse it for ever: a parameter that it does not know or allow, or a pooler
-// that knows only some. A server that is away, or full, is another matter.
+// NeverConnects reports whether the server rejected a connection for its parameters, and
+// always will: it does not know or allow one, or is a pooler that knows only some. A server
+// that is down or full does not count.
 func NeverConnects(err error) bool {
 	connecting, ok := errors.AsType[*pgconn.ConnectError](err)
 	if !ok {
 		return false
 	}
 	if pg, ok := errors.AsType[*pgconn.PgError](connecting); ok && pg.Code == "08P01" {
-		// PgBouncer has one code for all that it says, also for what goes by.
+		// PgBouncer uses this one code for everything, temporary errors included.
 		return strings.HasPrefix(pg.Message, "unsupported startup parameter")
 	}
 	return hasCode(connecting,
@@ -85,22 +85,23 @@ func NeverConnects(err error) bool {
 }
 
 const (
-	// statementLeft is more than any of walhook's statements may take, applying the
-	// schema to a large database included.
+	// statementLeft is longer than any statement of walhook may take, including applying
+	// the schema to a large database.
 	statementLeft = "5min"
 
-	// transactionLeft is more than the pause between two statements of a transaction
-	// can be, unless the process is frozen; then its locks have to go.
+	// transactionLeft is longer than the pause between two statements of a transaction.
+	// Only a frozen process exceeds it, and then its locks have to go.
 	transactionLeft = "30s"
 )
 
-// searchPath is of one schema. Named last, temporary tables are looked into last.
+// searchPath returns the search_path for one schema. PostgreSQL searches temporary tables
+// first unless pg_temp is named, so it is named last.
 func searchPath(schema string) string { return pgx.Identifier{schema}.Sanitize() + ", pg_temp" }
 
-// What can only be set in a session that has begun: what newer versions have, and the
-// search_path where nobody has said which schema is meant. A role that only reads by
-// default was made so for people; a database or a server that does was made so because
-// its disk is full, or because it is being moved, and is waited for.
+// These can only be set in a session that has begun: settings of newer versions, and the
+// search_path if WALHOOK_SCHEMA is not set. A role that is read-only by default was made so
+// for people, and is overruled. A database or server that is read-only by default is full
+// or being moved, and is waited for.
 const beginSession = `
 SELECT pg_catalog.getdatabaseencoding()::pg_catalog.text, coalesce(pg_catalog.current_schema()::pg_catalog.text, ''), pg_catalog.current_setting('search_path'),
        CASE WHEN pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL
@@ -111,11 +112,11 @@ SELECT pg_catalog.getdatabaseencoding()::pg_catalog.text, coalesce(pg_catalog.cu
 
 const pinSession = `SELECT pg_catalog.set_config('search_path', $1, false)`
 
-// ErrNoSchema means that there is no schema to look into.
+// ErrNoSchema means that the session has no schema for walhook's tables.
 var ErrNoSchema = fmt.Errorf("%w: no schema for walhook's tables", ErrNotPrepared)
 
-// BeginSession makes a session that has started with Settings ready for use, and
-// returns its schema. Where none is given it is the first one of the session's search_path.
+// BeginSession completes a session that has started with Settings, and returns its schema:
+// the given one, or the first of the session's search_path.
 func BeginSession(ctx context.Context, conn *pgx.Conn, schema string) (string, error) {
 	var encoding, current, path string
 	if err := conn.QueryRow(ctx, beginSession, pgx.QueryExecModeExec).Scan(&encoding, &current, &path, new(*string), new(*string)); err != nil {
@@ -125,7 +126,7 @@ func BeginSession(ctx context.Context, conn *pgx.Conn, schema string) (string, e
 		return "", err
 	}
 	if schema != "" {
-		return schema, nil // which may have to be made first
+		return schema, nil // which may not exist yet
 	}
 	if current == "" {
 		return "", fmt.Errorf("%w: the search_path of this role (%s) names no existing schema that it may use; set WALHOOK_SCHEMA", ErrNoSchema, path)
@@ -136,13 +137,12 @@ func BeginSession(ctx context.Context, conn *pgx.Conn, schema string) (string, e
 	return current, nil
 }
 
-// ErrEncoding means that the database's encoding is one that not all texts can be stored
-// in, or one that does not know what its bytes are.
+// ErrEncoding means that the database's encoding is not UTF8.
 var ErrEncoding = fmt.Errorf("%w: the encoding of the database is not UTF8", ErrNotPrepared)
 
-// checkEncoding wants UTF8: with SQL_ASCII one row of other bytes can never be read,
-// and holds the slot for ever; in others some characters of a receiver's answer cannot
-// be stored.
+// checkEncoding requires UTF8. With SQL_ASCII one row of invalid bytes could never be read,
+// and would block the slot for ever. Other encodings cannot store every character of a
+// receiver's response.
 func checkEncoding(encoding string) error {
 	if encoding == "UTF8" {
 		return nil
@@ -151,13 +151,13 @@ func checkEncoding(encoding string) error {
 		ErrEncoding, encoding)
 }
 
-// ErrSettings means that a session cannot be set up as it must be, and that somebody
-// has to change the defaults of its role.
+// ErrSettings means that a session through a pooler has settings with which walhook cannot
+// work, and that somebody has to change the defaults of its role.
 var ErrSettings = errors.New("wrong session settings")
 
-// A pooler refuses most parameters, and shares sessions: what is set in one is found by
-// others. So the role's own settings have to be right. A timeout of less than a minute
-// is one that ends statements of ours.
+// A pooler refuses most parameters, and shares sessions, so a setting would leak to others.
+// Therefore the role's own settings have to be right. A timeout of less than a minute would
+// end statements of walhook.
 const checkShared = `
 SELECT pg_catalog.getdatabaseencoding()::pg_catalog.text, coalesce(pg_catalog.current_schema()::pg_catalog.text, ''), pg_catalog.quote_ident(current_user::pg_catalog.text), pg_catalog.quote_ident(pg_catalog.current_database()::pg_catalog.text),
        pg_catalog.to_regnamespace(pg_catalog.quote_ident($1::pg_catalog.text)) IS NOT NULL,
@@ -169,14 +169,14 @@ SELECT pg_catalog.getdatabaseencoding()::pg_catalog.text, coalesce(pg_catalog.cu
                 OR s.name = 'default_transaction_read_only' AND s.setting <> 'off' AND s.source IN ('user', 'database user')
              ORDER BY s.name)::pg_catalog.text[]`
 
-// right is what a setting of a shared session has to be.
+// sharedSettings are the settings that a session through a pooler must have.
 var sharedSettings = map[string]string{
 	"statement_timeout": "0", "transaction_timeout": "0", "client_encoding": "'UTF8'", "standard_conforming_strings": "on",
 	"default_transaction_isolation": "'read committed'", "default_transaction_read_only": "off",
 }
 
-// CheckShared is BeginSession for a session through a pooler: it changes nothing, and
-// returns an error that wraps ErrSettings and says what to type.
+// CheckShared is BeginSession for a session through a pooler. It changes nothing; if a
+// setting is wrong, its error wraps ErrSettings and says what to type.
 func CheckShared(ctx context.Context, conn *pgx.Conn, schema string) (string, error) {
 	var encoding, current, role, database string
 	var exists bool
@@ -209,27 +209,27 @@ const createSchema = `
 SELECT pg_catalog.to_regnamespace(pg_catalog.quote_ident($1::pg_catalog.text)) IS NOT NULL,
        pg_catalog.quote_ident($1::pg_catalog.text), pg_catalog.quote_ident(current_user::pg_catalog.text)`
 
-// CreateSchema makes the schema where there is none. The name of one that exists is
-// not asked to be made again: that would need the right to.
+// CreateSchema creates the schema unless it exists. It checks that first, because CREATE
+// SCHEMA IF NOT EXISTS needs the privilege to create in any case.
 func (s *Store) CreateSchema(ctx context.Context, schema string) error {
 	var exists bool
 	var name, role string
 	if err := s.pool.QueryRow(ctx, createSchema, schema).Scan(&exists, &name, &role); err != nil || exists {
 		return err
 	}
-	_, err := s.pool.Exec(ctx, "CREATE SCHEMA IF NOT EXISTS "+name) // if another process was faster
+	_, err := s.pool.Exec(ctx, "CREATE SCHEMA IF NOT EXISTS "+name) // another process may be faster
 	if hasCode(err, "42501") {                                      // insufficient_privilege
 		return fmt.Errorf("%w: WALHOOK_SCHEMA %s does not exist, and this role may not create it: CREATE SCHEMA %s AUTHORIZATION %s (%w)",
 			ErrNotPrepared, name, name, role, err)
 	}
-	if err != nil && !hasCode(err, "23505") { // unique_violation: another process was as fast
+	if err != nil && !hasCode(err, "23505") { // unique_violation: another process created it at the same time
 		return fmt.Errorf("create the schema %s: %w", name, err)
 	}
 	return nil
 }
 
-// Who may make functions and operators in walhook's schema, beside its owner, this role
-// and superusers.
+// The roles, besides the schema's owner, this role and superusers, that may create functions
+// and operators in walhook's schema.
 const selectMakers = `
 SELECT pg_catalog.quote_ident(n.nspname), pg_catalog.string_agg(DISTINCT CASE WHEN a.grantee = 0::pg_catalog.oid THEN 'PUBLIC' ELSE pg_catalog.quote_ident(r.rolname) END, ', ')
 FROM pg_catalog.pg_namespace AS n
@@ -239,8 +239,8 @@ WHERE n.nspname = pg_catalog.current_schema() AND a.privilege_type = 'CREATE'
   AND a.grantee <> n.nspowner AND coalesce(r.rolname <> current_user AND NOT r.rolsuper, true)
 GROUP BY n.nspname`
 
-// Makers says who else may create in walhook's schema, and the statement that takes the
-// right away; "": nobody.
+// Makers returns who else may create objects in walhook's schema ("": nobody), and the
+// statement that revokes the privilege.
 func (s *Store) Makers(ctx context.Context) (who, mend string, err error) {
 	var schema string
 	err = s.pool.QueryRow(ctx, selectMakers).Scan(&schema, &who)

@@ -15,69 +15,68 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// LockTimeout bounds how long any of walhook's statements waits for a lock that
-// somebody else holds. Under a second, so that one locked row or table never
-// holds up the outcomes of everything else for longer.
+// LockTimeout bounds how long a statement of walhook waits for a lock. It is under a
+// second, so that one locked row or table delays all other outcomes no longer than that.
 const LockTimeout = "900ms"
 
-// ErrFenced means that another process has taken the slot over since: nothing
-// was written, and nothing that this process holds may be written any more.
+// ErrFenced means that another process has taken over the slot. Nothing was written, and
+// this process must not write anything it still holds.
 var ErrFenced = errors.New("another walhook has taken over the slot")
 
-// ErrSessionOver means that the slot is no longer in use by the session that was
-// to be claimed: perhaps another process has it.
+// ErrSessionOver means that the session no longer holds the slot: perhaps another process
+// does.
 var ErrSessionOver = errors.New("the replication session has ended")
 
 // MessagePrefix marks walhook's own logical messages in the WAL.
 const MessagePrefix = "walhook"
 
-// Look is the text of the message by which triggers say that somebody else has
-// updated deliveries, or disabled or deleted an endpoint. Anybody can emit it, so
-// that it is no more than a hint.
+// Look is the text of the message that triggers emit when somebody else has updated
+// deliveries, or disabled or deleted an endpoint. Any role can emit it, so it is only a
+// hint.
 const Look = "look"
 
-// A Fence is the right to write, as of one acquisition of the slot. Every
-// statement that writes deliveries carries it.
+// A Fence is the right to write that one acquisition of the slot gives. Every statement
+// that writes deliveries carries it.
 type Fence struct {
 	Holder uuid.UUID // this process
 	Epoch  int64
 
 	// LastWrite is when the last holder last wrote, by PostgreSQL's clock: what was
-	// committed after that can have no rows. Zero: never.
+	// committed later can have no rows. Zero: never.
 	LastWrite time.Time
 
-	// Server is when the server was started. What this process knows to be recorded
-	// holds for that one: after another start the database may have been set back.
+	// Server is when the server was started. What this process knows to be recorded is
+	// valid for that start only: afterwards the database may have been set back.
 	Server time.Time
 
 	// Moved says that somebody else may have moved the slot: see Session.Moved.
 	Moved bool
 
-	// Reconcile says that events which were inserted since ReconcileFrom may be
-	// owed without a row, and will not come by the stream.
+	// Reconcile says that events inserted since ReconcileFrom may be owed without a row,
+	// and that the stream will not bring them.
 	Reconcile     bool
 	ReconcileFrom time.Time
 
-	// Settles, where not "", is the id of the transaction that claimed the slot: greater
-	// ones are of what began later. Where somebody else has moved the slot, a commit
-	// before its position may not be visible yet: comparing counts only where all up to
-	// this id were when it began. (Whoever makes a slot waits for them, but may have made it
-	// long before, also where nothing has been recorded yet.)
+	// Settles is the id of the transaction that claimed the slot; "": this session has
+	// just created the slot, and creation waits for older transactions. If somebody else
+	// has moved or created the slot, a commit before its position may not be visible yet.
+	// So a comparison counts only if it began when every transaction up to this id was
+	// visible.
 	Settles string
 
-	session *Session // that was acquired: what is durable is a position of it
+	session *Session // the acquired one: durable positions are positions of it
 	nonce   string   // of this process, in no table
 }
 
-// Echo is the text of the logical message with which batch number seq ends. Every
-// role may emit messages, and may read webhook_state where that is granted: without
-// something that is in no table it could have confirmed what is not durable.
+// Echo returns the text of the logical message that ends batch number seq. Every role may
+// emit messages, and a role may read webhook_state if that is granted. Only the nonce,
+// which is in no table, keeps it from confirming what is not durable.
 func (f Fence) Echo(seq uint64) string {
 	return fmt.Sprintf("%s/%d/%s/%d", f.Holder, f.Epoch, f.nonce, seq)
 }
 
-// ParseEcho returns the number of the batch that an echo proves durable, and
-// whether it is one of this fence's own.
+// ParseEcho returns the number of the batch that an echo proves durable, and whether the
+// echo is this fence's own.
 func (f Fence) ParseEcho(message string) (uint64, bool) {
 	number := message[strings.LastIndexByte(message, '/')+1:]
 	seq, err := strconv.ParseUint(number, 10, 64)
@@ -87,7 +86,7 @@ func (f Fence) ParseEcho(message string) (uint64, bool) {
 	return seq, true
 }
 
-// A State is the row of webhook_state: how far outcomes are known to be recorded.
+// A State is the row of webhook_state: up to where outcomes are known to be recorded.
 type State struct {
 	Epoch       int64
 	DurableLSN  pglogrepl.LSN
@@ -117,11 +116,11 @@ func (s *Store) State(ctx context.Context) (State, error) {
 	return st, err
 }
 
-// StartSession notes what is published, and decides where the stream is asked to
-// begin: at the durable position, which may be ahead of the slot on disk after a
-// crash of PostgreSQL. But PostgreSQL accepts a position in the future and then
-// skips in silence, so after a failover or a restore (another system, another
-// timeline, a position beyond what is flushed) it is 0, the slot's own.
+// StartSession notes the publication's identity, and decides where the stream begins: at
+// the durable position, which may be ahead of the slot on disk after a crash of
+// PostgreSQL. But PostgreSQL accepts a position in the future, and then skips events in
+// silence. So after a failover or a restore (another system, another timeline, or a
+// position beyond the flushed WAL) the stream begins at 0, the slot's own position.
 func (s *Store) StartSession(ctx context.Context, session *Session, flushed pglogrepl.LSN) error {
 	st, err := s.State(ctx)
 	if err != nil {
@@ -138,31 +137,29 @@ func (s *Store) StartSession(ctx context.Context, session *Session, flushed pglo
 	return err
 }
 
-// The slot's position too: it may have been moved after it was looked up, and before
-// the session had it. Since then nobody but the session can move it, which has not.
+// The slot's position is read too: somebody may have moved the slot after cdc read it and
+// before the session acquired it. Since then only the session can move it, and has not.
 const selectHoldsSlot = `
 SELECT coalesce(bool_or(active_pid = @pid::int), false), coalesce(max(confirmed_flush_lsn), '0/0')::text
 FROM pg_replication_slots WHERE slot_name = @slot`
 
 const selectLastWrite = `SELECT updated_at FROM webhook_state WHERE slot = @slot AND holder IS NOT NULL FOR UPDATE`
 
-// Where to compare from when the stream is lost at the durable position. A time that
-// is still to come was noted when the clock was ahead, and says nothing.
+// reconcileStart is where comparing has to begin if the stream is lost at the durable
+// position. A time in the future was noted by a clock that was ahead, and does not count.
 const reconcileStart = `least(s.reconcile_from, CASE WHEN s.durable_at <= now() THEN s.durable_at ELSE 'epoch' END,
                                    CASE WHEN s.open_since <= now() THEN s.open_since ELSE 'epoch' END)`
 
-// Where the slot was made just now, or somebody has moved it beyond what is known
-// to be recorded, what was committed before it does not come by
-// the stream: the position of before is forgotten, so that a process that dies
-// before it has found all of that leaves this to the next. Nor does what was
-// committed while the outbox was not published, whoever changed that, and
-// whether or not anybody was there to see it. Transactions that were open then
-// may have inserted long before: since open_since. The message is the marker: its echo
-// says that everything written before this acquisition has passed.
+// If the slot was just created, or somebody has moved it beyond what is known to be
+// recorded, the stream does not bring the commits before it. Nor does it bring commits
+// from while the outbox was not published, whether or not a walhook was running then.
+// Transactions that were open at that time may have inserted long before: since
+// open_since. The old position is forgotten, so that if this process dies before it has
+// reconciled, the next one does.
 //
-// Nothing before this session's own start may be skipped: a batch that was under
-// way when the database was set back to a snapshot of its disk has been retried
-// since, with a position that is still to come.
+// durable_lsn never goes beyond this session's start. A batch that was under way when the
+// database was set back to a disk snapshot has been retried since, with a position that
+// is now in the future.
 const acquireState = `
 INSERT INTO webhook_state AS s (slot, epoch, holder, system_identifier, timeline, published, reconcile_from, updated_at)
 VALUES (@slot, 1, @holder::uuid, @system, @timeline::int, @published, 'epoch', now())
@@ -179,17 +176,17 @@ ON CONFLICT (slot) DO UPDATE SET
 RETURNING epoch, reconcile_from IS NOT NULL, coalesce(reconcile_from, 'epoch'), pg_postmaster_start_time(),
           CASE WHEN NOT @created::bool THEN s.xmin::text ELSE '' END`
 
-// The microsecond makes every call another value, so that a comparison that was
-// under way before does not take this one's mark for its own.
+// The microsecond makes each call write another value, so that a comparison that is
+// already under way does not clear this one's note as its own.
 const awaitSlot = `
 INSERT INTO webhook_state AS s (slot, reconcile_from) VALUES (@slot, 'epoch')
 ON CONFLICT (slot) DO UPDATE SET
     durable_lsn    = NULL,
     reconcile_from = ` + reconcileStart + ` - interval '1 microsecond'`
 
-// AwaitSlot is called before a slot is made. What was committed before that does
-// not come by the stream, and has to be looked for, by another process if this
-// one dies first.
+// AwaitSlot notes, before a slot is created, that the outbox has to be reconciled: the
+// stream will not bring earlier commits. If this process dies first, another one
+// reconciles.
 func (s *Store) AwaitSlot(ctx context.Context) error {
 	if _, err := s.pool.Exec(ctx, awaitSlot, pgx.NamedArgs{"slot": s.slot}); err != nil {
 		return fmt.Errorf("note in webhook_state that the slot is created: %w", err)
@@ -197,11 +194,10 @@ func (s *Store) AwaitSlot(ctx context.Context) error {
 	return nil
 }
 
-// A row that a transaction writes has its id as xmin.
+// settles is the xmin of the state row, so the id of the transaction that claimed the slot.
 const selectSettled = `SELECT coalesce(age(nullif(@settles::text, '')::xid) > age(pg_snapshot_xmin(pg_current_snapshot())::xid), true)`
 
-// Settled says whether everything that was committed before the slot's position is
-// visible now.
+// Settled reports whether every commit before the slot's position is visible now.
 func (s *Store) Settled(ctx context.Context, f Fence) (settled bool, err error) {
 	if err := s.pool.QueryRow(ctx, selectSettled, pgx.NamedArgs{"settles": f.Settles}).Scan(&settled); err != nil {
 		return false, fmt.Errorf("look for transactions from before the slot was claimed: %w", err)
@@ -217,10 +213,10 @@ const selectReconcileFrom = `
 SELECT reconcile_from FROM webhook_state
 WHERE slot = @slot AND holder = @holder AND epoch = @epoch AND reconcile_from IS NOT NULL`
 
-// Reconciled says that nothing is owed without a row any more, as far as this
-// acquisition of the slot had to look. Where another cause was noted since, as by a
-// process that was about to make the slot and was not the first, it is not done: there
-// is more to compare, since the time that is returned.
+// Reconciled notes that this acquisition of the slot has reconciled the outbox. If
+// another cause was noted meanwhile, as by a process that was about to create the slot
+// and found it created, reconciling is not done: it returns the time from which to
+// compare once more.
 func (s *Store) Reconciled(ctx context.Context, f Fence) (since time.Time, err error) {
 	args := s.fenceArgs(f)
 	args["from"] = f.ReconcileFrom
@@ -244,8 +240,8 @@ UPDATE webhook_state SET reconcile_from = least(coalesce(reconcile_from, @from::
 WHERE slot = @slot AND holder = @holder AND epoch = @epoch
 RETURNING reconcile_from`
 
-// Owe notes that a delivery of an event of that time has no row, though the stream
-// has passed it: whoever holds the slot next, or this process when it can, compares.
+// Owe notes that a delivery has no row although the stream has passed its event, which
+// was inserted at from. This process, or the slot's next holder, then reconciles.
 func (s *Store) Owe(ctx context.Context, f Fence, from time.Time) (noted time.Time, err error) {
 	args := s.fenceArgs(f)
 	args["from"] = from
@@ -261,12 +257,14 @@ func (s *Store) Owe(ctx context.Context, f Fence, from time.Time) (noted time.Ti
 
 const emitMessage = `SELECT pg_logical_emit_message(true, '` + MessagePrefix + `', @echo::text)`
 
-// Acquire claims the right to write for a process that has just got the slot:
-// it raises the epoch if the last holder was another process, and emits marker
-// number seq. A holder that froze inside its transaction would block it for
-// ever, so after the lock timeout whoever holds the row is terminated: he has to
-// be of the same role, or this one a member of pg_signal_backend. Where a walhook
-// with another slot delivers from these tables, ErrHeldBack is returned.
+// Acquire claims the right to write for a process that has just acquired the slot. It
+// raises the epoch if the last holder was another process, and emits marker number seq:
+// its echo proves that the stream has passed everything written before.
+//
+// A former holder that froze inside a transaction would block the claim for ever. So
+// after the lock timeout the backend that locks the row is terminated; that needs the
+// same role, or membership in pg_signal_backend. If a walhook with another slot delivers
+// from these tables, Acquire returns ErrHeldBack.
 func (s *Store) Acquire(ctx context.Context, holder uuid.UUID, session *Session, seq uint64) (Fence, error) {
 	fence, err := s.acquire(ctx, holder, session, seq)
 	if hasCode(err, "55P03") { // lock_not_available
@@ -287,7 +285,7 @@ func (s *Store) acquire(ctx context.Context, holder uuid.UUID, session *Session,
 		if _, err := tx.Exec(ctx, prepareWrite); err != nil {
 			return err
 		}
-		// Of two with different slots that claim at the same moment, the second sees the first.
+		// If two with different slots claim at the same time, the second sees the first.
 		if _, err := tx.Exec(ctx, lockState); err != nil {
 			return err
 		}
@@ -300,7 +298,7 @@ func (s *Store) acquire(ctx context.Context, holder uuid.UUID, session *Session,
 		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 			return err
 		}
-		// With the row locked: who gets the slot after this look claims it after us.
+		// The row is locked: whoever acquires the slot after this check claims it after us.
 		ours, confirmed, err := s.holdsSlot(ctx, tx, session)
 		if err != nil {
 			return err
@@ -319,7 +317,7 @@ func (s *Store) acquire(ctx context.Context, holder uuid.UUID, session *Session,
 	return fence, err
 }
 
-// ours says whether the slot is the session's, and where it is.
+// holdsSlot reports whether the session holds the slot, and the slot's position.
 func (s *Store) holdsSlot(ctx context.Context, tx pgx.Tx, session *Session) (ours bool, confirmed pglogrepl.LSN, err error) {
 	var lsn string
 	if err := tx.QueryRow(ctx, selectHoldsSlot, pgx.NamedArgs{"slot": s.slot, "pid": int32(session.PID)}).Scan(&ours, &lsn); err != nil {
@@ -329,11 +327,11 @@ func (s *Store) holdsSlot(ctx context.Context, tx pgx.Tx, session *Session) (our
 	return ours, confirmed, err
 }
 
-// A row's xmax is the transaction that has it locked, and every transaction holds
-// its own id. So nobody else is terminated: no walhook with another slot, and
-// nobody who reads. The lock on the table is terminated where it is one that walhook
-// takes, and its session has said nothing for longer than between two statements: not
-// somebody who applies schema.sql.
+// A row's xmax is the transaction that has locked it, and every transaction holds a lock
+// on its own id. So nobody else is terminated: no walhook with another slot, no reader. A
+// holder of the table's lock is terminated only if it is in the mode that walhook takes,
+// and idle for longer than walhook is between two statements. So nobody is terminated who
+// is applying schema.sql.
 const terminateHolder = `
 SELECT pg_terminate_backend(l.pid) FROM webhook_state s
 JOIN pg_locks l ON l.locktype = 'transactionid' AND l.transactionid = s.xmax AND l.mode = 'ExclusiveLock' AND l.granted
@@ -345,7 +343,8 @@ WHERE l.locktype = 'relation' AND l.relation = 'webhook_state'::regclass::oid AN
   AND a.state = 'idle in transaction' AND a.state_change < clock_timestamp() - interval '2 seconds'`
 
 func (s *Store) terminateHolder(ctx context.Context) error {
-	// Not a batch, which is prepared before it begins: the lock timeout is to hold for that too.
+	// Not a batch: pgx prepares a batch's statements before it begins, and the lock timeout
+	// has to bound that too.
 	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, prepareWrite)
 		if err == nil {
@@ -355,9 +354,9 @@ func (s *Store) terminateHolder(ctx context.Context) error {
 	})
 }
 
-// prepareWrite opens every transaction that writes deliveries: bounded lock
-// waits, index access whatever the statistics say, no notice to ourselves, and a
-// commit that is at least locally durable whatever the role's default is.
+// prepareWrite opens every transaction that writes deliveries. Lock waits are bounded,
+// indexes are used whatever the statistics say, triggers send walhook no hint about its
+// own writes, and the commit is at least locally durable whatever the role's default is.
 const prepareWrite = prepareRead + `,
        set_config('walhook.recording', 'on', true),
        set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'local'
@@ -365,7 +364,7 @@ const prepareWrite = prepareRead + `,
 
 const currentInsertLSN = `SELECT pg_current_wal_insert_lsn()::text`
 
-// InsertLSN returns where the WAL ends now: everything visible by now ends before it.
+// InsertLSN returns the end of the WAL: everything visible now was committed before it.
 func (s *Store) InsertLSN(ctx context.Context) (pglogrepl.LSN, error) {
 	var lsn string
 	if err := s.pool.QueryRow(ctx, currentInsertLSN).Scan(&lsn); err != nil {
@@ -374,13 +373,13 @@ func (s *Store) InsertLSN(ctx context.Context) (pglogrepl.LSN, error) {
 	return pglogrepl.ParseLSN(lsn)
 }
 
-// TimedOut reports whether a statement took longer than it may, by the caller's word or
-// PostgreSQL's statement_timeout.
+// TimedOut reports whether a statement exceeded the caller's deadline or PostgreSQL's
+// statement_timeout.
 func TimedOut(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || hasCode(err, "57014") // query_canceled
 }
 
-// hasCode reports whether err is PostgreSQL's with one of the SQLSTATEs.
+// hasCode reports whether err is a PostgreSQL error with one of the SQLSTATEs.
 func hasCode(err error, codes ...string) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok {
