@@ -23,9 +23,10 @@ func TestImportsGoOneWay(t *testing.T) {
 		"deliver/schedule":  {"deliver/send", "outbox", "internal/store"},
 		"deliver/send":      {"outbox", "sign", "internal/store"},
 		"internal/config":   {},
-		"internal/demo":     {"outbox", "sign", "internal/postgres"},
+		"internal/demo":     {"outbox", "sign", "internal/postgres", "internal/process"},
 		"internal/admin":    {"outbox", "internal/store", "deliver/schedule", "cdc"},
-		"internal/postgres": {"internal/postgres/flock"},
+		"internal/postgres": {"internal/postgres/flock", "internal/process"},
+		"internal/process":  {},
 		"internal/sabotage": {},
 		"internal/store":    {"outbox"},
 

@@ -73,8 +73,8 @@ func child(name, argument string) int {
 // tell reports an outcome to the parent.
 func tell(o outcome) error { return json.NewEncoder(os.Stdout).Encode(o) }
 
-// A process is a child as its parent sees it.
-type process struct {
+// A childProcess is a child as its parent sees it.
+type childProcess struct {
 	cmd   *exec.Cmd
 	in    io.WriteCloser
 	out   *bufio.Reader
@@ -82,7 +82,7 @@ type process struct {
 }
 
 // startChild starts a child and waits until it is ready.
-func startChild(ctx context.Context, name string, j job) (*process, error) {
+func startChild(ctx context.Context, name string, j job) (*childProcess, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -91,7 +91,7 @@ func startChild(ctx context.Context, name string, j job) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &process{cmd: exec.CommandContext(ctx, self, childFlag, name, string(argument))}
+	p := &childProcess{cmd: exec.CommandContext(ctx, self, childFlag, name, string(argument))}
 	p.cmd.Stderr = os.Stderr
 	if p.in, err = p.cmd.StdinPipe(); err != nil {
 		return nil, err
@@ -112,13 +112,13 @@ func startChild(ctx context.Context, name string, j job) (*process, error) {
 }
 
 // begin lets a child that is ready go on.
-func (p *process) begin() error {
+func (p *childProcess) begin() error {
 	_, err := fmt.Fprintln(p.in, "go")
 	return err
 }
 
 // run has a client or a poller do its work.
-func (p *process) run() (outcome, error) {
+func (p *childProcess) run() (outcome, error) {
 	var o outcome
 	if err := p.begin(); err != nil {
 		return o, err
@@ -133,7 +133,7 @@ func (p *process) run() (outcome, error) {
 }
 
 // stop ends the child.
-func (p *process) stop() {
+func (p *childProcess) stop() {
 	_ = p.in.Close()
 	_ = p.cmd.Process.Kill()
 	_ = p.cmd.Wait() // it was killed

@@ -190,7 +190,7 @@ func (b *bench) awaitDrained(ctx context.Context, w *draining) (drained, error) 
 			return d, err
 		}
 	}
-	d.cpu, d.rss, d.server = cpuOf(w.pid), peakRSS(w.pid), b.server.cpu()-w.server
+	d.cpu, d.rss, d.server = cpuOf(w.PID), peakRSS(w.PID), b.server.cpu()-w.server
 	return d, b.verify(ctx, w, &d)
 }
 

@@ -78,7 +78,7 @@ func (b *bench) startIdle(ctx context.Context, db *database) (streams time.Durat
 	if err := pause(ctx, 2*time.Second); err != nil {
 		return 0, 0, err
 	}
-	rss = peakRSS(w.pid)
+	rss = peakRSS(w.PID)
 	return streams, rss, w.stop()
 }
 

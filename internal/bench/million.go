@@ -83,6 +83,6 @@ func (b *bench) awaitPassage(ctx context.Context, w *draining, answering bool) (
 			return p, err
 		}
 	}
-	p.rss = peakRSS(w.pid)
+	p.rss = peakRSS(w.PID)
 	return p, nil
 }

@@ -161,7 +161,7 @@ func receive(ready func(string) error) error {
 
 // A receiver is the receiver's process as the measurement sees it.
 type receiver struct {
-	*process
+	*childProcess
 	hooks, control string // addresses
 }
 
@@ -170,7 +170,7 @@ func startReceiver(ctx context.Context) (*receiver, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &receiver{process: p}
+	r := &receiver{childProcess: p}
 	if _, err := fmt.Sscan(p.ready, &r.hooks, &r.control); err != nil {
 		p.stop()
 		return nil, err

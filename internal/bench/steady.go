@@ -175,7 +175,7 @@ func (b *bench) drive(ctx context.Context, db *database, w *walhook, l load) (st
 		return s, err
 	}
 	<-done
-	s.rss = peakRSS(w.pid)
+	s.rss = peakRSS(w.PID)
 	stop()
 	wg.Wait()
 	s.cpu, s.server, s.wal = to.cpu-from.cpu, to.server-from.server, int64(to.wal-from.wal)
@@ -231,7 +231,7 @@ type sample struct {
 }
 
 func (b *bench) sample(ctx context.Context, w *walhook) (s sample, err error) {
-	s.cpu, s.server = cpuOf(w.pid), b.server.cpu()
+	s.cpu, s.server = cpuOf(w.PID), b.server.cpu()
 	if s.elsewhere, err = b.receiver.elsewhere(ctx); err != nil {
 		return s, err
 	}

@@ -9,16 +9,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/walhook/walhook/internal/process"
 )
 
 // profiling is added to package main of walhook for -profile, and only there: a
@@ -66,13 +66,10 @@ func profilingOverlay(folder, root string) (string, error) {
 
 // A walhook is a running one.
 type walhook struct {
-	began   time.Duration // by now(), before the process was started
-	pid     int
-	process *os.Process
-	ended   chan struct{} // closed when it has ended; what is below may be read then
-	err     error
-	log     bytes.Buffer
-	file    string // of the profile
+	*process.Process
+	began time.Duration // by now(), before the process was started
+	log   bytes.Buffer  // to be read after Exited
+	file  string        // of the profile
 }
 
 // environment is what walhook finds: its defaults, but for what lets it send to
@@ -81,7 +78,7 @@ func environment(db *database, more ...string) []string {
 	env := []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"),
 		"WALHOOK_DATABASE_URL=" + db.url, "WALHOOK_SLOT=" + db.name,
-		"WALHOOK_ALLOW_HTTP=true", "WALHOOK_ALLOW_NETS=127.0.0.0/8", "WALHOOK_ADMIN_ADDR=" + freeAddress(),
+		"WALHOOK_ALLOW_HTTP=true", "WALHOOK_ALLOW_NETS=127.0.0.0/8", "WALHOOK_ADMIN_ADDR=" + adminAddress(),
 	}
 	for _, variable := range os.Environ() {
 		if strings.HasPrefix(variable, "WALHOOK_") || strings.HasPrefix(variable, "GO") {
@@ -91,13 +88,13 @@ func environment(db *database, more ...string) []string {
 	return append(env, more...)
 }
 
-func freeAddress() string {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+// adminAddress is empty, which is no admin server, where there is no free port.
+func adminAddress() string {
+	port, err := process.ForWalhook.FreePort()
 	if err != nil {
 		return ""
 	}
-	defer listener.Close()
-	return listener.Addr().String()
+	return fmt.Sprintf("127.0.0.1:%d", port)
 }
 
 // prepare applies the schema and makes the slot.
@@ -110,32 +107,16 @@ func (b *bench) prepare(ctx context.Context, db *database) error {
 	return nil
 }
 
-// startWalhook starts it on a prepared database. It dies with us: the thread that
-// started it lives as long as it does, because the kernel's signal hangs on that.
+// startWalhook starts it on a prepared database.
 func (b *bench) startWalhook(db *database, profile string) (*walhook, error) {
-	w := &walhook{ended: make(chan struct{}), file: profile}
+	w := &walhook{began: now(), file: profile}
 	cmd := exec.Command(b.binary, "run")
 	cmd.Env = environment(db, "BENCH_PROFILE="+profile)
 	cmd.Stderr = &w.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	started := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		w.began = now()
-		if err := cmd.Start(); err != nil {
-			started <- err
-			return
-		}
-		w.pid, w.process = cmd.Process.Pid, cmd.Process
-		started <- nil
-		w.err = cmd.Wait()
-		close(w.ended)
-	}()
-	if err := <-started; err != nil {
-		return nil, fmt.Errorf("start walhook: %w", err)
-	}
-	return w, nil
+	var err error
+	w.Process, err = process.Start(cmd)
+	return w, err
 }
 
 // await asks every 10 ms until the answer is true, as long as walhook lives.
@@ -173,7 +154,7 @@ func (w *walhook) stop() error {
 	}
 	w.signal(syscall.SIGTERM)
 	select {
-	case <-w.ended:
+	case <-w.Exited:
 	case <-time.After(stopWithin):
 		w.kill()
 	}
@@ -182,8 +163,8 @@ func (w *walhook) stop() error {
 			fmt.Fprint(os.Stderr, "  walhook: ", line)
 		}
 	}
-	if w.err != nil {
-		return fmt.Errorf("stop walhook: %w", w.err)
+	if w.Err != nil {
+		return fmt.Errorf("stop walhook: %w", w.Err)
 	}
 	return nil
 }
@@ -191,21 +172,17 @@ func (w *walhook) stop() error {
 // kill ends walhook where something has gone wrong. Afterwards it does nothing.
 func (w *walhook) kill() {
 	w.signal(syscall.SIGKILL)
-	<-w.ended
+	<-w.Exited
 }
 
-// signal does nothing where walhook has ended: its pid may be another's by now.
-func (w *walhook) signal(s syscall.Signal) {
-	if w.gone() == nil {
-		_ = w.process.Signal(s) // it may end at this moment
-	}
-}
+// signal leaves alone who ends at this moment.
+func (w *walhook) signal(s syscall.Signal) { _ = w.Signal(s) }
 
 // gone is an error where walhook has ended by itself.
 func (w *walhook) gone() error {
 	select {
-	case <-w.ended:
-		return fmt.Errorf("walhook ended by itself: %w\n%s", w.err, w.log.String())
+	case <-w.Exited:
+		return fmt.Errorf("walhook ended by itself: %w\n%s", w.Err, w.log.String())
 	default:
 		return nil
 	}

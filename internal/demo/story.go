@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/walhook/walhook/internal/process"
 )
 
 const (
@@ -59,9 +61,11 @@ func (s *story) tell(ctx context.Context) (err error) {
 		return cause(ctx, err)
 	}
 	defer func() { err = errors.Join(err, s.receiver.close()) }()
-	if s.admin, err = freeAddress(ctx); err != nil {
-		return cause(ctx, err)
+	port, err := process.ForWalhook.FreePort()
+	if err != nil {
+		return err
 	}
+	s.admin = fmt.Sprintf("127.0.0.1:%d", port)
 	if s.db, err = pgx.Connect(ctx, s.url); err != nil {
 		return cause(ctx, fmt.Errorf("connect to the database: %w", err))
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -82,15 +81,6 @@ func (w *walhook) end() error {
 	case <-time.After(stopWithin):
 		return fmt.Errorf("walhook still runs %s after it was told to stop", stopWithin)
 	}
-}
-
-// freeAddress finds a port for the admin server.
-func freeAddress(ctx context.Context) (string, error) {
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("find a free port: %w", err)
-	}
-	return listener.Addr().String(), listener.Close()
 }
 
 // A tail keeps the last lines of a log, each of which is written by itself.

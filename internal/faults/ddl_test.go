@@ -107,7 +107,7 @@ func rewritten(t *testing.T, s Setup) {
 	}
 	<-time.After(before)
 	x.sameSender()
-	x.expect(rewrote > 0 && p.running(), "rewrote %d events; %v", rewrote, p.ended)
+	x.expect(rewrote > 0 && p.Running(), "rewrote %d events; %v", rewrote, p.Err)
 	stop()
 	x.finish(time.Minute, fmt.Sprintf("rewritten=%d", rewrote))
 }
@@ -130,7 +130,7 @@ func truncated(t *testing.T, s Setup) {
 	x.load.Wait()
 	undone := x.goneWith(Committed)
 	x.sameSender()
-	x.expect(undone > 0 && p.running(), "%d events were truncated; %v", undone, p.ended)
+	x.expect(undone > 0 && p.Running(), "%d events were truncated; %v", undone, p.Err)
 	x.drain(time.Minute)
 	var cancelled, open int
 	if err := x.pool.QueryRow(t.Context(), `

@@ -54,7 +54,7 @@ func defaults(t *testing.T, s Setup) {
 	}
 	stop()
 	x.load.Wait()
-	x.expect(p.running(), "%s has ended by itself: %v", p.Name, p.ended)
+	x.expect(p.Running(), "%s has ended by itself: %v", p.Name, p.Err)
 	nobody, cancelled := 0, 0
 	x.look(`SELECT count(*) FROM webhook_outbox WHERE endpoint_ids = '{}'`, &nobody)
 	x.look(`SELECT count(*) FROM webhook_deliveries WHERE status = 'cancelled'`, &cancelled)
@@ -122,7 +122,7 @@ func passwordRotated(t *testing.T, s Setup) {
 	rotate("fifth", func() { write(passFile, "*:*:*:"+roleName+":fifth\n") }, nothing)
 	stop()
 	x.expect(slowest <= backAtMost, "what was committed meanwhile was delivered %s after the password was there", slowest)
-	x.expect(p.running(), "%s has ended by itself: %v", p.Name, p.ended)
+	x.expect(p.Running(), "%s has ended by itself: %v", p.Name, p.Err)
 	x.finish(time.Minute, fmt.Sprintf("back=%s", slowest.Round(time.Millisecond)))
 	charged := 0
 	x.look(`SELECT count(*) FROM webhook_deliveries WHERE attempts <> 1 OR error_class IS NOT NULL`, &charged)

@@ -186,7 +186,7 @@ func (x *Trial) insertOnce(n int) {
 // a commit before others can see it.
 func (x *Trial) dies(p *Process, point sabotage.Point) {
 	x.Helper()
-	x.eventually(20*time.Second, p.Name+" dies at "+string(point), func() bool { return !p.running() })
+	x.eventually(20*time.Second, p.Name+" dies at "+string(point), func() bool { return !p.Running() })
 	x.crashes[len(x.crashes)-1].Until = time.Now()
 	x.eventually(20*time.Second, "its connections are gone", func() bool {
 		var n int

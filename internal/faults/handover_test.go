@@ -158,7 +158,7 @@ func freeze(t *testing.T, s Setup) {
 	done := x.drive(Load{Rate: *rate, Duration: 2*time.Second + frozenFor + afterwards})
 	<-time.After(2 * time.Second)
 	began, over := time.Now(), x.crash(zombie)
-	if err := zombie.signal(syscall.SIGSTOP); err != nil {
+	if err := zombie.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	thaw := time.After(frozenFor)
@@ -167,7 +167,7 @@ func freeze(t *testing.T, s Setup) {
 	<-thaw
 	before, from := x.writtenBy(zombie), x.journal.count()
 	x.expect(before > 0, "what the zombie writes is not seen")
-	if err := zombie.signal(syscall.SIGCONT); err != nil {
+	if err := zombie.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
 	over()
@@ -181,8 +181,8 @@ func freeze(t *testing.T, s Setup) {
 	written := x.writtenBy(zombie) - before
 	x.expect(written == 0, "the zombie wrote %d rows", written)
 	fate := "runs"
-	if !zombie.running() {
-		fate = fmt.Sprint(zombie.ended)
+	if !zombie.Running() {
+		fate = fmt.Sprint(zombie.Err)
 	}
 	x.finish(time.Minute, fmt.Sprintf("takeover=%s zombie wrote=%d sent=%d (%s)", took.Round(time.Millisecond), written, sent, fate))
 }

@@ -92,12 +92,12 @@ func frozenHolder(t *testing.T, s Setup) {
 	const frozenFor, atMost = 10 * time.Second, 20 * time.Second
 	formerHolder(t, s, &Line{t: t}, func(x *Trial, former, standby *Process) {
 		thaw := time.After(frozenFor)
-		if err := former.signal(syscall.SIGSTOP); err != nil {
+		if err := former.Signal(syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
 		x.holds(standby, atMost)
 		<-thaw
-		if err := former.signal(syscall.SIGCONT); err != nil {
+		if err := former.Signal(syscall.SIGCONT); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -128,7 +128,7 @@ func formerHolder(t *testing.T, s Setup, line *Line, lose func(x *Trial, former,
 	x.eventually(20*time.Second, former.Name+" stands by, or has ended", func() bool {
 		var n int
 		err := x.pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND backend_type = 'walsender'`, former.Name).Scan(&n)
-		return !former.running() || err == nil && n > 0
+		return !former.Running() || err == nil && n > 0
 	})
 	wrote, from := x.writtenBy(former), x.journal.count()
 	x.replay(replayed)
@@ -137,7 +137,7 @@ func formerHolder(t *testing.T, s Setup, line *Line, lose func(x *Trial, former,
 	x.expect(again == 0 && byFormer == 0, "%d of the replayed deliveries were sent twice, %d requests are the former holder's", again, byFormer)
 	x.expect(x.writtenBy(former) == wrote, "the former holder wrote %d rows", x.writtenBy(former)-wrote)
 
-	began, survived := time.Now(), former.running()
+	began, survived := time.Now(), former.Running()
 	if err := standby.kill(); err != nil {
 		t.Fatal(err)
 	}

@@ -40,9 +40,9 @@ func keys(t *testing.T, s Setup) {
 	for _, env := range [][]string{nil, {"WALHOOK_SECRET_KEY=" + key(2)}} {
 		from, wrong := x.journal.count(), x.start(env...)
 		select {
-		case <-wrong.exited:
-			exit, ok := errors.AsType[*exec.ExitError](wrong.ended)
-			x.expect(ok && exit.ExitCode() == 2, "with the wrong key it ended with %v, want exit code 2", wrong.ended)
+		case <-wrong.Exited:
+			exit, ok := errors.AsType[*exec.ExitError](wrong.Err)
+			x.expect(ok && exit.ExitCode() == 2, "with the wrong key it ended with %v, want exit code 2", wrong.Err)
 		case <-time.After(exitsWithin):
 			x.expect(false, "with the wrong key it runs")
 			x.expect(wrong.kill() == nil, "and cannot be killed")

@@ -81,7 +81,7 @@ func killUntil(x *Trial, p *Process, done <-chan struct{}, end func() <-chan tim
 			return l
 		case <-end():
 		}
-		x.expect(p.running(), "%s has ended by itself: %v", p.Name, p.ended)
+		x.expect(p.Running(), "%s has ended by itself: %v", p.Name, p.Err)
 		over := x.crash(p)
 		if err := p.kill(); err != nil {
 			x.Fatal(err)

@@ -111,7 +111,7 @@ func lineResets(t *testing.T, s Setup) {
 	senders := len(x.monitor.senders)
 	x.monitor.mu.Unlock()
 	x.expect(2*senders > len(x.crashes), "there were %d walsenders in %d resets: the line did not reset", senders, len(x.crashes))
-	x.expect(p.running(), "%s has ended by itself: %v", p.Name, p.ended)
+	x.expect(p.Running(), "%s has ended by itself: %v", p.Name, p.Err)
 	x.finish(time.Minute, fmt.Sprintf("walsenders=%d", senders))
 }
 

@@ -12,11 +12,11 @@ import (
 func (x *Trial) exits(p *Process) (code int) {
 	x.Helper()
 	select {
-	case <-p.exited:
+	case <-p.Exited:
 	case <-time.After(x.patient(30 * time.Second)):
 		x.Fatalf("%s still runs", p.Name)
 	}
-	if ended, ok := errors.AsType[*exec.ExitError](p.ended); ok {
+	if ended, ok := errors.AsType[*exec.ExitError](p.Err); ok {
 		return ended.ExitCode()
 	}
 	return 0
@@ -29,14 +29,14 @@ func secondSlot(t *testing.T, s Setup) {
 	other := "WALHOOK_SLOT=" + slotName + "_2"
 	x := newTrial(t, s)
 	first, second := x.start(), x.start(other)
-	x.eventually(30*time.Second, "one of two that start together is held back", func() bool { return !first.running() || !second.running() })
+	x.eventually(30*time.Second, "one of two that start together is held back", func() bool { return !first.Running() || !second.Running() })
 	loser, winner := second, first
-	if !first.running() {
+	if !first.Running() {
 		loser, winner = first, second
 	}
 	code := x.exits(loser)
 	x.expect(code == heldBack, "it ended with exit code %d, not %d", code, heldBack)
-	x.expect(winner.running(), "both have ended")
+	x.expect(winner.Running(), "both have ended")
 	if winner == second { // the oracle looks at the other slot
 		if _, err := winner.stop(timeout + exitMargin); err != nil {
 			t.Fatal(err)

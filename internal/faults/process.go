@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,71 +17,42 @@ import (
 
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+
+	"github.com/walhook/walhook/internal/process"
 )
 
 // A Process is one running walhook. It does not outlive the test process.
 type Process struct {
-	Name    string // its User-Agent and its application_name
-	command *exec.Cmd
-	log     string // file
-	admin   string // address; "": off
-	began   time.Time
-	idle    *Usage        // when it held the slot and had nothing to do yet; nil: it had, or nobody looked
-	exited  chan struct{} // closed when it has ended and was waited for
-	ended   error
+	*process.Process
+	Name  string // its User-Agent and its application_name
+	log   string // file
+	admin string // address; "": off
+	began time.Time
+	idle  *Usage // when it held the slot and had nothing to do yet; nil: it had, or nobody looked
 }
 
-// startProcess starts a walhook whose environment is env and nothing else. The
-// thread that forks lives as long as the process, because the kernel binds
-// Pdeathsig to it.
+// startProcess starts a walhook whose environment is env and nothing else.
 func startProcess(binary, folder, name, admin string, env []string) (*Process, error) {
-	p := &Process{Name: name, admin: admin, log: filepath.Join(folder, name+".log"), began: time.Now(), exited: make(chan struct{})}
+	p := &Process{Name: name, admin: admin, log: filepath.Join(folder, name+".log"), began: time.Now()}
 	log, err := os.Create(p.log)
 	if err != nil {
 		return nil, err
 	}
-	p.command = exec.Command(binary, "run")
-	p.command.Env = append(env, "WALHOOK_ADMIN_ADDR="+admin, "WALHOOK_USER_AGENT="+name)
-	p.command.Stdout, p.command.Stderr = log, log
-	p.command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	started := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		defer log.Close()
-		err := p.command.Start()
-		started <- err
-		if err != nil {
-			return
-		}
-		p.ended = p.command.Wait()
-		close(p.exited)
-	}()
-	return p, <-started
-}
-
-func (p *Process) running() bool {
-	select {
-	case <-p.exited:
-		return false
-	default:
-		return true
-	}
-}
-
-func (p *Process) signal(s os.Signal) error {
-	if err := p.command.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("send %s to %s: %w", s, p.Name, err)
-	}
-	return nil
+	defer log.Close() // the process has its own
+	cmd := exec.Command(binary, "run")
+	cmd.Env = append(env, "WALHOOK_ADMIN_ADDR="+admin, "WALHOOK_USER_AGENT="+name)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	p.Process, err = process.Start(cmd)
+	return p, err
 }
 
 // kill is kill -9.
 func (p *Process) kill() error {
-	if err := p.signal(syscall.SIGKILL); err != nil {
+	if err := p.Signal(syscall.SIGKILL); err != nil {
 		return err
 	}
-	<-p.exited
+	<-p.Exited
 	return nil
 }
 
@@ -90,14 +60,14 @@ func (p *Process) kill() error {
 // was too long or the exit code is not 0.
 func (p *Process) stop(within time.Duration) (time.Duration, error) {
 	began := time.Now()
-	if err := p.signal(syscall.SIGTERM); err != nil {
+	if err := p.Signal(syscall.SIGTERM); err != nil {
 		return 0, err
 	}
 	select {
-	case <-p.exited:
+	case <-p.Exited:
 		took := time.Since(began)
-		if p.ended != nil {
-			return took, fmt.Errorf("%s ended after SIGTERM with %w", p.Name, p.ended)
+		if p.Err != nil {
+			return took, fmt.Errorf("%s ended after SIGTERM with %w", p.Name, p.Err)
 		}
 		return took, nil
 	case <-time.After(within):
@@ -107,7 +77,7 @@ func (p *Process) stop(within time.Duration) (time.Duration, error) {
 
 // resident is the process's memory in bytes.
 func (p *Process) resident() (int64, error) {
-	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", p.command.Process.Pid))
+	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", p.PID))
 	if err != nil {
 		return 0, err
 	}
@@ -121,7 +91,7 @@ func (p *Process) resident() (int64, error) {
 // cpu is how much CPU time the process has used.
 func (p *Process) cpu() (time.Duration, error) {
 	const tick = 10 * time.Millisecond // of USER_HZ, which is 100 on every Linux
-	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.command.Process.Pid))
+	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID))
 	if err != nil {
 		return 0, err
 	}

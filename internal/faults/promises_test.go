@@ -81,7 +81,7 @@ func thawed(t *testing.T, s Setup) {
 	x.standingBy(standby)
 	answer := x.hangParked(events)
 	over := x.crash(zombie)
-	if err := zombie.signal(syscall.SIGSTOP); err != nil {
+	if err := zombie.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	answer()
@@ -89,16 +89,16 @@ func thawed(t *testing.T, s Setup) {
 	x.holds(standby, 15*time.Second)
 	x.claims(standby, 10*time.Second)
 	before := x.writtenBy(zombie)
-	if err := zombie.signal(syscall.SIGCONT); err != nil {
+	if err := zombie.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
 	over()
 	written := 0
 	x.eventually(15*time.Second, "the zombie stands by, has ended, or has written", func() bool {
 		written = x.writtenBy(zombie) - before
-		return written > 0 || !zombie.running() || zombie.logged("begins anew") > 0
+		return written > 0 || !zombie.Running() || zombie.logged("begins anew") > 0
 	})
 	x.expect(written == 0, "the zombie wrote %d rows", written)
 	release()
-	x.finish(time.Minute, fmt.Sprintf("zombie wrote=%d (%v)", written, zombie.ended))
+	x.finish(time.Minute, fmt.Sprintf("zombie wrote=%d (%v)", written, zombie.Err))
 }

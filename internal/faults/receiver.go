@@ -210,7 +210,7 @@ func (x *Trial) expectWhole(r *Receiver, killed bool) {
 func (x *Trial) killed() bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return slices.ContainsFunc(x.processes, func(p *Process) bool { return !p.running() && p.ended != nil })
+	return slices.ContainsFunc(x.processes, func(p *Process) bool { return !p.Running() && p.Err != nil })
 }
 
 // reset breaks the connection without an answer.

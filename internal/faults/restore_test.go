@@ -57,7 +57,7 @@ func restored(t *testing.T, s Setup, snapshot bool) {
 	took := x.resynchronised(began, resyncAtMost)
 	<-time.After(before)
 	stop()
-	x.expect(p.running(), "%s has ended: %v", p.Name, p.ended)
+	x.expect(p.Running(), "%s has ended: %v", p.Name, p.Err)
 	x.drain(time.Minute)
 	again := x.sentUndone(sent)
 	x.expect(again == 0, "%d requests were sent for what is gone, when the database was back", again)

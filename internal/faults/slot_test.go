@@ -152,7 +152,7 @@ func idleSlot(t *testing.T, s Setup) {
 		}
 		x.exec(`ALTER SYSTEM SET idle_replication_slot_timeout = '1` + unit + `'`)
 		x.exec(`SELECT pg_reload_conf()`)
-		if err := p.signal(syscall.SIGSTOP); err != nil {
+		if err := p.Signal(syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
 		x.eventually(givenUpWithin, "a checkpoint invalidates the slot for idling", func() bool {
@@ -161,7 +161,7 @@ func idleSlot(t *testing.T, s Setup) {
 			err := x.pool.QueryRow(t.Context(), `SELECT coalesce(invalidation_reason, '') FROM pg_replication_slots WHERE slot_name = $1`, slotName).Scan(&reason)
 			return err == nil && reason == "idle_timeout"
 		})
-		if err := p.signal(syscall.SIGCONT); err != nil {
+		if err := p.Signal(syscall.SIGCONT); err != nil {
 			t.Fatal(err)
 		}
 		return func() {

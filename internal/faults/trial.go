@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/url"
 	"os/exec"
@@ -20,6 +19,7 @@ import (
 
 	"github.com/walhook/walhook/internal/postgres"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/internal/process"
 )
 
 const slotName = "walhook"
@@ -266,7 +266,7 @@ func (x *Trial) start(more ...string) *Process {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	name := fmt.Sprintf("walhook-%d", len(x.processes)+1)
-	p, err := startProcess(x.setup.Binary, x.folder, name, freeAddress(x), append(x.env(name), more...))
+	p, err := startProcess(x.setup.Binary, x.folder, name, adminAddress(x), append(x.env(name), more...))
 	if err != nil {
 		x.Fatalf("start walhook: %v", err)
 	}
@@ -274,26 +274,20 @@ func (x *Trial) start(more ...string) *Process {
 	return p
 }
 
-// freeAddress is for an admin server: below the ports of outgoing connections,
-// and of the throwaway PostgreSQLs.
-func freeAddress(t testing.TB) string {
-	const lowest, count, tries = 10000, 10000, 100
-	for range tries {
-		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(lowest+rand.N(count)))
-		if l, err := net.Listen("tcp", address); err == nil {
-			l.Close()
-			return address
-		}
+// adminAddress is for an admin server.
+func adminAddress(t testing.TB) string {
+	port, err := process.ForWalhook.FreePort()
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("no free port")
-	return ""
+	return fmt.Sprintf("127.0.0.1:%d", port)
 }
 
 // living returns the processes that run.
 func (x *Trial) living() []*Process {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return slices.DeleteFunc(slices.Clone(x.processes), func(p *Process) bool { return !p.running() })
+	return slices.DeleteFunc(slices.Clone(x.processes), func(p *Process) bool { return !p.Running() })
 }
 
 // began is when each process was started.
@@ -310,7 +304,7 @@ func (x *Trial) began() map[string]time.Time {
 // end kills what still runs, and shows the logs of a trial that failed.
 func (x *Trial) end() {
 	for _, p := range x.living() {
-		_ = p.signal(syscall.SIGCONT)
+		_ = p.Signal(syscall.SIGCONT)
 		if err := p.kill(); err != nil {
 			x.Error(err)
 		}
@@ -324,7 +318,7 @@ func (x *Trial) end() {
 		}
 	}
 	for _, p := range x.processes[max(0, len(x.processes)-3):] {
-		x.Logf("%s (%v):\n%s", p.Name, p.ended, p.tail())
+		x.Logf("%s (%v):\n%s", p.Name, p.Err, p.tail())
 	}
 }
 

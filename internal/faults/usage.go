@@ -94,7 +94,7 @@ func measured[T any](x *Trial, p *Process, measure func() (T, error)) T {
 		return value
 	}
 	select {
-	case <-p.exited:
+	case <-p.Exited:
 	case <-time.After(ends):
 		x.Errorf("measure %s: %v", p.Name, err)
 	}

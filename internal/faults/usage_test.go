@@ -3,6 +3,8 @@ package faults
 import (
 	"os/exec"
 	"testing"
+
+	"github.com/walhook/walhook/internal/process"
 )
 
 func TestUsageComesBack(t *testing.T) {
@@ -27,10 +29,12 @@ func TestUsageComesBack(t *testing.T) {
 
 func TestWhatHasEndedIsNotMeasuredAsNothing(t *testing.T) {
 	t.Parallel()
-	p := &Process{command: exec.Command("true")}
-	if err := p.command.Run(); err != nil {
+	ended, err := process.Start(exec.Command("true"))
+	if err != nil {
 		t.Fatal(err)
 	}
+	<-ended.Exited
+	p := &Process{Process: ended}
 	if n, err := p.resident(); err == nil {
 		t.Errorf("its memory is %d", n)
 	}

@@ -51,8 +51,8 @@ func (x *Trial) ends(p *Process, loop string) {
 	x.Helper()
 	const within = timeout + exitMargin + time.Second
 	select {
-	case <-p.exited:
-		x.expect(p.ended != nil, "with the %s wedged, %s ended as if nothing were wrong", loop, p.Name)
+	case <-p.Exited:
+		x.expect(p.Err != nil, "with the %s wedged, %s ended as if nothing were wrong", loop, p.Name)
 	case <-time.After(within):
 		x.expect(false, "with the %s wedged, %s still runs %s after it gave up the slot", loop, p.Name, within)
 		if err := p.kill(); err != nil {

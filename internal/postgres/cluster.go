@@ -9,8 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"os/user"
@@ -20,6 +18,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/walhook/walhook/internal/process"
 )
 
 // cluster lives in one folder: data/ and log.
@@ -28,7 +28,7 @@ type cluster struct {
 	bin        string
 	port       int
 	credential *syscall.Credential // nil: as ourselves
-	postmaster *process            // nil before the first boot
+	postmaster *postmaster         // nil before the first boot
 }
 
 // stopWithin bounds how long a stop may take. A fast stop waits for walsenders until their clients have taken all WAL.
@@ -63,7 +63,7 @@ func (c *cluster) create(ctx context.Context, o Options) error {
 func (c *cluster) bootAnywhere(ctx context.Context) error {
 	var err error
 	for range 3 {
-		if c.port, err = freePort(); err != nil {
+		if c.port, err = process.ForPostgres.FreePort(); err != nil {
 			return err
 		}
 		if err = c.boot(ctx); err == nil || ctx.Err() != nil {
@@ -127,7 +127,7 @@ func (c *cluster) initdb(ctx context.Context, o Options) error {
 	}
 	cmd := c.command(ctx, "initdb", "--pgdata", c.data(), "--no-sync", "--no-instructions",
 		"--auth", "trust", "--username", "postgres", "--encoding", "UTF8", "--locale", "C")
-	runtime.LockOSThread() // see start, in process.go
+	runtime.LockOSThread() // as process.Start does
 	output, err := cmd.CombinedOutput()
 	runtime.UnlockOSThread()
 	if err != nil {
@@ -140,21 +140,6 @@ func (c *cluster) initdb(ctx context.Context, o Options) error {
 	defer conf.Close()
 	_, err = conf.WriteString(configuration(o.settings()))
 	return err
-}
-
-// freePort takes from below the range that the kernel gives to outgoing connections: while the server is stopped
-// nobody's connection gets its port, and a client's attempt cannot end in a connection to itself.
-func freePort() (int, error) {
-	const lowest, count, attempts = 20000, 12000, 100
-	var err error
-	for range attempts {
-		port := lowest + rand.N(count)
-		var listener net.Listener
-		if listener, err = net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
-			return port, listener.Close()
-		}
-	}
-	return 0, fmt.Errorf("find a free port: %w", err)
 }
 
 // boot starts the postmaster and waits until it says in its pid file that it accepts connections. Not by connecting:
@@ -175,9 +160,11 @@ func (c *cluster) boot(ctx context.Context) error {
 	cmd := c.command(context.WithoutCancel(ctx), "postgres", "-D", c.data(), "-p", strconv.Itoa(c.port),
 		"-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=")
 	cmd.Stdout, cmd.Stderr = log, log
-	if c.postmaster, err = startProcess(cmd); err != nil {
+	started, err := process.Start(cmd)
+	if err != nil {
 		return err
 	}
+	c.postmaster = &postmaster{started}
 	if err := c.awaitReady(ctx); err != nil {
 		said, _ := io.ReadAll(io.NewSectionReader(log, start, 64<<10))
 		return fmt.Errorf("start postgres: %w: %s", err, bytes.TrimSpace(said))
@@ -192,7 +179,7 @@ func (c *cluster) awaitReady(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return errors.Join(context.Cause(ctx), c.postmaster.kill())
-		case <-c.postmaster.exited:
+		case <-c.postmaster.Exited:
 			return errors.New("it ended at once")
 		case <-look.C:
 			if c.ready() {
@@ -207,14 +194,14 @@ func (c *cluster) ready() bool {
 	content, err := os.ReadFile(filepath.Join(c.data(), "postmaster.pid"))
 	lines := strings.Split(string(content), "\n")
 	return err == nil && len(lines) > 7 &&
-		lines[0] == strconv.Itoa(c.postmaster.pid) && strings.TrimSpace(lines[7]) == "ready"
+		lines[0] == strconv.Itoa(c.postmaster.PID) && strings.TrimSpace(lines[7]) == "ready"
 }
 
 func (c *cluster) pid() int {
-	if c.postmaster == nil || c.postmaster.hasExited() {
+	if c.postmaster == nil || !c.postmaster.Running() {
 		return 0
 	}
-	return c.postmaster.pid
+	return c.postmaster.PID
 }
 
 func (c *cluster) halt(mode string) error {

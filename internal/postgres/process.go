@@ -1,4 +1,4 @@
-// A process is a postmaster that this process started: it dies with us, and can be killed together with its children.
+// A postmaster dies with us, and can be killed together with its children.
 
 package postgres
 
@@ -6,57 +6,25 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/walhook/walhook/internal/process"
 )
 
-type process struct {
-	pid    int
-	exited chan struct{} // closed when the process has ended and was waited for
-}
-
-// startProcess starts the command on a thread that lives as long as the process does: the kernel's signal at the
-// parent's death (Pdeathsig) is bound to the thread that forked, and Go ends and makes threads as it likes.
-func startProcess(cmd *exec.Cmd) (*process, error) {
-	p := &process{exited: make(chan struct{})}
-	started := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		if err := cmd.Start(); err != nil {
-			started <- err
-			return
-		}
-		p.pid = cmd.Process.Pid
-		started <- nil
-		_ = cmd.Wait() // how a server ended stands in its log
-		close(p.exited)
-	}()
-	return p, <-started
-}
-
-func (p *process) hasExited() bool {
-	select {
-	case <-p.exited:
-		return true
-	default:
-		return false
-	}
-}
+type postmaster struct{ *process.Process }
 
 // signal sends it and waits for the end. PostgreSQL ends only after all its children.
-func (p *process) signal(sig syscall.Signal, within time.Duration) error {
-	if err := syscall.Kill(p.pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
-		return fmt.Errorf("send %s to the postmaster: %w", sig, err)
+func (p postmaster) signal(sig syscall.Signal, within time.Duration) error {
+	if err := p.Signal(sig); err != nil {
+		return err
 	}
 	select {
-	case <-p.exited:
+	case <-p.Exited:
 		return nil
 	case <-time.After(within):
 		return fmt.Errorf("PostgreSQL still runs %s after %s", within, sig)
@@ -65,15 +33,15 @@ func (p *process) signal(sig syscall.Signal, within time.Duration) error {
 
 // kill ends the postmaster and its children. Each child is in a process group of its own, so they are killed one by
 // one. The postmaster is halted first, or it would see them die and start new ones.
-func (p *process) kill() error {
-	if err := syscall.Kill(p.pid, syscall.SIGSTOP); err != nil && !errors.Is(err, syscall.ESRCH) {
-		return fmt.Errorf("halt the postmaster: %w", err)
+func (p postmaster) kill() error {
+	if err := p.Signal(syscall.SIGSTOP); err != nil {
+		return err
 	}
-	err := killChildren(p.pid)
-	if errKill := syscall.Kill(p.pid, syscall.SIGKILL); errKill != nil && !errors.Is(errKill, syscall.ESRCH) {
-		return fmt.Errorf("kill the postmaster: %w", errors.Join(errKill, err))
+	err := killChildren(p.PID)
+	if errKill := p.Signal(syscall.SIGKILL); errKill != nil {
+		return errors.Join(errKill, err)
 	}
-	<-p.exited
+	<-p.Exited
 	return err
 }
 
