@@ -23,10 +23,11 @@ func TestImportsGoOneWay(t *testing.T) {
 		"deliver/schedule":  {"deliver/send", "outbox", "internal/store"},
 		"deliver/send":      {"outbox", "sign", "internal/store"},
 		"internal/config":   {},
-		"internal/demo":     {"outbox", "sign", "internal/postgres", "internal/process"},
+		"internal/demo":     {"outbox", "internal/postgres", "internal/process", "internal/received"},
 		"internal/admin":    {"outbox", "internal/store", "deliver/schedule", "cdc"},
 		"internal/postgres": {"internal/postgres/flock", "internal/process"},
 		"internal/process":  {},
+		"internal/received": {"sign"},
 		"internal/sabotage": {},
 		"internal/store":    {"outbox"},
 

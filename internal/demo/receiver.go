@@ -2,7 +2,6 @@ package demo
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,14 +9,13 @@ import (
 	"net"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
 
-	"github.com/walhook/walhook/sign"
+	"github.com/walhook/walhook/internal/received"
 )
 
 // An endpoint is a row of webhook_endpoints, and who is there.
@@ -29,21 +27,10 @@ type endpoint struct {
 
 // An arrival is one request as its receiver saw it.
 type arrival struct {
+	received.Request
 	endpoint uuid.NullUUID // at whose URL it came in; none: at no endpoint's
-	delivery uuid.UUID
-	retry    int // X-Webhook-Retry
-	message  message
 	body     []byte
-	status   int   // what was answered; 0: nothing
-	problem  error // why it was not what walhook promises to send
-}
-
-// A message is the body of a webhook.
-type message struct {
-	ID             uuid.UUID       `json:"id"`
-	Event          string          `json:"event"`
-	Data           json.RawMessage `json:"data"`
-	OrganizationID string          `json:"organizationId"`
+	status   int // what was answered; 0: nothing
 }
 
 // A receiver is an HTTP server on the loopback interface that plays all roles, at
@@ -112,11 +99,10 @@ func (r *receiver) take(req *http.Request, body []byte) (status int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	e, known := r.endpoints[req.URL.Path]
-	a := arrival{endpoint: uuid.NullUUID{UUID: e.id, Valid: known}, body: body}
-	a.problem = errors.Join(a.read(req.Header), verify(req.Header, body, e.secret))
+	a := arrival{Request: received.Read(req.Header, body, e.secret), endpoint: uuid.NullUUID{UUID: e.id, Valid: known}, body: body}
 	before := 0
 	for _, other := range r.arrivals {
-		if other.delivery == a.delivery {
+		if other.Delivery == a.Delivery {
 			before++
 		}
 	}
@@ -126,37 +112,11 @@ func (r *receiver) take(req *http.Request, body []byte) (status int) {
 	case e.role.fails == forever:
 	case before < e.role.fails:
 		a.status = http.StatusInternalServerError
-	case a.problem != nil:
+	case a.Problem != nil:
 		a.status = http.StatusUnauthorized
 	default:
 		a.status = http.StatusNoContent
 	}
 	r.arrivals = append(r.arrivals, a)
 	return a.status
-}
-
-// read takes a request apart.
-func (a *arrival) read(h http.Header) (err error) {
-	if a.delivery, err = uuid.Parse(h.Get("X-Webhook-Delivery-ID")); err != nil {
-		return fmt.Errorf("X-Webhook-Delivery-ID: %w", err)
-	}
-	if a.retry, err = strconv.Atoi(h.Get("X-Webhook-Retry")); err != nil {
-		return fmt.Errorf("X-Webhook-Retry: %w", err)
-	}
-	if err := json.Unmarshal(a.body, &a.message); err != nil {
-		return fmt.Errorf("the body: %w", err)
-	}
-	if event, id := h.Get("X-Webhook-Event"), h.Get(sign.HeaderID); event != a.message.Event || id != a.delivery.String() {
-		return fmt.Errorf("the headers say %q and %q, want %q and %q", event, id, a.message.Event, a.delivery)
-	}
-	return nil
-}
-
-// verify checks both schemes. One is enough for sign.Verify, which is what
-// receivers call, so it is asked twice.
-func verify(h http.Header, body []byte, secret string) error {
-	other := h.Clone()
-	other.Del(sign.HeaderSignature)
-	standard := sign.Verifier{Secrets: []string{secret}, StandardOnly: true}
-	return errors.Join(standard.Verify(h, body), sign.Verify(other, body, secret))
 }

@@ -286,11 +286,11 @@ func (s *story) collect(ctx context.Context, tx pgx.Tx) error {
 	var rows [][]any
 	for i, a := range s.receiver.remembered() {
 		var problem *string
-		if a.problem != nil {
-			problem = new(a.problem.Error())
+		if a.Problem != nil {
+			problem = new(a.Problem.Error())
 		}
-		m := a.message
-		rows = append(rows, []any{i, a.endpoint, a.delivery, a.retry, m.ID, m.Event, m.OrganizationID, string(m.Data), string(a.body), a.status, problem})
+		m := a.Message
+		rows = append(rows, []any{i, a.endpoint, a.Delivery, a.Retry, m.ID, m.Event, m.OrganizationID, string(m.Data), string(a.body), a.status, problem})
 	}
 	columns := []string{"n", "endpoint_id", "delivery_id", "retry", "event_id", "event_type", "organization", "data", "body", "status", "problem"}
 	if _, err := tx.CopyFrom(ctx, pgx.Identifier{"arrived"}, columns, pgx.CopyFromRows(rows)); err != nil {

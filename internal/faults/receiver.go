@@ -3,6 +3,7 @@ package faults
 import (
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -15,9 +16,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
-
-	"github.com/walhook/walhook/sign"
+	"github.com/walhook/walhook/internal/received"
 )
 
 const (
@@ -235,52 +234,14 @@ func hijack(w http.ResponseWriter, then func(net.Conn)) {
 
 // read makes a journal entry of a request, with everything that is wrong in it.
 func read(h http.Header, body []byte, secrets []string) *Request {
-	var content struct {
-		ID    uuid.UUID
-		Event string
-		Data  struct{ N int64 }
-	}
-	var wrong []string
-	if err := json.Unmarshal(body, &content); err != nil {
-		wrong = append(wrong, err.Error())
-	}
-	signed, err := signers(secrets, func(secret string) error {
-		return sign.Verifier{Secrets: []string{secret}, StandardOnly: true}.Verify(h, body)
-	})
-	if len(signed) == 0 {
-		wrong = append(wrong, fmt.Sprintf("webhook-signature: %v", err))
-	}
-	alone := http.Header{sign.HeaderBodySignature: h.Values(sign.HeaderBodySignature)}
-	signedBody, err := signers(secrets, func(secret string) error { return sign.Verify(alone, body, secret) })
-	if len(signedBody) == 0 {
-		wrong = append(wrong, fmt.Sprintf("%s: %v", sign.HeaderBodySignature, err))
-	}
-	delivery, err := uuid.Parse(h.Get("X-Webhook-Delivery-ID"))
-	if err != nil || h.Get(sign.HeaderID) != delivery.String() {
-		wrong = append(wrong, fmt.Sprintf("X-Webhook-Delivery-ID %q, %s %q", h.Get("X-Webhook-Delivery-ID"), sign.HeaderID, h.Get(sign.HeaderID)))
-	}
-	retry, err := strconv.Atoi(h.Get("X-Webhook-Retry"))
-	if err != nil || retry < 0 {
-		wrong = append(wrong, fmt.Sprintf("X-Webhook-Retry %q", h.Get("X-Webhook-Retry")))
-	}
-	if content.Event != h.Get("X-Webhook-Event") {
-		wrong = append(wrong, fmt.Sprintf("X-Webhook-Event %q over %q", h.Get("X-Webhook-Event"), content.Event))
+	r := received.Read(h, body, secrets...)
+	var data struct{ N int64 }
+	malformed := ""
+	if err := errors.Join(r.Problem, json.Unmarshal(r.Message.Data, &data)); err != nil {
+		malformed = strings.ReplaceAll(err.Error(), "\n", "; ")
 	}
 	return &Request{
-		Delivery: delivery, Event: content.ID, N: content.Data.N, Type: h.Get("X-Webhook-Event"), Retry: retry,
-		Body: sha256.Sum256(body), Agent: h.Get("User-Agent"), Malformed: strings.Join(wrong, "; "),
-		Signed: signed, SignedBody: signedBody,
+		Delivery: r.Delivery, Event: r.Message.ID, N: data.N, Type: h.Get("X-Webhook-Event"), Retry: r.Retry,
+		Body: sha256.Sum256(body), Agent: h.Get("User-Agent"), Malformed: malformed, Signed: r.Standard, SignedBody: r.Body,
 	}
-}
-
-// signers returns which of the secrets verify, and why the last of the others does not.
-func signers(secrets []string, verify func(secret string) error) (found []int, why error) {
-	for i, secret := range secrets {
-		if err := verify(secret); err != nil {
-			why = err
-		} else {
-			found = append(found, i)
-		}
-	}
-	return found, why
 }
