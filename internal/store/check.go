@@ -5,29 +5,29 @@ import (
 	"strings"
 )
 
-// A CheckState is how something stands that walhook needs.
+// A CheckState is the result of a Check.
 type CheckState string
 
 // The states of a Check.
 const (
 	CheckOK   CheckState = "ok"
-	CheckWarn CheckState = "warn" // it works, and somebody should know
+	CheckWarn CheckState = "warn" // walhook works, but an operator should know
 	CheckFail CheckState = "FAIL" // walhook does not start
 )
 
-// A Check is one thing that walhook needs of the database: what was found, and what
-// to type where it is not as it must be.
+// A Check is one thing that walhook needs of the database: what was found, and what to type
+// to fix it.
 type Check struct {
 	Name   string
 	State  CheckState
 	Found  string
 	Remedy string
-	Means  error // of a failure: ErrNotPrepared, ErrHeldBack; nil: it may go away by itself
+	Means  error // of a failure: ErrNotPrepared or ErrHeldBack; nil: it may go away by itself
 
-	cause error // where the failure is one already
+	cause error // of a FailedCheck
 }
 
-// Err is a failure as an error.
+// Err returns a failure as an error, and nil for other states.
 func (c Check) Err() error {
 	switch {
 	case c.State != CheckFail:
@@ -40,7 +40,7 @@ func (c Check) Err() error {
 	return fmt.Errorf("%w: %s: %s; %s", c.Means, c.Name, c.Found, c.Remedy)
 }
 
-// FirstFailure is the error of the first check that failed.
+// FirstFailure returns the error of the first check that failed.
 func FirstFailure(checks []Check) error {
 	for _, c := range checks {
 		if err := c.Err(); err != nil {
@@ -50,41 +50,41 @@ func FirstFailure(checks []Check) error {
 	return nil
 }
 
-// An Intent is what is going to be done with the database.
+// An Intent says what the caller is going to do with the database.
 type Intent struct {
-	Apply       bool   // schema, publication and slot are made where they are missing
-	Schema      string // WALHOOK_SCHEMA, which is made where it is missing; "": the session's
+	Apply       bool   // create what is missing of schema, publication and slot
+	Schema      string // WALHOOK_SCHEMA, created if it is missing; "": the session's schema
 	Environment string
-	Adopt       bool // whatever environment the database remembers
-	Waits       bool // what may pass by itself is tried again, and no failure
+	Adopt       bool // accept any environment that the database has stored
+	Waits       bool // retry what may pass by itself, so that is no failure
 }
 
-// The facts are what Preflight has found out.
+// The facts are what Preflight reads. Names are quoted for use in a statement.
 type facts struct {
 	version                int // server_version_num
 	versionText            string
 	recovery               bool
 	walLevel               string
 	slots, maxSlots        int
-	walKept                string   // max_slot_wal_keep_size
-	user, database         string   // all names are as a statement has them
-	wanted, schema         string   // which is to be looked into; "": it does not exist yet
-	createDatabase         bool     // whether the user may create in the database
+	walKept                string // max_slot_wal_keep_size
+	user, database         string
+	wanted, schema         string   // WALHOOK_SCHEMA, and the schema in use; schema "": it does not exist yet
+	createDatabase         bool     // the user may create in the database
 	createSchema           bool     // and in the schema
 	incomplete             error    // of CheckSchema
-	quick, slow            []string // what is missing beside what delivering needs, and indexes of large tables
+	quick, slow            []string // missing extras, and missing indexes of large tables
 	superuser              bool
-	applyAs                string // as whom a superuser applies the schema; "": as himself
-	installed              int    // version; 0: nothing is there
+	applyAs                string // the role as which a superuser applies the schema; "": its own
+	installed              int    // schema version; 0: not installed
 	made                   []madeObject
 	publication            publicationFacts
 	slot                   slotFacts
 	others                 []otherSlot
 	environment            string
-	creators, revokeCreate string // who else may create in the schema, and what takes that away
+	creators, revokeCreate string // who else may create in the schema, and the statement that revokes that
 }
 
-// A madeObject is a table, a view or a function of ours, and whose it is.
+// A madeObject is a table, view or function of walhook's, and its owner.
 type madeObject struct {
 	kind, name, owner string
 	ours              bool // the user may replace it
@@ -104,11 +104,11 @@ type slotFacts struct {
 	ours, lost       bool
 }
 
-// An otherSlot is one of another walhook, of now or of before, on the same tables.
+// An otherSlot is a slot of another walhook, present or former, on the same tables.
 type otherSlot struct {
 	name string
 	pid  int
-	kept string // how much WAL it keeps
+	kept string // the amount of WAL that it keeps
 }
 
 func good(name, found string) Check { return Check{Name: name, State: CheckOK, Found: found} }
@@ -123,7 +123,8 @@ func fail(means error, name, found, remedy string, args ...any) Check {
 
 func literal(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
 
-// assess is what the facts come to. A failure stands before what depends on it.
+// assess judges the facts. A check comes before those that depend on it, so that the first
+// failure is the cause.
 func assess(f *facts, slot string, want Intent) []Check {
 	return []Check{
 		f.server(), f.decoding(), f.freeSlot(slot, want), f.tables(want), f.otherObjects(want), f.indexes(), f.ownership(want), f.published(want),
@@ -151,8 +152,8 @@ func (f *facts) decoding() Check {
 	return good("wal_level", f.walLevel)
 }
 
-// freeSlot is no failure of a walhook that waits where there is an installation: after
-// a failover, or while others are restarted, slots are in use that soon are not.
+// freeSlot is only a warning for a walhook that waits, on an installed database: after a
+// failover, or while others restart, slots are in use that will soon be free.
 func (f *facts) freeSlot(slot string, want Intent) Check {
 	found := fmt.Sprintf("%d of max_replication_slots = %d are used", f.slots, f.maxSlots)
 	if want.Apply && !f.slot.exists && f.slots >= f.maxSlots {
@@ -166,7 +167,6 @@ func (f *facts) freeSlot(slot string, want Intent) Check {
 	return good("replication slots", found)
 }
 
-// tables says whether they are there, or can be made.
 func (f *facts) tables(want Intent) Check {
 	const name = "tables"
 	in := "in schema " + f.schema
@@ -194,7 +194,7 @@ func (f *facts) tables(want Intent) Check {
 		strings.TrimPrefix(f.incomplete.Error(), ErrNotPrepared.Error()+": ")))
 }
 
-// beside says what is missing of what delivering does not need.
+// otherObjects reports missing objects that delivering does not need.
 func (f *facts) otherObjects(want Intent) Check {
 	const name = "other objects"
 	found := strings.Join(f.quick, ", ")
@@ -209,7 +209,7 @@ func (f *facts) otherObjects(want Intent) Check {
 	return warn(name, found, "run `walhook init` with a role that owns the tables")
 }
 
-// indexes says which are missing of large tables, which no start makes.
+// indexes reports missing indexes of large tables. A start does not build those.
 func (f *facts) indexes() Check {
 	const name = "indexes"
 	if len(f.slow) == 0 {
@@ -220,7 +220,7 @@ func (f *facts) indexes() Check {
 			"(CREATE INDEX CONCURRENTLY does not work on a partitioned table)")
 }
 
-// stranger names something that the user may not replace.
+// foreignObject names an object that the user may not replace.
 func (f *facts) foreignObject() (named string) {
 	for _, m := range f.made {
 		if !m.ours && m.owner != f.applyAs {
@@ -230,8 +230,8 @@ func (f *facts) foreignObject() (named string) {
 	return named
 }
 
-// ownership says whose the tables are. Who applies the schema has to be allowed to
-// replace all of it; who only runs needs no more than the grants of docs/operations.md.
+// ownership checks the owners of the tables. Whoever applies the schema must be allowed to
+// replace all of it; running alone needs no more than the grants in docs/operations.md.
 func (f *facts) ownership(want Intent) Check {
 	const name = "owner"
 	if len(f.made) == 0 {
@@ -259,7 +259,7 @@ func (f *facts) ownership(want Intent) Check {
 		return fail(ErrNotPrepared, name, "the tables belong to several roles, and "+stranger, "as a superuser: %s; then run walhook as that role", strings.Join(mixed, "; "))
 	case len(mixed) > 0:
 		return warn(name, "the tables belong to several roles", "as a superuser: %s", strings.Join(mixed, "; "))
-	case applies && stranger != "" && f.superuser: // whom a GRANT would change nothing for
+	case applies && stranger != "" && f.superuser: // a GRANT would change nothing for a superuser
 		return fail(ErrNotPrepared, name, stranger+", but "+f.user+" would own what is created now",
 			"run `walhook init` once as %s, or, where these tables are walhook's own: %s", owner, strings.Join(hand, "; "))
 	case applies && stranger != "":
@@ -363,7 +363,7 @@ func (f *facts) schemaCreators() Check {
 	return good(name, "nobody else may create objects there")
 }
 
-// FailedCheck is a check that was made elsewhere and came to an error.
+// FailedCheck returns the check for an error that was found elsewhere.
 func FailedCheck(name string, err error) Check {
 	return Check{Name: name, State: CheckFail, Found: err.Error(), cause: err}
 }

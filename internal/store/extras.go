@@ -9,18 +9,18 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// This file looks for what schema.sql makes beside what delivering needs: views and
-// functions for people, triggers that guard and hurry, indexes. Without it walhook
-// delivers, and somebody should know.
+// This file looks for the extras: what schema.sql makes and delivering does not need. These
+// are views, functions for people, triggers that guard or wake walhook, and indexes. If one
+// is missing walhook delivers, and warns.
 
-// An index of a table that is larger than that is not made by a start: it would keep
-// whoever writes there waiting for more than about a second (64 MiB).
+// isLarge is true of a table whose index no start builds: above 64 MiB or 100,000 rows, whoever
+// writes there would wait for more than about a second.
 const isLarge = `
 (SELECT coalesce(pg_catalog.sum(greatest(c.reltuples, 0::real)), 0::real) > 100000::real OR coalesce(pg_catalog.sum(pg_catalog.pg_relation_size(c.oid::regclass)), 0::numeric) > 67108864::numeric
  FROM pg_catalog.pg_class AS c
  WHERE c.relkind::text = 'r' AND (c.oid = pg_catalog.to_regclass(t)::oid OR c.oid IN (SELECT i.inhrelid FROM pg_catalog.pg_inherits AS i WHERE i.inhparent = pg_catalog.to_regclass(t)::oid)))`
 
-// Of a newer schema it is not known what it makes.
+// A newer schema has no missing extras: this code does not know what it makes.
 const selectExtras = `
 WITH o AS MATERIALIZED (
     SELECT c.relowner, c.relnamespace, n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = to_regclass('webhook_outbox')::oid
@@ -49,14 +49,14 @@ SELECT found.what, found.of_table, found.large FROM (
     SELECT x.name || ' is missing', t, ` + isLarge + ` FROM ROWS FROM (pg_catalog.unnest(@indexes::text[]), pg_catalog.unnest(@indexed::text[])) AS x(name, t) WHERE to_regclass(x.name) IS NULL
 ) AS found WHERE ` + installedVersion + ` = @version::int`
 
-// A extra is what is missing or off of that.
+// An extra is one that is missing or disabled.
 type extra struct {
 	what  string
-	table string // of an index
-	large bool   // that table
+	table string // of a missing index
+	large bool   // the table is large
 }
 
-// beside returns what is missing or off of what delivering does not need.
+// extras returns the extras that are missing or disabled.
 func (s *Store) extras(ctx context.Context, made manifest) ([]extra, error) {
 	needed := made.needed()
 	rows, err := s.pool.Query(ctx, selectExtras, pgx.NamedArgs{"tables": made.tables, "views": made.views, "functions": without(made.functions, needed.functions),
@@ -83,7 +83,7 @@ func without(all, some []string) (rest []string) {
 	return rest
 }
 
-// compareExtras returns an error where something is missing that is made quickly.
+// compareExtras returns an error if an extra is missing that can be made quickly.
 func (s *Store) compareExtras(ctx context.Context, made manifest) error {
 	found, err := s.extras(ctx, made)
 	if err != nil {
@@ -95,7 +95,7 @@ func (s *Store) compareExtras(ctx context.Context, made manifest) error {
 	return nil
 }
 
-// bySpeed tells what is mended at once from indexes of large tables.
+// bySpeed separates what can be made at once from indexes of large tables.
 func bySpeed(found []extra) (quick, slow []string) {
 	for _, f := range found {
 		if f.large {
@@ -107,11 +107,10 @@ func bySpeed(found []extra) (quick, slow []string) {
 	return quick, slow
 }
 
-// An installation that is delivered from already, and another role's: then a superuser
-// applies the file as that role, so that all of it stays one role's. Tables that are only
-// there may have been put there by whoever may CREATE in the schema; who has made the
-// publication may CREATE in the database and owns the outbox. The file looks whether
-// everything else is that role's too.
+// If another role owns an installation in use, a superuser applies the file as that role, so
+// that one role owns everything. Tables alone prove nothing: whoever may CREATE in the schema
+// could have put them there. The publication is proof, because whoever created it may CREATE
+// in the database and owns the outbox. The file itself checks the owner of everything else.
 const selectApplyAs = `
 SELECT coalesce((
     SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(o.relowner)::text)
@@ -130,11 +129,11 @@ func (s *Store) applyAs(ctx context.Context) (role string, err error) {
 const selectLarge = `
 SELECT coalesce(pg_catalog.string_agg(t, ','::text), '') FROM pg_catalog.unnest(@tables::text[]) AS t WHERE ` + isLarge
 
-// begins is how schema.sql begins its transaction.
+// schemaBegin is the line with which schema.sql begins its transaction.
 const schemaBegin = "\nBEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;\n"
 
-// withPreface adds to the file, within its transaction, as whom it is applied and, where it
-// has to be quick, on which tables it makes no index.
+// withPreface adds settings to the file's transaction: the role as which it is applied and,
+// if it has to be quick, the tables on which it builds no index.
 func (s *Store) withPreface(ctx context.Context, schema string, quick bool) (string, error) {
 	role, err := s.applyAs(ctx)
 	if err != nil {

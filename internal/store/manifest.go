@@ -8,27 +8,27 @@ import (
 	"github.com/walhook/walhook/outbox"
 )
 
-// A manifest names what schema.sql makes, by the file's own words: nothing of the
-// application's that happens to be called webhook_… is in it.
+// A manifest lists what schema.sql makes. It is read from the file itself, so objects of the
+// application that happen to be named webhook_… are not in it.
 type manifest struct {
 	tables, views, functions, indexes, triggers []string
 	indexed                                     []string // the table of each index
 	eventTypes                                  []string // walhook's own
 }
 
-// What only people call: nothing that walhook does, and no trigger, needs it.
+// convenienceFunctions are called by people only: neither walhook nor a trigger needs them.
 var convenienceFunctions = []string{
 	"webhook_create_endpoint", "webhook_replace_secret", "webhook_rotate_secret", "webhook_set_secret", "webhook_send_test", "webhook_replay",
 	"webhook_replay_failed", "webhook_retry_now", "webhook_explain", "webhook_stats", "webhook_waiting",
 }
 
-// firesAlways says which triggers have to fire whatever session_replication_role is:
-// without them events are lost. The others guard and hurry.
+// firesAlways reports whether a trigger has to fire whatever session_replication_role is,
+// because events are lost without it. The others guard rows or wake walhook.
 func firesAlways(trigger string) bool {
 	return strings.HasPrefix(trigger, "webhook_outbox_before_") || trigger == "webhook_event_types_restored"
 }
 
-// needed is what delivering needs. The rest is for people, or makes it faster.
+// needed returns what delivering needs. The rest are the extras.
 func (m manifest) needed() manifest {
 	return manifest{
 		tables:    m.tables,
@@ -42,8 +42,8 @@ var (
 	ownTypeRow   = regexp.MustCompile(`(?m)^ *\('(webhook\.[a-z_.]+)', +'` + outbox.OwnCategory + `'`)
 )
 
-// readManifest reads the text of schema.sql. Without one it is what this code
-// cannot do without.
+// readManifest parses the text of schema.sql. For "" it returns what this code needs at
+// least.
 func readManifest(schema string) manifest {
 	m := manifest{tables: slices.Clone(requiredTables), triggers: []string{"webhook_outbox_before_insert"}}
 	kinds := map[string]*[]string{"TABLE": &m.tables, "VIEW": &m.views, "FUNCTION": &m.functions, "INDEX": &m.indexes, "TRIGGER": &m.triggers}

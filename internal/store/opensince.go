@@ -12,33 +12,32 @@ import (
 )
 
 const (
-	// sampleEvery and sampleIDs are how exactly it is known when a transaction began
-	// to write: to a minute, or to some dozens of transactions where there are fewer.
-	// Each sample uses up an id itself, so there are more of these than a cluster has
-	// walhooks: they would keep each other sampling where nobody writes.
+	// sampleEvery and sampleIDs are how exactly walhook knows when a transaction began to
+	// write: to a minute, or to 64 transactions on a quiet server. Each sample uses an id
+	// itself. sampleIDs is more than a cluster has walhooks, or they would cause each
+	// other's samples when nobody else writes.
 	sampleEvery = time.Minute
 	sampleIDs   = 64
 
-	// maxSamples bounds the samples since the oldest open transaction began: of 17
-	// hours, each of them; of more, every second.
+	// maxSamples bounds the samples since the oldest open transaction began: 17 hours of
+	// them. Then every second sample is dropped.
 	maxSamples = 1024
 )
 
-// An openSince knows since when what is still uncommitted may have been inserted: a
-// lower bound for the ids of everything that commits after a position. It is what
-// the reconciler has to go back to when the stream is lost at that position, and
-// needs no privilege to see other sessions.
+// An openSince knows the earliest time at which a transaction that is still open may have
+// inserted an event. That is a lower bound for the ids of everything that commits after a
+// position. If the stream is lost at that position, the reconciler has to go back to it.
+// No privilege to see other sessions is needed.
 //
-// A sample is a transaction id of our own and a time before it was given out: all
-// greater ids are of transactions that first wrote after that time. So whatever is
-// open wrote first after the newest sample whose id is below the oldest open
-// transaction's. (The snapshot's xmax would not do for an id: it says what was the
-// last to end, and what is open may be beyond it.)
+// A sample is a transaction id of walhook's own, and a time before that id was assigned.
+// Transactions with greater ids first wrote after that time. So every open transaction first
+// wrote after the newest sample whose id is below the oldest open transaction's. (The
+// snapshot's xmax cannot serve as the sample's id: open transactions may have greater ids.)
 type openSince struct {
 	mu      sync.Mutex
-	session *Session // whose positions these are
+	session *Session // the session of the positions in bounds
 	samples []sample // ascending
-	bounds  []bound  // of positions that are not noted as durable yet, ascending
+	bounds  []bound  // for positions not yet stored as durable, ascending
 }
 
 type sample struct {
@@ -46,35 +45,34 @@ type sample struct {
 	at  time.Time
 }
 
-// A bound says that no transaction that commits after a position has inserted
-// anything before a time.
+// A bound says that no transaction that commits after lsn has inserted anything before since.
 type bound struct {
 	lsn   pglogrepl.LSN
 	since time.Time
 }
 
-// maxBounds bounds the checks, one every few seconds, whose position has not
-// become durable: of the later ones each takes the place of the one before.
+// maxBounds bounds the bounds, one every few seconds, while no position becomes durable.
+// Beyond it each new one replaces the one before.
 const maxBounds = 1024
 
-// The position is read after the snapshot was taken: what commits behind it was
-// not over by then.
+// The snapshot is taken before the position is read. So whatever commits after the position
+// was open, or had not begun, in the snapshot.
 const selectOpenSince = `
 SELECT now(), pg_snapshot_xmin(s)::text::bigint, pg_snapshot_xmax(s)::text::bigint, pg_current_wal_insert_lsn()::text,
        EXISTS (SELECT FROM webhook_state WHERE slot = $1 AND open_since > now())
 FROM pg_current_snapshot() AS s`
 
-// A time that is still to come would count once it has passed: where a transaction is
-// open all the while, or nothing is recorded, nothing else takes its place.
+// An open_since in the future has to be deleted, because it would count once that time has
+// come: while a transaction stays open, or nothing is recorded, nothing replaces it.
 const forgetOpenSince = `UPDATE webhook_state SET open_since = NULL WHERE slot = $1 AND open_since > now()`
 
 const selectSample = `SELECT pg_current_xact_id()::text::bigint, now()`
 
-// observeTimeout bounds a look, which is two queries that touch one row of webhook_state
-// at most. It precedes a check that must not fail for want of time.
+// observeTimeout bounds observe, whose queries touch at most one row of webhook_state. A
+// check follows that must still have enough time.
 const observeTimeout = time.Second
 
-// look returns the bound as of now; a zero time: none is known.
+// observe returns the bound as of now. A zero since means that none is known.
 func (o *openSince) observe(ctx context.Context, pool *pgxpool.Pool, slot string) (b bound) {
 	ctx, cancel := context.WithTimeout(ctx, observeTimeout)
 	defer cancel()
@@ -88,7 +86,7 @@ func (o *openSince) observe(ctx context.Context, pool *pgxpool.Pool, slot string
 	o.setBack(now)
 	if ahead {
 		if _, err := pool.Exec(ctx, forgetOpenSince, slot); err != nil {
-			return bound{} // the next look tries again
+			return bound{} // the next call tries again
 		}
 	}
 	if o.needsSample(now, xmax) {
@@ -104,8 +102,8 @@ func (o *openSince) observe(ctx context.Context, pool *pgxpool.Pool, slot string
 	return bound{lsn: at, since: o.since(xmin)}
 }
 
-// setBack forgets what was seen by a clock that was ahead: what has begun since it
-// was set back has earlier times.
+// setBack forgets times from a clock that was ahead: transactions that began after it was
+// set back have earlier times.
 func (o *openSince) setBack(now time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -113,8 +111,8 @@ func (o *openSince) setBack(now time.Time) {
 	o.bounds = slices.DeleteFunc(o.bounds, func(b bound) bool { return b.since.After(now) })
 }
 
-// due says whether to take a sample. Where ids have become smaller, as after a
-// restore, the samples that there are will not be passed for long.
+// needsSample reports whether to take a sample. If ids have become smaller, as after a
+// restore, the present samples are useless until the ids have caught up.
 func (o *openSince) needsSample(now time.Time, xmax uint64) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -125,7 +123,7 @@ func (o *openSince) needsSample(now time.Time, xmax uint64) bool {
 	return xmax <= last.xid || now.Sub(last.at) >= sampleEvery && xmax > last.xid+sampleIDs
 }
 
-// add keeps a sample. To leave one out only makes a bound earlier.
+// add adds a sample. Dropping samples only makes a bound earlier.
 func (o *openSince) add(s sample) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -141,7 +139,7 @@ func (o *openSince) add(s sample) {
 	o.samples = append(o.samples, s)
 }
 
-// since is when the transactions from xmin on have first written, at the earliest.
+// since returns the earliest time at which transactions from xmin on may have first written.
 func (o *openSince) since(xmin uint64) (at time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -152,12 +150,12 @@ func (o *openSince) since(xmin uint64) (at time.Time) {
 	if n == 0 {
 		return time.Time{}
 	}
-	o.samples = o.samples[n-1:] // nothing that is open is older
+	o.samples = o.samples[n-1:] // no open transaction needs the older ones
 	return o.samples[0].at
 }
 
-// begin forgets positions of the session before, which may mean something else now,
-// and ids of another cluster: greater ones may have been given out here long ago.
+// begin forgets the positions of the session before, which may mean something else now. If
+// the cluster is another one it forgets the samples: greater ids may be old there.
 func (o *openSince) begin(session *Session) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -167,8 +165,8 @@ func (o *openSince) begin(session *Session) {
 	o.session, o.bounds = session, nil
 }
 
-// accept keeps a bound that was seen before a check that was good: what committed
-// before its position did come by the stream.
+// accept keeps a bound observed before a check that passed: the stream has brought, or will
+// bring, everything that committed before its position.
 func (o *openSince) accept(session *Session, b bound) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -181,8 +179,8 @@ func (o *openSince) accept(session *Session, b bound) {
 	o.bounds = append(o.bounds, b)
 }
 
-// upTo is the bound that goes with a durable position of a session: none where the
-// next has begun, whose positions may mean something else.
+// upTo returns the bound for a durable position of a session. It returns none if the next
+// session has begun, whose positions may mean something else.
 func (o *openSince) upTo(session *Session, durable pglogrepl.LSN) (at pgtype.Timestamptz) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -16,82 +16,82 @@ import (
 )
 
 const (
-	// partitionsAhead bounds how long walhook can be away before events go into the DEFAULT partition.
+	// partitionsAhead is how many days ahead have partitions. It bounds how long walhook can be down before events go
+	// into the DEFAULT partition.
 	partitionsAhead = 14
-	// partitionsBack bounds how far back days found in the DEFAULT partitions get partitions of their own: imported
-	// events of years ago must not make thousands.
+	// partitionsBack bounds how many past days get partitions for rows found in the DEFAULT partitions: an import of
+	// years must not make thousands.
 	partitionsBack = 31
-	// upkeepStatement bounds one statement of the upkeep, and with it how long a DEFAULT partition is locked while an
-	// ATTACH looks through it for rows of the new day: an INSERT that belongs there waits. It is empty in normal life.
+	// upkeepStatement bounds one statement of the upkeep. ATTACH locks the DEFAULT partition while it scans it for rows
+	// of the new day, and INSERTs that belong there wait. Normally that partition is empty.
 	upkeepStatement = "900ms"
-	// deleteChunk bounds one transaction that deletes from the DEFAULT partitions: some 10 ms of row locks.
+	// deleteChunk bounds one transaction that deletes from the DEFAULT partitions: about 10 ms of row locks.
 	deleteChunk = 1000
-	// deleteChunks bounds how much one Upkeep deletes.
+	// deleteChunks bounds how many chunks one Upkeep deletes.
 	deleteChunks = 200
-	// comparePage is how many owed deliveries of a day one look compares: some 30 ms.
+	// comparePage is how many owed deliveries of a day one query compares: about 30 ms.
 	comparePage = 8000
-	// compareFor bounds how long one Upkeep compares days. The next goes on from there.
+	// compareFor bounds how long one Upkeep compares days. The next one continues there.
 	compareFor = 30 * time.Second
-	// dropStatement bounds the last look at a day and its drop. What takes long is to count the day's events, for which
-	// nobody waits but who inserts one of that day.
+	// dropStatement bounds the last check of a day, and its drop. Counting the day's events takes most of that; only
+	// an INSERT of an event of that day waits for it.
 	dropStatement = "10s"
 	// partitionsCounted bounds how many days ahead are counted.
 	partitionsCounted = 60
 )
 
-// Partitions keeps the daily partitions of webhook_outbox and
-// webhook_deliveries: it makes days ahead, and drops days past retention.
+// Partitions maintains the daily partitions of webhook_outbox and webhook_deliveries: it
+// creates days ahead, and drops days past retention.
 //
-// A day is dropped when all of its deliveries are finished, every event that may be
-// in it is behind the confirmed position, and every event that is in it has all its
-// rows: an id may be late, and its event not recorded yet. These take several looks
-// (see horizon), which are remembered here, so it takes more than one Upkeep.
-// Upkeep is not for concurrent use.
+// A day is dropped when all its deliveries are finished, every event that may still be
+// inserted into it is behind the confirmed position, and every event in it has all its rows:
+// an id may be late, and its event not recorded yet. That takes several steps (see horizon),
+// so more than one Upkeep. Upkeep is not for concurrent use.
 type Partitions struct {
 	store     *Store
 	retention time.Duration
 	past      *horizon
 	days      map[time.Time]*dayProgress // past retention
-	busy      time.Time                  // the day that somebody had in use the last time: it is tried last
+	busy      time.Time                  // the day that somebody was using the last time: it is tried last
 }
 
-// A dayProgress is how far the events of a day have been compared with their rows.
+// A dayProgress says how far the events of a day have been compared with their rows.
 type dayProgress struct {
 	upto   Position
 	events int64
 	end    bool
 }
 
-// A KeptDay is past retention, and was not dropped although none of its deliveries waits.
+// A KeptDay is past retention and has no waiting delivery, but was not dropped.
 type KeptDay struct{ Day, Why string }
 
-// NewPartitions returns the upkeep of a store's tables. A retention of 0 keeps everything.
+// NewPartitions returns a Partitions for a store's tables. A retention of 0 keeps everything.
 func NewPartitions(s *Store, retention time.Duration) *Partitions {
 	return &Partitions{store: s, retention: retention, days: map[time.Time]*dayProgress{}}
 }
 
-// An Upkeep tells what one round of upkeep did.
+// An Upkeep says what one round of upkeep did.
 type Upkeep struct {
-	Made    []string // partitions made
-	Moved   int64    // rows moved into them out of the DEFAULT partitions
-	Stuck   []string // partitions not made: the DEFAULT partition holds too many rows of that day, or some, and too many of others
+	Made    []string // partitions created
+	Moved   int64    // rows moved into them from the DEFAULT partitions
+	Stuck   []string // partitions not created: the DEFAULT partition has too many rows of that day, or some and too many of others
 	Dropped []string // days dropped, as 2006-01-02
 	Kept    []KeptDay
 	Deleted int64 // finished rows past retention deleted from the DEFAULT partitions
-	GaveWay bool  // a lock was not to be had: the rest is for the next round
+	GaveWay bool  // a lock was not available: the rest is left for the next round
 }
 
-// Upkeep does one round. A lock that somebody holds is no error: what needs it is left for the next round.
+// Upkeep does one round. An unavailable lock is no error: what needs it is left for the next round.
 func (p *Partitions) Upkeep(ctx context.Context) (Upkeep, error) {
 	var u Upkeep
 	err := p.ahead(ctx, &u)
 	if err != nil {
 		err = fmt.Errorf("make partitions: %w", err)
 	}
-	return u, errors.Join(err, p.old(ctx, &u)) // who may not make any may drop them
+	return u, errors.Join(err, p.old(ctx, &u)) // dropping may work even if creating does not
 }
 
-// old deletes and drops what is past retention.
+// old deletes rows and drops days past retention.
 func (p *Partitions) old(ctx context.Context, u *Upkeep) error {
 	if p.retention <= 0 {
 		return nil
@@ -112,9 +112,9 @@ func (p *Partitions) old(ctx context.Context, u *Upkeep) error {
 	return nil
 }
 
-// The days from yesterday to two weeks ahead, and those of which the DEFAULT
-// partitions hold rows: found by leaping from the first row of one day to the
-// first of the next. Both tables get each day.
+// The days from yesterday to two weeks ahead, and those with rows in the DEFAULT partitions.
+// These are found by jumping from the first row of one day to the first row of the next. Both
+// tables get each day.
 const selectMissingPartitions = `
 WITH RECURSIVE today(day) AS (SELECT (now() AT TIME ZONE 'UTC')::date),
 bounds(low, high) AS (
@@ -148,10 +148,10 @@ ORDER BY day < (SELECT today.day - 1 FROM today), day, parent`
 
 const addPartition = `SELECT made, moved FROM webhook_add_partition(@parent, @day)`
 
-// ahead makes the partitions that are missing, each in a transaction of its own: first
-// those from now on. Where rows have to be moved, INSERTs wait for that; they get as
-// much time between two moves. Of a table that somebody has in use for longer than the
-// lock timeout no more are tried in this round, because each try holds INSERTs up.
+// ahead creates the missing partitions, each in a transaction of its own, those from now on
+// first. INSERTs wait while rows are moved, so they get as much time between two moves. If a
+// table's lock is not available, the round skips the rest of that table: each try delays
+// INSERTs.
 func (p *Partitions) ahead(ctx context.Context, u *Upkeep) error {
 	type partition struct {
 		Day    time.Time
@@ -173,7 +173,7 @@ func (p *Partitions) ahead(ctx context.Context, u *Upkeep) error {
 		began := time.Now()
 		err := p.store.upkeep(ctx, addPartition, pgx.NamedArgs{"parent": m.Parent, "day": m.Day}, &made, &moved)
 		switch {
-		case lockUnavailable(err): // also where the DEFAULT partition is too big to be looked through
+		case lockUnavailable(err): // also if the DEFAULT partition is too big to scan
 			u.GaveWay, busy[m.Parent] = true, true
 		case err != nil:
 			return fmt.Errorf("%s: %w", name, err)
@@ -191,17 +191,17 @@ func (p *Partitions) ahead(ctx context.Context, u *Upkeep) error {
 	return nil
 }
 
-// A horizon finds out that every event inserted before a moment is behind the
-// confirmed position, in three looks that may be far apart:
+// A horizon finds out that every event inserted before a moment is behind the confirmed
+// position, in three steps that may be far apart:
 //
-//  1. read the next transaction id: whoever wrote before has a smaller one;
-//  2. see that all smaller ones have ended, prepared ones and those of other databases included, and read the insert LSN
-//     after that: their commits are before it;
-//  3. see that the confirmed position has passed that LSN.
+//  1. Read the next transaction id. Everything written before has a smaller one.
+//  2. Wait until all transactions with smaller ids have ended, including prepared ones and those of other databases.
+//     Then read the insert LSN: their commits are before it.
+//  3. Wait until the confirmed position has passed that LSN.
 type horizon struct {
-	before time.Time // what is older is past retention
-	xid    string    // look 1
-	lsn    string    // look 2; empty before
+	before time.Time // events before are past retention
+	xid    string    // step 1
+	lsn    string    // step 2; "" before
 }
 
 const selectHorizon = `
@@ -210,22 +210,22 @@ SELECT date_trunc('day', now() - @retention_ms::bigint::float8 * interval '1 ms'
 const selectEnded = `
 SELECT CASE WHEN pg_snapshot_xmin(pg_current_snapshot()) >= @xid::text::xid8 THEN pg_current_wal_insert_lsn()::text ELSE '' END`
 
-// An idle outbox moves the slot and not the state row. Neither moves beyond what is
-// recorded, but a slot that was made anew begins beyond what has to be looked for.
+// An idle outbox advances the slot, but not the state row. Neither goes beyond what is
+// recorded, except a slot that was recreated: while reconcile_from is set, neither counts.
 const selectPassed = `
 SELECT NOT EXISTS (SELECT FROM webhook_state WHERE slot = @slot AND reconcile_from IS NOT NULL)
    AND (coalesce((SELECT durable_lsn >= @lsn::text::pg_lsn FROM webhook_state WHERE slot = @slot), false)
      OR coalesce((SELECT confirmed_flush_lsn >= @lsn::text::pg_lsn FROM pg_replication_slots
                   WHERE slot_name = @slot AND database = current_database()), false))`
 
-// What was noted is of another time where the database was restored to an earlier one:
-// it would be waited for until as much has been written again.
+// If the database was restored to an earlier state, the noted id and LSN are in the future,
+// and would be reached only after as much has been written again.
 const selectStillToCome = `
 SELECT pg_snapshot_xmax(pg_current_snapshot()) < @xid::text::xid8
     OR coalesce(pg_current_wal_insert_lsn() < nullif(@lsn::text, ''::text)::pg_lsn, false)`
 
-// confirmed returns the end of the days that are past retention and confirmed,
-// once the looks are done, and begins anew; the zero time until then.
+// confirmed returns the end of the days that are past retention and confirmed, and starts
+// over. Until the steps are done it returns the zero time.
 func (p *Partitions) confirmed(ctx context.Context) (time.Time, error) {
 	s := p.store
 	if p.past != nil {
@@ -267,8 +267,8 @@ SELECT DISTINCT day FROM (
 ) d
 WHERE day < (@before::timestamptz AT TIME ZONE 'UTC')::date ORDER BY day`
 
-// dropOld drops days as pairs. A day with unfinished work stays, and one that cannot be
-// dropped does not keep the days after it.
+// dropOld drops days from both tables at once. A day with unfinished deliveries stays. A day
+// that cannot be dropped does not keep the days after it.
 func (p *Partitions) dropOld(ctx context.Context, before time.Time, u *Upkeep) error {
 	days, err := collect(ctx, p.store, selectOldDays, pgx.NamedArgs{"before": before}, pgx.RowTo[time.Time])
 	if err != nil {
@@ -280,12 +280,12 @@ func (p *Partitions) dropOld(ctx context.Context, before time.Time, u *Upkeep) e
 	end := time.Now().Add(compareFor)
 	for _, day := range days {
 		if time.Now().After(end) {
-			return nil // the next round goes on
+			return nil // the next round continues
 		}
 		dropped, why, err := p.dropOne(ctx, day, end)
 		switch {
 		case lockUnavailable(err):
-			// One try in a round: each one may hold an INSERT up for its lock_timeout.
+			// One try per round: each may delay an INSERT for the lock timeout.
 			u.GaveWay, p.busy = true, day
 			return nil
 		case err != nil:
@@ -299,7 +299,7 @@ func (p *Partitions) dropOld(ctx context.Context, before time.Time, u *Upkeep) e
 	return nil
 }
 
-// dropOne drops a day, or says why not where somebody has to do something about it.
+// dropOne drops a day. If it cannot, and an operator has to act, it returns why.
 func (p *Partitions) dropOne(ctx context.Context, day, end time.Time) (dropped bool, why string, err error) {
 	complete, why, err := p.compareDay(ctx, day, end)
 	if !complete || err != nil {
@@ -312,12 +312,12 @@ func (p *Partitions) dropOne(ctx context.Context, day, end time.Time) (dropped b
 	return dropped, "", err
 }
 
-// isRefusal says that the server was well, and would not do this.
+// isRefusal reports whether a healthy server refused the statement itself.
 func isRefusal(pg *pgconn.PgError) bool {
 	return !lockUnavailable(pg) && !slices.Contains([]string{"08", "53", "57", "58", "XX"}, pg.Code[:min(len(pg.Code), 2)])
 }
 
-// undroppable says why a day cannot be dropped, and what to do.
+// undroppable returns why a day cannot be dropped, and what to do.
 func undroppable(pg *pgconn.PgError, day time.Time) string {
 	why := strings.TrimSuffix(pg.Message+": "+strings.ReplaceAll(pg.Detail, "\n", ", "), ": ")
 	if pg.Code != "2BP01" { // dependent_objects_still_exist
@@ -330,8 +330,8 @@ func undroppable(pg *pgconn.PgError, day time.Time) string {
 const selectDayWaits = `
 SELECT EXISTS (SELECT FROM webhook_deliveries d WHERE d.id >= @low::uuid AND d.id < @high::uuid AND d.status IN ('pending', 'retrying'))`
 
-// whole compares the events of a day with their rows, where none waits, until a time
-// that it must not take longer than. It says why, where not all events have their rows.
+// compareDay compares the events of a day with their rows, no longer than until end. It skips
+// a day with waiting deliveries. If an event lacks a row it returns why the day stays.
 func (p *Partitions) compareDay(ctx context.Context, day, end time.Time) (complete bool, why string, err error) {
 	low, high := outbox.TimeID(day), outbox.TimeID(day.AddDate(0, 0, 1))
 	var waits bool
@@ -351,7 +351,7 @@ func (p *Partitions) compareDay(ctx context.Context, day, end time.Time) (comple
 			continue
 		case err != nil:
 			return false, "", err
-		case len(c.Missing) > 0: // the next round looks there again
+		case len(c.Missing) > 0: // the next round compares this page again
 			return false, fmt.Sprintf("event %s is owed to an endpoint but has no delivery; if this persists, see \"Beyond the recovery window\" in docs/operations.md for the query that finds such events and how to deliver them",
 				c.Missing[0].EventID), nil
 		}
@@ -365,8 +365,8 @@ const (
 	dropDay     = `SELECT webhook_drop_day(@day)`
 )
 
-// drop drops a day that was compared, unless events have come or gone since: then it
-// is compared anew.
+// drop drops a day that was compared. If its number of events has changed since, the day stays
+// and is compared again.
 func (p *Partitions) drop(ctx context.Context, day time.Time) (dropped bool, err error) {
 	compared := strconv.FormatInt(p.days[day].events, 10)
 	delete(p.days, day)
@@ -385,7 +385,7 @@ func (p *Partitions) deleteOld(ctx context.Context, before time.Time, u *Upkeep)
 	for range deleteChunks {
 		var events, deliveries int64
 		err := p.store.upkeep(ctx, deleteOldRows, pgx.NamedArgs{"before": before, "most": most}, &events, &deliveries)
-		if hasCode(err, "57014") && most > 1 { // query_canceled: they are owed to very many endpoints
+		if hasCode(err, "57014") && most > 1 { // query_canceled: the events are owed to very many endpoints
 			most = max(most/8, 1)
 			continue
 		}
@@ -406,7 +406,7 @@ func (p *Partitions) deleteOld(ctx context.Context, before time.Time, u *Upkeep)
 
 const prepareUpkeep = `SELECT set_config('statement_timeout', '` + upkeepStatement + `', true), set_config('row_security', 'off', true)`
 
-// upkeep runs a statement that returns one row, in a transaction of its own.
+// upkeep runs a statement that returns one row, in its own transaction.
 func (s *Store) upkeep(ctx context.Context, sql string, args pgx.NamedArgs, into ...any) error {
 	var b pgx.Batch
 	b.Queue(prepareUpkeep)
@@ -414,12 +414,12 @@ func (s *Store) upkeep(ctx context.Context, sql string, args pgx.NamedArgs, into
 	return s.send(ctx, &b)
 }
 
-// Of both tables, or the day's events or deliveries go into a DEFAULT partition.
+// A day counts if both tables have it.
 const selectPartitionsAhead = `
 SELECT coalesce(min(n) - 1, @most::int) FROM generate_series(1, @most::int) AS n, pg_catalog.unnest('{webhook_outbox,webhook_deliveries}'::text[]) AS parent
 WHERE to_regclass(parent || '_p' || to_char(((now() AT TIME ZONE 'UTC')::date + n)::timestamp, 'YYYYMMDD'::text)) IS NULL`
 
-// PartitionsAhead returns for how many days from tomorrow on there are partitions.
+// PartitionsAhead returns how many days from tomorrow on have partitions.
 func (s *Store) PartitionsAhead(ctx context.Context) (days int, err error) {
 	if err := s.pool.QueryRow(ctx, selectPartitionsAhead, pgx.NamedArgs{"most": partitionsCounted}).Scan(&days); err != nil {
 		return 0, fmt.Errorf("count the partitions ahead: %w", err)

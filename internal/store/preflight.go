@@ -8,8 +8,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// This file finds out what walhook needs to know before it makes anything: a first
-// run that fails half way must not leave tables that belong to the wrong role.
+// This file reads what walhook has to know before it creates anything: a first run that fails
+// half way must not leave tables that belong to the wrong role.
 
 const selectServer = `
 SELECT pg_catalog.current_setting('server_version_num')::int, pg_catalog.current_setting('server_version'), pg_catalog.pg_is_in_recovery(),
@@ -22,9 +22,9 @@ SELECT pg_catalog.current_setting('server_version_num')::int, pg_catalog.current
        pg_catalog.to_regprocedure('webhook_schema_version()') IS NOT NULL
 FROM (SELECT coalesce(nullif(@schema::text, ''), pg_catalog.current_schema()::text) AS name) AS here LEFT JOIN pg_catalog.pg_namespace AS n ON n.nspname::text = here.name`
 
-// Functions count where they belong to an owner of tables: others of the same name,
-// with other arguments, are somebody else's. A superuser is not an owner like another:
-// what he made would be his, unless he makes it as the owner (see applyAs).
+// A function counts only if its owner owns tables too: a function of the same name with other
+// arguments is somebody else's. A superuser may replace only its own objects here: what it
+// created would be its own, unless it applies the schema as the owner (see applyAs).
 const selectOwners = `
 WITH me AS MATERIALIZED (
     SELECT r.oid, r.rolsuper FROM pg_catalog.pg_roles AS r WHERE r.rolname = current_user
@@ -44,8 +44,8 @@ FROM me CROSS JOIN (
     WHERE n.nspname = pg_catalog.current_schema() AND p.proname::text = ANY (@functions::text[]) AND p.proowner IN (SELECT made.owner FROM made)
 ) AS o`
 
-// What the publication carries: all tables, our outbox, and others. Schemas
-// (PostgreSQL 15) are found as the tables that they bring.
+// What the publication includes: all tables, our outbox, others. Schemas (PostgreSQL 15) are
+// found as their tables.
 const selectPublication = `
 SELECT p.puballtables, coalesce(bool_or(t.oid = o.oid AND t.named), false), coalesce(o.oid::regclass::text, ''),
        coalesce(string_agg(t.oid::regclass::text, ', ') FILTER (WHERE t.oid IS DISTINCT FROM o.oid), ''),
@@ -72,7 +72,7 @@ func (s *Store) readPublication(ctx context.Context) (p publicationFacts, err er
 	return p, nil
 }
 
-// The columns that came after PostgreSQL 14 are read by way of json.
+// Columns newer than PostgreSQL 14 are read as JSON.
 const selectSlot = `
 SELECT coalesce(s.active_pid, 0), coalesce(s.plugin::text, 'physical'), coalesce(s.database::text, ''),
        coalesce(s.plugin::text = 'pgoutput' AND s.database = current_database() AND NOT s.temporary, false),
@@ -97,8 +97,8 @@ FROM webhook_state s JOIN pg_replication_slots r ON r.slot_name::text = s.slot
 WHERE s.slot <> @slot::text AND r.database = current_database() AND r.plugin::text = 'pgoutput'
 ORDER BY r.active_pid IS NULL, r.slot_name`
 
-// Preflight says, without changing anything, whether walhook can do what is
-// intended. An error means that it could not be found out.
+// Preflight checks whether walhook can do what the caller intends, and changes nothing. An
+// error means that it could not find out.
 func (s *Store) Preflight(ctx context.Context, want Intent) ([]Check, error) {
 	var f facts
 	var installed bool
@@ -107,11 +107,11 @@ func (s *Store) Preflight(ctx context.Context, want Intent) ([]Check, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the server's settings: %w", err)
 	}
-	if f.version < oldestServer { // the statements below are for newer ones
+	if f.version < oldestServer { // the statements below need a newer one
 		return []Check{f.server()}, nil
 	}
-	for _, look := range []func(context.Context, *facts) error{s.readObjects, s.readNames} {
-		if err := look(ctx, &f); err != nil {
+	for _, read := range []func(context.Context, *facts) error{s.readObjects, s.readNames} {
+		if err := read(ctx, &f); err != nil {
 			return nil, err
 		}
 	}
@@ -123,7 +123,7 @@ func (s *Store) Preflight(ctx context.Context, want Intent) ([]Check, error) {
 	return assess(&f, s.slot, want), nil
 }
 
-// readObjects finds out what is there of what schema.sql makes, and whose it is.
+// readObjects reads which objects of schema.sql exist, and their owners.
 func (s *Store) readObjects(ctx context.Context, f *facts) error {
 	if f.incomplete = s.compare(ctx, s.made); f.incomplete != nil && !errors.Is(f.incomplete, ErrNotPrepared) {
 		return f.incomplete
@@ -152,7 +152,7 @@ func (s *Store) readObjects(ctx context.Context, f *facts) error {
 	return err
 }
 
-// readNames finds out who has the names of our publication and our slot.
+// readNames reads the publication and the slot that have our names.
 func (s *Store) readNames(ctx context.Context, f *facts) (err error) {
 	if f.publication, err = s.readPublication(ctx); err != nil {
 		return err
@@ -161,13 +161,13 @@ func (s *Store) readNames(ctx context.Context, f *facts) (err error) {
 	return err
 }
 
-// readState reads what walhook remembers.
+// readState reads the installed version, the stored environment and other slots.
 func (s *Store) readState(ctx context.Context, f *facts) error {
 	if err := s.pool.QueryRow(ctx, `SELECT `+installedVersion).Scan(&f.installed); err != nil {
 		return fmt.Errorf("read the schema's version: %w", err)
 	}
 	if err := s.pool.QueryRow(ctx, selectEnvironment).Scan(&f.environment); err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		if hasCode(err, "42P01", "42501", "42703") { // it is not there, or not for this role to read: CheckSchema says so
+		if hasCode(err, "42P01", "42501", "42703") { // missing, or this role may not read it: CheckSchema reports that
 			return nil
 		}
 		return fmt.Errorf("read the environment in webhook_state: %w", err)

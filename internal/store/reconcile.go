@@ -15,14 +15,15 @@ import (
 	"github.com/walhook/walhook/outbox"
 )
 
-// A Candidate is an owed delivery without a row, at one look.
+// A Candidate is an owed delivery that one query found without a row.
 type Candidate struct {
 	ID, EventID, EndpointID uuid.UUID
 	OrganizationID          string
 	EventType               string
 }
 
-// shareText lets go of the candidate's own strings where another has the same.
+// shareText replaces the candidate's strings by equal ones of another candidate, so that each
+// is kept once.
 func (c *Candidate) shareText(with *Candidate) {
 	if c.OrganizationID == with.OrganizationID {
 		c.OrganizationID = with.OrganizationID
@@ -32,31 +33,31 @@ func (c *Candidate) shareText(with *Candidate) {
 	}
 }
 
-// hasRow says whether the delivery d has its row. OFFSET keeps the planner from making
-// a join of it: one that was planned while the tables were empty would compare
-// each owed delivery with every row, and PostgreSQL keeps plans.
+// hasRow is true if the delivery d has its row. OFFSET keeps the planner from turning it into
+// a join: a cached plan from when the tables were empty would compare each owed delivery with
+// every row.
 const hasRow = `EXISTS (SELECT FROM webhook_deliveries x WHERE x.id = d.id OFFSET 0)`
 
-// A Position is how far events have been compared with their deliveries: all before
-// an event, and so many of its own owed deliveries. One event may be owed to more
-// endpoints than one look can take in.
+// A Position says how far events have been compared with their deliveries: all before Event,
+// and the first Owed of its own. One event may be owed to more endpoints than one query
+// compares.
 type Position struct {
 	Event uuid.UUID
 	Owed  int
 }
 
-// A Compared is what one look has found.
+// A Compared is the result of one Missing.
 type Compared struct {
 	Missing []Candidate
-	Events  int      // that the look has begun with
-	Upto    Position // where the next look goes on
-	End     bool     // there was nothing more to look at
+	Events  int      // events whose first owed delivery was compared
+	Upto    Position // where the next Missing continues
+	End     bool     // there was nothing more to compare
 }
 
-// A page is counted by what is owed, and nothing of an event is read that does not
-// belong to it: the LIMIT ends the walk, and an array is unpacked only when its turn
-// comes. An event that is owed to nobody counts as one. The join keeps the order of
-// the events, and unnest that of the array; Missing sees to it that they did.
+// The LIMIT counts owed deliveries. It ends the scan, and arrays are unpacked one by one, so
+// no more of an event is read than the page needs. An event that is owed to nobody counts as
+// one. The join keeps the order of the events, and unnest that of the array; Missing checks
+// that.
 const selectOwed = `
 WITH page AS MATERIALIZED (
     SELECT id, organization_id, event_type, endpoint_ids FROM webhook_outbox
@@ -68,17 +69,16 @@ FROM page LEFT JOIN LATERAL pg_catalog.unnest(page.endpoint_ids) WITH ORDINALITY
 WHERE page.id > @event::uuid OR e.n > @owed::int
 LIMIT @limit::int`
 
-// All deliveries of an event have its time: for each millisecond a short walk of the
-// primary key, however many rows there are between.
+// All deliveries of an event have its time in their ids. So each millisecond is a short range
+// of the primary key, however many rows lie between.
 const selectRowsOfTimes = `
 SELECT x.id FROM unnest(@low::uuid[], @high::uuid[]) AS r(low, high)
 CROSS JOIN LATERAL (SELECT d.id FROM webhook_deliveries d WHERE d.id >= r.low AND d.id < r.high OFFSET 0) AS x`
 
-// Missing looks at up to limit deliveries that are owed for events with ids from a
-// position on and before until, and returns those that have no row now. A missing row
-// may be in flight: only a second look, after everything that was committed by the
-// first has been recorded, tells. A look with room for more has come to the end: what
-// becomes visible later was committed later.
+// Missing compares up to limit deliveries that are owed for events from a position on and
+// before until, and returns those without a row. Such a row may be in flight: only a second
+// query tells, after everything committed before the first has been recorded. Fewer than
+// limit mean the end: what becomes visible later was committed later.
 func (s *Store) Missing(ctx context.Context, from Position, until uuid.UUID, limit int) (Compared, error) {
 	c := Compared{Upto: from}
 	owed := make([]Candidate, 0, limit)
@@ -100,7 +100,7 @@ func (s *Store) Missing(ctx context.Context, from Position, until uuid.UUID, lim
 			}
 			if ordinal > 0 {
 				d.ID = outbox.DeliveryID(d.EventID, d.EndpointID)
-				if len(owed) > 0 { // what many have in common is kept once
+				if len(owed) > 0 {
 					d.shareText(&owed[len(owed)-1])
 				}
 				owed = append(owed, d)
@@ -123,9 +123,9 @@ func (p Position) after(o Position) bool {
 	return c > 0 || c == 0 && p.Owed > o.Owed
 }
 
-// withoutRow returns those of the deliveries, which are in order of their events, that
-// have no row. Rows that are just moved into another partition may be missed: what is
-// missing is looked for once more.
+// withoutRow returns those of the deliveries that have no row. They must be in order of their
+// events. It may miss rows that are just being moved into another partition; the second
+// query finds those.
 func (s *Store) withoutRow(ctx context.Context, owed []Candidate) ([]Candidate, error) {
 	there := make(map[uuid.UUID]bool, len(owed))
 	var low, high []pgtype.UUID
@@ -143,7 +143,7 @@ func (s *Store) withoutRow(ctx context.Context, owed []Candidate) ([]Candidate, 
 			if err := rows.Scan(&id); err != nil {
 				return err
 			}
-			if _, ours := there[id]; ours { // others of that millisecond may be very many
+			if _, ours := there[id]; ours { // there may be very many others of that millisecond
 				there[id] = true
 			}
 		}
@@ -152,8 +152,8 @@ func (s *Store) withoutRow(ctx context.Context, owed []Candidate) ([]Candidate, 
 	return slices.DeleteFunc(owed, func(c Candidate) bool { return there[c.ID] }), err
 }
 
-// Of what there may be millions: with no more than is known of a delivery that has had
-// no attempt it takes half as long as what the recorder writes.
+// There may be millions of these. With only the columns of a delivery without an attempt it
+// takes half as long as the recorder's INSERT.
 const insertMissing = `
 INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status, next_attempt_at)
 SELECT id, event_id, endpoint_id, organization_id, event_type, 'pending', now() + wait_ms::float8 * interval '1 ms'
@@ -162,8 +162,8 @@ FROM unnest(@id::uuid[], @event_id::uuid[], @endpoint_id::uuid[], @organization_
 WHERE ` + fenced + `
 ON CONFLICT (id) DO NOTHING`
 
-// InsertMissing writes pending rows, in one transaction, where there are none by then,
-// and returns how many that were. It is the second look at what Missing returned.
+// InsertMissing inserts pending rows, in one transaction, for deliveries that still have none,
+// and returns how many it inserted. It is the second query for what Missing returned.
 func (s *Store) InsertMissing(ctx context.Context, fence Fence, records []Record) (inserted int, err error) {
 	n := len(records)
 	id, event, endpoint := make([]pgtype.UUID, n), make([]pgtype.UUID, n), make([]pgtype.UUID, n)
@@ -188,7 +188,7 @@ func (s *Store) InsertMissing(ctx context.Context, fence Fence, records []Record
 	return inserted, nil
 }
 
-// In the order of ids, so that the first that is found ends it.
+// In the order of ids, so that the first one found ends the scan.
 const selectAnyMissing = `
 SELECT EXISTS (
     SELECT FROM webhook_outbox o CROSS JOIN pg_catalog.unnest(o.endpoint_ids) AS e(id)
@@ -197,8 +197,8 @@ SELECT EXISTS (
     ORDER BY o.id LIMIT 1
 )`
 
-// AnyMissing says whether an event with an id made from after until before until is
-// owed without a row now. Where none is, it looks at all of them.
+// AnyMissing reports whether an event with an id from [after, until) is owed without a row
+// now. If none is, it has scanned all of them.
 func (s *Store) AnyMissing(ctx context.Context, after, until time.Time) (any bool, err error) {
 	args := pgx.NamedArgs{"after": outbox.TimeID(time.UnixMilli(max(0, after.UnixMilli()))), "until": outbox.TimeID(until)}
 	err = s.read(ctx, selectAnyMissing, args, func(rows pgx.Rows) error {

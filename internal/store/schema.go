@@ -11,11 +11,11 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// SchemaVersion is what webhook_schema_version() of the schema.sql that belongs
-// to this code returns.
+// SchemaVersion is the version of the schema.sql that belongs to this code, as
+// webhook_schema_version() returns it.
 const SchemaVersion = 5
 
-// What the code reads and writes by name. A newer schema may have more.
+// The tables, and the outbox's columns, that the code uses. A newer schema may have more.
 var (
 	requiredTables = []string{
 		"webhook_event_types", "webhook_endpoints", "webhook_secrets", "webhook_outbox", "webhook_outbox_default",
@@ -24,15 +24,15 @@ var (
 	requiredColumns = []string{"id", "organization_id", "event_type", "payload", "created_at", "endpoint_ids"}
 )
 
-// The version is read and not called for: who may CREATE in the schema could have made
-// the function first. -1: there is none, or none of ours.
+// The version is read from the function's body. Calling the function would run the code of
+// whoever may CREATE in the schema and made it first. -1: there is none, or none of ours.
 const installedVersion = `coalesce((SELECT substring(pg_get_function_sqlbody(v.oid), '^RETURN ([0-9]+)'::text)::int
     FROM pg_proc v WHERE v.oid = to_regprocedure('webhook_schema_version()')::oid), -1)`
 
-// It reads catalogues only, and takes no lock: it answers also while somebody
-// holds the tables locked. A row filter or column list of the publication is
-// read as JSON, because PostgreSQL 14 has no such columns. A row's triggers are
-// those of its partition, so that all partitions are looked at.
+// checkSchema reads catalogues only and takes no lock, so it works while somebody has locked
+// the tables. It reads the publication's row filter and column list as JSON, because
+// PostgreSQL 14 has no such columns. It checks every partition, because a row's triggers are
+// its partition's.
 const checkSchema = `
 WITH o AS MATERIALIZED (
     SELECT c.oid, c.relowner, c.relnamespace, n.nspname
@@ -69,16 +69,16 @@ SELECT ` + installedVersion + `,
        coalesce(has_table_privilege(to_regclass('webhook_retries')::oid, 'SELECT'), true)
 FROM (SELECT) AS one LEFT JOIN o ON true LEFT JOIN pg_publication p ON p.pubname = 'walhook'`
 
-// Expects says which schema.sql belongs to this code: CheckSchema then looks for
-// all that it makes. It is called before the Store is used.
+// Expects sets the text of the schema.sql that belongs to this code, so that CheckSchema knows
+// what it makes. Call it before the Store is used.
 func (s *Store) Expects(schema string) { s.made = readManifest(schema) }
 
-// CheckSchema returns an error that wraps ErrNotPrepared, and says what to do,
-// unless everything that delivering needs is there: tables, columns, functions
-// and the triggers that fire always as schema.sql makes them, and a publication
-// that carries the outbox's inserts. It is one cheap query, made every few
-// seconds: PostgreSQL itself keeps silent about a publication that is gone. What
-// is for people or for speed is no reason to confirm nothing: see beside.
+// CheckSchema checks that everything that delivering needs is there: tables, columns,
+// functions, the triggers that must always fire, and a publication that includes the outbox's
+// inserts. Otherwise its error wraps ErrNotPrepared, and says what to do.
+//
+// It is one cheap query, and runs every few seconds, because PostgreSQL says nothing about a
+// publication that is gone. Missing extras are no reason to stop confirming: see extras.
 func (s *Store) CheckSchema(ctx context.Context) error { return s.compare(ctx, s.made) }
 
 func (s *Store) compare(ctx context.Context, made manifest) error {
@@ -102,7 +102,7 @@ func (s *Store) compare(ctx context.Context, made manifest) error {
 		missing = "missing tables: " + strings.Join(tables, ", ")
 	case len(columns) > 0:
 		missing = "missing columns of webhook_outbox: " + strings.Join(columns, ", ")
-	case len(others) > 0 && version == SchemaVersion: // a newer one may do without
+	case len(others) > 0 && version == SchemaVersion: // a newer schema may not need them
 		missing = "missing: " + strings.Join(others, ", ")
 	case trigger != "":
 		missing = trigger
@@ -114,9 +114,9 @@ func (s *Store) compare(ctx context.Context, made manifest) error {
 		missing = "the publication walhook needs publish = 'insert' and publish_via_partition_root = true"
 	case !member:
 		missing = "the publication walhook does not include webhook_outbox, or only some of its rows or columns"
-	case !updates: // a role with the grants of schema version 1
+	case !updates: // the role has the grants of schema version 1
 		return s.lacks(ctx, "UPDATE", "webhook_endpoint_failures")
-	case !retries: // of schema version 4
+	case !retries: // the role has the grants of schema version 4
 		return s.lacks(ctx, "SELECT", "webhook_retries")
 	default:
 		return nil
@@ -127,7 +127,7 @@ func (s *Store) compare(ctx context.Context, made manifest) error {
 const selectGrant = `
 SELECT pg_catalog.format('GRANT %s ON %I.%I TO %I', @privilege::text, current_schema(), @table::text, current_user)`
 
-// lacks says which statement gives this role a right that it lacks.
+// lacks returns an error with the GRANT that this role needs.
 func (s *Store) lacks(ctx context.Context, privilege, table string) error {
 	var grant string
 	if err := s.pool.QueryRow(ctx, selectGrant, pgx.NamedArgs{"privilege": privilege, "table": table}).Scan(&grant); err != nil {
@@ -136,10 +136,10 @@ func (s *Store) lacks(ctx context.Context, privilege, table string) error {
 	return fmt.Errorf("%w: this role lacks a privilege; as the owner of the table, run: %s", ErrNotPrepared, grant)
 }
 
-// Rows of a catalogue are told apart by their oid, and versions of one by the
-// transaction that made them: a publication, or the outbox's part in it, that was
-// taken away and given back has another identity, as has one whose settings were
-// changed for a while. The outbox's own is for a publication of ALL TABLES.
+// The identity of the publication: the oid and xmin of its row, and the oid of the outbox's
+// row in it. It changes if the publication, or the outbox in it, was dropped and added again,
+// and if its settings were changed for a while. published adds the outbox's own oid, which
+// matters if the publication is FOR ALL TABLES.
 //
 // Before version 15, a walsender caches for its lifetime that a table is not published.
 // It keeps passing over a table that had rows before it was attached to the outbox,
@@ -153,7 +153,7 @@ SELECT coalesce((
         SELECT md5(string_agg(i.inhrelid::text, ',' ORDER BY i.inhrelid)) FROM pg_inherits i WHERE i.inhparent = to_regclass('webhook_outbox')::oid), '') ELSE '' END,
     coalesce(to_regclass('webhook_outbox')::oid, 0::oid)`
 
-// published returns the identity of what is published, and the outbox's OID; 0: there is none.
+// published returns the identity of what is published, and the outbox's OID (0: there is no outbox).
 func (s *Store) published(ctx context.Context) (identity string, outbox uint32, err error) {
 	if err := s.pool.QueryRow(ctx, selectPublished).Scan(&identity, &outbox); err != nil {
 		return "", 0, fmt.Errorf("read the publication: %w", err)
@@ -161,17 +161,16 @@ func (s *Store) published(ctx context.Context) (identity string, outbox uint32, 
 	return fmt.Sprintf("%s of %d", identity, outbox), outbox, nil
 }
 
-// ErrRepublished means that the publication is not what it was when the session
-// began: what was committed in between may never come by the stream, and the
-// next session has to look for it.
+// ErrRepublished means that the publication has changed since the session began. The stream
+// may never bring what was committed meanwhile, so the next session has to reconcile.
 var ErrRepublished = errors.New("the publication has changed, or before PostgreSQL 15 the outbox's partitions have")
 
-// CheckSession is CheckSchema, and returns ErrRepublished first where what is
-// published has changed since the session began. Each time that all is well it is
-// noted since when what is open now may have been inserted; where that cannot be
-// found out an earlier time stands, so that more is compared.
+// CheckSession returns ErrRepublished if the publication has changed since the session began,
+// and otherwise the result of CheckSchema. Each time both are good it keeps a bound for the
+// inserts of open transactions (see openSince). If none could be observed, an earlier one
+// stays valid, and only more is compared.
 func (s *Store) CheckSession(ctx context.Context, session *Session) error {
-	bound := s.open.observe(ctx, s.pool, s.slot) // before: what commits while it is checked counts for the next
+	bound := s.open.observe(ctx, s.pool, s.slot) // before the check, so that the check covers it
 	if err := s.checkSession(ctx, session); err != nil {
 		return err
 	}
@@ -184,23 +183,22 @@ func (s *Store) checkSession(ctx context.Context, session *Session) error {
 	if err != nil {
 		return err
 	}
-	if outbox != 0 && identity != session.Published { // a table that was renamed is as it was once it has its name again
+	if outbox != 0 && identity != session.Published { // 0: the table was renamed, and is the same once it is renamed back
 		return ErrRepublished
 	}
 	return s.CheckSchema(ctx)
 }
 
-// Applying the schema gives up a lock that it does not get within half a
-// second, so that no application queues behind it, and tries again for so long.
+// Applying the schema waits half a second for a lock, so that no application queues behind it
+// for longer. It is retried for applyFor, with a pause of applyPause.
 const (
 	applyFor   = 15 * time.Second
 	applyPause = time.Second
 )
 
-// Migrate applies schema.sql where something that it makes is missing, switched
-// off or older. A newer schema stays as it is. An index of a large table is not
-// made: that takes long, and is Apply's. CheckSchema tells whether an error is a
-// reason not to deliver.
+// Migrate applies schema.sql if something that it makes is missing, disabled or older. A newer
+// schema stays as it is. It builds no index of a large table, which takes long: Apply does.
+// After an error CheckSchema tells whether walhook can deliver.
 func (s *Store) Migrate(ctx context.Context, schema string) error {
 	made := readManifest(schema)
 	err := s.compare(ctx, made)
@@ -219,8 +217,8 @@ func (s *Store) Migrate(ctx context.Context, schema string) error {
 const selectMissingEventTypes = `
 SELECT array(SELECT name FROM pg_catalog.unnest(@types::text[]) AS name WHERE NOT EXISTS (SELECT FROM webhook_event_types t WHERE t.name = name.name))`
 
-// compareEventTypes looks for walhook's own event types: without their rows it
-// could not tell anybody what it has to tell.
+// compareEventTypes checks the rows of walhook's own event types, without which it cannot
+// insert its own events.
 func (s *Store) compareEventTypes(ctx context.Context, types []string) error {
 	var missing []string
 	if err := s.pool.QueryRow(ctx, selectMissingEventTypes, pgx.NamedArgs{"types": types}).Scan(&missing); err != nil {
@@ -232,8 +230,8 @@ func (s *Store) compareEventTypes(ctx context.Context, types []string) error {
 	return fmt.Errorf("%w: missing in webhook_event_types: %s; run `walhook init` with a role that owns the tables", ErrNotPrepared, strings.Join(missing, ", "))
 }
 
-// Apply applies schema.sql, whatever is there: that mends also what no check
-// looks at. Where somebody is in the way for too long its error says who.
+// Apply applies schema.sql in any case, which also repairs what no check covers. If another
+// session blocks it for too long, the error says which.
 func (s *Store) Apply(ctx context.Context, schema string) error {
 	return s.applyWithin(ctx, schema, false)
 }
@@ -259,8 +257,8 @@ func (s *Store) applyWithin(ctx context.Context, schema string, quick bool) erro
 	}
 }
 
-// apply sends the file as it is, with its own BEGIN and COMMIT. A connection
-// that an error leaves in the middle is thrown away by the pool.
+// apply sends the file as it is, with its own BEGIN and COMMIT. After an error the pool
+// discards the connection.
 func (s *Store) apply(ctx context.Context, schema string) error {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
@@ -282,15 +280,15 @@ func (s *Store) apply(ctx context.Context, schema string) error {
 	return fmt.Errorf("apply the schema: %w", err)
 }
 
-// neverApplies says whether only an operator can mend why the schema was not applied,
-// and how: a right, a schema that is not there, or something with one of our names that
-// is somebody else's. PostgreSQL refuses that in many ways, all of one class.
+// neverApplies reports whether only an operator can fix why the schema was not applied, and
+// how: a missing privilege, a missing schema, or an object of somebody else's with one of our
+// names. For the last PostgreSQL has many SQLSTATEs, all of class 42.
 func neverApplies(err error) (mend string, never bool) {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	switch {
 	case !ok:
 		return "", false
-	case pg.Routine == "exec_stmt_raise" && pg.Hint != "": // the file's own words
+	case pg.Routine == "exec_stmt_raise" && pg.Hint != "": // raised by the file itself
 		return " (" + pg.Hint + ")", true
 	case hasCode(err, "42501", "3F000", "55000"): // insufficient_privilege, invalid_schema_name, object_not_in_prerequisite_state
 		return "", true
@@ -300,8 +298,8 @@ func neverApplies(err error) (mend string, never bool) {
 	return "", false
 }
 
-// For whom a backend waits, and for what. Every role may ask that; of what else
-// there is to know about a session it sees only its own, or all as a monitor.
+// Which session blocks a backend, and with which lock. Every role may ask that. The details of
+// another role's session are visible to members of pg_monitor only.
 const selectBlocker = `
 SELECT CASE WHEN b.pid = 0 THEN 'blocked by a prepared transaction: see pg_prepared_xacts'
        ELSE pg_catalog.format('blocked by pid %s%s, which has %s%s: wait for it, or end it with SELECT pg_terminate_backend(%1$s)', b.pid, ' of ' || nullif(a.application_name, ''),
@@ -311,11 +309,11 @@ FROM unnest(pg_blocking_pids(@pid::int)) AS b(pid) LEFT JOIN pg_stat_activity a 
 LEFT JOIN pg_locks w ON w.pid = @pid::int AND NOT w.granted
 ORDER BY a.xact_start NULLS LAST LIMIT 1`
 
-// blockersEvery is how often it is asked: some times within every wait.
+// blockersEvery is how often selectBlocker runs: several times within each wait for a lock.
 const blockersEvery = 100 * time.Millisecond
 
-// watchBlockers looks, until it is asked, for whom a backend waits. It answers
-// with the last whom it has seen, or nothing.
+// watchBlockers watches, until who is called, which session blocks a backend. who returns the
+// last one it saw, or "".
 func (s *Store) watchBlockers(ctx context.Context, pid uint32) (who func() string) {
 	ctx, cancel := context.WithCancel(ctx)
 	last := make(chan string, 1)
@@ -341,8 +339,8 @@ func (s *Store) watchBlockers(ctx context.Context, pid uint32) (who func() strin
 	}
 }
 
-// gaveWay reports whether a statement ended because somebody else held a lock
-// that it wanted: nothing is wrong, and nothing was changed.
+// lockUnavailable reports whether a statement ended because somebody else held a lock that it
+// needed. Then nothing is wrong, and nothing was changed.
 func lockUnavailable(err error) bool {
 	return hasCode(err,
 		"55P03", // lock_not_available

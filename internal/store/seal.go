@@ -14,17 +14,16 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// sealedPrefix marks a secret that is sealed at rest. What follows is the base64
-// of a 12-byte nonce and the AES-256-GCM ciphertext. The endpoint's id is
-// authenticated with it, so that a sealed secret is worth nothing in the row of
-// another endpoint.
+// sealedPrefix marks a sealed secret. It is followed by the base64 of a 12-byte nonce and the
+// AES-256-GCM ciphertext. The endpoint's id is authenticated with it, so a sealed secret
+// cannot be opened in the row of another endpoint.
 const sealedPrefix = "sealed:v1:"
 
-// A Sealer seals signing secrets with WALHOOK_SECRET_KEY, and opens also what was
-// sealed with WALHOOK_SECRET_KEY_OLD.
+// A Sealer seals signing secrets with WALHOOK_SECRET_KEY, and opens those sealed with that key
+// or with WALHOOK_SECRET_KEY_OLD.
 type Sealer struct{ keys []cipher.AEAD }
 
-// NewSealer returns a Sealer for a key of 32 bytes, and a former one, or none.
+// NewSealer returns a Sealer for a key of 32 bytes, and a former key, which may be empty.
 func NewSealer(key, old []byte) (*Sealer, error) {
 	s := &Sealer{}
 	for i, key := range [][]byte{key, old} {
@@ -54,9 +53,8 @@ func (s *Sealer) seal(endpoint uuid.UUID, text string) string {
 	return sealedPrefix + base64.StdEncoding.EncodeToString(aead.Seal(nonce, nonce, []byte(text), endpoint[:]))
 }
 
-// open returns the text of a secret as it is stored, and whether it was sealed with
-// the former key. A secret that is not sealed is its own text: it was inserted a
-// moment ago, or there is no key.
+// open returns the text of a stored secret, and whether it was sealed with the former key. A
+// secret that is not sealed is its own text: it was just inserted, or there is no key.
 func (s *Sealer) open(endpoint uuid.UUID, stored string) (text Secret, former bool, err error) {
 	encoded, sealed := strings.CutPrefix(stored, sealedPrefix)
 	if !sealed {
@@ -81,11 +79,11 @@ func (s *Sealer) open(endpoint uuid.UUID, stored string) (text Secret, former bo
 	return "", false, errors.New("its secret was sealed with another key than WALHOOK_SECRET_KEY, or is damaged; set WALHOOK_SECRET_KEY_OLD to that key, or make a new secret: " + rotate)
 }
 
-// ErrSecretKey means that the keys open none of the secrets that are sealed.
+// ErrSecretKey means that the keys open none of the sealed secrets that were tried.
 var ErrSecretKey = errors.New("the signing secrets in webhook_secrets are sealed, and none of those tried can be opened")
 
-// checkedSecrets bounds how many secrets a start looks at from either end: enough to
-// tell a wrong key from rows that are damaged, and a few milliseconds.
+// checkedSecrets bounds how many secrets a start tries from either end. That is enough to tell
+// a wrong key from damaged rows, and takes a few milliseconds.
 const checkedSecrets = 1000
 
 const selectSealed = `
@@ -93,8 +91,8 @@ SELECT endpoint_id, secret FROM (
     (SELECT * FROM webhook_secrets ORDER BY id LIMIT @limit) UNION ALL (SELECT * FROM webhook_secrets ORDER BY id DESC LIMIT @limit)) s
 WHERE starts_with(secret, 'sealed:') AND (expires_at IS NULL OR expires_at > now())`
 
-// CheckSecrets returns ErrSecretKey where nothing could be sent with the keys that
-// there are. That one or the other secret is damaged is for its endpoint alone.
+// CheckSecrets returns ErrSecretKey if nothing could be sent with the configured keys. A single
+// damaged secret concerns its endpoint only.
 func (s *Store) CheckSecrets(ctx context.Context) error {
 	tried, opened := 0, 0
 	err := s.read(ctx, selectSealed, pgx.NamedArgs{"limit": checkedSecrets}, func(rows pgx.Rows) error {
@@ -133,7 +131,8 @@ SELECT id, endpoint_id, secret, xmin::text FROM webhook_secrets WHERE NOT starts
 const selectSecrets = `
 SELECT id, endpoint_id, secret, xmin::text FROM webhook_secrets WHERE id > @after::bigint ORDER BY id LIMIT @limit`
 
-// The row is known by its version: its text would be a parameter, which PostgreSQL may log.
+// xmin identifies the row's version. Comparing the text would make the secret a parameter,
+// which PostgreSQL may log.
 const updateSealed = `UPDATE webhook_secrets SET secret = @sealed WHERE id = @id::bigint AND xmin = @version::text::xid`
 
 // A storedSecret is a row of webhook_secrets.
@@ -144,8 +143,8 @@ type storedSecret struct {
 	Version  string
 }
 
-// SealSecrets seals what is not sealed yet, and returns how many it did; fewer
-// than a chunk means that all are. Without a Sealer it does nothing.
+// SealSecrets seals a chunk of the secrets that are not sealed, and returns how many. Fewer
+// than sealChunk means that all are sealed. Without a Sealer it does nothing.
 func (s *Store) SealSecrets(ctx context.Context) (sealed int, err error) {
 	if s.sealer == nil {
 		return 0, nil
@@ -160,16 +159,16 @@ func (s *Store) SealSecrets(ctx context.Context) (sealed int, err error) {
 	return len(found), nil
 }
 
-// A Resealing is a walk over all secrets, which seals anew what WALHOOK_SECRET_KEY_OLD
-// had sealed.
+// A Resealing is a pass over all secrets, which reseals those sealed with
+// WALHOOK_SECRET_KEY_OLD.
 type Resealing struct {
 	Resealed int  // so far
 	Unopened int  // neither key opens them
-	Done     bool // it has come to the end
+	Done     bool // all secrets were seen
 	after    int64
 }
 
-// Reseal goes on with a walk, by a chunk. Without a former key there is none to do.
+// Reseal continues a pass by one chunk. Without a former key there is nothing to do.
 func (s *Store) Reseal(ctx context.Context, walk *Resealing) error {
 	if s.sealer == nil || len(s.sealer.keys) < 2 {
 		walk.Done = true

@@ -11,7 +11,7 @@ import (
 	"github.com/walhook/walhook/outbox"
 )
 
-// A TestWebhook is an event that an operator sends by hand. Only EventType is required.
+// A TestWebhook is an event that an operator sends. Only EventType is required.
 type TestWebhook struct {
 	EventType      string
 	OrganizationID string    // "": the only one that has endpoints
@@ -19,13 +19,13 @@ type TestWebhook struct {
 	Data           []byte    // JSON; nil: a small sample
 }
 
-// ErrWhichOrganization means that a test webhook names no organization, and that
-// there is not exactly one to choose.
+// ErrWhichOrganization means that a test webhook names no organization, and that not exactly
+// one has endpoints.
 var ErrWhichOrganization = errors.New("no organization is given")
 
 const sampleData = `{"test": true, "message": "A test webhook"}`
 
-// Both ends of an index: one organization has both.
+// It reads both ends of an index: with one organization they are equal.
 const selectOnlyOrganization = `
 SELECT coalesce(min(organization_id), ''), coalesce(min(organization_id) = max(organization_id), false) FROM webhook_endpoints`
 
@@ -34,10 +34,10 @@ INSERT INTO webhook_outbox (organization_id, event_type, payload, endpoint_ids)
 VALUES (@organization_id, @event_type, @payload::text::jsonb, @endpoint_ids::text[]::uuid[])
 RETURNING id, endpoint_ids`
 
-// SendTest inserts a test webhook into the outbox, like any event. It returns
-// the event's id and those of the deliveries that it will have, of which there
-// may be none. The error is ErrWhichOrganization, or a *pgconn.PgError whose
-// message says why the database refused the event, possibly wrapped.
+// SendTest inserts a test webhook into the outbox like any event. It returns the ids of the
+// event and of its deliveries, of which there may be none. Its error wraps
+// ErrWhichOrganization, or a *pgconn.PgError whose message says why the database refused the
+// event.
 func (s *Store) SendTest(ctx context.Context, w TestWebhook) (event uuid.UUID, deliveries []uuid.UUID, err error) {
 	if w.OrganizationID == "" {
 		if w.OrganizationID, err = s.onlyOrganization(ctx); err != nil {

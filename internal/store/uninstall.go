@@ -10,11 +10,11 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// This file takes back what init made, and nothing else: a slot, a publication or
-// a table of the same name may be somebody else's.
+// This file drops what init created, and nothing else: a slot, a publication or a table of
+// the same name may be somebody else's.
 
-// slotToDrop reports whether there is one. A slot that is in use is an error that
-// says by whom, and so is one that cannot be this database's walhook's.
+// slotToDrop reports whether the slot exists. It returns an error if the slot is in use, or
+// cannot belong to this database's walhook.
 func (s *Store) slotToDrop(ctx context.Context) (exists bool, err error) {
 	f, err := s.readSlot(ctx)
 	switch {
@@ -40,8 +40,8 @@ func (s *Store) DropSlot(ctx context.Context) (dropped bool, err error) {
 	return true, nil
 }
 
-// DropPublication takes the outbox out of the publication, and drops that where
-// nothing else is in it. It says what it did.
+// DropPublication removes the outbox from the publication, and drops the publication if it has
+// nothing else. It returns a line about what it did.
 func (s *Store) DropPublication(ctx context.Context) (did string, err error) {
 	p, err := s.readPublication(ctx)
 	do := "DROP PUBLICATION " + Publication
@@ -66,8 +66,8 @@ func (s *Store) DropPublication(ctx context.Context) (did string, err error) {
 	return did, nil
 }
 
-// Everything by the names of schema.sql in the schema that walhook is in. Whose it is
-// tells the owner of the function that is made last.
+// Every object in walhook's schema that has a name from schema.sql. webhook_schema_version()
+// is made last, and its owner is the owner that all must have.
 const selectMade = `
 WITH home AS MATERIALIZED (
     SELECT p.pronamespace AS schema, p.proowner AS owner FROM pg_proc p WHERE p.oid = to_regprocedure('webhook_schema_version()')::oid
@@ -81,8 +81,8 @@ SELECT 'FUNCTION', p.oid::regprocedure::text, quote_ident(pg_get_userbyid(p.proo
 FROM home JOIN pg_proc p ON p.pronamespace = home.schema
 WHERE p.proname::text = ANY (@functions::text[]) AND p.proowner = home.owner`
 
-// readTables returns what there is to be dropped, by kind. A table of one of our
-// names that has another owner or shape is not known to be walhook's.
+// readTables returns what is to be dropped, by kind. It returns an error if a table with one
+// of our names has another owner or shape, because it may not be walhook's.
 func (s *Store) readTables(ctx context.Context, schema string) (map[string][]string, error) {
 	names := readManifest(schema)
 	rows, err := s.pool.Query(ctx, selectMade, pgx.NamedArgs{"tables": names.tables, "views": names.views, "functions": names.functions})
@@ -106,14 +106,14 @@ func (s *Store) readTables(ctx context.Context, schema string) (map[string][]str
 	return made, err
 }
 
-// Where walhook's tables are, if not in the schema that is looked into.
+// The schema of walhook's tables, if it is not the session's.
 const selectElsewhere = `
 SELECT quote_ident(n.nspname::text)
 FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE p.pubname = 'walhook' AND c.relname = 'webhook_outbox' AND to_regclass('webhook_outbox') IS NULL`
 
-// notElsewhere is an error where the schema that is looked into has no outbox and the
-// publication another schema's: that one's slot would be dropped, and all else stay.
+// notElsewhere returns an error if the session's schema has no outbox, and the publication
+// includes another schema's: the slot would be dropped, and everything else stay.
 func (s *Store) notElsewhere(ctx context.Context) error {
 	var schema string
 	err := s.pool.QueryRow(ctx, selectElsewhere).Scan(&schema)
@@ -126,8 +126,8 @@ func (s *Store) notElsewhere(ctx context.Context) error {
 	return fmt.Errorf("%w: walhook's tables are in schema %s; nothing was dropped. Set WALHOOK_SCHEMA to that schema", ErrNotPrepared, schema)
 }
 
-// MayUninstall returns an error where something that is asked for is not this
-// walhook's, or in use: before anything is dropped.
+// MayUninstall checks, before anything is dropped, that everything that is to be dropped is
+// this walhook's and not in use.
 func (s *Store) MayUninstall(ctx context.Context, schema string, tables bool) error {
 	if _, err := s.slotToDrop(ctx); err != nil {
 		return err
@@ -142,10 +142,10 @@ func (s *Store) MayUninstall(ctx context.Context, schema string, tables bool) er
 	return err
 }
 
-// DropTables drops everything that the schema made, with everything in it, in
-// one transaction. Where something of the application's depends on it (a view, a
-// column's default), nothing is dropped and the error says what that is. It does
-// not wait for an application's transaction, whose successors would wait for it.
+// DropTables drops all objects of the schema, with their contents, in one transaction. If an
+// object of the application depends on one of them (a view, a column's default), nothing is
+// dropped, and the error names that object. It does not wait for transactions of the
+// application, because later ones would queue behind it.
 func (s *Store) DropTables(ctx context.Context, schema string) error {
 	made, err := s.readTables(ctx, schema)
 	if err != nil {
@@ -176,7 +176,7 @@ func (s *Store) DropTables(ctx context.Context, schema string) error {
 
 const selectDatabase = `SELECT current_database()::text`
 
-// Database is the name of the database.
+// Database returns the name of the database.
 func (s *Store) Database(ctx context.Context) (name string, err error) {
 	if err := s.pool.QueryRow(ctx, selectDatabase).Scan(&name); err != nil {
 		return "", fmt.Errorf("read the database's name: %w", err)
