@@ -2,10 +2,10 @@
 --
 -- Apply:     psql -v ON_ERROR_STOP=1 -f schema.sql     (walhook init, or a first walhook run, does the same)
 -- Where:     the first schema of the search_path; the tables belong to the role that applies the file.
--- Servers:   PostgreSQL 14 to 18. No extension, no superuser. The role needs CREATE on the schema, also afterwards, for
---            each day's partitions, and CREATE on the database for the publication.
--- Again:     the file can be applied any number of times, by several at once, while applications insert. It keeps all
---            data, and on a prepared database it takes no lock that an INSERT, an UPDATE or a SELECT on a table waits for.
+-- Servers:   PostgreSQL 14 to 18. No extension, no superuser. The role needs CREATE on the database for the publication, and
+--            CREATE on the schema. It needs the latter every day, for that day's partitions.
+-- Again:     the file can be applied any number of times, by several sessions at once, while applications insert. It keeps
+--            all data. On a prepared database it takes no lock that an INSERT, an UPDATE or a SELECT on a table waits for.
 -- Layout:    1 types and ids, 2 event types, 3 endpoints and secrets, 4 outbox, 5 deliveries, 6 walhook's own state
 --            7 partitions, 8 functions for operators, 9 views, 10 publication, 11 version, 12 default privileges
 --
@@ -15,8 +15,8 @@
 
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 
--- Whatever the role's and the database's defaults are. (Literals with a backslash are written E'': what sends the whole file
--- as one statement has it read before anything is set.)
+-- These override the defaults of the role and the database. (Literals with a backslash are written E'', because a client that
+-- sends the whole file as one statement has it parsed before these settings apply.)
 SET LOCAL standard_conforming_strings = on;
 SET LOCAL statement_timeout = '5min';
 SET LOCAL idle_in_transaction_session_timeout = '1min';
@@ -31,12 +31,12 @@ SET LOCAL TimeZone = 'UTC';
 
 SET LOCAL client_min_messages = warning;
 
--- Every function of this file says SET search_path FROM CURRENT: it sees this schema and pg_catalog, and looks into
--- pg_temp last, so that no caller's search_path or temporary table can stand in for one of our names.
--- Every SECURITY DEFINER function says SET row_security = off too: FORCE ROW LEVEL SECURITY on one of our tables is then an
--- error. Hidden rows would be lost events in silence.
--- Every trigger function refuses tables that are not ours, by their oid and before it looks at a row: columns of types that
--- somebody else has made bring casts and operators of his with them, which would run with the function's owner's rights.
+-- Every function of this file has SET search_path FROM CURRENT: it searches pg_catalog and this schema, and pg_temp last. So no
+-- caller's search_path or temporary table can replace one of our names.
+-- Every SECURITY DEFINER function also has SET row_security = off, so that FORCE ROW LEVEL SECURITY on one of our tables is an
+-- error. Hidden rows would be events lost in silence.
+-- Every trigger function refuses tables that are not ours, by oid, before it reads a row: a column's type may bring somebody
+-- else's casts and operators, which would run with the rights of the function's owner.
 DO $do$
 BEGIN
     IF getdatabaseencoding() <> 'UTF8' THEN
@@ -45,16 +45,16 @@ BEGIN
                   HINT = 'It cannot be changed: dump the database, CREATE DATABASE another with ENCODING ''UTF8'' TEMPLATE template0, and restore it there.';
     END IF;
     IF current_schema() IS NULL THEN
-        RAISE EXCEPTION 'no schema to install into: search_path "%" names no schema that exists', current_setting('search_path')
+        RAISE EXCEPTION 'no schema to install into: search_path "%" names no existing schema', current_setting('search_path')
             USING ERRCODE = 'invalid_schema_name', HINT = 'CREATE SCHEMA, or set search_path to one that exists.';
     END IF;
     PERFORM set_config('search_path', quote_ident(current_schema()::text) || ', pg_temp', true);
 END $do$;
 
--- One at a time: who comes second waits for the first to be done. The lock is one on a table of walhook's, which only a
--- role that may write it can take: an advisory lock, every role of the database could hold for ever. A first installation
--- makes that table; of two, the second waits for its name. No INSERT, UPDATE or SELECT waits behind this lock, so that
--- five seconds cost nobody anything; for everything else half a second is the limit.
+-- One session at a time applies this file; a second one waits. The lock is on a table of walhook's, so only a role that may
+-- write that table can take it; an advisory lock could be held for ever by any role of the database. The first installation
+-- creates the table; of two, the second waits for the name. No INSERT, UPDATE or SELECT waits for this lock, so waiting five
+-- seconds for it delays nobody. For all other locks the limit is half a second.
 SET LOCAL lock_timeout = '5s';
 DO $do$
 BEGIN
@@ -76,16 +76,16 @@ BEGIN
             );
             PERFORM set_config('walhook.made_state', 'webhook_state'::regclass::oid::text, true);
         EXCEPTION WHEN unique_violation OR duplicate_table THEN
-            NULL; -- the other one has made it
+            NULL; -- another session has created it
         END;
     END IF;
     LOCK TABLE webhook_state IN SHARE UPDATE EXCLUSIVE MODE;
 EXCEPTION
     WHEN insufficient_privilege THEN
         IF to_regclass('webhook_state') IS NULL THEN
-            RAISE; -- it cannot be made
+            RAISE; -- it cannot be created
         END IF;
-        RAISE EXCEPTION 'table webhook_state belongs to role %, and % would be the owner of what is made now',
+        RAISE EXCEPTION 'table webhook_state belongs to role %, and % would own what is created now',
             (SELECT pg_get_userbyid(c.relowner) FROM pg_class AS c WHERE c.oid = to_regclass('webhook_state')::oid), current_user
             USING ERRCODE = 'insufficient_privilege',
                   HINT = 'If it is walhook''s, apply the schema as that role, or make one role the owner of everything (ALTER ... OWNER TO); else rename or drop it.';
@@ -95,9 +95,9 @@ EXCEPTION
 END $do$;
 SET LOCAL lock_timeout = '500ms';
 
--- Who may CREATE in this schema can have made tables and functions of our names before us, and would keep what a superuser
--- then fills in: all of it has to belong to the role that applies this file. What is there now is remembered, so that
--- section 12 knows what was made below.
+-- Whoever may CREATE in this schema may have created tables and functions of our names first, and would own what a superuser
+-- fills in. So everything must belong to the role that applies this file. The present objects are remembered, so that section
+-- 12 knows which were created below.
 DO $do$
 DECLARE
     here   CONSTANT oid := quote_ident(current_schema()::text)::regnamespace::oid;
@@ -113,7 +113,7 @@ BEGIN
     JOIN pg_roles AS me ON me.rolname = current_user
     WHERE o.owner <> me.oid AND (me.rolsuper OR NOT pg_has_role(o.owner, 'USAGE'::text)) ORDER BY o.what LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION '% belongs to role %, and % would be the owner of what is made now', other.what, pg_get_userbyid(other.owner), current_user
+        RAISE EXCEPTION '% belongs to role %, and % would own what is created now', other.what, pg_get_userbyid(other.owner), current_user
             USING ERRCODE = 'insufficient_privilege',
                   HINT = 'If it is walhook''s, apply the schema as that role, or make one role the owner of everything (ALTER ... OWNER TO); else rename or drop it.';
     END IF;
@@ -123,7 +123,7 @@ BEGIN
     PERFORM set_config('walhook.had_version', have::text, true);
     PERFORM set_config('walhook.had_objects', (SELECT coalesce(string_agg(o.oid::text, ','::text), '') FROM (
         SELECT c.oid FROM pg_class AS c WHERE c.relnamespace = here AND c.relkind IN ('r', 'p', 'v', 'S') AND starts_with(c.relname::text, 'webhook_'::text)
-          AND c.oid::text IS DISTINCT FROM current_setting('walhook.made_state', true) -- which was made above
+          AND c.oid::text IS DISTINCT FROM current_setting('walhook.made_state', true) -- which was created above
         UNION ALL
         SELECT p.oid FROM pg_proc AS p WHERE p.pronamespace = here AND starts_with(p.proname::text, 'webhook_'::text)) AS o), true);
 END $do$;
@@ -150,7 +150,7 @@ END $do$;
 
 
 -- --- 1. Ids ---------------------------------------------------------------------------------------------------------
--- Bodies of the form RETURN ... are bound when they are created: no search_path can change what they mean.
+-- A body of the form RETURN ... is bound when the function is created, so no search_path can change its meaning.
 
 CREATE OR REPLACE FUNCTION webhook_uuidv7() RETURNS uuid
     LANGUAGE sql VOLATILE PARALLEL SAFE
@@ -160,19 +160,19 @@ CREATE OR REPLACE FUNCTION webhook_uuidv7() RETURNS uuid
         PLACING substring(int8send(floor(extract(epoch FROM clock_timestamp()) * 1000::numeric)::bigint) FROM 3) FROM 1 FOR 6),
         52::bigint, 1), 53::bigint, 1), 'hex')::uuid;
 COMMENT ON FUNCTION webhook_uuidv7() IS
-    'A new UUIDv7 (RFC 9562): the clock in milliseconds, then 74 random bits. Default of webhook_outbox.id.';
+    'Returns a new UUIDv7 (RFC 9562): the clock in milliseconds, then 74 random bits. Default of webhook_outbox.id.';
 
 CREATE OR REPLACE FUNCTION webhook_uuid_at(at timestamptz) RETURNS uuid
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     RETURN encode(substring(int8send(floor(extract(epoch FROM at) * 1000::numeric)::bigint) FROM 3)
         || E'\\x00000000000000000000'::bytea, 'hex')::uuid;
 COMMENT ON FUNCTION webhook_uuid_at(timestamptz) IS
-    'The smallest id of an instant: ids made since a time are id >= webhook_uuid_at(time). Such a range prunes partitions.';
+    'Returns the smallest id of a time: ids made since then are id >= webhook_uuid_at(time). Such a range prunes partitions.';
 
 CREATE OR REPLACE FUNCTION webhook_uuid_time(id uuid) RETURNS timestamptz
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     RETURN to_timestamp((('x' || translate(left(id::text, 13), '-', ''))::bit(48)::bigint::numeric / 1000.0)::float8);
-COMMENT ON FUNCTION webhook_uuid_time(uuid) IS 'The time in a UUIDv7, in milliseconds.';
+COMMENT ON FUNCTION webhook_uuid_time(uuid) IS 'Returns the time in a UUIDv7, in milliseconds.';
 
 CREATE OR REPLACE FUNCTION webhook_delivery_id(event_id uuid, endpoint_id uuid) RETURNS uuid
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
@@ -182,7 +182,7 @@ CREATE OR REPLACE FUNCTION webhook_delivery_id(event_id uuid, endpoint_id uuid) 
             || substring(sha256(uuid_send(event_id) || uuid_send(endpoint_id)) FROM 1 FOR 10),
         55::bigint, 0), 54::bigint, 1), 53::bigint, 1), 52::bigint, 1), 71::bigint, 1), 70::bigint, 0), 'hex')::uuid;
 COMMENT ON FUNCTION webhook_delivery_id(uuid, uuid) IS
-    'The id of the delivery of an event to an endpoint: a pure function, the same in every attempt, after every crash. '
+    'Returns the id of the delivery of an event to an endpoint. A pure function: the id is the same in every attempt and after every crash. '
     'Sent as X-Webhook-Delivery-ID; walhook computes the same in Go.';
 
 
@@ -195,7 +195,7 @@ CREATE OR REPLACE FUNCTION webhook_event_patterns(name text, category text) RETU
         OPERATOR(pg_catalog.||) ARRAY(SELECT pg_catalog.array_to_string((string_to_array(name, '.'))[1:n], '.') || '.*'
                  FROM generate_series(1, pg_catalog.cardinality(string_to_array(name, '.')) - 1) AS n);
 COMMENT ON FUNCTION webhook_event_patterns(text, text) IS
-    'What an endpoint may list in event_types to get this type: its name, name.* of every part before a dot, and * unless it is walhook''s own.';
+    'Returns the entries of event_types that match this type: its name, prefix.* for every prefix before a dot, and * unless the type is walhook''s own.';
 
 CREATE TABLE IF NOT EXISTS webhook_event_types (
     name        text PRIMARY KEY,
@@ -209,14 +209,14 @@ CREATE TABLE IF NOT EXISTS webhook_event_types (
 );
 COMMENT ON TABLE webhook_event_types IS
     'The event types that webhook_outbox accepts. Add your own: INSERT INTO webhook_event_types (name, category) VALUES (''invoice.paid'', ''invoice'').';
-COMMENT ON COLUMN webhook_event_types.name IS 'What the application writes into webhook_outbox.event_type: words joined by dots.';
-COMMENT ON COLUMN webhook_event_types.category IS 'For grouping. The category webhook is special: * does not match its types, an endpoint has to name them.';
+COMMENT ON COLUMN webhook_event_types.name IS 'The value for webhook_outbox.event_type: words joined by dots.';
+COMMENT ON COLUMN webhook_event_types.category IS 'For grouping. The category webhook is special: * does not match its types, so an endpoint has to name them.';
 COMMENT ON COLUMN webhook_event_types.description IS 'For people.';
 COMMENT ON COLUMN webhook_event_types.patterns IS 'Every entry of webhook_endpoints.event_types that matches this type. Computed.';
 
--- A restore brings what was true elsewhere, in an order of its own: types may come after the endpoints that list them,
--- secrets after their endpoints, and events name endpoints that are deleted by now. pg_restore and psql restore by COPY, a
--- logical subscriber writes as a replica. Only who owns the tables restores.
+-- A restore brings rows that were checked elsewhere, in an order of its own: types may come after the endpoints that list them,
+-- secrets after their endpoints, and events may name deleted endpoints. pg_restore and psql restore by COPY; a logical
+-- subscriber writes as a replica. Only the tables' owner restores.
 CREATE OR REPLACE FUNCTION webhook_restoring() RETURNS boolean
     LANGUAGE sql STABLE SET search_path FROM CURRENT AS $fn$
     SELECT current_setting('session_replication_role') = 'replica'
@@ -224,7 +224,7 @@ CREATE OR REPLACE FUNCTION webhook_restoring() RETURNS boolean
            AND pg_has_role(CASE current_setting('role'::text) WHEN 'none' THEN session_user ELSE current_setting('role'::text)::name END,
                            (SELECT c.relowner FROM pg_class AS c WHERE c.oid = 'webhook_event_types'::regclass::oid), 'USAGE'::text)
 $fn$;
-COMMENT ON FUNCTION webhook_restoring() IS 'Whether rows come from a dump or a publisher, where they have been checked before.';
+COMMENT ON FUNCTION webhook_restoring() IS 'Whether the rows come from a dump or a publisher, where they were already checked.';
 
 CREATE OR REPLACE FUNCTION webhook_event_types_restored() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
@@ -239,7 +239,7 @@ BEGIN
     RETURN CASE WHEN FOUND THEN NULL ELSE new END;
 END $fn$;
 COMMENT ON FUNCTION webhook_event_types_restored() IS
-    'Trigger: a type that is restored takes the place of its name, so that a prepared database takes in the types of another.';
+    'Trigger: a restored type updates the type of the same name, so that a dump can be restored into a prepared database.';
 
 CREATE OR REPLACE FUNCTION webhook_event_types_keep() RETURNS trigger
     LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
@@ -255,7 +255,7 @@ BEGIN
         USING ERRCODE = 'check_violation';
 END $fn$;
 COMMENT ON FUNCTION webhook_event_types_keep() IS
-    'Trigger: the types of category webhook stay, or walhook could not tell that it has disabled an endpoint.';
+    'Trigger: keeps the types of category webhook, without which walhook could not insert its own events.';
 DO $do$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_event_types'::regclass::oid AND tgname = 'webhook_event_types_keep_from_delete') THEN
@@ -278,7 +278,7 @@ BEGIN
     END IF;
 END $do$;
 
--- Behind the triggers: in a schema that was renamed their functions look into the former one until they are made anew.
+-- After the triggers: if the schema was renamed, their functions search the former name until they are replaced.
 INSERT INTO webhook_event_types (name, category, description) VALUES
     ('org.created',                'organization', 'An organization was created'),
     ('org.updated',                'organization', 'An organization was changed'),
@@ -328,23 +328,23 @@ CREATE TABLE IF NOT EXISTS webhook_endpoints (
     CONSTRAINT webhook_endpoints_rate_per_second_positive CHECK (rate_per_second > 0::float8 AND rate_per_second < 'infinity')
 );
 COMMENT ON TABLE webhook_endpoints IS
-    'URLs that get an organization''s events. INSERT, UPDATE and DELETE are the API; a change is in force within a second of its commit.';
+    'URLs that get an organization''s events. INSERT, UPDATE and DELETE are the API; a change takes effect within a second of its commit.';
 COMMENT ON COLUMN webhook_endpoints.id IS
-    'Made by the database, whatever is given: what is still owed to a deleted endpoint must not reach another''s. Only who may act as the owner of the '
-    'table, as a restore does, keeps an id. Part of every delivery id, so it cannot change.';
-COMMENT ON COLUMN webhook_endpoints.organization_id IS 'Whose events it gets. It cannot change: make a new endpoint.';
+    'Made by the database even if one is given, so that what is still owed to a deleted endpoint cannot reach another. Only a restore, or whoever may act '
+    'as the table''s owner, keeps a given id. Part of every delivery id, so it cannot change.';
+COMMENT ON COLUMN webhook_endpoints.organization_id IS 'The organization whose events it gets. It cannot change: create a new endpoint.';
 COMMENT ON COLUMN webhook_endpoints.url IS 'http:// or https:// with a host; no user, no fragment, no blanks.';
-COMMENT ON COLUMN webhook_endpoints.event_types IS 'Exact names, payment.* for every type that starts with payment., or * for all but walhook''s own (webhook.*). At most 100.';
+COMMENT ON COLUMN webhook_endpoints.event_types IS 'Exact names, payment.* for every type that begins with payment., or * for all types except walhook''s own (webhook.*). At most 100.';
 COMMENT ON COLUMN webhook_endpoints.description IS 'For people. At most 1 KiB.';
 COMMENT ON COLUMN webhook_endpoints.headers IS 'Extra request headers: a JSON object of name to text. At most 32, 4 KiB in all.';
-COMMENT ON COLUMN webhook_endpoints.enabled IS 'false: no new event is owed to it, nothing is sent, and what was still owed is cancelled.';
-COMMENT ON COLUMN webhook_endpoints.disabled_at IS 'Since when it is disabled. Kept by a trigger; null while enabled.';
-COMMENT ON COLUMN webhook_endpoints.disabled_reason IS 'Why, where somebody or walhook said so; null while enabled.';
-COMMENT ON COLUMN webhook_endpoints.max_in_flight IS 'Requests at one time, 1 to 1000. Null: WALHOOK_ENDPOINT_IN_FLIGHT.';
+COMMENT ON COLUMN webhook_endpoints.enabled IS 'false: no new event is owed to it, nothing is sent, and waiting deliveries are cancelled.';
+COMMENT ON COLUMN webhook_endpoints.disabled_at IS 'Since when it is disabled. Set by a trigger; null while enabled.';
+COMMENT ON COLUMN webhook_endpoints.disabled_reason IS 'Why it is disabled, if walhook or somebody gave a reason; null while enabled.';
+COMMENT ON COLUMN webhook_endpoints.max_in_flight IS 'Concurrent requests, 1 to 1000. Null: WALHOOK_ENDPOINT_IN_FLIGHT.';
 COMMENT ON COLUMN webhook_endpoints.rate_per_second IS
-    'Requests per second; after a lull, what a tenth of a second allows may come at once. Null: no limit.';
+    'Requests per second; bursts are limited to a tenth of a second''s worth. Null: no limit.';
 COMMENT ON COLUMN webhook_endpoints.created_at IS 'When it was created.';
-COMMENT ON COLUMN webhook_endpoints.updated_at IS 'When the row last changed. Kept by a trigger.';
+COMMENT ON COLUMN webhook_endpoints.updated_at IS 'When the row last changed. Set by a trigger.';
 
 CREATE TABLE IF NOT EXISTS webhook_secrets (
     id          bigint PRIMARY KEY DEFAULT (('x' || right(translate(gen_random_uuid()::text, '-', ''), 16))::bit(64)::bigint & 9223372036854775807),
@@ -358,14 +358,14 @@ CREATE TABLE IF NOT EXISTS webhook_secrets (
              ELSE secret ~ E'^[\\x20-\\x7e]+$' AND length(secret) BETWEEN 16 AND 256 END)
 );
 COMMENT ON TABLE webhook_secrets IS
-    'Signing secrets. Kept from the roles that read the rest. An endpoint with two live secrets is being rotated, see webhook_rotate_secret.';
+    'Signing secrets. Do not grant it to roles that read the other tables. Two live secrets mean a rotation: see webhook_rotate_secret.';
 COMMENT ON COLUMN webhook_secrets.id IS
-    'Random: rows that are moved to another database meet no others there. Negative: made with an endpoint that was restored, and gives way to the secret that is restored after it.';
-COMMENT ON COLUMN webhook_secrets.endpoint_id IS 'The endpoint whose requests it signs. Secrets go with their endpoint.';
+    'Random, so that rows moved to another database do not collide. Negative: made for a restored endpoint, and replaced by the secret that is restored after it.';
+COMMENT ON COLUMN webhook_secrets.endpoint_id IS 'The endpoint whose requests it signs. Deleting the endpoint deletes its secrets.';
 COMMENT ON COLUMN webhook_secrets.secret IS
     '16 to 256 printable ASCII characters: your own (see webhook_set_secret), or whsec_ and base64. sealed:v1:... where WALHOOK_SECRET_KEY seals secrets at rest.';
-COMMENT ON COLUMN webhook_secrets.created_at IS 'The clock at INSERT: of two live secrets, the older one makes X-Webhook-Signature.';
-COMMENT ON COLUMN webhook_secrets.expires_at IS 'Not used from then on. Null: for ever.';
+COMMENT ON COLUMN webhook_secrets.created_at IS 'The time of the INSERT. Of two live secrets, the older one makes X-Webhook-Signature.';
+COMMENT ON COLUMN webhook_secrets.expires_at IS 'When it stops being used. Null: never.';
 
 CREATE OR REPLACE FUNCTION webhook_url_problem(url text) RETURNS text
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path FROM CURRENT AS $fn$
@@ -382,7 +382,7 @@ BEGIN
     IF url ~ E'[\\\\"<>^`{|}]' OR url ~ '%(?![0-9A-Fa-f]{2})' THEN
         RETURN 'it holds a character that has to be percent-encoded, or a % that encodes nothing';
     END IF;
-    -- scheme://authority, then host and port of the authority.
+    -- scheme://authority, then the authority's host and port.
     parts := regexp_match(url, '^[^:]+://([^/?]*)');
     IF strpos(parts[1], '@') > 0 THEN RETURN 'it has a user or password before @ (use headers for credentials)'; END IF;
     parts := regexp_match(parts[1], E'^(\\[[0-9A-Fa-f:.]*\\]|[^:\\[\\]]*)(:(.*))?$');
@@ -403,7 +403,7 @@ BEGIN
     RETURN NULL;
 END $fn$;
 COMMENT ON FUNCTION webhook_url_problem(text) IS
-    'What is wrong with an endpoint''s URL, or null. Which addresses may be dialled is decided when sending, by WALHOOK_ALLOW_*.';
+    'Returns what is wrong with an endpoint''s URL, or null. WALHOOK_ALLOW_* and WALHOOK_DENY_NETS decide at sending which addresses are dialled.';
 
 CREATE OR REPLACE FUNCTION webhook_headers_problem(headers jsonb) RETURNS text
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path FROM CURRENT AS $fn$
@@ -420,7 +420,7 @@ BEGIN
     FOR name, value IN SELECT h.key, h.value FROM jsonb_each(headers) AS h LOOP
         IF name !~ '^[A-Za-z0-9!#$%&''*+.^_`|~-]+$' THEN RETURN pg_catalog.to_jsonb(left(name, 100))::text || ' is not a header name'; END IF;
         IF octet_length(name) > 128 THEN RETURN left(name, 100) || '... is longer than 128 characters'; END IF;
-        -- Not lower(): a Turkish locale makes another letter of I.
+        -- Not lower(): a Turkish locale turns I into another letter.
         lowered := translate(name, 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'::text, 'abcdefghijklmnopqrstuvwxyz'::text);
         IF lowered = ANY (seen) THEN RETURN name || ' is there twice'; END IF;
         IF lowered IN ('content-type', 'content-length', 'content-encoding', 'user-agent')
@@ -443,7 +443,7 @@ BEGIN
     RETURN NULL;
 END $fn$;
 COMMENT ON FUNCTION webhook_headers_problem(jsonb) IS
-    'What is wrong with an endpoint''s headers, or null. walhook leaves out by the same list what got into a row all the same.';
+    'Returns what is wrong with an endpoint''s headers, or null. walhook never sends a header that this refuses.';
 
 CREATE OR REPLACE FUNCTION webhook_endpoints_before_write() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
@@ -454,14 +454,14 @@ BEGIN
     IF tg_relid <> 'webhook_endpoints'::regclass::oid THEN
         RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_endpoints_before_write', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
     END IF;
-    -- An UPDATE is held to the rules for what it changes, so that an old row can always be disabled.
+    -- An UPDATE is checked only for the columns that it changes, so that an old row can always be disabled.
     IF is_new AND (new.organization_id IS NULL OR btrim(new.organization_id) = '' OR octet_length(new.organization_id) > 512) THEN
         RAISE EXCEPTION 'webhook_endpoints.organization_id is null, empty or longer than 512 bytes: give the id of the organization whose events this endpoint gets'
             USING ERRCODE = 'check_violation';
     END IF;
-    -- Nobody chooses an id: that of an endpoint that was deleted would get what is still owed to it, perhaps another
-    -- organization's. Whoever may act as the tables' owner keeps his, because a restore is made so. One that is given cannot be
-    -- told from the column's default, and is replaced. (current_user is this function's owner.)
+    -- Nobody chooses an id: with the id of a deleted endpoint an endpoint would get what is still owed to that one, perhaps from
+    -- another organization. Whoever may act as the tables' owner keeps the given id, because a restore needs that. Otherwise a
+    -- given id cannot be told from the column's default, and is replaced. (current_user is this function's owner.)
     IF is_new AND NOT pg_has_role(CASE current_setting('role'::text) WHEN 'none' THEN session_user ELSE current_setting('role'::text)::name END,
                                   (SELECT c.relowner FROM pg_class AS c WHERE c.oid = tg_relid), 'USAGE'::text) THEN
         new.id := gen_random_uuid();
@@ -492,7 +492,7 @@ BEGIN
             RAISE EXCEPTION 'webhook_endpoints.event_types is null or empty: use ''{*}'' for every type, or set enabled = false to get none'
                 USING ERRCODE = 'check_violation';
         END IF;
-        -- Every INSERT into the outbox compares all of them: with a hundred that is some microseconds.
+        -- Every INSERT into the outbox compares all of them: a hundred take some microseconds.
         IF pg_catalog.cardinality(new.event_types) > 100 THEN
             RAISE EXCEPTION 'webhook_endpoints.event_types has % entries, more than 100: use patterns such as payment.*, or *', pg_catalog.cardinality(new.event_types)
                 USING ERRCODE = 'check_violation';
@@ -514,7 +514,7 @@ BEGIN
     IF (is_new OR new.disabled_reason IS DISTINCT FROM old.disabled_reason) AND octet_length(new.disabled_reason) > 1024 THEN
         RAISE EXCEPTION 'webhook_endpoints.disabled_reason is longer than 1 KiB: give a shorter text' USING ERRCODE = 'check_violation';
     END IF;
-    -- Said here, because a constraint of the table would show the whole row, with what is in its headers.
+    -- Checked here, because a constraint of the table would show the whole row, headers included.
     IF new.enabled IS NULL OR new.max_in_flight NOT BETWEEN 1 AND 1000
        OR NOT (new.rate_per_second > 0::float8 AND new.rate_per_second < 'infinity'::float8) THEN
         RAISE EXCEPTION 'webhook_endpoints.enabled, max_in_flight or rate_per_second is out of bounds: give true or false, null or 1 to 1000, and null or more than 0'
@@ -536,24 +536,24 @@ BEGIN
     RETURN new;
 END $fn$;
 COMMENT ON FUNCTION webhook_endpoints_before_write() IS
-    'Trigger: refuses endpoints that could never be sent to, and keeps disabled_at, disabled_reason and updated_at.';
+    'Trigger: refuses endpoints that could never be sent to, and sets disabled_at, disabled_reason and updated_at.';
 
 CREATE OR REPLACE FUNCTION webhook_new_secret() RETURNS text
     LANGUAGE sql VOLATILE PARALLEL SAFE
-    -- 4 x 122 bits of the server's strong random source, folded into 32 bytes: no pgcrypto needed.
+    -- 4 x 122 bits of the server's strong random source, hashed to 32 bytes: pgcrypto is not needed.
     RETURN 'whsec_' || encode(sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())
         || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())), 'base64');
-COMMENT ON FUNCTION webhook_new_secret() IS 'A random signing secret in the form of Standard Webhooks: whsec_ and base64 of 32 bytes.';
+COMMENT ON FUNCTION webhook_new_secret() IS 'Returns a random signing secret in the form of Standard Webhooks: whsec_ and the base64 of 32 bytes.';
 
 CREATE OR REPLACE FUNCTION webhook_secret_problem(secret text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    -- Nothing of the secret itself: errors go into logs.
+    -- The text shows nothing of the secret: errors go into logs.
     RETURN CASE
         WHEN secret IS NULL THEN 'it is null'
         WHEN starts_with(secret, 'sealed:') THEN 'it begins with sealed:, which is how walhook marks what it has sealed'
         WHEN secret !~ E'^[\\x20-\\x7e]+$' OR length(secret) NOT BETWEEN 16 AND 256 THEN 'it is not 16 to 256 printable ASCII characters'
     END;
-COMMENT ON FUNCTION webhook_secret_problem(text) IS 'What is wrong with a signing secret of one''s own, or null.';
+COMMENT ON FUNCTION webhook_secret_problem(text) IS 'Returns what is wrong with a given signing secret, or null.';
 
 CREATE OR REPLACE FUNCTION webhook_secrets_before_write() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
@@ -564,7 +564,8 @@ BEGIN
     IF tg_relid <> 'webhook_secrets'::regclass::oid THEN
         RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_secrets_before_write', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
     END IF;
-    -- All that a constraint of the table would refuse is refused here: that would show the whole row, secret included.
+    -- Everything that a constraint of the table would refuse is refused here: the constraint would show the whole row, secret
+    -- included.
     IF new.endpoint_id IS NULL THEN
         RAISE EXCEPTION 'webhook_secrets.endpoint_id is null: give the id of an endpoint, or call webhook_set_secret' USING ERRCODE = 'check_violation';
     END IF;
@@ -579,7 +580,7 @@ BEGIN
     IF new.created_at IS NULL THEN
         new.created_at := clock_timestamp();
     END IF;
-    -- Each live secret is one more signature in every request. A rotation keeps two.
+    -- Each live secret adds a signature to every request. A rotation keeps two.
     IF (new.expires_at IS NULL OR new.expires_at > now())
        AND (is_new OR old.expires_at <= now() OR new.endpoint_id <> old.endpoint_id)
        AND (SELECT count(*) FROM webhook_secrets AS s
@@ -589,7 +590,7 @@ BEGIN
     END IF;
     RETURN new;
 END $fn$;
-COMMENT ON FUNCTION webhook_secrets_before_write() IS 'Trigger: refuses secrets that cannot be used, and too many of them, without showing any.';
+COMMENT ON FUNCTION webhook_secrets_before_write() IS 'Trigger: refuses unusable secrets, and too many of them, without showing any.';
 
 CREATE OR REPLACE FUNCTION webhook_endpoints_after_insert() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
@@ -614,7 +615,7 @@ BEGIN
     DELETE FROM webhook_secrets AS s WHERE s.endpoint_id = new.endpoint_id AND s.id < 0 AND s.created_at > new.created_at;
     RETURN new;
 END $fn$;
-COMMENT ON FUNCTION webhook_secrets_restored() IS 'Trigger: a secret that is restored takes the place of the one that was made when its endpoint was.';
+COMMENT ON FUNCTION webhook_secrets_restored() IS 'Trigger: a restored secret replaces the one that was made when its endpoint was restored.';
 
 CREATE OR REPLACE FUNCTION webhook_endpoints_notify() RETURNS trigger
     LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
@@ -622,20 +623,21 @@ BEGIN
     IF tg_relid <> 'webhook_endpoints'::regclass::oid THEN
         RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_endpoints_notify', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
     END IF;
-    -- By the stream and at COMMIT, as NOTIFY would be; but that makes PREPARE TRANSACTION fail.
+    -- The stream brings it at COMMIT, like NOTIFY; but after a NOTIFY, PREPARE TRANSACTION would fail.
     PERFORM pg_catalog.pg_logical_emit_message(true, 'walhook'::text, 'look'::text);
     RETURN NULL;
 END $fn$;
 COMMENT ON FUNCTION webhook_endpoints_notify() IS 'Trigger: tells walhook at once that an endpoint was disabled or deleted.';
 
--- An index of a large table takes as long as it takes; a walhook that starts says where it wants none (walhook.large_tables).
+-- Building an index of a large table has no time limit. A starting walhook lists the tables whose indexes to skip
+-- (walhook.large_tables).
 SET LOCAL statement_timeout = 0;
 DO $do$
 DECLARE
     large CONSTANT text := coalesce(current_setting('walhook.large_tables', true), '');
 BEGIN
-    -- Objects of a table are made where they are missing, each by itself: asking for one that exists (CREATE INDEX IF NOT
-    -- EXISTS, CREATE OR REPLACE TRIGGER) would lock the table against writers first.
+    -- Each object of a table is created only if it is missing: CREATE INDEX IF NOT EXISTS and CREATE OR REPLACE TRIGGER would
+    -- lock the table against writers even if the object exists.
     IF to_regclass('webhook_endpoints_organization_idx') IS NULL AND strpos(large, 'webhook_endpoints') = 0 THEN
         CREATE INDEX webhook_endpoints_organization_idx ON webhook_endpoints (organization_id);
         COMMENT ON INDEX webhook_endpoints_organization_idx IS 'Every INSERT into webhook_outbox looks up its organization''s endpoints here.';
@@ -677,7 +679,7 @@ REVOKE ALL ON webhook_secrets FROM PUBLIC;
 
 
 -- --- 4. Outbox ------------------------------------------------------------------------------------------------------
--- REPLICA IDENTITY stays what it is: the publication carries inserts only, and those never need it.
+-- REPLICA IDENTITY does not matter: the publication has inserts only, which do not need it.
 
 CREATE TABLE IF NOT EXISTS webhook_outbox (
     id              uuid PRIMARY KEY DEFAULT webhook_uuidv7(),
@@ -689,19 +691,19 @@ CREATE TABLE IF NOT EXISTS webhook_outbox (
     shard           smallint NOT NULL DEFAULT 0
 ) PARTITION BY RANGE (id);
 COMMENT ON TABLE webhook_outbox IS
-    'Events. INSERT INTO webhook_outbox (organization_id, event_type, payload) VALUES (...) in the transaction that makes it true is all '
-    'an application does. A row cannot be changed, only deleted. Partitioned by day (UTC) of the id.';
-COMMENT ON COLUMN webhook_outbox.id IS 'A UUIDv7, made at INSERT unless given. Its time chooses the partition; more than an hour ahead is refused.';
-COMMENT ON COLUMN webhook_outbox.organization_id IS 'Whose event it is. Its endpoints get it.';
+    'Events. All that an application does is INSERT INTO webhook_outbox (organization_id, event_type, payload) VALUES (...), in the transaction of the '
+    'change that it reports. A row cannot be changed, only deleted. Partitioned by day (UTC) of the id.';
+COMMENT ON COLUMN webhook_outbox.id IS 'A UUIDv7, made at INSERT unless given. Its time decides the partition; more than an hour ahead is refused.';
+COMMENT ON COLUMN webhook_outbox.organization_id IS 'The organization whose endpoints get the event.';
 COMMENT ON COLUMN webhook_outbox.event_type IS 'A name in webhook_event_types.';
-COMMENT ON COLUMN webhook_outbox.payload IS 'What is sent as "data". At most 256 KiB as text.';
+COMMENT ON COLUMN webhook_outbox.payload IS 'Sent as "data". At most 256 KiB as text.';
 COMMENT ON COLUMN webhook_outbox.created_at IS 'Sent as "timestamp". Default: the start of the transaction.';
 COMMENT ON COLUMN webhook_outbox.endpoint_ids IS
-    'Who is owed the event: decided by the trigger, in the inserting transaction, as the enabled endpoints that subscribe to the type. Given, it is '
-    'checked to belong to the organization. {} is nobody.';
-COMMENT ON COLUMN webhook_outbox.shard IS '0 to 1023, from the organization. Set by the trigger, whatever is given; the default is for mappers that ask for one.';
+    'The endpoints that the event is owed to. The trigger sets it, in the inserting transaction, to the enabled endpoints that subscribe to the type. A given '
+    'value is checked to belong to the organization. {}: to nobody.';
+COMMENT ON COLUMN webhook_outbox.shard IS '0 to 1023, a hash of the organization. Always set by the trigger; the default is for mappers that need one.';
 
--- SECURITY DEFINER: the application needs no right on endpoints or event types.
+-- SECURITY DEFINER, so that the application needs no privilege on endpoints or event types.
 CREATE OR REPLACE FUNCTION webhook_outbox_before_insert() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
 DECLARE
@@ -711,8 +713,8 @@ DECLARE
     mine     uuid[];
     stranger text;
 BEGIN
-    -- To look for the root of each row's partition would make an INSERT a fifth slower: where the name is one of ours, the
-    -- columns' types are enough to know that no code of somebody else's runs below.
+    -- Looking up the root of each row's partition would make an INSERT a fifth slower. If the table's name is one of ours, the
+    -- columns' types are enough to know that nobody else's code runs below.
     IF (tg_table_schema <> current_schema() OR NOT starts_with(tg_table_name::text, 'webhook_outbox_'))
        AND pg_partition_root(tg_relid::regclass)::oid IS DISTINCT FROM 'webhook_outbox'::regclass::oid THEN
         RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_outbox_before_insert', tg_relid::regclass
@@ -731,7 +733,7 @@ BEGIN
         RAISE EXCEPTION 'webhook_outbox.id % is not a UUIDv7 (RFC 9562): leave the column out, and the database makes the id', coalesce(new.id::text, 'null')
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    -- The id's first six bytes are its milliseconds, and bytes compare like numbers.
+    -- The id's first six bytes are its milliseconds, and bytes sort like numbers.
     IF bytes >= substring(int8send(((date_part('epoch'::text, clock_timestamp()) + 3600::float8) * 1000::float8)::bigint) FROM 3) THEN
         RAISE EXCEPTION 'webhook_outbox.id % is from %, more than an hour ahead of the database''s clock: leave the column out, or set the clock of the machine that makes the ids',
             new.id, webhook_uuid_time(new.id) USING ERRCODE = 'invalid_parameter_value';
@@ -785,7 +787,7 @@ BEGIN
     RETURN new;
 END $fn$;
 COMMENT ON FUNCTION webhook_outbox_before_insert() IS
-    'Trigger: refuses events that could not be delivered, and decides who is owed (endpoint_ids).';
+    'Trigger: refuses events that could not be delivered, and sets endpoint_ids.';
 
 CREATE OR REPLACE FUNCTION webhook_outbox_before_update() RETURNS trigger
     LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
@@ -797,8 +799,8 @@ COMMENT ON FUNCTION webhook_outbox_before_update() IS 'Trigger: an event''s row 
 
 DO $do$
 BEGIN
-    -- ENABLE ALWAYS, so that session_replication_role cannot put events without endpoint_ids here. Before the first
-    -- partition: a partition gets its triggers from the root as they are when it is attached.
+    -- ENABLE ALWAYS, so that session_replication_role cannot bring events without endpoint_ids. Before the first partition,
+    -- because a partition gets the root's triggers as they are when it is attached.
     IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_outbox'::regclass::oid AND tgname = 'webhook_outbox_before_insert') THEN
         CREATE TRIGGER webhook_outbox_before_insert BEFORE INSERT ON webhook_outbox
             FOR EACH ROW EXECUTE FUNCTION webhook_outbox_before_insert();
@@ -811,7 +813,7 @@ BEGIN
     END IF;
 END $do$;
 CREATE TABLE IF NOT EXISTS webhook_outbox_default PARTITION OF webhook_outbox DEFAULT;
-COMMENT ON TABLE webhook_outbox_default IS 'Events of days without a partition. Empty in normal life.';
+COMMENT ON TABLE webhook_outbox_default IS 'Events of days without a partition. Normally empty.';
 
 
 -- --- 5. Deliveries --------------------------------------------------------------------------------------------------
@@ -840,11 +842,11 @@ CREATE TABLE IF NOT EXISTS webhook_deliveries (
     CONSTRAINT webhook_deliveries_attempts CHECK (attempts >= 0)
 ) PARTITION BY RANGE (id);
 COMMENT ON TABLE webhook_deliveries IS
-    'What became of every event at every endpoint that it was owed to: one row each, written by walhook. Replay any of them with '
-    'UPDATE webhook_deliveries SET status = ''pending'', next_attempt_at = now() WHERE id = ...; partitioned by day (UTC) of the id.';
+    'One row for each event and endpoint that it is owed to, with the outcome, written by walhook. Replay any of them with '
+    'UPDATE webhook_deliveries SET status = ''pending'', next_attempt_at = now() WHERE id = .... Partitioned by day (UTC) of the id.';
 COMMENT ON COLUMN webhook_deliveries.id IS 'webhook_delivery_id(event_id, endpoint_id); receivers see it as X-Webhook-Delivery-ID.';
 COMMENT ON COLUMN webhook_deliveries.event_id IS 'The row of webhook_outbox.';
-COMMENT ON COLUMN webhook_deliveries.endpoint_id IS 'The row of webhook_endpoints (which may be deleted by now).';
+COMMENT ON COLUMN webhook_deliveries.endpoint_id IS 'The row of webhook_endpoints, which may have been deleted.';
 COMMENT ON COLUMN webhook_deliveries.organization_id IS 'The event''s.';
 COMMENT ON COLUMN webhook_deliveries.event_type IS 'The event''s.';
 COMMENT ON COLUMN webhook_deliveries.status IS
@@ -852,17 +854,17 @@ COMMENT ON COLUMN webhook_deliveries.status IS
     'follows; cancelled: the endpoint was disabled or deleted meanwhile.';
 COMMENT ON COLUMN webhook_deliveries.attempts IS 'Attempts that have ended, over all replays.';
 COMMENT ON COLUMN webhook_deliveries.next_attempt_at IS
-    'When a pending or retrying delivery is due. walhook writes a first attempt that has to wait as due ten minutes ago, so that it comes before retries. Without meaning in the other states.';
-COMMENT ON COLUMN webhook_deliveries.status_code IS 'HTTP status of the last attempt; null where no answer came.';
+    'When a pending or retrying delivery is due. walhook writes a first attempt that has to wait as due ten minutes ago, so that it comes before retries. Meaningless in the other states.';
+COMMENT ON COLUMN webhook_deliveries.status_code IS 'HTTP status of the last attempt; null: no response came.';
 COMMENT ON COLUMN webhook_deliveries.error_class IS
-    'Why the last attempt failed, in one word: dns, connect, tls, timeout, reset, protocol, redirect, http_4xx, http_5xx, blocked_address, bad_request. Null: it did not.';
-COMMENT ON COLUMN webhook_deliveries.error IS 'The same for people. Holds no secret and no URL query.';
-COMMENT ON COLUMN webhook_deliveries.response IS 'The first 4 KiB of the last answer''s body.';
+    'The class of the last attempt''s failure: dns, connect, tls, timeout, reset, protocol, redirect, http_4xx, http_5xx, blocked_address, bad_request. Null: it succeeded.';
+COMMENT ON COLUMN webhook_deliveries.error IS 'The failure in words. Never has a secret or a URL''s query.';
+COMMENT ON COLUMN webhook_deliveries.response IS 'The first 4 KiB of the last response''s body.';
 COMMENT ON COLUMN webhook_deliveries.duration_ms IS 'How long the last attempt took.';
 COMMENT ON COLUMN webhook_deliveries.attempt_log IS
-    'All attempts: a list of {attempt, at, status_code, error_class, error, duration_ms}; null while the row itself tells the only one. See webhook_attempts.';
+    'All attempts: a list of {attempt, at, status_code, error_class, error, duration_ms}; null while the row''s own columns describe the only one. See webhook_attempts.';
 COMMENT ON COLUMN webhook_deliveries.series_start IS 'How many attempts had ended when the retry schedule last started over.';
-COMMENT ON COLUMN webhook_deliveries.created_at IS 'When there was something to record first: its first attempt had ended, or it had to wait.';
+COMMENT ON COLUMN webhook_deliveries.created_at IS 'When it was first recorded: after its first attempt, or when it had to wait.';
 COMMENT ON COLUMN webhook_deliveries.updated_at IS 'When walhook last wrote it.';
 COMMENT ON COLUMN webhook_deliveries.completed_at IS 'When it became success, failed or cancelled.';
 
@@ -899,7 +901,7 @@ BEGIN
         COMMENT ON INDEX webhook_deliveries_event_idx IS 'For people: the deliveries of one event.';
     END IF;
     IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_deliveries'::regclass::oid AND tgname = 'webhook_deliveries_notify') THEN
-        -- walhook's own writes set walhook.recording: its batches pay nothing and wake nobody.
+        -- walhook's own transactions set walhook.recording, so that its batches emit no hint.
         CREATE TRIGGER webhook_deliveries_notify AFTER UPDATE ON webhook_deliveries
             FOR EACH STATEMENT WHEN (current_setting('walhook.recording', true) IS DISTINCT FROM 'on')
             EXECUTE FUNCTION webhook_deliveries_notify();
@@ -907,12 +909,12 @@ BEGIN
 END $do$;
 SET LOCAL statement_timeout = '5min';
 CREATE TABLE IF NOT EXISTS webhook_deliveries_default PARTITION OF webhook_deliveries DEFAULT;
-COMMENT ON TABLE webhook_deliveries_default IS 'Deliveries of days without a partition. Empty in normal life.';
+COMMENT ON TABLE webhook_deliveries_default IS 'Deliveries of days without a partition. Normally empty.';
 
 
 -- --- 6. walhook's own state -----------------------------------------------------------------------------------------
 
--- The table was made at the beginning of this file, with today's columns: its lock lets one apply the file at a time.
+-- The table was created at the beginning of this file, with all present columns, for its lock.
 DO $do$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_state'::regclass::oid AND attname = 'published') THEN
@@ -922,20 +924,20 @@ BEGIN
         ALTER TABLE webhook_state ADD COLUMN open_since timestamptz; -- versions 1 to 3 had none
     END IF;
 END $do$;
-COMMENT ON TABLE webhook_state IS 'How far walhook is: one row per replication slot, updated in the transaction that records outcomes.';
+COMMENT ON TABLE webhook_state IS 'walhook''s position: one row per replication slot, updated in the transactions that record outcomes.';
 COMMENT ON COLUMN webhook_state.slot IS 'WALHOOK_SLOT.';
-COMMENT ON COLUMN webhook_state.epoch IS 'Grows when another process takes the slot: writes with an older epoch do nothing.';
+COMMENT ON COLUMN webhook_state.epoch IS 'Incremented when another process takes over the slot: writes with an older epoch do nothing.';
 COMMENT ON COLUMN webhook_state.holder IS 'The process that holds the epoch.';
-COMMENT ON COLUMN webhook_state.durable_lsn IS 'End of the last transaction up to which every delivery is in webhook_deliveries.';
+COMMENT ON COLUMN webhook_state.durable_lsn IS 'End LSN of the last transaction up to which every delivery is in webhook_deliveries.';
 COMMENT ON COLUMN webhook_state.durable_at IS 'Commit time of the transaction that ends at durable_lsn.';
-COMMENT ON COLUMN webhook_state.system_identifier IS 'Of the cluster that durable_lsn is a position of.';
-COMMENT ON COLUMN webhook_state.timeline IS 'Of the WAL that durable_lsn is a position of.';
+COMMENT ON COLUMN webhook_state.system_identifier IS 'Identifies the cluster of durable_lsn.';
+COMMENT ON COLUMN webhook_state.timeline IS 'The timeline of durable_lsn.';
 COMMENT ON COLUMN webhook_state.environment IS 'WALHOOK_ENVIRONMENT of the first run or init that had one: a restored copy elsewhere must not call customers.';
 COMMENT ON COLUMN webhook_state.reconcile_from IS
-    'Events from here on may be owed without a row, because the slot was made after them or the outbox was not published: walhook compares, and sets it to null when it is done.';
-COMMENT ON COLUMN webhook_state.published IS 'Identity of the publication and of the outbox''s part in it, when the slot was last taken: where it has changed, the outbox was not published for a while.';
+    'Events inserted since then may be owed without a row, because the slot was created after them or the outbox was not published. walhook compares, and then sets it to null.';
+COMMENT ON COLUMN webhook_state.published IS 'Identity of the publication, and of the outbox in it, when the slot was last acquired. If it has changed, the outbox was not published for a while.';
 COMMENT ON COLUMN webhook_state.open_since IS
-    'No transaction that commits after durable_lsn has inserted anything before this: where the stream is lost, walhook compares from here. Null: not known yet.';
+    'No transaction that commits after durable_lsn has inserted anything before this time. If the stream is lost, walhook compares from here. Null: unknown.';
 COMMENT ON COLUMN webhook_state.updated_at IS 'When the row was last written.';
 
 CREATE TABLE IF NOT EXISTS webhook_endpoint_failures (
@@ -950,29 +952,29 @@ BEGIN
     END IF;
 END $do$;
 COMMENT ON TABLE webhook_endpoint_failures IS
-    'Endpoints with nothing but failures. Written at transitions only; no foreign key, so that recording never waits for an endpoint''s row.';
+    'Endpoints with nothing but failures. Written when that changes; without a foreign key, so that recording never waits for an endpoint''s row.';
 COMMENT ON COLUMN webhook_endpoint_failures.endpoint_id IS 'The row of webhook_endpoints.';
-COMMENT ON COLUMN webhook_endpoint_failures.failing_since IS 'End of the first of its failures in a row. See WALHOOK_DISABLE_AFTER.';
+COMMENT ON COLUMN webhook_endpoint_failures.failing_since IS 'End of the first of its consecutive failures. See WALHOOK_DISABLE_AFTER.';
 COMMENT ON COLUMN webhook_endpoint_failures.breaker_opened_at IS
-    'Since when it has failed so often in a row that it gets one probe at a time, and everything else waits in webhook_deliveries. Null: it has not.';
+    'When its breaker opened: since then it gets one probe at a time, and everything else waits in webhook_deliveries. Null: the breaker is closed.';
 
 CREATE TABLE IF NOT EXISTS webhook_retries (
     endpoint_id uuid PRIMARY KEY,
     asked_at    timestamptz NOT NULL
 );
 COMMENT ON TABLE webhook_retries IS
-    'When webhook_retry_now was last called for an endpoint. Apart from webhook_endpoint_failures, so that no transaction of an operator holds what recording waits for.';
+    'When webhook_retry_now was last called for an endpoint. A table of its own, so that recording never waits for an operator''s transaction.';
 COMMENT ON COLUMN webhook_retries.endpoint_id IS 'The row of webhook_endpoints.';
-COMMENT ON COLUMN webhook_retries.asked_at IS 'A breaker that was open then is closed.';
+COMMENT ON COLUMN webhook_retries.asked_at IS 'A breaker that opened before this time is closed.';
 
 
 -- --- 7. Partitions --------------------------------------------------------------------------------------------------
--- Days are UTC. walhook calls these functions; lock_timeout keeps them from standing in anybody's way.
+-- Days are in UTC. walhook calls these functions; lock_timeout keeps them from blocking others.
 
 CREATE OR REPLACE FUNCTION webhook_revoke_default_privileges(catalogue oid, object oid) RETURNS text[]
     LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
 DECLARE
-    -- REVOKE on a table takes what was granted on its columns too. No default privilege has ever given that: it stays.
+    -- REVOKE on a table also revokes the grants on its columns. Those never come from default privileges, so they are kept.
     columns CONSTANT text[] := ARRAY(
         SELECT pg_catalog.format('GRANT %s (%I) ON TABLE %s TO %s', a.privilege_type, t.attname, c.oid::regclass,
                    CASE WHEN a.grantee = 0::oid THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)::text) END
@@ -996,7 +998,7 @@ BEGIN
         JOIN pg_default_acl AS d ON d.defaclrole = o.owner AND d.defaclobjtype::text = o.kind AND d.defaclnamespace IN (0::oid, o.namespace)
         CROSS JOIN LATERAL aclexplode(d.defaclacl) AS b
         WHERE a.grantor = o.owner AND a.grantee <> o.owner AND b.grantee = a.grantee AND b.privilege_type = a.privilege_type
-          AND NOT (o.kind = 'f' AND a.grantee = 0::oid) -- what PUBLIC executes is in section 10
+          AND NOT (o.kind = 'f' AND a.grantee = 0::oid) -- section 10 decides what PUBLIC may execute
         GROUP BY o.what, a.grantee
     LOOP
         EXECUTE 'REVOKE ' || given.privileges || ' ON ' || given.what || ' FROM ' || given.role || ' CASCADE';
@@ -1010,14 +1012,14 @@ BEGIN
     RETURN roles;
 END $fn$;
 COMMENT ON FUNCTION webhook_revoke_default_privileges(oid, oid) IS
-    'Takes back what ALTER DEFAULT PRIVILEGES gave to others on a table, sequence or function when it was made: catalogue is pg_class or pg_proc. '
-    'What was granted on columns stays. Returns who had something.';
+    'Revokes what ALTER DEFAULT PRIVILEGES gave to others on a new table, sequence or function; catalogue is pg_class or pg_proc. '
+    'Grants on columns stay. Returns the roles that had something.';
 
 CREATE OR REPLACE FUNCTION webhook_add_partition(parent text, day date, OUT made boolean, OUT moved bigint)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '200ms' AS $fn$
 DECLARE
-    -- Bound how long INSERTs wait while rows are moved: below half a second. Attaching looks through all of the DEFAULT
-    -- partition for rows of the day.
+    -- These bound how long INSERTs wait while rows are moved: less than half a second. ATTACH scans all of the DEFAULT partition
+    -- for rows of the day.
     most     CONSTANT bigint := 20000;
     seen     CONSTANT bigint := 200000;
     part     text := pg_catalog.format('%s_p%s', parent, to_char(day::timestamp, 'YYYYMMDD'::text));
@@ -1037,7 +1039,7 @@ BEGIN
         RETURN;
     END IF;
     IF NOT has_schema_privilege(current_user, current_schema()::text, 'CREATE'::text) THEN
-        RAISE EXCEPTION '% cannot be made, because role %, the owner of walhook''s functions, may not create tables: GRANT CREATE ON SCHEMA % TO %',
+        RAISE EXCEPTION '% cannot be created, because role %, the owner of walhook''s functions, may not create tables: GRANT CREATE ON SCHEMA % TO %',
             part, current_user, quote_ident(current_schema()::text), quote_ident(current_user::text)
             USING ERRCODE = 'insufficient_privilege', HINT = 'Partitions are made every day, two weeks ahead.';
     END IF;
@@ -1054,13 +1056,13 @@ BEGIN
         END IF;
     END IF;
 
-    -- Created apart and attached: PARTITION OF would lock the root against INSERT, ATTACH does not. It does lock the
-    -- DEFAULT partition; locking that first makes the move complete and leaves no lock to be upgraded.
+    -- Created as a table and then attached: PARTITION OF would lock the root against INSERT, ATTACH does not. ATTACH locks the
+    -- DEFAULT partition; locking it first makes the move complete, and avoids a lock upgrade.
     EXECUTE pg_catalog.format('CREATE TABLE %I (LIKE %I INCLUDING ALL EXCLUDING COMMENTS, CONSTRAINT attach CHECK (id >= %L AND id < %L))',
         part, parent, low, high);
     PERFORM webhook_revoke_default_privileges('pg_class'::regclass::oid, to_regclass(part)::oid);
-    -- pg_dump reads partitions by themselves. Who was granted the DEFAULT partition beside the table reads this one too; who was
-    -- granted the table alone does not, and nobody where row security, which a partition does not inherit, may hide rows.
+    -- pg_dump reads each partition by itself. So whoever may read both the table and its DEFAULT partition may read this one too.
+    -- Whoever may read the table alone may not. Under row security, which a partition does not inherit, nobody may.
     FOR reader IN
         SELECT DISTINCT quote_ident(pg_get_userbyid(a.grantee)::text)
         FROM pg_class AS t CROSS JOIN LATERAL aclexplode(t.relacl) AS a
@@ -1070,8 +1072,8 @@ BEGIN
     LOOP
         EXECUTE pg_catalog.format('GRANT SELECT ON %I TO %s', part, reader);
     END LOOP;
-    -- Where rows are to be moved the root has to be locked before: who has planned a statement would see them in neither
-    -- partition, and an INSERT that is on its way into the DEFAULT partition would fail. It is a rare case.
+    -- If rows have to be moved, which is rare, the root has to be locked first. Otherwise a statement that is already planned
+    -- would see them in neither partition, and an INSERT on its way into the DEFAULT partition would fail.
     IF strays THEN
         EXECUTE pg_catalog.format('LOCK TABLE ONLY %I IN ACCESS EXCLUSIVE MODE', parent);
     END IF;
@@ -1087,14 +1089,14 @@ BEGIN
     made := true;
 END $fn$;
 COMMENT ON FUNCTION webhook_add_partition(text, date) IS
-    'Makes the partition of a day (UTC) of webhook_outbox or webhook_deliveries, and moves the day''s rows out of the DEFAULT partition. made = false '
-    'and moved > 0: there are too many rows to move at once, or to look through, and the day stays in the DEFAULT partition.';
+    'Creates the partition of a day (UTC) of webhook_outbox or webhook_deliveries, and moves the day''s rows there from the DEFAULT partition. made = false '
+    'and moved > 0: there are too many rows to move or scan at once, and the day stays in the DEFAULT partition.';
 
 CREATE OR REPLACE FUNCTION webhook_drop_day(day date) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '50ms'
     SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $fn$
 DECLARE
-    -- How many events of the day walhook has seen to have all their rows. Null: that is looked at here.
+    -- How many events of the day walhook has compared with their rows. Null: they are compared here.
     compared   bigint := nullif(current_setting('walhook.compared', true), ''::text)::bigint;
     present    bigint;
     events     text := 'webhook_outbox_p' || to_char(day::timestamp, 'YYYYMMDD'::text);
@@ -1105,7 +1107,7 @@ BEGIN
     IF to_regclass(events) IS NULL AND to_regclass(deliveries) IS NULL THEN
         RETURN false;
     END IF;
-    -- Without locks first: a day with work left costs nobody anything.
+    -- First without locks, so that a day with unfinished deliveries delays nobody.
     IF EXISTS (SELECT FROM webhook_deliveries AS d WHERE d.id >= low AND d.id < high AND d.status IN ('pending', 'retrying'))
        OR EXISTS (SELECT FROM webhook_outbox_default AS o WHERE o.id >= low AND o.id < high) THEN
         RETURN false;
@@ -1119,16 +1121,16 @@ BEGIN
                 RETURN false;
             END IF;
         END IF;
-        -- Nothing comes into the day any more: only who inserts an event of that day waits. What came since it was
-        -- compared may have no row yet.
+        -- The lock keeps new events out of the day; only an INSERT of an event of that day waits. Events inserted since the day
+        -- was compared may have no row yet.
         EXECUTE pg_catalog.format('LOCK TABLE %I IN SHARE MODE', events);
         EXECUTE pg_catalog.format('SELECT count(*) FROM %I', events) INTO present;
         IF present <> compared THEN
             RETURN false;
         END IF;
     END IF;
-    -- Dropping a partition locks its root and the DEFAULT partition too. The outbox's root comes last: applications wait
-    -- for it no longer than one lock_timeout and the drop itself.
+    -- Dropping a partition also locks its root and the DEFAULT partition. The outbox's root comes last, so that applications
+    -- wait no longer than one lock_timeout and the drop itself.
     LOCK TABLE ONLY webhook_deliveries IN ACCESS EXCLUSIVE MODE;
     LOCK TABLE webhook_deliveries_default IN ACCESS EXCLUSIVE MODE;
     IF to_regclass(deliveries) IS NOT NULL THEN
@@ -1151,25 +1153,25 @@ BEGIN
     RETURN true;
 END $fn$;
 COMMENT ON FUNCTION webhook_drop_day(date) IS
-    'Drops a day (UTC) of events and deliveries, unless a delivery of that day still waits, or an event is owed without a row.';
+    'Drops a day (UTC) of events and deliveries, unless a delivery of that day still waits, or an event of it is owed without a row.';
 
 CREATE OR REPLACE FUNCTION webhook_delete_old(before timestamptz, most int, OUT events bigint, OUT deliveries bigint)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '200ms'
-    -- Plans made while the DEFAULT partitions were empty must still use the indexes when they are not.
+    -- A plan that was cached while the DEFAULT partitions were empty must use the indexes when they are not.
     SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $fn$
 DECLARE
     old uuid := webhook_uuid_at(before);
 BEGIN
-    -- Events first: a delivery's row goes when its event is gone, or the event would look as if it were still owed.
+    -- Events first. A delivery's row is deleted only after its event, which would otherwise look owed and without a row.
     DELETE FROM webhook_outbox_default AS o
     WHERE o.id IN (SELECT o.id FROM webhook_outbox_default AS o
                    WHERE o.id < old
                      AND NOT EXISTS (SELECT FROM webhook_deliveries AS d
                                      WHERE d.event_id = o.id AND d.status IN ('pending', 'retrying')
-                                       -- All deliveries of an event have its time: one partition holds them.
+                                       -- All deliveries of an event have its time, so they are in one partition.
                                        AND d.id >= webhook_uuid_at(webhook_uuid_time(o.id))
                                        AND d.id < webhook_uuid_at(webhook_uuid_time(o.id) + interval '1 millisecond'))
-                     -- Nor one that walhook has not recorded: an id may be late.
+                     -- Nor an event that walhook has not recorded yet: an id may be late.
                      AND NOT EXISTS (SELECT FROM pg_catalog.unnest(o.endpoint_ids) AS e(id)
                                      WHERE NOT EXISTS (SELECT FROM webhook_deliveries AS d WHERE d.id = webhook_delivery_id(o.id, e.id) OFFSET 0))
                    ORDER BY o.id LIMIT most);
@@ -1183,18 +1185,18 @@ BEGIN
                    FOR UPDATE SKIP LOCKED);
     GET DIAGNOSTICS deliveries = ROW_COUNT;
 
-    -- What was asked for a day ago has been done.
+    -- A request of a day ago has been served.
     DELETE FROM webhook_retries AS r
     WHERE r.endpoint_id IN (SELECT r.endpoint_id FROM webhook_retries AS r WHERE r.asked_at < now() - interval '1 day' LIMIT most FOR UPDATE SKIP LOCKED);
 
-    -- Of endpoints that are deleted: there is no foreign key.
+    -- Rows of deleted endpoints: there is no foreign key.
     DELETE FROM webhook_endpoint_failures AS f WHERE NOT EXISTS (SELECT FROM webhook_endpoints AS e WHERE e.id = f.endpoint_id);
 END $fn$;
 COMMENT ON FUNCTION webhook_delete_old(timestamptz, int) IS
-    'Deletes some of the finished events and deliveries of before a time that are in the DEFAULT partitions, at most so many of each, '
-    'and what webhook_endpoint_failures holds of deleted endpoints.';
+    'Deletes finished events and deliveries from before a time from the DEFAULT partitions, at most so many of each, '
+    'and the rows of deleted endpoints from webhook_endpoint_failures.';
 
--- From yesterday to two weeks ahead. On a busy database a day may have to wait for walhook run, which does the same.
+-- From yesterday to two weeks ahead. On a busy database a lock may not be available; walhook run then creates the day.
 DO $do$
 DECLARE
     today date := (now() AT TIME ZONE 'UTC')::date;
@@ -1211,11 +1213,11 @@ END $do$;
 
 
 -- --- 8. Functions for operators -------------------------------------------------------------------------------------
--- Those that hand out or take a secret run with their owner's rights and begin without EXECUTE for PUBLIC:
+-- Those that return or take a secret run with their owner's rights, and PUBLIC may not execute them:
 --     GRANT EXECUTE ON FUNCTION webhook_create_endpoint, webhook_rotate_secret, webhook_set_secret TO backend;
 -- The others run with the caller's rights on the tables.
 
--- One that was given stands in the place of the one that the trigger made.
+-- A given secret replaces the one that the trigger made.
 CREATE OR REPLACE FUNCTION webhook_create_endpoint(organization_id text, url text, event_types text[] DEFAULT '{*}',
     OUT endpoint_id uuid, INOUT secret text DEFAULT NULL)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
@@ -1235,11 +1237,11 @@ BEGIN
     RETURNING s.secret INTO STRICT webhook_create_endpoint.secret;
 END $fn$;
 COMMENT ON FUNCTION webhook_create_endpoint(text, text, text[], text) IS
-    'SELECT * FROM webhook_create_endpoint(''org_1'', ''https://example.com/webhooks'', ''{payment.*}''): a new endpoint and its signing secret, which is made unless it is given.';
+    'SELECT * FROM webhook_create_endpoint(''org_1'', ''https://example.com/webhooks'', ''{payment.*}''): creates an endpoint, and returns its id and signing secret. A secret is made unless one is given.';
 
 DO $do$
 DECLARE
-    -- Of versions 1 to 4: with both, a call of three arguments would be ambiguous. Who could call it can call the new one.
+    -- The function of versions 1 to 4: with both, a call with three arguments would be ambiguous. Its grants move to the new one.
     former regprocedure := to_regprocedure('webhook_create_endpoint(text, text, text[])');
     allowed record;
 BEGIN
@@ -1255,12 +1257,12 @@ BEGIN
     END LOOP;
     DROP FUNCTION webhook_create_endpoint(text, text, text[]);
 EXCEPTION WHEN dependent_objects_still_exist THEN
-    RAISE EXCEPTION 'webhook_create_endpoint has got an argument more, and something of yours depends on its former shape: %', sqlerrm
+    RAISE EXCEPTION 'webhook_create_endpoint has a new argument, and an object of yours depends on its former signature: %', sqlerrm
         USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Drop that view or function, apply the schema, and make it anew.';
 END $do$;
 
--- At most two stay live: the new one, and for the overlap the newest of those before. A secret that is set once more is
--- the new one; where it is sealed it cannot be told, and signs as before all the same.
+-- At most two stay live: the new one and, for the overlap, the newest of the others. A secret that is set again counts as the
+-- new one. If it is sealed that cannot be seen, but it signs as before all the same.
 CREATE OR REPLACE FUNCTION webhook_replace_secret(endpoint_id uuid, secret text, overlap interval) RETURNS void
     LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
 #variable_conflict use_column
@@ -1268,10 +1270,10 @@ DECLARE
     newest timestamptz;
 BEGIN
     IF overlap IS NULL OR overlap < interval '0' THEN
-        RAISE EXCEPTION 'the overlap is null or negative: give how long the secret of before stays valid; ''0'' ends it at once'
+        RAISE EXCEPTION 'the overlap is null or negative: give how long the previous secret stays valid; ''0'' ends it at once'
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    -- One change of an endpoint's secrets at a time. Nobody else waits for this lock.
+    -- One change of an endpoint's secrets at a time. Nothing else waits for this lock.
     PERFORM FROM webhook_endpoints AS e WHERE e.id = webhook_replace_secret.endpoint_id FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'there is no endpoint %', coalesce(webhook_replace_secret.endpoint_id::text, 'null') USING ERRCODE = 'no_data_found';
@@ -1284,12 +1286,12 @@ BEGIN
           WHERE s.endpoint_id = webhook_replace_secret.endpoint_id AND (s.expires_at IS NULL OR s.expires_at > now())) AS live
     WHERE s.id = live.id;
 
-    -- The older of two makes X-Webhook-Signature, also where the clock has been set back since.
+    -- The older of two makes X-Webhook-Signature, even if the clock was set back since.
     SELECT max(s.created_at) INTO newest FROM webhook_secrets AS s WHERE s.endpoint_id = webhook_replace_secret.endpoint_id;
     INSERT INTO webhook_secrets (endpoint_id, secret, created_at)
     VALUES (webhook_replace_secret.endpoint_id, webhook_replace_secret.secret, greatest(clock_timestamp(), newest + interval '1 microsecond'));
 END $fn$;
-COMMENT ON FUNCTION webhook_replace_secret(uuid, text, interval) IS 'What webhook_rotate_secret and webhook_set_secret have in common.';
+COMMENT ON FUNCTION webhook_replace_secret(uuid, text, interval) IS 'Used by webhook_rotate_secret and webhook_set_secret.';
 
 CREATE OR REPLACE FUNCTION webhook_rotate_secret(endpoint_id uuid, overlap interval DEFAULT '24 hours') RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
@@ -1300,7 +1302,7 @@ BEGIN
     RETURN made;
 END $fn$;
 COMMENT ON FUNCTION webhook_rotate_secret(uuid, interval) IS
-    'Makes a new signing secret and returns it. For the overlap both it and the one before are live: X-Webhook-Signature stays with the old one, '
+    'Makes a new signing secret and returns it. For the overlap it and the previous one are both live: X-Webhook-Signature is made with the older one, '
     'webhook-signature carries both.';
 
 CREATE OR REPLACE FUNCTION webhook_set_secret(endpoint_id uuid, secret text, overlap interval DEFAULT '0') RETURNS void
@@ -1313,8 +1315,8 @@ BEGIN
     PERFORM webhook_replace_secret(endpoint_id, secret, overlap);
 END $fn$;
 COMMENT ON FUNCTION webhook_set_secret(uuid, text, interval) IS
-    'Gives an endpoint a signing secret of your own. After the overlap it is the only live one; until then X-Webhook-Signature stays with the one '
-    'before, and webhook-signature carries both.';
+    'Sets a signing secret of your own. After the overlap it is the only live one; until then X-Webhook-Signature is made with the '
+    'previous one, and webhook-signature carries both.';
 
 CREATE OR REPLACE FUNCTION webhook_send_test(endpoint_id uuid, event_type text DEFAULT 'webhook.test') RETURNS uuid
     LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
@@ -1342,7 +1344,7 @@ BEGIN
     UPDATE webhook_deliveries AS d SET status = 'pending', next_attempt_at = now() WHERE d.id = delivery_id;
     RETURN FOUND;
 END $fn$;
-COMMENT ON FUNCTION webhook_replay(uuid) IS 'Sends a delivery again, whatever became of it, on a new schedule and with the same id. False: there is no such delivery.';
+COMMENT ON FUNCTION webhook_replay(uuid) IS 'Sends a delivery again, whatever its status, on a new schedule and with the same id. Returns false if there is no such delivery.';
 
 CREATE OR REPLACE FUNCTION webhook_replay_failed(endpoint_id uuid, since timestamptz, until timestamptz DEFAULT now()) RETURNS bigint
     LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
@@ -1350,7 +1352,7 @@ CREATE OR REPLACE FUNCTION webhook_replay_failed(endpoint_id uuid, since timesta
 DECLARE
     replayed bigint;
 BEGIN
-    -- The id holds the event's time in milliseconds: the interval includes both ends.
+    -- The id has the event's time in milliseconds, so the interval includes both ends.
     UPDATE webhook_deliveries AS d SET status = 'pending', next_attempt_at = now()
     WHERE d.endpoint_id = webhook_replay_failed.endpoint_id AND d.status IN ('failed', 'cancelled')
       AND d.id >= webhook_uuid_at(since) AND d.id < webhook_uuid_at(until + interval '1 millisecond');
@@ -1358,12 +1360,13 @@ BEGIN
     RETURN replayed;
 END $fn$;
 COMMENT ON FUNCTION webhook_replay_failed(uuid, timestamptz, timestamptz) IS
-    'Replays an endpoint''s failed and cancelled deliveries of the events of an interval. Returns how many.';
+    'Replays an endpoint''s failed and cancelled deliveries of events in an interval. Returns how many.';
 
--- With its owner's rights, and begins without EXECUTE for PUBLIC: nobody but walhook writes webhook_retries otherwise.
+-- It runs with its owner's rights, and PUBLIC may not execute it: otherwise only walhook writes webhook_retries.
 CREATE OR REPLACE FUNCTION webhook_retry_now(endpoint_id uuid) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off
-    -- A plan made while there were few rows must still use the indexes when there are many, and compiling it takes longer.
+    -- A plan that was cached while there were few rows must use the indexes when there are many, and JIT compiling takes longer
+    -- than running it.
     SET enable_seqscan = off SET jit = off AS $fn$
 #variable_conflict use_column
 DECLARE
@@ -1375,16 +1378,16 @@ BEGIN
     END IF;
     INSERT INTO webhook_retries AS r (endpoint_id, asked_at) VALUES (webhook_retry_now.endpoint_id, clock_timestamp())
     ON CONFLICT (endpoint_id) DO UPDATE SET asked_at = greatest(excluded.asked_at, r.asked_at + interval '1 microsecond');
-    -- What is due already waits for its turn. But those at the head, no more than max_in_flight allows, may be under way: a
-    -- failure would put them off again, unless it finds that somebody has touched the row; and a success is one, unless
-    -- that says that it is to be sent once more, which is a time after the attempt began. So is the row of a first attempt
-    -- that is leased, due when that must have ended. First these, or what is recorded in between would be missed.
+    -- Deliveries that are already due need no change, except those that may be in flight: the first max_in_flight of them, and
+    -- leased rows of first attempts, which are due when the attempt must have ended. A failure would delay those again, unless it
+    -- finds the row changed. A success must still end them, so the new time must not be after the attempt began. These come
+    -- first, or an outcome recorded in between would be missed.
     UPDATE webhook_deliveries AS d SET next_attempt_at = d.next_attempt_at - interval '1 second'
     WHERE d.id = ANY (ARRAY(SELECT d.id FROM webhook_deliveries AS d
                             WHERE d.endpoint_id = webhook_retry_now.endpoint_id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at <= now()
                             ORDER BY d.next_attempt_at, d.id LIMIT 1000))
       AND d.status IN ('pending', 'retrying');
-    -- The others' time is as late as can be: what has become due is looked for from a second ago.
+    -- The others get the latest possible time: walhook looks for what has become due since a second ago.
     UPDATE webhook_deliveries AS d
     SET next_attempt_at = CASE WHEN d.status = 'pending' AND d.attempts = 0 THEN d.created_at - interval '11 minutes' ELSE clock_timestamp() END
     WHERE d.endpoint_id = webhook_retry_now.endpoint_id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at > now();
@@ -1393,11 +1396,11 @@ BEGIN
     RETURN waiting;
 END $fn$;
 COMMENT ON FUNCTION webhook_retry_now(uuid) IS
-    'For an endpoint that has been mended: what waits is due at once, in its series, and its breaker lets it through, slowly at first. Returns how many.';
+    'For an endpoint that works again: its waiting deliveries are due at once, in their series, and its breaker closes, slowly at first. Returns how many.';
 
 CREATE OR REPLACE FUNCTION webhook_explain(event_id uuid)
     RETURNS TABLE (endpoint_id uuid, url text, reason text, delivery_id uuid, status text)
-    -- Compiling it takes a hundred times as long as running it.
+    -- JIT compiling takes a hundred times as long as running it.
     LANGUAGE sql STABLE SET search_path FROM CURRENT SET jit = off AS $fn$
     WITH event AS MATERIALIZED (
         SELECT o.id, o.organization_id, o.event_type, o.endpoint_ids, t.patterns,
@@ -1443,19 +1446,19 @@ CREATE OR REPLACE FUNCTION webhook_explain(event_id uuid)
                                WHERE r.active AND r.database = current_database()) AS yes) AS connected
     LEFT JOIN webhook_endpoints AS e ON e.id = x.id
     LEFT JOIN webhook_endpoint_failures AS f ON f.endpoint_id = x.id
-    -- LIMIT keeps it a look-up by id: one index scan in one partition for each endpoint.
+    -- LIMIT makes the plan a look-up by id: one index scan in one partition for each endpoint.
     LEFT JOIN LATERAL (SELECT * FROM webhook_deliveries AS d WHERE owed.yes AND d.id = webhook_delivery_id(event.id, x.id) LIMIT 1) AS d ON true
     CROSS JOIN LATERAL (SELECT coalesce(pg_catalog.concat_ws(' ', d.error_class, d.status_code), '') AS failed) AS why
     ORDER BY owed.yes DESC, e.created_at, x.id
 $fn$;
 COMMENT ON FUNCTION webhook_explain(uuid) IS
-    'For every endpoint of an event''s organization: is it owed the event, what became of it or holds it up, or why not (as far as today''s rows can tell).';
+    'For every endpoint of an event''s organization: whether the event is owed to it, the outcome or what delays it, or why it is not owed (as far as the present rows tell).';
 
 CREATE OR REPLACE FUNCTION webhook_stats(organization_id text)
     RETURNS TABLE (events_24h bigint, deliveries_24h bigint, success_24h bigint, failed_24h bigint, cancelled_24h bigint,
                    pending_24h bigint, retrying_24h bigint, success_rate_24h numeric, waiting bigint, oldest_waiting_at timestamptz)
     LANGUAGE sql STABLE SET search_path FROM CURRENT SET jit = off SET enable_sort = off SET enable_incremental_sort = off AS $fn$
-    -- Ranges of ids, so that only the last days' partitions are read. An application's clock may be ahead of ours.
+    -- Ranges of ids, so that only the partitions of the last days are read. An application's clock may be ahead of the server's.
     SELECT events.n, d.n, d.success, d.failed, d.cancelled, d.pending, d.retrying,
            round(d.success::numeric / nullif(d.success + d.failed, 0)::numeric, 4),
            waiting.n, waiting.oldest
@@ -1480,19 +1483,19 @@ CREATE OR REPLACE FUNCTION webhook_stats(organization_id text)
                 WHERE e.organization_id = webhook_stats.organization_id) AS waiting
 $fn$;
 COMMENT ON FUNCTION webhook_stats(text) IS
-    'One row about an organization: events and deliveries of the last 24 hours by status, the share of success among those that ended in success or '
+    'One row about an organization: events and deliveries of the last 24 hours by status, the share of successes among those that ended in success or '
     'failure, and what waits now, of any age.';
 
 
 -- --- 9. Views -------------------------------------------------------------------------------------------------------
 
 CREATE OR REPLACE FUNCTION webhook_waiting(endpoint_id uuid, OUT waiting bigint, OUT oldest_due_at timestamptz)
-    -- For each endpoint by itself, so that of one organization only its rows are read, whatever the statistics say.
-    -- The order is that of the index (endpoint_id, next_attempt_at, id): where nearly all rows are one endpoint's, another
-    -- index seems as good, and for each of the others all of them would be read.
+    -- Each endpoint by itself, so that a query about one organization reads only its rows, whatever the statistics say. The order
+    -- is that of the index (endpoint_id, next_attempt_at, id). Without it, if nearly all rows are one endpoint's, another index
+    -- looks as good, and all those rows would be read for each of the other endpoints.
     LANGUAGE sql STABLE SET search_path FROM CURRENT SET jit = off
     SET enable_seqscan = off SET enable_sort = off SET enable_incremental_sort = off AS $fn$
-    -- Infinity is never.
+    -- infinity means never.
     SELECT count(*), nullif(min(greatest(d.next_attempt_at, d.created_at)), 'infinity')
     FROM (SELECT d.next_attempt_at, d.created_at FROM webhook_deliveries AS d
           WHERE d.endpoint_id = webhook_waiting.endpoint_id AND d.status IN ('pending', 'retrying')
@@ -1511,15 +1514,15 @@ CREATE OR REPLACE VIEW webhook_attempts AS
         SELECT 1, d.updated_at - d.duration_ms::float8 * interval '1 millisecond', d.status_code, d.error_class, d.error, d.duration_ms
         WHERE d.attempt_log IS NULL AND d.attempts = 1
     ) AS a;
-COMMENT ON VIEW webhook_attempts IS 'Every HTTP request that was made for a delivery.';
+COMMENT ON VIEW webhook_attempts IS 'Every attempt, which is an HTTP request for a delivery.';
 COMMENT ON COLUMN webhook_attempts.delivery_id IS 'The row of webhook_deliveries.';
 COMMENT ON COLUMN webhook_attempts.event_id IS 'The row of webhook_outbox.';
 COMMENT ON COLUMN webhook_attempts.endpoint_id IS 'The row of webhook_endpoints.';
-COMMENT ON COLUMN webhook_attempts.attempt IS 'Counts from 1, over all replays. X-Webhook-Retry was one less.';
+COMMENT ON COLUMN webhook_attempts.attempt IS 'Counts from 1, over all replays. X-Webhook-Retry is one less.';
 COMMENT ON COLUMN webhook_attempts.at IS 'When it began.';
-COMMENT ON COLUMN webhook_attempts.status_code IS 'HTTP status; null where no answer came.';
-COMMENT ON COLUMN webhook_attempts.error_class IS 'Why it failed, in one word, see webhook_deliveries.error_class. Null: it did not.';
-COMMENT ON COLUMN webhook_attempts.error IS 'The same for people.';
+COMMENT ON COLUMN webhook_attempts.status_code IS 'HTTP status; null: no response came.';
+COMMENT ON COLUMN webhook_attempts.error_class IS 'The class of its failure, see webhook_deliveries.error_class. Null: it succeeded.';
+COMMENT ON COLUMN webhook_attempts.error IS 'The failure in words.';
 COMMENT ON COLUMN webhook_attempts.duration_ms IS 'How long it took.';
 
 CREATE OR REPLACE VIEW webhook_endpoint_health AS
@@ -1529,22 +1532,22 @@ CREATE OR REPLACE VIEW webhook_endpoint_health AS
     FROM webhook_endpoints AS e
     LEFT JOIN webhook_endpoint_failures AS f ON f.endpoint_id = e.id
     CROSS JOIN LATERAL webhook_waiting(e.id) AS w;
-COMMENT ON VIEW webhook_endpoint_health IS 'How every endpoint is doing.';
+COMMENT ON VIEW webhook_endpoint_health IS 'The health of every endpoint.';
 COMMENT ON COLUMN webhook_endpoint_health.endpoint_id IS 'The row of webhook_endpoints.';
-COMMENT ON COLUMN webhook_endpoint_health.organization_id IS 'Whose endpoint it is.';
-COMMENT ON COLUMN webhook_endpoint_health.url IS 'Where it is.';
+COMMENT ON COLUMN webhook_endpoint_health.organization_id IS 'The endpoint''s organization.';
+COMMENT ON COLUMN webhook_endpoint_health.url IS 'The endpoint''s URL.';
 COMMENT ON COLUMN webhook_endpoint_health.enabled IS 'Whether anything is sent to it.';
 COMMENT ON COLUMN webhook_endpoint_health.disabled_at IS 'Since when it is disabled.';
 COMMENT ON COLUMN webhook_endpoint_health.disabled_reason IS 'Why it is disabled.';
-COMMENT ON COLUMN webhook_endpoint_health.failing_since IS 'It has had nothing but failures since then. Null: its last delivery succeeded, or it had none.';
+COMMENT ON COLUMN webhook_endpoint_health.failing_since IS 'Since when it has had nothing but failures. Null: its last attempt succeeded, or it had none.';
 COMMENT ON COLUMN webhook_endpoint_health.waiting IS 'Deliveries that are pending or retrying.';
 COMMENT ON COLUMN webhook_endpoint_health.oldest_due_at IS 'When the first of them is or was due.';
 COMMENT ON COLUMN webhook_endpoint_health.breaker IS
-    'open: it failed many times in a row, so it gets one probe at a time and everything else waits, without an attempt being counted; closed: it gets all.';
+    'open: it failed many times in a row, so it gets one probe at a time and everything else waits, and no attempt is counted; closed: everything is sent.';
 COMMENT ON COLUMN webhook_endpoint_health.breaker_opened_at IS 'Since when the breaker is open.';
 
--- From one endpoint that has waiting rows to the next, and of each only the first, however many wait: a walk of the index
--- (endpoint_id, next_attempt_at, id). For webhook_status, which reads it with its owner's rights.
+-- A loose scan of the index (endpoint_id, next_attempt_at, id): it reads the first waiting row of each endpoint, however many
+-- wait. For webhook_status, which reads it with its owner's rights.
 CREATE OR REPLACE VIEW webhook_overdue AS
     WITH RECURSIVE walk AS (
         (SELECT d.endpoint_id FROM webhook_deliveries AS d WHERE d.status IN ('pending', 'retrying') ORDER BY d.endpoint_id LIMIT 1)
@@ -1561,7 +1564,7 @@ CREATE OR REPLACE VIEW webhook_overdue AS
                         ORDER BY d.next_attempt_at, d.id LIMIT 1) AS due
     WHERE f.breaker_opened_at IS NULL;
 COMMENT ON VIEW webhook_overdue IS
-    'Since when the first delivery has been due that could be sent now: not what an open breaker or a rate holds. One row. Null: there is none.';
+    'Since when the oldest delivery that could be sent now has been due, without those that an open breaker or a rate delays. One row. Null: there is none.';
 COMMENT ON COLUMN webhook_overdue.since IS 'When it was due. See webhook_status.oldest_due_at.';
 
 CREATE OR REPLACE VIEW webhook_status AS
@@ -1579,30 +1582,31 @@ CREATE OR REPLACE VIEW webhook_status AS
           FROM webhook_deliveries AS d WHERE d.status IN ('pending', 'retrying')) AS w
     LEFT JOIN (SELECT * FROM webhook_state ORDER BY webhook_state.updated_at DESC LIMIT 1) AS s ON true
     LEFT JOIN pg_replication_slots AS r ON r.slot_name = coalesce(s.slot, 'walhook') AND r.database = current_database();
-COMMENT ON VIEW webhook_status IS 'One row: where walhook is, and what waits. Without a walhook so far, the slot''s columns are null.';
+COMMENT ON VIEW webhook_status IS 'One row: walhook''s position, and what waits. The slot''s columns are null if no walhook has run yet.';
 COMMENT ON COLUMN webhook_status.slot IS 'WALHOOK_SLOT of the walhook that wrote last.';
-COMMENT ON COLUMN webhook_status.epoch IS 'How often another process took the slot.';
-COMMENT ON COLUMN webhook_status.holder IS 'The process that holds it.';
-COMMENT ON COLUMN webhook_status.durable_lsn IS 'Up to there every delivery is in webhook_deliveries.';
-COMMENT ON COLUMN webhook_status.durable_at IS 'Commit time of the transaction that ends there.';
+COMMENT ON COLUMN webhook_status.epoch IS 'How often another process has taken over the slot.';
+COMMENT ON COLUMN webhook_status.holder IS 'The process that holds the slot.';
+COMMENT ON COLUMN webhook_status.durable_lsn IS 'Every delivery up to this position is in webhook_deliveries.';
+COMMENT ON COLUMN webhook_status.durable_at IS 'Commit time of the transaction that ends at durable_lsn.';
 COMMENT ON COLUMN webhook_status.environment IS 'The environment that this database belongs to.';
 COMMENT ON COLUMN webhook_status.updated_at IS 'When walhook last wrote its state.';
 COMMENT ON COLUMN webhook_status.slot_exists IS 'Whether the replication slot exists.';
 COMMENT ON COLUMN webhook_status.slot_active IS 'Whether a walhook is connected to it.';
-COMMENT ON COLUMN webhook_status.confirmed_flush_lsn IS 'Up to there PostgreSQL may forget the WAL.';
-COMMENT ON COLUMN webhook_status.lag_bytes IS 'WAL that is kept for walhook.';
+COMMENT ON COLUMN webhook_status.confirmed_flush_lsn IS 'PostgreSQL may remove the WAL before this position.';
+COMMENT ON COLUMN webhook_status.lag_bytes IS 'How much WAL PostgreSQL keeps for the slot.';
 COMMENT ON COLUMN webhook_status.safe_wal_bytes IS
-    'How much may still be written before the slot may be lost, by max_slot_wal_keep_size. Null: no such limit is set, or it is lost.';
-COMMENT ON COLUMN webhook_status.wal_status IS 'Of pg_replication_slots: lost means that max_slot_wal_keep_size was exceeded.';
+    'How much more WAL may be written before max_slot_wal_keep_size may invalidate the slot. Null: no limit is set, or the slot is lost.';
+COMMENT ON COLUMN webhook_status.wal_status IS 'From pg_replication_slots. lost: max_slot_wal_keep_size was exceeded.';
 COMMENT ON COLUMN webhook_status.pending IS 'Deliveries waiting for their first attempt or a replay.';
 COMMENT ON COLUMN webhook_status.retrying IS 'Deliveries waiting for their next attempt.';
 COMMENT ON COLUMN webhook_status.oldest_due_at IS
-    'Since when the first of these has been due that could be sent now: not what an open breaker or a rate holds. Null: there is none.';
-COMMENT ON COLUMN webhook_status.outbox_default_rows IS 'Events outside of the daily partitions: 0 in normal life.';
-COMMENT ON COLUMN webhook_status.deliveries_default_rows IS 'Deliveries outside of the daily partitions: 0 in normal life.';
+    'Since when the oldest of these that could be sent now has been due, without those that an open breaker or a rate delays. Null: there is none.';
+COMMENT ON COLUMN webhook_status.outbox_default_rows IS 'Events outside the daily partitions. Normally 0.';
+COMMENT ON COLUMN webhook_status.deliveries_default_rows IS 'Deliveries outside the daily partitions. Normally 0.';
 
--- With its owner's rights a view would show what row security keeps from whoever reads it. (PostgreSQL 14 knows nothing
--- else.) webhook_status has numbers of the whole installation, and keeps its owner's: who is to watch it needs no right on a table.
+-- With its owner's rights a view would show rows that row security hides from the reader. (PostgreSQL 14 has no other views.)
+-- webhook_status has numbers of the whole installation and keeps its owner's rights, so that its readers need no privilege on a
+-- table.
 DO $do$
 BEGIN
     IF current_setting('server_version_num')::int >= 150000 THEN
@@ -1613,10 +1617,10 @@ END $do$;
 
 
 -- --- 10. Publication and rights -------------------------------------------------------------------------------------
--- publish_via_partition_root: rows come out under the name webhook_outbox, whatever partition they went into.
+-- publish_via_partition_root: rows are published as webhook_outbox's, whatever their partition.
 
--- The name is the database's, not the schema's. One that carries other tables and not ours is somebody else's, or another
--- installation's: it is left as it is. Where it carries others beside ours, those keep what is published of them.
+-- A publication's name is unique in the database, not in the schema. If it includes other tables and not ours, it is somebody
+-- else's, or another installation's, and stays as it is. If it includes others beside ours, what it publishes of them is kept.
 
 DO $do$
 DECLARE
@@ -1643,7 +1647,7 @@ BEGIN
     keeps := pub.puballtables OR others <> '';
 
     IF NOT pub.puballtables AND NOT member AND others <> '' THEN
-        RAISE EXCEPTION 'the publication walhook carries %, and not %: it is another''s', others, 'webhook_outbox'::regclass
+        RAISE EXCEPTION 'the publication walhook includes %, and not %: it is not walhook''s', others, 'webhook_outbox'::regclass
             USING ERRCODE = 'object_not_in_prerequisite_state',
                   HINT = 'A database has one publication of that name, and so one walhook. Where that is the walhook you mean, set WALHOOK_SCHEMA '
                       'to its schema. Otherwise: ALTER PUBLICATION walhook RENAME TO something_else, or DROP PUBLICATION walhook where nobody needs it.';
@@ -1654,8 +1658,8 @@ BEGIN
             CASE WHEN keeps AND pub.pubtruncate THEN 'truncate' END));
     END IF;
     IF NOT pub.puballtables THEN
-        -- A row filter or a column list (PostgreSQL 15) would hold events back: such an entry is made anew. The row as
-        -- JSON, because PostgreSQL 14 has no such columns.
+        -- A row filter or a column list (PostgreSQL 15) would hide events, so such an entry is replaced. It is read as JSON,
+        -- because PostgreSQL 14 has no such columns.
         IF EXISTS (SELECT FROM pg_publication_rel AS r
                    WHERE r.prpubid = pub.oid AND r.prrelid = 'webhook_outbox'::regclass::oid
                      AND pg_catalog.num_nonnulls(pg_catalog.to_jsonb(r) ->> 'prqual'::text, pg_catalog.to_jsonb(r) ->> 'prattrs'::text) > 0) THEN
@@ -1667,17 +1671,18 @@ BEGIN
         END IF;
     END IF;
 EXCEPTION WHEN insufficient_privilege THEN
-    RAISE EXCEPTION 'the publication walhook cannot be made or changed by role %: %', current_user, sqlerrm
+    RAISE EXCEPTION 'role % cannot create or change the publication walhook: %', current_user, sqlerrm
         USING ERRCODE = 'insufficient_privilege',
               HINT = pg_catalog.format('GRANT CREATE ON DATABASE %I TO %I; an existing publication has to belong to that role (ALTER PUBLICATION walhook OWNER TO %2$I).',
                             current_database(), current_user);
 END $do$;
 
--- PUBLIC executes what runs with the caller's own rights and is of use to him: ids (webhook_uuidv7, webhook_uuid_at,
--- webhook_uuid_time, webhook_delivery_id), what a generated column needs (webhook_event_patterns), webhook_send_test,
--- webhook_replay, webhook_replay_failed, webhook_explain, webhook_stats and webhook_waiting, which need rights on the tables, and webhook_schema_version.
--- All else is taken back each time, trigger functions first: who may execute one can put it on a table of his own. What is
--- granted to roles by their names stays.
+-- PUBLIC may execute functions that run with the caller's rights and are useful to callers: those for ids (webhook_uuidv7,
+-- webhook_uuid_at, webhook_uuid_time, webhook_delivery_id), the one of a generated column (webhook_event_patterns),
+-- webhook_schema_version, and those that need privileges on the tables: webhook_send_test, webhook_replay,
+-- webhook_replay_failed, webhook_explain, webhook_stats and webhook_waiting.
+-- EXECUTE on all others is revoked from PUBLIC each time, trigger functions first: whoever may execute a trigger function can put
+-- it on a table of their own. Grants to named roles are kept.
 REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_restoring(), webhook_event_types_restored(), webhook_secrets_restored(),
     webhook_event_types_keep(), webhook_endpoints_before_write(), webhook_endpoints_after_insert(), webhook_endpoints_notify(),
     webhook_secrets_before_write(), webhook_outbox_before_insert(), webhook_outbox_before_update(), webhook_deliveries_notify(),
@@ -1686,11 +1691,11 @@ REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_rest
     webhook_create_endpoint(text, text, text[], text), webhook_rotate_secret(uuid, interval),
     webhook_set_secret(uuid, text, interval), webhook_replace_secret(uuid, text, interval), webhook_secret_problem(text),
     webhook_retry_now(uuid) FROM PUBLIC;
--- An application's role needs no grant but those on webhook_outbox, also where functions are not PUBLIC by default.
+-- An application's role needs only its grants on webhook_outbox, even if functions are not PUBLIC by default.
 GRANT EXECUTE ON FUNCTION webhook_uuidv7() TO PUBLIC;
 
 
--- Of versions 1 to 4, whose sequence does not come along where rows are moved by logical replication.
+-- Versions 1 to 4 used a sequence, which logical replication does not copy.
 DO $do$ BEGIN
     IF EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = 'webhook_secrets'::regclass::oid AND a.attname = 'id' AND a.attidentity <> '') THEN
         ALTER TABLE webhook_secrets ALTER COLUMN id DROP IDENTITY,
@@ -1698,9 +1703,9 @@ DO $do$ BEGIN
     END IF;
 END $do$;
 
--- Triggers that a hand or a restore (pg_restore --disable-triggers ends with ENABLE TRIGGER ALL) has left disabled, or not
--- ENABLE ALWAYS. A row's triggers are those of its partition. Only where there is something to mend, and last: nothing else
--- in this file makes an INSERT wait, and this does until COMMIT.
+-- Repairs triggers that somebody, or a restore (pg_restore --disable-triggers ends with ENABLE TRIGGER ALL), has left disabled
+-- or not ENABLE ALWAYS, on each partition, because a row's triggers are its partition's. Only if there is something to repair,
+-- and last: INSERTs wait from here until COMMIT, and for nothing else in this file.
 SET LOCAL lock_timeout = '200ms';
 DO $do$
 DECLARE
@@ -1721,20 +1726,21 @@ END $do$;
 
 
 -- --- 11. Version ----------------------------------------------------------------------------------------------------
--- Where this function says 5, all of this file was applied: it is one transaction. (But for indexes of large tables, see section 3.)
+-- If this function returns 5, all of this file was applied, because the file is one transaction. (Except indexes of large tables:
+-- see section 3.)
 
 CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN 5;
-COMMENT ON FUNCTION webhook_schema_version() IS 'The version of schema.sql that was applied. walhook applies its own where this is older or missing.';
+COMMENT ON FUNCTION webhook_schema_version() IS 'The version of the schema.sql that was applied. walhook applies its own if this is older or missing.';
 
 
 -- --- 12. Default privileges ------------------------------------------------------------------------------------------
--- Platforms hand all that is made to roles that face the internet (ALTER DEFAULT PRIVILEGES ... GRANT ALL ... TO anon):
--- signing secrets, the payloads of all organizations, webhook_rotate_secret. That is taken back from what was made above,
--- and once, by version 5, from what versions before have made. What is granted from then on stays.
--- Nobody can tell an application's INSERT on webhook_outbox that was granted from one that came by default, and its
--- transactions must not fail: that, with RETURNING id, stays with roles that have it by their names.
+-- Some platforms grant everything new to roles that face the internet (ALTER DEFAULT PRIVILEGES ... GRANT ALL ... TO anon):
+-- signing secrets, the payloads of all organizations, webhook_rotate_secret. Such grants are revoked from the objects created
+-- above and once, by version 5, from those of earlier versions. Later grants are kept.
+-- A granted INSERT on webhook_outbox cannot be told from a default one, and applications' transactions must not fail. So named
+-- roles keep INSERT, with RETURNING id.
 DO $do$
 DECLARE
     here CONSTANT oid := quote_ident(current_schema()::text)::regnamespace::oid;
@@ -1753,9 +1759,9 @@ DECLARE
     object  record;
     roles   text[] := '{}';
     grantee text;
-    inserted text[]; -- who could
+    inserted text[]; -- roles that could INSERT before
     selected text[];
-    inserts  text[]; -- who still can
+    inserts  text[]; -- roles that still can
     selects  text[];
 BEGIN
     EXECUTE holders INTO inserted USING 'INSERT'::text;
@@ -1792,7 +1798,7 @@ BEGIN
             END IF;
         END LOOP;
     END IF;
-    -- Who made a function of ours before us would own it still.
+    -- Somebody who created a function of one of our names first would still own it.
     SELECT p.oid::regprocedure::text INTO grantee FROM pg_proc AS p JOIN pg_roles AS me ON me.rolname = current_user
     WHERE p.pronamespace = here AND p.xmin::text = (pg_current_xact_id()::xid)::text AND p.proowner <> me.oid
       AND (me.rolsuper OR NOT pg_has_role(p.proowner, 'USAGE'::text)) LIMIT 1;
@@ -1802,8 +1808,8 @@ BEGIN
     END IF;
 END $do$;
 
--- Versions 1 to 4 had no default of shard, without which mappers take the column for one that has to be given. The very last,
--- and given up where it does not come at once: no INSERT waits for as long as 50 ms. walhook init tries again.
+-- Versions 1 to 4 had no default for shard, so mappers took the column for a required one. This comes last, and is given up if its
+-- lock is not available at once, so that no INSERT waits for 50 ms. walhook init tries again.
 DO $do$
 BEGIN
     FOR try IN 1..3 LOOP
@@ -1814,7 +1820,7 @@ BEGIN
             END IF;
             RETURN;
         EXCEPTION WHEN lock_not_available THEN
-            NULL; -- a transaction that has inserted an event is open
+            NULL; -- a transaction that has inserted an event is still open
         END;
     END LOOP;
     RAISE WARNING 'webhook_outbox.shard has no default yet, because the table was in use; it matters to mappers alone, and walhook init tries again';

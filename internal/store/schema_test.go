@@ -483,8 +483,8 @@ func TestPublicationOfOthers(t *testing.T) {
 		make, want string // a refusal; "": it is used
 		published  string // of webhook_outbox and the others, afterwards
 	}{
-		"another installation":    {`CREATE SCHEMA b; CREATE TABLE b.webhook_outbox (id int PRIMARY KEY); CREATE PUBLICATION walhook FOR TABLE b.webhook_outbox`, "carries b.webhook_outbox", "b.webhook_outbox iudt"},
-		"another's altogether":    {`CREATE TABLE orders (id int PRIMARY KEY); CREATE PUBLICATION walhook FOR TABLE orders`, "carries orders", "orders iudt"},
+		"another installation":    {`CREATE SCHEMA b; CREATE TABLE b.webhook_outbox (id int PRIMARY KEY); CREATE PUBLICATION walhook FOR TABLE b.webhook_outbox`, "includes b.webhook_outbox", "b.webhook_outbox iudt"},
+		"another's altogether":    {`CREATE TABLE orders (id int PRIMARY KEY); CREATE PUBLICATION walhook FOR TABLE orders`, "includes orders", "orders iudt"},
 		"empty":                   {`CREATE PUBLICATION walhook`, "", "webhook_outbox i"},
 		"FOR ALL TABLES":          {`CREATE TABLE orders (id int PRIMARY KEY); CREATE PUBLICATION walhook FOR ALL TABLES WITH (publish = 'update')`, "", "orders, webhook_outbox iu"},
 		"FOR ALL TABLES, of more": {`CREATE SCHEMA b; CREATE TABLE b.webhook_outbox (id int PRIMARY KEY); CREATE PUBLICATION walhook FOR ALL TABLES WITH (publish_via_partition_root = true)`, "", "b.webhook_outbox, webhook_outbox iudt"},
