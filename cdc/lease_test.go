@@ -141,15 +141,15 @@ func TestWhatTheSlotWasTold(t *testing.T) {
 	t.Parallel()
 	d := newDatabase(t)
 	r := start(t, d.config())
-	if s := r.streaming(1); s.Told != 0 {
-		t.Errorf("told %s before anything was", s.Told)
+	if s := r.streaming(1); s.Reported != 0 {
+		t.Errorf("told %s before anything was", s.Reported)
 	}
 	d.insert(1)
 	r.wantPayloads(number(1))
 	r.eventually(5*time.Second, "the confirmation", func() bool { return d.confirmed() >= r.newest() })
 	d.exec(`SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1`, d.slot)
-	if s := r.streaming(2); s.Told < s.Confirmed {
-		t.Errorf("told %s, and the slot is at %s", s.Told, s.Confirmed)
+	if s := r.streaming(2); s.Reported < s.Confirmed {
+		t.Errorf("told %s, and the slot is at %s", s.Reported, s.Confirmed)
 	}
 	r.eventually(20*time.Second, "somebody moves the slot", func() bool {
 		_, err := d.pool.Exec(t.Context(), `SELECT pg_terminate_backend(active_pid, 1000) FROM pg_replication_slots WHERE slot_name = $1`, d.slot)
@@ -163,7 +163,7 @@ func TestWhatTheSlotWasTold(t *testing.T) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		s := r.sessions[len(r.sessions)-1]
-		return s.Told != 0 && s.Told < s.Confirmed
+		return s.Reported != 0 && s.Reported < s.Confirmed
 	})
 }
 

@@ -211,7 +211,7 @@ func (s *Stream) start(ctx context.Context, pg *pgconn.PgConn, sieve *sieve) (*c
 	if slot == nil || slot.activePID != 0 {
 		return nil, errSlotHeld
 	}
-	session.Confirmed, session.Told, session.Lease = slot.confirmed, s.reported.on(session), s.lease()
+	session.Confirmed, session.Reported, session.Lease = slot.confirmed, s.reported.on(session), s.lease()
 	sieve.outbox = session.Outbox
 	if err := s.startReplication(ctx, pg, session.Start); err != nil {
 		return nil, err

@@ -235,7 +235,7 @@ func (f *fanOut) begin(ctx context.Context, s *store.Session) error {
 	if fence.Moved {
 		f.log.Warn("the replication slot is beyond everything that is known to be recorded: somebody has made it again or advanced it, "+
 			"or walhook was killed while idle; what lies between is looked up in the outbox",
-			"start", s.Start.String(), "told", s.Told.String(), "confirmed", s.Confirmed.String())
+			"start", s.Start.String(), "told", s.Reported.String(), "confirmed", s.Confirmed.String())
 	}
 	f.log.Info("claimed the slot", "epoch", fence.Epoch, "start", s.Start.String(), "confirmed", s.Confirmed.String(), "slot_created", s.SlotCreated)
 	f.acquired(fence)

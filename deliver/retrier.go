@@ -43,7 +43,7 @@ const (
 
 // A retrierStore is what the retrier asks of the database.
 type retrierStore interface {
-	Settled(ctx context.Context, fence store.Fence) (bool, error)
+	ClaimVisible(ctx context.Context, fence store.Fence) (bool, error)
 	Now(ctx context.Context) (time.Time, error)
 	NewlyDue(ctx context.Context, since time.Time) (endpoints []uuid.UUID, now time.Time, all bool, err error)
 	Waiting(ctx context.Context, after uuid.UUID, limit int) ([]store.Waiting, error)
@@ -191,7 +191,7 @@ func (r *retrier) settle(ctx context.Context) error {
 	r.asked = time.Now()
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
-	settled, err := r.store.Settled(ctx, fence)
+	settled, err := r.store.ClaimVisible(ctx, fence)
 	if err != nil {
 		return err
 	}

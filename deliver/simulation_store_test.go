@@ -238,9 +238,9 @@ func (st *simulatedStore) Mark(ctx context.Context, fence store.Fence, mark stor
 }
 
 // Settled is Store's.
-func (st *simulatedStore) Settled(ctx context.Context, fence store.Fence) (settled bool, err error) {
+func (st *simulatedStore) ClaimVisible(ctx context.Context, fence store.Fence) (settled bool, err error) {
 	err = st.do("settled", func(db *database) error {
-		settled, err = db.Settled(ctx, fence)
+		settled, err = db.ClaimVisible(ctx, fence)
 		return err
 	})
 	return settled, err

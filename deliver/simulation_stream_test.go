@@ -112,7 +112,7 @@ func (p *process) connect() *connection {
 	}
 	session.Confirmed, session.Lease = db.slot.confirmed, simulatedLease
 	if p.told.server.Equal(db.Server) {
-		session.Told = p.told.lsn
+		session.Reported = p.told.lsn
 	}
 	session.Heard(time.Now())
 	if fallen() || taken() {

@@ -52,7 +52,7 @@ type Scheduler struct {
 	fence      store.Fence
 	marker     uint64 // the session's first batch: until its echo, the stream may repeat what has rows
 	replaying  bool
-	visible    bool // all is visible that was committed before the session: see Fence.Settles
+	visible    bool // all is visible that was committed before the session: see Fence.ClaimXID
 	causes     int  // how often there was something new to compare
 	stopping   bool // nothing is admitted, no attempt is started
 	deliveries map[uuid.UUID]*Delivery
@@ -283,7 +283,7 @@ func (s *Scheduler) Passed(b *store.Batch) {
 		if seq, ours := s.fence.ParseEcho(message); ours {
 			s.ledger.echo(seq)
 			s.replaying = s.replaying && seq < s.marker
-		} else if message == store.Look {
+		} else if message == store.ChangeHint {
 			s.ToLook.Raise()
 		}
 	}

@@ -349,7 +349,7 @@ func (s *Scheduler) claimed(session *store.Session, fence store.Fence, marker ui
 	if !goesOn || session.Published != s.session.Published || !fence.Server.Equal(s.fence.Server) {
 		s.causes++
 	}
-	s.session, s.fence, s.marker, s.replaying, s.visible = session, fence, marker, true, fence.Settles == ""
+	s.session, s.fence, s.marker, s.replaying, s.visible = session, fence, marker, true, fence.ClaimXID == ""
 }
 
 func (s *Scheduler) cause() Cause { return Cause{s.fence.ReconcileFrom.UnixMicro(), s.causes} }

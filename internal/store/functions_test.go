@@ -26,7 +26,7 @@ func TestNotifications(t *testing.T) {
 
 	exec(t, db.Pool, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, db.Slot)
 	const said = `SELECT count(*) FROM pg_logical_slot_get_binary_changes($1, NULL, NULL, 'proto_version', '1', 'publication_names', 'walhook', 'messages', 'true')
-		WHERE encode(data, 'escape') LIKE '%walhook%` + store.Look + `'`
+		WHERE encode(data, 'escape') LIKE '%walhook%` + store.ChangeHint + `'`
 	for _, c := range []struct {
 		sql  string
 		want int

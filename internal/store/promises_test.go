@@ -120,7 +120,7 @@ func (w *world) Listen() func() []string {
 			if err != nil {
 				w.t.Fatal(err)
 			}
-			if m, ok := message.(*pglogrepl.LogicalDecodingMessage); ok && m.Prefix == store.MessagePrefix && string(m.Content) != store.Look {
+			if m, ok := message.(*pglogrepl.LogicalDecodingMessage); ok && m.Prefix == store.MessagePrefix && string(m.Content) != store.ChangeHint {
 				echoes = append(echoes, string(m.Content))
 			}
 		}

@@ -166,7 +166,7 @@ func TestASlotThatSomebodyElseHasMovedIsReconciled(t *testing.T) {
 				t.Fatal(err)
 			}
 			exec(t, db.Pool, `UPDATE webhook_state SET open_since = $1`, at)
-			f := claim(&store.Session{Start: 100, Confirmed: pglogrepl.LSN(c.confirmed), Told: pglogrepl.LSN(c.told)})
+			f := claim(&store.Session{Start: 100, Confirmed: pglogrepl.LSN(c.confirmed), Reported: pglogrepl.LSN(c.told)})
 			if f.Moved != c.moved || f.Reconcile != c.moved {
 				t.Errorf("moved %t, reconcile %t, want %t", f.Moved, f.Reconcile, c.moved)
 			}
@@ -200,7 +200,7 @@ func TestTransactionsThatWereOpenWhenTheSlotWasClaimedAreWaitedFor(t *testing.T)
 	}
 	settled := func(f store.Fence) bool {
 		t.Helper()
-		settled, err := st.Settled(t.Context(), f)
+		settled, err := st.ClaimVisible(t.Context(), f)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -30,10 +30,10 @@ var ErrSessionOver = errors.New("the replication session has ended")
 // MessagePrefix marks walhook's own logical messages in the WAL.
 const MessagePrefix = "walhook"
 
-// Look is the text of the message that triggers emit when somebody else has updated
+// ChangeHint is the text of the message that triggers emit when somebody else has updated
 // deliveries, or disabled or deleted an endpoint. Any role can emit it, so it is only a
 // hint.
-const Look = "look"
+const ChangeHint = "look"
 
 // A Fence is the right to write that one acquisition of the slot gives. Every statement
 // that writes deliveries carries it.
@@ -57,12 +57,12 @@ type Fence struct {
 	Reconcile     bool
 	ReconcileFrom time.Time
 
-	// Settles is the id of the transaction that claimed the slot; "": this session has
+	// ClaimXID is the id of the transaction that claimed the slot; "": this session has
 	// just created the slot, and creation waits for older transactions. If somebody else
 	// has moved or created the slot, a commit before its position may not be visible yet.
 	// So a comparison counts only if it began when every transaction up to this id was
 	// visible.
-	Settles string
+	ClaimXID string
 
 	session *Session // the acquired one: durable positions are positions of it
 	nonce   string   // of this process, in no table
@@ -194,15 +194,15 @@ func (s *Store) AwaitSlot(ctx context.Context) error {
 	return nil
 }
 
-// settles is the xmin of the state row, so the id of the transaction that claimed the slot.
-const selectSettled = `SELECT coalesce(age(nullif(@settles::text, '')::xid) > age(pg_snapshot_xmin(pg_current_snapshot())::xid), true)`
+// claim_xid is the xmin of the state row, so the id of the transaction that claimed the slot.
+const selectClaimVisible = `SELECT coalesce(age(nullif(@claim_xid::text, '')::xid) > age(pg_snapshot_xmin(pg_current_snapshot())::xid), true)`
 
-// Settled reports whether every commit before the slot's position is visible now.
-func (s *Store) Settled(ctx context.Context, f Fence) (settled bool, err error) {
-	if err := s.pool.QueryRow(ctx, selectSettled, pgx.NamedArgs{"settles": f.Settles}).Scan(&settled); err != nil {
+// ClaimVisible reports whether every commit before the slot's position is visible now.
+func (s *Store) ClaimVisible(ctx context.Context, f Fence) (visible bool, err error) {
+	if err := s.pool.QueryRow(ctx, selectClaimVisible, pgx.NamedArgs{"claim_xid": f.ClaimXID}).Scan(&visible); err != nil {
 		return false, fmt.Errorf("look for transactions from before the slot was claimed: %w", err)
 	}
-	return settled, nil
+	return visible, nil
 }
 
 const reconciled = `
@@ -308,7 +308,7 @@ func (s *Store) acquire(ctx context.Context, holder uuid.UUID, session *Session,
 		}
 		fence.Moved = session.Moved(confirmed)
 		args["goes_on"] = session.Start != 0 && !session.SlotCreated && !fence.Moved
-		if err := tx.QueryRow(ctx, acquireState, args).Scan(&fence.Epoch, &fence.Reconcile, &fence.ReconcileFrom, &fence.Server, &fence.Settles); err != nil {
+		if err := tx.QueryRow(ctx, acquireState, args).Scan(&fence.Epoch, &fence.Reconcile, &fence.ReconcileFrom, &fence.Server, &fence.ClaimXID); err != nil {
 			return err
 		}
 		_, err = tx.Exec(ctx, emitMessage, pgx.NamedArgs{"echo": fence.Echo(seq)})

@@ -41,7 +41,7 @@ type Session struct {
 	Timeline      int32         // likewise
 	Start         pglogrepl.LSN // where the stream was asked to begin; 0: at the slot's own position
 	Confirmed     pglogrepl.LSN // the slot's confirmed_flush_lsn when it was acquired
-	Told          pglogrepl.LSN // the last position that this process sent to the slot since the server started; 0: none
+	Reported      pglogrepl.LSN // the last position that this process sent to the slot since the server started; 0: none
 	Published     string        // the identity of the publication when the session began
 	Outbox        uint32        // the OID of webhook_outbox, which tells it from other tables of that name
 	SlotCreated   bool          // the slot has just been created: the stream will not bring earlier commits
@@ -66,7 +66,7 @@ type Session struct {
 // process was killed that had confirmed positions without events. The stream will not
 // bring what lies between.
 func (s *Session) Moved(confirmed pglogrepl.LSN) bool {
-	known := max(s.Start, s.Told)
+	known := max(s.Start, s.Reported)
 	return s.Start != 0 && !s.SlotCreated && max(s.Confirmed, confirmed) > known
 }
 

@@ -63,7 +63,7 @@ type Statements interface {
 	Missing(context.Context, store.Position, uuid.UUID, int) (store.Compared, error)
 	InsertMissing(context.Context, store.Fence, []store.Record) (int, error)
 	Mark(context.Context, store.Fence, store.Mark) error
-	Settled(context.Context, store.Fence) (bool, error)
+	ClaimVisible(context.Context, store.Fence) (bool, error)
 	Reconciled(context.Context, store.Fence) (time.Time, error)
 }
 

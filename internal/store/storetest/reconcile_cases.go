@@ -100,7 +100,7 @@ func saysWhatToReconcile(b *bench) {
 	}{
 		"goes on":                     {&store.Session{Start: 200, Confirmed: 150}, false, 100},
 		"goes on from before":         {&store.Session{Start: 60, Confirmed: 50}, false, 60},
-		"goes on from what it told":   {&store.Session{Start: 60, Confirmed: 70, Told: 70}, false, 60},
+		"goes on from what it told":   {&store.Session{Start: 60, Confirmed: 70, Reported: 70}, false, 60},
 		"from the slot's position":    {&store.Session{Confirmed: 50}, true, 0},
 		"the slot was made":           {&store.Session{Start: 100, Confirmed: 100, SlotCreated: true}, true, 0},
 		"somebody has moved the slot": {&store.Session{Start: 60, Confirmed: 70}, true, 0},

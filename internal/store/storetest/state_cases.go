@@ -100,7 +100,7 @@ func settles(b *bench) {
 	commit := b.Begin(event(b.NewEndpoint(organization)))
 	settled := func(f store.Fence) bool {
 		b.Helper()
-		settled, err := b.Settled(b.Context(), f)
+		settled, err := b.ClaimVisible(b.Context(), f)
 		b.ok(err)
 		return settled
 	}

@@ -30,7 +30,7 @@ func (m *Memory) Acquire(_ context.Context, holder uuid.UUID, session *store.Ses
 	next.Holder = holder
 	fence.Moved = session.Moved(confirmed)
 	if !session.SlotCreated {
-		fence.Settles = m.End().String()
+		fence.ClaimXID = m.End().String()
 	}
 	if session.Start != 0 && !session.SlotCreated && !fence.Moved {
 		if next.Durable != 0 {
@@ -454,11 +454,11 @@ func (m *Memory) Mark(ctx context.Context, fence store.Fence, mark store.Mark) e
 }
 
 // Settled is the Store's.
-func (m *Memory) Settled(_ context.Context, fence store.Fence) (bool, error) {
-	if fence.Settles == "" {
+func (m *Memory) ClaimVisible(_ context.Context, fence store.Fence) (bool, error) {
+	if fence.ClaimXID == "" {
 		return true, nil
 	}
-	upTo, err := pglogrepl.ParseLSN(fence.Settles)
+	upTo, err := pglogrepl.ParseLSN(fence.ClaimXID)
 	return err == nil && !slices.ContainsFunc(m.WAL, func(c *Commit) bool { return c.End <= upTo && !c.Visible }), err
 }
 
