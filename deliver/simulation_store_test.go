@@ -210,12 +210,11 @@ func (st *simulatedStore) Missing(ctx context.Context, from store.Position, unti
 
 // InsertMissing is Store's.
 func (st *simulatedStore) InsertMissing(ctx context.Context, fence store.Fence, records []store.Record) (inserted int, err error) {
-	before := len(st.p.s.db.Rows)
 	err = st.record("insert missing", func(db *database) error {
-		_, err = db.InsertMissing(ctx, fence, records)
+		inserted, err = db.InsertMissing(ctx, fence, records)
 		return err
 	})
-	return max(len(st.p.s.db.Rows)-before, 0), err
+	return inserted, err
 }
 
 // AnyMissing is Store's: the recovery window reaches back to before the beginning.

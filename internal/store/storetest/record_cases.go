@@ -126,6 +126,7 @@ func laterWordCounts(b *bench) {
 		end   store.Status
 		want  store.Status
 		again bool
+		quick bool // where it took longer than the clocks allow for, it tells nothing
 	}{
 		{end: store.Success, want: store.Success},
 		{end: store.Retrying, want: store.Retrying},
@@ -136,6 +137,7 @@ func laterWordCounts(b *bench) {
 		{said: store.Pending, due: time.Hour, end: store.Success, want: store.Pending, again: true},
 		{said: store.Pending, due: -30 * time.Second, end: store.Success, want: store.Success}, // before the attempt began: it has had it
 		{said: store.Pending, due: -30 * time.Second, end: store.Failed, want: store.Pending, again: true},
+		{said: store.Pending, due: -attemptTime - 100*time.Millisecond, end: store.Success, want: store.Pending, again: true, quick: true}, // the clocks cannot tell
 		{said: store.Cancelled, end: store.Success, want: store.Success},
 		{said: store.Cancelled, end: store.Retrying, want: store.Cancelled},
 		{said: store.Cancelled, end: store.Failed, want: store.Cancelled},
@@ -148,17 +150,25 @@ func laterWordCounts(b *bench) {
 			each = map[string]func(store.Record) store.Record{c.row: unseen}
 		}
 		for name, row := range each {
-			r := row(b.owed(b.NewEndpoint(organization)))
-			end := outcome(r, c.end, r.Attempts+1)
+			var r store.Record
 			var said time.Time
-			if c.said == store.Pending {
-				said = time.Now().Add(c.due).Truncate(time.Microsecond)
+			var busy, again []uuid.UUID
+			for {
+				r = row(b.owed(b.NewEndpoint(organization)))
+				end := outcome(r, c.end, r.Attempts+1)
+				if c.said == store.Pending {
+					said = time.Now().Add(c.due).Truncate(time.Microsecond)
+				}
+				if c.said != "" {
+					b.Say(r.ID, c.said, said)
+				}
+				var err error
+				busy, again, err = b.Update(b.Context(), b.fence, store.Mark{}, []store.Record{end})
+				b.ok(err)
+				if !c.quick || time.Since(end.Attempt.EndedAt) < 100*time.Millisecond {
+					break
+				}
 			}
-			if c.said != "" {
-				b.Say(r.ID, c.said, said)
-			}
-			busy, again, err := b.Update(b.Context(), b.fence, store.Mark{}, []store.Record{end})
-			b.ok(err)
 			what := fmt.Sprintf("%s, said %q due in %s, then %s", name, c.said, c.due, c.end)
 			got, _ := b.Row(r.ID)
 			if got.Status != c.want || got.Attempts != r.Attempts+1 || len(again) == 1 != c.again || len(busy) > 0 {

@@ -207,6 +207,10 @@ func (m *Memory) Owe(_ context.Context, fence store.Fence, from time.Time) (note
 	return next.ReconcileFrom, nil
 }
 
+// begunWithin is how much later than it did an attempt may seem to have begun by
+// PostgreSQL's clock: the store's SQL allows as much.
+const begunWithin = 250 * time.Millisecond
+
 // overrules says that an operator has said what is to become of a delivery since
 // the attempt began that an outcome is of.
 func (r *Row) overrules(outcome store.Record) bool {
@@ -217,7 +221,7 @@ func (r *Row) overrules(outcome store.Record) bool {
 	if outcome.Status != store.Success {
 		return changed || r.Status == store.Cancelled
 	}
-	begun := outcome.Attempt.EndedAt.Add(-outcome.Attempt.Duration)
+	begun := outcome.Attempt.EndedAt.Add(-outcome.Attempt.Duration - begunWithin)
 	return changed && r.Status == store.Pending && r.DueAt.After(begun)
 }
 
