@@ -15,7 +15,7 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// The classes of what keeps walhook from being ready, for those who may not see more.
+// The classes of reasons for not being ready, for those who may not see the details.
 const (
 	starting    = "starting"
 	unreachable = "database unreachable"
@@ -24,7 +24,8 @@ const (
 	connecting  = "connecting to the replication slot"
 )
 
-// unready says why, in both forms of a Reason.
+// unready returns the reason for an error: ErrNotPrepared has a class of its own, others have
+// the given one.
 func unready(otherwise string, err error) error {
 	class := otherwise
 	if errors.Is(err, store.ErrNotPrepared) {
@@ -41,7 +42,7 @@ type readiness struct {
 
 func newReadiness() *readiness { return &readiness{err: unready(starting, errors.New(starting))} }
 
-// waiting says what is waited for; nil: nothing any more.
+// waiting sets why prepare still waits; nil: it is done.
 func (r *readiness) waiting(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -57,8 +58,8 @@ func (r *readiness) check() error {
 	return r.err
 }
 
-// ready says what this process is: the active one, or a standby that waits for
-// the slot, which is ready too.
+// ready returns the role of this process, active or standby, or why it is not ready. A
+// standby that waits for the slot is ready.
 func ready(ctx context.Context, r *readiness, st *store.Store, current *pipelines) (role string, err error) {
 	if err := r.check(); err != nil {
 		return "", err
@@ -80,7 +81,8 @@ func ready(ctx context.Context, r *readiness, st *store.Store, current *pipeline
 	return "", unready(connecting, errors.New(connecting))
 }
 
-// serveAdmin serves until the context ends, where there is an address to serve on.
+// serveAdmin listens, and returns what serves until the context ends. Without an address that
+// returns at once.
 func serveAdmin(ctx context.Context, cfg *config.Config, o admin.Options, log *slog.Logger) (func(context.Context) error, error) {
 	if cfg.AdminAddr == "" {
 		return func(context.Context) error { return nil }, nil
@@ -92,7 +94,7 @@ func serveAdmin(ctx context.Context, cfg *config.Config, o admin.Options, log *s
 	return func(ctx context.Context) error { return admin.Serve(ctx, listener, admin.New(o), log) }, nil
 }
 
-// adminOptions are what the admin server asks of the parts.
+// adminOptions wires the admin server to the other parts.
 func adminOptions(cfg *config.Config, r *readiness, st *store.Store, current *pipelines, metrics *admin.Metrics) admin.Options {
 	return admin.Options{
 		Version: version,

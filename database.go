@@ -18,19 +18,18 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// A database is walhook's way to PostgreSQL: it makes all connections, those of the
-// pool and the stream's. All of them have the same settings and look into the same
-// schema, and each is made with the credentials of its moment.
+// A database makes all connections to PostgreSQL, the pool's and the stream's. All have the
+// same settings and use the same schema, and each uses the present credentials.
 type database struct {
 	cfg   *config.Config
 	pool  *pgxpool.Pool
 	store *store.Store // on the pool
 
 	mu     sync.Mutex
-	schema string // "": nobody has said it, and the first session has not looked yet
+	schema string // "": WALHOOK_SCHEMA is not set, and there was no session yet
 }
 
-// openDatabase does not connect: the database may not be up yet.
+// openDatabase does not connect, because the database may not be up yet.
 func openDatabase(ctx context.Context, cfg *config.Config) (*database, error) {
 	d := &database{cfg: cfg, schema: cfg.Schema}
 	pc, err := cfg.SQL()
@@ -57,7 +56,7 @@ func openDatabase(ctx context.Context, cfg *config.Config) (*database, error) {
 
 func (d *database) close() { d.pool.Close() }
 
-// newStore makes the store, which seals secrets where there is a key.
+// newStore returns the store. It seals secrets if there is a key.
 func newStore(cfg *config.Config, pool *pgxpool.Pool) (*store.Store, error) {
 	st := store.New(pool, cfg.Slot, cfg.DisableAfter)
 	st.Expects(schema)
@@ -78,8 +77,8 @@ func (d *database) pinned() string {
 	return d.schema
 }
 
-// pin keeps the schema of the first session that was made: that of a later one may
-// be another, where somebody has made one meanwhile.
+// pin keeps the schema of the first session. A later session might find another schema first,
+// if somebody has created one meanwhile.
 func (d *database) pin(schema string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -87,17 +86,17 @@ func (d *database) pin(schema string) {
 }
 
 const (
-	// connectTimeout bounds one try to connect, where the connection string does not.
+	// connectTimeout bounds one try to connect, unless the connection string does.
 	connectTimeout = 5 * time.Second
 
 	// poolConns bounds the SQL connections: one each for the recorder, the retrier,
 	// the directory and the fan-out, one for upkeep, checks and reconciling, one for
-	// the admin server. With the replication connection and its witness they are 8.
+	// the admin server. With the replication connection and the one that keeps its
+	// lease they are 8.
 	poolConns = 6
 )
 
-// beforeConnect takes what the connection string, the password file and the service
-// file say now.
+// beforeConnect reads the connection string, the password file and the service file anew.
 func (d *database) beforeConnect(_ context.Context, cc *pgx.ConnConfig) error {
 	now, err := d.cfg.SQL()
 	if err != nil {
@@ -108,8 +107,8 @@ func (d *database) beforeConnect(_ context.Context, cc *pgx.ConnConfig) error {
 	return nil
 }
 
-// setUp adds what an SQL connection of walhook's needs. A pooler refuses most
-// parameters, and forgets prepared statements.
+// setUp adds the settings of an SQL connection. A pooler refuses most parameters, and loses
+// prepared statements.
 func (d *database) setUp(cc *pgx.ConnConfig) {
 	cc.ConnectTimeout = cmp.Or(cc.ConnectTimeout, connectTimeout)
 	if d.cfg.Pooled() {
@@ -122,7 +121,7 @@ func (d *database) setUp(cc *pgx.ConnConfig) {
 	d.direct(cc)
 }
 
-// direct adds what every connection to PostgreSQL itself starts with.
+// direct adds the settings of a direct connection to PostgreSQL.
 func (d *database) direct(cc *pgx.ConnConfig) {
 	cc.ConnectTimeout = cmp.Or(cc.ConnectTimeout, connectTimeout)
 	store.Override(cc.RuntimeParams, store.Settings(d.pinned()))
@@ -147,7 +146,7 @@ func (d *database) check(ctx context.Context, conn *pgx.Conn) error {
 	return err
 }
 
-// replication says how to connect for replication now.
+// replication returns the present settings of a replication connection.
 func (d *database) replication() (*pgconn.Config, error) {
 	cc, err := d.cfg.Replication()
 	if err != nil {
@@ -157,8 +156,8 @@ func (d *database) replication() (*pgconn.Config, error) {
 	return cc.Config.Copy(), nil
 }
 
-// refused tells a server that is away from one that will not have us, ever. What was
-// wrong stands in the variable.
+// refused classifies an error of connecting: a rejection that will not go away by itself becomes
+// errConfig or ErrNotPrepared, and names the variable. Other errors are returned as they are.
 func refused(err error, variable string, conn config.Secret) error {
 	pg, _ := errors.AsType[*pgconn.PgError](err)
 	switch {

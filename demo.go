@@ -13,8 +13,8 @@ import (
 	"github.com/walhook/walhook/internal/demo"
 )
 
-// runDemo tells walhook's story on a throwaway PostgreSQL. Where somebody sits
-// at a terminal it stays until they have seen enough.
+// runDemo shows walhook on a throwaway PostgreSQL. At a terminal it keeps running until the
+// user ends it.
 func runDemo(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := newFlags("demo")
 	verbose := flags.Bool("verbose", false, "show walhook's log")
@@ -25,13 +25,13 @@ func runDemo(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	if *verbose {
 		cfg.Log = stderr
 	}
-	signal.Ignore(syscall.SIGPIPE) // a reader that has seen enough must not keep us from cleaning up
+	signal.Ignore(syscall.SIGPIPE) // if the reader of the output goes away, clean up all the same
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP)
 	defer stop()
 	return demo.Run(ctx, cfg)
 }
 
-// startForDemo is `walhook run`, in this process.
+// startForDemo is `walhook run` in this process.
 func startForDemo(ctx context.Context, environ []string, log io.Writer) error {
 	cfg, err := config.Load(environ)
 	if err != nil {

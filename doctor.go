@@ -11,8 +11,7 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// runDoctor tells what the preflight finds, and starts and changes nothing. It ends as
-// run would.
+// runDoctor prints what the preflight finds, and changes nothing. It exits as run would.
 func runDoctor(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	return withConfig(newFlags("doctor"), args, stderr, func(cfg *config.Config, _ *slog.Logger) error { return doctor(ctx, cfg, stdout) })
 }
@@ -31,7 +30,7 @@ func doctor(ctx context.Context, cfg *config.Config, stdout io.Writer) error {
 	return store.FirstFailure(checks)
 }
 
-// report prints a line for each check, and what to type under those that need it.
+// report prints a line for each check and, if there is something to type, a second one.
 func report(w io.Writer, checks []store.Check) {
 	widest := 0
 	for _, c := range checks {

@@ -12,11 +12,11 @@ import (
 	"github.com/walhook/walhook/internal/config"
 )
 
-// healthTimeout bounds the question; Docker's default for a health check is 30 s.
+// healthTimeout bounds the request. Docker's default for a health check is 30 s.
 const healthTimeout = 3 * time.Second
 
-// runHealthcheck asks the walhook of this container whether its loops turn. Where to
-// ask is all that it needs to know.
+// runHealthcheck asks the walhook on this machine, or in this container, whether its loops make
+// progress. It needs no setting but WALHOOK_ADMIN_ADDR.
 func runHealthcheck(ctx context.Context, args []string) error {
 	if err := parseFlags(newFlags("healthcheck"), args); err != nil {
 		return err

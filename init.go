@@ -11,7 +11,7 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// runInit prepares the database, the slot included, and starts nothing.
+// runInit prepares the database, including the slot, and starts nothing.
 func runInit(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := newFlags("init")
 	adopt := flags.Bool("adopt", false, "take over a database of another WALHOOK_ENVIRONMENT")
@@ -60,9 +60,9 @@ func initialize(ctx context.Context, cfg *config.Config, adopt bool, stdout io.W
 	return nil
 }
 
-// applySchema applies the schema whatever is there, which mends also what no check
-// finds. Where nothing that is looked for is missing, it is no reason to stop that
-// somebody is in the way, or that a newer walhook has been here.
+// applySchema applies the schema in any case, which also repairs what no check covers. If that
+// fails, because somebody holds a lock or a newer walhook was here, and CheckSchema finds
+// nothing missing, it only warns.
 func applySchema(ctx context.Context, db *database, log *slog.Logger) error {
 	if err := createSchema(ctx, db); err != nil {
 		return db.refusedSQL(err)

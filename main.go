@@ -113,7 +113,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return exitCode(err)
 }
 
-// help is the part of the usage that is about one command.
+// help returns the usage of one command.
 func help(name string) string {
 	var lines []string
 	of := false
@@ -130,9 +130,8 @@ func help(name string) string {
 	return strings.Join(lines, "") + "\nEnvironment variables configure it; see docs/configuration.md.\n"
 }
 
-// sayLast tells why the process ends. What reads the log of `run` reads this too, so it
-// is a line of the same format; people who typed another command get text, unless they
-// chose a format.
+// sayLast writes why the process ends. For `run` it is a line of the log's format, because the
+// same programs read it. Other commands write text, unless a format was chosen.
 func sayLast(stderr io.Writer, command string, err error) {
 	format, chosen := config.LogFormat(os.Environ())
 	if format != "json" || !chosen && command != "run" {
@@ -142,7 +141,7 @@ func sayLast(stderr io.Writer, command string, err error) {
 	slog.New(slog.NewJSONHandler(stderr, nil)).Error("walhook stopped", "command", command, "exit_code", exitCode(err), "error", err.Error())
 }
 
-// errConfig marks what is wrong with the environment or the command line.
+// errConfig marks errors in the environment or the command line.
 var errConfig = errors.New("bad configuration")
 
 func exitCode(err error) int {
@@ -162,11 +161,11 @@ func exitCode(err error) int {
 
 func newFlags(name string) *flag.FlagSet {
 	flags := flag.NewFlagSet("walhook "+name, flag.ContinueOnError)
-	flags.SetOutput(io.Discard) // what is wrong is told once, at the end
+	flags.SetOutput(io.Discard) // command writes the error, once
 	return flags
 }
 
-// parseFlags returns flag.ErrHelp where help was asked for.
+// parseFlags returns flag.ErrHelp if help was asked for.
 func parseFlags(flags *flag.FlagSet, args []string) error {
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
@@ -188,8 +187,8 @@ func withConfig(flags *flag.FlagSet, args []string, stderr io.Writer, f func(*co
 	if err != nil {
 		return fmt.Errorf("%w: %w", errConfig, err)
 	}
-	// net/http reports through package log what a receiver sent out of turn, which
-	// may quote what we sent it.
+	// net/http logs unexpected data of receivers through package log, and may quote
+	// what walhook sent.
 	stdlog.SetOutput(io.Discard)
 	return f(cfg, newLogger(cfg, stderr))
 }

@@ -12,24 +12,24 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// A pipeline is a stream and the engine behind it, with all that they hold.
+// A pipeline is a stream and the engine that it feeds.
 type pipeline struct {
 	stream  *cdc.Stream
 	engine  *deliver.Engine
-	refused func(error) error // says what is wrong with the configuration, of the stream's error
-	within  time.Duration     // how long it may take to end, once a part of it has
+	refused func(error) error // classifies the stream's error, see database.refused
+	within  time.Duration     // bounds how long it may take to end, once a part has ended
 }
 
-// pipelines are one after the other: each is the first, or follows one whose slot
-// another process has taken. Everything is made anew then, so that nothing of what
-// this process once held can be sent, written or waited for.
+// pipelines run one after the other: a new one follows one whose slot another process has
+// taken over. The new one shares no state with it, so nothing that the former one held can be
+// sent, written or waited for.
 type pipelines struct {
 	log     *slog.Logger
 	make    func(resumed bool) pipeline
 	current atomic.Pointer[pipeline]
 }
 
-// begin makes the first, which the methods below need.
+// begin makes the first pipeline. The methods below need it.
 func (p *pipelines) begin(make func(resumed bool) pipeline) {
 	p.make = make
 	p.current.Store(new(make(false)))
@@ -41,10 +41,10 @@ func (p *pipelines) stream() *cdc.Stream     { return p.current.Load().stream }
 func (p *pipelines) streamAlive() error { return p.stream().Alive() }
 func (p *pipelines) alive() error       { return errors.Join(p.engine().Alive(), p.streamAlive()) }
 
-// anewEvery bounds how often a pipeline follows another.
+// anewEvery is the least time between two starts of a pipeline.
 const anewEvery = time.Second
 
-// run runs pipelines until the context ends, and then drains the last.
+// run runs pipelines until the context ends, and then drains the last one.
 func (p *pipelines) run(ctx, live context.Context) error {
 	for {
 		began := time.Now()
@@ -60,8 +60,8 @@ func (p *pipelines) run(ctx, live context.Context) error {
 	}
 }
 
-// run ends when a part has failed, or the context has ended and all is recorded. A
-// part that hangs then would keep this process from ever beginning anew: it ends.
+// run returns when a part has failed, or when the context has ended and everything is recorded.
+// If a part hangs then, the process exits: it could never start another pipeline.
 func (p *pipeline) run(ctx, live context.Context, log *slog.Logger) error {
 	ended := make(chan struct{})
 	defer close(ended)

@@ -13,13 +13,14 @@ import (
 )
 
 const (
-	// connectPause and connectPauseMax bound the pause between tries.
+	// connectPause and connectPauseMax bound the pause between tries: short, so that
+	// walhook is ready soon after the database.
 	connectPause    = 100 * time.Millisecond
 	connectPauseMax = time.Second
 )
 
-// prepare sees to it that the database is as it must be: schema, publication,
-// environment. A database that cannot be reached is waited for, for ever.
+// prepare prepares the database: schema, publication, environment. It waits for ever for a
+// database that it cannot reach.
 func prepare(ctx context.Context, db *database, r *readiness, log *slog.Logger) error {
 	wait, said := connectPause, ""
 	for {
@@ -44,7 +45,7 @@ func prepare(ctx context.Context, db *database, r *readiness, log *slog.Logger) 
 	}
 }
 
-// prepareOnce makes nothing before the preflight has found that all of it can be made.
+// prepareOnce changes nothing before the preflight has passed.
 func prepareOnce(ctx context.Context, db *database) ([]store.Check, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -68,7 +69,7 @@ func prepareOnce(ctx context.Context, db *database) ([]store.Check, error) {
 	return checks, checkSecrets(ctx, db)
 }
 
-// checkSecrets refuses keys with which nothing could be sent.
+// checkSecrets returns errConfig for keys with which nothing could be sent.
 func checkSecrets(ctx context.Context, db *database) error {
 	err := db.store.CheckSecrets(ctx)
 	if errors.Is(err, store.ErrSecretKey) {
@@ -77,8 +78,8 @@ func checkSecrets(ctx context.Context, db *database) error {
 	return err
 }
 
-// makeReady only looks where WALHOOK_AUTO_INIT is false. Where nothing that delivering
-// needs is missing, what could not be mended is left.
+// makeReady applies the schema if something is missing; with WALHOOK_AUTO_INIT=false it only
+// checks. If that fails, but delivering needs nothing of it, the failure is a warning.
 func makeReady(ctx context.Context, db *database) (left []store.Check, err error) {
 	if !db.cfg.AutoInit {
 		return nil, db.store.CheckSchema(ctx)
@@ -94,7 +95,7 @@ func makeReady(ctx context.Context, db *database) (left []store.Check, err error
 		Remedy: "run `walhook init` with a role that owns the tables; nothing that delivering needs is missing"}}, nil
 }
 
-// createSchema makes the schema that WALHOOK_SCHEMA names, where it is missing.
+// createSchema creates the schema that WALHOOK_SCHEMA names, if it is missing.
 func createSchema(ctx context.Context, db *database) error {
 	if db.cfg.Schema == "" {
 		return nil
@@ -102,16 +103,16 @@ func createSchema(ctx context.Context, db *database) error {
 	return db.store.CreateSchema(ctx, db.cfg.Schema)
 }
 
-// sayDropped names the parameters that were meant for somebody else.
+// sayDropped logs the parameters of the connection string that are ignored.
 func sayDropped(ctx context.Context, cfg *config.Config, log *slog.Logger) {
 	if dropped := cfg.Dropped(); len(dropped) > 0 {
 		log.InfoContext(ctx, "ignored parameters of the connection string; WALHOOK_SCHEMA sets the schema of walhook's tables", "parameters", dropped)
 	}
 }
 
-// preflight looks, before anything is made, whether walhook can do what is intended:
-// what failed half way would leave tables that belong to the wrong role. run, init and
-// doctor begin with it. An error means that it could not be found out.
+// preflight checks, before anything is created, whether walhook can do what it is going to do:
+// a failure half way would leave tables that belong to the wrong role. run, init and doctor
+// begin with it. An error means that it could not find out.
 func preflight(ctx context.Context, db *database, want store.Intent) ([]store.Check, error) {
 	checks, err := db.store.Preflight(ctx, want)
 	if err != nil {
@@ -122,7 +123,7 @@ func preflight(ctx context.Context, db *database, want store.Intent) ([]store.Ch
 		replication = store.FailedCheck(replication.Name, db.refusedReplication(err))
 	}
 	checks = append(checks, replication)
-	if db.store.CheckSchema(ctx) == nil { // else there is nothing yet, or it cannot be read
+	if db.store.CheckSchema(ctx) == nil { // else there are no secrets yet, or they cannot be read
 		keys := store.Check{Name: "secret key", State: store.CheckOK, Found: "opens the sealed secrets"}
 		if err := checkSecrets(ctx, db); err != nil {
 			keys = store.FailedCheck(keys.Name, err)
@@ -132,12 +133,12 @@ func preflight(ctx context.Context, db *database, want store.Intent) ([]store.Ch
 	return checks, nil
 }
 
-// intent is what run does with the database.
+// intent returns what run does with the database.
 func intent(cfg *config.Config) store.Intent {
 	return store.Intent{Apply: cfg.AutoInit, Schema: cfg.Schema, Environment: cfg.Environment}
 }
 
-// warnings logs what is no reason not to start.
+// warnings logs the checks that do not prevent a start.
 func warnings(ctx context.Context, checks []store.Check, log *slog.Logger) {
 	for _, c := range checks {
 		if c.State == store.CheckWarn {

@@ -18,8 +18,8 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// run wires the parts, and runs them until the context ends or the first of them
-// fails. A second pipeline follows the first where another process took the slot.
+// run wires the parts, and runs them until the context ends or one of them fails. If another
+// process takes the slot over, a new pipeline follows.
 func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	ended := make(chan struct{})
 	defer close(ended)
@@ -50,11 +50,11 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 		func(live context.Context) error { return sealSecrets(live, db.store, current, log) })
 }
 
-// alongside runs work, and beside it what work needs until it has returned.
+// alongside runs work, and everything that work needs until it has returned.
 //
-// ctx is for what is new: it ends when walhook is told to stop or anything fails, and
-// work then finishes what is under way. live is for what that takes (the stream, the
-// database, the admin server): it ends when work has returned or anything fails.
+// ctx is for new work: it ends when walhook has to stop, or when anything fails. work then
+// finishes what is under way. live is for what that needs (the stream, the database, the admin
+// server): it ends when work has returned, or when anything fails.
 func alongside(ctx, live context.Context, work func(ctx, live context.Context) error, needs ...func(live context.Context) error) error {
 	parts, live := errgroup.WithContext(live)
 	live, end := context.WithCancel(live)
@@ -79,7 +79,7 @@ func newSender(cfg *config.Config, live func() bool) *send.Sender {
 	})
 }
 
-// newPipeline makes a stream and its engine. A resumed one follows another of this process.
+// newPipeline makes a stream and its engine. resumed: it follows another one of this process.
 func newPipeline(db *database, sender *send.Sender, metrics *admin.Metrics, log *slog.Logger, resumed bool) pipeline {
 	cfg := db.cfg
 	engine := deliver.New(deliver.Config{
@@ -96,11 +96,12 @@ func newPipeline(db *database, sender *send.Sender, metrics *admin.Metrics, log 
 	})}
 }
 
-// stopMargin is what a graceful stop may take beyond the attempts under way.
+// stopMargin is how long a graceful stop may take beyond WALHOOK_TIMEOUT: 5 s are promised,
+// less time to exit.
 const stopMargin = 5*time.Second - 200*time.Millisecond
 
-// exitAfter ends the process, whatever hangs, when the context ended that long ago
-// and what is to end has not.
+// exitAfter exits the process if, after the context has ended, ended is not closed within d,
+// whatever hangs.
 func exitAfter(ctx context.Context, d time.Duration, ended <-chan struct{}, log *slog.Logger) {
 	context.AfterFunc(ctx, func() {
 		select {
@@ -112,10 +113,10 @@ func exitAfter(ctx context.Context, d time.Duration, ended <-chan struct{}, log 
 	})
 }
 
-// tuneMemory lets the small heap grow to five times what is live before it is
-// collected, not two: some MiB for most of the collector's work. The limit
-// keeps a window full of payloads from being multiplied too. GOGC and GOMEMLIMIT
-// win, where they are set.
+// tuneMemory lets the heap grow to five times its live size before a collection, not twice: the
+// heap is small, so that costs some MiB and saves most of the collector's work. The memory
+// limit keeps a window full of payloads from being multiplied as well. GOGC and GOMEMLIMIT
+// override both.
 func tuneMemory(cfg *config.Config) {
 	const beside = 128 << 20 // stacks, buffers and garbage beside the payloads
 	if os.Getenv("GOGC") == "" {

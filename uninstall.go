@@ -15,9 +15,8 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// runUninstall takes back what init made: only what is this database's walhook's.
-// The tables stay unless asked for, and going with all that is in them, they have to
-// be asked for twice.
+// runUninstall drops what init created, and only what is this database's walhook's. It keeps
+// the tables unless --tables is given, and then asks, because their contents go too.
 func runUninstall(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := newFlags("uninstall")
 	tables := flags.Bool("tables", false, "drop all tables and their contents too")
@@ -47,7 +46,7 @@ func takeBack(ctx context.Context, cfg *config.Config, tables, yes bool, stdout 
 	return uninstall(ctx, cfg, db.store, tables, stdout)
 }
 
-// mayAsk refuses to drop tables where nobody sits who could be asked.
+// mayAsk refuses to drop tables without asking if there is no terminal to ask at.
 func mayAsk(flags *flag.FlagSet, tables, yes bool, stdout io.Writer) error {
 	switch {
 	case yes && !tables:
@@ -59,7 +58,7 @@ func mayAsk(flags *flag.FlagSet, tables, yes bool, stdout io.Writer) error {
 	return nil
 }
 
-// confirm asks for the database's name.
+// confirm asks the user to type the database's name.
 func confirm(ctx context.Context, st *store.Store, in io.Reader, out io.Writer) error {
 	database, err := st.Database(ctx)
 	if err != nil {
@@ -73,8 +72,7 @@ func confirm(ctx context.Context, st *store.Store, in io.Reader, out io.Writer) 
 	return nil
 }
 
-// uninstall drops the slot first: without it PostgreSQL keeps no WAL, whatever
-// becomes of the rest.
+// uninstall drops the slot first: then PostgreSQL keeps no WAL, even if the rest fails.
 func uninstall(ctx context.Context, cfg *config.Config, st *store.Store, tables bool, stdout io.Writer) error {
 	dropped, err := st.DropSlot(ctx)
 	if err != nil {

@@ -10,22 +10,22 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// upkeepEvery is how often partitions are looked after: a day is made two weeks
-// ahead, so that minutes do not matter. upkeepSoon is when a lock was not to be had.
+// upkeepEvery is the interval of partition upkeep: days are created two weeks ahead, so
+// minutes do not matter. upkeepSoon is the interval after a lock was not available.
 const (
 	upkeepEvery = 10 * time.Minute
 	upkeepSoon  = time.Minute
 )
 
-// upkeepTimeout bounds one round, most of which is waiting for its turn.
+// upkeepTimeout bounds one round, which mostly waits for locks and between moves.
 const upkeepTimeout = 2 * time.Minute
 
-// fewDaysAhead is from when on a lack of partitions is said. Two weeks are made; who
-// hears of it with a week to go can mend it in office hours.
+// fewDaysAhead is below how many days ahead a warning is logged. Normally there are two weeks;
+// with a week left somebody can fix it in office hours.
 const fewDaysAhead = 7
 
-// keepPartitions makes days ahead and drops days past retention, while this
-// process is the active one. A failure is said, and tried again next time.
+// keepPartitions creates days ahead and drops days past retention, while this process is the
+// active one. It logs a failure, and retries in the next round.
 func keepPartitions(ctx context.Context, st *store.Store, cfg *config.Config, current *pipelines, log *slog.Logger) error {
 	k := partitionKeeper{store: st, partitions: store.NewPartitions(st, cfg.Retention), log: log, said: map[string]string{}}
 	for {
@@ -36,7 +36,7 @@ func keepPartitions(ctx context.Context, st *store.Store, cfg *config.Config, cu
 			}
 		})
 		if !held {
-			wait = time.Second // until there is a session, so that the first round comes soon
+			wait = time.Second // no session yet; the first round should come soon after one
 		}
 		if !pause(ctx, wait) {
 			return nil
@@ -44,15 +44,16 @@ func keepPartitions(ctx context.Context, st *store.Store, cfg *config.Config, cu
 	}
 }
 
-// A partitionKeeper says each trouble once, and not in every round.
+// A partitionKeeper logs each problem once, not in every round.
 type partitionKeeper struct {
 	store      *store.Store
 	partitions *store.Partitions
 	log        *slog.Logger
-	said       map[string]string // what it is about, and what was said of it
+	said       map[string]string // by subject: what was logged last
 }
 
-// round reports whether something gave way, and is to be tried again soon.
+// round does one round of upkeep, and reports whether a lock was not available, so that it
+// should be tried again soon.
 func (k *partitionKeeper) round(ctx context.Context) (gaveWay bool) {
 	attempt, cancel := context.WithTimeout(ctx, upkeepTimeout)
 	defer cancel()
@@ -79,12 +80,12 @@ func (k *partitionKeeper) round(ctx context.Context) (gaveWay bool) {
 	return done.GaveWay
 }
 
-// ahead warns where there are partitions for few days, which nobody would see otherwise
-// before events go into the DEFAULT partition, where days cannot be dropped.
+// ahead warns if partitions exist for few days. Otherwise nobody would notice before events go
+// into the DEFAULT partition, which cannot be dropped by day.
 func (k *partitionKeeper) ahead(ctx context.Context, cause error) {
 	days, err := k.store.PartitionsAhead(ctx)
 	if err != nil {
-		return // the upkeep has failed for the same
+		return // the upkeep has logged the same failure
 	}
 	few := ""
 	if days < fewDaysAhead {
@@ -96,7 +97,7 @@ func (k *partitionKeeper) ahead(ctx context.Context, cause error) {
 	}
 }
 
-// news reports whether there is something to say that was not said the last time.
+// news reports whether the text is not empty and differs from the last one about its subject.
 func (k *partitionKeeper) news(about, text string) bool {
 	before := k.said[about]
 	k.said[about] = text
@@ -110,10 +111,10 @@ func errorText(err error) string {
 	return err.Error()
 }
 
-// sealEvery is how long a secret that was inserted as text may stay so.
+// sealEvery bounds how long a secret that was inserted as text stays unsealed.
 const sealEvery = 10 * time.Second
 
-// sealSecrets seals new signing secrets, while this process is the active one.
+// sealSecrets seals new signing secrets while this process is the active one.
 func sealSecrets(ctx context.Context, st *store.Store, current *pipelines, log *slog.Logger) error {
 	var walk store.Resealing
 	for wait := sealEvery; pause(ctx, wait); {
@@ -135,8 +136,8 @@ func sealSecrets(ctx context.Context, st *store.Store, current *pipelines, log *
 	return nil
 }
 
-// sealAnew seals with WALHOOK_SECRET_KEY what WALHOOK_SECRET_KEY_OLD had sealed: all
-// of it once in the life of a process, a chunk at a time.
+// sealAnew reseals with WALHOOK_SECRET_KEY what WALHOOK_SECRET_KEY_OLD had sealed: one pass over
+// all secrets per process, in chunks.
 func sealAnew(ctx context.Context, st *store.Store, walk *store.Resealing, log *slog.Logger) {
 	for !walk.Done {
 		err := st.Reseal(ctx, walk)
@@ -154,13 +155,13 @@ func sealAnew(ctx context.Context, st *store.Store, walk *store.Resealing, log *
 	}
 }
 
-// watchEvery is how often the stream is looked at.
+// watchEvery is how often the stream is checked.
 const watchEvery = 500 * time.Millisecond
 
-// watch ends the process where the stream no longer turns. The stream watches all
-// other loops, and cannot watch itself: PostgreSQL would take its slot away, and
-// this process would go on holding nothing. It takes two looks: the first may come
-// before the loops of a process that was frozen have turned.
+// watch ends the process if the stream is stuck. The stream watches all other loops, but cannot
+// watch itself: PostgreSQL would take its slot away, and this process would run on without it.
+// It takes two failed checks, because after a freeze the first may come before the stream has
+// run.
 func watch(ctx context.Context, alive func() error) error {
 	for wedged := false; pause(ctx, watchEvery); {
 		err := alive()
@@ -172,7 +173,7 @@ func watch(ctx context.Context, alive func() error) error {
 	return nil
 }
 
-// pause waits, and reports whether the context is still alive.
+// pause waits, and reports false if the context ended first.
 func pause(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
