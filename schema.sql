@@ -42,11 +42,11 @@ BEGIN
     IF getdatabaseencoding() <> 'UTF8' THEN
         RAISE EXCEPTION 'the encoding of this database is %, and walhook needs UTF8', getdatabaseencoding()
             USING ERRCODE = 'object_not_in_prerequisite_state',
-                  HINT = 'It cannot be changed: dump the database, CREATE DATABASE another with ENCODING ''UTF8'' TEMPLATE template0, and restore it there.';
+                  HINT = 'The encoding cannot be changed: dump the database, create another one (CREATE DATABASE ... ENCODING ''UTF8'' TEMPLATE template0), and restore the dump there.';
     END IF;
     IF current_schema() IS NULL THEN
         RAISE EXCEPTION 'no schema to install into: search_path "%" names no existing schema', current_setting('search_path')
-            USING ERRCODE = 'invalid_schema_name', HINT = 'CREATE SCHEMA, or set search_path to one that exists.';
+            USING ERRCODE = 'invalid_schema_name', HINT = 'Create the schema, or set search_path to an existing one.';
     END IF;
     PERFORM set_config('search_path', quote_ident(current_schema()::text) || ', pg_temp', true);
 END $do$;
@@ -88,10 +88,10 @@ EXCEPTION
         RAISE EXCEPTION 'table webhook_state belongs to role %, and % would own what is created now',
             (SELECT pg_get_userbyid(c.relowner) FROM pg_class AS c WHERE c.oid = to_regclass('webhook_state')::oid), current_user
             USING ERRCODE = 'insufficient_privilege',
-                  HINT = 'If it is walhook''s, apply the schema as that role, or make one role the owner of everything (ALTER ... OWNER TO); else rename or drop it.';
+                  HINT = 'If it is walhook''s, apply the schema as that role, or make one role the owner of everything (ALTER ... OWNER TO). Otherwise rename or drop it.';
     WHEN lock_not_available THEN
         RAISE EXCEPTION 'another session is applying walhook''s schema, or has webhook_state locked: nothing was changed'
-            USING ERRCODE = 'lock_not_available', HINT = 'Try again when it is done, or end it: pg_locks and pg_stat_activity tell which it is.';
+            USING ERRCODE = 'lock_not_available', HINT = 'Try again later, or end that session: pg_locks and pg_stat_activity show which one it is.';
 END $do$;
 SET LOCAL lock_timeout = '500ms';
 
@@ -115,7 +115,7 @@ BEGIN
     IF FOUND THEN
         RAISE EXCEPTION '% belongs to role %, and % would own what is created now', other.what, pg_get_userbyid(other.owner), current_user
             USING ERRCODE = 'insufficient_privilege',
-                  HINT = 'If it is walhook''s, apply the schema as that role, or make one role the owner of everything (ALTER ... OWNER TO); else rename or drop it.';
+                  HINT = 'If it is walhook''s, apply the schema as that role, or make one role the owner of everything (ALTER ... OWNER TO). Otherwise rename or drop it.';
     END IF;
     IF to_regprocedure('webhook_schema_version()') IS NOT NULL THEN
         EXECUTE 'SELECT webhook_schema_version()' INTO have;
@@ -136,14 +136,14 @@ BEGIN
                WHERE c.relnamespace = quote_ident(current_schema()::text)::regnamespace AND c.relkind <> 'p'
                  AND c.relname IN ('webhook_outbox', 'webhook_deliveries')) THEN
         RAISE EXCEPTION 'schema % has a webhook_outbox or webhook_deliveries that is not walhook''s', current_schema()
-            USING ERRCODE = 'duplicate_table', HINT = 'Rename that table, or give walhook a schema of its own by search_path.';
+            USING ERRCODE = 'duplicate_table', HINT = 'Rename that table, or set search_path to a schema for walhook alone.';
     END IF;
 
     IF to_regprocedure('webhook_schema_version()') IS NOT NULL THEN
         EXECUTE 'SELECT webhook_schema_version()' INTO have;
         IF have > 5 THEN
             RAISE EXCEPTION 'this schema is version %, made by a newer walhook; this file is version 5', have
-                USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Use the newer walhook: its schema.sql is the one to apply.';
+                USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Use the newer walhook, and its schema.sql.';
         END IF;
     END IF;
 END $do$;
@@ -1041,7 +1041,7 @@ BEGIN
     IF NOT has_schema_privilege(current_user, current_schema()::text, 'CREATE'::text) THEN
         RAISE EXCEPTION '% cannot be created, because role %, the owner of walhook''s functions, may not create tables: GRANT CREATE ON SCHEMA % TO %',
             part, current_user, quote_ident(current_schema()::text), quote_ident(current_user::text)
-            USING ERRCODE = 'insufficient_privilege', HINT = 'Partitions are made every day, two weeks ahead.';
+            USING ERRCODE = 'insufficient_privilege', HINT = 'Partitions are created every day, two weeks ahead.';
     END IF;
     EXECUTE pg_catalog.format('SELECT count(*) FROM (SELECT FROM %I WHERE id >= $1 AND id < $2 LIMIT $3) AS s', fallback)
         INTO moved USING low, high, most + 1;
@@ -1206,7 +1206,7 @@ BEGIN
             PERFORM webhook_add_partition('webhook_outbox', today + ahead);
             PERFORM webhook_add_partition('webhook_deliveries', today + ahead);
         EXCEPTION WHEN lock_not_available THEN
-            RAISE WARNING 'the partitions of % could not be made now; walhook run makes them', today + ahead;
+            RAISE WARNING 'the partitions of % could not be created now; walhook run will create them', today + ahead;
         END;
     END LOOP;
 END $do$;
@@ -1258,7 +1258,7 @@ BEGIN
     DROP FUNCTION webhook_create_endpoint(text, text, text[]);
 EXCEPTION WHEN dependent_objects_still_exist THEN
     RAISE EXCEPTION 'webhook_create_endpoint has a new argument, and an object of yours depends on its former signature: %', sqlerrm
-        USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Drop that view or function, apply the schema, and make it anew.';
+        USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Drop that view or function, apply the schema, and create it again.';
 END $do$;
 
 -- At most two stay live: the new one and, for the overlap, the newest of the others. A secret that is set again counts as the
@@ -1649,8 +1649,8 @@ BEGIN
     IF NOT pub.puballtables AND NOT member AND others <> '' THEN
         RAISE EXCEPTION 'the publication walhook includes %, and not %: it is not walhook''s', others, 'webhook_outbox'::regclass
             USING ERRCODE = 'object_not_in_prerequisite_state',
-                  HINT = 'A database has one publication of that name, and so one walhook. Where that is the walhook you mean, set WALHOOK_SCHEMA '
-                      'to its schema. Otherwise: ALTER PUBLICATION walhook RENAME TO something_else, or DROP PUBLICATION walhook where nobody needs it.';
+                  HINT = 'A database can have only one publication of that name, so only one walhook. If that is the walhook you mean, set WALHOOK_SCHEMA '
+                      'to its schema. Otherwise: ALTER PUBLICATION walhook RENAME TO something_else, or DROP PUBLICATION walhook if nobody needs it.';
     END IF;
     IF NOT pub.pubinsert OR NOT pub.pubviaroot OR (NOT keeps AND (pub.pubupdate OR pub.pubdelete OR pub.pubtruncate)) THEN
         EXECUTE pg_catalog.format('ALTER PUBLICATION walhook SET (publish = %L, publish_via_partition_root = true)', pg_catalog.concat_ws(', ', 'insert',
@@ -1673,7 +1673,7 @@ BEGIN
 EXCEPTION WHEN insufficient_privilege THEN
     RAISE EXCEPTION 'role % cannot create or change the publication walhook: %', current_user, sqlerrm
         USING ERRCODE = 'insufficient_privilege',
-              HINT = pg_catalog.format('GRANT CREATE ON DATABASE %I TO %I; an existing publication has to belong to that role (ALTER PUBLICATION walhook OWNER TO %2$I).',
+              HINT = pg_catalog.format('GRANT CREATE ON DATABASE %I TO %I; an existing publication must belong to that role (ALTER PUBLICATION walhook OWNER TO %2$I).',
                             current_database(), current_user);
 END $do$;
 
@@ -1781,7 +1781,7 @@ BEGIN
         roles := roles OPERATOR(pg_catalog.||) webhook_revoke_default_privileges(object.catalogue, object.oid);
     END LOOP;
     FOR grantee IN SELECT DISTINCT r.role FROM pg_catalog.unnest(roles) AS r(role) ORDER BY r.role LOOP
-        RAISE WARNING 'default privileges had given % rights on walhook''s tables, views or functions: they are taken back; GRANT it what it is to have', grantee;
+        RAISE WARNING 'default privileges had given % rights on walhook''s tables, views or functions: they were revoked; GRANT that role what it needs', grantee;
     END LOOP;
     IF old THEN
         EXECUTE holders INTO inserts USING 'INSERT'::text;
@@ -1793,7 +1793,7 @@ BEGIN
             END IF;
             IF grantee <> ALL (inserts) THEN
                 EXECUTE 'GRANT INSERT ON webhook_outbox TO ' || grantee;
-                RAISE WARNING 'role % keeps INSERT on webhook_outbox, so that no application fails; where it is none: REVOKE INSERT, SELECT (id) ON webhook_outbox FROM %',
+                RAISE WARNING 'role % keeps INSERT on webhook_outbox, so that no application fails; if it is not an application''s: REVOKE INSERT, SELECT (id) ON webhook_outbox FROM %',
                     grantee, grantee;
             END IF;
         END LOOP;
@@ -1823,7 +1823,7 @@ BEGIN
             NULL; -- a transaction that has inserted an event is still open
         END;
     END LOOP;
-    RAISE WARNING 'webhook_outbox.shard has no default yet, because the table was in use; it matters to mappers alone, and walhook init tries again';
+    RAISE WARNING 'webhook_outbox.shard has no default yet, because the table was in use; only mappers need it, and walhook init tries again';
 END $do$;
 
 COMMIT;
