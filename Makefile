@@ -7,7 +7,7 @@ STATICCHECK  := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOLANGCI     := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-pg check bench faults faults-quick faults-switches clean
+.PHONY: help demo build test test-pg check bench bench-smoke faults faults-quick faults-switches clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ check: ## read-only checks: format, vet, staticcheck, go.mod, lint
 
 bench: ## measure the release binary beside a bare client and a poller: some fifteen minutes, on a machine that does nothing else
 	$(GO) run ./internal/bench
+
+bench-smoke: ## go through every measurement once with small numbers, in under two minutes: whether it runs, not how fast
+	$(GO) run ./internal/bench -smoke
 
 faults: ## every fault in full, more than an hour on two cores, into docs/faults.md; one of them: make faults RUN=Freeze; on one version: PG=17
 	WALHOOK_TEST_POSTGRES_VERSION=$(PG) $(GO) test -count=1 -v -timeout 180m ./internal/faults -run 'TestFaults/$(RUN)' -faults -faults.write $(CURDIR)/docs/faults.md

@@ -65,7 +65,7 @@ func (b *bench) wideFanOut(ctx context.Context) error {
 
 // trickle is the load of another organization, of one endpoint.
 func (b *bench) trickle() load {
-	return load{endpoints: 1, rate: b.rate / 4, warmUp: 2 * time.Second, length: b.length * 2 / 3}
+	return load{endpoints: 1, rate: b.rate / 4, warmUp: min(2*time.Second, b.length), length: b.length * 2 / 3}
 }
 
 // A fan is the one event, as it is committed.

@@ -10,7 +10,7 @@ import (
 // latency measures how long after its COMMIT an event arrives, at a rate that
 // nobody has to hurry for.
 func (b *bench) latency(ctx context.Context) error {
-	l := load{endpoints: 3, rate: b.rate, warmUp: 2 * time.Second, length: b.length}
+	l := load{endpoints: 3, rate: b.rate, warmUp: min(2*time.Second, b.length), length: b.length}
 	s, err := b.runLoad(ctx, l)
 	if err != nil {
 		return err

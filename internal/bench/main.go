@@ -6,6 +6,7 @@
 //	go run ./internal/bench                      the quicker ones, some fifteen minutes
 //	go run ./internal/bench -only drain -n 5000 -rounds 1
 //	go run ./internal/bench -only all            everything, some fifty minutes
+//	go run ./internal/bench -smoke               everything once with small numbers, under two minutes
 //
 // It starts a throwaway PostgreSQL that really writes to the disk, and a receiver
 // in a process of its own, so that CPU can be told apart. Figures mean something
@@ -62,6 +63,20 @@ type options struct {
 	walhook, profile string
 	version          string
 	pollers          bool
+	smoke            bool
+}
+
+// usual are the scenarios that take minutes, not a quarter of an hour each.
+const usual = "drain,latency,neighbour,waiting,replay"
+
+// small are the options with which everything is gone through once.
+func (o options) small() options {
+	o.n, o.endpoints, o.waiting, o.storm, o.replay, o.million, o.fanout = 500, 10, 500, 500, 500, 5000, 500
+	o.rounds, o.rate, o.length = 1, 40, time.Second
+	if o.only == usual {
+		o.only = "all"
+	}
+	return o
 }
 
 // inFlight is how many requests are under way at once, for everybody:
@@ -84,12 +99,16 @@ func main() {
 	flag.IntVar(&o.fanout, "fanout", 50_000, "fanout: endpoints")
 	flag.IntVar(&o.rate, "rate", 200, "latency: events per second (neighbour, bad, storm and replay: 2.5 times that; fanout: a quarter)")
 	flag.DurationVar(&o.length, "length", 30*time.Second, "latency: how long (other loads: two thirds of that, per round and arm)")
-	flag.StringVar(&o.only, "only", "drain,latency,neighbour,waiting,replay", "what to measure, of "+names()+"; or all")
+	flag.BoolVar(&o.smoke, "smoke", false, "everything once with small numbers, in under two minutes: whether it runs, not how fast")
+	flag.StringVar(&o.only, "only", usual, "what to measure, of "+names()+"; or all")
 	flag.StringVar(&o.walhook, "walhook", "", "the binary to measure; empty: build it")
 	flag.StringVar(&o.profile, "profile", "", "drain and endpoints: folder for CPU profiles of walhook and the bare client (slows both by some per cent)")
 	flag.BoolVar(&o.pollers, "pollers", true, "drain: the pollers too, which take the most time")
 	flag.StringVar(&o.version, "postgres", "", "major version of PostgreSQL; empty: the first that is found")
 	flag.Parse()
+	if o.smoke {
+		o = o.small()
+	}
 
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once

@@ -10,7 +10,7 @@ import (
 // fifty is the load of neighbour and of what is measured in its way: 2.5 times
 // the rate of latency, over fifty endpoints, for two thirds of the time.
 func (b *bench) fifty() load {
-	return load{endpoints: 50, rate: b.rate * 5 / 2, warmUp: 2 * time.Second, length: b.length * 2 / 3}
+	return load{endpoints: 50, rate: b.rate * 5 / 2, warmUp: min(2*time.Second, b.length), length: b.length * 2 / 3}
 }
 
 // neighbour measures what one endpoint that hangs does to forty-nine others. The
