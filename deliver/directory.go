@@ -85,7 +85,7 @@ func (d *directory) lookUpAll(ctx context.Context) {
 	failing := false
 	for {
 		d.pulse.beat()
-		wanted := d.scheduler.LookUps(directoryPage)
+		wanted := d.scheduler.LookUps(directoryPage, time.Now())
 		if len(wanted) == 0 {
 			d.sayShut()
 			return
@@ -105,7 +105,7 @@ func (d *directory) lookUpAll(ctx context.Context) {
 			failing = true
 			d.log.Warn("cannot look up endpoints; nothing new is sent until it works", "error", err)
 		}
-		d.scheduler.GiveBackLookUps(wanted)
+		d.scheduler.GiveBackLookUps(wanted, time.Now())
 		if !d.pulse.sleep(ctx, 4*retryPause) {
 			return
 		}

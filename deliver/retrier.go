@@ -321,7 +321,7 @@ func (r *retrier) sweep(ctx context.Context) error {
 	sweeps, fence := r.scheduler.Sweeps(), r.scheduler.Fence()
 	for i, x := range sweeps {
 		if err := r.sweepOne(ctx, fence, x); err != nil {
-			r.scheduler.GiveBackSweeps(sweeps[i:])
+			r.scheduler.GiveBackSweeps(sweeps[i:], time.Now())
 			return err
 		}
 	}
@@ -336,7 +336,7 @@ func (r *retrier) sweepOne(ctx context.Context, fence store.Fence, x *schedule.S
 	if err != nil {
 		return err
 	}
-	r.scheduler.Swept(x, n > 0)
+	r.scheduler.Swept(x, n > 0, time.Now())
 	if n == 0 && more {
 		r.later[x.EndpointID()] = true
 	}

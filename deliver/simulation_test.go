@@ -277,7 +277,7 @@ func (s *simulation) resume(t *task) {
 	s.running = nil
 	s.unblock()
 	if p := t.process; p != nil {
-		if err := p.engine.scheduler.Verify(); err != nil {
+		if err := p.engine.scheduler.Verify(time.Now()); err != nil {
 			s.violate("the books of process %d: %v", p.number, err)
 		}
 	}

@@ -111,7 +111,7 @@ func (s *Scheduler) inserted(taken []*Delivery, allNew bool, refused map[uuid.UU
 		d.writing, d.inTable = false, !refused[d.id]
 		switch {
 		case refused[d.id]:
-			stuck = append(stuck, s.putAside(d)...)
+			stuck = append(stuck, s.putAside(d, now)...)
 		case d.stage == running: // the lease is written; its outcome will follow
 		case d.stage == parked && d.enlisted: // it was written as a lease, and was not sent: that is written too
 		case d.stage == ended && (d.enlisted || !allNew): // the lease was written, or another row was there
@@ -130,16 +130,16 @@ func (s *Scheduler) updated(taken []*Delivery, busy, refused, again map[uuid.UUI
 		d.writing = false
 		switch {
 		case busy[d.id]:
-			aside = append(aside, s.putAside(d)...)
+			aside = append(aside, s.putAside(d, now)...)
 			continue
 		case refused[d.id]:
-			stuck = append(stuck, s.putAside(d)...)
+			stuck = append(stuck, s.putAside(d, now)...)
 			continue
 		}
 		if s.done(d, now); again[d.id] {
 			l := s.lane(d.lane.id, now)
 			l.readAnew()
-			s.hasRows(l, now)
+			s.hasRows(l)
 		}
 	}
 	s.dispatch(now)
@@ -149,7 +149,7 @@ func (s *Scheduler) updated(taken []*Delivery, busy, refused, again map[uuid.UUI
 // putAside lets a delivery wait that could not be written, for as long as an operator
 // likes, without its place among the late ones. One whose attempt was under way need
 // not wait: its outcome follows, or has been lined up as that of a row.
-func (s *Scheduler) putAside(d *Delivery) []*Delivery {
+func (s *Scheduler) putAside(d *Delivery, now time.Time) []*Delivery {
 	if d.enlisted {
 		s.existing = slices.DeleteFunc(s.existing, func(o *Delivery) bool { return o == d })
 		d.enlisted = false
@@ -159,7 +159,7 @@ func (s *Scheduler) putAside(d *Delivery) []*Delivery {
 	if d.stage == running {
 		return nil
 	}
-	s.settled(d)
+	s.settled(d, now)
 	return []*Delivery{d}
 }
 
@@ -169,16 +169,17 @@ func (s *Scheduler) done(d *Delivery, now time.Time) {
 	if d.stage == ended {
 		s.ended--
 		l.ended--
-		s.settled(d)
+		s.settled(d, now)
 		s.counts.Recorded++
 		if d.gone {
 			l.gone, l.notBefore, l.asOf = false, now, time.Time{}
-			s.want(l)
+			l.ask = true
+			s.touch(l)
 		}
 	} else {
 		l.parking--
 		l.parks++
-		if s.hasRows(l, now); l.refused {
+		if s.hasRows(l); l.refused {
 			s.toSweep(l)
 		}
 	}

@@ -159,7 +159,7 @@ func (h *house) waiting(endpoint uuid.UUID, n, attempts int) {
 		}
 		h.store(&row{Record: r, due: time.Now()})
 	}
-	h.w.hasRows(h.w.lane(endpoint, time.Now()), time.Now())
+	h.w.hasRows(h.w.lane(endpoint, time.Now()))
 }
 
 // store writes a row.
@@ -210,7 +210,7 @@ func (h *house) attempt(d *Delivery) {
 }
 
 func (h *house) lookUp(now time.Time) {
-	for _, l := range h.w.lookUpNext(len(h.w.lanes)) {
+	for _, l := range h.w.lookUpNext(len(h.w.lanes), now) {
 		h.w.lookedUp(l, h.endpoints[l.id], h.target, now, now)
 	}
 }
@@ -227,7 +227,7 @@ func (h *house) record(now time.Time) {
 func (h *house) look(now time.Time) {
 	for id, due := range h.due {
 		if len(due) > 0 && !due[0].due.After(now) {
-			h.w.hasRows(h.w.lane(id, now), now)
+			h.w.hasRows(h.w.lane(id, now))
 		}
 	}
 }

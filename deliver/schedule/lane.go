@@ -2,6 +2,7 @@ package schedule
 
 import (
 	"bytes"
+	"container/list"
 	"math"
 	"slices"
 	"time"
@@ -44,14 +45,14 @@ type lane struct {
 	lateRunning int // those of them that are no first attempts
 	limit       int
 	ended       int           // attempts whose outcome is not committed
-	guests      int           // of its places, those that count in window.guests
+	guests      int           // of its places, those that count in Scheduler.guests
 	trusted     bool          // its endpoint answers
 	sign        time.Time     // when it last did, or when the first attempt under way began
 	rate        *rate.Limiter // nil: no limit
 	breaker     breaker
-	inReady     bool
-	inLate      bool      // in window.outOfTurn
-	resume      time.Time // in window.paused until then; zero: it is not
+	in          [lists]*list.Element
+	touched     bool      // to be reconsidered
+	resume      time.Time // in Scheduler.paused until then; zero: it is not
 	paused      int       // where in it
 	used        time.Time
 
@@ -59,7 +60,8 @@ type lane struct {
 	endpoint     *store.Endpoint // as of asOf; nil: it does not exist
 	target       *send.Target
 	asOf         time.Time // before the look-up; zero: never
-	wanted       bool      // in window.wanted or window.stale
+	ask          bool      // the endpoint has to be looked up, whatever its age
+	asked        bool      // it is just being
 	refused      bool      // disabled or deleted: what is owed is cancelled
 	shut         bool      // its secret cannot be opened, which is our own fault: what is owed waits
 	gone         bool      // answered 410, which is not committed yet: nothing more is sent
@@ -67,8 +69,8 @@ type lane struct {
 
 	spilled   bool
 	rows      bool // rows may be due in the table that are not in memory
-	inHungry  bool // in window.hungry
-	overflown bool // the page under way had rows that found no room
+	paging    bool // a page is under way
+	overflown bool // it had rows that found no room
 	after     store.PageEnd
 	stock     int       // how much it may hold from the table
 	pagedAt   time.Time // when the last page came
@@ -76,6 +78,7 @@ type lane struct {
 	parks     uint64    // how many have been committed: tells whether a page is complete
 	passParks uint64    // as of the first page, when after was the beginning
 	sweep     bool      // rows wait in the table to be cancelled
+	swept     bool      // they are just being
 
 	health    health
 	lookedAt  time.Time             // when failing was last looked at
@@ -97,7 +100,7 @@ func (s *Scheduler) lane(id uuid.UUID, now time.Time) *lane {
 // idle says that forgetting the lane loses nothing but a cached endpoint, and
 // what the table knows of it.
 func (l *lane) idle() bool {
-	return l.held == 0 && l.ended == 0 && l.parking == 0 && !l.gone && !l.spilled && !l.rows && !l.sweep && !l.inReady && !l.wanted && l.news == nil
+	return l.held == 0 && l.ended == 0 && l.parking == 0 && !l.gone && !l.spilled && !l.rows && !l.sweep && !l.ask && !l.listed() && l.news == nil
 }
 
 // may is how many attempts may be under way at once, as far as the lane goes.
@@ -140,7 +143,7 @@ func (s *Scheduler) enqueue(d *Delivery, now time.Time) {
 	} else {
 		l.first = append(l.first, d)
 	}
-	s.makeReady(l, now)
+	s.touch(l)
 }
 
 // leave takes a delivery off its lane. Its body may go.
@@ -152,7 +155,7 @@ func (s *Scheduler) leave(d *Delivery, now time.Time) {
 		l.stocked--
 	}
 	s.release(d.event)
-	s.feed(l, now)
+	s.touch(l)
 }
 
 // trim drops from the head of the queue what has been parked.
@@ -167,75 +170,47 @@ func (l *lane) trim() {
 	}
 }
 
-// makeReady puts a lane that may have something to start into the round.
-func (s *Scheduler) makeReady(l *lane, now time.Time) {
-	switch {
-	case l.inReady || len(l.first)+len(l.late) == 0:
-	case l.running >= l.may(now):
-		s.hold(l, time.Time{}, now)
-	default:
-		l.inReady = true
-		s.ready = append(s.ready, l)
-	}
-}
-
 // next starts the next delivery, lanes in turn, or returns nil where none may
 // start: the slot is not certainly ours, or there is no room for the outcome, which
 // is reserved before the request.
 func (s *Scheduler) next(now time.Time) *Delivery {
-	for len(s.ready) > 0 && !s.stopping && s.live(now) &&
-		s.running < s.limits.MaxInFlight && s.running+s.ended < s.limits.MaxInFlight+unrecordedRoom {
-		l := s.ready[0]
-		s.ready[0] = nil
-		s.ready = s.ready[1:]
-		l.inReady = false
+	for s.settle(now); !s.stopping && s.live(now) &&
+		s.running < s.limits.MaxInFlight && s.running+s.ended < s.limits.MaxInFlight+unrecordedRoom; s.settle(now) {
+		l := s.takeFirst(toStart)
+		if l == nil {
+			return nil
+		}
 		if d := s.start(l, now); d != nil {
-			s.makeReady(l, now)
+			s.touch(l)
 			return d
 		}
 	}
 	return nil
 }
 
+// start starts the first delivery of a lane that was in turn, if its facts still say so.
 func (s *Scheduler) start(l *lane, now time.Time) *Delivery {
 	s.doubt(l, now)
-	l.trim()
-	if len(l.first)+len(l.late) == 0 || l.gone {
+	s.reconsider(l, now)
+	if l.in[toStart] == nil {
 		return nil
 	}
-	// Before the look-up, of which a lane without a place has no need yet.
-	if l.running >= s.places(l) {
-		s.hold(l, time.Time{}, now)
+	s.put(toStart, l, false)
+	if l.running >= s.places(l) { // others have them: a touch, or time, brings it back
+		s.pause(l, now.Add(holdAgain))
 		return nil
-	}
-	queue := s.turn(l)
-	if queue == nil {
-		s.hold(l, time.Time{}, now)
-		return nil
-	}
-	age := now.Sub(l.asOf)
-	if l.asOf.IsZero() || age >= refreshAfter {
-		s.want(l)
-	}
-	if l.asOf.IsZero() || age >= staleAfter {
-		return nil // the look-up makes it ready again
 	}
 	if l.refused {
 		s.emptyQueue(l, now)
 		return nil
 	}
-	if s.sendStrangersBack(l, now); len(*queue) == 0 {
-		s.makeReady(l, now)
+	s.sendStrangersBack(l, now)
+	queue := s.turn(l)
+	if queue == nil {
+		s.touch(l)
 		return nil
 	}
-	if l.running >= l.may(now) {
-		s.hold(l, time.Time{}, now)
-		return nil
-	}
-	if at := l.token(now); at.After(now) {
-		s.hold(l, at, now)
-		return nil
-	}
+	l.takeToken(now)
 	d := (*queue)[0]
 	(*queue)[0] = nil
 	*queue = (*queue)[1:]
@@ -243,7 +218,6 @@ func (s *Scheduler) start(l *lane, now time.Time) *Delivery {
 	s.occupy(d, now)
 	if d.fetched {
 		l.stocked--
-		s.feed(l, now)
 	}
 	return d
 }
@@ -259,60 +233,56 @@ func (s *Scheduler) sendStrangersBack(l *lane, now time.Time) {
 			if *queue = (*queue)[1:]; d.stage == queued {
 				s.sendBack(d, now)
 				l.readAnew()
-				s.hasRows(l, now)
+				s.hasRows(l)
 			}
 		}
 	}
 }
 
-// token takes one of the lane's rate, or says when there will be one.
-func (l *lane) token(now time.Time) time.Time {
+// nextToken is when the lane's rate lets the next attempt through.
+func (l *lane) nextToken(now time.Time) time.Time {
 	if l.rate == nil {
 		return now
 	}
 	tokens := l.rate.TokensAt(now)
 	if tokens >= 1 {
-		l.rate.AllowN(now, 1)
 		return now
 	}
 	wait := (1 - tokens) / float64(l.rate.Limit()) * float64(time.Second)
 	return now.Add(time.Duration(min(wait, float64(time.Hour))) + 1) // it is looked at again before an hour is over
 }
 
-// want asks the directory for a lane's endpoint.
-func (s *Scheduler) want(l *lane) {
-	if l.wanted {
-		return
+// takeToken takes one of the lane's rate.
+func (l *lane) takeToken(now time.Time) {
+	if l.rate != nil {
+		l.rate.AllowN(now, 1)
 	}
-	l.wanted = true
-	if l.asOf.IsZero() {
-		s.wanted = append(s.wanted, l)
-	} else {
-		s.stale = append(s.stale, l)
-	}
-	s.ToLookUp.Raise()
 }
 
 // lookUpNext takes up to n of the lanes that want their endpoint: those that are in
 // use first, so that they need not wait behind thousands that are new.
-func (s *Scheduler) lookUpNext(n int) []*lane {
-	var lanes []*lane
-	for _, from := range []*[]*lane{&s.stale, &s.wanted} {
-		k := min(n-len(lanes), len(*from))
-		lanes = append(lanes, (*from)[:k]...)
-		clear((*from)[:k])
-		if *from = (*from)[k:]; len(*from) == 0 {
-			*from = nil
+func (s *Scheduler) lookUpNext(n int, now time.Time) (lanes []*lane) {
+	s.settle(now)
+	for len(lanes) < n {
+		l := s.takeFirst(toLookUpAgain)
+		if l == nil {
+			l = s.takeFirst(toLookUpFirst)
 		}
+		if l == nil {
+			break
+		}
+		l.ask, l.asked = false, true
+		lanes = append(lanes, l)
 	}
 	return lanes
 }
 
 // lookedUp takes the directory's answer; nil where the endpoint does not exist.
 func (s *Scheduler) lookedUp(l *lane, e *store.Endpoint, target *send.Target, asOf, now time.Time) {
-	l.wanted = false
+	l.asked = false
+	s.touch(l)
 	if asOf.Before(l.notBefore) {
-		s.want(l)
+		l.ask = true
 		return
 	}
 	first := l.asOf.IsZero() && l.health == unknown
@@ -332,8 +302,6 @@ func (s *Scheduler) lookedUp(l *lane, e *store.Endpoint, target *send.Target, as
 		s.emptyQueue(l, now)
 	}
 	l.refused = refused
-	s.makeReady(l, now)
-	s.feed(l, now)
 }
 
 // shutOff has what is owed to an endpoint wait in the table, for as long as its
@@ -362,7 +330,7 @@ func (s *Scheduler) retryNow(l *lane, asked, now time.Time) {
 	}
 	s.changeBreaker(l, func(b *breaker) { *b = breaker{ramp: 1} })
 	s.tell(l, false, now, false)
-	s.hasRows(l, now)
+	s.hasRows(l)
 }
 
 // limit sets what an endpoint's row says of how much it may get.
@@ -426,14 +394,14 @@ func (s *Scheduler) unstock(l *lane, now time.Time) {
 	}
 	l.first, l.late = slices.DeleteFunc(l.first, stocked), slices.DeleteFunc(l.late, stocked)
 	l.readAnew()
-	s.hasRows(l, now)
+	s.hasRows(l)
 }
 
 // holdBack puts back what waits in the lane of an endpoint that gets only probes.
 func (s *Scheduler) holdBack(l *lane, now time.Time) {
 	s.spill(l, true)
 	s.putBack(l, now)
-	s.hasRows(l, now)
+	s.hasRows(l)
 }
 
 // emptyQueue empties the lane of an endpoint that is disabled or deleted: into
@@ -459,11 +427,8 @@ func (s *Scheduler) spill(l *lane, spilled bool) {
 
 // toSweep has the retrier cancel the rows of a lane that is refused.
 func (s *Scheduler) toSweep(l *lane) {
-	if !l.sweep {
-		l.sweep = true
-		s.sweeping = append(s.sweeping, l)
-		s.ToFetch.Raise()
-	}
+	l.sweep = true
+	s.touch(l)
 }
 
 func (l *lane) refusal() string {

@@ -195,6 +195,7 @@ func TestLanes(t *testing.T) {
 			before := len(h.sent[endpoint])
 			h.change(endpoint, func(e *store.Endpoint) { e.RetriedAt = time.Now() })
 			h.w.found(h.w.lanes[endpoint], time.Now()) // what the retrier does when rows have become due
+			h.w.settle(time.Now())
 			h.sleep(5 * time.Millisecond)
 			h.is("sent at once", len(h.sent[endpoint])-before, 1, 1)
 			h.sleep(time.Second)
@@ -208,6 +209,7 @@ func TestLanes(t *testing.T) {
 			endpoint := h.open(always(503, 0), func(e *store.Endpoint) { e.RetriedAt = time.Now() })
 			h.load(100, 10*time.Second, endpoint)
 			h.w.found(h.w.lanes[endpoint], time.Now())
+			h.w.settle(time.Now())
 			h.sleep(time.Second)
 			if h.w.open != 1 {
 				t.Error("its breaker is closed")
@@ -218,10 +220,11 @@ func TestLanes(t *testing.T) {
 			endpoint := h.open(always(503, 0))
 			h.load(100, 10*time.Second, endpoint)
 			h.change(endpoint, func(e *store.Endpoint) { e.Enabled = false })
-			h.w.want(h.w.lanes[endpoint]) // what the walk does
+			h.w.lanes[endpoint].ask = true // what the walk does
+			h.w.touch(h.w.lanes[endpoint])
 			h.sleep(time.Second)
-			if h.w.open != 0 || len(h.w.sweeping) != 1 {
-				t.Errorf("%d open, %d to sweep; want 0 and 1", h.w.open, len(h.w.sweeping))
+			if h.w.open != 0 || h.w.lists[toCancel].Len() != 1 {
+				t.Errorf("%d open, %d to sweep; want 0 and 1", h.w.open, h.w.lists[toCancel].Len())
 			}
 			before := len(h.sent[endpoint])
 			h.load(10, time.Second, endpoint)

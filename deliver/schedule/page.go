@@ -41,35 +41,17 @@ func (p *Page) Query() store.Page {
 }
 
 // hasRows has the retrier ask for the rows of a lane.
-func (s *Scheduler) hasRows(l *lane, now time.Time) {
+func (s *Scheduler) hasRows(l *lane) {
 	l.rows = true
-	s.feed(l, now)
+	s.touch(l)
 }
 
 // found has the retrier ask for the rows of a lane that the table told of. Why
 // they are due it does not tell: where the breaker is open an operator may have
 // asked for them, which the look-up knows.
 func (s *Scheduler) found(l *lane, now time.Time) {
-	s.hasRows(l, now)
-	if l.breaker.open && now.Sub(l.asOf) >= refreshAfter {
-		s.want(l)
-	}
-}
-
-// feed puts a lane whose rows have room into the round of those that ask.
-func (s *Scheduler) feed(l *lane, now time.Time) {
-	switch {
-	case !l.rows || l.inHungry:
-	case s.page(l, s.limits.rowsShare()-s.fetched, now) > 0:
-		l.inHungry = true
-		s.hungry = append(s.hungry, l)
-		s.ToFetch.Raise()
-	case l.shut:
-		s.pause(l, now.Add(staleAfter))
-	case l.breaker.holds(now) && now.Before(l.breaker.next):
-		s.pause(l, l.breaker.next)
-	default:
-		s.hold(l, time.Time{}, now) // its limits may be raised
+	if s.hasRows(l); l.breaker.open && now.Sub(l.asOf) >= refreshAfter {
+		l.ask = true
 	}
 }
 
@@ -113,28 +95,27 @@ func (l *lane) mayStock(now time.Time) int {
 
 // toAsk takes the lanes that have room for a page, at most n, in turn.
 func (s *Scheduler) toAsk(n int, now time.Time) []*Page {
+	s.settle(now)
 	if s.starved = !s.fetchRoom(); s.starved {
 		return nil
 	}
 	var asked []*Page
 	free := s.limits.rowsShare() - s.fetched
-	for range len(s.hungry) { // once each: one without room for now may stay in the round
+	for range s.lists[toFetch].Len() { // once each: one without room for now may stay in the round
 		if len(asked) == n {
 			break
 		}
-		l := s.hungry[0]
-		s.hungry[0] = nil
-		s.hungry = s.hungry[1:]
-		l.inHungry = false
+		l := s.takeFirst(toFetch)
 		size := s.page(l, free, now)
 		if size == 0 {
-			s.feed(l, now) // when it may
+			s.touch(l) // when it may
 			continue
 		}
 		free -= size
 		if l.after == (store.PageEnd{}) {
 			l.passParks = l.parks
 		}
+		l.paging = true
 		asked = append(asked, &Page{lane: l, size: size, end: l.after})
 	}
 	return asked
@@ -190,7 +171,7 @@ func (s *Scheduler) seeAgain(d *Delivery, due *store.Due) {
 func (s *Scheduler) paged(p *Page, now time.Time) {
 	l := p.lane
 	left := p.got >= p.size || l.overflown
-	l.overflown = false
+	l.overflown, l.paging = false, false
 	l.after = p.end
 	if !left {
 		l.after = store.PageEnd{}
@@ -203,7 +184,6 @@ func (s *Scheduler) paged(p *Page, now time.Time) {
 		l.stock = l.limit
 	}
 	l.pagedAt = now
-	if l.rows = left || l.parks != l.passParks; l.rows {
-		s.feed(l, now)
-	}
+	l.rows = left || l.parks != l.passParks
+	s.touch(l)
 }

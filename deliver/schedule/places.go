@@ -77,7 +77,6 @@ func (s *Scheduler) occupy(d *Delivery, now time.Time) {
 	l := d.lane
 	if l.running == 0 {
 		l.sign = now
-		s.pause(l, now.Add(signWithin))
 	}
 	l.running++
 	s.running++
@@ -135,28 +134,23 @@ func (s *Scheduler) turn(l *lane) *[]*Delivery {
 	case len(l.first) > 0:
 		return &l.first
 	}
-	if !l.inLate {
-		l.inLate = true
-		s.outOfTurn = append(s.outOfTurn, l)
-	}
 	return nil
 }
 
 // settled frees the place that a late delivery keeps until it is recorded, for the
 // lane that has waited for one longest.
-func (s *Scheduler) settled(d *Delivery) {
+func (s *Scheduler) settled(d *Delivery, now time.Time) {
 	if !d.late {
 		return
 	}
 	d.late = false
 	s.late--
-	now := time.Now()
-	for len(s.outOfTurn) > 0 && s.late < s.limits.lateInFlight() {
-		l := s.outOfTurn[0]
-		s.outOfTurn[0] = nil
-		s.outOfTurn = s.outOfTurn[1:]
-		l.inLate = false
-		if s.makeReady(l, now); l.inReady {
+	for range s.lists[toStartLate].Len() {
+		if s.late >= s.limits.lateInFlight() {
+			return
+		}
+		l := s.takeFirst(toStartLate)
+		if s.reconsider(l, now); l.in[toStart] != nil {
 			return
 		}
 	}

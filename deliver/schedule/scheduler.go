@@ -3,6 +3,7 @@
 // it says.
 //
 //	scheduler    what those loops may ask; the one mutex
+//	reconsider   what each lane waits for, by its facts
 //	window       deliveries in memory, bounded; admission: what the stream brings
 //	lane         one endpoint's queue and limits
 //	places       who may have how many of the attempts under way
@@ -10,6 +11,7 @@
 //	timers       what time alone brings about: parking, rates, probes
 //	batch        outcomes and parked deliveries on their way into rows
 //	health       what attempts say of their endpoints
+//	verify       the books, compared with what they count: for tests
 //	ledger       pure: what may be confirmed
 //	breaker      pure: how much a failing endpoint is still asked; backoff: when to try again
 package schedule
@@ -57,15 +59,11 @@ type Scheduler struct {
 	stopping   bool // nothing is admitted, no attempt is started
 	deliveries map[uuid.UUID]*Delivery
 	lanes      map[uuid.UUID]*lane
-	ready      []*lane            // may have something to start, in turn
-	outOfTurn  []*lane            // have only what comes late, and too much of that is under way
+	lists      [lists]list.List   // of lanes, in turn
+	touched    []*lane            // to be reconsidered
 	paused     pausedLanes        // to be looked at when their time comes
 	news       []*lane            // whose health is to be recorded
-	wanted     []*lane            // whose endpoint must be looked up for the first time
-	stale      []*lane            // and again
 	aging      *list.List         // deliveries that the table does not know, in order of receipt
-	hungry     []*lane            // with rows that may be due, and room for them, in turn
-	sweeping   []*lane            // with rows to cancel
 	guestsOf   map[string]int     // guests, by organization
 	removed    map[uuid.UUID]bool // gone since the page under way was asked for; nil: none is
 
@@ -226,6 +224,7 @@ func (s *Scheduler) Unsent(d *Delivery, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.unsent(d, now)
+	s.settle(now)
 }
 
 // Abandon takes back the place of an attempt that the end of the process has cut
@@ -433,6 +432,7 @@ func (s *Scheduler) Found(endpoints []uuid.UUID, now time.Time) {
 	for _, id := range endpoints {
 		s.found(s.lane(id, now), now)
 	}
+	s.settle(now)
 }
 
 // FoundWaiting takes endpoints that have unfinished rows.
@@ -442,9 +442,10 @@ func (s *Scheduler) FoundWaiting(waiting []store.Waiting, now time.Time) {
 	for _, f := range waiting {
 		l := s.lane(f.EndpointID, now)
 		if s.found(l, now); !f.Enabled {
-			s.want(l) // the look-up finds it refused, and has it swept
+			l.ask = true // the look-up finds it refused, and has it swept
 		}
 	}
+	s.settle(now)
 }
 
 // Pages takes the lanes that have room for a page of due rows, at most n, in turn.
@@ -480,7 +481,8 @@ func (s *Scheduler) Paged(pages []*Page, failed bool, now time.Time) {
 	s.removed = nil
 	for _, p := range pages {
 		if failed {
-			s.hasRows(p.lane, now)
+			p.lane.paging = false
+			s.hasRows(p.lane)
 			continue
 		}
 		s.paged(p, now)
@@ -497,9 +499,10 @@ func (s *Scheduler) Again(endpoints []uuid.UUID, now time.Time) {
 		if l := s.lane(id, now); l.refused {
 			s.toSweep(l)
 		} else {
-			s.hasRows(l, now)
+			s.hasRows(l)
 		}
 	}
+	s.settle(now)
 }
 
 // Sweeps takes the endpoints, disabled or deleted, that have rows to cancel.
@@ -507,20 +510,22 @@ func (s *Scheduler) Sweeps() []*Sweep {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var sweeps []*Sweep
-	for _, l := range s.sweeping {
+	for l := s.takeFirst(toCancel); l != nil; l = s.takeFirst(toCancel) {
+		l.swept = true
 		sweeps = append(sweeps, &Sweep{l})
 	}
-	s.sweeping = nil
 	return sweeps
 }
 
 // GiveBackSweeps gives back what could not be swept.
-func (s *Scheduler) GiveBackSweeps(sweeps []*Sweep) {
+func (s *Scheduler) GiveBackSweeps(sweeps []*Sweep, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, x := range sweeps {
-		s.sweeping = append(s.sweeping, x.lane)
+		x.lane.swept = false
+		s.touch(x.lane)
 	}
+	s.settle(now)
 }
 
 // A Sweep is an endpoint that has rows to cancel.
@@ -537,12 +542,12 @@ func (s *Scheduler) Refusal(x *Sweep) string {
 }
 
 // Swept takes the end of a chunk of a Sweep, after which there may be more.
-func (s *Scheduler) Swept(x *Sweep, more bool) {
+func (s *Scheduler) Swept(x *Sweep, more bool, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if x.lane.sweep = false; more {
-		s.toSweep(x.lane)
-	}
+	x.lane.swept, x.lane.sweep = false, more
+	s.touch(x.lane)
+	s.settle(now)
 }
 
 // A LookUp is a lane that wants its endpoint as it is now.
@@ -554,10 +559,10 @@ type LookUp struct {
 }
 
 // LookUps takes up to n of the lanes that want their endpoint.
-func (s *Scheduler) LookUps(n int) []LookUp {
+func (s *Scheduler) LookUps(n int, now time.Time) []LookUp {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	lanes := s.lookUpNext(n)
+	lanes := s.lookUpNext(n, now)
 	wanted := make([]LookUp, len(lanes))
 	for i, l := range lanes {
 		wanted[i] = LookUp{EndpointID: l.id, Endpoint: l.endpoint, Target: l.target, lane: l}
@@ -566,12 +571,14 @@ func (s *Scheduler) LookUps(n int) []LookUp {
 }
 
 // GiveBackLookUps gives back what could not be looked up.
-func (s *Scheduler) GiveBackLookUps(wanted []LookUp) {
+func (s *Scheduler) GiveBackLookUps(wanted []LookUp, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, x := range wanted {
-		s.wanted = append(s.wanted, x.lane)
+		x.lane.asked, x.lane.ask = false, true
+		s.touch(x.lane)
 	}
+	s.settle(now)
 }
 
 // LookedUp takes the directory's answers, which are as of a time before they were

@@ -395,8 +395,8 @@ func TestWindow(t *testing.T) {
 			endpoint := r.endpoint()
 			time.Sleep(staleAfter)
 			r.event(endpoint)
-			if len(r.started) != 0 || len(r.w.stale) != 1 {
-				t.Fatalf("%d attempts, %d look-ups wanted; want 0 and 1", len(r.started), len(r.w.stale))
+			if len(r.started) != 0 || r.w.lists[toLookUpAgain].Len() != 1 {
+				t.Fatalf("%d attempts, %d look-ups wanted; want 0 and 1", len(r.started), r.w.lists[toLookUpAgain].Len())
 			}
 			r.lookUp(endpoint, true)
 			r.w.dispatch(time.Now())
@@ -417,7 +417,7 @@ func TestWindow(t *testing.T) {
 			if got := statuses(inserts); got[store.Pending] != 2 || got[store.Retrying] != 2 || len(inserts) != 4 {
 				t.Errorf("%v, want all in the table, where the sweep cancels", got)
 			}
-			if len(r.w.sweeping) != 1 {
+			if r.w.lists[toCancel].Len() != 1 {
 				t.Error("rows in the table are not swept")
 			}
 			r.wantEmpty()
@@ -446,8 +446,8 @@ func TestWindow(t *testing.T) {
 				t.Error("sent on the strength of a look-up from before the endpoint was disabled")
 			}
 			r.lookUp(endpoint, false)
-			if inserts, _ := r.commit(); statuses(inserts)[store.Pending] != 2 || len(r.w.sweeping) != 1 {
-				t.Errorf("%v, %d sweeps; want the rest in the table, to be cancelled there", statuses(inserts), len(r.w.sweeping))
+			if inserts, _ := r.commit(); statuses(inserts)[store.Pending] != 2 || r.w.lists[toCancel].Len() != 1 {
+				t.Errorf("%v, %d sweeps; want the rest in the table, to be cancelled there", statuses(inserts), r.w.lists[toCancel].Len())
 			}
 			r.wantEmpty()
 		},
@@ -455,7 +455,7 @@ func TestWindow(t *testing.T) {
 			r := newRig(t, small)
 			endpoint := r.endpoint()
 			row := store.Record{ID: uuid.New(), EventID: uuid.New(), Status: store.Retrying, Attempts: 2}
-			r.w.hasRows(r.w.lane(endpoint, time.Now()), time.Now())
+			r.w.hasRows(r.w.lane(endpoint, time.Now()))
 			r.page(endpoint, row)
 			r.answer(r.started[0], 500)
 			_, updates := r.commit()
@@ -467,7 +467,7 @@ func TestWindow(t *testing.T) {
 			r := newRig(t, small)
 			endpoint := r.endpoint()
 			row := store.Record{ID: uuid.New(), EventID: uuid.New(), Status: store.Pending, Attempts: 3}
-			r.w.hasRows(r.w.lane(endpoint, time.Now()), time.Now())
+			r.w.hasRows(r.w.lane(endpoint, time.Now()))
 			r.page(endpoint, row)
 			r.answer(r.started[0], 500)
 			_, updates := r.commit()
@@ -494,7 +494,7 @@ func TestWindow(t *testing.T) {
 			endpoint := r.endpoint()
 			l := r.w.lane(endpoint, time.Now())
 			row := store.Record{ID: uuid.New(), EventID: uuid.New(), Status: store.Pending}
-			r.w.hasRows(l, time.Now())
+			r.w.hasRows(l)
 			r.page(endpoint, row)
 			r.answer(r.started[0], 500)
 			l.after.ID = row.ID // pages have gone past it
@@ -543,7 +543,7 @@ func TestWindow(t *testing.T) {
 			r := newRig(t, small)
 			endpoint := r.endpoint()
 			row := store.Record{ID: uuid.New(), EventID: uuid.New(), Status: store.Pending}
-			r.w.hasRows(r.w.lane(endpoint, time.Now()), time.Now())
+			r.w.hasRows(r.w.lane(endpoint, time.Now()))
 			r.page(endpoint, row)
 			r.answer(r.started[0], 200)
 			taken, _ := r.w.takeExisting()
@@ -606,7 +606,7 @@ func TestWindow(t *testing.T) {
 				rows = append(rows, store.Record{ID: uuid.New(), EventID: uuid.New(), Status: store.Pending})
 			}
 			l := r.w.lane(endpoint, time.Now())
-			r.w.hasRows(l, time.Now())
+			r.w.hasRows(l)
 			for rest := rows; len(rest) > 0; {
 				rest = r.page(endpoint, rest...)
 			}
@@ -689,7 +689,7 @@ func TestWindow(t *testing.T) {
 		},
 		"no page is asked for while the window is full": func(t *testing.T) {
 			r := newRig(t, small)
-			r.w.hasRows(r.w.lane(r.endpoint(), time.Now()), time.Now())
+			r.w.hasRows(r.w.lane(r.endpoint(), time.Now()))
 			r.w.held = small.Window
 			if lanes := r.w.toAsk(1, time.Now()); len(lanes) != 0 || !r.w.starved {
 				t.Error("asks again and again for rows that have no room")
@@ -707,7 +707,7 @@ func TestWindow(t *testing.T) {
 		"what is parked behind a page is not forgotten": func(t *testing.T) {
 			r := newRig(t, small)
 			l := r.w.lane(r.endpoint(), time.Now())
-			r.w.hasRows(l, time.Now())
+			r.w.hasRows(l)
 			full := r.w.toAsk(1, time.Now())[0]
 			full.got, full.end = full.size, (&store.Due{ID: uuid.New()}).End()
 			r.w.paged(full, time.Now())
@@ -724,12 +724,12 @@ func TestWindow(t *testing.T) {
 			for range 32 {
 				l := r.w.lane(r.endpoint(), time.Now())
 				l.trusted, l.stocked = true, 8 // half of what it may hold before others ask, more than that after
-				r.w.hasRows(l, time.Now())
+				r.w.hasRows(l)
 				l.stock = 16
 			}
 			r.w.fetched = limits.Window/2 - 16*stockShare
 			for _, l := range r.w.lanes {
-				r.w.feed(l, time.Now())
+				r.w.touch(l)
 			}
 			if asked := r.w.toAsk(32, time.Now()); len(asked) == 0 || len(asked) == 32 {
 				t.Errorf("%d lanes ask, want some and not all", len(asked))
@@ -738,7 +738,7 @@ func TestWindow(t *testing.T) {
 		"rows leave half of the window to the stream": func(t *testing.T) {
 			r := newRig(t, small)
 			for range small.Window {
-				r.w.hasRows(r.w.lane(r.endpoint(), time.Now()), time.Now())
+				r.w.hasRows(r.w.lane(r.endpoint(), time.Now()))
 			}
 			for asked := r.w.toAsk(1, time.Now()); len(asked) > 0; asked = r.w.toAsk(1, time.Now()) {
 				p := asked[0]

@@ -24,30 +24,13 @@ func (s *Scheduler) tick(now time.Time) time.Duration {
 	for len(s.paused) > 0 && !s.paused[0].resume.After(now) {
 		l := heap.Pop(&s.paused).(*lane)
 		s.doubt(l, now)
-		if l.running > 0 && l.trusted {
-			s.pause(l, l.sign.Add(signWithin))
-		}
-		if l.rows && (l.shut || !l.breaker.holds(now)) && now.Sub(l.asOf) >= refreshAfter {
-			s.want(l)
-		}
-		s.makeReady(l, now)
-		s.feed(l, now)
+		s.touch(l)
 	}
 	s.dispatch(now)
 	if len(s.paused) == 0 {
 		return ParkEvery
 	}
 	return min(max(s.paused[0].resume.Sub(now), paceEvery), ParkEvery)
-}
-
-// hold has a lane that may not start anything looked at again: when it may, or
-// soon enough to notice that its limits were changed.
-func (s *Scheduler) hold(l *lane, at, now time.Time) {
-	again := now.Add(holdAgain)
-	if !at.IsZero() && at.Before(again) {
-		again = at
-	}
-	s.pause(l, again)
 }
 
 // pause lets the clock look at a lane at a time, or before.

@@ -2,6 +2,7 @@ package schedule
 
 import (
 	"fmt"
+	"time"
 )
 
 // A tally is what is counted all along, to be compared with what it counts.
@@ -10,9 +11,10 @@ type tally struct {
 	bytes                                                                           int64
 }
 
-// Verify returns an error where a count is not that of what it counts, or a lane or
-// a body is held by nobody. It looks at all that is in memory, and is for tests.
-func (s *Scheduler) Verify() error {
+// Verify returns an error where a count is not that of what it counts, or where a lane
+// is forgotten: its facts ask for a list that it is not in, and nothing will look at it
+// again. It looks at all that is in memory, and is for tests.
+func (s *Scheduler) Verify(now time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	counted := tally{held: s.held, fetched: s.fetched, running: s.running, late: s.late, ended: s.ended, parked: s.parked, guests: s.guests,
@@ -43,6 +45,9 @@ func (s *Scheduler) Verify() error {
 		if err := l.verify(lanes[l]); err != nil {
 			return err
 		}
+		if of, forgotten := s.forgotten(l, now); forgotten {
+			return fmt.Errorf("the lane of %s should be in list %d, and neither time nor anything else brings it there", l.id, of)
+		}
 		found.guests += l.guests
 		if l.guests > 0 {
 			organizations[l.organization] += l.guests
@@ -63,6 +68,24 @@ func (s *Scheduler) Verify() error {
 		return fmt.Errorf("%d deliveries are to be written, or wait aside, and %d are in memory", n, len(s.deliveries))
 	}
 	return nil
+}
+
+func (s *Scheduler) forgotten(l *lane, now time.Time) (of listOf, is bool) {
+	if l.touched || !l.resume.IsZero() {
+		return 0, false
+	}
+	want, _ := s.wants(l, now)
+	// In either list, what it may start is found out when it has its turn.
+	starts := l.in[toStart] != nil || l.in[toStartLate] != nil
+	want[toStart], want[toStartLate] = want[toStart] && !starts, want[toStartLate] && !starts
+	for of := range lists {
+		// An endpoint that only grows old is looked up when the lane has its turn for something else.
+		old := (of == toLookUpFirst || of == toLookUpAgain) && !l.ask && (l.listed() || l.running > 0)
+		if want[of] && l.in[of] == nil && !old {
+			return of, true
+		}
+	}
+	return 0, false
 }
 
 func (t *tally) add(d *Delivery) {

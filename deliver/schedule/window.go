@@ -37,7 +37,7 @@ type Delivery struct {
 	gone     bool // the attempt was answered with 410
 
 	received time.Time
-	age      *list.Element // in window.aging
+	age      *list.Element // in Scheduler.aging
 	tx       *transaction  // that cannot be confirmed before this is recorded; nil: the table or a taken batch has it
 	inTable  bool          // a row is committed
 	writing  bool          // a row is being written
@@ -294,8 +294,7 @@ func (s *Scheduler) finish(d *Delivery, a store.Attempt, now time.Time) {
 	s.counts.attempt(a)
 	s.judge(d, &a, now)
 	s.enlist(d)
-	s.makeReady(l, now)
-	s.feed(l, now)
+	s.touch(l)
 	s.room()
 }
 
@@ -303,13 +302,13 @@ func (s *Scheduler) finish(d *Delivery, a store.Attempt, now time.Time) {
 // another process may have the slot: it goes to the table, or stays there.
 func (s *Scheduler) unsent(d *Delivery, now time.Time) {
 	s.vacate(d, &store.Attempt{}, now)
-	s.settled(d)
+	s.settled(d, now)
 	s.young(d)
 	s.leave(d, now)
 	d.lane.readAnew()
 	if d.inTable && !d.enlisted && !d.writing {
 		s.remove(d)
-		s.hasRows(d.lane, now)
+		s.hasRows(d.lane)
 		return
 	}
 	s.held--

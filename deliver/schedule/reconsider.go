@@ -1,0 +1,147 @@
+package schedule
+
+import "time"
+
+// Which lanes wait for what. Nothing else puts a lane into a list, and nobody has to
+// know which: whoever changes a lane touches it.
+
+// A listOf is what a lane waits for in a list.
+type listOf int
+
+const (
+	toStart       listOf = iota // something may be started
+	toStartLate                 // only what comes late waits, and too much of that is under way
+	toFetch                     // rows may be due, and there is room for them
+	toLookUpFirst               // its endpoint has to be looked up for the first time
+	toLookUpAgain               // and again
+	toCancel                    // rows wait to be cancelled
+	lists
+)
+
+// put sees that a lane is in a list, at its end, or is not.
+func (s *Scheduler) put(of listOf, l *lane, in bool) {
+	at := &l.in[of]
+	switch {
+	case in && *at == nil:
+		*at = s.lists[of].PushBack(l)
+	case !in && *at != nil:
+		s.lists[of].Remove(*at)
+		*at = nil
+	}
+}
+
+// takeFirst takes the lane out of a list that has waited longest, or returns nil.
+func (s *Scheduler) takeFirst(of listOf) *lane {
+	front := s.lists[of].Front()
+	if front == nil {
+		return nil
+	}
+	l := front.Value.(*lane)
+	s.put(of, l, false)
+	return l
+}
+
+// touch has a lane reconsidered before anything is taken from a list.
+func (s *Scheduler) touch(l *lane) {
+	if !l.touched {
+		l.touched = true
+		s.touched = append(s.touched, l)
+	}
+}
+
+// settle reconsiders the lanes that were touched.
+func (s *Scheduler) settle(now time.Time) {
+	for i := 0; i < len(s.touched); i++ { // which may touch others
+		l := s.touched[i]
+		l.touched = false
+		s.reconsider(l, now)
+	}
+	clear(s.touched)
+	s.touched = s.touched[:0]
+}
+
+// reconsider puts a lane into the lists that its facts ask for, takes it out of the
+// others, and has it looked at again when time may change that.
+func (s *Scheduler) reconsider(l *lane, now time.Time) {
+	l.trim()
+	want, again := s.wants(l, now)
+	for of := range lists {
+		isNew := want[of] && l.in[of] == nil
+		s.put(of, l, want[of])
+		switch {
+		case isNew && (of == toLookUpFirst || of == toLookUpAgain):
+			s.ToLookUp.Raise()
+		case isNew && (of == toFetch || of == toCancel):
+			s.ToFetch.Raise()
+		}
+	}
+	if !again.IsZero() {
+		s.pause(l, again)
+	}
+}
+
+// wants says which lists a lane's facts ask for, and when time may change that.
+func (s *Scheduler) wants(l *lane, now time.Time) (want [lists]bool, again time.Time) {
+	var next earliest
+	lookUp := l.ask
+	if len(l.first)+len(l.late) > 0 && !l.gone {
+		switch {
+		case l.running >= l.may(now):
+			next.by(now.Add(holdAgain)) // its limits may be raised
+		case s.turn(l) == nil:
+			want[toStartLate] = true
+		default:
+			lookUp = lookUp || l.stale(now)
+			want[toStart] = l.known(now)
+			if at := l.nextToken(now); want[toStart] && !l.refused && at.After(now) {
+				want[toStart] = false
+				next.by(at)
+				next.by(now.Add(holdAgain))
+			}
+		}
+	}
+	if l.rows && !l.paging {
+		lookUp = lookUp || l.stale(now) && (l.shut || !l.breaker.holds(now))
+		want[toFetch] = s.page(l, s.limits.rowsShare()-s.fetched, now) > 0
+		switch {
+		case want[toFetch]:
+		case l.shut:
+			next.by(now.Add(staleAfter))
+		case l.breaker.holds(now) && now.Before(l.breaker.next):
+			next.by(l.breaker.next)
+		default:
+			next.by(now.Add(holdAgain))
+		}
+	}
+	if l.running > 0 && l.trusted {
+		next.by(l.sign.Add(signWithin))
+	}
+	want[toLookUpFirst] = lookUp && !l.asked && l.asOf.IsZero()
+	want[toLookUpAgain] = lookUp && !l.asked && !l.asOf.IsZero()
+	want[toCancel] = l.sweep && !l.swept
+	return want, next.at
+}
+
+// known says whether what was looked up may still be relied on, and stale whether it is
+// time to look again.
+func (l *lane) known(now time.Time) bool { return !l.asOf.IsZero() && now.Sub(l.asOf) < staleAfter }
+func (l *lane) stale(now time.Time) bool { return l.asOf.IsZero() || now.Sub(l.asOf) >= refreshAfter }
+
+// listed says whether a lane waits for anything but time.
+func (l *lane) listed() bool {
+	for _, at := range l.in {
+		if at != nil {
+			return true
+		}
+	}
+	return l.touched || l.asked || l.swept || l.paging
+}
+
+// An earliest is the first of some times; zero: there is none.
+type earliest struct{ at time.Time }
+
+func (e *earliest) by(at time.Time) {
+	if e.at.IsZero() || at.Before(e.at) {
+		e.at = at
+	}
+}
