@@ -35,7 +35,7 @@ type breach struct {
 var breaches = []breach{
 	{sabotage.ConfirmOnReceipt, "KillMinus9", direct, "is confirmed, and event", "", []string{"-faults.duration=5s"}},
 	{sabotage.ConfirmOnReceipt, "KillMinus9", 0, "is confirmed, and event", "", []string{"-faults.duration=5s"}},
-	{sabotage.ConfirmBegin, "KillMinus9Mixed", direct, lost, "", []string{"-faults.duration=5s"}},
+	{sabotage.ConfirmBegin, "KillMinus9Mixed", direct, "is confirmed, and event", "", []string{"-faults.duration=5s"}},
 	{sabotage.SkipEcho, "UnechoedOutcome", direct, "and the standby has not got what was recorded", "17", nil},
 	{sabotage.SkipEcho, "FailoverBehind", direct, "the standby's slot is beyond what has rows there", "17", nil},
 	{sabotage.SlotsPosition, "RepeatedEvents", direct, "came by the stream once more", "", nil},
@@ -53,7 +53,7 @@ var breaches = []breach{
 	{sabotage.IgnoreCheck, "UnpublishedTable", direct, "in the meantime", "", nil},
 	{sabotage.EarlierWord, "TheLaterWord", direct, "webhook_replay", "", nil},
 	{sabotage.EarlierWord, "TheLaterWord", 0, "webhook_replay", "", nil},
-	{sabotage.ChargeOwnFaults, "Keys", direct, "attempts were charged", "", nil},
+	{sabotage.ChargeOwnFaults, "Keys", direct, "the log says 0 times that secrets cannot be opened", "", nil},
 }
 
 // direct is the WALHOOK_PARK_AFTER with which deliveries go straight from the stream.
