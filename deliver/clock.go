@@ -13,14 +13,14 @@ import (
 // rate, or for their breaker's next probe.
 type clock struct {
 	scheduler *schedule.Scheduler
-	pulse     *pulse
+	heartbeat *heartbeat
 }
 
 func (c *clock) run(ctx context.Context) error {
 	timer := time.NewTimer(schedule.ParkEvery)
 	defer timer.Stop()
 	for {
-		if c.pulse.wait(ctx, timer.C, c.scheduler.ToPace, nil) == over {
+		if c.heartbeat.wait(ctx, timer.C, c.scheduler.ToPace, nil) == stopped {
 			return nil
 		}
 		timer.Reset(c.scheduler.Tick(time.Now()))

@@ -31,15 +31,15 @@ type directory struct {
 	scheduler *schedule.Scheduler
 	store     directoryStore
 	sender    *send.Sender
-	pulse     *pulse
+	heartbeat *heartbeat
 	log       *slog.Logger
-	failed    atomic.Pointer[error] // the last look-up did; nil: it did not
-	said      int                   // how many endpoints were said to have secrets that cannot be opened
+	lastErr   atomic.Pointer[error] // the last look-up did; nil: it did not
+	reported  int                   // how many endpoints were said to have secrets that cannot be opened
 }
 
 // trouble is why nothing is sent, if so.
-func (d *directory) trouble() error {
-	if err := d.failed.Load(); err != nil {
+func (d *directory) failing() error {
+	if err := d.lastErr.Load(); err != nil {
 		return *err
 	}
 	if one := d.scheduler.AllShut(); one != nil {
@@ -48,18 +48,18 @@ func (d *directory) trouble() error {
 	return nil
 }
 
-// sayShut says that there are secrets which cannot be opened: once, and again where
+// reportSealed says that there are secrets which cannot be opened: once, and again where
 // there are ten times as many.
-func (d *directory) sayShut() {
+func (d *directory) reportSealed() {
 	n, one := d.scheduler.Shut()
 	switch {
-	case n == 0 && d.said > 0:
+	case n == 0 && d.reported > 0:
 		d.log.Info("all signing secrets can be opened again")
-		d.said = 0
-	case one != nil && n >= 10*d.said:
+		d.reported = 0
+	case one != nil && n >= 10*d.reported:
 		d.log.Warn("signing secrets cannot be opened: what is owed to these endpoints waits, and no attempt is counted",
 			"endpoints", n, "endpoint", one.ID, "error", one.Sealed)
-		d.said = n
+		d.reported = n
 	}
 }
 
@@ -67,10 +67,10 @@ func (d *directory) run(ctx context.Context) error {
 	tick := time.NewTicker(schedule.ForgetEvery)
 	defer tick.Stop()
 	for {
-		switch d.pulse.wait(ctx, tick.C, d.scheduler.ToLookUp, nil) {
-		case over:
+		switch d.heartbeat.wait(ctx, tick.C, d.scheduler.ToLookUp, nil) {
+		case stopped:
 			return nil
-		case timed:
+		case timerFired:
 			d.scheduler.Forget(time.Now())
 		default:
 			d.lookUpAll(ctx)
@@ -82,31 +82,31 @@ func (d *directory) run(ctx context.Context) error {
 // sent to an endpoint that may have been disabled meanwhile, and nothing while
 // the clock is off.
 func (d *directory) lookUpAll(ctx context.Context) {
-	failing := false
+	warned := false
 	for {
-		d.pulse.beat()
+		d.heartbeat.beat()
 		wanted := d.scheduler.LookUps(directoryPage, time.Now())
 		if len(wanted) == 0 {
-			d.sayShut()
+			d.reportSealed()
 			return
 		}
 		attempt, cancel := context.WithTimeout(ctx, statementTimeout)
 		err := d.lookUp(attempt, wanted)
 		cancel()
 		if err == nil {
-			d.failed.Store(nil)
+			d.lastErr.Store(nil)
 			continue
 		}
 		if ctx.Err() != nil {
 			return
 		}
-		d.failed.Store(&err)
-		if !failing {
-			failing = true
+		d.lastErr.Store(&err)
+		if !warned {
+			warned = true
 			d.log.Warn("cannot look up endpoints; nothing new is sent until it works", "error", err)
 		}
 		d.scheduler.GiveBackLookUps(wanted, time.Now())
-		if !d.pulse.sleep(ctx, 4*retryPause) {
+		if !d.heartbeat.sleep(ctx, 4*retryPause) {
 			return
 		}
 	}

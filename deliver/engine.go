@@ -71,7 +71,7 @@ type Engine struct {
 	attempts   sync.WaitGroup
 	running    atomic.Bool
 	stopped    chan struct{} // closed when idle workers should end
-	pulses     []*pulse
+	heartbeats []*heartbeat
 	fanOut     *fanOut
 	recorder   *recorder
 	retrier    *retrier
@@ -87,31 +87,31 @@ func New(c Config) *Engine {
 
 func newEngine(c Config, s *schedule.Scheduler) *Engine {
 	e := &Engine{scheduler: s, send: c.Sender.Send, observe: c.Observe, log: c.Log, timeout: c.Timeout, stopped: make(chan struct{})}
-	e.recorder = &recorder{scheduler: s, store: c.Store, pulse: e.newPulse("recorder"), log: c.Log, turn: newTurn()}
-	e.retrier = &retrier{scheduler: s, store: c.Store, pulse: e.newPulse("retrier"), log: c.Log, hint: s.ToLook, later: map[uuid.UUID]bool{}}
-	e.directory = &directory{scheduler: s, store: c.Store, sender: c.Sender, pulse: e.newPulse("directory"), log: c.Log}
-	e.clock = &clock{scheduler: s, pulse: e.newPulse("clock")}
-	e.reconciler = &reconciler{scheduler: s, store: c.Store, recorder: e.recorder, horizon: c.RecoveryWindow,
-		found: e.retrier.hint.Raise, log: c.Log, wake: schedule.NewSignal(), pulse: newPulse("reconciler")}
+	e.recorder = &recorder{scheduler: s, store: c.Store, heartbeat: e.newHeartbeat("recorder"), log: c.Log, writer: newWriterLock()}
+	e.retrier = &retrier{scheduler: s, store: c.Store, heartbeat: e.newHeartbeat("retrier"), log: c.Log, changeHint: s.ToLook, notVisible: map[uuid.UUID]bool{}}
+	e.directory = &directory{scheduler: s, store: c.Store, sender: c.Sender, heartbeat: e.newHeartbeat("directory"), log: c.Log}
+	e.clock = &clock{scheduler: s, heartbeat: e.newHeartbeat("clock")}
+	e.reconciler = &reconciler{scheduler: s, store: c.Store, recorder: e.recorder, window: c.RecoveryWindow,
+		announce: e.retrier.changeHint.Raise, log: c.Log, wake: schedule.NewSignal(), heartbeat: newHeartbeat("reconciler")}
 	e.recorder.compare = e.reconciler.wake.Raise
 	e.retrier.compare = e.reconciler.wake.Raise
 	e.fanOut = &fanOut{scheduler: s, store: c.Store, recorder: e.recorder, holder: uuid.New(), acquired: e.acquired,
-		pulse: e.newPulse("fan-out"), log: c.Log}
+		heartbeat: e.newHeartbeat("fan-out"), log: c.Log}
 	e.workers.work = make(chan *schedule.Delivery, c.MaxInFlight)
 	s.OnStart(e.workers.start)
 	return e
 }
 
-func (e *Engine) newPulse(name string) *pulse {
-	p := newPulse(name)
-	e.pulses = append(e.pulses, p)
-	return p
+func (e *Engine) newHeartbeat(name string) *heartbeat {
+	h := newHeartbeat(name)
+	e.heartbeats = append(e.heartbeats, h)
+	return h
 }
 
 // acquired starts what a session needs besides the stream.
 func (e *Engine) acquired(fence store.Fence) {
-	e.retrier.comparing(fence)
-	e.retrier.hint.Raise()
+	e.retrier.sessionClaimed(fence)
+	e.retrier.changeHint.Raise()
 }
 
 // Live says whether this process certainly has the slot. What sends, claims, cleans
@@ -156,8 +156,8 @@ func (e *Engine) Alive() error {
 	}
 	now := time.Now()
 	var errs []error
-	for _, p := range e.pulses {
-		errs = append(errs, p.check(now))
+	for _, h := range e.heartbeats {
+		errs = append(errs, h.check(now))
 	}
 	return errors.Join(errs...)
 }
@@ -167,10 +167,10 @@ func (e *Engine) Alive() error {
 // database has refused to record, to let the slot be claimed, or to say what is due.
 func (e *Engine) Trouble() error {
 	return errors.Join(
-		e.directory.trouble(),
-		e.fanOut.lasting("the slot cannot be claimed, or deliveries cannot be looked up"),
-		e.recorder.lasting("outcomes cannot be recorded"),
-		e.retrier.lasting("due deliveries cannot be looked for"),
+		e.directory.failing(),
+		e.fanOut.failure.lasting("the slot cannot be claimed, or deliveries cannot be looked up"),
+		e.recorder.failure.lasting("outcomes cannot be recorded"),
+		e.retrier.failure.lasting("due deliveries cannot be looked for"),
 	)
 }
 
@@ -191,8 +191,8 @@ func (e *Engine) Run(ctx context.Context, source Source) error {
 	loops, kill := context.WithCancel(context.WithoutCancel(ctx))
 	defer kill()
 	e.workers.run = func(d *schedule.Delivery) { e.attempts.Go(func() { e.work(loops, d) }) }
-	for _, p := range e.pulses {
-		p.beat()
+	for _, h := range e.heartbeats {
+		h.beat()
 	}
 	e.running.Store(true)
 	defer e.running.Store(false)
@@ -216,7 +216,7 @@ func (e *Engine) Run(ctx context.Context, source Source) error {
 	wg.Wait()
 	e.attempts.Wait()
 	if ctx.Err() != nil && !errors.Is(err, store.ErrFenced) {
-		e.recorder.lastWords(context.WithoutCancel(ctx))
+		e.recorder.flushDeferred(context.WithoutCancel(ctx))
 	}
 	return err
 }

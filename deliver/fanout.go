@@ -31,22 +31,22 @@ type fanOutStore interface {
 // A fanOut takes what the stream brings: a delivery for each endpoint that the
 // event is owed to, as the application's own transaction decided.
 type fanOut struct {
-	scheduler *schedule.Scheduler
-	store     fanOutStore
-	recorder  *recorder
-	holder    uuid.UUID
-	acquired  func(store.Fence) // a new session may write
-	void      bool              // the session had ended before it could be claimed: another will come
-	trouble
-	pulse *pulse
-	log   *slog.Logger
+	scheduler   *schedule.Scheduler
+	store       fanOutStore
+	recorder    *recorder
+	holder      uuid.UUID
+	acquired    func(store.Fence) // a new session may write
+	sessionOver bool              // the session had ended before it could be claimed: another will come
+	failure     failure
+	heartbeat   *heartbeat
+	log         *slog.Logger
 }
 
 func (f *fanOut) run(ctx context.Context, batches <-chan store.Batch) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
-		f.pulse.beat()
+		f.heartbeat.beat()
 		select {
 		case <-ctx.Done():
 			return nil
@@ -55,7 +55,7 @@ func (f *fanOut) run(ctx context.Context, batches <-chan store.Batch) error {
 			if !ok {
 				return nil
 			}
-			err := f.takeAll(ctx, f.gather(b, batches))
+			err := f.processAll(ctx, f.gather(b, batches))
 			if ctx.Err() != nil {
 				return nil
 			}
@@ -66,8 +66,8 @@ func (f *fanOut) run(ctx context.Context, batches <-chan store.Batch) error {
 	}
 }
 
-// lookUpGroup is how many batches that may have rows share one look-up.
-const lookUpGroup = 256
+// maxGroup bounds how many batches that may have rows share one look-up.
+const maxGroup = 256
 
 // gather takes what else has arrived, where it will be looked up together.
 func (f *fanOut) gather(first store.Batch, batches <-chan store.Batch) []store.Batch {
@@ -75,7 +75,7 @@ func (f *fanOut) gather(first store.Batch, batches <-chan store.Batch) []store.B
 	if !f.mayHaveRows(&first) {
 		return group
 	}
-	for len(group) < lookUpGroup {
+	for len(group) < maxGroup {
 		select {
 		case b, ok := <-batches:
 			if !ok {
@@ -89,27 +89,27 @@ func (f *fanOut) gather(first store.Batch, batches <-chan store.Batch) []store.B
 	return group
 }
 
-func (f *fanOut) takeAll(ctx context.Context, group []store.Batch) error {
-	known, err := f.known(ctx, group)
+func (f *fanOut) processAll(ctx context.Context, group []store.Batch) error {
+	known, err := f.lookUpGroup(ctx, group)
 	if err != nil {
 		return err
 	}
 	for i := range group {
-		if err := f.take(ctx, &group[i], known); err != nil {
+		if err := f.process(ctx, &group[i], known); err != nil {
 			return err
 		}
 		if group[i].Session != nil { // it repeats what may have been recorded since the look-up
-			return f.takeAll(ctx, group[i+1:])
+			return f.processAll(ctx, group[i+1:])
 		}
 	}
 	return nil
 }
 
-func (f *fanOut) take(ctx context.Context, b *store.Batch, known map[uuid.UUID]bool) error {
+func (f *fanOut) process(ctx context.Context, b *store.Batch, known map[uuid.UUID]bool) error {
 	if b.Session != nil {
 		return f.begin(ctx, b.Session)
 	}
-	if f.void {
+	if f.sessionOver {
 		return nil
 	}
 	received := time.Now()
@@ -143,7 +143,7 @@ func (f *fanOut) admit(ctx context.Context, e *outbox.Event, known map[uuid.UUID
 func (f *fanOut) awaitRoom(ctx context.Context) bool {
 	timer := time.NewTimer(schedule.ParkEvery)
 	defer timer.Stop()
-	return f.pulse.wait(ctx, timer.C, f.scheduler.RoomFreed, nil) != over
+	return f.heartbeat.wait(ctx, timer.C, f.scheduler.RoomFreed, nil) != stopped
 }
 
 // mayHaveRows says whether deliveries of a batch may have rows already: because
@@ -161,7 +161,7 @@ func (f *fanOut) mayHaveRows(b *store.Batch) bool {
 
 // known looks up which of the group's deliveries are in memory or have a row.
 // The look at memory comes first: what has left it since was committed.
-func (f *fanOut) known(ctx context.Context, group []store.Batch) (map[uuid.UUID]bool, error) {
+func (f *fanOut) lookUpGroup(ctx context.Context, group []store.Batch) (map[uuid.UUID]bool, error) {
 	var ids []uuid.UUID
 	for i := range group {
 		if !f.mayHaveRows(&group[i]) {
@@ -179,7 +179,7 @@ func (f *fanOut) known(ctx context.Context, group []store.Batch) (map[uuid.UUID]
 	}
 	known := map[uuid.UUID]bool{}
 	f.scheduler.Holds(ids, known)
-	for chunk := range slices.Chunk(ids, lookUpIDs) {
+	for chunk := range slices.Chunk(ids, maxLookUp) {
 		if err := f.lookUp(ctx, chunk, known); err != nil {
 			return nil, err
 		}
@@ -187,26 +187,26 @@ func (f *fanOut) known(ctx context.Context, group []store.Batch) (map[uuid.UUID]
 	return known, nil
 }
 
-// lookUpIDs bounds one look-up: about 2 ms of PostgreSQL's time.
-const lookUpIDs = 1000
+// maxLookUp bounds one look-up: about 2 ms of PostgreSQL's time.
+const maxLookUp = 1000
 
 // lookUp tries until the database answers: sending without knowing would repeat.
 func (f *fanOut) lookUp(ctx context.Context, ids []uuid.UUID, known map[uuid.UUID]bool) error {
 	for warned, begun := false, time.Now(); ; {
-		f.pulse.beat()
+		f.heartbeat.beat()
 		attempt, cancel := context.WithTimeout(ctx, statementTimeout)
 		err := f.store.Existing(attempt, ids, known)
 		cancel()
 		if err == nil || ctx.Err() != nil {
-			f.clear()
+			f.failure.clear()
 			return ctx.Err()
 		}
-		f.note(begun, err)
+		f.failure.note(begun, err)
 		if !warned {
 			warned = true
 			f.log.Warn("cannot look up deliveries that may have rows; trying until it works", "error", err)
 		}
-		f.pulse.sleep(ctx, 4*retryPause)
+		f.heartbeat.sleep(ctx, 4*retryPause)
 	}
 }
 
@@ -214,13 +214,13 @@ func (f *fanOut) lookUp(ctx context.Context, ids []uuid.UUID, known map[uuid.UUI
 // batch of the session: until it is echoed the stream may repeat what has rows.
 func (f *fanOut) begin(ctx context.Context, s *store.Session) error {
 	// No batch may be under way: the marker's echo would prove it durable too.
-	if !f.recorder.turn.take(ctx, f.pulse) {
+	if !f.recorder.writer.acquire(ctx, f.heartbeat) {
 		return nil
 	}
-	defer f.recorder.turn.giveBack()
+	defer f.recorder.writer.release()
 	marker, before := f.scheduler.NextSession()
 	fence, err := f.acquire(ctx, s, marker)
-	if f.void = errors.Is(err, store.ErrSessionOver); f.void {
+	if f.sessionOver = errors.Is(err, store.ErrSessionOver); f.sessionOver {
 		s.Void() // where it has not ended, the stream ends it
 		f.log.Info("the stream ended before the slot was claimed")
 		return nil
@@ -244,9 +244,9 @@ func (f *fanOut) begin(ctx context.Context, s *store.Session) error {
 
 // acquire tries until the database lets it: the stream answers meanwhile.
 func (f *fanOut) acquire(ctx context.Context, s *store.Session, marker uint64) (store.Fence, error) {
-	defer f.clear()
+	defer f.failure.clear()
 	for warned, begun := false, time.Now(); ; {
-		f.pulse.beat()
+		f.heartbeat.beat()
 		attempt, cancel := context.WithTimeout(ctx, statementTimeout)
 		asked := time.Now()
 		fence, err := f.store.Acquire(attempt, f.holder, s, marker)
@@ -260,11 +260,11 @@ func (f *fanOut) acquire(ctx context.Context, s *store.Session, marker uint64) (
 		if errors.Is(err, store.ErrSessionOver) || errors.Is(err, store.ErrHeldBack) {
 			return fence, err
 		}
-		f.note(begun, err)
+		f.failure.note(begun, err)
 		if !warned {
 			warned = true
 			f.log.Warn("cannot claim the slot; trying until it works", "error", err)
 		}
-		f.pulse.sleep(ctx, 4*retryPause)
+		f.heartbeat.sleep(ctx, 4*retryPause)
 	}
 }

@@ -17,43 +17,43 @@ import (
 )
 
 const (
-	// reconcileMost is how many owed deliveries one look takes in at most: about 50 ms
+	// comparePageMax is how many owed deliveries one look takes in at most: about 50 ms
 	// of PostgreSQL's time. A page is counted by what is owed, and not by events: one
 	// event may be owed to 50,000 endpoints.
-	reconcileMost = 16_000
+	comparePageMax = 16_000
 
-	// reconcileSlow and reconcileQuick pace the looks: after one that took longer the
+	// comparePageSlow and comparePageQuick pace the looks: after one that took longer the
 	// next is half as big, and only after one that was quicker it grows again. One that
 	// did not come to its end is tried with a quarter.
-	reconcileSlow  = 500 * time.Millisecond
-	reconcileQuick = 200 * time.Millisecond
+	comparePageSlow  = 500 * time.Millisecond
+	comparePageQuick = 200 * time.Millisecond
 
-	// candidatesMost is how many candidates are collected before they are waited for:
+	// maxCandidates is how many candidates are collected before they are waited for:
 	// 5 MiB. A wait is for all that the WAL has by then, inserted rows too, and on a
 	// busy machine takes as long as inserting some thousand. Where nothing is missing all
 	// that is in flight at one moment is fewer, so that the head is reached by one wait.
-	candidatesMost = 64_000
+	maxCandidates = 64_000
 
-	// missingLeast and missingMost are how many rows one transaction inserts, at first
+	// insertMin and insertMax are how many rows one transaction inserts, at first
 	// and where that is quick: some 30 ms and 100 ms of PostgreSQL's time. The recorder
 	// has to wait for its end.
-	missingLeast = 2000
-	missingMost  = 8000
+	insertMin = 2000
+	insertMax = 8000
 
-	// missingSlow and missingQuick pace the transactions, so that none takes a second:
+	// insertSlow and insertQuick pace the transactions, so that none takes a second:
 	// after one that took longer the next is half as big, which helps as long as it is
 	// the rows that take the time, and after one that was quicker twice as big. One that
 	// did not come to its end is tried with a quarter.
-	missingSlow  = 400 * time.Millisecond
-	missingQuick = 150 * time.Millisecond
+	insertSlow  = 400 * time.Millisecond
+	insertQuick = 150 * time.Millisecond
 
-	// foundEvery is how often it is said that rows were inserted: it has all endpoints
+	// announceEvery is how often it is said that rows were inserted: it has all endpoints
 	// walked, which takes PostgreSQL as long as inserting some thousand rows.
-	foundEvery = 5 * time.Second
+	announceEvery = 5 * time.Second
 
-	// idsBehind is how long before its row was inserted an event's id may have been
+	// idSlack is how long before its row was inserted an event's id may have been
 	// made, by an application that makes ids itself or a clock that was set.
-	idsBehind = time.Hour
+	idSlack = time.Hour
 )
 
 // A reconcilerStore is what the reconciler asks of the database.
@@ -80,15 +80,15 @@ type reconciler struct {
 	scheduler *schedule.Scheduler
 	store     reconcilerStore
 	recorder  *recorder
-	horizon   time.Duration // how far back it looks at most
-	found     func()        // rows were inserted: somebody should fetch them
+	window    time.Duration // how far back it looks at most
+	announce  func()        // rows were inserted: somebody should fetch them
 	log       *slog.Logger
 	wake      schedule.Signal
-	pulse     *pulse // that nobody checks: it may wait for as long as nothing is missing
+	heartbeat *heartbeat // that nobody checks: it may wait for as long as nothing is missing
 
 	comparison comparison
-	size       int // of the next look
-	batch      int // rows of the next transaction
+	pageSize   int // of the next look
+	insertSize int // rows of the next transaction
 }
 
 // A comparison is how far a reconciler is. It outlives a try that failed, and a session
@@ -97,15 +97,15 @@ type comparison struct {
 	cause       schedule.Cause
 	start, from time.Time // see reach
 	upto        store.Position
-	settled     bool // what is looked for was visible when it began: else it has to be looked for again
+	allVisible  bool // what is looked for was visible when it began: else it has to be looked for again
 	inserted    int
 	refused     int       // by a constraint or trigger of the deployment
-	told        time.Time // that rows were inserted
+	announced   time.Time // that rows were inserted
 }
 
 func (r *reconciler) run(ctx context.Context) error {
 	for {
-		if r.pulse.wait(ctx, nil, r.wake, nil) == over {
+		if r.heartbeat.wait(ctx, nil, r.wake, nil) == stopped {
 			return nil
 		}
 		for {
@@ -117,7 +117,7 @@ func (r *reconciler) run(ctx context.Context) error {
 				break
 			}
 			r.log.Warn("cannot reconcile the outbox with its deliveries; trying again from where it was", "error", err)
-			r.pulse.sleep(ctx, time.Second)
+			r.heartbeat.sleep(ctx, time.Second)
 		}
 	}
 }
@@ -132,9 +132,9 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		start, from := r.reach(fence.ReconcileFrom, now)
-		*c = comparison{cause: cause, start: start, from: from, upto: store.Position{Event: outbox.TimeID(from)}, settled: r.scheduler.Visible(fence)}
-		r.size, r.batch = reconcileMost, missingLeast
+		start, from := r.span(fence.ReconcileFrom, now)
+		*c = comparison{cause: cause, start: start, from: from, upto: store.Position{Event: outbox.TimeID(from)}, allVisible: r.scheduler.Visible(fence)}
+		r.pageSize, r.insertSize = comparePageMax, insertMin
 	}
 	for end := false; !end; {
 		candidates, upto, last, err := r.collect(ctx)
@@ -147,14 +147,14 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 		r.comparison.upto, end = upto, last
 	}
 	if r.comparison.inserted > 0 {
-		r.found()
+		r.announce()
 	}
-	if !r.comparison.settled { // the retrier has it compared again
+	if !r.comparison.allVisible { // the retrier has it compared again
 		r.log.Info("compared the outbox with its deliveries; once more when the transactions have ended that were open", "inserted", r.comparison.inserted)
 		r.comparison = comparison{}
 		return nil
 	}
-	r.reportBeyond(ctx, r.comparison.start, r.comparison.from)
+	r.reportBeyondWindow(ctx, r.comparison.start, r.comparison.from)
 	var since time.Time
 	err := bounded(ctx, func(ctx context.Context) (err error) {
 		since, err = r.store.Reconciled(ctx, fence)
@@ -184,26 +184,26 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 // one wait or it has come to the end.
 func (r *reconciler) collect(ctx context.Context) (candidates []store.Candidate, upto store.Position, end bool, err error) {
 	upto = r.comparison.upto
-	for !end && len(candidates) < candidatesMost {
+	for !end && len(candidates) < maxCandidates {
 		began := time.Now()
 		var c store.Compared
 		err := bounded(ctx, func(ctx context.Context) (err error) {
 			// Without an upper end: ids may be of a clock that was set back.
-			c, err = r.store.Missing(ctx, upto, uuid.Max, r.size)
+			c, err = r.store.Missing(ctx, upto, uuid.Max, r.pageSize)
 			return err
 		})
 		if err != nil {
-			if store.TimedOut(err) && ctx.Err() == nil && r.size > 1 {
-				r.size = max(r.size/4, 1)
+			if store.TimedOut(err) && ctx.Err() == nil && r.pageSize > 1 {
+				r.pageSize = max(r.pageSize/4, 1)
 				continue
 			}
 			return nil, upto, false, err
 		}
 		switch took := time.Since(began); {
-		case took > reconcileSlow:
-			r.size = max(r.size/2, 1)
-		case took < reconcileQuick:
-			r.size = min(r.size*2, reconcileMost)
+		case took > comparePageSlow:
+			r.pageSize = max(r.pageSize/2, 1)
+		case took < comparePageQuick:
+			r.pageSize = min(r.pageSize*2, comparePageMax)
 		}
 		candidates, upto, end = append(candidates, c.Missing...), c.Upto, c.End
 	}
@@ -212,21 +212,21 @@ func (r *reconciler) collect(ctx context.Context) (candidates []store.Candidate,
 
 // reach is from where events may be owed without a row, and from where they are
 // compared. A time that is still to come, by a clock that was set back, says nothing.
-func (r *reconciler) reach(since, now time.Time) (start, from time.Time) {
+func (r *reconciler) span(since, now time.Time) (start, from time.Time) {
 	if since.After(now) {
 		since = time.Unix(0, 0)
 	}
-	start, from = since.Add(-idsBehind), now.Add(-r.horizon)
+	start, from = since.Add(-idSlack), now.Add(-r.window)
 	if start.After(from) {
 		from = start
 	}
 	return start, from
 }
 
-// reportBeyond says that the recovery window has cut the comparison short, where
+// reportBeyondWindow says that the recovery window has cut the comparison short, where
 // events that it has kept out are owed without a row. That may take longer to find
 // out than a statement may: it is no reason to compare once more.
-func (r *reconciler) reportBeyond(ctx context.Context, start, from time.Time) {
+func (r *reconciler) reportBeyondWindow(ctx context.Context, start, from time.Time) {
 	if !start.Before(from) {
 		return
 	}
@@ -240,10 +240,10 @@ func (r *reconciler) reportBeyond(ctx context.Context, start, from time.Time) {
 	case ctx.Err() != nil:
 	case err != nil:
 		r.log.Warn("events that are older than WALHOOK_RECOVERY_WINDOW may have no deliveries, which could not be found out: "+query,
-			"before", from.UTC(), "window", r.horizon.String(), "error", err)
+			"before", from.UTC(), "window", r.window.String(), "error", err)
 	case missing:
 		r.log.Warn("events that are older than WALHOOK_RECOVERY_WINDOW have no deliveries: "+query,
-			"before", from.UTC(), "window", r.horizon.String())
+			"before", from.UTC(), "window", r.window.String())
 	}
 }
 
@@ -253,17 +253,17 @@ func (r *reconciler) insertMissing(ctx context.Context, session *store.Session, 
 	if len(candidates) == 0 {
 		return nil
 	}
-	if err := r.settled(ctx, session); err != nil {
+	if err := r.awaitConfirmed(ctx, session); err != nil {
 		return err
 	}
 	// As the recorder does: what can never be stored is found, said, and passed over.
-	writer := &recorder{scheduler: r.scheduler, pulse: r.pulse, log: r.log}
-	b := &batchOf{fence: fence, refused: map[uuid.UUID]bool{}, lose: func(context.Context, store.Record) error { return nil },
+	writer := &recorder{scheduler: r.scheduler, heartbeat: r.heartbeat, log: r.log}
+	b := &batch{fence: fence, refused: map[uuid.UUID]bool{}, skip: func(context.Context, store.Record) error { return nil },
 		send: func(_ context.Context, _ store.Mark, part []store.Record) error {
 			return r.insert(ctx, fence, part) // which bounds each of its transactions
 		}}
-	records := make([]store.Record, 0, min(len(candidates), missingMost))
-	for chunk := range slices.Chunk(candidates, missingMost) {
+	records := make([]store.Record, 0, min(len(candidates), insertMax))
+	for chunk := range slices.Chunk(candidates, insertMax) {
 		// Of one endpoint after the other, one page of the index of lanes is filled after
 		// the other.
 		slices.SortFunc(chunk, func(a, b store.Candidate) int {
@@ -279,9 +279,9 @@ func (r *reconciler) insertMissing(ctx context.Context, session *store.Session, 
 		}
 	}
 	r.comparison.refused += len(b.refused)
-	if time.Since(r.comparison.told) >= foundEvery {
-		r.comparison.told = time.Now()
-		r.found()
+	if time.Since(r.comparison.announced) >= announceEvery {
+		r.comparison.announced = time.Now()
+		r.announce()
 	}
 	return nil
 }
@@ -290,7 +290,7 @@ func (r *reconciler) insertMissing(ctx context.Context, session *store.Session, 
 // that comes after one that failed passes over what that has inserted.
 func (r *reconciler) insert(ctx context.Context, fence store.Fence, records []store.Record) error {
 	for len(records) > 0 {
-		part := records[:min(r.batch, len(records))]
+		part := records[:min(r.insertSize, len(records))]
 		for i := range part {
 			part[i].Wait = r.scheduler.Lease(part[i].ID)
 		}
@@ -303,11 +303,11 @@ func (r *reconciler) insert(ctx context.Context, fence store.Fence, records []st
 		})
 		switch took := time.Since(began); {
 		case err != nil && store.TimedOut(err):
-			r.batch = max(r.batch/4, 1)
-		case took > missingSlow:
-			r.batch = max(r.batch/2, min(r.batch, missingLeast))
-		case err == nil && took < missingQuick && len(part) == r.batch:
-			r.batch = min(r.batch*2, missingMost)
+			r.insertSize = max(r.insertSize/4, 1)
+		case took > insertSlow:
+			r.insertSize = max(r.insertSize/2, min(r.insertSize, insertMin))
+		case err == nil && took < insertQuick && len(part) == r.insertSize:
+			r.insertSize = min(r.insertSize*2, insertMax)
 		}
 		if err != nil {
 			return err
@@ -321,12 +321,12 @@ func (r *reconciler) insert(ctx context.Context, fence store.Fence, records []st
 // confirmed. A marker makes an idle database move. What a slow receiver keeps from
 // having an outcome is parked meanwhile. Of another session than that of the look the
 // positions may mean something else.
-func (r *reconciler) settled(ctx context.Context, session *store.Session) error {
+func (r *reconciler) awaitConfirmed(ctx context.Context, session *store.Session) error {
 	lsn, err := r.store.InsertLSN(ctx)
 	if err != nil {
 		return err
 	}
-	if err := r.mark(ctx); err != nil {
+	if err := r.writeMarker(ctx); err != nil {
 		return err
 	}
 	for {
@@ -337,7 +337,7 @@ func (r *reconciler) settled(ctx context.Context, session *store.Session) error 
 		if confirmed >= lsn {
 			return nil
 		}
-		if !r.pulse.sleep(ctx, schedule.ParkEvery) {
+		if !r.heartbeat.sleep(ctx, schedule.ParkEvery) {
 			return ctx.Err()
 		}
 	}
@@ -345,18 +345,18 @@ func (r *reconciler) settled(ctx context.Context, session *store.Session) error 
 
 // mark tries until the marker is written: a number that was taken has to have an
 // echo, or nothing is confirmed before there is another batch.
-func (r *reconciler) mark(ctx context.Context) error {
-	if !r.recorder.turn.take(ctx, r.pulse) {
+func (r *reconciler) writeMarker(ctx context.Context) error {
+	if !r.recorder.writer.acquire(ctx, r.heartbeat) {
 		return ctx.Err()
 	}
-	defer r.recorder.turn.giveBack()
+	defer r.recorder.writer.release()
 	seq := r.scheduler.Number()
 	for {
 		err := bounded(ctx, func(ctx context.Context) error { return r.store.Mark(ctx, r.scheduler.Fence(), store.Mark{Seq: seq}) })
 		if err == nil || errors.Is(err, store.ErrFenced) {
 			return err
 		}
-		if !r.pulse.sleep(ctx, 4*retryPause) {
+		if !r.heartbeat.sleep(ctx, 4*retryPause) {
 			return ctx.Err()
 		}
 	}

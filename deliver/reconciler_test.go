@@ -42,8 +42,8 @@ func TestMarkerIsWrittenInTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := schedule.New(schedule.Options{Limits: small})
 		db := &refusing{left: 3}
-		r := &reconciler{scheduler: w, store: db, recorder: &recorder{turn: newTurn()}, pulse: newPulse("reconciler")}
-		if err := r.mark(t.Context()); err != nil {
+		r := &reconciler{scheduler: w, store: db, recorder: &recorder{writer: newWriterLock()}, heartbeat: newHeartbeat("reconciler")}
+		if err := r.writeMarker(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if taken := w.Number() - 1; len(db.written) != 1 || db.written[0] != taken {
@@ -151,8 +151,8 @@ func (o *owing) Reconciled(_ context.Context, fence store.Fence) (time.Time, err
 func newReconciler(db Store) *reconciler {
 	s := schedule.New(schedule.Options{Limits: small})
 	s.Begin(&store.Session{}, store.Fence{Epoch: 1, Reconcile: true, ReconcileFrom: time.Unix(0, 0)}, 0, time.Now())
-	return &reconciler{scheduler: s, store: db, recorder: &recorder{turn: newTurn()}, pulse: newPulse("reconciler"),
-		found: func() {}, log: slog.New(slog.DiscardHandler), wake: schedule.NewSignal(), horizon: time.Hour}
+	return &reconciler{scheduler: s, store: db, recorder: &recorder{writer: newWriterLock()}, heartbeat: newHeartbeat("reconciler"),
+		announce: func() {}, log: slog.New(slog.DiscardHandler), wake: schedule.NewSignal(), window: time.Hour}
 }
 
 func TestComparisonOfOneEventForVeryMany(t *testing.T) {
@@ -195,7 +195,7 @@ func TestComparisonInsertsVeryManyRows(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				db := &owing{owed: c.owed, most: reconcileMost, rows: map[uuid.UUID]bool{}, perRow: c.perRow, slower: c.slower}
+				db := &owing{owed: c.owed, most: comparePageMax, rows: map[uuid.UUID]bool{}, perRow: c.perRow, slower: c.slower}
 				began := time.Now()
 				if err := newReconciler(db).reconcile(t.Context()); err != nil {
 					t.Fatal(err)
@@ -217,7 +217,7 @@ func TestComparisonInsertsVeryManyRows(t *testing.T) {
 func TestComparisonGoesOnWhereItWas(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		db := &owing{owed: 100_000, most: reconcileMost, rows: map[uuid.UUID]bool{}}
+		db := &owing{owed: 100_000, most: comparePageMax, rows: map[uuid.UUID]bool{}}
 		r := newReconciler(db)
 		again := func(what string, want bool) {
 			t.Helper()
@@ -262,7 +262,7 @@ func TestAnotherCauseOfTheSameTimeIsComparedFromTheBeginning(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				db := &owing{owed: 1, most: reconcileMost, rows: map[uuid.UUID]bool{}, unheard: 1}
+				db := &owing{owed: 1, most: comparePageMax, rows: map[uuid.UUID]bool{}, unheard: 1}
 				r := newReconciler(db)
 				if err := r.reconcile(t.Context()); err == nil {
 					t.Fatal("a lost answer is no error")
@@ -301,7 +301,7 @@ func TestWhatIsDoneIsTheCauseThatWasCompared(t *testing.T) {
 func TestACauseThatSomebodyElseHasNotedIsComparedToo(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		db := &owing{owed: 1, most: reconcileMost, rows: map[uuid.UUID]bool{}}
+		db := &owing{owed: 1, most: comparePageMax, rows: map[uuid.UUID]bool{}}
 		r := newReconciler(db)
 		db.noted = r.scheduler.Fence().ReconcileFrom.Add(-time.Microsecond)
 		ctx, stop := context.WithCancel(t.Context())
@@ -323,7 +323,7 @@ func TestACauseThatSomebodyElseHasNotedIsComparedToo(t *testing.T) {
 func TestComparisonDoesNotChaseTheHead(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		db := &owing{owed: 15, most: reconcileMost, rows: map[uuid.UUID]bool{}}
+		db := &owing{owed: 15, most: comparePageMax, rows: map[uuid.UUID]bool{}}
 		if err := newReconciler(db).reconcile(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -353,7 +353,7 @@ func TestPoisonIsWhatCanNeverBeStored(t *testing.T) {
 func TestReconcilerReach(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1_000_000_000, 0)
-	r := &reconciler{horizon: 72 * time.Hour}
+	r := &reconciler{window: 72 * time.Hour}
 	for _, c := range []struct {
 		since, from time.Time
 	}{
@@ -364,7 +364,7 @@ func TestReconcilerReach(t *testing.T) {
 		{now.Add(time.Second), now.Add(-72 * time.Hour)}, // the clock was set back
 		{now.Add(5 * time.Hour), now.Add(-72 * time.Hour)},
 	} {
-		start, from := r.reach(c.since, now)
+		start, from := r.span(c.since, now)
 		if !from.Equal(c.from) {
 			t.Errorf("since %s: compared from %s, want %s", c.since, from, c.from)
 		}

@@ -19,19 +19,19 @@ const (
 	// It adds nothing to a delivery's latency, and at low rates saves a third of the CPU.
 	recordEvery = 50 * time.Millisecond
 
-	// busyAgain is how long the outcome of a row that someone else has locked waits aside.
-	busyAgain = 250 * time.Millisecond
+	// lockedRetry is how long the outcome of a row that someone else has locked waits aside.
+	lockedRetry = 250 * time.Millisecond
 
-	// refusedAgain is how long something waits aside that the database refuses, a row
+	// refusedRetry is how long something waits aside that the database refuses, a row
 	// or what outcomes mean: until somebody has mended the cause.
-	refusedAgain = 5 * time.Second
+	refusedRetry = 5 * time.Second
 
-	// maxOwed bounds what is kept of the news that cannot be told: some 100 bytes each.
-	maxOwed = 16 << 10
+	// maxDeferred bounds what is kept of the news that cannot be told: some 100 bytes each.
+	maxDeferred = 16 << 10
 
-	// tellAtMost bounds the statements of one try to find out which of it is refused,
+	// maxConsequenceTries bounds the statements of one try to find out which of it is refused,
 	// so that recording goes on meanwhile.
-	tellAtMost = 64
+	maxConsequenceTries = 64
 
 	// statementTimeout bounds every statement, so that each loop turns.
 	statementTimeout = 8 * time.Second
@@ -56,67 +56,67 @@ type recorderStore interface {
 type recorder struct {
 	scheduler *schedule.Scheduler
 	store     recorderStore
-	pulse     *pulse
+	heartbeat *heartbeat
 	log       *slog.Logger
-	turn      turn
-	trouble
+	writer    writerLock
+	failure   failure
 
-	aside   []*schedule.Delivery // whose rows someone else had locked
-	stuck   []*schedule.Delivery // whose rows the database refuses, whatever is left out
-	triedAt time.Time            // they were tried
-	said    bool                 // that there are some
-	compare func()               // has the outbox compared with its deliveries
+	locked          []*schedule.Delivery // whose rows someone else had locked
+	refused         []*schedule.Delivery // whose rows the database refuses, whatever is left out
+	refusedTried    time.Time            // they were tried
+	refusedReported bool                 // that there are some
+	compare         func()               // has the outbox compared with its deliveries
 
-	apart  bool                // what outcomes mean is refused, and told apart from them
-	owed   []store.Consequence // of that, what is not told
-	toldAt time.Time           // it was tried
-	lost   bool                // some of it
+	deferring     bool                // what outcomes mean is refused, and told apart from them
+	deferred      []store.Consequence // of that, what is not told
+	deferredTried time.Time           // it was tried
+	dropped       bool                // some of it
 }
 
 // A turn is held by whoever writes a numbered batch, from taking the number to
 // the commit.
-type turn struct{ free schedule.Signal }
+type writerLock struct{ free schedule.Signal }
 
-func newTurn() turn {
-	t := turn{free: schedule.NewSignal()}
-	t.giveBack()
-	return t
+func newWriterLock() writerLock {
+	l := writerLock{free: schedule.NewSignal()}
+	l.release()
+	return l
 }
 
 // take waits for the turn, for as long as the context lives.
-func (t turn) take(ctx context.Context, p *pulse) bool {
+func (l writerLock) acquire(ctx context.Context, h *heartbeat) bool {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
-		switch p.wait(ctx, tick.C, t.free, nil) {
-		case over:
+		switch h.wait(ctx, tick.C, l.free, nil) {
+		case stopped:
 			return false
-		case first:
+		case firstSignal:
 			return true
 		}
 	}
 }
 
-func (t turn) giveBack() { t.free.Raise() }
+func (l writerLock) release() { l.free.Raise() }
 
 // run records until the context ends. What it holds then is lost to this
 // process, and repeated by the next.
 func (r *recorder) run(ctx context.Context) error {
-	tick := time.NewTicker(busyAgain)
+	tick := time.NewTicker(lockedRetry)
 	defer tick.Stop()
 	for {
-		switch r.pulse.wait(ctx, tick.C, r.scheduler.ToRecord, nil) {
-		case over:
+		switch r.heartbeat.wait(ctx, tick.C, r.scheduler.ToRecord, nil) {
+		case stopped:
 			return nil
-		case timed:
-			r.bringBack()
-			if r.apart && time.Since(r.toldAt) >= refusedAgain {
-				if err := r.tell(ctx); err != nil {
+		case timerFired:
+			r.retryWaiting()
+			if r.deferring && time.Since(r.deferredTried) >= refusedRetry {
+				if err := r.writeDeferred(ctx); err != nil {
 					return err
 				}
 			}
 		default:
-			r.gather(ctx)
+			r.waitForBatch(ctx)
 		}
 		for r.scheduler.Unwritten() {
 			if err := r.recordOnce(ctx); err != nil {
@@ -130,38 +130,38 @@ func (r *recorder) run(ctx context.Context) error {
 }
 
 // gather gives outcomes recordEvery to become a batch.
-func (r *recorder) gather(ctx context.Context) {
+func (r *recorder) waitForBatch(ctx context.Context) {
 	timer := time.NewTimer(recordEvery)
 	defer timer.Stop()
 	for {
-		if r.scheduler.BatchReady() || r.pulse.wait(ctx, timer.C, r.scheduler.ToRecord, nil) != first {
+		if r.scheduler.BatchReady() || r.heartbeat.wait(ctx, timer.C, r.scheduler.ToRecord, nil) != firstSignal {
 			return
 		}
 	}
 }
 
-// bringBack lines up again what was busy, and now and then what was refused.
-func (r *recorder) bringBack() {
-	again := r.aside
-	r.aside = nil
-	if time.Since(r.triedAt) >= refusedAgain {
-		if r.said && len(r.stuck) == 0 {
-			r.said = false
+// retryWaiting lines up again what was busy, and now and then what was refused.
+func (r *recorder) retryWaiting() {
+	again := r.locked
+	r.locked = nil
+	if time.Since(r.refusedTried) >= refusedRetry {
+		if r.refusedReported && len(r.refused) == 0 {
+			r.refusedReported = false
 			r.log.Info("what could not be stored is stored")
 			r.compare() // the note that it was missing is of no use any more
 		}
-		again = append(again, r.stuck...)
-		r.stuck, r.triedAt = nil, time.Now()
+		again = append(again, r.refused...)
+		r.refused, r.refusedTried = nil, time.Now()
 	}
 	r.scheduler.Requeue(again)
 }
 
 // recordOnce writes one batch of new rows and one of existing ones.
 func (r *recorder) recordOnce(ctx context.Context) error {
-	if !r.turn.take(ctx, r.pulse) {
+	if !r.writer.acquire(ctx, r.heartbeat) {
 		return ctx.Err()
 	}
-	defer r.turn.giveBack()
+	defer r.writer.release()
 	if err := r.recordNew(ctx); err != nil {
 		return err
 	}
@@ -169,18 +169,18 @@ func (r *recorder) recordOnce(ctx context.Context) error {
 }
 
 func (r *recorder) recordNew(ctx context.Context) error {
-	taken := r.scheduler.TakeNew(!r.apart)
+	taken := r.scheduler.TakeNew(!r.deferring)
 	if taken == nil {
 		return nil
 	}
-	b := &batchOf{mark: taken.Mark, fence: taken.Fence, refused: map[uuid.UUID]bool{}}
+	b := &batch{mark: taken.Mark, fence: taken.Fence, refused: map[uuid.UUID]bool{}}
 	allNew := true
 	b.send = func(ctx context.Context, mark store.Mark, part []store.Record) error {
 		fresh, err := r.store.Insert(ctx, b.fence, mark, part)
 		allNew = allNew && fresh
 		return err
 	}
-	b.lose = func(ctx context.Context, of store.Record) error {
+	b.skip = func(ctx context.Context, of store.Record) error {
 		from, err := r.store.Owe(ctx, b.fence, outbox.IDTime(of.ID))
 		if err == nil {
 			r.scheduler.Owe(from)
@@ -190,16 +190,16 @@ func (r *recorder) recordNew(ctx context.Context) error {
 	if err := r.write(ctx, b, taken.Records); err != nil {
 		return err
 	}
-	r.stuck = append(r.stuck, r.scheduler.Inserted(taken, allNew, b.refused, time.Now())...)
+	r.refused = append(r.refused, r.scheduler.Inserted(taken, allNew, b.refused, time.Now())...)
 	return nil
 }
 
 func (r *recorder) recordExisting(ctx context.Context) error {
-	taken := r.scheduler.TakeExisting(!r.apart)
+	taken := r.scheduler.TakeExisting(!r.deferring)
 	if taken == nil {
 		return nil
 	}
-	b := &batchOf{mark: taken.Mark, fence: taken.Fence, refused: map[uuid.UUID]bool{}}
+	b := &batch{mark: taken.Mark, fence: taken.Fence, refused: map[uuid.UUID]bool{}}
 	busy, again := map[uuid.UUID]bool{}, map[uuid.UUID]bool{}
 	b.send = func(ctx context.Context, mark store.Mark, part []store.Record) error {
 		locked, waiting, err := r.store.Update(ctx, b.fence, mark, part)
@@ -211,21 +211,21 @@ func (r *recorder) recordExisting(ctx context.Context) error {
 		}
 		return err
 	}
-	b.lose = func(context.Context, store.Record) error { return nil } // its row waits
+	b.skip = func(context.Context, store.Record) error { return nil } // its row waits
 	if err := r.write(ctx, b, taken.Records); err != nil {
 		return err
 	}
 	locked, refused := r.scheduler.Updated(taken, busy, b.refused, again, time.Now())
-	r.aside, r.stuck = append(r.aside, locked...), append(r.stuck, refused...)
+	r.locked, r.refused = append(r.locked, locked...), append(r.refused, refused...)
 	return nil
 }
 
-// A batchOf is a batch on its way into the table.
-type batchOf struct {
+// A batch is a batch on its way into the table.
+type batch struct {
 	mark    store.Mark
 	fence   store.Fence
 	send    func(context.Context, store.Mark, []store.Record) error // in one transaction
-	lose    func(context.Context, store.Record) error               // notes that a delivery has no row although its batch is written
+	skip    func(context.Context, store.Record) error               // notes that a delivery has no row although its batch is written
 	refused map[uuid.UUID]bool                                      // deliveries that the database does not take
 }
 
@@ -235,11 +235,11 @@ type batchOf struct {
 // and then of all but its status; what is refused even so waits aside. So one row
 // can never hold the slot. The mark goes with the last part, whose commit means
 // that all are written.
-func (r *recorder) write(ctx context.Context, b *batchOf, records []store.Record) error {
+func (r *recorder) write(ctx context.Context, b *batch, records []store.Record) error {
 	return r.writePart(ctx, b, records, true, 0)
 }
 
-func (r *recorder) writePart(ctx context.Context, b *batchOf, part []store.Record, last bool, stripped int) error {
+func (r *recorder) writePart(ctx context.Context, b *batch, part []store.Record, last bool, stripped int) error {
 	m := store.Mark{}
 	if last {
 		m = b.mark
@@ -249,7 +249,7 @@ func (r *recorder) writePart(ctx context.Context, b *batchOf, part []store.Recor
 		err := r.try(ctx, b, m, part)
 		switch {
 		case err == nil:
-			if r.clear(); tries > 1 {
+			if r.failure.clear(); tries > 1 {
 				r.log.Info("recording again", "tries", tries)
 			}
 			return nil
@@ -261,7 +261,7 @@ func (r *recorder) writePart(ctx context.Context, b *batchOf, part []store.Recor
 				return err
 			}
 			return r.writePart(ctx, b, part[half:], last, 0)
-		case isPoison(err) && len(part) > 0 && stripped < bare:
+		case isPoison(err) && len(part) > 0 && stripped < bareRecord:
 			less := strip(part[0], err, stripped+1)
 			if err := r.writePart(ctx, b, []store.Record{less}, last, stripped+1); err != nil {
 				return err
@@ -271,7 +271,7 @@ func (r *recorder) writePart(ctx context.Context, b *batchOf, part []store.Recor
 			}
 			return nil
 		case isPoison(err) && len(part) > 0:
-			if err := r.setAside(ctx, b, part[0], err); err != nil {
+			if err := r.passOver(ctx, b, part[0], err); err != nil {
 				return err
 			}
 			if !last {
@@ -282,8 +282,8 @@ func (r *recorder) writePart(ctx context.Context, b *batchOf, part []store.Recor
 		case tries == 1:
 			r.log.Warn("cannot record outcomes; trying until it works", "error", err)
 		}
-		r.note(begun, err)
-		if !r.pulse.sleep(ctx, pause+time.Duration(r.scheduler.Jitter()*float64(pause))) {
+		r.failure.note(begun, err)
+		if !r.heartbeat.sleep(ctx, pause+time.Duration(r.scheduler.Jitter()*float64(pause))) {
 			return ctx.Err()
 		}
 		pause = min(2*pause, retryPauseMax)
@@ -292,15 +292,15 @@ func (r *recorder) writePart(ctx context.Context, b *batchOf, part []store.Recor
 
 // try writes a part once, with what it means, or where the database refuses that,
 // the rows alone.
-func (r *recorder) try(ctx context.Context, b *batchOf, mark store.Mark, part []store.Record) error {
+func (r *recorder) try(ctx context.Context, b *batch, mark store.Mark, part []store.Record) error {
 	send := func(mark store.Mark) error {
-		r.pulse.beat()
+		r.heartbeat.beat()
 		return bounded(ctx, func(ctx context.Context) error { return b.send(ctx, mark, part) })
 	}
-	meaning := store.Consequences(mark.Health, part)
+	consequences := store.Consequences(mark.Health, part)
 	var refused error
-	if !r.apart {
-		if refused = send(mark); refused == nil || len(meaning) == 0 || !isRefusal(refused) {
+	if !r.deferring {
+		if refused = send(mark); refused == nil || len(consequences) == 0 || !isRefusal(refused) {
 			return refused
 		}
 	}
@@ -308,27 +308,27 @@ func (r *recorder) try(ctx context.Context, b *batchOf, mark store.Mark, part []
 	if err := send(mark); err != nil {
 		return err
 	}
-	return r.owe(ctx, meaning, refused)
+	return r.deferConsequences(ctx, consequences, refused)
 }
 
-// setAside lets a batch pass without the row of a delivery that the database takes
+// passOver lets a batch pass without the row of a delivery that the database takes
 // in no form: the outcome waits in memory until it does. Where there is no row yet,
 // the next process would not know of it, and is told first to compare.
-func (r *recorder) setAside(ctx context.Context, b *batchOf, of store.Record, cause error) error {
-	if !r.said {
-		r.said = true
+func (r *recorder) passOver(ctx context.Context, b *batch, of store.Record, cause error) error {
+	if !r.refusedReported {
+		r.refusedReported = true
 		r.log.Error("a delivery's outcome cannot be stored at all; it is kept and tried again: look at the constraints and triggers on webhook_deliveries",
 			"delivery", of.ID, "error", cause)
 	}
 	b.refused[of.ID] = true
 	for {
-		r.pulse.beat()
-		err := bounded(ctx, func(ctx context.Context) error { return b.lose(ctx, of) })
+		r.heartbeat.beat()
+		err := bounded(ctx, func(ctx context.Context) error { return b.skip(ctx, of) })
 		switch {
 		case errors.Is(err, store.ErrFenced), ctx.Err() != nil:
 			return err
 		case err != nil:
-			if !r.pulse.sleep(ctx, 4*retryPause) {
+			if !r.heartbeat.sleep(ctx, 4*retryPause) {
 				return ctx.Err()
 			}
 			continue
@@ -337,7 +337,7 @@ func (r *recorder) setAside(ctx context.Context, b *batchOf, of store.Record, ca
 	}
 	for _, c := range store.Consequences(nil, []store.Record{of}) {
 		if len(c.Endpoints()) > 0 {
-			return r.owe(ctx, []store.Consequence{c}, cause)
+			return r.deferConsequences(ctx, []store.Consequence{c}, cause)
 		}
 	}
 	return nil
@@ -377,12 +377,12 @@ func isRefusal(err error) bool {
 	return true
 }
 
-// bare is how far a record can be stripped.
-const bare = 2
+// bareRecord is how far a record can be stripped.
+const bareRecord = 2
 
 // strip leaves of a record what walhook itself decided: without what the receiver
 // said, or only the status.
-func strip(r store.Record, cause error, far int) store.Record {
+func strip(r store.Record, cause error, level int) store.Record {
 	if r.Attempt == nil {
 		return r
 	}
@@ -391,7 +391,7 @@ func strip(r store.Record, cause error, far int) store.Record {
 	if pg, ok := errors.AsType[*pgconn.PgError](cause); ok {
 		a.Error += ": SQLSTATE " + pg.Code
 	}
-	if far == bare {
+	if level == bareRecord {
 		a = store.Attempt{EndedAt: a.EndedAt, Duration: a.Duration} // which tell what came after it
 	}
 	r.Attempt = &a

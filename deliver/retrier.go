@@ -16,29 +16,29 @@ import (
 )
 
 const (
-	// dueEvery is how often the table is asked what has become due.
-	dueEvery = 250 * time.Millisecond
+	// pollEvery is how often the table is asked what has become due.
+	pollEvery = 250 * time.Millisecond
 
 	// hintEvery is how often hints count: anybody can give them, and each begins a
 	// walk over all endpoints with unfinished rows.
 	hintEvery = 100 * time.Millisecond
 
-	// dueOverlap looks a little further back than the last time: a row that was
+	// pollOverlap looks a little further back than the last time: a row that was
 	// made due by a transaction is visible only after its commit.
-	dueOverlap = time.Second
+	pollOverlap = time.Second
 
-	// walkEvery and walkPage pace the walk over all endpoints with unfinished rows,
+	// scanEvery and scanPage pace the walk over all endpoints with unfinished rows,
 	// which finds what no lane, no hint and no clock told of. A page costs
 	// about 20 ms of PostgreSQL's time, on a table with 46 partitions.
-	walkEvery = 2 * time.Second
-	walkPage  = 100
+	scanEvery = 2 * time.Second
+	scanPage  = 100
 
-	// walkPages is how many pages of a walk that goes on at once are read before
+	// scanPages is how many pages of a walk that goes on at once are read before
 	// the lanes have their turn.
-	walkPages = 5
+	scanPages = 5
 
-	// pagedLanes is how many lanes one query fetches for.
-	pagedLanes = 32
+	// lanesPerFetch is how many lanes one query fetches for.
+	lanesPerFetch = 32
 )
 
 // A retrierStore is what the retrier asks of the database.
@@ -58,41 +58,41 @@ type retrierStore interface {
 // itself, and only as much as the lane has room for, so that one endpoint's
 // hundred thousand rows do not stand before another's ten.
 type retrier struct {
-	scheduler *schedule.Scheduler
-	store     retrierStore
-	pulse     *pulse
-	log       *slog.Logger
-	hint      schedule.Signal // someone else has changed deliveries or endpoints
-	trouble
+	scheduler  *schedule.Scheduler
+	store      retrierStore
+	heartbeat  *heartbeat
+	log        *slog.Logger
+	changeHint schedule.Signal // someone else has changed deliveries or endpoints
+	failure    failure
 
-	compare func()     // has the reconciler compare
-	asked   time.Time  // when it was last looked whether all is visible
-	early   bool       // it has been compared already, before all was visible
-	claimed time.Time  // when the slot was, while that is not known; zero: it is
-	mu      sync.Mutex // guards claimed and early, which the fan-out sets
+	compare       func()     // has the reconciler compare
+	visibleAsked  time.Time  // when it was last looked whether all is visible
+	comparedEarly bool       // it has been compared already, before all was visible
+	claimed       time.Time  // when the slot was, while that is not known; zero: it is
+	mu            sync.Mutex // guards claimed and early, which the fan-out sets
 
-	later  map[uuid.UUID]bool // endpoints with rows of transactions that are not visible yet
-	since  time.Time          // by PostgreSQL's clock: what was due by then has been seen
-	looked time.Time
-	hinted time.Time
-	twice  bool      // a hint came: it comes by the stream, which is faster than visibility, so another walk is due
-	cursor uuid.UUID // of the walk
-	walked time.Time
-	rounds int // of the walk, to be made at once: one under way, and one for what came meanwhile
+	notVisible map[uuid.UUID]bool // endpoints with rows of transactions that are not visible yet
+	since      time.Time          // by PostgreSQL's clock: what was due by then has been seen
+	polled     time.Time
+	hinted     time.Time
+	rescan     bool      // a hint came: it comes by the stream, which is faster than visibility, so another walk is due
+	cursor     uuid.UUID // of the walk
+	scanned    time.Time
+	scansDue   int // of the walk, to be made at once: one under way, and one for what came meanwhile
 }
 
 func (r *retrier) run(ctx context.Context) error {
-	r.rounds = 1
-	tick := time.NewTicker(dueEvery)
+	r.scansDue = 1
+	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
 	failing := false
 	for {
 		begun := time.Now()
 		err := r.runOnce(ctx)
 		if err == nil {
-			r.clear()
+			r.failure.clear()
 		} else {
-			r.note(begun, err)
+			r.failure.note(begun, err)
 		}
 		switch {
 		case ctx.Err() != nil:
@@ -106,18 +106,18 @@ func (r *retrier) run(ctx context.Context) error {
 			failing = false
 			r.log.Info("looking for due deliveries again")
 		}
-		hint := r.hint
+		hint := r.changeHint
 		if time.Since(r.hinted) < hintEvery {
 			hint = nil // the tick comes back to it
 		}
-		switch r.pulse.wait(ctx, tick.C, hint, r.scheduler.ToFetch) {
-		case over:
+		switch r.heartbeat.wait(ctx, tick.C, hint, r.scheduler.ToFetch) {
+		case stopped:
 			return nil
-		case first:
-			r.hinted, r.twice = time.Now(), true
-			r.walkSoon()
-		case second:
-			if err != nil && !r.pulse.sleep(ctx, dueEvery) {
+		case firstSignal:
+			r.hinted, r.rescan = time.Now(), true
+			r.scanNow()
+		case secondSignal:
+			if err != nil && !r.heartbeat.sleep(ctx, pollEvery) {
 				return nil
 			}
 		}
@@ -129,30 +129,30 @@ func (r *retrier) runOnce(ctx context.Context) error {
 	if !r.scheduler.MayFetch(time.Now()) {
 		return nil
 	}
-	if err := r.settle(ctx); err != nil {
+	if err := r.compareWhenVisible(ctx); err != nil {
 		return err
 	}
-	if time.Since(r.looked) >= dueEvery/2 {
-		if err := r.look(ctx); err != nil {
+	if time.Since(r.polled) >= pollEvery/2 {
+		if err := r.poll(ctx); err != nil {
 			return err
 		}
 	}
-	if r.twice && time.Since(r.hinted) >= dueEvery {
-		r.twice = false
-		r.walkSoon()
+	if r.rescan && time.Since(r.hinted) >= pollEvery {
+		r.rescan = false
+		r.scanNow()
 	}
-	for range walkPages {
-		if r.rounds == 0 && time.Since(r.walked) < walkEvery {
+	for range scanPages {
+		if r.scansDue == 0 && time.Since(r.scanned) < scanEvery {
 			break
 		}
-		if err := r.walk(ctx); err != nil {
+		if err := r.scan(ctx); err != nil {
 			return err
 		}
 	}
-	if r.rounds > 0 {
+	if r.scansDue > 0 {
 		r.scheduler.ToFetch.Raise()
 	}
-	if err := r.sweep(ctx); err != nil {
+	if err := r.cancel(ctx); err != nil {
 		return err
 	}
 	return r.fetch(ctx)
@@ -160,38 +160,38 @@ func (r *retrier) runOnce(ctx context.Context) error {
 
 // comparing notes that a session has claimed the slot, and whether the outbox has to
 // be compared with its deliveries, or what comes may have to.
-func (r *retrier) comparing(fence store.Fence) {
+func (r *retrier) sessionClaimed(fence store.Fence) {
 	visible := r.scheduler.Visible(fence)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.claimed, r.early = time.Time{}, false
+	r.claimed, r.comparedEarly = time.Time{}, false
 	if fence.Reconcile || !visible {
 		r.claimed = time.Now()
 	}
 }
 
-// settleWithin is how long a comparison waits for transactions from before the slot
+// visibleWithin is how long a comparison waits for transactions from before the slot
 // was claimed. After that they are somebody's long ones: what can be compared is, and
 // once more when they have ended.
-const settleWithin = 3 * time.Second
+const visibleWithin = 3 * time.Second
 
-// settleAgain is how often it is looked whether those have ended.
-const settleAgain = time.Second
+// visibleEvery is how often it is looked whether those have ended.
+const visibleEvery = time.Second
 
 // settle has the outbox compared once everything is visible that does not come by
 // the stream.
-func (r *retrier) settle(ctx context.Context) error {
+func (r *retrier) compareWhenVisible(ctx context.Context) error {
 	fence := r.scheduler.Fence()
 	r.mu.Lock()
-	claimed, early := r.claimed, r.early
+	claimed, early := r.claimed, r.comparedEarly
 	r.mu.Unlock()
-	if claimed.IsZero() || early && time.Since(r.asked) < settleAgain {
+	if claimed.IsZero() || early && time.Since(r.visibleAsked) < visibleEvery {
 		return nil
 	}
-	r.asked = time.Now()
+	r.visibleAsked = time.Now()
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
-	settled, err := r.store.ClaimVisible(ctx, fence)
+	visible, err := r.store.ClaimVisible(ctx, fence)
 	if err != nil {
 		return err
 	}
@@ -201,19 +201,19 @@ func (r *retrier) settle(ctx context.Context) error {
 		return nil
 	}
 	switch {
-	case settled:
+	case visible:
 		r.claimed = time.Time{}
 		r.scheduler.Settled(fence)
 		r.compare()
-	case !r.early && time.Since(claimed) > settleWithin:
-		r.early = true
+	case !r.comparedEarly && time.Since(claimed) > visibleWithin:
+		r.comparedEarly = true
 		r.compare()
 	}
 	return nil
 }
 
-func (r *retrier) look(ctx context.Context) error {
-	r.again()
+func (r *retrier) poll(ctx context.Context) error {
+	r.retryNotVisible()
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
 	if r.since.IsZero() {
@@ -223,50 +223,50 @@ func (r *retrier) look(ctx context.Context) error {
 		}
 		r.since = now // the first walk finds what is older
 	}
-	endpoints, now, all, err := r.store.NewlyDue(ctx, r.since.Add(-dueOverlap))
+	endpoints, now, all, err := r.store.NewlyDue(ctx, r.since.Add(-pollOverlap))
 	if err != nil {
 		return err
 	}
-	r.since, r.looked = now, time.Now()
+	r.since, r.polled = now, time.Now()
 	if !all {
-		r.walkSoon()
+		r.scanNow()
 	}
-	r.scheduler.Found(endpoints, r.looked)
+	r.scheduler.Found(endpoints, r.polled)
 	return nil
 }
 
-func (r *retrier) walk(ctx context.Context) error {
-	r.pulse.beat()
+func (r *retrier) scan(ctx context.Context) error {
+	r.heartbeat.beat()
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
-	found, err := r.store.Waiting(ctx, r.cursor, walkPage)
+	found, err := r.store.Waiting(ctx, r.cursor, scanPage)
 	if err != nil {
 		return err
 	}
-	r.walked = time.Now()
-	r.scheduler.FoundWaiting(found, r.walked)
+	r.scanned = time.Now()
+	r.scheduler.FoundWaiting(found, r.scanned)
 	if n := len(found); n > 0 {
 		r.cursor = found[n-1].EndpointID
 	}
-	if len(found) < walkPage {
-		r.cursor, r.rounds = uuid.Nil, max(r.rounds-1, 0)
+	if len(found) < scanPage {
+		r.cursor, r.scansDue = uuid.Nil, max(r.scansDue-1, 0)
 	}
 	return nil
 }
 
-// walkSoon has the walk made at once, from the beginning. One that is under way
+// scanNow has the walk made at once, from the beginning. One that is under way
 // has passed some endpoints already, so another follows it.
-func (r *retrier) walkSoon() {
-	r.rounds = 1
+func (r *retrier) scanNow() {
+	r.scansDue = 1
 	if r.cursor != uuid.Nil {
-		r.rounds = 2
+		r.scansDue = 2
 	}
 }
 
 // fetch asks for pages, back to back, while lanes have room.
 func (r *retrier) fetch(ctx context.Context) error {
-	for end := time.Now().Add(dueEvery); ctx.Err() == nil; {
-		r.pulse.beat()
+	for end := time.Now().Add(pollEvery); ctx.Err() == nil; {
+		r.heartbeat.beat()
 		more, err := r.fetchPages(ctx)
 		if err != nil || !more {
 			return err
@@ -282,7 +282,7 @@ func (r *retrier) fetch(ctx context.Context) error {
 func (r *retrier) fetchPages(ctx context.Context) (more bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
-	pages := r.scheduler.Pages(pagedLanes, time.Now())
+	pages := r.scheduler.Pages(lanesPerFetch, time.Now())
 	if len(pages) == 0 {
 		return false, nil
 	}
@@ -301,7 +301,7 @@ func (r *retrier) fetchPages(ctx context.Context) (more bool, err error) {
 		case due.Stranger:
 			strangers = append(strangers, due.ID)
 		case due.Unseen:
-			r.later[due.EndpointID] = true
+			r.notVisible[due.EndpointID] = true
 		}
 		r.scheduler.Due(asked[due.EndpointID], due, time.Now())
 	})
@@ -317,10 +317,10 @@ func (r *retrier) fetchPages(ctx context.Context) (more bool, err error) {
 
 // sweep cancels what is owed to endpoints that are disabled or deleted: a chunk
 // of each in turn, so that none keeps due rows waiting.
-func (r *retrier) sweep(ctx context.Context) error {
+func (r *retrier) cancel(ctx context.Context) error {
 	sweeps, fence := r.scheduler.Sweeps(), r.scheduler.Fence()
 	for i, x := range sweeps {
-		if err := r.sweepOne(ctx, fence, x); err != nil {
+		if err := r.cancelChunk(ctx, fence, x); err != nil {
 			r.scheduler.GiveBackSweeps(sweeps[i:], time.Now())
 			return err
 		}
@@ -328,8 +328,8 @@ func (r *retrier) sweep(ctx context.Context) error {
 	return nil
 }
 
-func (r *retrier) sweepOne(ctx context.Context, fence store.Fence, x *schedule.Sweep) error {
-	r.pulse.beat()
+func (r *retrier) cancelChunk(ctx context.Context, fence store.Fence, x *schedule.Sweep) error {
+	r.heartbeat.beat()
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
 	n, more, err := r.store.CancelRows(ctx, fence, x.EndpointID(), r.scheduler.Refusal(x))
@@ -338,14 +338,14 @@ func (r *retrier) sweepOne(ctx context.Context, fence store.Fence, x *schedule.S
 	}
 	r.scheduler.Swept(x, n > 0, time.Now())
 	if n == 0 && more {
-		r.later[x.EndpointID()] = true
+		r.notVisible[x.EndpointID()] = true
 	}
 	return nil
 }
 
 // again takes up what could not be done because a transaction that has
 // committed was not visible yet.
-func (r *retrier) again() {
-	r.scheduler.Again(slices.SortedFunc(maps.Keys(r.later), schedule.CompareIDs), time.Now())
-	clear(r.later)
+func (r *retrier) retryNotVisible() {
+	r.scheduler.Again(slices.SortedFunc(maps.Keys(r.notVisible), schedule.CompareIDs), time.Now())
+	clear(r.notVisible)
 }

@@ -41,8 +41,8 @@ func (s *simulation) start() {
 	p.engine = e
 	e.fanOut.holder = s.id(time.Now())
 	e.send = p.send
-	for _, pulse := range append(e.pulses, e.reconciler.pulse) {
-		pulse.waits = s.wait
+	for _, h := range append(e.heartbeats, e.reconciler.heartbeat) {
+		h.waits = s.wait
 	}
 	ctx := s.t.Context()
 	e.workers.run = func(d *schedule.Delivery) {
@@ -85,7 +85,7 @@ func (p *process) fanOut(ctx context.Context) error {
 			}
 		})
 		f := p.engine.fanOut
-		if err := f.takeAll(ctx, f.gather(b, p.batches)); err != nil {
+		if err := f.processAll(ctx, f.gather(b, p.batches)); err != nil {
 			return err
 		}
 	}

@@ -220,7 +220,7 @@ func (s *simulation) wait(timer <-chan time.Time, a, b schedule.Signal) (woken w
 	s.await(func() bool {
 		at := s.rng.IntN(3)
 		for i := range 3 {
-			woken = timed + wake((at+i)%3)
+			woken = timerFired + wake((at+i)%3)
 			if arrived(woken, timer, a, b) {
 				return true
 			}
@@ -232,9 +232,9 @@ func (s *simulation) wait(timer <-chan time.Time, a, b schedule.Signal) (woken w
 
 func arrived(w wake, timer <-chan time.Time, a, b schedule.Signal) bool {
 	switch w {
-	case timed:
+	case timerFired:
 		return arrivedIn(timer)
-	case first:
+	case firstSignal:
 		return arrivedIn(a)
 	default:
 		return arrivedIn(b)

@@ -217,7 +217,7 @@ func (s *simulation) operator() {
 		}
 		for _, p := range s.processes {
 			if s.weather.hints {
-				p.engine.retrier.hint.Raise()
+				p.engine.retrier.changeHint.Raise()
 			}
 		}
 	}

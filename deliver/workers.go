@@ -8,9 +8,9 @@ import (
 	"github.com/walhook/walhook/deliver/schedule"
 )
 
-// workerMemory is how long a worker without work stays: its grown stack makes
+// workerIdle is how long a worker without work stays: its grown stack makes
 // the next attempt cheaper, but after a burst the memory goes back.
-const workerMemory = 10 * time.Second
+const workerIdle = 10 * time.Second
 
 // workers run the attempts: one goroutine per attempt under way, kept for the
 // next one.
@@ -23,15 +23,15 @@ type workers struct {
 
 // start hands a delivery to a worker.
 func (w *workers) start(d *schedule.Delivery) {
-	if w.hire() {
+	if w.takeIdle() {
 		w.work <- d
 		return
 	}
 	w.run(d)
 }
 
-// hire takes a worker out of those that are idle, or reports that there is none.
-func (w *workers) hire() bool {
+// takeIdle takes a worker out of those that are idle, or reports that there is none.
+func (w *workers) takeIdle() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.idle == 0 {
@@ -46,7 +46,7 @@ func (e *Engine) work(ctx context.Context, d *schedule.Delivery) {
 	for d != nil {
 		d = e.attempt(ctx, d)
 		if d == nil {
-			d = e.rest()
+			d = e.awaitWork()
 		}
 	}
 }
@@ -71,13 +71,13 @@ func (e *Engine) attempt(ctx context.Context, d *schedule.Delivery) *schedule.De
 	return e.scheduler.Finish(d, a, now)
 }
 
-// rest waits for the next delivery, for workerMemory.
-func (e *Engine) rest() *schedule.Delivery {
+// rest waits for the next delivery, for workerIdle.
+func (e *Engine) awaitWork() *schedule.Delivery {
 	w := &e.workers
 	w.mu.Lock()
 	w.idle++
 	w.mu.Unlock()
-	timer := time.NewTimer(workerMemory)
+	timer := time.NewTimer(workerIdle)
 	defer timer.Stop()
 	select {
 	case d := <-w.work:
@@ -85,7 +85,7 @@ func (e *Engine) rest() *schedule.Delivery {
 	case <-timer.C:
 	case <-e.stopped:
 	}
-	if w.hire() {
+	if w.takeIdle() {
 		return nil // nobody has counted on this one
 	}
 	return <-w.work // it comes at the last moment

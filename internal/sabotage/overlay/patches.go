@@ -32,13 +32,13 @@ func patches() []patch {
 		{"deliver/schedule/lane.go", `e.Sealed != ""`, `$ && !` + on(sabotage.ChargeOwnFaults)},
 
 		{"deliver/workers.go", `a, completed := e.send(ctx, r)`, `$; ` + reach(sabotage.Answered)},
-		{"deliver/recorder.go", `r.stuck = append(r.stuck, r.scheduler.Inserted(`, reach(sabotage.Recorded) + `; $`},
+		{"deliver/recorder.go", `r.refused = append(r.refused, r.scheduler.Inserted(`, reach(sabotage.Recorded) + `; $`},
 		{"deliver/recorder.go", `locked, refused := r.scheduler.Updated(`, reach(sabotage.Updated) + `; $`},
 		{"deliver/schedule/scheduler.go", `s.ledger.echo(seq)`, `$; ` + reach(sabotage.Echoed)},
 		{"deliver/schedule/window.go", `s.counts.Parked++`, `$; ` + reach(sabotage.Parking)},
 		{"deliver/fanout.go", `fence, err := f.acquire(ctx, s, marker)`, `$; ` + reach(sabotage.TakeOver)},
 
-		{"deliver/pulse.go", `p.at.Store(int64(time.Since(started)))`, `sabotage.Turn(p.name); $`},
+		{"deliver/heartbeat.go", `h.at.Store(int64(time.Since(started)))`, `sabotage.Turn(h.name); $`},
 		{"cdc/connection.go", `c.stream.lastAlive.Store(new(now))`, `sabotage.Turn("stream"); $`},
 	}
 }

@@ -52,8 +52,8 @@ func TestNewsThatIsOwedIsToldAtAGracefulStop(t *testing.T) {
 			db := &mute{refused: refused}
 			e := New(Config{Limits: small, Store: db, Sender: send.NewSender(send.SenderConfig{Timeout: time.Second}), Log: slog.New(slog.NewTextHandler(&text, nil))})
 			e.scheduler.Begin(&store.Session{}, store.Fence{Epoch: 1}, 0, time.Now())
-			e.recorder.apart, e.recorder.toldAt = true, time.Now()
-			e.recorder.owed = store.Consequences(nil, []store.Record{{ID: uuid.New(), EventType: "payment.failed", Exhausted: true, Attempt: &store.Attempt{}}})
+			e.recorder.deferring, e.recorder.deferredTried = true, time.Now()
+			e.recorder.deferred = store.Consequences(nil, []store.Record{{ID: uuid.New(), EventType: "payment.failed", Exhausted: true, Attempt: &store.Attempt{}}})
 			ctx, stop := context.WithCancel(t.Context())
 			stop()
 			if err := e.Run(ctx, make(emptyStream)); err != nil {

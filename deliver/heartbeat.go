@@ -14,7 +14,7 @@ import (
 const wedgedAfter = 12 * time.Second
 
 // A pulse says that a loop turns, also while it waits.
-type pulse struct {
+type heartbeat struct {
 	name string
 	at   atomic.Int64 // since started, which no step of the clock can change
 
@@ -25,54 +25,54 @@ type pulse struct {
 
 var started = time.Now()
 
-func newPulse(name string) *pulse {
-	p := &pulse{name: name}
-	p.beat()
-	return p
+func newHeartbeat(name string) *heartbeat {
+	h := &heartbeat{name: name}
+	h.beat()
+	return h
 }
 
 // A wake is what ended a wait.
 type wake int
 
 const (
-	over   wake = iota // the context ended
-	timed              // the timer, or the ticker
-	first              // of the two signals
-	second             //
+	stopped      wake = iota // the context ended
+	timerFired               // the timer, or the ticker
+	firstSignal              // of the two signals
+	secondSignal             //
 )
 
 // wait beats, and then waits for what comes first; nil never comes. All loops wait here.
-func (p *pulse) wait(ctx context.Context, timer <-chan time.Time, a, b schedule.Signal) wake {
-	p.beat()
-	if p.waits != nil {
-		return p.waits(timer, a, b)
+func (h *heartbeat) wait(ctx context.Context, timer <-chan time.Time, a, b schedule.Signal) wake {
+	h.beat()
+	if h.waits != nil {
+		return h.waits(timer, a, b)
 	}
 	select {
 	case <-ctx.Done():
-		return over
+		return stopped
 	case <-timer:
-		return timed
+		return timerFired
 	case <-a:
-		return first
+		return firstSignal
 	case <-b:
-		return second
+		return secondSignal
 	}
 }
 
 // sleep waits for a time, and reports whether the context is still alive.
-func (p *pulse) sleep(ctx context.Context, d time.Duration) bool {
+func (h *heartbeat) sleep(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
-	return p.wait(ctx, timer.C, nil, nil) != over
+	return h.wait(ctx, timer.C, nil, nil) != stopped
 }
 
-func (p *pulse) beat() {
-	p.at.Store(int64(time.Since(started)))
+func (h *heartbeat) beat() {
+	h.at.Store(int64(time.Since(started)))
 }
 
-func (p *pulse) check(now time.Time) error {
-	if silent := now.Sub(started) - time.Duration(p.at.Load()); silent > wedgedAfter {
-		return fmt.Errorf("the %s has not turned for %s", p.name, silent.Round(time.Second))
+func (h *heartbeat) check(now time.Time) error {
+	if silent := now.Sub(started) - time.Duration(h.at.Load()); silent > wedgedAfter {
+		return fmt.Errorf("the %s has not turned for %s", h.name, silent.Round(time.Second))
 	}
 	return nil
 }
