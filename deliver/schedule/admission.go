@@ -79,3 +79,63 @@ func (a *Admission) unpin() {
 	a.event.pinned = false
 	a.event.unused()
 }
+
+// admit takes in a delivery that the stream brought, or reports that there is
+// no room for it yet. A lane that is behind parks it at once. For a full window,
+// and for a full lane while all others have work too, room is waited for until
+// patience ends.
+func (s *Scheduler) admit(e *event, endpoint, id uuid.UUID, received, patience, now time.Time) bool {
+	l := s.lane(endpoint, now)
+	d := &Delivery{id: id, event: e, lane: l, received: received}
+	direct := s.limits.ParkAfter > 0 && !l.spilled
+	laneRoom := len(l.first) < s.ahead(l, now) && s.lightEnough(l, s.limits.MaxMemory)
+	windowRoom := s.held-s.fetched < s.limits.streamShare() && s.fits(e)
+	switch {
+	case direct && laneRoom && windowRoom:
+		s.add(d)
+		d.age = s.aging.PushBack(d)
+		s.enqueue(d, now)
+	case direct && (laneRoom || s.worthWaiting(l, now)) && now.Before(patience):
+		s.waitsFor = l
+		return false
+	case s.parked >= parkedRoom:
+		s.waitsFor = l
+		return false
+	default:
+		s.deliveries[id] = d
+		s.spill(l, true)
+		s.toPark(d)
+	}
+	d.tx = s.ledger.current()
+	d.tx.pending++
+	return true
+}
+
+// worthWaiting says whether the stream may wait for room in a lane, so that a
+// backlog is read no faster than it is delivered, and written once. Not for one
+// whose limits hold it back; and not for a queue of all that a lane may have while
+// another lane is out of work, whose events may stand behind.
+func (s *Scheduler) worthWaiting(l *lane, now time.Time) bool {
+	if l.shut || l.breaker.holds(now) || l.rate != nil {
+		return false
+	}
+	if len(l.first) < s.limits.laneQueue() {
+		return true // the window is about to be full
+	}
+	for _, other := range s.lanes {
+		if other != l && !other.spilled && !other.refused && other.running == 0 && len(other.first) == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// fits says whether an event's delivery has room. A body that is larger than
+// all of MaxMemory must pass too, alone.
+func (s *Scheduler) fits(e *event) bool {
+	size := int64(len(e.body))
+	if e.users > 0 {
+		size = 0
+	}
+	return s.held < s.limits.Window && (s.bytes+size <= s.limits.MaxMemory || s.bytes == 0)
+}

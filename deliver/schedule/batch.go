@@ -138,7 +138,7 @@ func (s *Scheduler) updated(taken []*Delivery, busy, refused, again map[uuid.UUI
 		}
 		if s.done(d, now); again[d.id] {
 			l := s.lane(d.lane.id, now)
-			l.readAnew()
+			l.restart()
 			s.hasRows(l)
 		}
 	}

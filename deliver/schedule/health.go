@@ -23,11 +23,19 @@ func (l Limits) lookEvery() time.Duration {
 	return min(failureLook, l.DisableAfter)
 }
 
-// health is how an endpoint did last, as far as this process knows.
-type health uint8
+// A health is how an endpoint does, as far as this process knows.
+type health struct {
+	state     condition
+	lookedAt  time.Time             // when failing was last looked at
+	retriedAt time.Time             // when an operator last asked for what waits
+	news      *store.EndpointHealth // to be recorded; nil: nothing
+}
+
+// A condition is how an endpoint did last.
+type condition uint8
 
 const (
-	unknown health = iota
+	unknown condition = iota
 	working
 	failing
 )
@@ -44,23 +52,23 @@ func (s *Scheduler) judge(d *Delivery, a *store.Attempt, now time.Time) {
 		return
 	case send.Delivered:
 		s.changeBreaker(l, func(b *breaker) { b.succeeded(l.limit) })
-		if l.health == working {
+		if l.state == working {
 			return
 		}
-		l.health = working
+		l.state = working
 	case send.Retry:
 		s.changeBreaker(l, func(b *breaker) {
 			opened = b.failed(a.EndedAt.Add(-a.Duration), now, a.Class == store.ErrTimeout, s.backoff.length())
 		})
 		due := now.Sub(l.lookedAt) >= s.limits.lookEvery()
-		if l.health == failing && !opened && !due {
+		if l.state == failing && !opened && !due {
 			return
 		}
-		look = l.health != working && due // one that is not known may have been failing for long
-		if l.health == working || look {
+		look = l.state != working && due // one that is not known may have been failing for long
+		if l.state == working || look {
 			l.lookedAt = now
 		}
-		l.health = failing
+		l.state = failing
 	}
 	s.tell(l, look, a.EndedAt, outbox.IsOwnType(d.event.typ))
 	if opened {
@@ -76,7 +84,7 @@ func (s *Scheduler) tell(l *lane, look bool, at time.Time, own bool) {
 		l.news = n
 		s.news = append(s.news, l)
 	}
-	n.Failing, n.Open, n.At, n.Own = l.health == failing, l.breaker.open, at, own
+	n.Failing, n.Open, n.At, n.Own = l.state == failing, l.breaker.open, at, own
 	n.Recovered = n.Recovered || !n.Failing
 	n.Look = n.Failing && (n.Look || look)
 }

@@ -112,11 +112,7 @@ func (s *Scheduler) toAsk(n int, now time.Time) []*Page {
 			continue
 		}
 		free -= size
-		if l.after == (store.PageEnd{}) {
-			l.passParks = l.parks
-		}
-		l.paging = true
-		asked = append(asked, &Page{lane: l, size: size, end: l.after})
+		asked = append(asked, &Page{lane: l, size: size, end: l.begin()})
 	}
 	return asked
 }
@@ -164,26 +160,10 @@ func (s *Scheduler) seeAgain(d *Delivery, due *store.Due) {
 	}
 }
 
-// paged takes the outcome of a page. The next begins where this one ended. Fewer
-// rows than were asked for are all that is left, and the lane goes direct again;
-// what was parked since the first of these pages may stand before where they
-// began, and is found from the beginning.
+// paged takes the end of a page. Where that was all, the lane goes direct again.
 func (s *Scheduler) paged(p *Page, now time.Time) {
-	l := p.lane
-	left := p.got >= p.size || l.overflown
-	l.overflown, l.paging = false, false
-	l.after = p.end
-	if !left {
-		l.after = store.PageEnd{}
-		s.spill(l, false)
+	if !p.lane.prefetch.end(p.got, p.size, p.end, p.lane.limit, now) {
+		s.spill(p.lane, false)
 	}
-	l.stock = max(l.stock, l.limit)
-	if now.Sub(l.pagedAt) < stockFor {
-		l.stock = min(2*l.stock, maxStock*l.limit)
-	} else {
-		l.stock = l.limit
-	}
-	l.pagedAt = now
-	l.rows = left || l.parks != l.passParks
-	s.touch(l)
+	s.touch(p.lane)
 }

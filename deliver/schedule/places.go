@@ -11,10 +11,6 @@ import (
 // where an endpoint hangs. So those that may hang get few, and some are kept.
 
 const (
-	// lateTurn is how many of a lane's attempts are first ones before one that comes
-	// late has its turn, where both wait: so retries of a busy endpoint get a quarter.
-	lateTurn = 3
-
 	// signWithin is how long an endpoint is trusted while attempts are under way and
 	// none is answered.
 	signWithin = time.Second
@@ -72,32 +68,21 @@ func (s *Scheduler) countGuests(l *lane) {
 	l.guests = n
 }
 
-// occupy gives a delivery's attempt its place.
-func (s *Scheduler) occupy(d *Delivery, now time.Time) {
-	l := d.lane
-	if l.running == 0 {
-		l.sign = now
-	}
-	l.running++
+// acquire gives a delivery's attempt its place.
+func (s *Scheduler) acquire(d *Delivery, now time.Time) {
+	d.lane.begun(d.late, now)
 	s.running++
-	s.countGuests(l)
 	if d.late {
 		s.late++
-		l.lateRunning++
-		l.turns = 0
-	} else {
-		l.turns++
 	}
+	s.countGuests(d.lane)
 }
 
-// vacate takes the place back from an attempt that has ended.
-func (s *Scheduler) vacate(d *Delivery, a *store.Attempt, now time.Time) {
+// release takes the place back from an attempt that has ended.
+func (s *Scheduler) release(d *Delivery, a *store.Attempt, now time.Time) {
 	l := d.lane
-	l.running--
+	l.gaveBack(d.late)
 	s.running--
-	if d.late {
-		l.lateRunning--
-	}
 	s.countGuests(l)
 	if a.StatusCode != 0 {
 		l.sign = now
@@ -108,7 +93,7 @@ func (s *Scheduler) vacate(d *Delivery, a *store.Attempt, now time.Time) {
 // doubt no longer trusts an endpoint that has attempts under way and has not
 // answered for a while. What it cannot be given soon goes back into the table.
 func (s *Scheduler) doubt(l *lane, now time.Time) {
-	if !l.trusted || l.running == 0 || now.Sub(l.sign) < signWithin {
+	if !l.silent(now) {
 		return
 	}
 	s.trust(l, false)
@@ -122,19 +107,10 @@ func (s *Scheduler) trust(l *lane, trusted bool) {
 	s.countGuests(l)
 }
 
-// turn says from which of a lane's queues the next attempt is: first attempts,
-// but for a turn of what comes late. It is nil where only that waits and has no
-// place: all lanes together have a share of them, and here too none may have more
-// than are left.
-func (s *Scheduler) turn(l *lane) *[]*Delivery {
-	late := len(l.late) > 0 && l.lateRunning < s.limits.lateInFlight()-s.late
-	switch {
-	case late && (len(l.first) == 0 || l.turns >= lateTurn):
-		return &l.late
-	case len(l.first) > 0:
-		return &l.first
-	}
-	return nil
+// lateMay says whether one more of a lane's retries and replays may be under way: all
+// lanes together have a share of the places, and none may have more than are left.
+func (s *Scheduler) lateMay(l *lane) bool {
+	return l.lateRunning < s.limits.lateInFlight()-s.late
 }
 
 // settled frees the place that a late delivery keeps until it is recorded, for the

@@ -84,15 +84,15 @@ func (s *Scheduler) reconsider(l *lane, now time.Time) {
 func (s *Scheduler) wants(l *lane, now time.Time) (want [lists]bool, again time.Time) {
 	var next earliest
 	lookUp := l.ask
-	if len(l.first)+len(l.late) > 0 && !l.gone {
+	if !l.empty() && !l.gone {
 		switch {
 		case l.running >= l.may(now):
 			next.by(now.Add(holdAgain)) // its limits may be raised
-		case s.turn(l) == nil:
+		case l.turn(s.lateMay(l)) == nil:
 			want[toStartLate] = true
 		default:
 			lookUp = lookUp || l.stale(now)
-			want[toStart] = l.known(now)
+			want[toStart] = l.fresh(now)
 			if at := l.nextToken(now); want[toStart] && !l.refused && at.After(now) {
 				want[toStart] = false
 				next.by(at)
@@ -121,11 +121,6 @@ func (s *Scheduler) wants(l *lane, now time.Time) (want [lists]bool, again time.
 	want[toCancel] = l.sweep && !l.swept
 	return want, next.at
 }
-
-// known says whether what was looked up may still be relied on, and stale whether it is
-// time to look again.
-func (l *lane) known(now time.Time) bool { return !l.asOf.IsZero() && now.Sub(l.asOf) < staleAfter }
-func (l *lane) stale(now time.Time) bool { return l.asOf.IsZero() || now.Sub(l.asOf) >= refreshAfter }
 
 // listed says whether a lane waits for anything but time.
 func (l *lane) listed() bool {

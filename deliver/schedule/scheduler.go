@@ -4,8 +4,12 @@
 //
 //	scheduler    what those loops may ask; the one mutex
 //	reconsider   what each lane waits for, by its facts
-//	window       deliveries in memory, bounded; admission: what the stream brings
-//	lane         one endpoint's queue and limits
+//	delivery     one event owed to one endpoint, while it is in memory
+//	admission    what the stream brings: window says how much there may be
+//	session      what a new session changes
+//	lane         one endpoint's: queue, permits, known, prefetch and health are its parts
+//	start        the next attempt; lookup: what its endpoint's row says
+//	requeue      deliveries on their way back into the table; idle: lanes that are dropped
 //	places       who may have how many of the attempts under way
 //	page         how lanes are fed from the table
 //	timers       what time alone brings about: parking, rates, probes
@@ -232,7 +236,7 @@ func (s *Scheduler) Unsent(d *Delivery, now time.Time) {
 func (s *Scheduler) Abandon(d *Delivery, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.vacate(d, &store.Attempt{}, now)
+	s.release(d, &store.Attempt{}, now)
 }
 
 // NextSession takes the number of a new session's marker, its first batch, and

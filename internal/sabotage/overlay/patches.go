@@ -17,7 +17,7 @@ func patches() []patch {
 		{"deliver/fanout.go", `mayHaveRows(b *store.Batch) bool {`, `$ if ` + on(sabotage.SkipLookUp) + ` { return false }`},
 		{"internal/store/record.go", `b.Queue(advanceState, args)`, `if ` + on(sabotage.NoFence) + ` { b.Queue("UPDATE webhook_state SET holder = @holder::uuid, epoch = @epoch::bigint WHERE slot = @slot", args) }; $`},
 		{"cdc/connection.go", `err := alive(); err != nil`, `$ && !` + on(sabotage.NoWatchdog)},
-		{"deliver/schedule/lane.go", `s.running+s.ended < s.limits.MaxInFlight+unrecordedRoom`, `($ || ` + on(sabotage.NoRoom) + `)`},
+		{"deliver/schedule/start.go", `s.running+s.ended < s.limits.MaxInFlight+unrecordedRoom`, `($ || ` + on(sabotage.NoRoom) + `)`},
 		{"deliver/schedule/batch.go", `case d.stage == parked:`, `case d.stage == parked || ` + on(sabotage.NoLease) + `:`},
 		{"cdc/connection.go", `c.pings.burst(k.ServerWALEnd, now)`, `$ && !` + on(sabotage.StayOn)},
 		{"cdc/connection.go", `c.shuttingDown.Load()`, `$ && !` + on(sabotage.StayOn)},
@@ -29,7 +29,7 @@ func patches() []patch {
 		{"internal/store/stream.go", `max(s.Confirmed, confirmed) > known`, `$ && !` + on(sabotage.TrustSlot)},
 		{"internal/store/stream.go", `Live(now time.Time) bool {`, `$ if ` + on(sabotage.NoLiveness) + ` { return true }`},
 		{"deliver/recorder.go", `err := r.try(ctx, b, m, part)`, `for i := range part { if ` + on(sabotage.EarlierWord) + ` { part[i].Seen = store.Seen{} } }; $`},
-		{"deliver/schedule/lane.go", `e.Sealed != ""`, `$ && !` + on(sabotage.ChargeOwnFaults)},
+		{"deliver/schedule/lookup.go", `e.Sealed != ""`, `$ && !` + on(sabotage.ChargeOwnFaults)},
 
 		{"deliver/workers.go", `a, completed := e.send(ctx, r)`, `$; ` + reach(sabotage.Answered)},
 		{"deliver/recorder.go", `r.refused = append(r.refused, r.scheduler.Inserted(`, reach(sabotage.Recorded) + `; $`},

@@ -1,0 +1,89 @@
+package schedule
+
+import (
+	"container/list"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/walhook/walhook/deliver/send"
+	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/outbox"
+)
+
+type stage uint8
+
+const (
+	queued  stage = iota
+	running       // an attempt is under way
+	ended         // the attempt's outcome waits to be committed
+	parked        // a pending row waits to be committed; the body is released
+)
+
+// A Delivery is one event owed to one endpoint, while it is in memory.
+type Delivery struct {
+	id       uuid.UUID
+	event    *event
+	lane     *lane
+	stage    stage
+	attempts int // that have ended, as the row says
+	series   int // how many had ended when the present series began
+	fetched  bool
+	seen     store.Seen   // fetched: the row as it was then
+	late     bool         // no first attempt: it comes after what the stream brings
+	target   *send.Target // running: the endpoint as of the start
+	attempt  *store.Attempt
+	gone     bool // the attempt was answered with 410
+
+	received time.Time
+	age      *list.Element // in Scheduler.aging
+	tx       *transaction  // that cannot be confirmed before this is recorded; nil: the table or a taken batch has it
+	inTable  bool          // a row is committed
+	writing  bool          // a row is being written
+	enlisted bool          // in newRows or existing
+}
+
+// Request is what the attempt under way sends.
+func (d *Delivery) Request() send.Request {
+	return send.Request{Endpoint: d.target, DeliveryID: d.id, EventType: d.event.typ, Retry: d.attempts, Body: d.event.body}
+}
+
+// An event is held once, however many endpoints it is owed to.
+type event struct {
+	id           uuid.UUID
+	organization string
+	typ          string
+	body         []byte // of the request; nil when no queued or running delivery needs it
+	size         int64  // of the body, while it counts
+	users        int
+	pinned       bool // the fan-out may have further users for it
+}
+
+func newEvent(e *outbox.Event) *event {
+	return &event{id: e.ID, organization: e.OrganizationID, typ: e.Type, body: send.Body(e)}
+}
+
+// use counts an event's body once, for its first user.
+func (s *Scheduler) use(e *event) {
+	if e.users == 0 {
+		e.size = int64(len(e.body))
+		s.bytes += e.size
+	}
+	e.users++
+}
+
+// unuse lets the body go with its last user.
+func (s *Scheduler) unuse(e *event) {
+	e.users--
+	if e.users == 0 {
+		s.bytes -= e.size
+		e.unused()
+	}
+}
+
+// unused lets the body go that nobody needs, and nobody will.
+func (e *event) unused() {
+	if e.users == 0 && !e.pinned {
+		e.body = nil
+	}
+}

@@ -1,0 +1,36 @@
+package schedule
+
+import (
+	"time"
+
+	"github.com/walhook/walhook/deliver/send"
+	"github.com/walhook/walhook/internal/store"
+)
+
+// A known is what the last look-up said of a lane's endpoint.
+type known struct {
+	organization string          // once it was looked up
+	endpoint     *store.Endpoint // as of asOf; nil: it does not exist
+	target       *send.Target
+	asOf         time.Time // before the look-up; zero: never
+	ask          bool      // it has to be looked up, whatever its age
+	asked        bool      // it is just being
+	refused      bool      // disabled or deleted: what is owed is cancelled
+	shut         bool      // its secret cannot be opened, which is our own fault: what is owed waits
+	gone         bool      // answered 410, which is not committed yet: nothing more is sent
+	notBefore    time.Time // a look-up from before is not to be relied on
+}
+
+// fresh says whether what was looked up may be relied on, and stale whether it is
+// time to look again.
+func (k *known) fresh(now time.Time) bool { return !k.asOf.IsZero() && now.Sub(k.asOf) < staleAfter }
+func (k *known) stale(now time.Time) bool {
+	return k.asOf.IsZero() || now.Sub(k.asOf) >= refreshAfter
+}
+
+func (k *known) refusal() string {
+	if k.endpoint == nil {
+		return "the endpoint was deleted"
+	}
+	return "the endpoint is disabled"
+}

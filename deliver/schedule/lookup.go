@@ -1,0 +1,104 @@
+package schedule
+
+import (
+	"math"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/walhook/walhook/deliver/send"
+	"github.com/walhook/walhook/internal/store"
+)
+
+// lookUpNext takes up to n of the lanes that want their endpoint: those that are in
+// use first, so that they need not wait behind thousands that are new.
+func (s *Scheduler) lookUpNext(n int, now time.Time) (lanes []*lane) {
+	s.settle(now)
+	for len(lanes) < n {
+		l := s.takeFirst(toLookUpAgain)
+		if l == nil {
+			l = s.takeFirst(toLookUpFirst)
+		}
+		if l == nil {
+			break
+		}
+		l.ask, l.asked = false, true
+		lanes = append(lanes, l)
+	}
+	return lanes
+}
+
+// lookedUp takes the directory's answer; nil where the endpoint does not exist.
+func (s *Scheduler) lookedUp(l *lane, e *store.Endpoint, target *send.Target, asOf, now time.Time) {
+	l.asked = false
+	s.touch(l)
+	if asOf.Before(l.notBefore) {
+		l.ask = true
+		return
+	}
+	first := l.asOf.IsZero() && l.state == unknown
+	l.endpoint, l.target, l.asOf = e, target, asOf
+	refused := e == nil || !e.Enabled
+	if !refused {
+		l.organization = e.OrganizationID
+		s.limit(l, e, now)
+		s.retryNow(l, e.RetriedAt, now)
+		if first && e.BreakerOpen {
+			s.changeBreaker(l, func(b *breaker) { b.trip(now, s.backoff.length()) })
+			s.holdBack(l, now)
+		}
+	}
+	s.shutOff(l, !refused && e.Sealed != "", now)
+	if refused && (!l.refused || !l.empty()) {
+		s.emptyQueue(l, now)
+	}
+	l.refused = refused
+}
+
+// shutOff has what is owed to an endpoint wait in the table, for as long as its
+// secret cannot be opened. It is no failure of the endpoint's.
+func (s *Scheduler) shutOff(l *lane, shut bool, now time.Time) {
+	if shut != l.shut {
+		l.shut = shut
+		s.shut += oneUp(shut)
+	}
+	if shut {
+		s.counts.ownFault(secretFault)
+		s.holdBack(l, now)
+	}
+}
+
+// retryNow closes the breaker of a lane where an operator has asked for what waits
+// since the last look-up: he says that the endpoint is mended. It goes as slowly
+// at first as after a probe that succeeded.
+func (s *Scheduler) retryNow(l *lane, asked, now time.Time) {
+	if !asked.After(l.retriedAt) {
+		return
+	}
+	l.retriedAt = asked
+	if !l.breaker.open {
+		return
+	}
+	s.changeBreaker(l, func(b *breaker) { *b = breaker{ramp: 1} })
+	s.tell(l, false, now, false)
+	s.hasRows(l)
+}
+
+// limit sets what an endpoint's row says of how much it may get.
+func (s *Scheduler) limit(l *lane, e *store.Endpoint, now time.Time) {
+	l.limit = s.limits.EndpointInFlight
+	if e.MaxInFlight > 0 {
+		l.limit = e.MaxInFlight
+	}
+	perSecond := rate.Limit(e.RatePerSecond)
+	burst := 1 + int(min(e.RatePerSecond*burstFor.Seconds(), math.MaxInt32))
+	switch {
+	case perSecond == 0:
+		l.rate = nil
+	case l.rate == nil:
+		l.rate = rate.NewLimiter(perSecond, burst)
+	case l.rate.Limit() != perSecond:
+		l.rate.SetLimitAt(now, perSecond)
+		l.rate.SetBurstAt(now, burst)
+	}
+}

@@ -1,0 +1,60 @@
+package schedule
+
+import (
+	"time"
+
+	"github.com/walhook/walhook/internal/store"
+)
+
+// A prefetch is how far a lane has been fed from the table, and how much it may hold.
+type prefetch struct {
+	spilled   bool
+	rows      bool // rows may be due in the table that are not in memory
+	paging    bool // a page is under way
+	overflown bool // it had rows that found no room
+	after     store.PageEnd
+	stock     int       // how much the lane may hold from the table
+	pagedAt   time.Time // when the last page came
+	parking   int       // parked deliveries whose row is not committed
+	parks     uint64    // how many have been committed: tells whether a page is complete
+	passParks uint64    // as of the first page, when after was the beginning
+	sweep     bool      // rows wait in the table to be cancelled
+	swept     bool      // they are just being
+}
+
+// begin begins a page, and returns where.
+func (p *prefetch) begin() store.PageEnd {
+	if p.after == (store.PageEnd{}) {
+		p.passParks = p.parks
+	}
+	p.paging = true
+	return p.after
+}
+
+// end takes the end of a page of so many rows, of a lane with a limit, and reports
+// whether there may be more. The next page begins where this one ended. Fewer rows than were asked for
+// are all that is left; what was parked since the first of these pages may stand before
+// where they began, and is found from the beginning.
+func (p *prefetch) end(got, size int, at store.PageEnd, limit int, now time.Time) (left bool) {
+	left = got >= size || p.overflown
+	p.overflown, p.paging = false, false
+	if p.after = at; !left {
+		p.after = store.PageEnd{}
+	}
+	p.stock = max(p.stock, limit)
+	if now.Sub(p.pagedAt) < stockFor {
+		p.stock = min(2*p.stock, maxStock*limit)
+	} else {
+		p.stock = limit
+	}
+	p.pagedAt = now
+	p.rows = left || p.parks != p.passParks
+	return left
+}
+
+// restart has the pages begin again: what was put back may stand before the last
+// one, and before that which is under way.
+func (p *prefetch) restart() {
+	p.after = store.PageEnd{}
+	p.parks++
+}

@@ -1,0 +1,77 @@
+package schedule
+
+import (
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/walhook/walhook/internal/store"
+)
+
+// What a new session changes: it may repeat what is in memory, and know less of rows.
+
+// adopt lets a delivery that is still in memory stand for its repetition by a
+// new session, and reports whether it is.
+func (s *Scheduler) adopt(id uuid.UUID) bool {
+	d := s.deliveries[id]
+	if d == nil {
+		return false
+	}
+	if d.tx != nil && d.tx.generation != s.ledger.generation {
+		d.tx = s.ledger.current()
+		d.tx.pending++
+	}
+	return true
+}
+
+// distrust forgets what is known of rows: the database that a new session is with
+// may have fallen back behind them. What the session repeats, and is in memory,
+// waits for a row once more, and is written as if it had none. What waits in memory
+// because it has a row goes back to it: nothing would ever park it, and confirming
+// would wait for its turn. No batch is under way.
+func (s *Scheduler) distrust(now time.Time) {
+	for _, l := range s.stockedLanes() {
+		s.unstock(l, now)
+	}
+	before := &transaction{generation: s.ledger.generation - 1}
+	for _, d := range s.deliveries {
+		d.tx, d.inTable = before, false
+	}
+	s.newRows, s.existing = append(s.newRows, s.existing...), nil
+}
+
+// stockedLanes are those with deliveries from the table, in order of id: that of
+// the map is another every time.
+func (s *Scheduler) stockedLanes() (lanes []*lane) {
+	for _, l := range s.lanes {
+		if l.stocked > 0 {
+			lanes = append(lanes, l)
+		}
+	}
+	slices.SortFunc(lanes, func(a, b *lane) int { return CompareIDs(a.id, b.id) })
+	return lanes
+}
+
+// claimed takes the session that has the slot now. What was compared before says
+// nothing of what this one does not bring, nor of rows in a database that was set
+// back. ReconcileFrom alone does not tell: where a comparison was noted as done, and
+// nothing recorded since, the next cause has the value of the one before.
+func (s *Scheduler) claimed(session *store.Session, fence store.Fence, marker uint64) {
+	goesOn := s.session != nil && session.Start != 0 && !session.SlotCreated && !fence.Moved
+	if !goesOn || session.Published != s.session.Published || !fence.Server.Equal(s.fence.Server) {
+		s.causes++
+	}
+	s.session, s.fence, s.marker, s.replaying, s.visible = session, fence, marker, true, fence.ClaimXID == ""
+}
+
+func (s *Scheduler) cause() Cause { return Cause{s.fence.ReconcileFrom.UnixMicro(), s.causes} }
+
+func (s *Scheduler) live(now time.Time) bool { return s.session != nil && s.session.Live(now) }
+
+// confirm passes on how far the slot may move.
+func (s *Scheduler) confirm() {
+	if s.session != nil {
+		s.session.Confirm(s.ledger.confirmed)
+	}
+}
