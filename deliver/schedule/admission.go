@@ -88,7 +88,7 @@ func (s *Scheduler) admit(e *event, endpoint, id uuid.UUID, received, patience, 
 	l := s.lane(endpoint, now)
 	d := &Delivery{id: id, event: e, lane: l, received: received}
 	direct := s.limits.ParkAfter > 0 && !l.spilled
-	laneRoom := len(l.first) < s.ahead(l, now) && s.lightEnough(l, s.limits.MaxMemory)
+	laneRoom := len(l.first) < s.queueRoom(l, now) && s.bytesFit(l, s.limits.MaxMemory)
 	windowRoom := s.held-s.fetched < s.limits.streamShare() && s.fits(e)
 	switch {
 	case direct && laneRoom && windowRoom:

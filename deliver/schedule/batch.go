@@ -17,7 +17,7 @@ import (
 const recordBatch = 500
 
 // parkedShare is how much of a batch of new rows parked deliveries get at least,
-// where they wait. Outcomes go first: they hold places, and a parked delivery does
+// where they wait. Outcomes go first: they hold permits, and a parked delivery does
 // not.
 const parkedShare = recordBatch / 5
 
@@ -147,7 +147,7 @@ func (s *Scheduler) updated(taken []*Delivery, busy, refused, again map[uuid.UUI
 }
 
 // putAside lets a delivery wait that could not be written, for as long as an operator
-// likes, without its place among the late ones. One whose attempt was under way need
+// likes, without its share of low-priority attempts. One whose attempt was under way need
 // not wait: its outcome follows, or has been lined up as that of a row.
 func (s *Scheduler) putAside(d *Delivery, now time.Time) []*Delivery {
 	if d.enlisted {
@@ -159,7 +159,7 @@ func (s *Scheduler) putAside(d *Delivery, now time.Time) []*Delivery {
 	if d.stage == running {
 		return nil
 	}
-	s.settled(d, now)
+	s.releaseLow(d, now)
 	return []*Delivery{d}
 }
 
@@ -169,7 +169,7 @@ func (s *Scheduler) done(d *Delivery, now time.Time) {
 	if d.stage == ended {
 		s.ended--
 		l.ended--
-		s.settled(d, now)
+		s.releaseLow(d, now)
 		s.counts.Recorded++
 		if d.gone {
 			l.gone, l.notBefore, l.asOf = false, now, time.Time{}

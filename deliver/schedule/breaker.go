@@ -9,7 +9,7 @@ const (
 	// breakAfter is how many attempts of an endpoint have to fail in a row, without
 	// one success among them, for its breaker to open. A receiver that fails every
 	// second request reaches that once in a million. One without an answer before its
-	// timeout counts as several: it costs a place for all that time.
+	// timeout counts as several: it costs a permit for all that time.
 	breakAfter   = 20
 	timeoutCosts = 4
 

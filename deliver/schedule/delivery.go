@@ -30,7 +30,7 @@ type Delivery struct {
 	series   int // how many had ended when the present series began
 	fetched  bool
 	seen     store.Seen   // fetched: the row as it was then
-	late     bool         // no first attempt: it comes after what the stream brings
+	low      bool         // no first attempt: it comes after what the stream brings
 	target   *send.Target // running: the endpoint as of the start
 	attempt  *store.Attempt
 	gone     bool // the attempt was answered with 410

@@ -70,14 +70,14 @@ func (s *Scheduler) judge(d *Delivery, a *store.Attempt, now time.Time) {
 		}
 		l.state = failing
 	}
-	s.tell(l, look, a.EndedAt, outbox.IsOwnType(d.event.typ))
+	s.report(l, look, a.EndedAt, outbox.IsOwnType(d.event.typ))
 	if opened {
 		s.holdBack(l, now)
 	}
 }
 
 // tell has a lane's health recorded with the next batch, as it stands then.
-func (s *Scheduler) tell(l *lane, look bool, at time.Time, own bool) {
+func (s *Scheduler) report(l *lane, look bool, at time.Time, own bool) {
 	n := l.news
 	if n == nil {
 		n = &store.EndpointHealth{EndpointID: l.id}
@@ -100,8 +100,8 @@ func (s *Scheduler) takeNews() []store.EndpointHealth {
 	return news
 }
 
-// tellAgain gives news back that could not be recorded. What has come since is newer.
-func (s *Scheduler) tellAgain(health []store.EndpointHealth, now time.Time) {
+// giveBackNews gives news back that could not be recorded. What has come since is newer.
+func (s *Scheduler) giveBackNews(health []store.EndpointHealth, now time.Time) {
 	for _, h := range health {
 		l := s.lane(h.EndpointID, now)
 		if l.news == nil {

@@ -72,7 +72,7 @@ func (l *lane) may(now time.Time) int {
 
 // ahead is how many deliveries may be queued from the stream: what the lane can
 // work off within ParkAfter, so that nothing is queued that will be parked.
-func (s *Scheduler) ahead(l *lane, now time.Time) int {
+func (s *Scheduler) queueRoom(l *lane, now time.Time) int {
 	if l.shut || l.breaker.holds(now) {
 		return min(l.may(now)-l.held, 1) // the probe
 	}
@@ -87,7 +87,7 @@ func (s *Scheduler) enqueue(d *Delivery, now time.Time) {
 	l.held++
 	l.bytes += d.event.size
 	if d.fetched {
-		l.stocked++
+		l.prefetched++
 	}
 	l.push(d)
 	s.touch(l)
@@ -99,7 +99,7 @@ func (s *Scheduler) leave(d *Delivery, now time.Time) {
 	l.held--
 	l.bytes -= d.event.size
 	if d.fetched && d.stage == queued {
-		l.stocked--
+		l.prefetched--
 	}
 	s.unuse(d.event)
 	s.touch(l)

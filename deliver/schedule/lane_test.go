@@ -105,7 +105,7 @@ func TestLanes(t *testing.T) {
 			h := newHouse(t, usual)
 			endpoint := h.open(always(0, 10*time.Second))
 			h.load(100, 30*time.Second, endpoint)
-			h.is("at once", h.most[endpoint], guestPlaces, guestPlaces)
+			h.is("at once", h.most[endpoint], unprovenPermits, unprovenPermits)
 			h.is("after the timeouts", h.underWay[endpoint], 0, 1)
 			h.is("in memory", len(h.w.deliveries), 0, 10)
 		},
@@ -195,7 +195,7 @@ func TestLanes(t *testing.T) {
 			before := len(h.sent[endpoint])
 			h.change(endpoint, func(e *store.Endpoint) { e.RetriedAt = time.Now() })
 			h.w.found(h.w.lanes[endpoint], time.Now()) // what the retrier does when rows have become due
-			h.w.settle(time.Now())
+			h.w.reconsiderTouched(time.Now())
 			h.sleep(5 * time.Millisecond)
 			h.is("sent at once", len(h.sent[endpoint])-before, 1, 1)
 			h.sleep(time.Second)
@@ -209,7 +209,7 @@ func TestLanes(t *testing.T) {
 			endpoint := h.open(always(503, 0), func(e *store.Endpoint) { e.RetriedAt = time.Now() })
 			h.load(100, 10*time.Second, endpoint)
 			h.w.found(h.w.lanes[endpoint], time.Now())
-			h.w.settle(time.Now())
+			h.w.reconsiderTouched(time.Now())
 			h.sleep(time.Second)
 			if h.w.open != 1 {
 				t.Error("its breaker is closed")
@@ -244,13 +244,13 @@ func TestLanes(t *testing.T) {
 				h.waiting(endpoint, 200, 1)
 			}
 			h.sleep(5 * time.Second)
-			h.is("retries under way", h.w.late, 40, 48)
+			h.is("retries under way", h.w.low, 40, 48)
 			delete(h.delay, fresh)
 			h.load(100, 20*time.Second, fresh)
 			if h.delay[fresh] > 10*time.Millisecond {
 				t.Errorf("a first attempt waited for %v", h.delay[fresh])
 			}
-			h.is("retries under way", h.w.late, 40, 48)
+			h.is("retries under way", h.w.low, 40, 48)
 			h.sleep(5 * time.Minute)
 			for _, endpoint := range slow {
 				h.is("sent", len(h.sent[endpoint]), 210, 210)
@@ -313,7 +313,7 @@ func TestLanes(t *testing.T) {
 				t.Errorf("an event for an endpoint that works waited for %v", h.delay[direct])
 			}
 			h.is("sent of the rows of another", len(h.sent[fromTable]), 1001, 1001)
-			h.is("places taken", h.w.running, 1, usual.MaxInFlight/guestShare+10)
+			h.is("places taken", h.w.running, 1, usual.MaxInFlight/unprovenShare+10)
 			h.sleep(3 * time.Minute)
 			h.is("places taken when the breakers are open", h.w.running, 0, 200)
 		},

@@ -13,7 +13,7 @@ import (
 // lookUpNext takes up to n of the lanes that want their endpoint: those that are in
 // use first, so that they need not wait behind thousands that are new.
 func (s *Scheduler) lookUpNext(n int, now time.Time) (lanes []*lane) {
-	s.settle(now)
+	s.reconsiderTouched(now)
 	for len(lanes) < n {
 		l := s.takeFirst(toLookUpAgain)
 		if l == nil {
@@ -80,7 +80,7 @@ func (s *Scheduler) retryNow(l *lane, asked, now time.Time) {
 		return
 	}
 	s.changeBreaker(l, func(b *breaker) { *b = breaker{ramp: 1} })
-	s.tell(l, false, now, false)
+	s.report(l, false, now, false)
 	s.hasRows(l)
 }
 

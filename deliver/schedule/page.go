@@ -12,19 +12,19 @@ import (
 // asks.
 
 const (
-	// A lane's stock begins at its limit, so that a slow endpoint's rows stay in the
-	// table and leave the window to others, and doubles up to maxStock times that
-	// while a page does not last for stockFor.
-	maxStock = 16
-	stockFor = 100 * time.Millisecond
+	// A lane's prefetch begins at its limit, so that a slow endpoint's rows stay in the
+	// table and leave the window to others, and doubles up to maxPrefetch times that
+	// while a page does not last for pageFor.
+	maxPrefetch = 16
+	pageFor     = 100 * time.Millisecond
 
-	// ratedFor is for how long the stock of an endpoint with a rate lasts.
+	// ratedFor is how long the prefetch of an endpoint with a rate lasts.
 	ratedFor = 500 * time.Millisecond
 
-	// stockShare is the part of the room for rows which a lane's queue may hold, of
+	// prefetchShare is the part of the room for rows which a lane's queue may hold, of
 	// what is free: however many lanes are fed, there is room for one more. One lane alone
 	// gets pages of a hundred, which cost no more per row than larger ones.
-	stockShare = 32
+	prefetchShare = 32
 )
 
 // A Page is what a lane asks of the table.
@@ -58,14 +58,14 @@ func (s *Scheduler) found(l *lane, now time.Time) {
 // page says how many due rows a lane may ask for, of so much room that is free;
 // 0 where there are none or it is too early.
 func (s *Scheduler) page(l *lane, free int, now time.Time) int {
-	if !l.rows || !s.lightEnough(l, s.limits.MaxMemory/2) {
+	if !l.rows || !s.bytesFit(l, s.limits.MaxMemory/2) {
 		return 0
 	}
-	stock := min(l.mayStock(now), max(free/stockShare, 1))
-	if l.stocked > stock/2 {
+	size := min(l.mayPrefetch(now), max(free/prefetchShare, 1))
+	if l.prefetched > size/2 {
 		return 0
 	}
-	return min(stock-l.stocked, s.fitting(l))
+	return min(size-l.prefetched, s.fitting(l))
 }
 
 // fitting is how many rows have room if they are as large as those that the lane
@@ -78,24 +78,24 @@ func (s *Scheduler) fitting(l *lane) int {
 	return 1 + int(room*int64(l.held)/l.bytes)
 }
 
-// mayStock is how many deliveries from the table a lane may have queued.
-func (l *lane) mayStock(now time.Time) int {
+// mayPrefetch is how many deliveries from the table a lane may have queued.
+func (l *lane) mayPrefetch(now time.Time) int {
 	if l.shut || l.breaker.holds(now) {
-		return max(0, l.may(now)-(l.held-l.stocked)) // the probe
+		return max(0, l.may(now)-(l.held-l.prefetched)) // the probe
 	}
-	stock := max(l.stock, l.limit)
-	if !l.trusted {
-		stock = min(l.limit, guestPlaces)
+	size := max(l.size, l.limit)
+	if !l.proven {
+		size = min(l.limit, unprovenPermits)
 	}
 	if ramp := l.breaker.ramp; ramp > 0 {
-		stock = min(stock, 2*ramp)
+		size = min(size, 2*ramp)
 	}
-	return max(1, l.within(ratedFor, stock))
+	return max(1, l.within(ratedFor, size))
 }
 
 // toAsk takes the lanes that have room for a page, at most n, in turn.
 func (s *Scheduler) toAsk(n int, now time.Time) []*Page {
-	s.settle(now)
+	s.reconsiderTouched(now)
 	if s.starved = !s.fetchRoom(); s.starved {
 		return nil
 	}
@@ -129,14 +129,14 @@ func (s *Scheduler) admitDue(due *store.Due, now time.Time) {
 		return
 	}
 	e := newEvent(&due.Event)
-	if l.overflown = !s.fetchRoom() || !s.fits(e) || !s.lightEnough(l, s.limits.MaxMemory/2) ||
+	if l.overflown = !s.fetchRoom() || !s.fits(e) || !s.bytesFit(l, s.limits.MaxMemory/2) ||
 		l.breaker.holds(now) && l.held >= l.may(now); l.overflown {
 		return
 	}
 	d := &Delivery{id: due.ID, event: e, lane: l, inTable: true, fetched: true}
 	d.asSeen(due)
 	// A lane that is spilled has its first attempts in the table too.
-	d.late = due.Attempts > 0 || !l.spilled
+	d.low = due.Attempts > 0 || !l.spilled
 	s.fetched++
 	s.counts.Fetched++
 	s.add(d)

@@ -16,9 +16,9 @@ import (
 func TestQueueTurns(t *testing.T) {
 	t.Parallel()
 	const waiting = 12
-	drain := func(q *queue, lateMay bool) (order string) {
-		for from := q.turn(lateMay); from != nil; from = q.turn(lateMay) {
-			if q.pop(from).late {
+	drain := func(q *queue, lowMay bool) (order string) {
+		for from := q.choose(lowMay); from != nil; from = q.choose(lowMay) {
+			if q.pop(from).low {
 				order += "l"
 			} else {
 				order += "f"
@@ -32,14 +32,14 @@ func TestQueueTurns(t *testing.T) {
 			q.push(&Delivery{})
 		}
 		for range late {
-			q.push(&Delivery{late: true})
+			q.push(&Delivery{low: true})
 		}
 		return q
 	}
 	for name, tc := range map[string]struct {
-		q       *queue
-		lateMay bool
-		want    string
+		q      *queue
+		lowMay bool
+		want   string
 	}{
 		"both":               {fill(waiting/2, 3), true, "ffflfffll"},
 		"late ones only":     {fill(0, 3), true, "lll"},
@@ -47,7 +47,7 @@ func TestQueueTurns(t *testing.T) {
 		"none":               {fill(0, 0), true, ""},
 		"first attempts too": {fill(3, 0), true, "fff"},
 	} {
-		if got := drain(tc.q, tc.lateMay); got != tc.want {
+		if got := drain(tc.q, tc.lowMay); got != tc.want {
 			t.Errorf("%s: %s, want %s", name, got, tc.want)
 		}
 	}
@@ -72,7 +72,7 @@ func TestQueueTrim(t *testing.T) {
 func TestPermits(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
-	p := &permits{limit: 5, trusted: true, rate: rate.NewLimiter(10, 1)}
+	p := &permits{limit: 5, proven: true, rate: rate.NewLimiter(10, 1)}
 	if p.may(now) != 5 {
 		t.Errorf("%d at once, want the limit", p.may(now))
 	}
@@ -87,13 +87,13 @@ func TestPermits(t *testing.T) {
 	if wait := p.nextToken(now).Sub(now); wait < 99*time.Millisecond || wait > 101*time.Millisecond {
 		t.Errorf("the next has to wait %s, want a tenth of a second", wait)
 	}
-	if p.begun(true, now); p.silent(now.Add(signWithin - 1)) {
+	if p.begun(true, now); p.silent(now.Add(answerWithin - 1)) {
 		t.Error("silent before its time")
 	}
-	if !p.silent(now.Add(signWithin)) {
+	if !p.silent(now.Add(answerWithin)) {
 		t.Error("not silent after all that time")
 	}
-	if p.gaveBack(true); p.running != 0 || p.lateRunning != 0 || p.silent(now.Add(time.Hour)) {
+	if p.ended(true); p.running != 0 || p.lowRunning != 0 || p.silent(now.Add(time.Hour)) {
 		t.Errorf("%+v after all have ended", p)
 	}
 }
@@ -120,12 +120,12 @@ func TestPrefetchSizes(t *testing.T) {
 	p := &prefetch{rows: true}
 	at := store.PageEnd{ID: uuid.New()}
 	for _, want := range []int{8, 16, 32, 64, 64} {
-		if !p.end(10, 10, at, limit, p.pagedAt.Add(stockFor-1)) || p.stock != want || p.after != at {
-			t.Errorf("a size of %d, want %d", p.stock, want)
+		if !p.end(10, 10, at, limit, p.pagedAt.Add(pageFor-1)) || p.size != want || p.after != at {
+			t.Errorf("a size of %d, want %d", p.size, want)
 		}
 	}
-	if p.end(10, 10, at, limit, p.pagedAt.Add(stockFor)); p.stock != limit {
-		t.Errorf("a size of %d after a page that lasted, want %d", p.stock, limit)
+	if p.end(10, 10, at, limit, p.pagedAt.Add(pageFor)); p.size != limit {
+		t.Errorf("a size of %d after a page that lasted, want %d", p.size, limit)
 	}
 	if left := p.end(9, 10, at, limit, now); left || p.rows || p.after != (store.PageEnd{}) {
 		t.Error("a page that was not full is not the last")

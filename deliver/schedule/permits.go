@@ -6,45 +6,45 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Permits are what a lane may start: how many attempts at once, by its endpoint's limit
-// and its breaker, and how many in a second.
+// A permits value says what a lane may start: how many attempts at once, by its endpoint's
+// limit and its breaker, and how many per second.
 type permits struct {
-	limit       int // attempts at once
-	running     int
-	lateRunning int           // those of them that are no first attempts
-	guests      int           // of its places, those that count in Scheduler.guests
-	trusted     bool          // its endpoint answers
-	sign        time.Time     // when it last did, or when the first attempt under way began
-	rate        *rate.Limiter // nil: no limit
-	breaker     breaker
+	limit      int // attempts at once
+	running    int
+	lowRunning int           // of low priority
+	unproven   int           // its part of Scheduler.unproven
+	proven     bool          // its endpoint has answered lately
+	lastAnswer time.Time     // or when the first of the attempts under way began
+	rate       *rate.Limiter // nil: no limit
+	breaker    breaker
 }
 
-// may is how many attempts may be under way at once.
+// may returns how many attempts may be under way at once.
 func (p *permits) may(now time.Time) int { return min(p.limit, p.breaker.limit(now)) }
 
 // begun counts an attempt that begins.
-func (p *permits) begun(late bool, now time.Time) {
+func (p *permits) begun(low bool, now time.Time) {
 	if p.running == 0 {
-		p.sign = now
+		p.lastAnswer = now
 	}
 	p.running++
-	if late {
-		p.lateRunning++
+	if low {
+		p.lowRunning++
 	}
 }
 
-// gaveBack counts one that has ended.
-func (p *permits) gaveBack(late bool) {
+// ended counts an attempt that has ended.
+func (p *permits) ended(low bool) {
 	p.running--
-	if late {
-		p.lateRunning--
+	if low {
+		p.lowRunning--
 	}
 }
 
-// silent says whether an endpoint that is trusted has attempts under way, and has not
-// answered for a while.
+// silent reports whether a proven endpoint has attempts under way and has not
+// answered for answerWithin.
 func (p *permits) silent(now time.Time) bool {
-	return p.trusted && p.running > 0 && now.Sub(p.sign) >= signWithin
+	return p.proven && p.running > 0 && now.Sub(p.lastAnswer) >= answerWithin
 }
 
 // within is how much of n the lane's rate lets through in a time.

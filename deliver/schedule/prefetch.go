@@ -13,7 +13,7 @@ type prefetch struct {
 	paging    bool // a page is under way
 	overflown bool // it had rows that found no room
 	after     store.PageEnd
-	stock     int       // how much the lane may hold from the table
+	size      int       // how much the lane may hold from the table
 	pagedAt   time.Time // when the last page came
 	parking   int       // parked deliveries whose row is not committed
 	parks     uint64    // how many have been committed: tells whether a page is complete
@@ -41,11 +41,11 @@ func (p *prefetch) end(got, size int, at store.PageEnd, limit int, now time.Time
 	if p.after = at; !left {
 		p.after = store.PageEnd{}
 	}
-	p.stock = max(p.stock, limit)
-	if now.Sub(p.pagedAt) < stockFor {
-		p.stock = min(2*p.stock, maxStock*limit)
+	p.size = max(p.size, limit)
+	if now.Sub(p.pagedAt) < pageFor {
+		p.size = min(2*p.size, maxPrefetch*limit)
 	} else {
-		p.stock = limit
+		p.size = limit
 	}
 	p.pagedAt = now
 	p.rows = left || p.parks != p.passParks

@@ -1,36 +1,36 @@
 package schedule
 
-// A queue holds a lane's deliveries that wait for their attempt: first attempts in order
-// of arrival, and apart from them retries and replays, which have a turn now and then.
+// A queue holds a lane's waiting deliveries. First attempts come in order of arrival.
+// Low-priority deliveries (retries and replays) get every fourth attempt.
 type queue struct {
-	first   []*Delivery // what was parked meanwhile is skipped
-	late    []*Delivery // retries and replays
-	turns   int         // first attempts since the last late one
-	held    int         // queued and running
-	stocked int         // queued, from the table
-	bytes   int64       // of the bodies of all that is held
+	first      []*Delivery // may hold parked deliveries, which are skipped
+	low        []*Delivery // retries and replays
+	sinceLow   int         // first attempts since the last low-priority one
+	held       int         // queued and running
+	prefetched int         // queued, from the table
+	bytes      int64       // of the bodies of all that is held
 }
 
-// lateTurn is how many of a lane's attempts are first ones before one that comes
-// late has its turn, where both wait: so retries of a busy endpoint get a quarter.
-const lateTurn = 3
+// lowTurn is how many first attempts a lane makes before one of low priority, where both
+// wait. So retries of a busy endpoint get a quarter.
+const lowTurn = 3
 
-func (q *queue) empty() bool { return len(q.first)+len(q.late) == 0 }
+func (q *queue) empty() bool { return len(q.first)+len(q.low) == 0 }
 
 func (q *queue) push(d *Delivery) {
-	if d.late {
-		q.late = append(q.late, d)
+	if d.low {
+		q.low = append(q.low, d)
 	} else {
 		q.first = append(q.first, d)
 	}
 }
 
-// turn says from which the next attempt is: first attempts, but for a turn of what
-// comes late. It is nil where only that waits and may not be started.
-func (q *queue) turn(lateMay bool) *[]*Delivery {
+// choose returns the list that the next attempt comes from. It returns nil where nothing
+// waits, or only low-priority deliveries that may not start.
+func (q *queue) choose(lowMay bool) *[]*Delivery {
 	switch {
-	case lateMay && len(q.late) > 0 && (len(q.first) == 0 || q.turns >= lateTurn):
-		return &q.late
+	case lowMay && len(q.low) > 0 && (len(q.first) == 0 || q.sinceLow >= lowTurn):
+		return &q.low
 	case len(q.first) > 0:
 		return &q.first
 	default:
@@ -38,15 +38,15 @@ func (q *queue) turn(lateMay bool) *[]*Delivery {
 	}
 }
 
-// pop takes the head of what turn has chosen.
+// pop removes the head of the list that choose returned.
 func (q *queue) pop(from *[]*Delivery) *Delivery {
 	d := (*from)[0]
 	(*from)[0] = nil
 	*from = (*from)[1:]
-	if d.late {
-		q.turns = 0
+	if d.low {
+		q.sinceLow = 0
 	} else {
-		q.turns++
+		q.sinceLow++
 	}
 	return d
 }

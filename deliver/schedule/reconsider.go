@@ -10,7 +10,7 @@ type listOf int
 
 const (
 	toStart       listOf = iota // something may be started
-	toStartLate                 // only what comes late waits, and too much of that is under way
+	toStartLow                  // only low-priority deliveries wait, and too many are under way
 	toFetch                     // rows may be due, and there is room for them
 	toLookUpFirst               // its endpoint has to be looked up for the first time
 	toLookUpAgain               // and again
@@ -50,7 +50,7 @@ func (s *Scheduler) touch(l *lane) {
 }
 
 // settle reconsiders the lanes that were touched.
-func (s *Scheduler) settle(now time.Time) {
+func (s *Scheduler) reconsiderTouched(now time.Time) {
 	for i := 0; i < len(s.touched); i++ { // which may touch others
 		l := s.touched[i]
 		l.touched = false
@@ -88,8 +88,8 @@ func (s *Scheduler) wants(l *lane, now time.Time) (want [lists]bool, again time.
 		switch {
 		case l.running >= l.may(now):
 			next.by(now.Add(holdAgain)) // its limits may be raised
-		case l.turn(s.lateMay(l)) == nil:
-			want[toStartLate] = true
+		case l.choose(s.lowMay(l)) == nil:
+			want[toStartLow] = true
 		default:
 			lookUp = lookUp || l.stale(now)
 			want[toStart] = l.fresh(now)
@@ -113,8 +113,8 @@ func (s *Scheduler) wants(l *lane, now time.Time) (want [lists]bool, again time.
 			next.by(now.Add(holdAgain))
 		}
 	}
-	if l.running > 0 && l.trusted {
-		next.by(l.sign.Add(signWithin))
+	if l.running > 0 && l.proven {
+		next.by(l.lastAnswer.Add(answerWithin))
 	}
 	want[toLookUpFirst] = lookUp && !l.asked && l.asOf.IsZero()
 	want[toLookUpAgain] = lookUp && !l.asked && !l.asOf.IsZero()

@@ -7,32 +7,32 @@ import (
 
 // Deliveries on their way back into the table, and what becomes of their lane.
 
-// putBack empties a lane's queue into the table.
-func (s *Scheduler) putBack(l *lane, now time.Time) {
-	for _, d := range append(l.first, l.late...) {
+// requeueAll empties a lane's queue into the table.
+func (s *Scheduler) requeueAll(l *lane, now time.Time) {
+	for _, d := range append(l.first, l.low...) {
 		if d.stage == queued {
-			s.sendBack(d, now)
+			s.requeue(d, now)
 		}
 	}
-	l.first, l.late = nil, nil
+	l.first, l.low = nil, nil
 	l.restart()
 }
 
-// sendBack lets a delivery go that has left its lane's queue, to wait in the table.
-func (s *Scheduler) sendBack(d *Delivery, now time.Time) {
+// requeue lets a delivery go that has left its lane's queue, to wait in the table.
+func (s *Scheduler) requeue(d *Delivery, now time.Time) {
 	s.leave(d, now)
 	if d.inTable {
 		s.remove(d)
 		return
 	}
 	s.held--
-	s.young(d)
+	s.stopAging(d)
 	s.toPark(d)
 }
 
-// unstock lets go what waits in a lane's queue and came from the table.
-func (s *Scheduler) unstock(l *lane, now time.Time) {
-	stocked := func(d *Delivery) bool {
+// dropPrefetched lets go what waits in a lane's queue and came from the table.
+func (s *Scheduler) dropPrefetched(l *lane, now time.Time) {
+	prefetched := func(d *Delivery) bool {
 		if d.stage != queued || !d.fetched {
 			return false
 		}
@@ -40,7 +40,7 @@ func (s *Scheduler) unstock(l *lane, now time.Time) {
 		s.remove(d)
 		return true
 	}
-	l.first, l.late = slices.DeleteFunc(l.first, stocked), slices.DeleteFunc(l.late, stocked)
+	l.first, l.low = slices.DeleteFunc(l.first, prefetched), slices.DeleteFunc(l.low, prefetched)
 	l.restart()
 	s.hasRows(l)
 }
@@ -48,7 +48,7 @@ func (s *Scheduler) unstock(l *lane, now time.Time) {
 // holdBack puts back what waits in the lane of an endpoint that gets only probes.
 func (s *Scheduler) holdBack(l *lane, now time.Time) {
 	s.spill(l, true)
-	s.putBack(l, now)
+	s.requeueAll(l, now)
 	s.hasRows(l)
 }
 
@@ -58,7 +58,7 @@ func (s *Scheduler) holdBack(l *lane, now time.Time) {
 // the endpoint. Once it is enabled again, it begins anew.
 func (s *Scheduler) emptyQueue(l *lane, now time.Time) {
 	l.rows = false
-	s.putBack(l, now)
+	s.requeueAll(l, now)
 	s.spill(l, false)
 	s.changeBreaker(l, func(b *breaker) { *b = breaker{} })
 	l.state = unknown

@@ -10,7 +10,7 @@
 //	lane         one endpoint's: queue, permits, known, prefetch and health are its parts
 //	start        the next attempt; lookup: what its endpoint's row says
 //	requeue      deliveries on their way back into the table; idle: lanes that are dropped
-//	places       who may have how many of the attempts under way
+//	capacity     how all lanes share the permits
 //	page         how lanes are fed from the table
 //	timers       what time alone brings about: parking, rates, probes
 //	batch        outcomes and parked deliveries on their way into rows
@@ -68,21 +68,21 @@ type Scheduler struct {
 	paused     pausedLanes        // to be looked at when their time comes
 	news       []*lane            // whose health is to be recorded
 	aging      *list.List         // deliveries that the table does not know, in order of receipt
-	guestsOf   map[string]int     // guests, by organization
+	unprovenOf map[string]int     // the same by organization
 	removed    map[uuid.UUID]bool // gone since the page under way was asked for; nil: none is
 
-	held    int   // deliveries that are queued, running or ended
-	fetched int   // those of them that came from the table
-	bytes   int64 // of the bodies of the queued and running
-	running int
-	late    int // retries and replays that are under way or not recorded
-	guests  int // places of lanes that are not trusted
-	ended   int // attempts whose outcome is not committed
-	parked  int // deliveries without a body whose row is not committed
-	aside   int // outcomes whose row someone else has locked
-	spilled int // lanes that are fed from the table
-	open    int // lanes whose breaker is open
-	shut    int // lanes whose endpoint's secret cannot be opened
+	held     int   // deliveries that are queued, running or ended
+	fetched  int   // those of them that came from the table
+	bytes    int64 // of the bodies of the queued and running
+	running  int
+	low      int // retries and replays that are under way or not recorded
+	unproven int // permits that unproven lanes hold
+	ended    int // attempts whose outcome is not committed
+	parked   int // deliveries without a body whose row is not committed
+	aside    int // outcomes whose row someone else has locked
+	spilled  int // lanes that are fed from the table
+	open     int // lanes whose breaker is open
+	shut     int // lanes whose endpoint's secret cannot be opened
 
 	newRows    []*Delivery // to be recorded by INSERT
 	toBeParked []*Delivery // likewise, but without an outcome
@@ -117,7 +117,7 @@ func New(o Options) *Scheduler {
 		jitter:     o.Jitter,
 		deliveries: map[uuid.UUID]*Delivery{},
 		lanes:      map[uuid.UUID]*lane{},
-		guestsOf:   map[string]int{},
+		unprovenOf: map[string]int{},
 		aging:      list.New(),
 		RoomFreed:  NewSignal(),
 		ToRecord:   NewSignal(),
@@ -228,10 +228,10 @@ func (s *Scheduler) Unsent(d *Delivery, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.unsent(d, now)
-	s.settle(now)
+	s.reconsiderTouched(now)
 }
 
-// Abandon takes back the place of an attempt that the end of the process has cut
+// Abandon returns the permit of an attempt that the end of the process has cut
 // off: it has no outcome.
 func (s *Scheduler) Abandon(d *Delivery, now time.Time) {
 	s.mu.Lock()
@@ -253,7 +253,7 @@ func (s *Scheduler) Begin(session *store.Session, fence store.Fence, marker uint
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ledger.reset(session.Confirmed)
-	s.distrust(now)
+	s.forgetRows(now)
 	s.claimed(session, fence, marker)
 }
 
@@ -411,7 +411,7 @@ func (s *Scheduler) TakeNews() []store.EndpointHealth {
 func (s *Scheduler) GiveBackNews(health []store.EndpointHealth, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.tellAgain(health, now)
+	s.giveBackNews(health, now)
 }
 
 // HasNews says whether there is something to be recorded about endpoints.
@@ -436,7 +436,7 @@ func (s *Scheduler) Found(endpoints []uuid.UUID, now time.Time) {
 	for _, id := range endpoints {
 		s.found(s.lane(id, now), now)
 	}
-	s.settle(now)
+	s.reconsiderTouched(now)
 }
 
 // FoundWaiting takes endpoints that have unfinished rows.
@@ -449,7 +449,7 @@ func (s *Scheduler) FoundWaiting(waiting []store.Waiting, now time.Time) {
 			l.ask = true // the look-up finds it refused, and has it swept
 		}
 	}
-	s.settle(now)
+	s.reconsiderTouched(now)
 }
 
 // Pages takes the lanes that have room for a page of due rows, at most n, in turn.
@@ -506,7 +506,7 @@ func (s *Scheduler) Again(endpoints []uuid.UUID, now time.Time) {
 			s.hasRows(l)
 		}
 	}
-	s.settle(now)
+	s.reconsiderTouched(now)
 }
 
 // Sweeps takes the endpoints, disabled or deleted, that have rows to cancel.
@@ -529,7 +529,7 @@ func (s *Scheduler) GiveBackSweeps(sweeps []*Sweep, now time.Time) {
 		x.lane.swept = false
 		s.touch(x.lane)
 	}
-	s.settle(now)
+	s.reconsiderTouched(now)
 }
 
 // A Sweep is an endpoint that has rows to cancel.
@@ -551,7 +551,7 @@ func (s *Scheduler) Swept(x *Sweep, more bool, now time.Time) {
 	defer s.mu.Unlock()
 	x.lane.swept, x.lane.sweep = false, more
 	s.touch(x.lane)
-	s.settle(now)
+	s.reconsiderTouched(now)
 }
 
 // A LookUp is a lane that wants its endpoint as it is now.
@@ -582,7 +582,7 @@ func (s *Scheduler) GiveBackLookUps(wanted []LookUp, now time.Time) {
 		x.lane.asked, x.lane.ask = false, true
 		s.touch(x.lane)
 	}
-	s.settle(now)
+	s.reconsiderTouched(now)
 }
 
 // LookedUp takes the directory's answers, which are as of a time before they were

@@ -551,7 +551,7 @@ func TestWindow(t *testing.T) {
 			if len(aside) != 1 || r.w.deliveries[row.ID] == nil {
 				t.Fatal("the outcome is lost")
 			}
-			if r.w.late != 0 {
+			if r.w.low != 0 {
 				t.Error("it keeps a place for retries meanwhile")
 			}
 			r.w.enlist(aside[0])
@@ -586,7 +586,7 @@ func TestWindow(t *testing.T) {
 				t.Fatalf("%d rows, want the lease", len(inserts))
 			}
 			r.w.ledger.reset(0)
-			r.w.distrust(time.Now())
+			r.w.forgetRows(time.Now())
 			r.w.adopt(d.id)
 			r.w.ledger.end(100, time.Now())
 			if r.commit(); r.w.ledger.confirmed != 0 {
@@ -615,14 +615,14 @@ func TestWindow(t *testing.T) {
 				running[d.id] = true
 			}
 			r.w.ledger.reset(0)
-			r.w.distrust(time.Now())
+			r.w.forgetRows(time.Now())
 			for _, row := range rows {
 				if r.w.adopt(row.ID) != running[row.ID] {
 					t.Errorf("in memory %t, under way %t: what waits there is never parked, and holds the slot", !running[row.ID], running[row.ID])
 				}
 			}
-			if len(running) == len(rows) || !l.rows || l.stocked != 0 || r.w.fetched != len(running) {
-				t.Errorf("%d of %d under way; rows %t, stocked %d, fetched %d", len(running), len(rows), l.rows, l.stocked, r.w.fetched)
+			if len(running) == len(rows) || !l.rows || l.prefetched != 0 || r.w.fetched != len(running) {
+				t.Errorf("%d of %d under way; rows %t, prefetched %d, fetched %d", len(running), len(rows), l.rows, l.prefetched, r.w.fetched)
 			}
 			for len(r.started) > 0 {
 				r.answer(r.started[0], 200)
@@ -723,11 +723,11 @@ func TestWindow(t *testing.T) {
 			r := newRig(t, limits)
 			for range 32 {
 				l := r.w.lane(r.endpoint(), time.Now())
-				l.trusted, l.stocked = true, 8 // half of what it may hold before others ask, more than that after
+				l.proven, l.prefetched = true, 8 // half of what it may hold before others ask, more than that after
 				r.w.hasRows(l)
-				l.stock = 16
+				l.size = 16
 			}
-			r.w.fetched = limits.Window/2 - 16*stockShare
+			r.w.fetched = limits.Window/2 - 16*prefetchShare
 			for _, l := range r.w.lanes {
 				r.w.touch(l)
 			}

@@ -25,14 +25,14 @@ func (s *Scheduler) adopt(id uuid.UUID) bool {
 	return true
 }
 
-// distrust forgets what is known of rows: the database that a new session is with
+// forgetRows forgets what is known of rows: the database that a new session is with
 // may have fallen back behind them. What the session repeats, and is in memory,
 // waits for a row once more, and is written as if it had none. What waits in memory
 // because it has a row goes back to it: nothing would ever park it, and confirming
 // would wait for its turn. No batch is under way.
-func (s *Scheduler) distrust(now time.Time) {
-	for _, l := range s.stockedLanes() {
-		s.unstock(l, now)
+func (s *Scheduler) forgetRows(now time.Time) {
+	for _, l := range s.prefetchedLanes() {
+		s.dropPrefetched(l, now)
 	}
 	before := &transaction{generation: s.ledger.generation - 1}
 	for _, d := range s.deliveries {
@@ -41,11 +41,11 @@ func (s *Scheduler) distrust(now time.Time) {
 	s.newRows, s.existing = append(s.newRows, s.existing...), nil
 }
 
-// stockedLanes are those with deliveries from the table, in order of id: that of
+// prefetchedLanes are those with deliveries from the table, in order of id: that of
 // the map is another every time.
-func (s *Scheduler) stockedLanes() (lanes []*lane) {
+func (s *Scheduler) prefetchedLanes() (lanes []*lane) {
 	for _, l := range s.lanes {
-		if l.stocked > 0 {
+		if l.prefetched > 0 {
 			lanes = append(lanes, l)
 		}
 	}

@@ -23,7 +23,7 @@ func (s *Scheduler) tick(now time.Time) time.Duration {
 	s.parkOverdue(now)
 	for len(s.paused) > 0 && !s.paused[0].resume.After(now) {
 		l := heap.Pop(&s.paused).(*lane)
-		s.doubt(l, now)
+		s.demoteSilent(l, now)
 		s.touch(l)
 	}
 	s.dispatch(now)

@@ -7,8 +7,8 @@ import (
 
 // A tally is what is counted all along, to be compared with what it counts.
 type tally struct {
-	held, fetched, running, late, ended, parked, guests, spilled, open, shut, aging int
-	bytes                                                                           int64
+	held, fetched, running, low, ended, parked, unproven, spilled, open, shut, aging int
+	bytes                                                                            int64
 }
 
 // Verify returns an error where a count is not that of what it counts, or where a lane
@@ -17,7 +17,7 @@ type tally struct {
 func (s *Scheduler) Verify(now time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	counted := tally{held: s.held, fetched: s.fetched, running: s.running, late: s.late, ended: s.ended, parked: s.parked, guests: s.guests,
+	counted := tally{held: s.held, fetched: s.fetched, running: s.running, low: s.low, ended: s.ended, parked: s.parked, unproven: s.unproven,
 		spilled: s.spilled, open: s.open, shut: s.shut, aging: s.aging.Len(), bytes: s.bytes}
 	var found tally
 	lanes := map[*lane]*lane{}
@@ -48,17 +48,17 @@ func (s *Scheduler) Verify(now time.Time) error {
 		if of, forgotten := s.forgotten(l, now); forgotten {
 			return fmt.Errorf("the lane of %s should be in list %d, and neither time nor anything else brings it there", l.id, of)
 		}
-		found.guests += l.guests
-		if l.guests > 0 {
-			organizations[l.organization] += l.guests
+		found.unproven += l.unproven
+		if l.unproven > 0 {
+			organizations[l.organization] += l.unproven
 		}
 		found.spilled += one(l.spilled)
 		found.open += one(l.breaker.open)
 		found.shut += one(l.shut)
 	}
-	for organization, n := range s.guestsOf {
+	for organization, n := range s.unprovenOf {
 		if organizations[organization] != n {
-			return fmt.Errorf("organization %q counts %d guests, and has %d", organization, n, organizations[organization])
+			return fmt.Errorf("organization %q counts %d permits of unproven lanes, and has %d", organization, n, organizations[organization])
 		}
 	}
 	if found != counted {
@@ -76,8 +76,8 @@ func (s *Scheduler) forgotten(l *lane, now time.Time) (of listOf, is bool) {
 	}
 	want, _ := s.wants(l, now)
 	// In either list, what it may start is found out when it has its turn.
-	starts := l.in[toStart] != nil || l.in[toStartLate] != nil
-	want[toStart], want[toStartLate] = want[toStart] && !starts, want[toStartLate] && !starts
+	starts := l.in[toStart] != nil || l.in[toStartLow] != nil
+	want[toStart], want[toStartLow] = want[toStart] && !starts, want[toStartLow] && !starts
 	for of := range lists {
 		// An endpoint that only grows old is looked up when the lane has its turn for something else.
 		old := (of == toLookUpFirst || of == toLookUpAgain) && !l.ask && (l.listed() || l.running > 0)
@@ -90,7 +90,7 @@ func (s *Scheduler) forgotten(l *lane, now time.Time) (of listOf, is bool) {
 
 func (t *tally) add(d *Delivery) {
 	t.fetched += one(d.fetched)
-	t.late += one(d.late && (d.stage == running || d.stage == ended))
+	t.low += one(d.low && (d.stage == running || d.stage == ended))
 	t.aging += one(d.age != nil)
 	switch d.stage {
 	case parked:
@@ -111,12 +111,12 @@ func countIn(l *lane, d *Delivery) {
 	case queued:
 		l.held++
 		l.bytes += d.event.size
-		l.stocked += one(d.fetched)
+		l.prefetched += one(d.fetched)
 	case running:
 		l.held++
 		l.bytes += d.event.size
 		l.running++
-		l.lateRunning += one(d.late)
+		l.lowRunning += one(d.low)
 	case ended:
 		l.ended++
 	case parked:
@@ -130,10 +130,10 @@ func (l *lane) verify(found *lane) error {
 		found = &lane{}
 	}
 	counts := func(l *lane) [6]int64 {
-		return [...]int64{int64(l.held), int64(l.stocked), l.bytes, int64(l.running), int64(l.ended), int64(l.parking)}
+		return [...]int64{int64(l.held), int64(l.prefetched), l.bytes, int64(l.running), int64(l.ended), int64(l.parking)}
 	}
-	if counts(l) != counts(found) || l.lateRunning != found.lateRunning {
-		return fmt.Errorf("the lane of %s counts held, stocked, bytes, running, ended, parking %v, and has %v", l.id, counts(l), counts(found))
+	if counts(l) != counts(found) || l.lowRunning != found.lowRunning {
+		return fmt.Errorf("the lane of %s counts held, prefetched, bytes, running, ended, parking %v, and has %v", l.id, counts(l), counts(found))
 	}
 	return nil
 }

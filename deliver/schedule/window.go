@@ -6,9 +6,9 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// lightEnough says whether a lane may hold more, of what is free of so many bytes
+// bytesFit says whether a lane may hold more, of what is free of so many bytes
 // for all: an eighth, which is 32 of the largest bodies at the beginning.
-func (s *Scheduler) lightEnough(l *lane, all int64) bool { return l.bytes < max((all-s.bytes)/8, 1) }
+func (s *Scheduler) bytesFit(l *lane, all int64) bool { return l.bytes < max((all-s.bytes)/8, 1) }
 
 // fetchRoom says whether rows may be fetched.
 func (s *Scheduler) fetchRoom() bool {
@@ -64,7 +64,7 @@ func (s *Scheduler) parkOverdue(now time.Time) {
 		if now.Sub(d.received) < s.limits.ParkAfter {
 			return
 		}
-		s.young(d)
+		s.stopAging(d)
 		switch d.stage {
 		case queued:
 			s.spill(d.lane, true)
@@ -79,8 +79,8 @@ func (s *Scheduler) parkOverdue(now time.Time) {
 	}
 }
 
-// young takes a delivery off the list of those that grow old.
-func (s *Scheduler) young(d *Delivery) {
+// stopAging takes a delivery off the list of those that grow old.
+func (s *Scheduler) stopAging(d *Delivery) {
 	if d.age != nil {
 		s.aging.Remove(d.age)
 		d.age = nil
@@ -100,7 +100,7 @@ func (s *Scheduler) toPark(d *Delivery) {
 func (s *Scheduler) finish(d *Delivery, a store.Attempt, now time.Time) {
 	l := d.lane
 	s.release(d, &a, now)
-	s.young(d)
+	s.stopAging(d)
 	s.leave(d, now)
 	d.stage = ended
 	d.attempt = &a
@@ -117,8 +117,8 @@ func (s *Scheduler) finish(d *Delivery, a store.Attempt, now time.Time) {
 // another process may have the slot: it goes to the table, or stays there.
 func (s *Scheduler) unsent(d *Delivery, now time.Time) {
 	s.release(d, &store.Attempt{}, now)
-	s.settled(d, now)
-	s.young(d)
+	s.releaseLow(d, now)
+	s.stopAging(d)
 	s.leave(d, now)
 	d.lane.restart()
 	if d.inTable && !d.enlisted && !d.writing {
