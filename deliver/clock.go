@@ -7,10 +7,10 @@ import (
 	"github.com/walhook/walhook/deliver/schedule"
 )
 
-// A clock does what time alone brings about: it hands to the recorder what has
-// had no outcome for ParkAfter, so that an endpoint that is slow or dead never
-// holds the WAL or the window; and it lets lanes go on that had to wait for their
-// rate, or for their breaker's next probe.
+// A clock drives whatever depends on time alone. It hands deliveries without an
+// outcome after ParkAfter to the recorder, so that a slow or dead endpoint holds
+// neither WAL nor window. And it resumes lanes that waited for their rate limit or
+// for their breaker's next probe.
 type clock struct {
 	scheduler *schedule.Scheduler
 	heartbeat *heartbeat

@@ -9,21 +9,22 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// What outcomes mean beyond their rows goes with them, in one transaction. Where the
-// database refuses that (somebody's constraint or trigger, an event type that is
-// gone), outcomes must not wait for it, nor must it be lost: the rows are written
-// alone, and what they mean is told apart from them, until all of it is told.
+// An outcome's consequences (an endpoint is disabled, its health changes, an
+// organization gets an event) are written in its own transaction. If the database
+// refuses them (a deployment's constraint or trigger, a deleted event type), they are
+// deferred: outcomes are recorded without them, and they are retried separately, from
+// bounded memory, until all are written.
 
-// owe keeps what outcomes mean that are recorded without it. What nobody must send
-// to any more is told at once.
+// deferConsequences keeps consequences whose outcomes are recorded. Those that disable
+// an endpoint are written at once: nobody may send to it any more.
 func (r *recorder) deferConsequences(ctx context.Context, consequences []store.Consequence, refused error) error {
 	if len(consequences) == 0 {
 		return nil
 	}
 	if !r.deferring {
 		r.deferring, r.deferredTried = true, time.Now()
-		r.log.Warn("what outcomes mean cannot be written with them (endpoints to be disabled, organizations to be told): it is kept and tried again. "+
-			"`walhook init` puts back what is missing of walhook's event types; else look at the constraints and triggers on webhook_outbox, "+
+		r.log.Warn("the database refuses the consequences of outcomes (disabling endpoints, endpoint health, events about them); outcomes are recorded without them, "+
+			"and they are retried: `walhook init` restores missing event types; else check the constraints and triggers on webhook_outbox, "+
 			"webhook_endpoints and webhook_endpoint_failures", "error", refused)
 	}
 	var urgent []store.Consequence
@@ -37,8 +38,8 @@ func (r *recorder) deferConsequences(ctx context.Context, consequences []store.C
 	return r.writeConsequences(ctx, urgent)
 }
 
-// keep holds on to what could not be told. How endpoints stand goes back to their
-// lanes: by the next try it may be different.
+// keepDeferred keeps a consequence for the next try, and drops the oldest beyond
+// maxDeferred. Endpoint health goes back to the lanes: it may change until then.
 func (r *recorder) keepDeferred(c store.Consequence) {
 	if len(c.Health) > 0 {
 		r.scheduler.GiveBackNews(c.Health, time.Now())
@@ -52,13 +53,13 @@ func (r *recorder) keepDeferred(c store.Consequence) {
 		}
 		if r.deferred = r.deferred[i+1:]; !r.dropped {
 			r.dropped = true
-			r.log.Error("more news of deliveries and endpoints cannot be told than is kept; the oldest is lost", "kept", maxDeferred)
+			r.log.Error("too many deferred consequences of outcomes; the oldest are lost: see the warning about refused consequences", "kept", maxDeferred)
 		}
 		return
 	}
 }
 
-// tell tries all that is owed.
+// writeDeferred tries to write all deferred consequences.
 func (r *recorder) writeDeferred(ctx context.Context) error {
 	r.deferredTried = time.Now()
 	acquired, health := r.scheduler.Fence().Epoch != 0, r.scheduler.TakeNews()
@@ -74,17 +75,16 @@ func (r *recorder) writeDeferred(ctx context.Context) error {
 	}
 	if len(r.deferred) == 0 && !r.scheduler.HasNews() {
 		r.deferring, r.dropped = false, false
-		r.log.Info("what outcomes mean is written again, and nothing is owed")
+		r.log.Info("writing consequences of outcomes resumed; none are deferred")
 	}
 	return nil
 }
 
-// flushWithin bounds the last try to tell what is owed, when the process ends: a
-// part of drainMargin.
+// flushWithin bounds the last try when the process ends. It is a part of drainMargin.
 const flushWithin = time.Second
 
-// lastWords tries once more what is owed when nothing else runs any more, and says how
-// much is lost with this process.
+// flushDeferred tries to write the deferred consequences when all loops have ended, and
+// logs how many are lost.
 func (r *recorder) flushDeferred(ctx context.Context) {
 	if !r.deferring {
 		return
@@ -95,8 +95,8 @@ func (r *recorder) flushDeferred(ctx context.Context) {
 	for _, c := range r.deferred {
 		before += c.Len()
 	}
-	if err := r.writeDeferred(ctx); err != nil { // what was under way is not kept
-		r.log.Error("news of deliveries and endpoints is lost with this process: it could not be told", "count", before, "error", err)
+	if err := r.writeDeferred(ctx); err != nil { // those under way are not kept
+		r.log.Error("deferred consequences of outcomes are lost: they could not be written before the end", "count", before, "error", err)
 		return
 	}
 	left := 0
@@ -104,12 +104,12 @@ func (r *recorder) flushDeferred(ctx context.Context) {
 		left += c.Len()
 	}
 	if left > 0 {
-		r.log.Error("news of deliveries and endpoints is lost with this process: the database still refuses it", "count", left)
+		r.log.Error("deferred consequences of outcomes are lost: the database still refuses them at the end", "count", left)
 	}
 }
 
-// tellAll tells what it can: what is refused is parted, until what is the cause
-// stands alone. What would take too many tries has its turn before that next time.
+// writeConsequences writes what the database accepts. It bisects what is refused, and
+// keeps that and the rest after maxConsequenceTries, the rest first for the next round.
 func (r *recorder) writeConsequences(ctx context.Context, all []store.Consequence) error {
 	fence := r.scheduler.Fence()
 	var refused []store.Consequence

@@ -15,22 +15,22 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// A mute database takes no news for as long as it is refused.
-type mute struct {
+// A refusingConsequences database refuses consequences, if it is told to.
+type refusingConsequences struct {
 	Store
 	refused bool
-	told    int
+	written int
 }
 
 // Mark is Store's.
-func (m *mute) Mark(context.Context, store.Fence, store.Mark) error { return nil }
+func (r *refusingConsequences) Mark(context.Context, store.Fence, store.Mark) error { return nil }
 
 // Tell is Store's.
-func (m *mute) Tell(_ context.Context, _ store.Fence, c store.Consequence) ([]store.Consequence, error) {
-	if m.refused {
+func (r *refusingConsequences) Tell(_ context.Context, _ store.Fence, c store.Consequence) ([]store.Consequence, error) {
+	if r.refused {
 		return nil, &pgconn.PgError{Code: "P0001"}
 	}
-	m.told += c.Len()
+	r.written += c.Len()
 	return nil, nil
 }
 
@@ -43,13 +43,13 @@ func (s emptyStream) Batches() <-chan store.Batch { return s }
 // Stop is Source's.
 func (s emptyStream) Stop() { close(s) }
 
-func TestNewsThatIsOwedIsToldAtAGracefulStop(t *testing.T) {
+func TestDeferredConsequencesAreWrittenAtAGracefulStop(t *testing.T) {
 	t.Parallel()
-	for name, refused := range map[string]bool{"where it is taken again": false, "where it is still refused": true} {
+	for name, refused := range map[string]bool{"accepted again": false, "still refused": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var text bytes.Buffer
-			db := &mute{refused: refused}
+			db := &refusingConsequences{refused: refused}
 			e := New(Config{Limits: small, Store: db, Sender: send.NewSender(send.SenderConfig{Timeout: time.Second}), Log: slog.New(slog.NewTextHandler(&text, nil))})
 			e.scheduler.Begin(&store.Session{}, store.Fence{Epoch: 1}, 0, time.Now())
 			e.recorder.deferring, e.recorder.deferredTried = true, time.Now()
@@ -59,8 +59,8 @@ func TestNewsThatIsOwedIsToldAtAGracefulStop(t *testing.T) {
 			if err := e.Run(ctx, make(emptyStream)); err != nil {
 				t.Fatal(err)
 			}
-			if said := strings.Contains(text.String(), "level=ERROR") && strings.Contains(text.String(), "count=1"); (db.told == 1) == refused || said != refused {
-				t.Errorf("told %d, said %t that it is lost; refused %t: %s", db.told, said, refused, text.String())
+			if logged := strings.Contains(text.String(), "level=ERROR") && strings.Contains(text.String(), "count=1"); (db.written == 1) == refused || logged != refused {
+				t.Errorf("%d written, loss logged: %t; refused: %t: %s", db.written, logged, refused, text.String())
 			}
 		})
 	}

@@ -15,41 +15,41 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// directoryPage bounds one look-up of endpoints: about 2 ms of PostgreSQL's time.
+// directoryPage bounds the endpoints in one look-up, which takes PostgreSQL about 2 ms.
 const directoryPage = 500
 
-// A directoryStore is what the directory asks of the database.
+// A directoryStore has the directory's statements.
 type directoryStore interface {
 	Endpoints(ctx context.Context, ids []uuid.UUID) ([]store.Endpoint, error)
 }
 
-// A directory looks up the endpoints that lanes want to send to. It caches
-// nothing itself: a lane relies on what it was told for staleAfter, so that a
-// change in the table is in force within a second, however far behind the stream
-// is and whatever becomes of a hint. Only endpoints in use cost anything.
+// A directory looks up the endpoints that lanes want to send to. It caches nothing:
+// a lane uses an answer for staleAfter. So a change in the table is in force within
+// a second, even if the stream is far behind or a change hint is lost. Only endpoints
+// in use are looked up.
 type directory struct {
 	scheduler *schedule.Scheduler
 	store     directoryStore
 	sender    *send.Sender
 	heartbeat *heartbeat
 	log       *slog.Logger
-	lastErr   atomic.Pointer[error] // the last look-up did; nil: it did not
-	reported  int                   // how many endpoints were said to have secrets that cannot be opened
+	lastErr   atomic.Pointer[error] // of the last look-up; nil if it succeeded
+	reported  int                   // the number of endpoints with sealed secrets in the last warning
 }
 
-// trouble is why nothing is sent, if so.
+// failing returns why nothing can be sent, or nil.
 func (d *directory) failing() error {
 	if err := d.lastErr.Load(); err != nil {
 		return *err
 	}
 	if one := d.scheduler.AllShut(); one != nil {
-		return fmt.Errorf("the secrets of all endpoints that have something to do cannot be opened; endpoint %s: %s", one.ID, one.Sealed)
+		return fmt.Errorf("the signing secrets of all endpoints with work cannot be opened; for example endpoint %s: %s", one.ID, one.Sealed)
 	}
 	return nil
 }
 
-// reportSealed says that there are secrets which cannot be opened: once, and again where
-// there are ten times as many.
+// reportSealed warns about secrets that cannot be opened: once, and again each time
+// that there are ten times as many.
 func (d *directory) reportSealed() {
 	n, one := d.scheduler.Shut()
 	switch {
@@ -57,7 +57,7 @@ func (d *directory) reportSealed() {
 		d.log.Info("all signing secrets can be opened again")
 		d.reported = 0
 	case one != nil && n >= 10*d.reported:
-		d.log.Warn("signing secrets cannot be opened: what is owed to these endpoints waits, and no attempt is counted",
+		d.log.Warn("signing secrets cannot be opened: deliveries to these endpoints wait, and no attempt is counted",
 			"endpoints", n, "endpoint", one.ID, "error", one.Sealed)
 		d.reported = n
 	}
@@ -78,9 +78,9 @@ func (d *directory) run(ctx context.Context) error {
 	}
 }
 
-// lookUpAll answers every wanted lane. While the database is away nothing is
-// sent to an endpoint that may have been disabled meanwhile, and nothing while
-// the clock is off.
+// lookUpAll looks up the endpoints of all lanes that ask. A lane without a fresh
+// answer sends nothing: while the database is away, an endpoint may have been
+// disabled. Nothing is sent either while the clock is off.
 func (d *directory) lookUpAll(ctx context.Context) {
 	warned := false
 	for {
@@ -103,7 +103,7 @@ func (d *directory) lookUpAll(ctx context.Context) {
 		d.lastErr.Store(&err)
 		if !warned {
 			warned = true
-			d.log.Warn("cannot look up endpoints; nothing new is sent until it works", "error", err)
+			d.log.Warn("cannot look up endpoints; nothing new is sent meanwhile; retrying", "error", err)
 		}
 		d.scheduler.GiveBackLookUps(wanted, time.Now())
 		if !d.heartbeat.sleep(ctx, 4*retryPause) {
@@ -133,7 +133,7 @@ func (d *directory) lookUp(ctx context.Context, wanted []schedule.LookUp) error 
 	return nil
 }
 
-// answer parses what has changed since the last look-up.
+// answer builds a new target if the endpoint has changed since the last look-up.
 func (d *directory) answer(x *schedule.LookUp, e *store.Endpoint) {
 	switch {
 	case e == nil:

@@ -1,17 +1,19 @@
-// Package deliver sends what is owed and records what became of it.
+// Package deliver sends the deliveries that are owed, and records their outcomes.
 //
-//	fanout       stream → a delivery for each endpoint that is owed the event
-//	schedule     a package: which delivery is sent when, and what may be confirmed
-//	clock        what time alone brings about
-//	workers      attempts under way; package send makes each, and says what it came to
-//	recorder     outcomes → rows, in batches
-//	tell         what outcomes mean beyond their rows, where that cannot be written with them
-//	retrier      due rows → lanes
-//	directory    endpoints as they are now
-//	reconciler   what the stream will never bring
+//	fanout         stream → a delivery for each endpoint that is owed the event
+//	schedule       a package: when each delivery is sent, and which LSN may be confirmed
+//	clock          whatever depends on time alone: parking, rate limits, probes
+//	workers        attempts under way; package send makes each of them
+//	recorder       outcomes → rows, in batches
+//	consequences   effects of outcomes beyond their rows, if the database refuses them
+//	retrier        due rows → lanes
+//	directory      current endpoints → lanes
+//	reconciler     owed deliveries that the stream will never bring → rows
+//	heartbeat      shows that each loop makes progress
+//	failure        an operation that keeps failing, for /readyz
 //
-// A delivery passes them once, downwards. The only thing that travels back is
-// the LSN up to which everything is recorded.
+// A delivery passes them once, downwards. Only the LSN up to which everything is
+// recorded travels back.
 package deliver
 
 import (
@@ -30,8 +32,8 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// A Store is what the loops ask of the database; each says beside itself what that
-// is. Every method is one statement or one transaction: *store.Store is it.
+// A Store has the statements of all loops; each loop declares its own. Every method
+// is one statement or one transaction. *store.Store implements it.
 type Store interface {
 	fanOutStore
 	recorderStore
@@ -40,37 +42,37 @@ type Store interface {
 	reconcilerStore
 }
 
-// Config is what an Engine needs. Store, Sender and Log are required.
+// Config configures an Engine. Store, Sender and Log are required.
 type Config struct {
 	schedule.Limits
 	Backoff        schedule.Backoff
-	RecoveryWindow time.Duration // how far back a first start looks for events that are still owed
+	RecoveryWindow time.Duration // how far back a first start compares the outbox with its deliveries
 	Store          Store
 	Sender         *send.Sender
 	Log            *slog.Logger
-	// Observe, where not nil, is called after each attempt, concurrently.
+	// Observe, if not nil, is called after each attempt, concurrently.
 	Observe func(eventType string, a store.Attempt)
 }
 
-// A Source is the stream as the Engine sees it.
+// A Source is the stream that an Engine reads.
 type Source interface {
 	// Batches is closed when the stream has ended.
 	Batches() <-chan store.Batch
-	// Stop ends the reading of events; echoes still come.
+	// Stop stops reading events; echoes still come.
 	Stop()
 }
 
-// An Engine is the pipeline behind the stream.
+// An Engine runs the loops that deliver the stream's events.
 type Engine struct {
 	scheduler  *schedule.Scheduler
-	send       func(context.Context, send.Request) (store.Attempt, bool) // the Sender's
+	send       func(context.Context, send.Request) (store.Attempt, bool) // Sender.Send
 	observe    func(string, store.Attempt)
 	log        *slog.Logger
 	timeout    time.Duration
 	workers    workers
 	attempts   sync.WaitGroup
 	running    atomic.Bool
-	stopped    chan struct{} // closed when idle workers should end
+	stopped    chan struct{} // closed: idle workers end
 	heartbeats []*heartbeat
 	fanOut     *fanOut
 	recorder   *recorder
@@ -80,7 +82,7 @@ type Engine struct {
 	reconciler *reconciler
 }
 
-// New returns an Engine that waits for its first session.
+// New returns an Engine. It delivers once Run has received a session.
 func New(c Config) *Engine {
 	return newEngine(c, schedule.New(schedule.Options{Limits: c.Limits, Backoff: c.Backoff}))
 }
@@ -108,21 +110,21 @@ func (e *Engine) newHeartbeat(name string) *heartbeat {
 	return h
 }
 
-// acquired starts what a session needs besides the stream.
+// acquired has the retrier start for a new session.
 func (e *Engine) acquired(fence store.Fence) {
 	e.retrier.sessionClaimed(fence)
 	e.retrier.changeHint.Raise()
 }
 
-// Live says whether this process certainly has the slot. What sends, claims, cleans
-// or seals asks before it does.
+// Live reports whether this process certainly holds the slot. Whoever sends, cancels,
+// maintains partitions or seals secrets asks first.
 func (e *Engine) Live() bool { return e.scheduler.Live(time.Now()) }
 
-// liveEvery is how soon what runs in WhileLive ends after the slot was lost.
+// liveEvery bounds how long a function in WhileLive runs on after the slot was lost.
 const liveEvery = 250 * time.Millisecond
 
-// WhileLive calls f where this process has the slot, with a context that ends when
-// it has lost it, and reports whether it had it all the while.
+// WhileLive calls f if this process holds the slot, with a context that ends when the
+// slot is lost. It reports whether the process held the slot until f returned.
 func (e *Engine) WhileLive(ctx context.Context, f func(context.Context)) bool {
 	if !e.Live() {
 		return false
@@ -148,8 +150,8 @@ func (e *Engine) WhileLive(ctx context.Context, f func(context.Context)) bool {
 	return kept
 }
 
-// Alive returns an error where a loop no longer turns. Before Run, and after it,
-// none has to.
+// Alive returns an error if a loop makes no progress. Before and after Run it returns
+// nil.
 func (e *Engine) Alive() error {
 	if !e.running.Load() {
 		return nil
@@ -162,31 +164,31 @@ func (e *Engine) Alive() error {
 	return errors.Join(errs...)
 }
 
-// Trouble returns why nothing is sent or recorded just now, if so: endpoints cannot
-// be looked up, the clock is off, no secret can be opened; or for some seconds the
-// database has refused to record, to let the slot be claimed, or to say what is due.
+// Trouble returns why nothing can be sent or recorded, or nil: endpoints cannot be
+// looked up, the clock is off, or no secret can be opened; or for notReadyAfter
+// recording, claiming the slot, or polling for due deliveries has failed.
 func (e *Engine) Trouble() error {
 	return errors.Join(
 		e.directory.failing(),
 		e.fanOut.failure.lasting("the slot cannot be claimed, or deliveries cannot be looked up"),
 		e.recorder.failure.lasting("outcomes cannot be recorded"),
-		e.retrier.failure.lasting("due deliveries cannot be looked for"),
+		e.retrier.failure.lasting("due deliveries cannot be polled for"),
 	)
 }
 
-// drainMargin is what a graceful stop may take beyond the attempts under way:
-// recording their outcomes, and their echo.
+// drainMargin bounds what a graceful stop takes beyond the attempts under way:
+// recording their outcomes and receiving the echoes. An exit is promised within
+// Timeout + 5 s.
 const drainMargin = 3 * time.Second
 
-// ErrUnrecorded means that requests were sent whose outcomes are not in the table:
-// the next process sends them again.
-var ErrUnrecorded = errors.New("stopped before everything was recorded")
+// ErrUnrecorded means that requests were sent whose outcomes are not in the table.
+// The next process sends them again.
+var ErrUnrecorded = errors.New("stopped before all outcomes were recorded")
 
-// Run delivers what the source brings until the context ends, and then drains:
-// it starts nothing more, lets the attempts under way end, records their
-// outcomes and confirms them, within Timeout and drainMargin. It returns
-// store.ErrFenced where another process has taken over, and ErrUnrecorded where
-// outcomes could not be recorded in that time.
+// Run delivers the source's events until the context ends. Then it drains: it starts
+// no more attempts, lets those under way end, and records and confirms their
+// outcomes, within Timeout plus drainMargin. It returns store.ErrFenced if another
+// process has taken over, and ErrUnrecorded if outcomes could not be recorded in time.
 func (e *Engine) Run(ctx context.Context, source Source) error {
 	loops, kill := context.WithCancel(context.WithoutCancel(ctx))
 	defer kill()
@@ -221,7 +223,7 @@ func (e *Engine) Run(ctx context.Context, source Source) error {
 	return err
 }
 
-// drain waits until what was started is recorded and confirmed.
+// drain waits until all attempts that were started are recorded and confirmed.
 func (e *Engine) drain(ctx context.Context, source Source, died <-chan error) error {
 	e.scheduler.Stop()
 	source.Stop()
@@ -229,14 +231,14 @@ func (e *Engine) drain(ctx context.Context, source Source, died <-chan error) er
 	defer deadline.Stop()
 	tick := time.NewTicker(schedule.ParkEvery)
 	defer tick.Stop()
-	echoes := true // still to be had
+	echoes := true // can still come
 	for {
 		select {
 		case err := <-died:
 			if err != nil {
 				return err
 			}
-			echoes = false // the stream has ended; what can be recorded is recorded all the same
+			echoes = false // the stream has ended; outcomes can still be recorded
 		case <-deadline.C:
 			return e.unrecorded()
 		case <-tick.C:
@@ -249,21 +251,21 @@ func (e *Engine) drain(ctx context.Context, source Source, died <-chan error) er
 	}
 }
 
-// unrecorded says what a drain has left, if that will be sent again. What has not
-// been sent comes once more by the stream.
+// unrecorded returns an error if a drain has left outcomes of requests that were sent.
+// Deliveries that were not sent need none: the stream brings them again.
 func (e *Engine) unrecorded() error {
 	sent, locked := e.scheduler.Unrecorded()
 	if len(sent) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%w: %d requests were sent whose outcomes are not in webhook_deliveries (%d of their rows are locked by others: "+
-		"SELECT pid, query FROM pg_stat_activity WHERE xact_start < now() - interval '5 s'), and the next process sends them again",
+	return fmt.Errorf("%w: the outcomes of %d requests are not in webhook_deliveries, so the next process sends them again (%d of their rows are locked by others: "+
+		"SELECT pid, query FROM pg_stat_activity WHERE xact_start < now() - interval '5 s')",
 		ErrUnrecorded, len(sent), locked)
 }
 
-// noteEnd has the next process begin where this one ends. What was confirmed since
-// the last outcome held nothing, but nobody else could know that: the next would
-// look for what lies between. Where that cannot be noted it does look.
+// noteEnd writes the last position into the state row, so that the next process begins
+// there. There is nothing to deliver between the last outcome and that position, but
+// only this process knows. Without the note, the next one compares the outbox.
 func (e *Engine) noteEnd(ctx context.Context) {
 	fence, durable, all := e.scheduler.End(time.Now())
 	if !all {
@@ -272,11 +274,11 @@ func (e *Engine) noteEnd(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, noteEndWithin)
 	defer cancel()
 	if err := e.recorder.store.Mark(ctx, fence, durable); err != nil {
-		e.log.Info("could not note where the stream was left; the next process compares what came last", "reason", err)
+		e.log.Info("could not write the last position; the next process compares the latest events with their deliveries", "reason", err)
 	}
 }
 
-// noteEndWithin bounds the last statement of a process: a part of drainMargin.
+// noteEndWithin bounds the last statement of a process. It is a part of drainMargin.
 const noteEndWithin = time.Second
 
 // Stats returns a snapshot for metrics.

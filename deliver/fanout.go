@@ -14,29 +14,30 @@ import (
 	"github.com/walhook/walhook/outbox"
 )
 
-// clockSlack is by how much the clocks of two primaries, before and after a
-// failover, may differ for the last write to tell what can have rows.
+// clockSlack bounds the difference between the clocks of two primaries, before and
+// after a failover. Within it, the time of the last write tells which deliveries can
+// have rows.
 const clockSlack = time.Minute
 
-// oldOnArrival is the age, at its commit, from which an event may be a repetition
-// (a bulk rewrite of the outbox) and is looked up before it is sent.
+// oldOnArrival is the age at commit from which an event is looked up before it is
+// sent: it may be a repetition, by a bulk rewrite of the outbox.
 const oldOnArrival = time.Minute
 
-// A fanOutStore is what the fan-out asks of the database.
+// A fanOutStore has the fan-out's statements.
 type fanOutStore interface {
 	Acquire(ctx context.Context, holder uuid.UUID, session *store.Session, seq uint64) (store.Fence, error)
 	Existing(ctx context.Context, ids []uuid.UUID, known map[uuid.UUID]bool) error
 }
 
-// A fanOut takes what the stream brings: a delivery for each endpoint that the
-// event is owed to, as the application's own transaction decided.
+// A fanOut makes the deliveries of each event from the stream: one for each endpoint
+// in its endpoint_ids, which the application's own transaction chose.
 type fanOut struct {
 	scheduler   *schedule.Scheduler
 	store       fanOutStore
 	recorder    *recorder
 	holder      uuid.UUID
-	acquired    func(store.Fence) // a new session may write
-	sessionOver bool              // the session had ended before it could be claimed: another will come
+	acquired    func(store.Fence) // called when a session has claimed the slot
+	sessionOver bool              // the session ended before it claimed the slot; the stream brings another
 	failure     failure
 	heartbeat   *heartbeat
 	log         *slog.Logger
@@ -66,10 +67,11 @@ func (f *fanOut) run(ctx context.Context, batches <-chan store.Batch) error {
 	}
 }
 
-// maxGroup bounds how many batches that may have rows share one look-up.
+// maxGroup bounds the batches that share one look-up.
 const maxGroup = 256
 
-// gather takes what else has arrived, where it will be looked up together.
+// gather returns a batch with those that have arrived behind it, so that they share a
+// look-up; a batch that needs none stays alone.
 func (f *fanOut) gather(first store.Batch, batches <-chan store.Batch) []store.Batch {
 	group := []store.Batch{first}
 	if !f.mayHaveRows(&first) {
@@ -98,7 +100,7 @@ func (f *fanOut) processAll(ctx context.Context, group []store.Batch) error {
 		if err := f.process(ctx, &group[i], known); err != nil {
 			return err
 		}
-		if group[i].Session != nil { // it repeats what may have been recorded since the look-up
+		if group[i].Session != nil { // the stream may repeat deliveries recorded since the look-up
 			return f.processAll(ctx, group[i+1:])
 		}
 	}
@@ -115,15 +117,15 @@ func (f *fanOut) process(ctx context.Context, b *store.Batch, known map[uuid.UUI
 	received := time.Now()
 	for i := range b.Events {
 		if !f.admit(ctx, &b.Events[i], known, received) {
-			return ctx.Err() // the rest will come again
+			return ctx.Err() // the stream brings the rest again
 		}
 	}
 	f.scheduler.Passed(b)
 	return nil
 }
 
-// admit takes in an event's deliveries, waiting for room where there is none,
-// and reports whether it did before the context ended.
+// admit adds an event's deliveries to the window, and waits for room if it is full. It
+// reports whether all were added before the context ended.
 func (f *fanOut) admit(ctx context.Context, e *outbox.Event, known map[uuid.UUID]bool, received time.Time) bool {
 	if len(e.EndpointIDs) == 0 {
 		return true
@@ -138,17 +140,17 @@ func (f *fanOut) admit(ctx context.Context, e *outbox.Event, known map[uuid.UUID
 	return true
 }
 
-// awaitRoom waits until there may be room, or for as long as the clock takes between
-// two looks at what is to be parked.
+// awaitRoom waits until there may be room, for at most ParkEvery: parking makes room,
+// too.
 func (f *fanOut) awaitRoom(ctx context.Context) bool {
 	timer := time.NewTimer(schedule.ParkEvery)
 	defer timer.Stop()
 	return f.heartbeat.wait(ctx, timer.C, f.scheduler.RoomFreed, nil) != stopped
 }
 
-// mayHaveRows says whether deliveries of a batch may have rows already: because
-// a former process, or a former session, may have recorded them, or because the
-// outbox was rewritten and an old event is repeated.
+// mayHaveRows reports whether deliveries of a batch may have rows already: a former
+// process or session may have recorded them, or a rewrite of the outbox repeats an old
+// event.
 func (f *fanOut) mayHaveRows(b *store.Batch) bool {
 	for i := range b.Events {
 		if b.CommitTime.Sub(outbox.IDTime(b.Events[i].ID)) > oldOnArrival {
@@ -159,8 +161,8 @@ func (f *fanOut) mayHaveRows(b *store.Batch) bool {
 	return replaying && len(b.Events) > 0 && !b.CommitTime.After(lastWrite.Add(clockSlack))
 }
 
-// known looks up which of the group's deliveries are in memory or have a row.
-// The look at memory comes first: what has left it since was committed.
+// lookUpGroup returns which of the group's deliveries are in memory or have a row.
+// Memory is checked first: a delivery that leaves it afterwards has a committed row.
 func (f *fanOut) lookUpGroup(ctx context.Context, group []store.Batch) (map[uuid.UUID]bool, error) {
 	var ids []uuid.UUID
 	for i := range group {
@@ -187,10 +189,11 @@ func (f *fanOut) lookUpGroup(ctx context.Context, group []store.Batch) (map[uuid
 	return known, nil
 }
 
-// maxLookUp bounds one look-up: about 2 ms of PostgreSQL's time.
+// maxLookUp bounds the ids in one look-up, which takes PostgreSQL about 2 ms.
 const maxLookUp = 1000
 
-// lookUp tries until the database answers: sending without knowing would repeat.
+// lookUp retries until the database answers: without the answer, deliveries could be
+// sent twice.
 func (f *fanOut) lookUp(ctx context.Context, ids []uuid.UUID, known map[uuid.UUID]bool) error {
 	for warned, begun := false, time.Now(); ; {
 		f.heartbeat.beat()
@@ -204,16 +207,16 @@ func (f *fanOut) lookUp(ctx context.Context, ids []uuid.UUID, known map[uuid.UUI
 		f.failure.note(begun, err)
 		if !warned {
 			warned = true
-			f.log.Warn("cannot look up deliveries that may have rows; trying until it works", "error", err)
+			f.log.Warn("cannot look up deliveries that may have rows; retrying", "error", err)
 		}
 		f.heartbeat.sleep(ctx, 4*retryPause)
 	}
 }
 
-// begin claims the right to write for a new session. Its marker is the first
-// batch of the session: until it is echoed the stream may repeat what has rows.
+// begin claims the slot for a new session. The claim ends with a marker, the first
+// batch of the session: until its echo, the stream may repeat deliveries with rows.
 func (f *fanOut) begin(ctx context.Context, s *store.Session) error {
-	// No batch may be under way: the marker's echo would prove it durable too.
+	// No batch may be under way: the marker's echo would count as its echo, too.
 	if !f.recorder.writer.acquire(ctx, f.heartbeat) {
 		return nil
 	}
@@ -221,7 +224,7 @@ func (f *fanOut) begin(ctx context.Context, s *store.Session) error {
 	marker, before := f.scheduler.NextSession()
 	fence, err := f.acquire(ctx, s, marker)
 	if f.sessionOver = errors.Is(err, store.ErrSessionOver); f.sessionOver {
-		s.Void() // where it has not ended, the stream ends it
+		s.Void() // if it has not ended, the stream ends it
 		f.log.Info("the stream ended before the slot was claimed")
 		return nil
 	}
@@ -229,12 +232,12 @@ func (f *fanOut) begin(ctx context.Context, s *store.Session) error {
 		return err
 	}
 	if before.Epoch != 0 && before.Epoch != fence.Epoch {
-		return store.ErrFenced // somebody else held the slot meanwhile, and has gone on with what we hold
+		return store.ErrFenced // another process held the slot meanwhile, and has continued with our deliveries
 	}
 	f.scheduler.Begin(s, fence, marker, time.Now())
 	if fence.Moved {
-		f.log.Warn("the replication slot is beyond everything that is known to be recorded: somebody has made it again or advanced it, "+
-			"or walhook was killed while idle; what lies between is looked up in the outbox",
+		f.log.Warn("the replication slot is beyond everything that is known to be recorded: it was recreated or advanced, "+
+			"or walhook was killed while idle; comparing the outbox with its deliveries in between",
 			"start", s.Start.String(), "told", s.Reported.String(), "confirmed", s.Confirmed.String())
 	}
 	f.log.Info("claimed the slot", "epoch", fence.Epoch, "start", s.Start.String(), "confirmed", s.Confirmed.String(), "slot_created", s.SlotCreated)
@@ -242,7 +245,8 @@ func (f *fanOut) begin(ctx context.Context, s *store.Session) error {
 	return nil
 }
 
-// acquire tries until the database lets it: the stream answers meanwhile.
+// acquire retries until the slot is claimed, the session is over, or a guard holds
+// the claim back. The stream answers the server meanwhile.
 func (f *fanOut) acquire(ctx context.Context, s *store.Session, marker uint64) (store.Fence, error) {
 	defer f.failure.clear()
 	for warned, begun := false, time.Now(); ; {
@@ -263,7 +267,7 @@ func (f *fanOut) acquire(ctx context.Context, s *store.Session, marker uint64) (
 		f.failure.note(begun, err)
 		if !warned {
 			warned = true
-			f.log.Warn("cannot claim the slot; trying until it works", "error", err)
+			f.log.Warn("cannot claim the slot; retrying", "error", err)
 		}
 		f.heartbeat.sleep(ctx, 4*retryPause)
 	}

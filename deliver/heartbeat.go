@@ -9,17 +9,17 @@ import (
 	"github.com/walhook/walhook/deliver/schedule"
 )
 
-// wedgedAfter is how long a loop may go without turning. Every statement and
-// every wait in a loop ends sooner, so a loop that is silent for longer is stuck.
+// wedgedAfter is how long a loop may go without a heartbeat. Every statement and
+// every wait in a loop is shorter, so a loop that is silent for longer is stuck.
 const wedgedAfter = 12 * time.Second
 
-// A pulse says that a loop turns, also while it waits.
+// A heartbeat shows that a loop makes progress. A loop beats while it waits, too.
 type heartbeat struct {
 	name string
-	at   atomic.Int64 // since started, which no step of the clock can change
+	at   atomic.Int64 // since started: monotonic, so a step of the clock cannot change it
 
-	// waits, where not nil, waits in place of a select, whose choice among what is
-	// ready is nobody's to repeat: the simulation decides by its seed.
+	// waits, if not nil, replaces the select in wait. A select chooses at random among
+	// the channels that are ready; the simulation chooses by its seed.
 	waits func(timer <-chan time.Time, a, b schedule.Signal) wake
 }
 
@@ -31,17 +31,18 @@ func newHeartbeat(name string) *heartbeat {
 	return h
 }
 
-// A wake is what ended a wait.
+// A wake is the reason why a wait ended.
 type wake int
 
 const (
 	stopped      wake = iota // the context ended
 	timerFired               // the timer, or the ticker
-	firstSignal              // of the two signals
-	secondSignal             //
+	firstSignal              // the first of the two signals
+	secondSignal             // the second one
 )
 
-// wait beats, and then waits for what comes first; nil never comes. All loops wait here.
+// wait beats, and then waits for whichever comes first. A nil channel never comes.
+// The loops wait here, so that the simulation can decide how each wait ends.
 func (h *heartbeat) wait(ctx context.Context, timer <-chan time.Time, a, b schedule.Signal) wake {
 	h.beat()
 	if h.waits != nil {
@@ -59,7 +60,7 @@ func (h *heartbeat) wait(ctx context.Context, timer <-chan time.Time, a, b sched
 	}
 }
 
-// sleep waits for a time, and reports whether the context is still alive.
+// sleep waits for d, and reports whether the context is still alive.
 func (h *heartbeat) sleep(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

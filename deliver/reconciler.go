@@ -17,46 +17,44 @@ import (
 )
 
 const (
-	// comparePageMax is how many owed deliveries one look takes in at most: about 50 ms
-	// of PostgreSQL's time. A page is counted by what is owed, and not by events: one
-	// event may be owed to 50,000 endpoints.
+	// comparePageMax bounds the owed deliveries in one page: about 50 ms of PostgreSQL's
+	// time. A page counts deliveries and not events: one event may be owed to 50,000
+	// endpoints.
 	comparePageMax = 16_000
 
-	// comparePageSlow and comparePageQuick pace the looks: after one that took longer the
-	// next is half as big, and only after one that was quicker it grows again. One that
-	// did not come to its end is tried with a quarter.
+	// comparePageSlow and comparePageQuick set the page size: half after a slower page,
+	// double after a quicker one. A page that timed out is tried again with a quarter.
 	comparePageSlow  = 500 * time.Millisecond
 	comparePageQuick = 200 * time.Millisecond
 
-	// maxCandidates is how many candidates are collected before they are waited for:
-	// 5 MiB. A wait is for all that the WAL has by then, inserted rows too, and on a
-	// busy machine takes as long as inserting some thousand. Where nothing is missing all
-	// that is in flight at one moment is fewer, so that the head is reached by one wait.
+	// maxCandidates bounds the candidates that share one wait, in 5 MiB. A wait is for
+	// the whole WAL so far, inserted rows included; on a busy machine it takes as long as
+	// inserting some thousand rows. Fewer deliveries are in flight at any moment, so if
+	// nothing is missing, one wait is enough.
 	maxCandidates = 64_000
 
-	// insertMin and insertMax are how many rows one transaction inserts, at first
-	// and where that is quick: some 30 ms and 100 ms of PostgreSQL's time. The recorder
-	// has to wait for its end.
+	// insertMin and insertMax are the rows of one transaction, at first and at most:
+	// some 30 ms and 100 ms of PostgreSQL's time. The recorder waits for its end.
 	insertMin = 2000
 	insertMax = 8000
 
-	// insertSlow and insertQuick pace the transactions, so that none takes a second:
-	// after one that took longer the next is half as big, which helps as long as it is
-	// the rows that take the time, and after one that was quicker twice as big. One that
-	// did not come to its end is tried with a quarter.
+	// insertSlow and insertQuick set the size of transactions, so that none takes a
+	// second: half after a slower one, but not below insertMin, where rows no longer take
+	// most of the time; double after a quicker one. One that timed out is tried again
+	// with a quarter.
 	insertSlow  = 400 * time.Millisecond
 	insertQuick = 150 * time.Millisecond
 
-	// announceEvery is how often it is said that rows were inserted: it has all endpoints
-	// walked, which takes PostgreSQL as long as inserting some thousand rows.
+	// announceEvery limits how often the retrier is told of inserted rows: it then scans
+	// all endpoints, which takes PostgreSQL as long as inserting some thousand rows.
 	announceEvery = 5 * time.Second
 
-	// idSlack is how long before its row was inserted an event's id may have been
-	// made, by an application that makes ids itself or a clock that was set.
+	// idSlack bounds how much older than its row an event's id may be: an application
+	// may make ids itself, and a clock may have been set.
 	idSlack = time.Hour
 )
 
-// A reconcilerStore is what the reconciler asks of the database.
+// A reconcilerStore has the reconciler's statements.
 type reconcilerStore interface {
 	Now(ctx context.Context) (time.Time, error)
 	Missing(ctx context.Context, from store.Position, until uuid.UUID, limit int) (store.Compared, error)
@@ -67,40 +65,40 @@ type reconcilerStore interface {
 	Reconciled(ctx context.Context, fence store.Fence) (since time.Time, err error)
 }
 
-// A reconciler finds owed deliveries that the stream will never bring: what was
-// committed before the slot was made. One look cannot tell missing from in
-// flight, so it takes two: it collects candidates, waits until everything that
-// was committed by then has been recorded and confirmed, and inserts a pending row
-// where there still is none.
+// A reconciler finds owed deliveries that the stream will never bring: their events
+// were committed before the slot's position. One check cannot tell missing from in
+// flight, so there are two. The reconciler collects candidates, waits until everything
+// committed by then is recorded and confirmed, and inserts a pending row for each
+// candidate that still has none.
 //
-// What becomes visible after a look was committed after the session began, and comes
-// by the stream: so a look that finds fewer than it could take in is the last, and
-// the head need not be caught up with.
+// Events that become visible after a page was read were committed after the session
+// began, and the stream brings them. So a page with room left is the last one, and the
+// comparison does not chase the head.
 type reconciler struct {
 	scheduler *schedule.Scheduler
 	store     reconcilerStore
 	recorder  *recorder
-	window    time.Duration // how far back it looks at most
-	announce  func()        // rows were inserted: somebody should fetch them
+	window    time.Duration // how far back a comparison reaches at most
+	announce  func()        // tells the retrier that rows were inserted
 	log       *slog.Logger
 	wake      schedule.Signal
-	heartbeat *heartbeat // that nobody checks: it may wait for as long as nothing is missing
+	heartbeat *heartbeat // not checked: the reconciler waits until a comparison is due
 
 	comparison comparison
-	pageSize   int // of the next look
-	insertSize int // rows of the next transaction
+	pageSize   int // owed deliveries in the next page
+	insertSize int // rows in the next transaction
 }
 
-// A comparison is how far a reconciler is. It outlives a try that failed, and a session
-// that was followed by another for the same cause.
+// A comparison is a reconciler's progress. It survives a failed try, and a reconnect if
+// the cause stays the same.
 type comparison struct {
 	cause       schedule.Cause
-	start, from time.Time // see reach
+	start, from time.Time // see span
 	upto        store.Position
-	allVisible  bool // what is looked for was visible when it began: else it has to be looked for again
+	allVisible  bool // all was visible when it began; else it is repeated
 	inserted    int
-	refused     int       // by a constraint or trigger of the deployment
-	announced   time.Time // that rows were inserted
+	refused     int       // rows refused by a constraint or trigger of the deployment
+	announced   time.Time // the last announcement
 }
 
 func (r *reconciler) run(ctx context.Context) error {
@@ -116,7 +114,7 @@ func (r *reconciler) run(ctx context.Context) error {
 			if err == nil {
 				break
 			}
-			r.log.Warn("cannot reconcile the outbox with its deliveries; trying again from where it was", "error", err)
+			r.log.Warn("cannot reconcile the outbox with its deliveries; retrying from where it stopped", "error", err)
 			r.heartbeat.sleep(ctx, time.Second)
 		}
 	}
@@ -149,8 +147,8 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 	if r.comparison.inserted > 0 {
 		r.announce()
 	}
-	if !r.comparison.allVisible { // the retrier has it compared again
-		r.log.Info("compared the outbox with its deliveries; once more when the transactions have ended that were open", "inserted", r.comparison.inserted)
+	if !r.comparison.allVisible { // the retrier starts another comparison
+		r.log.Info("compared the outbox with its deliveries; comparing again when open transactions have ended", "inserted", r.comparison.inserted)
 		r.comparison = comparison{}
 		return nil
 	}
@@ -172,7 +170,7 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 	}
 	r.scheduler.Compared(cause)
 	if n := r.comparison.refused; n > 0 {
-		r.log.Error("deliveries that are owed cannot be stored: look at the constraints and triggers on webhook_deliveries, and have them compared again at the next start: "+
+		r.log.Error("the database refuses rows of owed deliveries: check the constraints and triggers on webhook_deliveries; to compare again at the next start: "+
 			"UPDATE webhook_state SET reconcile_from = 'epoch'", "count", n)
 	}
 	r.log.Info("reconciled the outbox with its deliveries", "from", r.comparison.from.UTC(), "inserted", r.comparison.inserted)
@@ -180,15 +178,15 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 	return nil
 }
 
-// collect looks on from where the comparison is, until there are enough candidates for
-// one wait or it has come to the end.
+// collect reads pages from where the comparison stopped, until it has maxCandidates or
+// reaches the end.
 func (r *reconciler) collect(ctx context.Context) (candidates []store.Candidate, upto store.Position, end bool, err error) {
 	upto = r.comparison.upto
 	for !end && len(candidates) < maxCandidates {
 		began := time.Now()
 		var c store.Compared
 		err := bounded(ctx, func(ctx context.Context) (err error) {
-			// Without an upper end: ids may be of a clock that was set back.
+			// No upper end: a clock that was set back may have made later ids.
 			c, err = r.store.Missing(ctx, upto, uuid.Max, r.pageSize)
 			return err
 		})
@@ -210,8 +208,9 @@ func (r *reconciler) collect(ctx context.Context) (candidates []store.Candidate,
 	return candidates, upto, end, nil
 }
 
-// reach is from where events may be owed without a row, and from where they are
-// compared. A time that is still to come, by a clock that was set back, says nothing.
+// reach returns where events may be without rows, and where the comparison begins: the
+// recovery window may cut it short. A time in the future is from a clock that was set
+// back, and counts as unknown.
 func (r *reconciler) span(since, now time.Time) (start, from time.Time) {
 	if since.After(now) {
 		since = time.Unix(0, 0)
@@ -223,9 +222,9 @@ func (r *reconciler) span(since, now time.Time) (start, from time.Time) {
 	return start, from
 }
 
-// reportBeyondWindow says that the recovery window has cut the comparison short, where
-// events that it has kept out are owed without a row. That may take longer to find
-// out than a statement may: it is no reason to compare once more.
+// reportBeyondWindow warns if the recovery window has kept events without rows out of the
+// comparison. If that check fails or times out, it warns that there may be some: that is
+// no reason to compare again.
 func (r *reconciler) reportBeyondWindow(ctx context.Context, start, from time.Time) {
 	if !start.Before(from) {
 		return
@@ -239,7 +238,7 @@ func (r *reconciler) reportBeyondWindow(ctx context.Context, start, from time.Ti
 	switch {
 	case ctx.Err() != nil:
 	case err != nil:
-		r.log.Warn("events that are older than WALHOOK_RECOVERY_WINDOW may have no deliveries, which could not be found out: "+query,
+		r.log.Warn("events that are older than WALHOOK_RECOVERY_WINDOW may have no deliveries; the check failed: "+query,
 			"before", from.UTC(), "window", r.window.String(), "error", err)
 	case missing:
 		r.log.Warn("events that are older than WALHOOK_RECOVERY_WINDOW have no deliveries: "+query,
@@ -247,8 +246,8 @@ func (r *reconciler) reportBeyondWindow(ctx context.Context, start, from time.Ti
 	}
 }
 
-// insertMissing takes the second look, which is the INSERT itself: it finds a row
-// that is there, whatever its snapshot says.
+// insertMissing waits, and inserts the candidates that still have no row. The INSERT is
+// the second check: it finds existing rows, whatever its snapshot shows.
 func (r *reconciler) insertMissing(ctx context.Context, session *store.Session, fence store.Fence, candidates []store.Candidate) error {
 	if len(candidates) == 0 {
 		return nil
@@ -256,16 +255,16 @@ func (r *reconciler) insertMissing(ctx context.Context, session *store.Session, 
 	if err := r.awaitConfirmed(ctx, session); err != nil {
 		return err
 	}
-	// As the recorder does: what can never be stored is found, said, and passed over.
+	// As the recorder does: rows that are refused are found, logged and passed over.
 	writer := &recorder{scheduler: r.scheduler, heartbeat: r.heartbeat, log: r.log}
 	b := &batch{fence: fence, refused: map[uuid.UUID]bool{}, skip: func(context.Context, store.Record) error { return nil },
 		send: func(_ context.Context, _ store.Mark, part []store.Record) error {
-			return r.insert(ctx, fence, part) // which bounds each of its transactions
+			return r.insert(ctx, fence, part) // bounds each transaction itself
 		}}
 	records := make([]store.Record, 0, min(len(candidates), insertMax))
 	for chunk := range slices.Chunk(candidates, insertMax) {
-		// Of one endpoint after the other, one page of the index of lanes is filled after
-		// the other.
+		// By endpoint, so that neighbours in the index on (endpoint_id, next_attempt_at)
+		// follow each other: an eighth faster.
 		slices.SortFunc(chunk, func(a, b store.Candidate) int {
 			return cmp.Or(schedule.CompareIDs(a.EndpointID, b.EndpointID), schedule.CompareIDs(a.ID, b.ID))
 		})
@@ -286,8 +285,8 @@ func (r *reconciler) insertMissing(ctx context.Context, session *store.Session, 
 	return nil
 }
 
-// insert writes rows in as many transactions as it takes for none to be long. A try
-// that comes after one that failed passes over what that has inserted.
+// insert writes rows in transactions that are short enough. A retry skips the rows that
+// the failed try has inserted.
 func (r *reconciler) insert(ctx context.Context, fence store.Fence, records []store.Record) error {
 	for len(records) > 0 {
 		part := records[:min(r.insertSize, len(records))]
@@ -317,10 +316,9 @@ func (r *reconciler) insert(ctx context.Context, fence store.Fence, records []st
 	return nil
 }
 
-// settled waits until everything that is committed by now is recorded and
-// confirmed. A marker makes an idle database move. What a slow receiver keeps from
-// having an outcome is parked meanwhile. Of another session than that of the look the
-// positions may mean something else.
+// settled waits until everything committed by now is recorded and confirmed. A
+// marker moves the position of an idle database. Deliveries to slow receivers are parked
+// meanwhile. It fails in another session, whose positions may mean something else.
 func (r *reconciler) awaitConfirmed(ctx context.Context, session *store.Session) error {
 	lsn, err := r.store.InsertLSN(ctx)
 	if err != nil {
@@ -332,7 +330,7 @@ func (r *reconciler) awaitConfirmed(ctx context.Context, session *store.Session)
 	for {
 		now, confirmed := r.scheduler.Confirmed()
 		if now != session {
-			return errors.New("the stream began anew")
+			return errors.New("the stream reconnected meanwhile")
 		}
 		if confirmed >= lsn {
 			return nil
@@ -343,8 +341,8 @@ func (r *reconciler) awaitConfirmed(ctx context.Context, session *store.Session)
 	}
 }
 
-// mark tries until the marker is written: a number that was taken has to have an
-// echo, or nothing is confirmed before there is another batch.
+// mark retries until the marker is written: without an echo of its number,
+// nothing is confirmed until the next batch.
 func (r *reconciler) writeMarker(ctx context.Context) error {
 	if !r.recorder.writer.acquire(ctx, r.heartbeat) {
 		return ctx.Err()

@@ -19,7 +19,7 @@ import (
 	"github.com/walhook/walhook/outbox"
 )
 
-// A refusing database does not take a marker at first.
+// A refusing database refuses the first markers.
 type refusing struct {
 	Store
 	left    int
@@ -37,7 +37,7 @@ func (r *refusing) Mark(_ context.Context, _ store.Fence, mark store.Mark) error
 
 var small = schedule.Limits{ParkAfter: 500 * time.Millisecond, MaxInFlight: 8, EndpointInFlight: 2, Window: 32, MaxMemory: 1 << 20, Timeout: 10 * time.Second}
 
-func TestMarkerIsWrittenInTheEnd(t *testing.T) {
+func TestMarkerIsRetriedUntilItIsWritten(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := schedule.New(schedule.Options{Limits: small})
@@ -52,24 +52,24 @@ func TestMarkerIsWrittenInTheEnd(t *testing.T) {
 	})
 }
 
-// An owing database has one event that is owed to very many endpoints, without a row.
-// It answers no look at more than it can, takes no row of one endpoint, and ends an
-// insertion that takes too long.
+// An owing database has one event that is owed to very many endpoints, without rows. It
+// refuses pages that are too large and the row of one endpoint, and cancels insertions
+// that take too long.
 type owing struct {
 	Store
 	owed     int
-	most     int       // of one look
-	refusals int       // of looks, still to come
-	unheard  int       // answers to Reconciled that are lost, likewise
-	noted    time.Time // from when is to be compared, where not as the fence says
-	looks    []store.Position
+	most     int       // deliveries in one page
+	refusals int       // of pages, still to come
+	unheard  int       // answers to Reconciled that will be lost
+	noted    time.Time // reconcile_from, if it differs from the fence's
+	pages    []store.Position
 	refused  uuid.UUID
 	rows     map[uuid.UUID]bool
 	done     int
-	waits    int           // for what was committed by a look
-	perRow   time.Duration // that inserting takes
-	slower   int           // by which factor, from when half of the rows are in
-	slow     int           // transactions that took half a second
+	waits    int           // for the confirmed position
+	perRow   time.Duration // of inserting
+	slower   int           // factor of perRow once half of the rows are in
+	slow     int           // transactions of more than half a second
 }
 
 var (
@@ -81,9 +81,9 @@ var (
 
 // Missing is Store's.
 func (o *owing) Missing(_ context.Context, from store.Position, _ uuid.UUID, limit int) (c store.Compared, err error) {
-	o.looks = append(o.looks, from)
+	o.pages = append(o.pages, from)
 	if limit > o.most {
-		return c, fmt.Errorf("a look at %d: %w", limit, context.DeadlineExceeded)
+		return c, fmt.Errorf("a page of %d: %w", limit, context.DeadlineExceeded)
 	}
 	if o.refusals--; o.refusals >= 0 {
 		return c, errors.New("refused")
@@ -165,19 +165,19 @@ func TestComparisonOfOneEventForVeryMany(t *testing.T) {
 			t.Fatal(err)
 		}
 		if len(db.rows) != owed-1 || r.scheduler.Stats(time.Now()).Found != owed-1 {
-			t.Errorf("%d rows, %d are counted; want all %d but the one that nobody can store", len(db.rows), r.scheduler.Stats(time.Now()).Found, owed)
+			t.Errorf("%d rows, %d counted; want all of %d but the refused one", len(db.rows), r.scheduler.Stats(time.Now()).Found, owed)
 		}
 		if db.done != 1 || r.scheduler.Fence().Reconcile {
 			t.Errorf("noted %d times as done, pending %t", db.done, r.scheduler.Fence().Reconcile)
 		}
-		if n := len(db.looks); n < owed/db.most || n > 5*owed/db.most {
-			t.Errorf("%d looks of at most %d at %d", n, db.most, owed)
+		if n := len(db.pages); n < owed/db.most || n > 5*owed/db.most {
+			t.Errorf("%d pages of at most %d for %d deliveries", n, db.most, owed)
 		}
 	})
 }
 
-// Where very much is missing, what takes time is to be the insertion, and no
-// transaction of it so long that the recorder would feel it.
+// If millions of rows are missing, only their insertion takes time, and no transaction is
+// so long that it delays the recorder.
 func TestComparisonInsertsVeryManyRows(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -185,12 +185,12 @@ func TestComparisonInsertsVeryManyRows(t *testing.T) {
 		owed   int
 		perRow time.Duration
 		slower int
-		slow   int // transactions that may be
+		slow   int // transactions allowed
 		within time.Duration
 	}{
 		{"a quick database", 200_000, 12 * time.Microsecond, 1, 0, 3 * time.Second},
 		{"one that becomes slow", 200_000, 12 * time.Microsecond, 10, 1, 20 * time.Second},
-		{"one that is on its knees", 5000, 6 * time.Millisecond, 1, 11, time.Minute},
+		{"one that is overloaded", 5000, 6 * time.Millisecond, 1, 11, time.Minute},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -207,14 +207,14 @@ func TestComparisonInsertsVeryManyRows(t *testing.T) {
 					t.Errorf("%d rows, want %d", len(db.rows), c.owed)
 				}
 				if db.waits > 1+c.owed/50_000 {
-					t.Errorf("it waited %d times for what was committed by a look", db.waits)
+					t.Errorf("it waited %d times for the confirmed position", db.waits)
 				}
 			})
 		})
 	}
 }
 
-func TestComparisonGoesOnWhereItWas(t *testing.T) {
+func TestComparisonContinuesWhereItStopped(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		db := &owing{owed: 100_000, most: comparePageMax, rows: map[uuid.UUID]bool{}}
@@ -224,10 +224,10 @@ func TestComparisonGoesOnWhereItWas(t *testing.T) {
 			reached := r.comparison.upto
 			db.refusals = 1
 			if err := r.reconcile(t.Context()); err == nil {
-				t.Fatal("a look that is refused is no error")
+				t.Fatal("a refused page is no error")
 			}
-			if got := db.looks[len(db.looks)-1] == reached; got != want {
-				t.Errorf("%s: it looks at %v, and had come to %v", what, db.looks[len(db.looks)-1], reached)
+			if got := db.pages[len(db.pages)-1] == reached; got != want {
+				t.Errorf("%s: it reads from %v, and had reached %v", what, db.pages[len(db.pages)-1], reached)
 			}
 		}
 		again("at first", false) // at the beginning of the window
@@ -242,8 +242,8 @@ func TestComparisonGoesOnWhereItWas(t *testing.T) {
 	})
 }
 
-// A comparison was noted as done, of which the answer was lost. What the slot is lost
-// for after that is noted with the same time, where nothing was recorded meanwhile.
+// A comparison was noted as done, and the answer was lost. If nothing has been recorded
+// since, the next cause has the same reconcile_from.
 func TestAnotherCauseOfTheSameTimeIsComparedFromTheBeginning(t *testing.T) {
 	t.Parallel()
 	restarted := time.Unix(1, 0)
@@ -267,38 +267,38 @@ func TestAnotherCauseOfTheSameTimeIsComparedFromTheBeginning(t *testing.T) {
 				if err := r.reconcile(t.Context()); err == nil {
 					t.Fatal("a lost answer is no error")
 				}
-				first := db.looks[0]
+				first := db.pages[0]
 				fence := r.scheduler.Fence()
 				tc.change(&fence)
 				r.scheduler.Begin(tc.session, fence, 0, time.Now())
 				if err := r.reconcile(t.Context()); err != nil {
 					t.Fatal(err)
 				}
-				if again := slices.Contains(db.looks[1:], first); again != tc.again {
-					t.Errorf("compared from the beginning: %t, want %t; it looked at %v", again, tc.again, db.looks)
+				if again := slices.Contains(db.pages[1:], first); again != tc.again {
+					t.Errorf("compared from the beginning: %t, want %t; it read from %v", again, tc.again, db.pages)
 				}
 			})
 		})
 	}
 }
 
-// A comparison says nothing of a cause that comes while it is noted as done.
-func TestWhatIsDoneIsTheCauseThatWasCompared(t *testing.T) {
+// A comparison does not cover a cause that arises while it is noted as done.
+func TestOnlyTheComparedCauseIsDone(t *testing.T) {
 	t.Parallel()
 	r := newReconciler(&owing{})
-	_, fence, of := r.scheduler.Session()
+	_, fence, cause := r.scheduler.Session()
 	r.scheduler.Begin(&store.Session{SlotCreated: true}, fence, 0, time.Now())
-	if r.scheduler.Compared(of); !r.scheduler.Fence().Reconcile {
-		t.Error("what the new slot does not bring is not looked for")
+	if r.scheduler.Compared(cause); !r.scheduler.Fence().Reconcile {
+		t.Error("the new slot's comparison was dropped")
 	}
-	_, _, of = r.scheduler.Session()
-	if r.scheduler.Compared(of); r.scheduler.Fence().Reconcile {
-		t.Error("what was compared is looked for again")
+	_, _, cause = r.scheduler.Session()
+	if r.scheduler.Compared(cause); r.scheduler.Fence().Reconcile {
+		t.Error("a finished comparison is still due")
 	}
 }
 
-// A process that was about to make the slot has noted so when another had it already.
-func TestACauseThatSomebodyElseHasNotedIsComparedToo(t *testing.T) {
+// A standby may note a comparison after another process has made and claimed the slot.
+func TestACauseNotedByAnotherProcessIsComparedToo(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		db := &owing{owed: 1, most: comparePageMax, rows: map[uuid.UUID]bool{}}
@@ -309,8 +309,8 @@ func TestACauseThatSomebodyElseHasNotedIsComparedToo(t *testing.T) {
 		go func() { ended <- r.run(ctx) }()
 		r.wake.Raise()
 		synctest.Wait()
-		if len(db.looks) != 2 || db.done != 2 || r.scheduler.Fence().Reconcile {
-			t.Errorf("%d looks, noted %d times as done, pending %t; want the other cause compared too", len(db.looks), db.done, r.scheduler.Fence().Reconcile)
+		if len(db.pages) != 2 || db.done != 2 || r.scheduler.Fence().Reconcile {
+			t.Errorf("%d pages, noted %d times as done, pending %t; want the other cause compared too", len(db.pages), db.done, r.scheduler.Fence().Reconcile)
 		}
 		stop()
 		if err := <-ended; err != nil {
@@ -319,7 +319,7 @@ func TestACauseThatSomebodyElseHasNotedIsComparedToo(t *testing.T) {
 	})
 }
 
-// What is in flight is new at every look, for ever: it is no reason for another one.
+// Every page finds new deliveries in flight. That is no reason to read another one.
 func TestComparisonDoesNotChaseTheHead(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -327,13 +327,13 @@ func TestComparisonDoesNotChaseTheHead(t *testing.T) {
 		if err := newReconciler(db).reconcile(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if len(db.looks) != 1 {
-			t.Errorf("%d looks, want one: it had room for more", len(db.looks))
+		if len(db.pages) != 1 {
+			t.Errorf("%d pages, want one: it had room left", len(db.pages))
 		}
 	})
 }
 
-func TestPoisonIsWhatCanNeverBeStored(t *testing.T) {
+func TestPoisonCanNeverBeStored(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		err  *pgconn.PgError
@@ -350,7 +350,7 @@ func TestPoisonIsWhatCanNeverBeStored(t *testing.T) {
 	}
 }
 
-func TestReconcilerReach(t *testing.T) {
+func TestReconcilerSpan(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1_000_000_000, 0)
 	r := &reconciler{window: 72 * time.Hour}

@@ -15,34 +15,35 @@ import (
 )
 
 const (
-	// recordEvery is how long an outcome waits for others to share its transaction.
-	// It adds nothing to a delivery's latency, and at low rates saves a third of the CPU.
+	// recordEvery is how long an outcome waits for others to share its transaction. It
+	// does not delay deliveries, and saves a third of the CPU at low rates.
 	recordEvery = 50 * time.Millisecond
 
-	// lockedRetry is how long the outcome of a row that someone else has locked waits aside.
+	// lockedRetry is the wait before a row that another session has locked is tried
+	// again: an operator's UPDATE may hold it for long.
 	lockedRetry = 250 * time.Millisecond
 
-	// refusedRetry is how long something waits aside that the database refuses, a row
-	// or what outcomes mean: until somebody has mended the cause.
+	// refusedRetry is the wait before rows or consequences that the database refuses are
+	// tried again: somebody has to mend the cause first.
 	refusedRetry = 5 * time.Second
 
-	// maxDeferred bounds what is kept of the news that cannot be told: some 100 bytes each.
+	// maxDeferred bounds the deferred consequences in memory: some 100 bytes each.
 	maxDeferred = 16 << 10
 
-	// maxConsequenceTries bounds the statements of one try to find out which of it is refused,
-	// so that recording goes on meanwhile.
+	// maxConsequenceTries bounds the statements that search for the refused consequences
+	// in one round, so that recording continues.
 	maxConsequenceTries = 64
 
-	// statementTimeout bounds every statement, so that each loop turns.
+	// statementTimeout bounds every statement, so that each loop beats within wedgedAfter.
 	statementTimeout = 8 * time.Second
 
-	// retryPause and retryPauseMax bound the pause before a statement that the
-	// database refused is tried again.
+	// retryPause and retryPauseMax bound the pause before a failed statement is tried
+	// again.
 	retryPause    = 50 * time.Millisecond
 	retryPauseMax = time.Second
 )
 
-// A recorderStore is what the recorder asks of the database.
+// A recorderStore has the recorder's statements.
 type recorderStore interface {
 	Insert(ctx context.Context, fence store.Fence, mark store.Mark, records []store.Record) (allNew bool, err error)
 	Update(ctx context.Context, fence store.Fence, mark store.Mark, records []store.Record) (busy, again []uuid.UUID, err error)
@@ -51,8 +52,8 @@ type recorderStore interface {
 	Mark(ctx context.Context, fence store.Fence, mark store.Mark) error
 }
 
-// A recorder writes outcomes and parked deliveries, in batches, one transaction
-// at a time: the n-th batch is durable only if all before it are.
+// A recorder writes outcomes and parked deliveries in batches, one transaction at a
+// time, so that a batch is durable only if all batches before it are.
 type recorder struct {
 	scheduler *schedule.Scheduler
 	store     recorderStore
@@ -61,19 +62,19 @@ type recorder struct {
 	writer    writerLock
 	failure   failure
 
-	locked          []*schedule.Delivery // whose rows someone else had locked
-	refused         []*schedule.Delivery // whose rows the database refuses, whatever is left out
-	refusedTried    time.Time            // they were tried
-	refusedReported bool                 // that there are some
-	compare         func()               // has the outbox compared with its deliveries
+	locked          []*schedule.Delivery // other sessions have locked their rows
+	refused         []*schedule.Delivery // the database refuses their rows in every form
+	refusedTried    time.Time            // the last try of refused
+	refusedReported bool                 // refused rows were logged
+	compare         func()               // starts a comparison of outbox and deliveries
 
-	deferring     bool                // what outcomes mean is refused, and told apart from them
-	deferred      []store.Consequence // of that, what is not told
-	deferredTried time.Time           // it was tried
-	dropped       bool                // some of it
+	deferring     bool                // consequences are written separately from outcomes
+	deferred      []store.Consequence // consequences that are not written yet
+	deferredTried time.Time           // the last try of deferred
+	dropped       bool                // some were lost, and logged
 }
 
-// A turn is held by whoever writes a numbered batch, from taking the number to
+// A writerLock is held while a numbered batch is written, from taking the number to
 // the commit.
 type writerLock struct{ free schedule.Signal }
 
@@ -83,7 +84,7 @@ func newWriterLock() writerLock {
 	return l
 }
 
-// take waits for the turn, for as long as the context lives.
+// acquire waits for the lock, and returns false if the context ends first.
 func (l writerLock) acquire(ctx context.Context, h *heartbeat) bool {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -99,8 +100,8 @@ func (l writerLock) acquire(ctx context.Context, h *heartbeat) bool {
 
 func (l writerLock) release() { l.free.Raise() }
 
-// run records until the context ends. What it holds then is lost to this
-// process, and repeated by the next.
+// run records until the context ends. Outcomes that are not recorded by then are lost;
+// the next process sends those deliveries again.
 func (r *recorder) run(ctx context.Context) error {
 	tick := time.NewTicker(lockedRetry)
 	defer tick.Stop()
@@ -129,7 +130,7 @@ func (r *recorder) run(ctx context.Context) error {
 	}
 }
 
-// gather gives outcomes recordEvery to become a batch.
+// waitForBatch waits for more outcomes, for at most recordEvery.
 func (r *recorder) waitForBatch(ctx context.Context) {
 	timer := time.NewTimer(recordEvery)
 	defer timer.Stop()
@@ -140,15 +141,16 @@ func (r *recorder) waitForBatch(ctx context.Context) {
 	}
 }
 
-// retryWaiting lines up again what was busy, and now and then what was refused.
+// retryWaiting requeues deliveries with locked rows, and every refusedRetry those with
+// refused rows.
 func (r *recorder) retryWaiting() {
 	again := r.locked
 	r.locked = nil
 	if time.Since(r.refusedTried) >= refusedRetry {
 		if r.refusedReported && len(r.refused) == 0 {
 			r.refusedReported = false
-			r.log.Info("what could not be stored is stored")
-			r.compare() // the note that it was missing is of no use any more
+			r.log.Info("refused outcomes are stored now")
+			r.compare() // the note of missing rows is obsolete; a comparison clears it
 		}
 		again = append(again, r.refused...)
 		r.refused, r.refusedTried = nil, time.Now()
@@ -211,7 +213,7 @@ func (r *recorder) recordExisting(ctx context.Context) error {
 		}
 		return err
 	}
-	b.skip = func(context.Context, store.Record) error { return nil } // its row waits
+	b.skip = func(context.Context, store.Record) error { return nil } // the row is there
 	if err := r.write(ctx, b, taken.Records); err != nil {
 		return err
 	}
@@ -220,21 +222,20 @@ func (r *recorder) recordExisting(ctx context.Context) error {
 	return nil
 }
 
-// A batch is a batch on its way into the table.
+// A batch is a set of records that is being written.
 type batch struct {
 	mark    store.Mark
 	fence   store.Fence
-	send    func(context.Context, store.Mark, []store.Record) error // in one transaction
-	skip    func(context.Context, store.Record) error               // notes that a delivery has no row although its batch is written
-	refused map[uuid.UUID]bool                                      // deliveries that the database does not take
+	send    func(context.Context, store.Mark, []store.Record) error // writes records in one transaction
+	skip    func(context.Context, store.Record) error               // notes that a delivery stays without a row
+	refused map[uuid.UUID]bool                                      // deliveries that the database refuses
 }
 
-// write tries until the records are written: the database may be away, read-only
-// or full for as long as it likes. A batch that it can never take is bisected
-// down to the row that is the cause, which is stripped of what the receiver said,
-// and then of all but its status; what is refused even so waits aside. So one row
-// can never hold the slot. The mark goes with the last part, whose commit means
-// that all are written.
+// write retries until the records are written, however long the database is away,
+// read-only or full. If the database will never accept a batch, write bisects it down
+// to the poison row. That row is stripped of the receiver's response, and then of all
+// but its status. A row that is refused even so is passed over. So no row can hold the
+// slot. The mark goes with the last part, whose commit means that all are written.
 func (r *recorder) write(ctx context.Context, b *batch, records []store.Record) error {
 	return r.writePart(ctx, b, records, true, 0)
 }
@@ -250,7 +251,7 @@ func (r *recorder) writePart(ctx context.Context, b *batch, part []store.Record,
 		switch {
 		case err == nil:
 			if r.failure.clear(); tries > 1 {
-				r.log.Info("recording again", "tries", tries)
+				r.log.Info("recording outcomes resumed", "tries", tries)
 			}
 			return nil
 		case errors.Is(err, store.ErrFenced), ctx.Err() != nil:
@@ -267,7 +268,7 @@ func (r *recorder) writePart(ctx context.Context, b *batch, part []store.Record,
 				return err
 			}
 			if stripped == 0 && !b.refused[less.ID] {
-				r.log.Error("a delivery's outcome could not be stored as it is; it is stored without what the receiver said", "delivery", less.ID, "error", err)
+				r.log.Error("the database refused a delivery's outcome; stored without the response", "delivery", less.ID, "error", err)
 			}
 			return nil
 		case isPoison(err) && len(part) > 0:
@@ -280,7 +281,7 @@ func (r *recorder) writePart(ctx context.Context, b *batch, part []store.Record,
 			part = nil // the mark must still be written
 			continue
 		case tries == 1:
-			r.log.Warn("cannot record outcomes; trying until it works", "error", err)
+			r.log.Warn("cannot record outcomes; retrying", "error", err)
 		}
 		r.failure.note(begun, err)
 		if !r.heartbeat.sleep(ctx, pause+time.Duration(r.scheduler.Jitter()*float64(pause))) {
@@ -290,8 +291,8 @@ func (r *recorder) writePart(ctx context.Context, b *batch, part []store.Record,
 	}
 }
 
-// try writes a part once, with what it means, or where the database refuses that,
-// the rows alone.
+// try writes a part once, with its consequences. If the database refuses that, it
+// writes the rows alone and defers the consequences.
 func (r *recorder) try(ctx context.Context, b *batch, mark store.Mark, part []store.Record) error {
 	send := func(mark store.Mark) error {
 		r.heartbeat.beat()
@@ -311,13 +312,13 @@ func (r *recorder) try(ctx context.Context, b *batch, mark store.Mark, part []st
 	return r.deferConsequences(ctx, consequences, refused)
 }
 
-// passOver lets a batch pass without the row of a delivery that the database takes
-// in no form: the outcome waits in memory until it does. Where there is no row yet,
-// the next process would not know of it, and is told first to compare.
+// passOver lets a batch commit without a row that the database refuses in every form.
+// The outcome waits in memory until it is accepted. If there is no row yet, the next
+// process would miss the delivery, so the state row first notes that a comparison is due.
 func (r *recorder) passOver(ctx context.Context, b *batch, of store.Record, cause error) error {
 	if !r.refusedReported {
 		r.refusedReported = true
-		r.log.Error("a delivery's outcome cannot be stored at all; it is kept and tried again: look at the constraints and triggers on webhook_deliveries",
+		r.log.Error("the database refuses a delivery's outcome; kept in memory, and retried: check the constraints and triggers on webhook_deliveries",
 			"delivery", of.ID, "error", cause)
 	}
 	b.refused[of.ID] = true
@@ -343,12 +344,12 @@ func (r *recorder) passOver(ctx context.Context, b *batch, of store.Record, caus
 	return nil
 }
 
-// isPoison says that the database will never take these rows, as against not
-// now: a data exception, a violated constraint, a program limit, a row twice. But not
-// the constraint without a name that is a partition's bounds: somebody has just
-// attached the one that the row belongs to, and the next try finds it.
+// isPoison reports whether the database will never accept these rows: a data
+// exception, a violated constraint, a program limit, a duplicate row, a trigger's
+// exception. A violated constraint without a name is a partition's bound and not
+// poison: the row's partition was attached a moment ago, and the next try finds it.
 func isPoison(err error) bool {
-	if _, connecting := errors.AsType[*pgconn.ConnectError](err); connecting { // it has not seen them
+	if _, connecting := errors.AsType[*pgconn.ConnectError](err); connecting { // the rows were not sent
 		return false
 	}
 	pg, ok := errors.AsType[*pgconn.PgError](err)
@@ -362,9 +363,8 @@ func isPoison(err error) bool {
 	return false
 }
 
-// isRefusal says that a statement was refused for what it says, and not because the
-// server is going down (57), is out of something (53, 58), or had another conflict
-// just then (40).
+// isRefusal reports whether the server refuses the statement itself. A shutdown (57), a
+// lack of resources (53, 58) and a conflict with another transaction (40) are temporary.
 func isRefusal(err error) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok || len(pg.Code) != 5 {
@@ -377,11 +377,11 @@ func isRefusal(err error) bool {
 	return true
 }
 
-// bareRecord is how far a record can be stripped.
+// bareRecord is the last level of strip.
 const bareRecord = 2
 
-// strip leaves of a record what walhook itself decided: without what the receiver
-// said, or only the status.
+// strip removes the response from a record at level 1, and at bareRecord all but its
+// status and times.
 func strip(r store.Record, cause error, level int) store.Record {
 	if r.Attempt == nil {
 		return r
@@ -392,7 +392,7 @@ func strip(r store.Record, cause error, level int) store.Record {
 		a.Error += ": SQLSTATE " + pg.Code
 	}
 	if level == bareRecord {
-		a = store.Attempt{EndedAt: a.EndedAt, Duration: a.Duration} // which tell what came after it
+		a = store.Attempt{EndedAt: a.EndedAt, Duration: a.Duration} // which decide whether a later change stands
 	}
 	r.Attempt = &a
 	return r

@@ -16,32 +16,33 @@ import (
 )
 
 const (
-	// pollEvery is how often the table is asked what has become due.
+	// pollEvery is how often the table is polled for rows that have become due: a due row
+	// is to be picked up within a second.
 	pollEvery = 250 * time.Millisecond
 
-	// hintEvery is how often hints count: anybody can give them, and each begins a
-	// walk over all endpoints with unfinished rows.
+	// hintEvery limits change hints: anybody can send them, and each starts a scan of
+	// all endpoints with unfinished rows.
 	hintEvery = 100 * time.Millisecond
 
-	// pollOverlap looks a little further back than the last time: a row that was
-	// made due by a transaction is visible only after its commit.
+	// pollOverlap is how far a poll reaches back beyond the last one: rows that a
+	// transaction made due are visible only after its commit.
 	pollOverlap = time.Second
 
-	// scanEvery and scanPage pace the walk over all endpoints with unfinished rows,
-	// which finds what no lane, no hint and no clock told of. A page costs
-	// about 20 ms of PostgreSQL's time, on a table with 46 partitions.
+	// scanEvery and scanPage pace the scan of all endpoints with unfinished rows. It
+	// finds rows that no lane, hint or poll has reported. A page takes PostgreSQL about
+	// 20 ms, on a table with 46 partitions.
 	scanEvery = 2 * time.Second
 	scanPage  = 100
 
-	// scanPages is how many pages of a walk that goes on at once are read before
-	// the lanes have their turn.
+	// scanPages bounds the pages of an immediate scan in one round, so that fetching for
+	// lanes continues.
 	scanPages = 5
 
-	// lanesPerFetch is how many lanes one query fetches for.
+	// lanesPerFetch bounds the lanes that one query fetches for.
 	lanesPerFetch = 32
 )
 
-// A retrierStore is what the retrier asks of the database.
+// A retrierStore has the retrier's statements.
 type retrierStore interface {
 	ClaimVisible(ctx context.Context, fence store.Fence) (bool, error)
 	Now(ctx context.Context) (time.Time, error)
@@ -53,32 +54,31 @@ type retrierStore interface {
 	CancelOrphans(ctx context.Context, fence store.Fence, ids []uuid.UUID) error
 }
 
-// A retrier brings due rows back to their lanes: retries whose time has come,
-// parked deliveries, and what an operator replays. It asks for each lane by
-// itself, and only as much as the lane has room for, so that one endpoint's
-// hundred thousand rows do not stand before another's ten.
+// A retrier brings due rows back to their lanes: retries, parked deliveries and
+// replays. It fetches for each lane separately, and only as many rows as the lane has
+// room for, so that one endpoint's hundred thousand rows do not delay another's ten.
 type retrier struct {
 	scheduler  *schedule.Scheduler
 	store      retrierStore
 	heartbeat  *heartbeat
 	log        *slog.Logger
-	changeHint schedule.Signal // someone else has changed deliveries or endpoints
+	changeHint schedule.Signal // somebody else has changed deliveries or endpoints
 	failure    failure
 
-	compare       func()     // has the reconciler compare
-	visibleAsked  time.Time  // when it was last looked whether all is visible
-	comparedEarly bool       // it has been compared already, before all was visible
-	claimed       time.Time  // when the slot was, while that is not known; zero: it is
-	mu            sync.Mutex // guards claimed and early, which the fan-out sets
+	compare       func()     // starts a comparison of outbox and deliveries
+	visibleAsked  time.Time  // the last check whether the claim is visible
+	comparedEarly bool       // a comparison ran before all was visible; another follows
+	claimed       time.Time  // when the slot was claimed; zero: no comparison waits
+	mu            sync.Mutex // guards claimed and comparedEarly, which the fan-out sets
 
 	notVisible map[uuid.UUID]bool // endpoints with rows of transactions that are not visible yet
-	since      time.Time          // by PostgreSQL's clock: what was due by then has been seen
+	since      time.Time          // by PostgreSQL's clock: rows due by then have been reported
 	polled     time.Time
 	hinted     time.Time
-	rescan     bool      // a hint came: it comes by the stream, which is faster than visibility, so another walk is due
-	cursor     uuid.UUID // of the walk
+	rescan     bool      // a second scan is due: the stream brings a hint before the change is visible
+	cursor     uuid.UUID // of the scan: the last endpoint read
 	scanned    time.Time
-	scansDue   int // of the walk, to be made at once: one under way, and one for what came meanwhile
+	scansDue   int // immediately: one under way, and another for changes since it began
 }
 
 func (r *retrier) run(ctx context.Context) error {
@@ -101,14 +101,14 @@ func (r *retrier) run(ctx context.Context) error {
 			return err
 		case err != nil && !failing:
 			failing = true
-			r.log.Warn("cannot look for due deliveries; trying until it works", "error", err)
+			r.log.Warn("cannot poll for due deliveries; retrying", "error", err)
 		case err == nil && failing:
 			failing = false
-			r.log.Info("looking for due deliveries again")
+			r.log.Info("polling for due deliveries resumed")
 		}
 		hint := r.changeHint
 		if time.Since(r.hinted) < hintEvery {
-			hint = nil // the tick comes back to it
+			hint = nil // the next tick sees it
 		}
 		switch r.heartbeat.wait(ctx, tick.C, hint, r.scheduler.ToFetch) {
 		case stopped:
@@ -124,7 +124,7 @@ func (r *retrier) run(ctx context.Context) error {
 	}
 }
 
-// runOnce looks for what is newly due, walks a piece, and fills the lanes.
+// runOnce polls for newly due rows, scans some pages, cancels, and fetches for lanes.
 func (r *retrier) runOnce(ctx context.Context) error {
 	if !r.scheduler.MayFetch(time.Now()) {
 		return nil
@@ -158,8 +158,8 @@ func (r *retrier) runOnce(ctx context.Context) error {
 	return r.fetch(ctx)
 }
 
-// comparing notes that a session has claimed the slot, and whether the outbox has to
-// be compared with its deliveries, or what comes may have to.
+// sessionClaimed notes that a session has claimed the slot. A comparison waits if one is
+// due, or if transactions from before the claim may not be visible yet.
 func (r *retrier) sessionClaimed(fence store.Fence) {
 	visible := r.scheduler.Visible(fence)
 	r.mu.Lock()
@@ -170,16 +170,16 @@ func (r *retrier) sessionClaimed(fence store.Fence) {
 	}
 }
 
-// visibleWithin is how long a comparison waits for transactions from before the slot
-// was claimed. After that they are somebody's long ones: what can be compared is, and
-// once more when they have ended.
+// visibleWithin bounds how long a comparison waits for transactions from before the
+// claim. If long ones are still open, it compares what is visible, and once more when
+// they have ended.
 const visibleWithin = 3 * time.Second
 
-// visibleEvery is how often it is looked whether those have ended.
+// visibleEvery is how often the retrier checks whether those have ended.
 const visibleEvery = time.Second
 
-// settle has the outbox compared once everything is visible that does not come by
-// the stream.
+// compareWhenVisible starts the comparison once all transactions are visible that the
+// stream will not bring.
 func (r *retrier) compareWhenVisible(ctx context.Context) error {
 	fence := r.scheduler.Fence()
 	r.mu.Lock()
@@ -197,7 +197,7 @@ func (r *retrier) compareWhenVisible(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.claimed != claimed || r.scheduler.Fence().Epoch != fence.Epoch { // another session has
+	if r.claimed != claimed || r.scheduler.Fence().Epoch != fence.Epoch { // another session has claimed
 		return nil
 	}
 	switch {
@@ -221,7 +221,7 @@ func (r *retrier) poll(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		r.since = now // the first walk finds what is older
+		r.since = now // the first scan finds older rows
 	}
 	endpoints, now, all, err := r.store.NewlyDue(ctx, r.since.Add(-pollOverlap))
 	if err != nil {
@@ -254,8 +254,8 @@ func (r *retrier) scan(ctx context.Context) error {
 	return nil
 }
 
-// scanNow has the walk made at once, from the beginning. One that is under way
-// has passed some endpoints already, so another follows it.
+// scanNow starts a scan at once. A scan that is under way has passed some endpoints
+// already, so another one follows it.
 func (r *retrier) scanNow() {
 	r.scansDue = 1
 	if r.cursor != uuid.Nil {
@@ -263,7 +263,7 @@ func (r *retrier) scanNow() {
 	}
 }
 
-// fetch asks for pages, back to back, while lanes have room.
+// fetch reads pages back to back while lanes have room, for at most pollEvery.
 func (r *retrier) fetch(ctx context.Context) error {
 	for end := time.Now().Add(pollEvery); ctx.Err() == nil; {
 		r.heartbeat.beat()
@@ -271,7 +271,7 @@ func (r *retrier) fetch(ctx context.Context) error {
 		if err != nil || !more {
 			return err
 		}
-		if time.Now().After(end) { // what is newly due, or to be cancelled, has its turn
+		if time.Now().After(end) { // poll and cancel first
 			r.scheduler.ToFetch.Raise()
 			return nil
 		}
@@ -315,8 +315,8 @@ func (r *retrier) fetchPages(ctx context.Context) (more bool, err error) {
 	return err == nil, err
 }
 
-// sweep cancels what is owed to endpoints that are disabled or deleted: a chunk
-// of each in turn, so that none keeps due rows waiting.
+// cancel cancels the deliveries of disabled and deleted endpoints: one chunk of each, so
+// that due rows do not wait for long.
 func (r *retrier) cancel(ctx context.Context) error {
 	sweeps, fence := r.scheduler.Sweeps(), r.scheduler.Fence()
 	for i, x := range sweeps {
@@ -343,8 +343,8 @@ func (r *retrier) cancelChunk(ctx context.Context, fence store.Fence, x *schedul
 	return nil
 }
 
-// again takes up what could not be done because a transaction that has
-// committed was not visible yet.
+// retryNotVisible has lanes try again whose rows belonged to committed transactions that
+// were not visible yet.
 func (r *retrier) retryNotVisible() {
 	r.scheduler.Again(slices.SortedFunc(maps.Keys(r.notVisible), schedule.CompareIDs), time.Now())
 	clear(r.notVisible)

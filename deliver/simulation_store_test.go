@@ -145,7 +145,7 @@ func (st *simulatedStore) NewlyDue(ctx context.Context, since time.Time) (endpoi
 
 // Waiting is Store's.
 func (st *simulatedStore) Waiting(ctx context.Context, after uuid.UUID, limit int) (found []store.Waiting, err error) {
-	err = st.do("walk", func(db *database) error {
+	err = st.do("scan", func(db *database) error {
 		found, err = db.Waiting(ctx, after, limit)
 		return err
 	})
@@ -238,7 +238,7 @@ func (st *simulatedStore) Mark(ctx context.Context, fence store.Fence, mark stor
 
 // Settled is Store's.
 func (st *simulatedStore) ClaimVisible(ctx context.Context, fence store.Fence) (settled bool, err error) {
-	err = st.do("settled", func(db *database) error {
+	err = st.do("claim visible", func(db *database) error {
 		settled, err = db.ClaimVisible(ctx, fence)
 		return err
 	})

@@ -215,7 +215,7 @@ func (s *simulation) pass(d time.Duration) {
 	s.await(func() bool { return !time.Now().Before(end) })
 }
 
-// wait is what a loop's pulse waits by: of what is ready, the seed chooses.
+// wait replaces the select of a loop's heartbeat: the seed chooses among what is ready.
 func (s *simulation) wait(timer <-chan time.Time, a, b schedule.Signal) (woken wake) {
 	s.await(func() bool {
 		at := s.rng.IntN(3)

@@ -8,20 +8,20 @@ import (
 	"github.com/walhook/walhook/deliver/schedule"
 )
 
-// workerIdle is how long a worker without work stays: its grown stack makes
-// the next attempt cheaper, but after a burst the memory goes back.
+// workerIdle is how long an idle worker stays. Its grown stack makes the next attempt
+// cheaper; after a burst the memory is freed.
 const workerIdle = 10 * time.Second
 
-// workers run the attempts: one goroutine per attempt under way, kept for the
-// next one.
+// workers run the attempts: one goroutine for each attempt under way. An idle one is
+// kept for a while and reused.
 type workers struct {
 	mu   sync.Mutex
 	idle int
-	work chan *schedule.Delivery  // handed to an idle worker; has room for every attempt, so that sending never blocks
-	run  func(*schedule.Delivery) // on a new goroutine
+	work chan *schedule.Delivery  // to an idle worker; has room for MaxInFlight, so that sending never blocks
+	run  func(*schedule.Delivery) // runs a new worker, on a goroutine of its own
 }
 
-// start hands a delivery to a worker.
+// start hands a delivery to an idle worker, or to a new one.
 func (w *workers) start(d *schedule.Delivery) {
 	if w.takeIdle() {
 		w.work <- d
@@ -30,7 +30,7 @@ func (w *workers) start(d *schedule.Delivery) {
 	w.run(d)
 }
 
-// takeIdle takes a worker out of those that are idle, or reports that there is none.
+// takeIdle reserves an idle worker, and reports whether there was one.
 func (w *workers) takeIdle() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -41,7 +41,7 @@ func (w *workers) takeIdle() bool {
 	return true
 }
 
-// work makes attempts until there is nothing to do for a while.
+// work makes attempts until none has come for workerIdle.
 func (e *Engine) work(ctx context.Context, d *schedule.Delivery) {
 	for d != nil {
 		d = e.attempt(ctx, d)
@@ -51,8 +51,8 @@ func (e *Engine) work(ctx context.Context, d *schedule.Delivery) {
 	}
 }
 
-// attempt sends one request, hands its outcome to the recorder, and returns
-// what to do next.
+// attempt sends one request, passes its outcome on, and returns the worker's next
+// delivery, if there is one.
 func (e *Engine) attempt(ctx context.Context, d *schedule.Delivery) *schedule.Delivery {
 	r := d.Request()
 	a, completed := e.send(ctx, r)
@@ -64,14 +64,14 @@ func (e *Engine) attempt(ctx context.Context, d *schedule.Delivery) *schedule.De
 	case !completed && ctx.Err() != nil: // the process is being killed
 		e.scheduler.Abandon(d, now)
 		return nil
-	case !completed: // nothing of it left this process
+	case !completed: // the right to send was lost: no receiver can have acted on it
 		e.scheduler.Unsent(d, now)
 		return nil
 	}
 	return e.scheduler.Finish(d, a, now)
 }
 
-// rest waits for the next delivery, for workerIdle.
+// awaitWork waits for the next delivery, for at most workerIdle.
 func (e *Engine) awaitWork() *schedule.Delivery {
 	w := &e.workers
 	w.mu.Lock()
@@ -86,7 +86,7 @@ func (e *Engine) awaitWork() *schedule.Delivery {
 	case <-e.stopped:
 	}
 	if w.takeIdle() {
-		return nil // nobody has counted on this one
+		return nil // nobody has reserved this worker
 	}
-	return <-w.work // it comes at the last moment
+	return <-w.work // reserved at the last moment: the delivery is on its way
 }
