@@ -8,8 +8,8 @@ import (
 	"github.com/walhook/walhook/outbox"
 )
 
-// An Admission is an event on its way in: a delivery for each endpoint that it is owed
-// to, for as many at a time as there is room for.
+// An Admission takes in one event: a delivery for each endpoint that is owed it, as far
+// as there is room.
 type Admission struct {
 	scheduler *Scheduler
 	event     *event
@@ -20,9 +20,9 @@ type Admission struct {
 	patience  time.Time // until then a delivery may wait for room, and not be parked
 }
 
-// Admit begins to take in an event of the open transaction. Deliveries that are known
-// are passed over, and those that are taken in are added, where known is not nil: when
-// they come once more, they are in memory or have their row.
+// Admit begins to take in an event of the open transaction. Deliveries in known are
+// skipped. Admitted ones are added to known, unless that is nil: if they come again,
+// they are in memory or have their row.
 func (s *Scheduler) Admit(e *outbox.Event, known map[uuid.UUID]bool, received time.Time) *Admission {
 	a := &Admission{scheduler: s, event: newEvent(e), endpoints: e.EndpointIDs, known: known, received: received,
 		patience: received.Add(s.limits.ParkAfter)}
@@ -30,9 +30,9 @@ func (s *Scheduler) Admit(e *outbox.Event, known map[uuid.UUID]bool, received ti
 	return a
 }
 
-// Go takes in what there is room for, and reports whether that is all. Where it is
-// not, RoomFreed says when to try again, or time does. A Scheduler that was stopped
-// takes in nothing more, and confirms nothing from there on: it will come again.
+// Go admits what there is room for and reports whether that is everything. If not, call
+// it again after RoomFreed or ParkEvery. A stopped Scheduler admits nothing and
+// confirms nothing from here on: the event will come again.
 func (a *Admission) Go(now time.Time) bool {
 	s := a.scheduler
 	s.mu.Lock()
@@ -80,10 +80,9 @@ func (a *Admission) unpin() {
 	a.event.unused()
 }
 
-// admit takes in a delivery that the stream brought, or reports that there is
-// no room for it yet. A lane that is behind parks it at once. For a full window,
-// and for a full lane while all others have work too, room is waited for until
-// patience ends.
+// admit takes in one delivery from the stream, or reports that there is no room yet. A
+// lane that is behind parks it at once. Until patience ends, it waits for room in a
+// full window, or in a full lane while all other lanes have work.
 func (s *Scheduler) admit(e *event, endpoint, id uuid.UUID, received, patience, now time.Time) bool {
 	l := s.lane(endpoint, now)
 	d := &Delivery{id: id, event: e, lane: l, received: received}
@@ -111,10 +110,10 @@ func (s *Scheduler) admit(e *event, endpoint, id uuid.UUID, received, patience, 
 	return true
 }
 
-// worthWaiting says whether the stream may wait for room in a lane, so that a
-// backlog is read no faster than it is delivered, and written once. Not for one
-// whose limits hold it back; and not for a queue of all that a lane may have while
-// another lane is out of work, whose events may stand behind.
+// worthWaiting reports whether the stream may wait for room in a lane, so that a
+// backlog is read no faster than it is delivered and is written once. The stream does
+// not wait for a lane that its own limits hold back. Nor does it wait for a full queue
+// while another lane has no work: its events may stand behind.
 func (s *Scheduler) worthWaiting(l *lane, now time.Time) bool {
 	if l.shut || l.breaker.holds(now) || l.rate != nil {
 		return false
@@ -130,8 +129,8 @@ func (s *Scheduler) worthWaiting(l *lane, now time.Time) bool {
 	return true
 }
 
-// fits says whether an event's delivery has room. A body that is larger than
-// all of MaxMemory must pass too, alone.
+// fits reports whether there is room for an event's delivery. A body larger than
+// MaxMemory passes too, alone.
 func (s *Scheduler) fits(e *event) bool {
 	size := int64(len(e.body))
 	if e.users > 0 {

@@ -12,16 +12,15 @@ import (
 
 // From deliveries to rows, and what the commit of a batch means.
 
-// recordBatch is how many rows one transaction records: about 5 ms of work.
-// Larger batches are no faster per row and hold their locks for longer.
+// recordBatch bounds the rows of one recording transaction: about 5 ms of work. Larger
+// batches are no faster per row and hold their locks longer.
 const recordBatch = 500
 
-// parkedShare is how much of a batch of new rows parked deliveries get at least,
-// where they wait. Outcomes go first: they hold permits, and a parked delivery does
-// not.
+// parkedShare is the part of a batch reserved for parked deliveries, if any wait.
+// Outcomes go first, because they hold permits.
 const parkedShare = recordBatch / 5
 
-// takeNew takes a batch of deliveries without a row, as they are now.
+// takeNew takes a batch of deliveries without a row.
 func (s *Scheduler) takeNew() ([]*Delivery, []store.Record) {
 	outcomes := min(len(s.newRows), recordBatch-min(len(s.toBeParked), parkedShare))
 	taken, records := s.take(&s.newRows, outcomes)
@@ -51,8 +50,8 @@ func (s *Scheduler) take(from *[]*Delivery, n int) ([]*Delivery, []store.Record)
 	return taken, records
 }
 
-// recordedBy lets a taken batch count as recorded, and returns its number and how
-// far everything is. The number comes first: the batch's own echo is what confirms.
+// recordedBy counts a batch as recorded and returns its number and how far everything
+// is recorded. The number is taken first: only the batch's own echo may confirm it.
 func (s *Scheduler) recordedBy(taken []*Delivery) (batch uint64, upTo position) {
 	batch = s.ledger.take()
 	for _, d := range taken {
@@ -64,7 +63,7 @@ func (s *Scheduler) recordedBy(taken []*Delivery) (batch uint64, upTo position) 
 	return batch, s.ledger.advance()
 }
 
-// record is a delivery's row as of now.
+// record returns a delivery's row as of now.
 func (s *Scheduler) record(d *Delivery) store.Record {
 	r := store.Record{
 		ID: d.id, EventID: d.event.id, EndpointID: d.lane.id,
@@ -146,9 +145,9 @@ func (s *Scheduler) updated(taken []*Delivery, busy, refused, again map[uuid.UUI
 	return aside, stuck
 }
 
-// putAside lets a delivery wait that could not be written, for as long as an operator
-// likes, without its share of low-priority attempts. One whose attempt was under way need
-// not wait: its outcome follows, or has been lined up as that of a row.
+// putAside sets aside a delivery that could not be written, for as long as an operator
+// holds its row, and returns its share of low-priority attempts. A running one need not
+// wait: its outcome follows, or is already queued as an update.
 func (s *Scheduler) putAside(d *Delivery, now time.Time) []*Delivery {
 	if d.enlisted {
 		s.existing = slices.DeleteFunc(s.existing, func(o *Delivery) bool { return o == d })
@@ -163,7 +162,7 @@ func (s *Scheduler) putAside(d *Delivery, now time.Time) []*Delivery {
 	return []*Delivery{d}
 }
 
-// done lets a delivery go whose outcome, or whose pending row, is committed.
+// done removes a delivery whose outcome or pending row is committed.
 func (s *Scheduler) done(d *Delivery, now time.Time) {
 	l := d.lane
 	if d.stage == ended {

@@ -18,15 +18,15 @@ type Counts struct {
 	Found     uint64              // rows that the reconciler had to insert
 }
 
-// An OwnFault is what keeps walhook from sending that is no fault of the endpoint's:
-// no attempt is counted.
+// An OwnFault keeps walhook from sending and is not the endpoint's fault: no attempt is
+// counted.
 type OwnFault string
 
-// secretFault is a secret that cannot be opened: counted at each look-up, which is
-// once a second for each endpoint that waits for it.
+// secretFault is a secret that cannot be opened. It is counted at each look-up: once a
+// second for each endpoint that waits for it.
 const secretFault OwnFault = "secret"
 
-// OwnFaults are all of them.
+// OwnFaults lists them all.
 var OwnFaults = []OwnFault{secretFault}
 
 func (c *Counts) ownFault(f OwnFault) {

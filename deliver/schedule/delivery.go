@@ -43,12 +43,12 @@ type Delivery struct {
 	enlisted bool          // in newRows or existing
 }
 
-// Request is what the attempt under way sends.
+// Request returns the request of the attempt under way.
 func (d *Delivery) Request() send.Request {
 	return send.Request{Endpoint: d.target, DeliveryID: d.id, EventType: d.event.typ, Retry: d.attempts, Body: d.event.body}
 }
 
-// An event is held once, however many endpoints it is owed to.
+// An event is kept once for all endpoints that are owed it.
 type event struct {
 	id           uuid.UUID
 	organization string
@@ -63,7 +63,7 @@ func newEvent(e *outbox.Event) *event {
 	return &event{id: e.ID, organization: e.OrganizationID, typ: e.Type, body: send.Body(e)}
 }
 
-// use counts an event's body once, for its first user.
+// use counts an event's body, once for all users.
 func (s *Scheduler) use(e *event) {
 	if e.users == 0 {
 		e.size = int64(len(e.body))
@@ -72,7 +72,7 @@ func (s *Scheduler) use(e *event) {
 	e.users++
 }
 
-// unuse lets the body go with its last user.
+// unuse releases the body with its last user.
 func (s *Scheduler) unuse(e *event) {
 	e.users--
 	if e.users == 0 {
@@ -81,7 +81,7 @@ func (s *Scheduler) unuse(e *event) {
 	}
 }
 
-// unused lets the body go that nobody needs, and nobody will.
+// unused releases a body that nobody needs or will need.
 func (e *event) unused() {
 	if e.users == 0 && !e.pinned {
 		e.body = nil

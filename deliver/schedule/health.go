@@ -11,11 +11,11 @@ import (
 // What attempts say of their endpoints: to the breaker at once, and to the
 // database where it is news.
 
-// failureLook is how often a failing endpoint is compared with
-// WALHOOK_DISABLE_AFTER, which is a matter of hours.
+// failureLook is how often a failing endpoint is compared with WALHOOK_DISABLE_AFTER,
+// which is usually hours.
 const failureLook = time.Minute
 
-// lookEvery is failureLook, or less where an endpoint is disabled sooner.
+// lookEvery returns failureLook, or less if endpoints are disabled sooner.
 func (l Limits) lookEvery() time.Duration {
 	if l.DisableAfter == 0 {
 		return failureLook
@@ -23,7 +23,7 @@ func (l Limits) lookEvery() time.Duration {
 	return min(failureLook, l.DisableAfter)
 }
 
-// A health is how an endpoint does, as far as this process knows.
+// A health is the condition of an endpoint, as far as this process knows.
 type health struct {
 	state     condition
 	lookedAt  time.Time             // when failing was last looked at
@@ -31,7 +31,7 @@ type health struct {
 	news      *store.EndpointHealth // to be recorded; nil: nothing
 }
 
-// A condition is how an endpoint did last.
+// A condition is the outcome of an endpoint's last attempt.
 type condition uint8
 
 const (
@@ -40,8 +40,7 @@ const (
 	failing
 )
 
-// judge learns from an attempt how its endpoint is, and has it recorded where
-// that is news.
+// judge updates an endpoint's breaker and health from an attempt, and reports a change.
 func (s *Scheduler) judge(d *Delivery, a *store.Attempt, now time.Time) {
 	l := d.lane
 	opened, look := false, false
@@ -76,7 +75,7 @@ func (s *Scheduler) judge(d *Delivery, a *store.Attempt, now time.Time) {
 	}
 }
 
-// tell has a lane's health recorded with the next batch, as it stands then.
+// report has a lane's health recorded with the next batch, as it stands then.
 func (s *Scheduler) report(l *lane, look bool, at time.Time, own bool) {
 	n := l.news
 	if n == nil {
@@ -89,7 +88,7 @@ func (s *Scheduler) report(l *lane, look bool, at time.Time, own bool) {
 	n.Look = n.Failing && (n.Look || look)
 }
 
-// takeNews hands over what is to be recorded about endpoints.
+// takeNews takes what is to be recorded about endpoints.
 func (s *Scheduler) takeNews() []store.EndpointHealth {
 	var news []store.EndpointHealth
 	for _, l := range s.news {
@@ -100,7 +99,7 @@ func (s *Scheduler) takeNews() []store.EndpointHealth {
 	return news
 }
 
-// giveBackNews gives news back that could not be recorded. What has come since is newer.
+// giveBackNews gives back what could not be recorded. Newer reports win.
 func (s *Scheduler) giveBackNews(health []store.EndpointHealth, now time.Time) {
 	for _, h := range health {
 		l := s.lane(h.EndpointID, now)
@@ -114,7 +113,7 @@ func (s *Scheduler) giveBackNews(health []store.EndpointHealth, now time.Time) {
 	}
 }
 
-// changeBreaker keeps count of the breakers that are open.
+// changeBreaker changes a breaker and keeps count of the open ones.
 func (s *Scheduler) changeBreaker(l *lane, change func(*breaker)) {
 	before := l.breaker.open
 	change(&l.breaker)

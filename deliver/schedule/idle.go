@@ -3,21 +3,21 @@ package schedule
 import "time"
 
 const (
-	// ForgetEvery and forgetLook pace the look for idle lanes: a few at a time, so
-	// that nobody waits for a walk over all of them.
+	// ForgetEvery and forgetLook pace the search for idle lanes. It looks at a few at a
+	// time, so that nobody waits for a walk over all of them.
 	ForgetEvery = 100 * time.Millisecond
 	forgetLook  = 4000
 
-	// laneMemory is how long an idle lane keeps its endpoint's parsed form.
+	// laneMemory is how long an idle lane keeps its parsed endpoint.
 	laneMemory = time.Minute
 
-	// maxIdleLanes bounds the idle lanes that are kept for laneMemory, at about
-	// 2 KiB each: 16 MiB.
+	// maxIdleLanes bounds the idle lanes kept for laneMemory, at about 2 KiB each: 16
+	// MiB.
 	maxIdleLanes = 8192
 )
 
-// forget drops lanes that have been idle for a while. Those that only have rows
-// waiting in the table keep nothing but that.
+// forget drops lanes that have been idle for laneMemory. A lane that only has rows
+// waiting in the table drops its endpoint.
 func (s *Scheduler) forget(now time.Time) {
 	looked := 0
 	for _, l := range s.lanes {
@@ -33,7 +33,7 @@ func (s *Scheduler) forget(now time.Time) {
 	}
 }
 
-// drop forgets a lane that is idle.
+// drop removes an idle lane.
 func (s *Scheduler) drop(l *lane) {
 	if s.lanes[l.id] == l {
 		delete(s.lanes, l.id)

@@ -7,7 +7,7 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// A known is what the last look-up said of a lane's endpoint.
+// A known holds the last look-up of a lane's endpoint.
 type known struct {
 	organization string          // once it was looked up
 	endpoint     *store.Endpoint // as of asOf; nil: it does not exist
@@ -21,8 +21,8 @@ type known struct {
 	notBefore    time.Time // a look-up from before is not to be relied on
 }
 
-// fresh says whether what was looked up may be relied on, and stale whether it is
-// time to look again.
+// fresh reports whether attempts may rely on the last look-up; stale, whether it is
+// time for another.
 func (k *known) fresh(now time.Time) bool { return !k.asOf.IsZero() && now.Sub(k.asOf) < staleAfter }
 func (k *known) stale(now time.Time) bool {
 	return k.asOf.IsZero() || now.Sub(k.asOf) >= refreshAfter

@@ -9,16 +9,16 @@ import (
 )
 
 const (
-	// staleAfter is how long an endpoint's row may be relied on after it was read:
-	// a change is in force within a second of its commit.
+	// staleAfter bounds the age of an endpoint's row that attempts may rely on. So a
+	// change is in force within a second of its commit.
 	staleAfter = time.Second
 
-	// refreshAfter is when a lane in use asks for its endpoint again, so that it
-	// need not wait for the answer.
+	// refreshAfter is the age from which a lane in use has its endpoint looked up
+	// again, before it becomes too old.
 	refreshAfter = 500 * time.Millisecond
 
-	// burstFor is how much of its rate an endpoint may get at once after a lull. A
-	// tenth of a second makes up for timers that are late, and is no burst.
+	// burstFor bounds the burst of an endpoint with a rate after a lull, as a time at
+	// that rate. A tenth of a second makes up for late timers.
 	burstFor = 100 * time.Millisecond
 )
 
@@ -56,13 +56,12 @@ func (s *Scheduler) lane(id uuid.UUID, now time.Time) *lane {
 	return l
 }
 
-// idle says that forgetting the lane loses nothing but a cached endpoint, and
-// what the table knows of it.
+// idle reports whether dropping the lane loses only what the table knows.
 func (l *lane) idle() bool {
 	return l.held == 0 && l.ended == 0 && l.parking == 0 && !l.gone && !l.spilled && !l.rows && !l.sweep && !l.ask && !l.listed() && l.news == nil
 }
 
-// may is how many attempts may be under way at once, as far as the lane goes.
+// may returns how many attempts may be under way at once, by the lane's own limits.
 func (l *lane) may(now time.Time) int {
 	if l.shut {
 		return 0
@@ -70,8 +69,8 @@ func (l *lane) may(now time.Time) int {
 	return l.permits.may(now)
 }
 
-// ahead is how many deliveries may be queued from the stream: what the lane can
-// work off within ParkAfter, so that nothing is queued that will be parked.
+// queueRoom returns how many deliveries from the stream the lane may queue: as many as
+// it can send within ParkAfter, because the rest would be parked anyway.
 func (s *Scheduler) queueRoom(l *lane, now time.Time) int {
 	if l.shut || l.breaker.holds(now) {
 		return min(l.may(now)-l.held, 1) // the probe
@@ -93,7 +92,7 @@ func (s *Scheduler) enqueue(d *Delivery, now time.Time) {
 	s.touch(l)
 }
 
-// leave takes a delivery off its lane. Its body may go.
+// leave removes a delivery from its lane's counts and releases its body.
 func (s *Scheduler) leave(d *Delivery, now time.Time) {
 	l := d.lane
 	l.held--

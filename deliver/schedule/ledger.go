@@ -6,15 +6,14 @@ import (
 	"github.com/jackc/pglogrepl"
 )
 
-// A ledger decides what may be confirmed. It is a pure data structure: no
-// clock, no lock, no I/O; the window's mutex guards it.
+// A ledger decides what may be confirmed. It is a pure data structure: no clock, no
+// lock, no I/O; the Scheduler's mutex guards it.
 //
-// Transactions stand in it in commit order, each with the number of its
-// deliveries that have no row yet. The longest prefix of transactions without
-// such deliveries is recorded. It may be confirmed once it is also durable: when
-// the echo of the last batch that had a part in it has come back through the
-// stream. Only the end of a commit, or a position without events, is ever
-// confirmed.
+// Transactions stand in commit order, each with the number of its deliveries that have
+// no row yet. The longest prefix of transactions without such deliveries is recorded.
+// It may be confirmed once it is also durable: when the echo of the last batch that had
+// a part in it has come back through the stream. Only the end of a commit, or a
+// position without events, is ever confirmed.
 type ledger struct {
 	transactions []*transaction // in commit order; the last may be open
 	recorded     position       // the end of the longest recorded prefix
@@ -35,11 +34,11 @@ type gate struct {
 	lsn   pglogrepl.LSN
 }
 
-// maxGates bounds the gates while echoes stand behind someone's huge
-// transaction. Beyond it neighbours are merged, which only confirms later.
+// maxGates bounds the gates while echoes wait behind someone's huge transaction. Beyond
+// it, neighbours are merged, which only confirms later.
 const maxGates = 4096
 
-// A transaction is one that the stream has begun to hand on.
+// A transaction is one that the stream has begun to bring.
 type transaction struct {
 	end     position // zero while more of it may come
 	pending int      // deliveries without a row
@@ -47,7 +46,7 @@ type transaction struct {
 	generation int
 }
 
-// reset begins a session: what was not confirmed will come again.
+// reset begins a session: the stream will bring again what was not confirmed.
 func (l *ledger) reset(start pglogrepl.LSN) {
 	l.generation++
 	l.transactions, l.gates = nil, nil
@@ -55,7 +54,7 @@ func (l *ledger) reset(start pglogrepl.LSN) {
 	l.confirmed = start
 }
 
-// current returns the open transaction, beginning one where none is open.
+// current returns the open transaction, or begins one.
 func (l *ledger) current() *transaction {
 	if n := len(l.transactions); n > 0 && l.transactions[n-1].end.lsn == 0 {
 		return l.transactions[n-1]
@@ -65,8 +64,8 @@ func (l *ledger) current() *transaction {
 	return t
 }
 
-// end closes the open transaction. Where none is open it is a position without
-// events, and extends the transaction before: between the two there is nothing.
+// end closes the open transaction. If none is open, it is a position without events and
+// extends the transaction before: nothing lies between the two.
 func (l *ledger) end(lsn pglogrepl.LSN, at time.Time) {
 	n := len(l.transactions)
 	switch {
@@ -87,14 +86,14 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
-// take gives the next batch its number. Its records count from here on: what
-// they complete is confirmed by the batch's own echo, never before.
+// take numbers the next batch. Its records count from here on; only the batch's own
+// echo confirms what they complete.
 func (l *ledger) take() uint64 {
 	l.taken++
 	return l.taken
 }
 
-// advance drops the recorded prefix and returns where it ends.
+// advance drops the recorded prefix and returns its end.
 func (l *ledger) advance() position {
 	i := 0
 	for ; i < len(l.transactions); i++ {
@@ -112,8 +111,8 @@ func (l *ledger) advance() position {
 	return l.recorded
 }
 
-// gate lets the recorded position be confirmed when every batch that was taken
-// so far is durable.
+// gate lets the recorded position be confirmed once every batch taken so far is
+// durable.
 func (l *ledger) gate() {
 	if l.taken <= l.echoed {
 		l.gates = nil
@@ -126,7 +125,7 @@ func (l *ledger) gate() {
 	l.gates = append(l.gates, gate{batch: l.taken, lsn: l.recorded.lsn})
 }
 
-// echo says that batches up to this number are durable.
+// echo marks all batches up to a number as durable.
 func (l *ledger) echo(batch uint64) {
 	l.echoed = max(l.echoed, batch)
 	for len(l.gates) > 0 && l.gates[0].batch <= l.echoed {

@@ -10,8 +10,8 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// lookUpNext takes up to n of the lanes that want their endpoint: those that are in
-// use first, so that they need not wait behind thousands that are new.
+// lookUpNext takes up to n lanes whose endpoint has to be looked up. Lanes in use come
+// first, so that they do not wait behind thousands of new ones.
 func (s *Scheduler) lookUpNext(n int, now time.Time) (lanes []*lane) {
 	s.reconsiderTouched(now)
 	for len(lanes) < n {
@@ -28,7 +28,7 @@ func (s *Scheduler) lookUpNext(n int, now time.Time) (lanes []*lane) {
 	return lanes
 }
 
-// lookedUp takes the directory's answer; nil where the endpoint does not exist.
+// lookedUp takes the answer of a look-up. A nil endpoint does not exist.
 func (s *Scheduler) lookedUp(l *lane, e *store.Endpoint, target *send.Target, asOf, now time.Time) {
 	l.asked = false
 	s.touch(l)
@@ -55,8 +55,8 @@ func (s *Scheduler) lookedUp(l *lane, e *store.Endpoint, target *send.Target, as
 	l.refused = refused
 }
 
-// shutOff has what is owed to an endpoint wait in the table, for as long as its
-// secret cannot be opened. It is no failure of the endpoint's.
+// shutOff keeps an endpoint's deliveries in the table while its secret cannot be
+// opened. That is walhook's own fault: no attempt is counted.
 func (s *Scheduler) shutOff(l *lane, shut bool, now time.Time) {
 	if shut != l.shut {
 		l.shut = shut
@@ -68,9 +68,8 @@ func (s *Scheduler) shutOff(l *lane, shut bool, now time.Time) {
 	}
 }
 
-// retryNow closes the breaker of a lane where an operator has asked for what waits
-// since the last look-up: he says that the endpoint is mended. It goes as slowly
-// at first as after a probe that succeeded.
+// retryNow closes a lane's breaker if webhook_retry_now was called since the last
+// look-up. The lane starts as slowly as after a successful probe.
 func (s *Scheduler) retryNow(l *lane, asked, now time.Time) {
 	if !asked.After(l.retriedAt) {
 		return
@@ -84,7 +83,7 @@ func (s *Scheduler) retryNow(l *lane, asked, now time.Time) {
 	s.hasRows(l)
 }
 
-// limit sets what an endpoint's row says of how much it may get.
+// limit applies the limits of an endpoint's row.
 func (s *Scheduler) limit(l *lane, e *store.Endpoint, now time.Time) {
 	l.limit = s.limits.EndpointInFlight
 	if e.MaxInFlight > 0 {

@@ -7,23 +7,22 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// How lanes are fed from the table: whose turn it is to ask for a page, how
-// large that may be, and what its outcome means. The window decides; the retrier
-// asks.
+// How lanes are fed from the table: which lane may ask for a page, how large it may
+// be, and what its end means. The retrier fetches the pages.
 
 const (
 	// A lane's prefetch begins at its limit, so that a slow endpoint's rows stay in the
-	// table and leave the window to others, and doubles up to maxPrefetch times that
-	// while a page does not last for pageFor.
+	// table and leave the window to others. It doubles up to maxPrefetch times the
+	// limit while a page lasts less than pageFor.
 	maxPrefetch = 16
 	pageFor     = 100 * time.Millisecond
 
 	// ratedFor is how long the prefetch of an endpoint with a rate lasts.
 	ratedFor = 500 * time.Millisecond
 
-	// prefetchShare is the part of the room for rows which a lane's queue may hold, of
-	// what is free: however many lanes are fed, there is room for one more. One lane alone
-	// gets pages of a hundred, which cost no more per row than larger ones.
+	// prefetchShare bounds a lane's prefetch to that part of the free room for rows:
+	// however many lanes are fed, there is room for one more. A lane alone gets pages
+	// of about a hundred rows; larger ones cost no less per row.
 	prefetchShare = 32
 )
 
@@ -35,28 +34,28 @@ type Page struct {
 	end  store.PageEnd // of what was taken in
 }
 
-// Query is the page as the store is asked for it.
+// Query returns the page as a query for the store.
 func (p *Page) Query() store.Page {
 	return store.Page{EndpointID: p.lane.id, After: p.end, Limit: p.size}
 }
 
-// hasRows has the retrier ask for the rows of a lane.
+// hasRows notes that a lane may have due rows.
 func (s *Scheduler) hasRows(l *lane) {
 	l.rows = true
 	s.touch(l)
 }
 
-// found has the retrier ask for the rows of a lane that the table told of. Why
-// they are due it does not tell: where the breaker is open an operator may have
-// asked for them, which the look-up knows.
+// found notes that the table has due rows for a lane. It does not say why they are due:
+// if the breaker is open, an operator may have asked for them, and the look-up will
+// tell.
 func (s *Scheduler) found(l *lane, now time.Time) {
 	if s.hasRows(l); l.breaker.open && now.Sub(l.asOf) >= refreshAfter {
 		l.ask = true
 	}
 }
 
-// page says how many due rows a lane may ask for, of so much room that is free;
-// 0 where there are none or it is too early.
+// page returns how many due rows a lane may ask for, given the free room for rows; 0 if
+// it has none or must wait.
 func (s *Scheduler) page(l *lane, free int, now time.Time) int {
 	if !l.rows || !s.bytesFit(l, s.limits.MaxMemory/2) {
 		return 0
@@ -68,8 +67,8 @@ func (s *Scheduler) page(l *lane, free int, now time.Time) int {
 	return min(size-l.prefetched, s.fitting(l))
 }
 
-// fitting is how many rows have room if they are as large as those that the lane
-// holds: what finds none was read for nothing.
+// fitting returns how many rows have room, if they are as large as those that the lane
+// holds. Rows without room would be read in vain.
 func (s *Scheduler) fitting(l *lane) int {
 	if l.bytes == 0 {
 		return math.MaxInt
@@ -78,7 +77,7 @@ func (s *Scheduler) fitting(l *lane) int {
 	return 1 + int(room*int64(l.held)/l.bytes)
 }
 
-// mayPrefetch is how many deliveries from the table a lane may have queued.
+// mayPrefetch returns how many prefetched deliveries a lane may have queued.
 func (l *lane) mayPrefetch(now time.Time) int {
 	if l.shut || l.breaker.holds(now) {
 		return max(0, l.may(now)-(l.held-l.prefetched)) // the probe
@@ -93,7 +92,7 @@ func (l *lane) mayPrefetch(now time.Time) int {
 	return max(1, l.within(ratedFor, size))
 }
 
-// toAsk takes the lanes that have room for a page, at most n, in turn.
+// toAsk takes up to n lanes that have room for a page, in turn.
 func (s *Scheduler) toAsk(n int, now time.Time) []*Page {
 	s.reconsiderTouched(now)
 	if s.starved = !s.fetchRoom(); s.starved {

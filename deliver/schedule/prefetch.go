@@ -6,7 +6,7 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// A prefetch is how far a lane has been fed from the table, and how much it may hold.
+// A prefetch is a lane's position in the table, and how many rows it may hold.
 type prefetch struct {
 	spilled   bool
 	rows      bool // rows may be due in the table that are not in memory
@@ -22,7 +22,7 @@ type prefetch struct {
 	swept     bool      // they are just being
 }
 
-// begin begins a page, and returns where.
+// begin begins a page and returns its position.
 func (p *prefetch) begin() store.PageEnd {
 	if p.after == (store.PageEnd{}) {
 		p.passParks = p.parks
@@ -31,10 +31,9 @@ func (p *prefetch) begin() store.PageEnd {
 	return p.after
 }
 
-// end takes the end of a page of so many rows, of a lane with a limit, and reports
-// whether there may be more. The next page begins where this one ended. Fewer rows than were asked for
-// are all that is left; what was parked since the first of these pages may stand before
-// where they began, and is found from the beginning.
+// end takes the end of a page and reports whether there may be more. The next page
+// begins there. Fewer rows than asked for are all that is left. But what was parked
+// since the first of these pages may sort before it, and is found from the beginning.
 func (p *prefetch) end(got, size int, at store.PageEnd, limit int, now time.Time) (left bool) {
 	left = got >= size || p.overflown
 	p.overflown, p.paging = false, false
@@ -52,8 +51,8 @@ func (p *prefetch) end(got, size int, at store.PageEnd, limit int, now time.Time
 	return left
 }
 
-// restart has the pages begin again: what was put back may stand before the last
-// one, and before that which is under way.
+// restart resets the position: rows just put back may sort before the last page, and
+// before the one under way.
 func (p *prefetch) restart() {
 	p.after = store.PageEnd{}
 	p.parks++

@@ -2,10 +2,9 @@ package schedule
 
 import "time"
 
-// Which lanes wait for what. Nothing else puts a lane into a list, and nobody has to
-// know which: whoever changes a lane touches it.
+// Which lanes wait for what. Only this file puts lanes into lists.
 
-// A listOf is what a lane waits for in a list.
+// A listOf is what the lanes of a list wait for.
 type listOf int
 
 const (
@@ -18,7 +17,7 @@ const (
 	lists
 )
 
-// put sees that a lane is in a list, at its end, or is not.
+// put puts a lane at the end of a list, unless it is there already, or takes it out.
 func (s *Scheduler) put(of listOf, l *lane, in bool) {
 	at := &l.in[of]
 	switch {
@@ -30,7 +29,8 @@ func (s *Scheduler) put(of listOf, l *lane, in bool) {
 	}
 }
 
-// takeFirst takes the lane out of a list that has waited longest, or returns nil.
+// takeFirst takes the lane that has waited longest out of a list. It returns nil if the
+// list is empty.
 func (s *Scheduler) takeFirst(of listOf) *lane {
 	front := s.lists[of].Front()
 	if front == nil {
@@ -41,7 +41,8 @@ func (s *Scheduler) takeFirst(of listOf) *lane {
 	return l
 }
 
-// touch has a lane reconsidered before anything is taken from a list.
+// touch has a lane reconsidered before the next lane is taken from any list. Whoever
+// changes a lane touches it.
 func (s *Scheduler) touch(l *lane) {
 	if !l.touched {
 		l.touched = true
@@ -49,7 +50,7 @@ func (s *Scheduler) touch(l *lane) {
 	}
 }
 
-// settle reconsiders the lanes that were touched.
+// reconsiderTouched reconsiders the touched lanes.
 func (s *Scheduler) reconsiderTouched(now time.Time) {
 	for i := 0; i < len(s.touched); i++ { // which may touch others
 		l := s.touched[i]
@@ -61,7 +62,7 @@ func (s *Scheduler) reconsiderTouched(now time.Time) {
 }
 
 // reconsider puts a lane into the lists that its facts ask for, takes it out of the
-// others, and has it looked at again when time may change that.
+// others, and sets its timer. It is idempotent and looks at nothing but facts.
 func (s *Scheduler) reconsider(l *lane, now time.Time) {
 	l.trim()
 	want, again := s.wants(l, now)
@@ -80,7 +81,7 @@ func (s *Scheduler) reconsider(l *lane, now time.Time) {
 	}
 }
 
-// wants says which lists a lane's facts ask for, and when time may change that.
+// wants returns the lists that a lane's facts ask for, and when time may change that.
 func (s *Scheduler) wants(l *lane, now time.Time) (want [lists]bool, again time.Time) {
 	var next earliest
 	lookUp := l.ask
@@ -122,7 +123,8 @@ func (s *Scheduler) wants(l *lane, now time.Time) (want [lists]bool, again time.
 	return want, next.at
 }
 
-// listed says whether a lane waits for anything but time.
+// listed reports whether a lane is in a list, or a look-up, page or sweep of it is
+// under way.
 func (l *lane) listed() bool {
 	for _, at := range l.in {
 		if at != nil {
@@ -132,7 +134,7 @@ func (l *lane) listed() bool {
 	return l.touched || l.asked || l.swept || l.paging
 }
 
-// An earliest is the first of some times; zero: there is none.
+// An earliest is the first of several times; zero if there was none.
 type earliest struct{ at time.Time }
 
 func (e *earliest) by(at time.Time) {

@@ -7,7 +7,7 @@ import (
 
 // Deliveries on their way back into the table, and what becomes of their lane.
 
-// requeueAll empties a lane's queue into the table.
+// requeueAll moves a lane's queue into the table.
 func (s *Scheduler) requeueAll(l *lane, now time.Time) {
 	for _, d := range append(l.first, l.low...) {
 		if d.stage == queued {
@@ -18,7 +18,8 @@ func (s *Scheduler) requeueAll(l *lane, now time.Time) {
 	l.restart()
 }
 
-// requeue lets a delivery go that has left its lane's queue, to wait in the table.
+// requeue moves a delivery that has left its queue into the table. Without a row it is
+// parked; otherwise it only leaves memory.
 func (s *Scheduler) requeue(d *Delivery, now time.Time) {
 	s.leave(d, now)
 	if d.inTable {
@@ -30,7 +31,7 @@ func (s *Scheduler) requeue(d *Delivery, now time.Time) {
 	s.toPark(d)
 }
 
-// dropPrefetched lets go what waits in a lane's queue and came from the table.
+// dropPrefetched drops a lane's queued deliveries that came from the table.
 func (s *Scheduler) dropPrefetched(l *lane, now time.Time) {
 	prefetched := func(d *Delivery) bool {
 		if d.stage != queued || !d.fetched {
@@ -45,17 +46,17 @@ func (s *Scheduler) dropPrefetched(l *lane, now time.Time) {
 	s.hasRows(l)
 }
 
-// holdBack puts back what waits in the lane of an endpoint that gets only probes.
+// holdBack requeues everything that waits in a lane which gets only probes.
 func (s *Scheduler) holdBack(l *lane, now time.Time) {
 	s.spill(l, true)
 	s.requeueAll(l, now)
 	s.hasRows(l)
 }
 
-// emptyQueue empties the lane of an endpoint that is disabled or deleted: into
-// the table, where the sweep cancels what is there. Not at once: the transaction
-// that brought a delivery may not be visible yet, and may have made or enabled
-// the endpoint. Once it is enabled again, it begins anew.
+// emptyQueue requeues everything that waits for an endpoint that is disabled or
+// deleted. The retrier cancels the rows later, not at once: the transaction that
+// brought a delivery may not be visible yet, and may itself have made or enabled the
+// endpoint. If the endpoint is enabled again, its lane starts afresh.
 func (s *Scheduler) emptyQueue(l *lane, now time.Time) {
 	l.rows = false
 	s.requeueAll(l, now)
@@ -65,7 +66,7 @@ func (s *Scheduler) emptyQueue(l *lane, now time.Time) {
 	s.toSweep(l)
 }
 
-// spill says whether a lane is fed from the table.
+// spill records whether a lane is fed from the table.
 func (s *Scheduler) spill(l *lane, spilled bool) {
 	if l.spilled != spilled {
 		l.spilled = spilled
@@ -73,7 +74,7 @@ func (s *Scheduler) spill(l *lane, spilled bool) {
 	}
 }
 
-// toSweep has the retrier cancel the rows of a lane that is refused.
+// toSweep has the retrier cancel the rows of a refused lane.
 func (s *Scheduler) toSweep(l *lane) {
 	l.sweep = true
 	s.touch(l)

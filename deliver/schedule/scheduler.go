@@ -101,15 +101,14 @@ type Scheduler struct {
 	ToPace    Signal // wakes the clock
 }
 
-// Options are what a Scheduler needs. Limits and Backoff are required.
+// Options configure a Scheduler. Limits and Backoff are required.
 type Options struct {
 	Limits
 	Backoff Backoff
 	Jitter  func() float64 // in [0,1), concurrently; nil: random
 }
 
-// New returns a Scheduler that waits for its first session, and starts nothing
-// before OnStart.
+// New returns a Scheduler without a session. It starts nothing before OnStart.
 func New(o Options) *Scheduler {
 	s := &Scheduler{
 		limits:     o.Limits,
@@ -132,27 +131,27 @@ func New(o Options) *Scheduler {
 	return s
 }
 
-// OnStart says who makes the attempts. The function is called with the mutex held,
-// so it neither blocks nor calls the Scheduler: it hands the delivery on.
+// OnStart sets who makes the attempts. The function is called with the mutex held, so
+// it must neither block nor call the Scheduler: it hands the delivery on.
 func (s *Scheduler) OnStart(f func(*Delivery)) { s.onStart = f }
 
-// Live says whether this process may act: send, fetch, cancel, look after the
-// tables. What it holds is recorded all the same, which the fence guards.
+// Live reports whether this process may act: send, fetch, cancel, maintain the tables.
+// What it holds is recorded in any case; the fence guards that.
 func (s *Scheduler) Live(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.live(now)
 }
 
-// Stop has nothing more admitted or started. What is under way goes on.
+// Stop admits and starts nothing more. Attempts under way go on.
 func (s *Scheduler) Stop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stopping = true
 }
 
-// Drained says whether a Scheduler that was stopped has recorded all it began, and,
-// while echoes can still be had, whether that is confirmed.
+// Drained reports whether everything that was begun is recorded and, while echoes can
+// still come, confirmed.
 func (s *Scheduler) Drained(echoes bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -160,8 +159,8 @@ func (s *Scheduler) Drained(echoes bool) bool {
 	return recorded && (len(s.ledger.gates) == 0 || !echoes)
 }
 
-// Unrecorded returns the deliveries that were sent and whose outcome is not in the
-// table, and how many of their rows somebody else has locked.
+// Unrecorded returns the deliveries that were sent and have no outcome in the table,
+// and how many rows others have locked.
 func (s *Scheduler) Unrecorded() (sent []uuid.UUID, locked int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -173,8 +172,8 @@ func (s *Scheduler) Unrecorded() (sent []uuid.UUID, locked int) {
 	return sent, s.aside
 }
 
-// End ends the session: nothing beyond is confirmed. It returns what everything up
-// to is recorded, and whether that is all that the stream has brought.
+// End ends the session: nothing more is confirmed. It returns up to where everything is
+// recorded, and whether that is everything the stream has brought.
 func (s *Scheduler) End(now time.Time) (fence store.Fence, durable store.Mark, all bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -213,8 +212,8 @@ func (s *Scheduler) Stats(now time.Time) Stats {
 	return x
 }
 
-// Finish takes an attempt's outcome, for the recorder, and returns what the same
-// worker is to do next, or nil.
+// Finish takes an attempt's outcome and returns the next delivery for the same worker,
+// or nil.
 func (s *Scheduler) Finish(d *Delivery, a store.Attempt, now time.Time) *Delivery {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -222,8 +221,8 @@ func (s *Scheduler) Finish(d *Delivery, a store.Attempt, now time.Time) *Deliver
 	return s.next(now)
 }
 
-// Unsent takes back a delivery whose request may not be sent any more, because
-// another process may have the slot: it goes to the table, or stays there.
+// Unsent takes back a delivery whose request was not sent, because another process may
+// hold the slot.
 func (s *Scheduler) Unsent(d *Delivery, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -231,24 +230,24 @@ func (s *Scheduler) Unsent(d *Delivery, now time.Time) {
 	s.reconsiderTouched(now)
 }
 
-// Abandon returns the permit of an attempt that the end of the process has cut
-// off: it has no outcome.
+// Abandon returns the permit of an attempt that the end of the process cut off. It has
+// no outcome.
 func (s *Scheduler) Abandon(d *Delivery, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.release(d, &store.Attempt{}, now)
 }
 
-// NextSession takes the number of a new session's marker, its first batch, and
-// returns the fence of the session before.
+// NextSession numbers the marker of a new session, its first batch, and returns the
+// fence of the session before.
 func (s *Scheduler) NextSession() (marker uint64, before store.Fence) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.ledger.take(), s.fence
 }
 
-// Begin begins a session that has claimed the slot. Until the marker's echo the stream
-// may repeat what has rows. No batch is under way.
+// Begin begins a session that has claimed the slot. Until the marker's echo, the stream
+// may repeat events whose deliveries have rows. No batch is under way.
 func (s *Scheduler) Begin(session *store.Session, fence store.Fence, marker uint64, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -257,15 +256,15 @@ func (s *Scheduler) Begin(session *store.Session, fence store.Fence, marker uint
 	s.claimed(session, fence, marker)
 }
 
-// Replaying says whether the session may still repeat what has rows, and until when
-// those were written.
+// Replaying reports whether the session may still repeat such events, and when the last
+// of their rows was written.
 func (s *Scheduler) Replaying() (lastWrite time.Time, replaying bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.fence.LastWrite, s.replaying
 }
 
-// Holds adds those of the deliveries that are in memory.
+// Holds adds the deliveries that are in memory to known.
 func (s *Scheduler) Holds(ids []uuid.UUID, known map[uuid.UUID]bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -276,8 +275,8 @@ func (s *Scheduler) Holds(ids []uuid.UUID, known map[uuid.UUID]bool) {
 	}
 }
 
-// Passed takes what a batch of the stream holds beside its events, which were all
-// admitted: echoes, and how far the stream has come.
+// Passed takes the rest of a batch whose events are admitted: echoes, and how far the
+// stream has come.
 func (s *Scheduler) Passed(b *store.Batch) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -296,7 +295,7 @@ func (s *Scheduler) Passed(b *store.Batch) {
 	s.confirm()
 }
 
-// Fence is the session's right to write; its Epoch is 0 before the first.
+// Fence returns the session's right to write. Its Epoch is 0 before the first session.
 func (s *Scheduler) Fence() store.Fence {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -306,21 +305,21 @@ func (s *Scheduler) Fence() store.Fence {
 // Jitter returns a random number in [0,1).
 func (s *Scheduler) Jitter() float64 { return s.jitter() }
 
-// BatchReady says whether a batch should not wait for more.
+// BatchReady reports whether the next batch should be written now.
 func (s *Scheduler) BatchReady() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.unwritten() >= recordBatch || s.stopping
 }
 
-// Unwritten says whether there is something to write, and the right to.
+// Unwritten reports whether there is something to write, and the right to.
 func (s *Scheduler) Unwritten() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.fence.Epoch != 0 && s.unwritten() > 0
 }
 
-// A Batch is what one transaction is to record.
+// A Batch is what one transaction records.
 type Batch struct {
 	Records []store.Record // of the deliveries as they were when it was taken
 	Mark    store.Mark
@@ -328,9 +327,8 @@ type Batch struct {
 	taken   []*Delivery
 }
 
-// TakeNew takes a batch of deliveries without a row, with what is to be recorded
-// about endpoints where news is true, or returns nil. Its Mark carries its number,
-// whose echo is what confirms.
+// TakeNew takes a batch of deliveries without a row, or returns nil. Its Mark has the
+// batch's number, whose echo confirms it, and the endpoints' health if news is true.
 func (s *Scheduler) TakeNew(news bool) *Batch {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -361,15 +359,15 @@ func (s *Scheduler) TakeExisting(news bool) *Batch {
 	return b
 }
 
-// durable marks how far everything is recorded.
+// durable returns a Mark of how far everything is recorded.
 func (s *Scheduler) durable() store.Mark {
 	return store.Mark{Durable: s.ledger.recorded.lsn, CommitAt: s.ledger.recorded.at}
 }
 
-// Inserted takes the commit of a batch of TakeNew. Where not all were new, an outcome
-// among them may not be written yet: it goes on as an update, which applies only
-// what is later than the row. It returns those that the database has refused, and
-// that have no row: Requeue brings them back.
+// Inserted takes the commit of a batch from TakeNew. If not all rows were new, an
+// outcome may not be written yet: it continues as an update, which applies only what is
+// later than the row. It returns the deliveries that the database refused; they have no
+// row, and Requeue brings them back.
 func (s *Scheduler) Inserted(b *Batch, allNew bool, refused map[uuid.UUID]bool, now time.Time) (stuck []*Delivery) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -378,10 +376,10 @@ func (s *Scheduler) Inserted(b *Batch, allNew bool, refused map[uuid.UUID]bool, 
 	return stuck
 }
 
-// Updated takes the commit of a batch of TakeExisting, and returns those that
-// someone else had locked, and those that the database has refused: Requeue brings
-// them back. Those that an operator has said are to be sent again may stand before
-// where their lane reads.
+// Updated takes the commit of a batch from TakeExisting. It returns the deliveries
+// whose rows others have locked, and those that the database refused; Requeue brings
+// both back. Deliveries in again wait to be sent once more, and may sort before their
+// lane's last page.
 func (s *Scheduler) Updated(b *Batch, busy, refused, again map[uuid.UUID]bool, now time.Time) (aside, stuck []*Delivery) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -390,7 +388,7 @@ func (s *Scheduler) Updated(b *Batch, busy, refused, again map[uuid.UUID]bool, n
 	return aside, stuck
 }
 
-// Requeue lines up again what could not be written.
+// Requeue has the recorder write deliveries again that could not be written.
 func (s *Scheduler) Requeue(aside []*Delivery) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -400,36 +398,36 @@ func (s *Scheduler) Requeue(aside []*Delivery) {
 	s.aside -= len(aside)
 }
 
-// TakeNews hands over what is to be recorded about endpoints.
+// TakeNews takes the endpoints' health to be recorded.
 func (s *Scheduler) TakeNews() []store.EndpointHealth {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.takeNews()
 }
 
-// GiveBackNews gives news back that could not be recorded. What has come since is newer.
+// GiveBackNews gives back health that could not be recorded. Newer reports win.
 func (s *Scheduler) GiveBackNews(health []store.EndpointHealth, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.giveBackNews(health, now)
 }
 
-// HasNews says whether there is something to be recorded about endpoints.
+// HasNews reports whether there is health to be recorded.
 func (s *Scheduler) HasNews() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.news) > 0
 }
 
-// MayFetch says whether rows may be fetched: a standby leaves them to the active
-// process, and so does who was that once.
+// MayFetch reports whether rows may be fetched. A standby leaves them to the active
+// process.
 func (s *Scheduler) MayFetch(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.live(now) && !s.stopping
 }
 
-// Found takes endpoints of which the table says that rows have become due.
+// Found takes endpoints that have due rows.
 func (s *Scheduler) Found(endpoints []uuid.UUID, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -452,8 +450,8 @@ func (s *Scheduler) FoundWaiting(waiting []store.Waiting, now time.Time) {
 	s.reconsiderTouched(now)
 }
 
-// Pages takes the lanes that have room for a page of due rows, at most n, in turn.
-// All of them are given back by Paged.
+// Pages takes up to n lanes that have room for a page of due rows, in turn. Each must
+// be given back to Paged.
 func (s *Scheduler) Pages(n int, now time.Time) []*Page {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -464,8 +462,8 @@ func (s *Scheduler) Pages(n int, now time.Time) []*Page {
 	return pages
 }
 
-// Due takes a row of a page: it is taken in, unless it is in memory already, there
-// is no room, or it is not to be sent.
+// Due takes one row of a page. It is admitted unless it is in memory, has no room, or
+// must not be sent.
 func (s *Scheduler) Due(p *Page, due *store.Due, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -478,7 +476,7 @@ func (s *Scheduler) Due(p *Page, due *store.Due, now time.Time) {
 	}
 }
 
-// Paged takes the end of pages, which have failed or were read.
+// Paged takes the end of pages that were read, or have failed.
 func (s *Scheduler) Paged(pages []*Page, failed bool, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -494,8 +492,8 @@ func (s *Scheduler) Paged(pages []*Page, failed bool, now time.Time) {
 	s.dispatch(now)
 }
 
-// Again takes up endpoints some of whose rows could not be fetched or cancelled, because
-// a transaction that has committed was not visible yet.
+// Again takes endpoints whose rows could not all be fetched or cancelled, because a
+// committed transaction was not visible yet.
 func (s *Scheduler) Again(endpoints []uuid.UUID, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -509,7 +507,7 @@ func (s *Scheduler) Again(endpoints []uuid.UUID, now time.Time) {
 	s.reconsiderTouched(now)
 }
 
-// Sweeps takes the endpoints, disabled or deleted, that have rows to cancel.
+// Sweeps takes the disabled and deleted endpoints that have rows to cancel.
 func (s *Scheduler) Sweeps() []*Sweep {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -521,7 +519,7 @@ func (s *Scheduler) Sweeps() []*Sweep {
 	return sweeps
 }
 
-// GiveBackSweeps gives back what could not be swept.
+// GiveBackSweeps gives back endpoints that could not be swept.
 func (s *Scheduler) GiveBackSweeps(sweeps []*Sweep, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -532,20 +530,20 @@ func (s *Scheduler) GiveBackSweeps(sweeps []*Sweep, now time.Time) {
 	s.reconsiderTouched(now)
 }
 
-// A Sweep is an endpoint that has rows to cancel.
+// A Sweep is an endpoint with rows to cancel.
 type Sweep struct{ lane *lane }
 
-// EndpointID is the endpoint's id.
+// EndpointID returns the endpoint's id.
 func (x *Sweep) EndpointID() uuid.UUID { return x.lane.id }
 
-// Refusal says why nothing is sent to the endpoint of a Sweep.
+// Refusal returns why nothing is sent to the endpoint of a Sweep.
 func (s *Scheduler) Refusal(x *Sweep) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return x.lane.refusal()
 }
 
-// Swept takes the end of a chunk of a Sweep, after which there may be more.
+// Swept takes the end of one chunk of a Sweep, and whether there may be more.
 func (s *Scheduler) Swept(x *Sweep, more bool, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -554,7 +552,7 @@ func (s *Scheduler) Swept(x *Sweep, more bool, now time.Time) {
 	s.reconsiderTouched(now)
 }
 
-// A LookUp is a lane that wants its endpoint as it is now.
+// A LookUp is an endpoint to be looked up.
 type LookUp struct {
 	EndpointID uuid.UUID
 	Endpoint   *store.Endpoint // as last known, and then as it is; nil: it does not exist
@@ -562,7 +560,7 @@ type LookUp struct {
 	lane       *lane
 }
 
-// LookUps takes up to n of the lanes that want their endpoint.
+// LookUps takes up to n lanes whose endpoint has to be looked up.
 func (s *Scheduler) LookUps(n int, now time.Time) []LookUp {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -574,7 +572,7 @@ func (s *Scheduler) LookUps(n int, now time.Time) []LookUp {
 	return wanted
 }
 
-// GiveBackLookUps gives back what could not be looked up.
+// GiveBackLookUps gives back look-ups that failed.
 func (s *Scheduler) GiveBackLookUps(wanted []LookUp, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -585,8 +583,7 @@ func (s *Scheduler) GiveBackLookUps(wanted []LookUp, now time.Time) {
 	s.reconsiderTouched(now)
 }
 
-// LookedUp takes the directory's answers, which are as of a time before they were
-// asked for.
+// LookedUp takes answers, as of a time before they were asked for.
 func (s *Scheduler) LookedUp(answers []LookUp, asOf, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -596,7 +593,7 @@ func (s *Scheduler) LookedUp(answers []LookUp, asOf, now time.Time) {
 	s.dispatch(now)
 }
 
-// Forget drops lanes that have been idle for a while, some of them at a time.
+// Forget drops lanes that have been idle for a while, a few at a time.
 func (s *Scheduler) Forget(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -618,7 +615,8 @@ func (s *Scheduler) Shut() (n int, one *store.Endpoint) {
 	return s.shut, nil
 }
 
-// AllShut returns an endpoint where that is so of all that have something to do, or nil.
+// AllShut returns one of them if that is so for all endpoints that have something to
+// do, or nil.
 func (s *Scheduler) AllShut() (one *store.Endpoint) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -636,36 +634,35 @@ func (s *Scheduler) AllShut() (one *store.Endpoint) {
 	return one
 }
 
-// Tick does what time alone brings about, and says when to come again.
+// Tick does what is due and returns when to call it again.
 func (s *Scheduler) Tick(now time.Time) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.tick(now)
 }
 
-// A Cause is why events are to be compared with deliveries: each one is another.
+// A Cause is a reason to compare events with deliveries. No two are equal.
 type Cause struct {
 	since  int64 // the fence's ReconcileFrom, in microseconds
 	number int
 }
 
-// Session is the session that has the slot, or had it last, its fence, and why that
-// says that there is something to compare, if it does.
+// Session returns the current session, its fence, and its Cause for a comparison.
 func (s *Scheduler) Session() (*store.Session, store.Fence, Cause) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.session, s.fence, s.cause()
 }
 
-// Confirmed returns how far a session has been confirmed.
+// Confirmed returns how far the current session is confirmed.
 func (s *Scheduler) Confirmed() (*store.Session, pglogrepl.LSN) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.session, s.ledger.confirmed
 }
 
-// Visible says whether everything is visible that a session of this fence does not
-// bring by the stream.
+// Visible reports whether everything is visible that a session with this fence will not
+// bring.
 func (s *Scheduler) Visible(fence store.Fence) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -681,8 +678,7 @@ func (s *Scheduler) Settled(fence store.Fence) {
 	}
 }
 
-// Compared says that nothing is to be compared any more, as long as there is no other
-// cause.
+// Compared notes that a comparison is complete, unless there is another cause.
 func (s *Scheduler) Compared(of Cause) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -691,7 +687,7 @@ func (s *Scheduler) Compared(of Cause) {
 	}
 }
 
-// CompareAgain notes another cause where a comparison has ended, unless there is one
+// CompareAgain notes another cause at the end of a comparison, unless there is one
 // already, and reports whether it did.
 func (s *Scheduler) CompareAgain(of Cause, since time.Time) bool {
 	s.mu.Lock()
@@ -712,15 +708,15 @@ func (s *Scheduler) Owe(from time.Time) {
 	s.causes++
 }
 
-// Number takes the number of a batch without records.
+// Number numbers a batch without records.
 func (s *Scheduler) Number() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.ledger.take()
 }
 
-// Lease is when a pending row that the reconciler writes is due: as a parked one, unless
-// an attempt is under way, of what was taken in before its slot was lost.
+// Lease returns when a pending row from the reconciler becomes due: at once, like a
+// parked one, unless an attempt is under way that began before the slot was lost.
 func (s *Scheduler) Lease(id uuid.UUID) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -730,7 +726,7 @@ func (s *Scheduler) Lease(id uuid.UUID) time.Duration {
 	return -store.ParkedDue
 }
 
-// Reconciled counts rows that the reconciler had to insert.
+// Reconciled counts rows that the reconciler inserted.
 func (s *Scheduler) Reconciled(inserted int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -11,8 +11,8 @@ import (
 
 // What a new session changes: it may repeat what is in memory, and know less of rows.
 
-// adopt lets a delivery that is still in memory stand for its repetition by a
-// new session, and reports whether it is.
+// adopt reports whether a delivery is in memory. If it is, it stands for its repetition
+// by a new session.
 func (s *Scheduler) adopt(id uuid.UUID) bool {
 	d := s.deliveries[id]
 	if d == nil {
@@ -25,11 +25,10 @@ func (s *Scheduler) adopt(id uuid.UUID) bool {
 	return true
 }
 
-// forgetRows forgets what is known of rows: the database that a new session is with
-// may have fallen back behind them. What the session repeats, and is in memory,
-// waits for a row once more, and is written as if it had none. What waits in memory
-// because it has a row goes back to it: nothing would ever park it, and confirming
-// would wait for its turn. No batch is under way.
+// forgetRows forgets which deliveries have rows: the new session's database may have
+// fallen back behind them. What the session repeats and is in memory is written again
+// as if it had no row. Prefetched deliveries are dropped: nothing would park them, and
+// confirming would wait for their turn. No batch is under way.
 func (s *Scheduler) forgetRows(now time.Time) {
 	for _, l := range s.prefetchedLanes() {
 		s.dropPrefetched(l, now)
@@ -41,8 +40,8 @@ func (s *Scheduler) forgetRows(now time.Time) {
 	s.newRows, s.existing = append(s.newRows, s.existing...), nil
 }
 
-// prefetchedLanes are those with deliveries from the table, in order of id: that of
-// the map is another every time.
+// prefetchedLanes returns the lanes with prefetched deliveries, in order of id: a map's
+// order is random.
 func (s *Scheduler) prefetchedLanes() (lanes []*lane) {
 	for _, l := range s.lanes {
 		if l.prefetched > 0 {
@@ -53,10 +52,10 @@ func (s *Scheduler) prefetchedLanes() (lanes []*lane) {
 	return lanes
 }
 
-// claimed takes the session that has the slot now. What was compared before says
-// nothing of what this one does not bring, nor of rows in a database that was set
-// back. ReconcileFrom alone does not tell: where a comparison was noted as done, and
-// nothing recorded since, the next cause has the value of the one before.
+// claimed takes the session that holds the slot now. Earlier comparisons do not cover
+// what this session will not bring, nor rows of a database that was set back.
+// ReconcileFrom alone does not tell two causes apart: if a comparison was noted as done
+// and nothing was recorded since, the next cause has the same value.
 func (s *Scheduler) claimed(session *store.Session, fence store.Fence, marker uint64) {
 	goesOn := s.session != nil && session.Start != 0 && !session.SlotCreated && !fence.Moved
 	if !goesOn || session.Published != s.session.Published || !fence.Server.Equal(s.fence.Server) {
@@ -69,7 +68,7 @@ func (s *Scheduler) cause() Cause { return Cause{s.fence.ReconcileFrom.UnixMicro
 
 func (s *Scheduler) live(now time.Time) bool { return s.session != nil && s.session.Live(now) }
 
-// confirm passes on how far the slot may move.
+// confirm tells the session how far the slot may move.
 func (s *Scheduler) confirm() {
 	if s.session != nil {
 		s.session.Confirm(s.ledger.confirmed)

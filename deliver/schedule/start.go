@@ -4,9 +4,9 @@ import (
 	"time"
 )
 
-// next starts the next delivery, lanes in turn, or returns nil where none may
-// start: the slot is not certainly ours, or there is no room for the outcome, which
-// is reserved before the request.
+// next starts the next delivery and returns it; lanes take turns. It returns nil if
+// nothing may start: the slot may be another process's, or all permits are taken, or
+// there is no room for another outcome. That room is reserved before the request.
 func (s *Scheduler) next(now time.Time) *Delivery {
 	for s.reconsiderTouched(now); !s.stopping && s.live(now) &&
 		s.running < s.limits.MaxInFlight && s.running+s.ended < s.limits.MaxInFlight+unrecordedRoom; s.reconsiderTouched(now) {
@@ -22,7 +22,7 @@ func (s *Scheduler) next(now time.Time) *Delivery {
 	return nil
 }
 
-// start starts the first delivery of a lane that was in turn, if its facts still say so.
+// start starts the first delivery of a lane, if the lane's facts still allow it.
 func (s *Scheduler) start(l *lane, now time.Time) *Delivery {
 	s.demoteSilent(l, now)
 	s.reconsider(l, now)
@@ -54,9 +54,9 @@ func (s *Scheduler) start(l *lane, now time.Time) *Delivery {
 	return d
 }
 
-// requeueStrangers has what stands at the head of a lane's queues and is another
-// organization's wait in the table, where it is cancelled: its endpoint was deleted,
-// and one that has the same id must not get it.
+// requeueStrangers requeues deliveries of another organization from the heads of a
+// lane's queues. Their endpoint was deleted, and a new one has the same id: it must not
+// get them. The retrier cancels their rows.
 func (s *Scheduler) requeueStrangers(l *lane, now time.Time) {
 	for _, queue := range []*[]*Delivery{&l.first, &l.low} {
 		for len(*queue) > 0 && ((*queue)[0].stage != queued || (*queue)[0].event.organization != l.organization) {

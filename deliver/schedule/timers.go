@@ -6,19 +6,20 @@ import (
 )
 
 const (
-	// ParkEvery is how exactly ParkAfter is kept, and how soon a loop that waits for
-	// something to be recorded looks again.
+	// ParkEvery is the precision of ParkAfter, and the poll interval of loops that wait
+	// for something to be recorded.
 	ParkEvery = 20 * time.Millisecond
 
-	// paceEvery is how exactly a rate is kept: lanes that may go on within it do so together.
+	// paceEvery is the precision of a rate. Lanes that are due within it continue
+	// together.
 	paceEvery = time.Millisecond
 
-	// holdAgain is how soon a lane that is held back is looked at again, so that new
-	// limits are in force within a second, also where nothing ends meanwhile.
+	// holdAgain is the poll interval of a lane that may not start anything. New limits
+	// are in force within a second, even if nothing ends meanwhile.
 	holdAgain = 250 * time.Millisecond
 )
 
-// tick does what is due and says when to come again.
+// tick does what is due and returns when to call it again.
 func (s *Scheduler) tick(now time.Time) time.Duration {
 	s.parkOverdue(now)
 	for len(s.paused) > 0 && !s.paused[0].resume.After(now) {
@@ -33,7 +34,7 @@ func (s *Scheduler) tick(now time.Time) time.Duration {
 	return min(max(s.paused[0].resume.Sub(now), paceEvery), ParkEvery)
 }
 
-// pause lets the clock look at a lane at a time, or before.
+// pause has tick touch a lane at a time, or earlier.
 func (s *Scheduler) pause(l *lane, at time.Time) {
 	switch {
 	case l.resume.IsZero():
@@ -50,7 +51,7 @@ func (s *Scheduler) pause(l *lane, at time.Time) {
 	}
 }
 
-// A pausedLanes is a heap of lanes, the one to go on first at its top.
+// A pausedLanes is a heap of lanes by resume time.
 type pausedLanes []*lane
 
 // Len is heap.Interface's.

@@ -6,11 +6,11 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// bytesFit says whether a lane may hold more, of what is free of so many bytes
-// for all: an eighth, which is 32 of the largest bodies at the beginning.
+// bytesFit reports whether a lane may hold more bodies: up to an eighth of the free
+// bytes. In an empty window that is 32 of the largest bodies.
 func (s *Scheduler) bytesFit(l *lane, all int64) bool { return l.bytes < max((all-s.bytes)/8, 1) }
 
-// fetchRoom says whether rows may be fetched.
+// fetchRoom reports whether rows may be fetched.
 func (s *Scheduler) fetchRoom() bool {
 	return s.held < s.limits.Window && s.fetched < s.limits.rowsShare() && s.bytes < s.limits.MaxMemory/2 && s.aside <= maxAside
 }
@@ -21,7 +21,7 @@ func (s *Scheduler) add(d *Delivery) {
 	s.held++
 }
 
-// remove takes a delivery out of memory.
+// remove removes a delivery from memory.
 func (s *Scheduler) remove(d *Delivery) {
 	delete(s.deliveries, d.id)
 	if s.removed != nil {
@@ -42,8 +42,8 @@ func (s *Scheduler) remove(d *Delivery) {
 	s.room()
 }
 
-// room tells the fan-out that there is some, when it is worth waking up for: of
-// a full lane's queue, a quarter.
+// room wakes the fan-out if it waits for room and there is enough: a quarter of a full
+// lane's queue.
 func (s *Scheduler) room() {
 	if s.waiting && len(s.waitsFor.first) <= s.limits.laneQueue()*3/4 {
 		s.waiting = false
@@ -51,9 +51,9 @@ func (s *Scheduler) room() {
 	}
 }
 
-// parkOverdue parks what has had no outcome for ParkAfter: what is queued gives
-// up its place and its lane goes on from the table; for what is running a row
-// is written beside the attempt, with a lease.
+// parkOverdue parks deliveries that have had no outcome for ParkAfter. A queued
+// delivery leaves memory, and its lane continues from the table. For a running one, a
+// row with a lease is written beside the attempt.
 func (s *Scheduler) parkOverdue(now time.Time) {
 	for s.parked < parkedRoom {
 		front := s.aging.Front()
@@ -79,7 +79,7 @@ func (s *Scheduler) parkOverdue(now time.Time) {
 	}
 }
 
-// stopAging takes a delivery off the list of those that grow old.
+// stopAging removes a delivery from the list of those that parkOverdue looks at.
 func (s *Scheduler) stopAging(d *Delivery) {
 	if d.age != nil {
 		s.aging.Remove(d.age)
@@ -87,7 +87,7 @@ func (s *Scheduler) stopAging(d *Delivery) {
 	}
 }
 
-// toPark hands a delivery, whose body is released, to the recorder.
+// toPark hands a delivery whose body is released to the recorder.
 func (s *Scheduler) toPark(d *Delivery) {
 	d.stage = parked
 	s.parked++
@@ -96,7 +96,7 @@ func (s *Scheduler) toPark(d *Delivery) {
 	s.enlist(d)
 }
 
-// finish takes an attempt's outcome, for the recorder.
+// finish takes an attempt's outcome and hands it to the recorder.
 func (s *Scheduler) finish(d *Delivery, a store.Attempt, now time.Time) {
 	l := d.lane
 	s.release(d, &a, now)
@@ -113,8 +113,8 @@ func (s *Scheduler) finish(d *Delivery, a store.Attempt, now time.Time) {
 	s.room()
 }
 
-// unsent takes back a delivery whose request may not be sent any more, because
-// another process may have the slot: it goes to the table, or stays there.
+// unsent takes back a delivery whose request was not sent, because another process may
+// hold the slot. It goes to the table or stays there.
 func (s *Scheduler) unsent(d *Delivery, now time.Time) {
 	s.release(d, &store.Attempt{}, now)
 	s.releaseLow(d, now)
@@ -131,8 +131,8 @@ func (s *Scheduler) unsent(d *Delivery, now time.Time) {
 	s.toPark(d)
 }
 
-// enlist hands a delivery to the recorder, which looks at its stage only when
-// it takes it: a lease that was overtaken by its outcome is never written.
+// enlist hands a delivery to the recorder. The recorder looks at the stage when it
+// takes the delivery, so a lease that its outcome has overtaken is never written.
 func (s *Scheduler) enlist(d *Delivery) {
 	if d.enlisted {
 		return
@@ -151,10 +151,10 @@ func (s *Scheduler) enlist(d *Delivery) {
 	}
 }
 
-// unwritten is how many deliveries wait for the recorder.
+// unwritten returns how many deliveries wait for the recorder.
 func (s *Scheduler) unwritten() int { return len(s.newRows) + len(s.toBeParked) + len(s.existing) }
 
-// dispatch starts what may be started.
+// dispatch starts everything that may start.
 func (s *Scheduler) dispatch(now time.Time) {
 	for d := s.next(now); d != nil; d = s.next(now) {
 		s.onStart(d)
