@@ -12,18 +12,17 @@ import (
 	"code.dny.dev/ssrf"
 )
 
-// GuardConfig says which addresses endpoints may have, beyond https on the
-// public internet.
+// GuardConfig sets which addresses endpoints may have, besides https on the public
+// internet.
 type GuardConfig struct {
 	AllowHTTP bool           // WALHOOK_ALLOW_HTTP
 	Ports     []uint16       // WALHOOK_ALLOW_PORTS: on the public internet; nil: 80 and 443
 	Nets      []netip.Prefix // WALHOOK_ALLOW_NETS: beyond the public internet, on any port
 }
 
-// A Guard decides which addresses may be dialled, so that a URL in a table
-// cannot reach what stands beside the database. It checks the address that a
-// connection is about to be made to, after the name was resolved: a name that
-// changes its answer gains nothing.
+// A Guard decides which addresses may be dialled, so that a tenant's URL cannot reach
+// internal services. It checks the address after the name was resolved, right before
+// connecting. So DNS rebinding does not help an attacker.
 type Guard struct {
 	allowHTTP bool
 	ports     []uint16
@@ -31,7 +30,7 @@ type Guard struct {
 	public    *ssrf.Guardian
 }
 
-// A Reason says what about an address was refused.
+// A Reason is the part of an address that was refused.
 type Reason string
 
 // The reasons, each with the setting that would allow it.
@@ -39,11 +38,11 @@ const (
 	ReasonScheme  Reason = "scheme"  // WALHOOK_ALLOW_HTTP
 	ReasonPort    Reason = "port"    // WALHOOK_ALLOW_PORTS
 	ReasonAddress Reason = "address" // WALHOOK_ALLOW_NETS
-	ReasonHost    Reason = "host"    // none: the URL has to be written otherwise
+	ReasonHost    Reason = "host"    // no setting: the URL has to be spelled differently
 )
 
-// A BlockedError is the guard's refusal. Its text names the setting that would
-// allow the address.
+// A BlockedError is the guard's refusal. Its text names the setting that would allow the
+// address, if there is one.
 type BlockedError struct {
 	Reason Reason
 	text   string
@@ -56,8 +55,8 @@ func blocked(reason Reason, format string, args ...any) error {
 	return &BlockedError{reason, fmt.Sprintf(format, args...)}
 }
 
-// hostServices are addresses of the public internet that clouds route to the
-// host's own services: Azure's WireServer hands out a machine's configuration.
+// hostServices are public addresses that clouds route to services of the host. Azure's
+// WireServer gives out a machine's configuration.
 var hostServices = []netip.Prefix{netip.MustParsePrefix("168.63.129.16/32")}
 
 // NewGuard returns a Guard.
@@ -84,9 +83,8 @@ func unmapPrefix(p netip.Prefix) netip.Prefix {
 	return p.Masked()
 }
 
-// Allowed reports, as a nil error, that an address may be dialled; otherwise the
-// error is a *BlockedError. It is a pure function of its argument and the
-// guard's configuration.
+// Allowed returns nil if an address may be dialled, and a *BlockedError otherwise. It
+// depends only on its argument and the guard's configuration.
 func (g *Guard) Allowed(ap netip.AddrPort) error {
 	addr := ap.Addr().WithZone("").Unmap()
 	if g.inNets(addr) {
@@ -98,10 +96,9 @@ func (g *Guard) Allowed(ap netip.AddrPort) error {
 	return g.allowedPort(ap.Port())
 }
 
-// inNets reports whether an address is allowed beyond the public internet. An
-// address that only carries an IPv4 address through a translator has to be
-// allowed twice, once as it stands and once as what it leads to: who allows the
-// NAT64 prefix for the sake of a network without IPv4 does not mean 127.0.0.1.
+// inNets reports whether WALHOOK_ALLOW_NETS allows an address. If the address embeds an
+// IPv4 address for a translator, that one must be allowed or public, too: an operator
+// who allows the NAT64 prefix for a network without IPv4 does not mean 127.0.0.1.
 func (g *Guard) inNets(addr netip.Addr) bool {
 	if !slices.ContainsFunc(g.nets, func(p netip.Prefix) bool { return p.Contains(addr) }) {
 		return false
@@ -133,20 +130,20 @@ func (g *Guard) allowedPort(port uint16) error {
 	return nil
 }
 
-// control is the net.Dialer's hook: it sees every address that is about to be
-// connected to, also each of those that a name has.
+// control is the net.Dialer's hook. It is called with each address right before
+// connecting, also if a name has several.
 func (g *Guard) control(network, address string, _ syscall.RawConn) error {
 	ap, err := netip.ParseAddrPort(address)
 	if err != nil || network != "tcp4" && network != "tcp6" {
-		return blocked(ReasonAddress, "%s over %s is no TCP address", address, network)
+		return blocked(ReasonAddress, "%s over %s is not a TCP address", address, network)
 	}
 	return g.Allowed(ap)
 }
 
-// allowedURL checks what can be known before a name is resolved: the scheme, and
-// a host that is an address. With a proxy, which resolves names itself, it is
-// the only check, so it also holds names to the ports and refuses the spellings
-// of an address that a proxy might understand.
+// allowedURL checks what is known before a name is resolved: the scheme, and a host that
+// is an address. A proxy resolves names itself, so then this is the only check. It then
+// also checks a name's port, and refuses spellings of addresses that a proxy might
+// understand.
 func (g *Guard) allowedURL(u *url.URL, proxied bool) error {
 	if u.Scheme == "http" && !g.allowHTTP {
 		return blocked(ReasonScheme, "http:// is not allowed: WALHOOK_ALLOW_HTTP would allow it")
@@ -156,7 +153,7 @@ func (g *Guard) allowedURL(u *url.URL, proxied bool) error {
 		return g.Allowed(netip.AddrPortFrom(addr, port))
 	}
 	if looksNumeric(host) {
-		return blocked(ReasonHost, "the host is a number, but not an IP address in its plain form")
+		return blocked(ReasonHost, "the host looks like a number: write an IP address in its usual form, for example 192.0.2.1")
 	}
 	if !proxied {
 		return nil
@@ -166,7 +163,7 @@ func (g *Guard) allowedURL(u *url.URL, proxied bool) error {
 
 func (g *Guard) allowedProxiedName(host string, port uint16) error {
 	if strings.ContainsFunc(host, func(r rune) bool { return r > 0x7f }) {
-		return blocked(ReasonHost, "with a proxy, the host has to be written in ASCII (xn--…)")
+		return blocked(ReasonHost, "with a proxy, the host must be written in ASCII (xn--…)")
 	}
 	name := strings.ToLower(strings.TrimSuffix(host, "."))
 	if name == "localhost" || strings.HasSuffix(name, ".localhost") {
@@ -175,7 +172,7 @@ func (g *Guard) allowedProxiedName(host string, port uint16) error {
 	return g.allowedPort(port)
 }
 
-// urlPort returns the port that a URL leads to; 0 is none that can be dialled.
+// urlPort returns a URL's port, or 0 if it is invalid.
 func urlPort(u *url.URL) uint16 {
 	switch port := u.Port(); {
 	case port != "":
@@ -191,9 +188,9 @@ func urlPort(u *url.URL) uint16 {
 	}
 }
 
-// looksNumeric reports whether a host ends in a number, as URL parsers of
-// browsers define it: "2130706433", "0x7f.1" and "0177.0.0.1" are addresses to
-// them and to some resolvers. No public name ends so.
+// looksNumeric reports whether a host ends in a number, as the URL parsers of browsers
+// define it. They and some resolvers take "2130706433", "0x7f.1" and "0177.0.0.1" for
+// addresses. No public name ends in a number.
 func looksNumeric(host string) bool {
 	host = strings.TrimSuffix(host, ".")
 	last := strings.ToLower(host[strings.LastIndexByte(host, '.')+1:])

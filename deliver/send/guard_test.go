@@ -82,7 +82,7 @@ func TestAllowed(t *testing.T) {
 	}
 }
 
-// checkReason also holds the refusal to naming the setting that would allow it.
+// checkReason also checks that the refusal names the setting that would allow the address.
 func checkReason(t *testing.T, err error, want Reason) {
 	t.Helper()
 	if want == "" {
@@ -150,7 +150,7 @@ func TestTheInvalidAddressIsRefused(t *testing.T) {
 	checkReason(t, NewGuard(GuardConfig{}).Allowed(netip.AddrPort{}), ReasonAddress)
 }
 
-// The oracle is the standard library's own idea of special addresses.
+// The oracle is the standard library's classification of special addresses.
 func TestNoSpecialAddressIsAllowed(t *testing.T) {
 	t.Parallel()
 	g := NewGuard(GuardConfig{})

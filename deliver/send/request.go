@@ -24,15 +24,16 @@ import (
 	"github.com/walhook/walhook/sign"
 )
 
-// timestampLayout is the form of "timestamp" in the body: UTC, milliseconds.
+// timestampLayout is the format of "timestamp" in the body: UTC with milliseconds.
 const timestampLayout = "2006-01-02T15:04:05.000Z"
 
-// timestampRoom is what AppendFormat needs: it writes nanoseconds and cuts them.
+// timestampRoom is the space that AppendFormat needs: it writes nanoseconds, and cuts
+// them to milliseconds.
 const timestampRoom = len(timestampLayout) + 6
 
-// Body returns the body of every request for an event: the same bytes for each
-// endpoint, each attempt and each process, because they are signed and
-// receivers may compare them. The payload stands in it as PostgreSQL printed it.
+// Body returns the body of all requests for an event. The bytes are the same for each
+// endpoint, attempt and process: they are signed, and receivers may compare them. The
+// payload is PostgreSQL's own text.
 func Body(e *outbox.Event) []byte {
 	const frame = len(`{"id":"","event":,"data":,"organizationId":,"timestamp":""}`) + 36 + timestampRoom
 	b := make([]byte, 0, frame+quotedLen(e.Type)+len(e.Payload)+quotedLen(e.OrganizationID))
@@ -49,7 +50,7 @@ func Body(e *outbox.Event) []byte {
 	return append(b, `"}`...)
 }
 
-// appendUUID appends what UUID.String returns, which allocates.
+// appendUUID appends the text of UUID.String without its allocation.
 func appendUUID(b []byte, id uuid.UUID) []byte {
 	for i, group := range [...][]byte{id[:4], id[4:6], id[6:8], id[8:10], id[10:]} {
 		if i > 0 {
@@ -62,8 +63,8 @@ func appendUUID(b []byte, id uuid.UUID) []byte {
 
 const hexDigits = "0123456789abcdef"
 
-// appendQuoted appends a JSON string. It escapes what JSON requires and nothing
-// else (no HTML), and writes U+FFFD for bytes that are no UTF-8.
+// appendQuoted appends a JSON string. It escapes only what JSON requires (not HTML), and
+// writes U+FFFD for invalid UTF-8.
 func appendQuoted(b []byte, s string) []byte {
 	b = append(b, '"')
 	for _, r := range s {
@@ -79,7 +80,7 @@ func appendQuoted(b []byte, s string) []byte {
 	return append(b, '"')
 }
 
-// quotedLen returns how many bytes appendQuoted appends.
+// quotedLen returns the number of bytes that appendQuoted appends.
 func quotedLen(s string) int {
 	n := len(`""`)
 	for _, r := range s {
@@ -95,8 +96,8 @@ func quotedLen(s string) int {
 	return n
 }
 
-// The headers of every request beside those of package sign, spelled as the
-// contract spells them: net/http writes a key as it stands in the map.
+// The headers of every request, besides those of package sign. net/http writes a map's
+// key as it is, so the spelling here is the spelling that receivers see.
 const (
 	headerEvent      = "X-Webhook-Event"
 	headerDeliveryID = "X-Webhook-Delivery-ID"
@@ -105,10 +106,10 @@ const (
 	headerType       = "Content-Type"
 )
 
-// reserved are the headers that an endpoint's own cannot be, in lower case, beside
-// those that begin with one of reservedPrefixes: ours, those of the message's framing
-// and those of the connection (RFC 9110, section 7.6.1, and its predecessors). The
-// database refuses the same, see webhook_headers_problem.
+// reserved has the headers that an endpoint cannot set, in lower case: ours, those that
+// frame the message, and those of the connection (RFC 9110, section 7.6.1, and its
+// predecessors). Headers with one of reservedPrefixes are reserved, too. The database
+// refuses the same: see webhook_headers_problem in schema.sql.
 var reserved = []string{
 	"content-type", "content-length", "content-encoding", "user-agent",
 	"host", "connection", "expect", "http2-settings", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade",
@@ -127,9 +128,9 @@ type field struct {
 	values []string
 }
 
-// customFields returns an endpoint's own headers that may be sent, sorted. The
-// database refused the others at INSERT; what got there all the same is ignored.
-// Of two spellings of one name the first in byte order counts.
+// customFields returns an endpoint's own headers, sorted. The database refuses reserved
+// and invalid ones at INSERT; any that got past it are left out. Of two spellings of one
+// name, the first in byte order counts.
 func customFields(headers map[string]string) []field {
 	var fields []field
 	seen := map[string]bool{}
@@ -144,9 +145,8 @@ func customFields(headers map[string]string) []field {
 	return fields
 }
 
-// unreplayable lower-cases the names that would let net/http send a POST again
-// after a part of it was written: it looks for exactly these keys, and whether
-// there is another attempt is the schedule's to say.
+// unreplayable lower-cases the two names that make net/http repeat a POST that was partly
+// written: it looks for exactly these keys. Only the retry schedule repeats requests.
 func unreplayable(name string) string {
 	if name == "Idempotency-Key" || name == "X-Idempotency-Key" {
 		return strings.ToLower(name)
@@ -175,17 +175,17 @@ func validValue(value string) bool {
 	return true
 }
 
-// A Target is an endpoint made ready for sending: build it once for each version
-// of the endpoint's row. A target that cannot be sent to is one too: its
-// attempts fail without a connection. It prints without path, query and secrets.
+// A Target is an endpoint prepared for sending, built once for each version of its row.
+// If the endpoint cannot be sent to, its target has a refusal, and attempts fail without
+// a connection. A Target prints without path, query and secrets.
 type Target struct {
-	request http.Request // what all requests have in common
+	request http.Request // the parts common to all requests
 	fields  []field
 	signer  *sign.Signer
 	refusal refusal
 }
 
-// A refusal is why a target cannot be sent to. The zero refusal is none.
+// A refusal is the reason why a target cannot be sent to. The zero refusal is none.
 type refusal struct {
 	class store.ErrorClass
 	text  string
@@ -199,12 +199,12 @@ func (t *Target) String() string {
 	return t.request.URL.Scheme + "://" + t.request.URL.Host
 }
 
-// Refused returns why nothing can be sent to the target, if so.
+// Refused reports whether nothing can be sent to the target, and why.
 func (t *Target) Refused() (class store.ErrorClass, text string, refused bool) {
 	return t.refusal.class, t.refusal.text, t.refusal.class != ""
 }
 
-// Target makes an endpoint ready for sending.
+// Target prepares an endpoint for sending.
 func (s *Sender) Target(e *store.Endpoint) *Target {
 	t := &Target{}
 	if e.Problem != "" {
@@ -222,7 +222,7 @@ func (s *Sender) Target(e *store.Endpoint) *Target {
 		return t
 	}
 	if t.signer, err = newSigner(e.Secrets); err != nil {
-		t.refusal = refusal{store.ErrBadRequest, "the endpoint has no live secret"}
+		t.refusal = refusal{store.ErrBadRequest, "the endpoint has no live secret: webhook_set_secret gives it one"}
 		return t
 	}
 	t.fields = s.fields(u, e.Headers)
@@ -230,8 +230,8 @@ func (s *Sender) Target(e *store.Endpoint) *Target {
 }
 
 var (
-	errURL    = errors.New("the endpoint's URL cannot be parsed") // the parser's own text would quote parts of it
-	errScheme = errors.New("the endpoint's URL is neither https:// nor http://")
+	errURL    = errors.New("the endpoint's URL cannot be parsed") // the parser's own text quotes the URL
+	errScheme = errors.New("the endpoint's URL begins with neither https:// nor http://")
 	errHost   = errors.New("the endpoint's URL has no host")
 	errPort   = errors.New("the endpoint's URL has no valid port")
 )
@@ -277,19 +277,19 @@ func basicAuth(user *url.Userinfo) string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user.Username()+":"+password))
 }
 
-// A call is one HTTP request with all that is its own, in one piece of memory.
+// A call has the parts of one HTTP request that differ from others, in one allocation.
 type call struct {
 	body   bytes.Reader
 	values [callHeaders]string
 }
 
-// begun reports whether anything of the body was read. It may be asked when the
-// request has failed.
+// begun reports whether any of the body was read. It may be called once the request has
+// failed.
 func (c *call) begun() bool { return int64(c.body.Len()) < c.body.Size() }
 
-const callHeaders = 7 // how many headers differ between the requests to a target
+const callHeaders = 7 // the headers that differ between requests to a target
 
-// newCall returns the request of an attempt, made and signed at a time.
+// newCall returns the request of an attempt, signed for the time at.
 func newCall(ctx context.Context, r Request, at time.Time) (*http.Request, *call) {
 	t, unix, id := r.Endpoint, at.Unix(), r.DeliveryID.String()
 	c := &call{}
@@ -313,7 +313,7 @@ func newCall(ctx context.Context, r Request, at time.Time) (*http.Request, *call
 	req := t.request.WithContext(ctx)
 	req.Header = h
 	req.ContentLength = int64(len(r.Body))
-	// net/http knows this type to be in memory, and writes headers and body at once.
+	// net/http knows that this type is in memory, and writes headers and body together.
 	req.Body = io.NopCloser(&c.body)
 	req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(r.Body)), nil }
 	return req, c

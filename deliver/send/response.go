@@ -10,22 +10,22 @@ import (
 	"unicode/utf8"
 )
 
-// What is kept of texts that others wrote, in bytes.
+// Bounds of texts that others wrote, in bytes.
 const (
 	maxResponse = 4 << 10 // of a response body: enough for an error message, little enough for a row
 	maxError    = 512     // of an attempt's error
 )
 
-// drainLimit bounds what is read beyond the kept part only to be able to reuse
-// the connection. A new TLS connection costs more than 64 KiB, and less than
-// whatever else may come.
+// drainLimit bounds the bytes that are read and thrown away so that the connection can
+// be reused. A new TLS connection costs more than reading 64 KiB, and less than reading
+// a body of any size.
 const drainLimit = 64 << 10
 
 var keepBuffers = sync.Pool{New: func() any { return new([maxResponse]byte) }}
 
-// keep reads a response body as far as it is worth reading, closes it, and
-// returns what is kept of it as storable text. It never fails: the status line
-// has decided the attempt, and what could not be read is not kept.
+// keep returns the first maxResponse bytes of a response body as storable text. It
+// drains up to drainLimit more, and closes the body. It never fails: the status line has
+// decided the attempt, so an unreadable part is left out.
 func keep(body io.ReadCloser, length int64) string {
 	if body == http.NoBody {
 		return ""
@@ -34,14 +34,14 @@ func keep(body io.ReadCloser, length int64) string {
 	buf := keepBuffers.Get().(*[maxResponse]byte)
 	defer keepBuffers.Put(buf)
 	n, ended := fill(body, buf[:])
-	if !ended && length <= maxResponse+drainLimit { // also where the length is unknown: -1
+	if !ended && length <= maxResponse+drainLimit { // or the length is unknown: -1
 		_, _ = io.CopyN(io.Discard, body, drainLimit)
 	}
 	return storable(buf[:n], maxResponse, ended || int64(n) == length)
 }
 
-// fill reads until the buffer is full or the body ends, and says whether it
-// ended. A body that breaks has ended too.
+// fill reads until the buffer is full or the body ends, and reports whether it ended. A
+// read error ends it, too.
 func fill(body io.Reader, buf []byte) (n int, ended bool) {
 	for n < len(buf) {
 		m, err := body.Read(buf[n:])
@@ -53,9 +53,9 @@ func fill(body io.Reader, buf []byte) (n int, ended bool) {
 	return n, false
 }
 
-// storable makes text of bytes that PostgreSQL can store: valid UTF-8, no NUL,
-// at most limit bytes. Bytes that are no UTF-8 become U+FFFD, but not those of a
-// rune that our own cut went through, where the bytes are not the whole text.
+// storable returns text that PostgreSQL can store: valid UTF-8 without NUL, of at most
+// limit bytes. Invalid bytes become U+FFFD. If the text was cut (not whole, or longer
+// than limit), a partial rune at the end is removed instead.
 func storable(b []byte, limit int, whole bool) string {
 	if len(b) > limit {
 		b, whole = b[:limit], false
@@ -67,13 +67,13 @@ func storable(b []byte, limit int, whole bool) string {
 		return string(b)
 	}
 	text := strings.ReplaceAll(strings.ToValidUTF8(string(b), "\uFFFD"), "\x00", "")
-	if len(text) > limit { // U+FFFD is longer than what it replaces
+	if len(text) > limit { // U+FFFD is longer than the bytes it replaces
 		text = string(trimPartialRune([]byte(text[:limit])))
 	}
 	return text
 }
 
-// trimPartialRune removes the beginning of a rune from the end of b.
+// trimPartialRune removes an incomplete rune from the end of b.
 func trimPartialRune(b []byte) []byte {
 	for i := 1; i < utf8.UTFMax && i <= len(b); i++ {
 		if c := b[len(b)-i]; utf8.RuneStart(c) {
@@ -86,14 +86,14 @@ func trimPartialRune(b []byte) []byte {
 	return b
 }
 
-// MaxRetryAfter bounds how long a receiver can put a delivery off, so that a
-// wrong header cannot lose it.
+// MaxRetryAfter bounds the delay that a receiver can ask for, so that a wrong header
+// cannot postpone a delivery for ever.
 const MaxRetryAfter = 24 * time.Hour
 
 // retryAfter returns the wait that a response's Retry-After asks for, at most
-// MaxRetryAfter; 0 where there is none, none that can be read, or none left. A
-// date is taken against the response's own Date, so that a receiver whose clock
-// is off means what it says, or against now where it has none.
+// MaxRetryAfter. It returns 0 if the header is missing, invalid or in the past. A date is
+// compared with the response's own Date, because the receiver's clock may be off, or
+// with now if there is no Date.
 func retryAfter(h http.Header, now time.Time) time.Duration {
 	value := strings.TrimSpace(h.Get("Retry-After"))
 	if value == "" {
@@ -112,8 +112,8 @@ func retryAfter(h http.Header, now time.Time) time.Duration {
 	return min(max(until.Sub(now), 0), MaxRetryAfter)
 }
 
-// seconds parses delta-seconds of any length, stopping at MaxRetryAfter. A
-// negative number is 0.
+// seconds parses delta-seconds of any length, up to MaxRetryAfter. A negative number
+// counts as 0.
 func seconds(value string) (time.Duration, bool) {
 	digits, negative := strings.CutPrefix(value, "-")
 	if digits == "" || strings.Trim(digits, "0123456789") != "" {

@@ -1,11 +1,11 @@
-// Package send makes one attempt to deliver: it knows nothing of deliveries that
-// wait, of retries or of rows.
+// Package send makes one attempt to deliver. It has no state of deliveries, retries or
+// rows.
 //
-//	sender     one POST: connections, deadline, the class of what went wrong
-//	request    the body, the headers, the signature; what an endpoint's row makes of them
-//	response   what is kept of an answer
-//	guard      addresses that nothing is sent to
-//	verdict    what an attempt means for its delivery
+//	sender     one POST: connections, deadline, the class of its error
+//	request    an endpoint's row → target; body, headers and signature
+//	response   the part of a response that is kept
+//	guard      which addresses may be dialled
+//	verdict    the meaning of an attempt for its delivery
 package send
 
 import (
@@ -30,27 +30,26 @@ import (
 
 // SenderConfig configures a Sender.
 type SenderConfig struct {
-	Timeout     time.Duration  // of one attempt, all of it
+	Timeout     time.Duration  // of a whole attempt
 	UserAgent   string         // "": Fabrk-Webhooks/1.0
 	Guard       GuardConfig    // which addresses may be dialled
 	ProxyURL    *url.URL       // nil: none; the environment's HTTP_PROXY is ignored
-	MaxInFlight int            // how many attempts run at once, which bounds the idle connections; 0: 1024
+	MaxInFlight int            // concurrent attempts, which bounds the idle connections; 0: 1024
 	RootCAs     *x509.CertPool // nil: the system's
 	Resolver    *net.Resolver  // nil: net.DefaultResolver
 
-	// Live is asked before anything is written to a receiver: whether the right to
-	// send is still there. Nil: always.
+	// Live reports whether this process may still send. It is asked before each write to
+	// a receiver. Nil: always.
 	Live func() bool
 }
 
-// A Sender makes HTTP requests for deliveries and says what they came to. It
-// follows no redirect, keeps no cookie, and never sends a request a second time
-// once its body may have left. It is safe for concurrent use.
+// A Sender makes the HTTP requests for deliveries. It follows no redirects, keeps no
+// cookies, and never sends a request again once its body may have left. It is safe for
+// concurrent use.
 //
-// net/http sends a POST again by itself only over a connection that was reused
-// and took no byte of it. A receiver that closes an idle connection at the very
-// moment that a request is written to it yields an attempt of class reset,
-// because it may have seen the request, and the schedule decides.
+// net/http itself repeats a POST only if a reused connection took no byte of it. If a
+// receiver closes an idle connection just as a request is written, it may have seen the
+// request. The attempt then has class reset, and the retry schedule decides.
 type Sender struct {
 	transport *http.Transport
 	guard     *Guard
@@ -63,40 +62,41 @@ const (
 	defaultUserAgent   = "Fabrk-Webhooks/1.0"
 	defaultMaxInFlight = 1024
 
-	// bodyPatience bounds how long a response's body is read once its status line
-	// has decided the attempt. The kept text is a courtesy to operators, and must
-	// not hold a lane's place against a receiver that trickles.
-	bodyPatience = time.Second
+	// bodyTimeout bounds reading a response's body. The status line has decided the
+	// attempt; the text only helps operators. A body that trickles must not hold a
+	// permit.
+	bodyTimeout = time.Second
 
-	// maxResponseHeader bounds a response's headers, all 1xx responses together
-	// included. The largest that servers send by default are 8 to 32 KiB.
+	// maxResponseHeader bounds a response's headers, including those of all 1xx
+	// responses. Servers send 8 to 32 KiB at most by default.
 	maxResponseHeader = 64 << 10
 
-	// idleTimeout is shorter than what load balancers keep idle connections for
-	// (60 s), so that it is mostly us who close one, and longer than a lull.
+	// idleTimeout is how long an idle connection stays open: longer than a short pause
+	// in traffic, and shorter than at load balancers (60 s), so that usually our side
+	// closes it.
 	idleTimeout = 30 * time.Second
 
-	// bufferSize is that of a connection's two buffers. Most requests and
-	// responses fit; a thousand idle connections cost 8 MiB.
+	// bufferSize is the size of each of a connection's two buffers. Most requests and
+	// responses fit, and a thousand idle connections cost 8 MiB.
 	bufferSize = 4 << 10
 
-	// tlsSessions bounds the hosts whose TLS session is remembered, which halves
-	// the cost of coming back to one.
+	// tlsSessions bounds the cached TLS sessions, one for each host. Resuming a session
+	// costs half of a full handshake.
 	tlsSessions = 1024
 
-	// staleConns bounds how many connections that turn out to be closed before
-	// anything was sent are passed over in one attempt.
-	staleConns = 3
+	// maxStaleConns bounds the pooled connections that one attempt skips because the
+	// receiver had closed them before anything was sent.
+	maxStaleConns = 3
 )
 
-// The ways in which an attempt is cut short from our side.
+// Reasons why our side ends an attempt.
 var (
-	errTimeout = errors.New("no response within the timeout")
-	errEnough  = errors.New("the attempt is over")
-	errNotLive = errors.New("the slot may be another process's")
+	errTimeout      = errors.New("no response within the timeout")
+	errAttemptEnded = errors.New("the attempt has ended")
+	errNotLive      = errors.New("another process may hold the slot")
 )
 
-// NewSender returns a Sender. Close it to close its idle connections.
+// NewSender returns a Sender. Close closes its idle connections.
 func NewSender(cfg SenderConfig) *Sender {
 	s := &Sender{
 		guard:     NewGuard(cfg.Guard),
@@ -108,14 +108,14 @@ func NewSender(cfg SenderConfig) *Sender {
 	return s
 }
 
-// newTransport returns the connection pool. It speaks HTTP/1.1 only, on purpose:
-// every receiver of webhooks does. HTTP/2 would put all deliveries to a host on
-// one TCP connection, where one slow receiver's window and one lost packet hold
-// up the others, cap them at the receiver's stream limit, let a GOAWAY make the
-// fate of many requests unknown at once, and retry by rules of its own.
+// newTransport returns the connection pool. It speaks HTTP/1.1 only, on purpose: every
+// receiver does. HTTP/2 would put all deliveries to a host on one TCP connection. There,
+// one lost packet or a full flow-control window delays all of them, the receiver's
+// stream limit caps them, a GOAWAY leaves the fate of many requests unknown, and
+// net/http retries by rules of its own.
 func newTransport(cfg SenderConfig, guard *Guard) *http.Transport {
 	inFlight := cmp.Or(cfg.MaxInFlight, defaultMaxInFlight)
-	// The dialer's own timeout is what it divides among a name's addresses.
+	// The dialer divides its own timeout among a name's addresses.
 	d := &dialer{net.Dialer{Timeout: cfg.Timeout, Resolver: cfg.Resolver}, cfg.Timeout, &tls.Config{
 		MinVersion:         tls.VersionTLS12,
 		NextProtos:         []string{"http/1.1"},
@@ -128,7 +128,7 @@ func newTransport(cfg SenderConfig, guard *Guard) *http.Transport {
 		TLSClientConfig:        d.config,
 		TLSHandshakeTimeout:    cfg.Timeout,
 		Protocols:              new(http.Protocols),
-		DisableCompression:     true, // a gzip bomb stays bytes
+		DisableCompression:     true, // a gzip bomb stays compressed
 		MaxIdleConns:           inFlight,
 		MaxIdleConnsPerHost:    inFlight,
 		IdleConnTimeout:        idleTimeout,
@@ -141,13 +141,13 @@ func newTransport(cfg SenderConfig, guard *Guard) *http.Transport {
 		d.Control = guard.control
 		return t
 	}
-	// Only the proxy is dialled, and that is the operator's choice.
+	// No guard: only the proxy is dialled, which the operator chose.
 	t.Proxy = http.ProxyURL(cfg.ProxyURL)
 	t.OnProxyConnectResponse = refusedByProxy
 	return t
 }
 
-// A dialer makes connections, and tells failures of the handshake from others.
+// A dialer makes connections, and marks errors of the TLS handshake.
 type dialer struct {
 	net.Dialer
 	timeout time.Duration
@@ -164,9 +164,9 @@ func (d *dialer) DialContext(ctx context.Context, network, address string) (net.
 	return liveConn{conn, d.live}, nil
 }
 
-// A liveConn writes only as long as there is a right to. What was asked before an
-// attempt began is not enough: a process that is frozen between that and the last
-// step would send when it goes on, and another one has sent long before.
+// A liveConn writes only while the process may send. A check before the attempt is not
+// enough: a process may be frozen between that check and the write, and meanwhile
+// another process holds the slot and sends.
 type liveConn struct {
 	net.Conn
 	live func() bool
@@ -180,7 +180,7 @@ func (c liveConn) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
-// A handshakeError is a connection on which TLS could not begin.
+// A handshakeError is a failed TLS handshake.
 type handshakeError struct{ err error }
 
 // Error returns the cause's text.
@@ -189,8 +189,9 @@ func (e *handshakeError) Error() string { return e.err.Error() }
 // Unwrap returns the cause.
 func (e *handshakeError) Unwrap() error { return e.err }
 
-// dialTLS connects and shakes hands, all in the attempt's timeout: net/http
-// finishes a dial in the background for other requests to use, without ours.
+// dialTLS connects and shakes hands within an attempt's timeout. It needs one of its
+// own: net/http may finish a dial in the background, for other requests, without the
+// attempt's context.
 func (d *dialer) dialTLS(ctx context.Context, network, address string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, d.timeout, errTimeout)
 	defer cancel()
@@ -212,7 +213,7 @@ func (d *dialer) dialTLS(ctx context.Context, network, address string) (net.Conn
 	return conn, nil
 }
 
-// A proxyError is a proxy's refusal to connect.
+// A proxyError is a proxy's refusal of CONNECT.
 type proxyError struct{ status int }
 
 // Error returns the proxy's status.
@@ -225,33 +226,33 @@ func refusedByProxy(_ context.Context, _ *url.URL, _ *http.Request, resp *http.R
 	return nil
 }
 
-// Close closes the idle connections. Attempts that run end as they would.
+// Close closes the idle connections. Attempts under way continue.
 func (s *Sender) Close() { s.transport.CloseIdleConnections() }
 
-// A Request is what an attempt sends.
+// A Request is the input of an attempt.
 type Request struct {
 	Endpoint   *Target
 	DeliveryID uuid.UUID
 	EventType  string
-	Retry      int    // how many attempts came before
-	Body       []byte // from Body; not to be changed afterwards
+	Retry      int    // the number of earlier attempts
+	Body       []byte // from Body; must not change afterwards
 }
 
-// Send makes one attempt, in at most the Sender's timeout. What went wrong is in
-// the Attempt. The second result is false when the context was cancelled before
-// a status line came: then the attempt is cut off by ourselves, it says nothing
-// about the endpoint, and whether the receiver saw it is unknown. It is false too
-// when the right to send was lost: then no receiver can have acted on it.
+// Send makes one attempt within the Sender's timeout. A failure is in the Attempt. The
+// second result reports whether the attempt was completed. It is false if the context
+// was cancelled before a status line came: that says nothing about the endpoint, and the
+// receiver may have seen the request. It is also false if the process lost the right to
+// send: then no receiver can have acted on the request.
 func (s *Sender) Send(parent context.Context, r Request) (store.Attempt, bool) {
 	begun := time.Now()
 	if class, text, refused := r.Endpoint.Refused(); refused {
 		return failure(begun, class, text), true
 	}
 	if !validValue(r.EventType) {
-		return failure(begun, store.ErrBadRequest, "the event type cannot be sent in a header"), true
+		return failure(begun, store.ErrBadRequest, "the event type has characters that a header cannot carry"), true
 	}
 	ctx, cancel := context.WithCancelCause(parent)
-	defer cancel(errEnough)
+	defer cancel(errAttemptEnded)
 	timer := time.AfterFunc(s.timeout, func() { cancel(errTimeout) })
 	defer timer.Stop()
 
@@ -260,30 +261,30 @@ func (s *Sender) Send(parent context.Context, r Request) (store.Attempt, bool) {
 		return store.Attempt{}, false
 	}
 	if err != nil {
-		return broken(ctx, begun, err)
+		return failedAttempt(ctx, begun, err)
 	}
-	timer.Reset(min(bodyPatience, max(s.timeout-time.Since(begun), 0)))
-	return answered(begun, resp), true
+	timer.Reset(min(bodyTimeout, max(s.timeout-time.Since(begun), 0)))
+	return answeredAttempt(begun, resp), true
 }
 
-// roundTrip sends the request and waits for the status line. A connection from
-// the pool that the receiver had closed before the body was begun has carried no
-// request that anyone could act on, so another connection is taken.
+// roundTrip sends the request and waits for the status line. If the receiver had closed
+// a pooled connection before the body was begun, it cannot have acted on the request, so
+// roundTrip takes another connection.
 func (s *Sender) roundTrip(ctx context.Context, r Request, at time.Time) (*http.Response, error) {
 	for stale := 0; ; stale++ {
 		req, c := newCall(ctx, r, at)
 		resp, err := s.transport.RoundTrip(req)
-		if err == nil || stale >= staleConns || !closedIdle(err) || c.begun() {
+		if err == nil || stale >= maxStaleConns || !closedIdle(err) || c.begun() {
 			return resp, err
 		}
 	}
 }
 
-// answered makes an Attempt of a response.
-func answered(begun time.Time, resp *http.Response) store.Attempt {
+// answeredAttempt returns the Attempt for a response.
+func answeredAttempt(begun time.Time, resp *http.Response) store.Attempt {
 	a := store.Attempt{StatusCode: resp.StatusCode, Class: StatusClass(resp.StatusCode)}
 	if resp.StatusCode < http.StatusOK {
-		resp.Body.Close() // a 101's body is the connection itself, which our context does not bound
+		resp.Body.Close() // a 101's body is the connection itself, which the context does not bound
 	} else {
 		a.Response = keep(resp.Body, resp.ContentLength)
 	}
@@ -299,9 +300,9 @@ func answered(begun time.Time, resp *http.Response) store.Attempt {
 	return a
 }
 
-// redirectText says what an operator has to know of a redirect: that it is not
-// followed, and where the endpoint's url would have to point instead. The query
-// stays away, and so does all of it where the receiver has copied a part of ours.
+// redirectText tells an operator that a redirect is not followed, and which URL the
+// endpoint should have instead. It leaves out the query. It leaves out the whole URL if
+// the receiver has copied a value of our query into it: that may be a secret.
 func redirectText(resp *http.Response) string {
 	text := statusText(resp.StatusCode) + ": redirects are not followed"
 	to, err := resp.Location()
@@ -319,7 +320,7 @@ func redirectText(resp *http.Response) string {
 	return cutText(text + "; it points to " + where.String())
 }
 
-// statusText names a status in our own words: the receiver's are in no table.
+// statusText names a status by Go's list. The receiver's own words are not stored.
 func statusText(status int) string {
 	text := strconv.Itoa(status)
 	if name := http.StatusText(status); name != "" {
@@ -336,22 +337,23 @@ func failure(begun time.Time, class store.ErrorClass, text string) store.Attempt
 // cutText makes an error's text storable.
 func cutText(text string) string { return storable([]byte(text), maxError, true) }
 
-// broken makes an Attempt of an error before the status line, and says whether
-// the attempt was completed: it was not when it was cancelled from outside.
-func broken(ctx context.Context, begun time.Time, err error) (store.Attempt, bool) {
+// failedAttempt returns the Attempt for an error before the status line, and whether the
+// attempt was completed: it was not if it was cancelled from outside.
+func failedAttempt(ctx context.Context, begun time.Time, err error) (store.Attempt, bool) {
 	switch cause := context.Cause(ctx); {
 	case cause == nil:
 		class := errorClass(err)
 		return failure(begun, class, errorText(class, err)), true
-	case errors.Is(cause, errTimeout): // whatever else the error says follows from it
+	case errors.Is(cause, errTimeout): // err is a consequence of it
 		return failure(begun, store.ErrTimeout, errTimeout.Error()), true
 	default:
 		return store.Attempt{}, false
 	}
 }
 
-// errorText is what an operator reads. What net/http says of a response that it
-// cannot read quotes it, and a receiver may have echoed our URL's query there.
+// errorText returns an error's text for operators. For an invalid response it does not
+// use net/http's text: that quotes the response, where a receiver may have echoed our
+// URL's query.
 func errorText(class store.ErrorClass, err error) string {
 	if class == store.ErrProtocol {
 		return "the response is not valid HTTP, or its headers are larger than 64 KiB"
@@ -359,8 +361,8 @@ func errorText(class store.ErrorClass, err error) string {
 	return cutText(err.Error())
 }
 
-// errorClass finds the class of a transport's error, by its types; see
-// closedIdle for the one exception.
+// errorClass classifies a transport's error by its type, with one exception: see
+// closedIdle.
 func errorClass(err error) store.ErrorClass {
 	if _, ok := errors.AsType[*BlockedError](err); ok {
 		return store.ErrBlocked
@@ -378,7 +380,7 @@ func errorClass(err error) store.ErrorClass {
 		return store.ErrConnect
 	case isReset(err):
 		return store.ErrReset
-	default: // net/http could not make sense of what came
+	default: // net/http could not parse the response
 		return store.ErrProtocol
 	}
 }
@@ -416,7 +418,6 @@ func isReset(err error) bool {
 	return ok && (op.Op == "read" || op.Op == "write") || closedIdle(err)
 }
 
-// closedIdle reports that a pooled connection was closed by the receiver before
-// the request was written. net/http does not export that error; a test fails
-// should its text change.
+// closedIdle reports whether the receiver closed a pooled connection before the request
+// was written. net/http does not export that error. A test fails if its text changes.
 func closedIdle(err error) bool { return err.Error() == "http: server closed idle connection" }

@@ -322,7 +322,7 @@ func TestATricklingBodyHoldsAnAttemptForASecond(t *testing.T) {
 	s := testSender(t, nil)
 	r := newReceiver(t, trickle("HTTP/1.1 200 OK\r\n\r\n"))
 	a, _ := s.Send(t.Context(), testRequest(s, r.url("http")))
-	if Judge(a) != Delivered || a.Duration < bodyPatience || a.Duration > 3*bodyPatience {
+	if Judge(a) != Delivered || a.Duration < bodyTimeout || a.Duration > 3*bodyTimeout {
 		t.Errorf("Send = %v after %v", Judge(a), a.Duration)
 	}
 }

@@ -6,15 +6,15 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// A Verdict is what an attempt means for its delivery.
+// A Verdict is the meaning of an attempt for its delivery.
 type Verdict int
 
-// The verdicts. Whether a Retry is followed by another attempt is the
-// Schedule's to say.
+// The verdicts. The retry schedule decides whether a Retry is followed by another
+// attempt.
 const (
-	Retry     Verdict = iota // it failed, and may succeed later
+	Retry     Verdict = iota // the attempt failed; a later one may succeed
 	Delivered                // a 2xx status line came
-	Gone                     // 410: the receiver wants nothing more, from this endpoint
+	Gone                     // 410: the receiver wants no more deliveries at this endpoint
 )
 
 // String returns the verdict's name.
@@ -29,10 +29,10 @@ func (v Verdict) String() string {
 	}
 }
 
-// Judge says what an attempt means. The status line alone decides: 2xx is
-// success, 410 is the end, and everything else, a blocked address and a
-// redirect included, is worth another attempt, because operators mend
-// addresses, certificates and routes while the schedule lasts.
+// Judge returns an attempt's verdict. The status line alone decides: 2xx is a success,
+// and 410 ends the delivery. Everything else is retried, including blocked addresses and
+// redirects: operators can mend addresses, certificates and routes while the schedule
+// lasts.
 func Judge(a store.Attempt) Verdict {
 	switch {
 	case a.StatusCode >= 200 && a.StatusCode <= 299:
@@ -47,7 +47,7 @@ func Judge(a store.Attempt) Verdict {
 // StatusClass returns the class of a final status line.
 func StatusClass(status int) store.ErrorClass {
 	switch {
-	case status < 200: // 101, which nobody asked for, and numbers that HTTP does not know
+	case status < 200: // 101, which no request asked for, and numbers below 100
 		return store.ErrProtocol
 	case status <= 299:
 		return ""
