@@ -46,7 +46,7 @@ type Store interface {
 type Config struct {
 	schedule.Limits
 	Backoff        schedule.Backoff
-	RecoveryWindow time.Duration // how far back a first start compares the outbox with its deliveries
+	RecoveryWindow time.Duration // how far back a comparison reaches at most
 	Store          Store
 	Sender         *send.Sender
 	Log            *slog.Logger
@@ -89,7 +89,7 @@ func New(c Config) *Engine {
 
 func newEngine(c Config, s *schedule.Scheduler) *Engine {
 	e := &Engine{scheduler: s, send: c.Sender.Send, observe: c.Observe, log: c.Log, timeout: c.Timeout, stopped: make(chan struct{})}
-	e.recorder = &recorder{scheduler: s, store: c.Store, heartbeat: e.newHeartbeat("recorder"), log: c.Log, writer: newWriterLock()}
+	e.recorder = &recorder{scheduler: s, store: c.Store, heartbeat: e.newHeartbeat("recorder"), log: c.Log, lock: newWriterLock()}
 	e.retrier = &retrier{scheduler: s, store: c.Store, heartbeat: e.newHeartbeat("retrier"), log: c.Log, changeHint: s.ToLook, notVisible: map[uuid.UUID]bool{}}
 	e.directory = &directory{scheduler: s, store: c.Store, sender: c.Sender, heartbeat: e.newHeartbeat("directory"), log: c.Log}
 	e.clock = &clock{scheduler: s, heartbeat: e.newHeartbeat("clock")}

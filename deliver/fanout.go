@@ -15,8 +15,7 @@ import (
 )
 
 // clockSlack bounds the difference between the clocks of two primaries, before and
-// after a failover. Within it, the time of the last write tells which deliveries can
-// have rows.
+// after a failover: events committed later than that after the last write have no rows.
 const clockSlack = time.Minute
 
 // oldOnArrival is the age at commit from which an event is looked up before it is
@@ -71,7 +70,7 @@ func (f *fanOut) run(ctx context.Context, batches <-chan store.Batch) error {
 const maxGroup = 256
 
 // gather returns a batch with those that have arrived behind it, so that they share a
-// look-up; a batch that needs none stays alone.
+// look-up. A batch that needs none stays alone.
 func (f *fanOut) gather(first store.Batch, batches <-chan store.Batch) []store.Batch {
 	group := []store.Batch{first}
 	if !f.mayHaveRows(&first) {
@@ -91,6 +90,8 @@ func (f *fanOut) gather(first store.Batch, batches <-chan store.Batch) []store.B
 	return group
 }
 
+// processAll processes batches in order. Batches behind a session are looked up again,
+// after its claim.
 func (f *fanOut) processAll(ctx context.Context, group []store.Batch) error {
 	known, err := f.lookUpGroup(ctx, group)
 	if err != nil {
@@ -100,7 +101,7 @@ func (f *fanOut) processAll(ctx context.Context, group []store.Batch) error {
 		if err := f.process(ctx, &group[i], known); err != nil {
 			return err
 		}
-		if group[i].Session != nil { // the stream may repeat deliveries recorded since the look-up
+		if group[i].Session != nil { // it may repeat deliveries recorded since the look-up
 			return f.processAll(ctx, group[i+1:])
 		}
 	}
@@ -217,10 +218,10 @@ func (f *fanOut) lookUp(ctx context.Context, ids []uuid.UUID, known map[uuid.UUI
 // batch of the session: until its echo, the stream may repeat deliveries with rows.
 func (f *fanOut) begin(ctx context.Context, s *store.Session) error {
 	// No batch may be under way: the marker's echo would count as its echo, too.
-	if !f.recorder.writer.acquire(ctx, f.heartbeat) {
+	if !f.recorder.lock.acquire(ctx, f.heartbeat) {
 		return nil
 	}
-	defer f.recorder.writer.release()
+	defer f.recorder.lock.release()
 	marker, before := f.scheduler.NextSession()
 	fence, err := f.acquire(ctx, s, marker)
 	if f.sessionOver = errors.Is(err, store.ErrSessionOver); f.sessionOver {

@@ -22,12 +22,12 @@ const (
 	// endpoints.
 	comparePageMax = 16_000
 
-	// comparePageSlow and comparePageQuick set the page size: half after a slower page,
+	// comparePageSlow and comparePageQuick adapt the page size: half after a slower page,
 	// double after a quicker one. A page that timed out is tried again with a quarter.
 	comparePageSlow  = 500 * time.Millisecond
 	comparePageQuick = 200 * time.Millisecond
 
-	// maxCandidates bounds the candidates that share one wait, in 5 MiB. A wait is for
+	// maxCandidates bounds the candidates that share one wait: 5 MiB. A wait is for
 	// the whole WAL so far, inserted rows included; on a busy machine it takes as long as
 	// inserting some thousand rows. Fewer deliveries are in flight at any moment, so if
 	// nothing is missing, one wait is enough.
@@ -38,7 +38,7 @@ const (
 	insertMin = 2000
 	insertMax = 8000
 
-	// insertSlow and insertQuick set the size of transactions, so that none takes a
+	// insertSlow and insertQuick adapt the size of transactions, so that none takes a
 	// second: half after a slower one, but not below insertMin, where rows no longer take
 	// most of the time; double after a quicker one. One that timed out is tried again
 	// with a quarter.
@@ -93,7 +93,7 @@ type reconciler struct {
 // the cause stays the same.
 type comparison struct {
 	cause       schedule.Cause
-	start, from time.Time // see span
+	start, from time.Time // of span
 	upto        store.Position
 	allVisible  bool // all was visible when it began; else it is repeated
 	inserted    int
@@ -208,7 +208,7 @@ func (r *reconciler) collect(ctx context.Context) (candidates []store.Candidate,
 	return candidates, upto, end, nil
 }
 
-// reach returns where events may be without rows, and where the comparison begins: the
+// span returns where events may be without rows, and where the comparison begins: the
 // recovery window may cut it short. A time in the future is from a clock that was set
 // back, and counts as unknown.
 func (r *reconciler) span(since, now time.Time) (start, from time.Time) {
@@ -316,7 +316,7 @@ func (r *reconciler) insert(ctx context.Context, fence store.Fence, records []st
 	return nil
 }
 
-// settled waits until everything committed by now is recorded and confirmed. A
+// awaitConfirmed waits until everything committed by now is recorded and confirmed. A
 // marker moves the position of an idle database. Deliveries to slow receivers are parked
 // meanwhile. It fails in another session, whose positions may mean something else.
 func (r *reconciler) awaitConfirmed(ctx context.Context, session *store.Session) error {
@@ -341,13 +341,13 @@ func (r *reconciler) awaitConfirmed(ctx context.Context, session *store.Session)
 	}
 }
 
-// mark retries until the marker is written: without an echo of its number,
-// nothing is confirmed until the next batch.
+// writeMarker retries until the marker is written: without an echo of its number, nothing
+// is confirmed until the next batch.
 func (r *reconciler) writeMarker(ctx context.Context) error {
-	if !r.recorder.writer.acquire(ctx, r.heartbeat) {
+	if !r.recorder.lock.acquire(ctx, r.heartbeat) {
 		return ctx.Err()
 	}
-	defer r.recorder.writer.release()
+	defer r.recorder.lock.release()
 	seq := r.scheduler.Number()
 	for {
 		err := bounded(ctx, func(ctx context.Context) error { return r.store.Mark(ctx, r.scheduler.Fence(), store.Mark{Seq: seq}) })

@@ -42,7 +42,7 @@ func TestMarkerIsRetriedUntilItIsWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := schedule.New(schedule.Options{Limits: small})
 		db := &refusing{left: 3}
-		r := &reconciler{scheduler: w, store: db, recorder: &recorder{writer: newWriterLock()}, heartbeat: newHeartbeat("reconciler")}
+		r := &reconciler{scheduler: w, store: db, recorder: &recorder{lock: newWriterLock()}, heartbeat: newHeartbeat("reconciler")}
 		if err := r.writeMarker(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -151,7 +151,7 @@ func (o *owing) Reconciled(_ context.Context, fence store.Fence) (time.Time, err
 func newReconciler(db Store) *reconciler {
 	s := schedule.New(schedule.Options{Limits: small})
 	s.Begin(&store.Session{}, store.Fence{Epoch: 1, Reconcile: true, ReconcileFrom: time.Unix(0, 0)}, 0, time.Now())
-	return &reconciler{scheduler: s, store: db, recorder: &recorder{writer: newWriterLock()}, heartbeat: newHeartbeat("reconciler"),
+	return &reconciler{scheduler: s, store: db, recorder: &recorder{lock: newWriterLock()}, heartbeat: newHeartbeat("reconciler"),
 		announce: func() {}, log: slog.New(slog.DiscardHandler), wake: schedule.NewSignal(), window: time.Hour}
 }
 

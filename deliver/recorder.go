@@ -46,7 +46,7 @@ const (
 // A recorderStore has the recorder's statements.
 type recorderStore interface {
 	Insert(ctx context.Context, fence store.Fence, mark store.Mark, records []store.Record) (allNew bool, err error)
-	Update(ctx context.Context, fence store.Fence, mark store.Mark, records []store.Record) (busy, again []uuid.UUID, err error)
+	Update(ctx context.Context, fence store.Fence, mark store.Mark, records []store.Record) (locked, replayed []uuid.UUID, err error)
 	Owe(ctx context.Context, fence store.Fence, from time.Time) (noted time.Time, err error)
 	Tell(ctx context.Context, fence store.Fence, c store.Consequence) (rest []store.Consequence, err error)
 	Mark(ctx context.Context, fence store.Fence, mark store.Mark) error
@@ -59,7 +59,7 @@ type recorder struct {
 	store     recorderStore
 	heartbeat *heartbeat
 	log       *slog.Logger
-	writer    writerLock
+	lock      writerLock
 	failure   failure
 
 	locked          []*schedule.Delivery // other sessions have locked their rows
@@ -160,10 +160,10 @@ func (r *recorder) retryWaiting() {
 
 // recordOnce writes one batch of new rows and one of existing ones.
 func (r *recorder) recordOnce(ctx context.Context) error {
-	if !r.writer.acquire(ctx, r.heartbeat) {
+	if !r.lock.acquire(ctx, r.heartbeat) {
 		return ctx.Err()
 	}
-	defer r.writer.release()
+	defer r.lock.release()
 	if err := r.recordNew(ctx); err != nil {
 		return err
 	}
@@ -202,14 +202,14 @@ func (r *recorder) recordExisting(ctx context.Context) error {
 		return nil
 	}
 	b := &batch{mark: taken.Mark, fence: taken.Fence, refused: map[uuid.UUID]bool{}}
-	busy, again := map[uuid.UUID]bool{}, map[uuid.UUID]bool{}
+	isLocked, isReplayed := map[uuid.UUID]bool{}, map[uuid.UUID]bool{}
 	b.send = func(ctx context.Context, mark store.Mark, part []store.Record) error {
-		locked, waiting, err := r.store.Update(ctx, b.fence, mark, part)
+		locked, replayed, err := r.store.Update(ctx, b.fence, mark, part)
 		for _, id := range locked {
-			busy[id] = true
+			isLocked[id] = true
 		}
-		for _, id := range waiting {
-			again[id] = true
+		for _, id := range replayed {
+			isReplayed[id] = true
 		}
 		return err
 	}
@@ -217,7 +217,7 @@ func (r *recorder) recordExisting(ctx context.Context) error {
 	if err := r.write(ctx, b, taken.Records); err != nil {
 		return err
 	}
-	locked, refused := r.scheduler.Updated(taken, busy, b.refused, again, time.Now())
+	locked, refused := r.scheduler.Updated(taken, isLocked, b.refused, isReplayed, time.Now())
 	r.locked, r.refused = append(r.locked, locked...), append(r.refused, refused...)
 	return nil
 }

@@ -236,7 +236,7 @@ func (st *simulatedStore) Mark(ctx context.Context, fence store.Fence, mark stor
 	return st.do("mark", func(db *database) error { return db.Mark(ctx, fence, mark) })
 }
 
-// Settled is Store's.
+// ClaimVisible is Store's.
 func (st *simulatedStore) ClaimVisible(ctx context.Context, fence store.Fence) (settled bool, err error) {
 	err = st.do("claim visible", func(db *database) error {
 		settled, err = db.ClaimVisible(ctx, fence)
