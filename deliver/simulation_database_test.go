@@ -11,15 +11,15 @@ import (
 	"github.com/walhook/walhook/outbox"
 )
 
-// A database is PostgreSQL as far as walhook relies on it: what storetest has, and
-// beside that its slot, its standby, and its failures.
+// A database is PostgreSQL as far as walhook relies on it: storetest's database with a
+// slot, a standby and faults.
 type database struct {
 	*storetest.Memory
 	s           *simulation
-	replicated  pglogrepl.LSN // what a crash leaves, and all that the walsender sends
+	replicated  pglogrepl.LSN // survives a crash; the walsender sends no more
 	slot        *slot         // nil: there is none
-	incarnation int           // how often it fell back or was away: statements under way have failed
-	away        time.Time     // no statement works before
+	incarnation int           // counts outages and lost commits: statements under way fail
+	away        time.Time     // until then all statements fail
 	pids        uint32
 }
 
@@ -30,7 +30,7 @@ func newDatabase(s *simulation) *database {
 	return db
 }
 
-// inUse says by which session the slot is used, if by any, and where it is.
+// inUse returns the session that holds the slot, if any, and the slot's position.
 func (db *database) inUse() (pid uint32, confirmed pglogrepl.LSN) {
 	if db.slot == nil || db.slot.connection == nil {
 		return 0, 0
@@ -40,10 +40,10 @@ func (db *database) inUse() (pid uint32, confirmed pglogrepl.LSN) {
 
 type slot struct {
 	confirmed  pglogrepl.LSN
-	saved      pglogrepl.LSN // on disk: where it is after a crash
+	saved      pglogrepl.LSN // on disk: the position after a crash
 	made       pglogrepl.LSN
-	moved      pglogrepl.LSN // by somebody else, to here: what is before may be without a row for a while
-	checked    pglogrepl.LSN // up to here everything is known to have its rows
+	moved      pglogrepl.LSN // somebody else moved it to here: earlier events may lack rows for a while
+	checked    pglogrepl.LSN // up to here all deliveries are known to have rows
 	connection *connection   // nil: not in use
 }
 
@@ -51,7 +51,7 @@ func (db *database) hasFallenSince(incarnation int) bool {
 	return db.incarnation != incarnation || time.Now().Before(db.away)
 }
 
-// fail is the end of all sessions.
+// fail ends all sessions.
 func (db *database) fail(away time.Duration) {
 	db.incarnation++
 	db.away = time.Now().Add(away)
@@ -61,15 +61,15 @@ func (db *database) fail(away time.Duration) {
 	db.ShowAll()
 }
 
-// fallBack loses what was not replicated. On a standby that takes over another
-// timeline begins; after a restored snapshot, none does.
+// fallBack loses commits that were not replicated. A standby that takes over begins a
+// new timeline; a restored snapshot does not.
 func (db *database) fallBack(newTimeline bool) {
 	lost := db.FallBack(db.replicated)
 	for _, c := range lost {
 		for _, r := range c.Rows {
 			db.s.journal.lost(r.ID)
 		}
-		for _, e := range c.Endpoints { // it may be sealed again, or no more
+		for _, e := range c.Endpoints { // the fall back may have sealed or opened it
 			db.s.journal.sealed(e.ID, db.Endpoint(e.ID) != nil && db.Endpoint(e.ID).Sealed != "")
 		}
 	}
@@ -87,8 +87,8 @@ func (db *database) fallBack(newTimeline bool) {
 	db.s.note("fell back to %d: %d commits lost, timeline %d", db.replicated, len(lost), db.Timeline)
 }
 
-// confirm moves the slot. Whatever is behind it will not come again, so it must
-// have its rows, where a crash leaves them.
+// confirm moves the slot. The stream does not bring earlier events again, so all of
+// them must have rows that survive a crash.
 func (db *database) confirm(lsn pglogrepl.LSN) {
 	if lsn <= db.slot.confirmed {
 		return
@@ -113,20 +113,20 @@ func (db *database) confirm(lsn pglogrepl.LSN) {
 	db.slot.checked = max(db.slot.checked, lsn)
 }
 
-// isNoted says of a delivery whose row is refused that whoever comes next will compare
-// from before it.
+// isNoted reports whether the next process will compare from before a delivery whose row
+// is refused.
 func (db *database) isNoted(id uuid.UUID) bool {
 	_, refused := db.Refused[id]
 	return refused && !db.State.ReconcileFrom.IsZero() && db.State.ReconcileFrom.Before(outbox.IDTime(id))
 }
 
-// serve does what PostgreSQL does by itself.
+// serve is PostgreSQL's own background work.
 func (db *database) serve() {
 	s := db.s
 	s.spawn("replication", nil, func() {
 		for {
 			s.await(func() bool { return db.replicated < db.End() })
-			if s.chance(s.weather.lag) {
+			if s.chance(s.faultRates.lag) {
 				s.pass(s.within(300 * time.Millisecond))
 			}
 			for _, c := range db.WAL {
@@ -141,7 +141,7 @@ func (db *database) serve() {
 		invisible := func(c *storetest.Commit) bool { return !c.Visible }
 		for {
 			s.await(func() bool { return slices.ContainsFunc(db.WAL, invisible) })
-			if s.chance(s.weather.lag) {
+			if s.chance(s.faultRates.lag) {
 				s.pass(s.within(800 * time.Millisecond))
 			}
 			if at := slices.IndexFunc(db.WAL, invisible); at >= 0 {
@@ -159,7 +159,7 @@ func (db *database) serve() {
 	})
 }
 
-// calm ends what was to last longer.
+// calm ends all lasting faults.
 func (db *database) calm() {
 	db.away, db.Mute = time.Time{}, time.Time{}
 	clear(db.Locked)

@@ -13,33 +13,33 @@ import (
 	"github.com/walhook/walhook/outbox"
 )
 
-// A journal is what the application committed and what the receivers saw.
+// A journal records what the application committed and what the receivers saw.
 type journal struct {
 	s         *simulation
 	receivers map[uuid.UUID]answering
 	refused   map[uuid.UUID]bool // endpoints that were ever disabled or deleted
 	known     map[uuid.UUID]*journaled
 	order     []*journaled
-	told      int                     // consequences, apart from the outcomes
+	told      int                     // deferred consequences that were written
 	closed    map[uuid.UUID]time.Time // endpoints whose secret cannot be opened, since when
 }
 
-// A journaled is what is known of a delivery.
+// A journaled has all facts about one delivery.
 type journaled struct {
 	id       uuid.UUID
 	event    *outbox.Event
 	endpoint uuid.UUID
 	requests int
-	good     int       // that were answered with 2xx
-	gone     int       // with 410
-	excused  int       // how many more successes there may be than one
-	goodAt   time.Time // when the last request began that was answered with 2xx
-	anew     time.Time // when it was last replayed; zero: never, or that is lost
-	byHand   bool      // it was cancelled by hand, and not replayed since
-	unsure   bool      // the database fell back behind a version of its row
-	by       *process  // the last request's
-	begun    time.Time // the last request; zero: it was answered
-	leased   time.Time // nobody else may send before
+	good     int       // requests answered with 2xx
+	gone     int       // requests answered with 410
+	excused  int       // successes that are allowed beyond one
+	goodAt   time.Time // begin of the last request answered with 2xx
+	anew     time.Time // the last replay; zero: none, or it was lost
+	byHand   bool      // cancelled by hand, and not replayed since
+	unsure   bool      // the database lost a version of its row
+	by       *process  // sent the last request
+	begun    time.Time // begin of the last request; zero: it was answered
+	leased   time.Time // until then nobody else may send
 }
 
 func newJournal(s *simulation) *journal {
@@ -55,14 +55,14 @@ func (j *journal) committed(e *outbox.Event) {
 	}
 }
 
-// excuse allows for so many more successes of a delivery.
+// excuse allows n more successes of a delivery.
 func (j *journal) excuse(id uuid.UUID, n int) {
 	if d := j.known[id]; d != nil {
 		d.excused += n
 	}
 }
 
-// replayed sees an operator begin a delivery anew.
+// replayed notes that an operator replays a delivery.
 func (j *journal) replayed(id uuid.UUID) {
 	j.excuse(id, 1)
 	if d := j.known[id]; d != nil {
@@ -70,21 +70,21 @@ func (j *journal) replayed(id uuid.UUID) {
 	}
 }
 
-// cancelled sees an operator cancel a delivery.
+// cancelled notes that an operator cancels a delivery.
 func (j *journal) cancelled(id uuid.UUID) {
 	if d := j.known[id]; d != nil {
 		d.anew, d.byHand = time.Time{}, true
 	}
 }
 
-// ended sees a delivery cancelled with its endpoint: that is later than any replay.
+// ended notes that a delivery is cancelled with its endpoint: later than any replay.
 func (j *journal) ended(id uuid.UUID) {
 	if d := j.known[id]; d != nil {
 		d.anew = time.Time{}
 	}
 }
 
-// sealed sees an endpoint's secret sealed so that it cannot be opened, or mended.
+// sealed notes that an endpoint's secret became unreadable, or readable again.
 func (j *journal) sealed(id uuid.UUID, closed bool) {
 	switch {
 	case !closed:
@@ -94,7 +94,7 @@ func (j *journal) sealed(id uuid.UUID, closed bool) {
 	}
 }
 
-// lost is a version of a row that the database fell back behind.
+// lost notes that the database lost a version of a row.
 func (j *journal) lost(id uuid.UUID) {
 	if j.excuse(id, 1); j.known[id] != nil {
 		d := j.known[id]
@@ -102,7 +102,7 @@ func (j *journal) lost(id uuid.UUID) {
 	}
 }
 
-// wrote sees what a process has committed.
+// wrote notes a process's commit.
 func (j *journal) wrote(p *process, c *storetest.Commit) {
 	for _, r := range c.Rows {
 		j.s.note("row %s %s %d", r.ID, r.Status, r.Attempts)
@@ -118,7 +118,7 @@ func (j *journal) wrote(p *process, c *storetest.Commit) {
 	}
 }
 
-// inserted sees a row; that of an attempt under way is a lease.
+// inserted notes a new row. The row of an attempt under way is a lease.
 func (j *journal) inserted(p *process, r store.Record) {
 	d := j.known[r.ID]
 	if d == nil || !slices.Contains(d.event.EndpointIDs, r.EndpointID) {
@@ -130,7 +130,7 @@ func (j *journal) inserted(p *process, r store.Record) {
 	}
 }
 
-// request is one that has arrived.
+// request notes a request that has arrived.
 func (j *journal) request(p *process, r send.Request) (status int, after time.Duration) {
 	d := j.known[r.DeliveryID]
 	if d == nil || j.s.db.Inserted[d.event.ID] == nil {
@@ -141,14 +141,14 @@ func (j *journal) request(p *process, r send.Request) (status int, after time.Du
 		j.s.violate("delivery %s was sent with another body", d.id)
 	}
 	now := time.Now()
-	// What had begun when a process froze goes on when it thaws.
+	// A request that had begun before a freeze continues after it.
 	if closed := j.closed[d.endpoint]; !closed.IsZero() && now.Sub(closed) > 2*time.Second && now.Sub(p.thaws) > 2*time.Second {
 		j.s.violate("delivery %s was sent %v after its endpoint's secret was sealed", d.id, now.Sub(closed))
 	}
 	if why := p.mayNotSend(); why != "" {
 		j.s.violate("delivery %s was sent %s", d.id, why)
 	}
-	// A process that has lost the slot and does not know yet cannot know of the lease.
+	// A process that has not noticed the loss of its slot cannot know of the lease.
 	if d.by != p && now.Before(d.leased) && !j.s.db.Fenced(p.engine.scheduler.Fence()) {
 		j.s.violate("delivery %s was sent again within the lease", d.id)
 	}
@@ -175,21 +175,21 @@ func (j *journal) answered(r send.Request, p *process) {
 	}
 }
 
-// An answering says what a receiver answers to a request, and after how long.
+// An answering returns a receiver's answer to a request, and its delay.
 type answering func(at time.Time) (status int, after time.Duration)
 
-// newReceiver says how a receiver answers: well, now and then not, never, not at
-// first, slowly, or with 410.
+// newReceiver draws how a receiver answers: always well, with some failures, with
+// failures only, with failures at first, slowly, or with 410.
 func (s *simulation) newReceiver() answering {
 	quick := func() time.Duration { return s.within(30 * time.Millisecond) }
-	rough := func() bool { return time.Since(s.began) < roughTime } // what is slow is not waited for in the end
+	rough := func() bool { return time.Since(s.began) < faultTime } // slow answers end with the faults
 	bad := func() (int, time.Duration) {
 		if rough() && s.chance(40) {
 			return 0, s.limits.Timeout
 		}
 		return 503, quick()
 	}
-	up := s.began.Add(s.within(2 * roughTime))
+	up := s.began.Add(s.within(2 * faultTime))
 	kind := s.rng.IntN(10)
 	return func(at time.Time) (int, time.Duration) {
 		switch {
@@ -204,7 +204,7 @@ func (s *simulation) newReceiver() answering {
 	}
 }
 
-// send is one attempt: there, at the receiver, and back.
+// send is one attempt: on its way, at the receiver, and back.
 func (p *process) send(_ context.Context, r send.Request) (store.Attempt, bool) {
 	s := p.s
 	begun := time.Now()

@@ -7,15 +7,15 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// settled says that nothing is left to do.
+// settled reports whether nothing is left to do.
 func (s *simulation) settled() bool { return s.unsettled() == "" }
 
-// unsettled says what is left to do, or nothing.
+// unsettled names something that is left to do, or returns "".
 func (s *simulation) unsettled() string {
 	for _, d := range s.journal.order {
 		r, by := s.db.Rows[d.id], s.db.Inserted[d.event.ID]
 		switch {
-		case by == nil: // the database fell back behind it
+		case by == nil: // the database lost it
 		case r == nil:
 			return fmt.Sprintf("delivery %s (event at %d, endpoint %s) has no row", d.id, by.End, d.endpoint)
 		case r.Waits():
@@ -36,11 +36,11 @@ func (s *simulation) unsettled() string {
 	return ""
 }
 
-// judge compares what was owed with what the receivers and the table say.
+// judge compares owed deliveries with the receivers' requests and the table.
 func (s *simulation) judge() {
 	active := s.active()
 	for _, p := range s.processes {
-		if p != active { // it has lost the slot, and may not know
+		if p != active { // it has lost the slot, and may not have noticed
 			p.excuse()
 		}
 	}
@@ -87,7 +87,7 @@ func (s *simulation) judgeDelivery(d *journaled) {
 	}
 }
 
-// judgeMemory sees that nothing is left behind in memory.
+// judgeMemory checks that nothing is left behind in memory.
 func (s *simulation) judgeMemory(p *process) {
 	if p.inMemory() != 0 || !p.engine.scheduler.Drained(true) {
 		s.violate("%d deliveries are left in memory, or positions that wait for an echo", p.inMemory())

@@ -11,8 +11,8 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// A process is one walhook. Its loops are the real ones, but for the head of the
-// fan-out's, which reads a channel.
+// A process is one walhook. Its loops are the real ones, except the outer loop of the
+// fan-out, which reads a channel.
 type process struct {
 	s       *simulation
 	number  int
@@ -20,17 +20,17 @@ type process struct {
 	batches chan store.Batch
 	thaws   time.Time     // frozen until then
 	looked  time.Time     // when watch was last called
-	held    time.Time     // when it last turned and had the slot
-	without time.Duration // for how long it has turned since it lost the slot
+	held    time.Time     // when it last ran and held the slot
+	without time.Duration // how long it has run since it lost the slot
 	told    told
 	stopped bool // it drains
 	ended   bool
 }
 
-// targets makes Targets, and no requests.
+// targets makes Targets. It sends no requests.
 var targets = send.NewSender(send.SenderConfig{})
 
-// simulatedSchedule is short, so that a run sees its end.
+// simulatedSchedule is short enough to end within a run.
 var simulatedSchedule = schedule.Backoff{time.Second, 5 * time.Second}
 
 func (s *simulation) start() {
@@ -115,7 +115,7 @@ func (p *process) stop() {
 	})
 }
 
-// connection is the process's hold of the slot, or nil.
+// connection returns the process's hold of the slot, or nil.
 func (p *process) connection() *connection {
 	if slot := p.s.db.slot; slot != nil && slot.connection != nil && slot.connection.process == p {
 		return slot.connection
@@ -123,9 +123,8 @@ func (p *process) connection() *connection {
 	return nil
 }
 
-// watch keeps when a process last had the slot and could see it, and for how long
-// it has turned without: what passes while it is frozen does not count, up to the
-// first moment in which it goes on.
+// watch notes when a process last ran and held the slot, and how long it has run without
+// it. Frozen time does not count, up to the first step after the freeze.
 func (p *process) watch() {
 	now := time.Now()
 	switch has, turned := p.connection() != nil, !p.looked.Before(p.thaws); {
@@ -139,11 +138,10 @@ func (p *process) watch() {
 	p.looked = now
 }
 
-// mayNotSend says why a process may not, where it sends all the same. While it
-// turns, it notices that its connection is cut. Where that happens while it is
-// frozen, it notices when it goes on, and until then it relies on what it saw before
-// the freeze: never for longer than the lease, within which nobody gets the slot for
-// want of a word from it.
+// mayNotSend returns why a process must not send, or "". A process that runs notices that
+// its connection is cut. A frozen one notices after the freeze. Until then it relies on
+// what it saw before, but never for longer than the lease: within that time the server
+// gives the slot to nobody else for the process's silence.
 func (p *process) mayNotSend() string {
 	switch lost := time.Since(p.held); {
 	case lost >= simulatedLease:
@@ -156,8 +154,8 @@ func (p *process) mayNotSend() string {
 
 func (p *process) frozen() bool { return p != nil && time.Now().Before(p.thaws) }
 
-// bury is a process's end: everything in memory is gone. What was under way, or
-// whose outcome was not recorded, may be sent once more.
+// bury ends a process: everything in memory is gone. Deliveries under way, and those
+// whose outcomes were not recorded, may be sent once more.
 func (s *simulation) bury(p *process) {
 	s.note("process %d is gone", p.number)
 	s.kill(p)
@@ -168,7 +166,7 @@ func (s *simulation) bury(p *process) {
 	s.processes = slices.DeleteFunc(s.processes, func(o *process) bool { return o == p })
 }
 
-// excuse allows for what a process leaves unrecorded to be sent once more.
+// excuse allows deliveries that a process leaves unrecorded to be sent once more.
 func (p *process) excuse() {
 	sent, _ := p.engine.scheduler.Unrecorded()
 	for _, id := range sent {
@@ -176,13 +174,13 @@ func (p *process) excuse() {
 	}
 }
 
-// inMemory is how many deliveries a process holds.
+// inMemory returns the number of deliveries that a process holds.
 func (p *process) inMemory() int {
 	stats := p.engine.scheduler.Stats(time.Now())
 	return stats.Window + stats.Parking
 }
 
-// tend buries what has ended, and sees that there is a process.
+// tend buries processes that have ended, and starts one if there is none.
 func (s *simulation) tend() {
 	for _, p := range slices.Clone(s.processes) {
 		if p.watch(); p.ended {
@@ -194,7 +192,7 @@ func (s *simulation) tend() {
 	}
 }
 
-// active is the process that holds the slot, or nil.
+// active returns the process that holds the slot, or nil.
 func (s *simulation) active() *process {
 	for _, p := range s.processes {
 		if p.connection() != nil {

@@ -11,25 +11,25 @@ import (
 	"github.com/walhook/walhook/internal/store"
 )
 
-// A simulatedStore is a process's sessions with the database: they take their time,
-// and fail. What each statement does is storetest's.
+// A simulatedStore is a process's sessions with the database. They are slow, and fail.
+// storetest has the effects of each statement.
 type simulatedStore struct{ p *process }
 
 var errSimulated = errors.New("the database does not answer")
 
-// do runs a statement: it may be refused, take its time, and its answer may be lost
-// when it has long been committed. It is planned when it begins: rows that are moved
-// into another partition meanwhile it sees in neither.
+// do runs a statement. It may be refused or slow, and its answer may be lost after its
+// commit. It is planned when it begins: it does not see rows that are moved into another
+// partition meanwhile.
 func (st *simulatedStore) do(what string, effect func(*database) error) error {
 	return st.run(what, false, effect)
 }
 
-// whole runs a statement that has seen to it that no row is moved meanwhile.
+// whole runs a statement that has excluded moves of rows meanwhile.
 func (st *simulatedStore) whole(what string, effect func(*database) error) error {
 	return st.run(what, true, effect)
 }
 
-// record runs a statement that records outcomes, or parks.
+// record runs a statement that records outcomes or parks deliveries.
 func (st *simulatedStore) record(what string, effect func(*database) error) error {
 	return st.do(what, func(db *database) error {
 		written := len(db.WAL)
@@ -50,23 +50,23 @@ func (st *simulatedStore) run(what string, whole bool, effect func(*database) er
 		planned = s.db.Moves
 	}
 	s.db.Planned = planned
-	if s.chance(s.weather.refused) || s.db.hasFallenSince(incarnation) {
+	if s.chance(s.faultRates.refused) || s.db.hasFallenSince(incarnation) {
 		s.note("%s: refused", what)
 		return errSimulated
 	}
 	err := effect(s.db)
 	s.note("%s: %v", what, err)
 	s.delay()
-	if err == nil && (s.chance(s.weather.lost) || s.db.hasFallenSince(incarnation)) {
+	if err == nil && (s.chance(s.faultRates.lost) || s.db.hasFallenSince(incarnation)) {
 		s.note("%s: the answer is lost", what)
 		return errSimulated
 	}
 	return err
 }
 
-// delay is the time that something takes on its way.
+// delay returns a random latency.
 func (s *simulation) delay() {
-	if s.chance(s.weather.slow) {
+	if s.chance(s.faultRates.slow) {
 		s.pass(s.within(200 * time.Millisecond))
 		return
 	}

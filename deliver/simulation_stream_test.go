@@ -11,7 +11,7 @@ import (
 	"github.com/walhook/walhook/outbox"
 )
 
-// A connection is a process's use of the slot.
+// A connection is a process's hold of the slot.
 type connection struct {
 	process *process
 	session *store.Session
@@ -20,22 +20,22 @@ type connection struct {
 }
 
 const (
-	// simulatedLease is a session's, and patience how long the server bears that
-	// nothing is heard of a process before it gives the slot to another.
+	// simulatedLease is a session's lease. patience is how long the server does not hear
+	// from a process before it gives the slot to another one.
 	simulatedLease    = time.Second
 	simulatedPatience = 1500 * time.Millisecond
 
-	// noticed is how soon a process that turns notices that its connection is cut.
+	// noticed bounds how long a running process takes to notice that its connection is cut.
 	noticed = 100 * time.Millisecond
 )
 
-// told is what a process has told the slot, and when the server was started.
+// told is the position that a process has told the slot, and the server's start time.
 type told struct {
 	server time.Time
 	lsn    pglogrepl.LSN
 }
 
-// witness asks whether the slot is still the process's.
+// witness asks whether the process still holds the slot.
 func (p *process) witness() {
 	s := p.s
 	for {
@@ -45,7 +45,7 @@ func (p *process) witness() {
 			continue
 		}
 		s.delay()
-		refused := s.chance(s.weather.refused)
+		refused := s.chance(s.faultRates.refused)
 		held := p.connection() == c
 		s.delay()
 		switch {
@@ -59,8 +59,8 @@ func (p *process) witness() {
 	}
 }
 
-// stream is cdc.Stream as the Engine sees it: sessions, one after the other. Each
-// begins anew behind what is confirmed, and everything after that is repeated.
+// stream is cdc.Stream as the Engine sees it: one session after the other. Each begins
+// at the confirmed position, and repeats everything after it.
 func (p *process) stream() {
 	for {
 		if c := p.connect(); c != nil {
@@ -75,7 +75,7 @@ func (p *process) stream() {
 	}
 }
 
-// connect takes the slot, or makes it. All of these are statements of their own.
+// connect takes the slot, or makes it. Each step is a statement of its own.
 func (p *process) connect() *connection {
 	s, db := p.s, p.s.db
 	incarnation := db.incarnation
@@ -123,18 +123,18 @@ func (p *process) connect() *connection {
 	return c
 }
 
-// makeSlot waits for the transactions under way: what comes after it is streamed.
+// makeSlot waits for open transactions. The slot streams all later ones.
 func (db *database) makeSlot() {
 	db.ShowAll()
 	db.slot = &slot{confirmed: db.End(), saved: db.End(), made: db.End()}
 	db.s.note("slot made at %d", db.End())
 }
 
-// follow hands on and confirms until the connection is lost.
+// follow forwards commits and confirms until the connection is lost.
 func (p *process) follow(c *connection) {
 	s, db := p.s, p.s.db
 	lost := func() bool {
-		if c.session.IsVoid() && p.connection() == c { // it hangs up
+		if c.session.IsVoid() && p.connection() == c { // the process disconnects
 			db.slot.connection = nil
 		}
 		return db.slot == nil || db.slot.connection != c
@@ -161,7 +161,7 @@ func (p *process) follow(c *connection) {
 	}
 }
 
-// next is the first commit behind a position that the walsender may send.
+// next returns the first commit after a position that the walsender may send.
 func (db *database) next(sent pglogrepl.LSN) *storetest.Commit {
 	for _, c := range db.WAL {
 		if c.End > sent && c.End <= db.replicated {
@@ -171,11 +171,11 @@ func (db *database) next(sent pglogrepl.LSN) *storetest.Commit {
 	return nil
 }
 
-// handOn sends a commit, or a piece of it where it is the first of several.
+// handOn sends a commit, or one piece of a large one.
 func (p *process) handOn(c *connection, next *storetest.Commit) {
 	s := p.s
 	lost := func() bool { return s.db.slot == nil || s.db.slot.connection != c }
-	if p.stopped { // no event comes any more, and no position
+	if p.stopped { // no more events or positions
 		if next.Echo != "" {
 			p.batches <- store.Batch{Echoes: []string{next.Echo}}
 		}

@@ -20,20 +20,19 @@ import (
 	"github.com/walhook/walhook/deliver/schedule"
 )
 
-// The simulation runs the whole pipeline over a database, a stream and receivers
-// in memory (see their files), and breaks it at chosen moments. Which loop goes on
-// next, what fails and for how long is all drawn from one seed, so that a run that
-// fails can be repeated, step by step:
+// The simulation runs the whole pipeline over a database, a stream and receivers in
+// memory (see their files), and injects faults. One seed decides which loop runs next,
+// what fails, and for how long. So a run that fails can be repeated step by step:
 //
 //	go test ./deliver -run TestSimulation -sim.seed=N -v
 //
-// Nothing runs at the same time: every loop and every attempt is a coroutine, which
-// goes on until it waits, or calls the database, the stream or a receiver. A
-// process may die at each of these points, and between a commit and its answer.
+// Nothing runs in parallel: every loop and every attempt is a coroutine. It runs until it
+// waits, or calls the database, the stream or a receiver. A process may die at each of
+// these points, and between a commit and its answer.
 
 var (
-	simSeed = flag.Uint64("sim.seed", 0, "replay this seed of the simulation, and say each step")
-	simRuns = flag.Int("sim.runs", 0, "how many seeds the simulation draws, for each value of ParkAfter; 0: those from 1 on that ten seconds allow")
+	simSeed = flag.Uint64("sim.seed", 0, "replay this seed of the simulation, and log each step")
+	simRuns = flag.Int("sim.runs", 0, "how many random seeds the simulation runs for each value of ParkAfter; 0: seeds from 1 on, for ten seconds")
 )
 
 var parkAfters = map[string]time.Duration{"park=500ms": 500 * time.Millisecond, "park=0": 0}
@@ -77,7 +76,7 @@ func TestSimulationReplaysExactly(t *testing.T) {
 				digests[i] = sum.Sum64()
 			}
 			if digests[0] != digests[1] {
-				t.Errorf("%s: two runs of seed %d have another trace", name, seed)
+				t.Errorf("%s: two runs of seed %d have different traces", name, seed)
 			}
 		}
 	}
@@ -90,8 +89,8 @@ func report(t *testing.T, violations []string) {
 	}
 }
 
-// simulate runs one seed to its end, and says each step to trace, where that is
-// not nil. It returns how many steps there were, and which promises were broken.
+// simulate runs one seed to its end. It logs each step to trace, if that is not nil. It
+// returns the number of steps, and the promises that were broken.
 func simulate(t *testing.T, seed uint64, parkAfter time.Duration, trace func(...any)) (steps int, violations []string) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSimulation(t, seed, parkAfter, trace)
@@ -105,7 +104,7 @@ func simulate(t *testing.T, seed uint64, parkAfter time.Duration, trace func(...
 // A simulation is one run.
 type simulation struct {
 	t          *testing.T
-	trace      func(...any) // nil: nobody reads it
+	trace      func(...any) // nil: no trace
 	rng        *rand.Rand
 	limits     schedule.Limits
 	log        *slog.Logger
@@ -113,7 +112,7 @@ type simulation struct {
 	steps      int
 	tasks      []*task
 	running    *task
-	weather    weather
+	faultRates faultRates
 	db         *database
 	processes  []*process
 	births     int
@@ -128,7 +127,7 @@ func newSimulation(t *testing.T, seed uint64, parkAfter time.Duration, trace fun
 		s.log = slog.New(slog.NewTextHandler(lines(s.note), nil))
 	}
 	s.journal = newJournal(s)
-	s.weather = s.forecast()
+	s.faultRates = s.drawFaultRates()
 	s.db = newDatabase(s)
 	return s
 }
@@ -141,7 +140,7 @@ func (l lines) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// note adds a line to the trace, which two runs of a seed have in common.
+// note adds a line to the trace, which is the same in each run of a seed.
 func (s *simulation) note(format string, args ...any) {
 	if s.trace == nil {
 		return
@@ -162,12 +161,12 @@ func (s *simulation) violate(format string, args ...any) {
 	}
 }
 
-// A task is a loop, or an attempt, or a part of the world around them.
+// A task is a loop, an attempt, or a part of the world around them.
 type task struct {
 	name    string
-	process *process // nil: the world's
+	process *process // nil: part of the world
 	ready   func() bool
-	blocked bool // it was not ready, and nothing has happened since
+	blocked bool // it was not ready, and no other task has run since
 	yield   func(struct{}) bool
 	next    func() (struct{}, bool)
 	stop    func()
@@ -180,7 +179,7 @@ func (t *task) String() string {
 	return fmt.Sprintf("%d/%s", t.process.number, t.name)
 }
 
-// killed is what a task panics with that is stopped where it waits.
+// killed is the panic that ends a task where it waits.
 type killed struct{}
 
 func (s *simulation) spawn(name string, p *process, body func()) {
@@ -197,7 +196,7 @@ func (s *simulation) spawn(name string, p *process, body func()) {
 	s.tasks = append(s.tasks, t)
 }
 
-// await lets others go on, until it is this task's turn and it is ready.
+// await lets other tasks run until this one is ready and chosen.
 func (s *simulation) await(ready func() bool) {
 	t := s.running
 	t.ready = ready
@@ -206,10 +205,10 @@ func (s *simulation) await(ready func() bool) {
 	}
 }
 
-// step lets others go on.
+// step lets other tasks run.
 func (s *simulation) step() { s.await(nil) }
 
-// pass lets others go on for a time.
+// pass lets other tasks run for a time.
 func (s *simulation) pass(d time.Duration) {
 	end := time.Now().Add(d)
 	s.await(func() bool { return !time.Now().Before(end) })
@@ -250,8 +249,8 @@ func arrivedIn[T any](c <-chan T) bool {
 	}
 }
 
-// turn lets one task go on that is ready, and reports whether there was one.
-func (s *simulation) turn() bool {
+// runOne runs one task that is ready, and reports whether there was one.
+func (s *simulation) runOne() bool {
 	at := s.rng.IntN(len(s.tasks))
 	for i := range s.tasks {
 		t := s.tasks[(at+i)%len(s.tasks)]
@@ -268,7 +267,7 @@ func (s *simulation) turn() bool {
 
 func (s *simulation) resume(t *task) {
 	if s.steps++; s.steps == mostSteps {
-		s.violate("it goes round and round")
+		s.violate("livelock: %d steps", mostSteps)
 	}
 	s.running = t
 	if _, alive := t.next(); !alive {
@@ -278,7 +277,7 @@ func (s *simulation) resume(t *task) {
 	s.unblock()
 	if p := t.process; p != nil {
 		if err := p.engine.scheduler.Verify(time.Now()); err != nil {
-			s.violate("the books of process %d: %v", p.number, err)
+			s.violate("the scheduler of process %d is inconsistent: %v", p.number, err)
 		}
 	}
 }
@@ -289,13 +288,13 @@ func (s *simulation) unblock() {
 	}
 }
 
-// advance lets time pass while nothing else happens.
+// advance lets time pass while no task is ready.
 func (s *simulation) advance(most time.Duration) {
 	time.Sleep(time.Duration(1 + s.rng.Int64N(int64(most))))
 	s.unblock()
 }
 
-// kill ends the tasks of a process, or of the world, where they are.
+// kill ends the tasks of a process, or of the world, where they wait.
 func (s *simulation) kill(p *process) {
 	s.tasks = slices.DeleteFunc(s.tasks, func(t *task) bool {
 		if t.process == p {
@@ -306,41 +305,41 @@ func (s *simulation) kill(p *process) {
 }
 
 const (
-	// roughTime is how long things happen and fail; the rest is for the pipeline to
-	// come to an end by itself.
-	roughTime = 8 * time.Second
+	// faultTime is how long events come and faults happen. After it, the pipeline has to
+	// finish by itself.
+	faultTime = 8 * time.Second
 
-	// calmTime is how long that may take: all waits of the schedule, a lease, the
-	// breaker's probes, and the sweep.
-	calmTime = time.Hour
+	// quietTime bounds how long that takes: all waits of the schedule, a lease, the
+	// breaker's probes, and the scan.
+	quietTime = time.Hour
 
-	// mostSteps is ten times what a run needs.
+	// mostSteps bounds the steps of a run, at ten times the usual number.
 	mostSteps = 300_000
 )
 
 func (s *simulation) run() {
 	s.populate()
-	for end := s.began.Add(roughTime); time.Now().Before(end) && len(s.violations) == 0; {
+	for end := s.began.Add(faultTime); time.Now().Before(end) && len(s.violations) == 0; {
 		s.strike()
 		s.tend()
-		if !s.turn() {
+		if !s.runOne() {
 			s.advance(40 * time.Millisecond)
 		}
 	}
 	s.note("calm")
-	s.weather = weather{}
+	s.faultRates = faultRates{}
 	s.db.calm()
 	s.mendSecrets()
-	for end := time.Now().Add(calmTime); len(s.violations) == 0; {
+	for end := time.Now().Add(quietTime); len(s.violations) == 0; {
 		s.tend()
-		if s.turn() {
+		if s.runOne() {
 			continue
 		}
 		if s.settled() {
 			break
 		}
 		if time.Now().After(end) {
-			s.violate("not at rest: %s", s.unsettled())
+			s.violate("not finished: %s", s.unsettled())
 		}
 		s.advance(400 * time.Millisecond)
 	}
@@ -356,15 +355,15 @@ func (s *simulation) end() {
 	s.kill(nil)
 }
 
-// chance is true in so many of a hundred cases.
+// chance is true in percent of the cases.
 func (s *simulation) chance(percent float64) bool { return s.rng.Float64()*100 < percent }
 
-// within draws a time.
+// within draws a duration below most.
 func (s *simulation) within(most time.Duration) time.Duration {
 	return time.Duration(s.rng.Int64N(int64(most)))
 }
 
-// id makes an id of a time, as version 7 has it.
+// id makes a UUIDv7 of a time.
 func (s *simulation) id(at time.Time) uuid.UUID {
 	var id uuid.UUID
 	binary.BigEndian.PutUint64(id[:8], uint64(at.UnixMilli())<<16|s.rng.Uint64()&0xffff)

@@ -9,22 +9,22 @@ import (
 	"github.com/walhook/walhook/outbox"
 )
 
-// What is around the pipeline: an application, its operators, the receivers, and
-// what fails.
+// The world around the pipeline: an application, its operators, the receivers, and
+// faults.
 
-// A weather is what may happen in a run: each in half of all, so that faults come
-// alone, together, and not at all. Percentages are per call, or per step where it
-// says so.
-type weather struct {
-	refused, lost, slow float64 // statements: not committed, committed but not answered, late
-	lag                 float64 // the WAL and what is visible are behind
+// A faultRates has the faults that may happen in a run. Each is on in half of the runs, so
+// that faults come alone, together, and not at all. Percentages are per call, unless
+// noted otherwise.
+type faultRates struct {
+	refused, lost, slow float64 // statements: not committed, committed without an answer, late
+	lag                 float64 // the WAL and visibility are behind
 	strikes             float64 // per step: one of the faults
 	faults              []fault
 	operator            bool // changes endpoints, locks rows, replays
-	hints               bool // and walhook hears of it
+	hints               bool // walhook gets change hints
 }
 
-// A fault strikes at any moment.
+// A fault may happen at any moment.
 type fault struct {
 	name   string
 	strike func(*simulation)
@@ -85,8 +85,8 @@ var faults = []fault{
 	{"news refused", func(s *simulation) { s.db.Mute = time.Now().Add(s.within(3 * time.Second)) }},
 }
 
-func (s *simulation) forecast() weather {
-	w := weather{operator: s.chance(50), hints: s.chance(50), strikes: pick(s, []float64{0.05, 0.2, 1})}
+func (s *simulation) drawFaultRates() faultRates {
+	w := faultRates{operator: s.chance(50), hints: s.chance(50), strikes: pick(s, []float64{0.05, 0.2, 1})}
 	for _, v := range []*float64{&w.refused, &w.lost, &w.slow, &w.lag} {
 		if s.chance(50) {
 			*v = pick(s, []float64{1, 5, 20})
@@ -100,18 +100,18 @@ func (s *simulation) forecast() weather {
 	return w
 }
 
-// strike lets a fault happen now, or mostly not.
+// strike lets a fault happen, now and then.
 func (s *simulation) strike() {
-	if len(s.weather.faults) == 0 || !s.chance(s.weather.strikes) {
+	if len(s.faultRates.faults) == 0 || !s.chance(s.faultRates.strikes) {
 		return
 	}
-	f := pick(s, s.weather.faults)
+	f := pick(s, s.faultRates.faults)
 	s.note("fault: %s", f.name)
 	f.strike(s)
 }
 
-// moveSlot is somebody else's hand on the slot: made again, or advanced, while
-// nobody has it. What lies between will not come by the stream.
+// moveSlot recreates or advances the slot while nobody holds it. The stream does not
+// bring the events in between.
 func (s *simulation) moveSlot() {
 	db := s.db
 	if db.slot == nil {
@@ -129,8 +129,8 @@ func (s *simulation) moveSlot() {
 	db.slot.confirmed, db.slot.saved, db.slot.moved = to, to, max(db.slot.moved, to)
 }
 
-// freeze stops a process for a while. Another one is there, and mostly the frozen
-// one loses the slot to it, when the server has not heard of it for long enough.
+// freeze stops a process for a while, beside a second one. If the server does not hear
+// from the frozen one for long enough, the second one gets the slot.
 func (s *simulation) freeze() {
 	p := pick(s, s.processes)
 	p.watch()
@@ -148,7 +148,7 @@ func (s *simulation) freeze() {
 	}
 }
 
-// populate makes the endpoints, and the tasks of the world.
+// populate makes the endpoints and starts the tasks of the world.
 func (s *simulation) populate() {
 	c := &storetest.Commit{Visible: true}
 	for range 1 + s.rng.IntN(5) {
@@ -160,7 +160,7 @@ func (s *simulation) populate() {
 	s.db.serve()
 	s.start()
 	s.spawn("application", nil, s.application)
-	if s.weather.operator {
+	if s.faultRates.operator {
 		s.spawn("operator", nil, s.operator)
 	}
 }
@@ -179,7 +179,7 @@ func (s *simulation) newEndpoint() *storetest.Endpoint {
 // application commits events, and rolls some back.
 func (s *simulation) application() {
 	pause := pick(s, []time.Duration{100 * time.Millisecond, 300 * time.Millisecond, time.Second})
-	for time.Since(s.began) < roughTime {
+	for time.Since(s.began) < faultTime {
 		s.pass(s.within(2 * pause))
 		c := &storetest.Commit{Visible: !s.chance(50)}
 		if s.chance(5) {
@@ -208,7 +208,7 @@ func (s *simulation) newEvent(made ...*storetest.Endpoint) *outbox.Event {
 
 // operator changes endpoints, and replays and cancels deliveries.
 func (s *simulation) operator() {
-	for time.Since(s.began) < roughTime {
+	for time.Since(s.began) < faultTime {
 		s.pass(s.within(4 * time.Second))
 		if s.chance(40) {
 			s.changeEndpoint(*pick(s, s.db.EndpointRows))
@@ -216,7 +216,7 @@ func (s *simulation) operator() {
 			s.replay(*pick(s, s.db.Order))
 		}
 		for _, p := range s.processes {
-			if s.weather.hints {
+			if s.faultRates.hints {
 				p.engine.retrier.changeHint.Raise()
 			}
 		}
@@ -235,7 +235,7 @@ func (s *simulation) changeEndpoint(e storetest.Endpoint) {
 	case 3:
 		e.MaxInFlight = s.rng.IntN(3)
 	case 4:
-		if e.Sealed = ""; s.chance(70) && time.Since(s.began) < roughTime {
+		if e.Sealed = ""; s.chance(70) && time.Since(s.began) < faultTime {
 			e.Sealed = "its secret was sealed with another key"
 		}
 		s.journal.sealed(e.ID, e.Sealed != "")
@@ -249,8 +249,8 @@ func (s *simulation) changeEndpoint(e storetest.Endpoint) {
 	s.db.Write(&storetest.Commit{Visible: true, Endpoints: []*storetest.Endpoint{&e}})
 }
 
-// replay begins a delivery anew, whatever has become of it, and whatever is under
-// way; or now and then it is cancelled by hand.
+// replay replays a delivery in any state, also while its attempt is under way. Now and
+// then it cancels the delivery by hand instead.
 func (s *simulation) replay(r storetest.Row) {
 	if s.db.IsLocked(r.ID) {
 		return
@@ -268,7 +268,7 @@ func (s *simulation) replay(r storetest.Row) {
 	s.db.Write(&storetest.Commit{Visible: true, Rows: []*storetest.Row{&r}})
 }
 
-// mendSecrets has all endpoints' secrets opened again.
+// mendSecrets makes all endpoints' secrets readable again.
 func (s *simulation) mendSecrets() {
 	c := &storetest.Commit{Visible: true}
 	for _, e := range s.db.EndpointRows {

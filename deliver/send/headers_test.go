@@ -8,7 +8,7 @@ import (
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 )
 
-// What is refused at INSERT and what is left out of a request is one list.
+// Headers refused at INSERT and headers left out of requests are one list.
 func TestReservedHeadersAreTheDatabases(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
@@ -53,7 +53,7 @@ func TestReservedHeadersAreTheDatabases(t *testing.T) {
 	}
 }
 
-// In Turkish the small letter of I is another than i.
+// In Turkish, I in lower case is not i.
 func TestReservedHeadersInAnyLocale(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)

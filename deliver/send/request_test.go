@@ -82,7 +82,7 @@ func TestBodyIsJSONOfOneAllocation(t *testing.T) {
 	})
 }
 
-// testSender may send to this machine, over http.
+// testSender returns a Sender that may send to this machine over http.
 func testSender(t testing.TB, change func(*SenderConfig)) *Sender {
 	t.Helper()
 	cfg := SenderConfig{

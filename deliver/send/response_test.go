@@ -52,7 +52,7 @@ func FuzzStorable(f *testing.F) {
 	})
 }
 
-// A watchedBody counts what is read of it.
+// A watchedBody counts the bytes read from it.
 type watchedBody struct {
 	io.Reader
 	read   int

@@ -34,14 +34,14 @@ import (
 	"github.com/walhook/walhook/outbox"
 )
 
-// A receiver is a TCP server whose script says what happens to a connection
-// after each request on it. It hands over the requests' bytes.
+// A receiver is a TCP server. Its script handles the connection after each request. The
+// requests' bytes are sent to a channel.
 type receiver struct {
 	listener net.Listener
 	requests chan string
 }
 
-// A script answers a request and says whether to read another one.
+// A script answers a request, and reports whether to read another one.
 type script func(conn net.Conn) (again bool)
 
 func newReceiver(t testing.TB, play script) *receiver {
@@ -108,7 +108,7 @@ func respond(text string) script {
 	}
 }
 
-// endless writes a beginning and then the same for ever, or until nobody reads.
+// endless writes begin, and then again and again the same text until nobody reads.
 func endless(begin, again string) script {
 	return func(conn net.Conn) bool {
 		_, err := io.WriteString(conn, begin)
@@ -119,7 +119,7 @@ func endless(begin, again string) script {
 	}
 }
 
-// silent writes a beginning and then nothing, until the other side gives up.
+// silent writes begin, and then nothing until the other side gives up.
 func silent(begin string) script {
 	return func(conn net.Conn) bool {
 		io.WriteString(conn, begin)
@@ -128,7 +128,7 @@ func silent(begin string) script {
 	}
 }
 
-// trickle writes a beginning and then a byte now and again.
+// trickle writes begin, and then a byte every 20 ms.
 func trickle(begin string) script {
 	return func(conn net.Conn) bool {
 		_, err := io.WriteString(conn, begin)
@@ -140,7 +140,7 @@ func trickle(begin string) script {
 	}
 }
 
-// reset writes a beginning and breaks the connection.
+// reset writes begin, and resets the connection.
 func reset(begin string) script {
 	return func(conn net.Conn) bool {
 		io.WriteString(conn, begin)
@@ -164,8 +164,8 @@ func (zeros) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Every hostile answer is an Attempt like any other: quickly, storable, and with
-// nothing left behind.
+// A hostile response becomes an Attempt like any other: in time, storable, and without
+// leaks.
 func TestHostileReceivers(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	t.Run("group", func(t *testing.T) {
@@ -176,7 +176,7 @@ func TestHostileReceivers(t *testing.T) {
 			play   script
 			class  store.ErrorClass
 			status int
-			text   string // what the kept response begins with
+			text   string // prefix of the kept response
 		}{
 			{"2xx without a body", respond("HTTP/1.1 204 No Content\r\n\r\n"), "", 204, ""},
 			{"HTTP/1.0", func(c net.Conn) bool { io.WriteString(c, "HTTP/1.0 200 OK\r\n\r\nok"); return false }, "", 200, "ok"},
@@ -253,7 +253,7 @@ func TestHostileReceivers(t *testing.T) {
 	})
 }
 
-// checkStorable holds an attempt to what store.Attempt promises.
+// checkStorable checks an attempt against the bounds of store.Attempt.
 func checkStorable(t *testing.T, a store.Attempt) {
 	t.Helper()
 	if len(a.Error) > maxError || len(a.Response) > maxResponse {
@@ -364,8 +364,8 @@ func TestAConnectionIsUsedAgain(t *testing.T) {
 	}
 }
 
-// A receiver that has a request and breaks the connection may have acted on it:
-// the attempt failed, and nothing but the schedule sends again.
+// A receiver may have acted on a request before it breaks the connection. The attempt
+// has failed, and only the retry schedule sends again.
 func TestARequestThatMayHaveArrivedIsNotSentTwice(t *testing.T) {
 	t.Parallel()
 	s := testSender(t, nil)
@@ -391,7 +391,7 @@ func TestARequestThatMayHaveArrivedIsNotSentTwice(t *testing.T) {
 	}
 }
 
-// writesConn counts what is written to a connection, and how often.
+// writesConn counts a connection's writes and their bytes.
 type writesConn struct {
 	net.Conn
 	writes atomic.Int32
@@ -402,8 +402,8 @@ func (c *writesConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// A second write costs a fifth of the throughput, and on a slow path a second
-// packet. net/http makes one where it does not know the body's type.
+// A second write costs a fifth of the throughput, and a second packet on a slow path.
+// net/http makes one if it does not know the body's type.
 func TestAnOrdinaryRequestIsOneWrite(t *testing.T) {
 	t.Parallel()
 	s := testSender(t, nil)
@@ -439,7 +439,7 @@ func TestALargeBodyArrivesWhole(t *testing.T) {
 	}
 }
 
-// closingConn tells when the client side of a connection was closed.
+// closingConn reports when the client closes its side of a connection.
 type closingConn struct {
 	net.Conn
 	closed chan struct{}
@@ -452,8 +452,8 @@ func (c *closingConn) Close() error {
 	return err
 }
 
-// The receiver closes an idle connection in the moment between its choice and
-// the first byte. It also pins the text by which that is known.
+// The receiver closes an idle connection after net/http has chosen it and before the
+// first byte. The test also pins the error text by which closedIdle detects that.
 func TestAStaleConnectionIsPassedOver(t *testing.T) {
 	t.Parallel()
 	s := testSender(t, nil)
@@ -571,7 +571,7 @@ func TestConnectionsThatCannotBeMade(t *testing.T) {
 	}
 }
 
-// listen plays on each connection to an address of this machine.
+// listen runs play on each connection to an address of this machine.
 func listen(t *testing.T, play func(net.Conn)) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -627,7 +627,7 @@ func TestErrorClass(t *testing.T) {
 	}
 }
 
-// dnsServer returns a resolver that knows some names, each with its addresses.
+// dnsServer returns a resolver that knows some names and their addresses.
 func dnsServer(t *testing.T, names map[string][]string) *net.Resolver {
 	t.Helper()
 	return dnsServerOf(t, func(name string, _ uint16) []string { return names[name] })
@@ -639,7 +639,7 @@ const (
 	kindAAAA = 28
 )
 
-// dnsServerOf asks a function for the addresses of a name, once for each query.
+// dnsServerOf returns a resolver that calls a function for each query.
 func dnsServerOf(t *testing.T, addresses func(name string, kind uint16) []string) *net.Resolver {
 	t.Helper()
 	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
@@ -706,7 +706,7 @@ func dnsAnswer(query []byte, addresses func(name string, kind uint16) []string) 
 	return append(msg, answers...)
 }
 
-// A canary listens on this machine; nothing may reach it, however it is spelled.
+// A canary listens on this machine. No spelling of its address may reach it.
 func TestTheCanaryIsNotReached(t *testing.T) {
 	t.Parallel()
 	var connections atomic.Int32
@@ -747,8 +747,8 @@ func TestTheCanaryIsNotReached(t *testing.T) {
 	}
 }
 
-// beside listens at an allowed address of this machine, 127.0.0.2, and has a canary
-// at the same port of 127.0.0.1, which is not allowed.
+// beside listens at 127.0.0.2, which is allowed, and has a canary at the same port of
+// 127.0.0.1, which is not.
 func beside(t *testing.T, play script) (r *receiver, port string, connections *atomic.Int32) {
 	t.Helper()
 	connections = new(atomic.Int32)
@@ -785,9 +785,8 @@ func TestANameWithAnAllowedAddressIsReachedThere(t *testing.T) {
 	}
 }
 
-// A name leads to an allowed address when it is first asked for, and afterwards to
-// this machine. Were it resolved once to be checked and once more to be dialled,
-// the very first attempt would go there.
+// A name resolves to an allowed address at first, and then to this machine. If it were
+// resolved once for the check and again for dialling, the first attempt would go there.
 func TestANameThatChangesItsAnswerGainsNothing(t *testing.T) {
 	t.Parallel()
 	for _, scheme := range []string{"http", "https"} {
@@ -874,7 +873,7 @@ func TestProxy(t *testing.T) {
 	}
 }
 
-// tunnel joins a CONNECT request's connection to an address.
+// tunnel connects a CONNECT request's connection to an address.
 func tunnel(w http.ResponseWriter, address string) {
 	there, err := net.Dial("tcp", address)
 	if err != nil {
@@ -907,8 +906,8 @@ func TestTheEnvironmentsProxyIsIgnored(t *testing.T) {
 	}
 }
 
-// BenchmarkSend stands beside a bare net/http client that does as little as one
-// can for a signed POST, against the same receiver.
+// BenchmarkSend compares a Sender with a bare net/http client that makes a minimal signed
+// POST to the same receiver.
 func BenchmarkSend(b *testing.B) {
 	receive := func(conn net.Conn) {
 		br := bufio.NewReader(conn)
