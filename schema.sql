@@ -1028,6 +1028,9 @@ DECLARE
     high     uuid := webhook_uuid_at((day + 1)::timestamp AT TIME ZONE 'UTC');
     strays   boolean;
     crowded  boolean;
+    -- Before version 15, a walsender that sees the moved rows caches that their table is not published, and passes over
+    -- whatever comes into it later. A change of what is published clears that cache.
+    stale    CONSTANT boolean := parent = 'webhook_outbox' AND current_setting('server_version_num')::int < 150000;
     reader   text;
 BEGIN
     made := false;
@@ -1049,6 +1052,10 @@ BEGIN
         RETURN; -- the day stays in the DEFAULT partition
     END IF;
     strays := moved > 0;
+    IF strays AND stale AND NOT EXISTS (SELECT FROM pg_publication AS p WHERE p.pubname = 'walhook' AND NOT p.puballtables
+                                        AND pg_has_role(current_user, p.pubowner, 'USAGE'::text)) THEN
+        RETURN; -- likewise: the cache could not be cleared
+    END IF;
     IF strays THEN
         EXECUTE pg_catalog.format('SELECT count(*) > $1 FROM (SELECT FROM %I LIMIT $1 + 1) AS s', fallback) INTO crowded USING seen;
         IF crowded THEN
@@ -1086,6 +1093,10 @@ BEGIN
     END IF;
     EXECUTE pg_catalog.format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', parent, part, low, high);
     EXECUTE pg_catalog.format('ALTER TABLE %I DROP CONSTRAINT attach', part);
+    IF moved > 0 AND stale THEN
+        EXECUTE pg_catalog.format('ALTER PUBLICATION walhook ADD TABLE %I', part);
+        EXECUTE pg_catalog.format('ALTER PUBLICATION walhook DROP TABLE %I', part);
+    END IF;
     made := true;
 END $fn$;
 COMMENT ON FUNCTION webhook_add_partition(text, date) IS

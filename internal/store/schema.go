@@ -142,15 +142,16 @@ func (s *Store) lacks(ctx context.Context, privilege, table string) error {
 // matters if the publication is FOR ALL TABLES.
 //
 // Before version 15, a walsender caches for its lifetime that a table is not published.
-// It keeps passing over a table that had rows before it was attached to the outbox,
-// like the partition of a day whose rows were moved. There, the outbox's partitions are
-// a part of the identity.
+// It keeps passing over a table that had rows before it was attached to the outbox.
+// webhook_add_partition clears that cache. Whoever else attaches a partition does not:
+// there, those partitions are a part of the identity.
 const selectPublished = `
 SELECT coalesce((
     SELECT p.oid::text || '.' || p.xmin::text || coalesce((SELECT ' ' || r.oid::text FROM pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = to_regclass('webhook_outbox')::oid), '')
     FROM pg_publication p WHERE p.pubname = 'walhook'), 'nothing') ||
     CASE WHEN current_setting('server_version_num')::int < 150000 THEN ' ' || coalesce((
-        SELECT md5(string_agg(i.inhrelid::text, ',' ORDER BY i.inhrelid)) FROM pg_inherits i WHERE i.inhparent = to_regclass('webhook_outbox')::oid), '') ELSE '' END,
+        SELECT md5(string_agg(i.inhrelid::text, ',' ORDER BY i.inhrelid)) FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+        WHERE i.inhparent = to_regclass('webhook_outbox')::oid AND c.relname::text !~ '^webhook_outbox_(p[0-9]{8}|default)$'), '') ELSE '' END,
     coalesce(to_regclass('webhook_outbox')::oid, 0::oid)`
 
 // published returns the identity of what is published, and the outbox's OID (0: there is no outbox).
