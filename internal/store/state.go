@@ -205,9 +205,11 @@ func (s *Store) ClaimVisible(ctx context.Context, f Fence) (visible bool, err er
 	return visible, nil
 }
 
+// Only on the server that was compared: one that was restored, or promoted, since then
+// may lack rows that the comparison has inserted.
 const reconciled = `
 UPDATE webhook_state SET reconcile_from = NULL
-WHERE slot = @slot AND holder = @holder AND epoch = @epoch AND reconcile_from = @from`
+WHERE slot = @slot AND holder = @holder AND epoch = @epoch AND reconcile_from = @from AND @server::timestamptz = pg_postmaster_start_time()`
 
 const selectReconcileFrom = `
 SELECT reconcile_from FROM webhook_state
@@ -215,11 +217,11 @@ WHERE slot = @slot AND holder = @holder AND epoch = @epoch AND reconcile_from IS
 
 // Reconciled notes that this acquisition of the slot has reconciled the outbox. If
 // another cause was noted meanwhile, as by a process that was about to create the slot
-// and found it created, reconciling is not done: it returns the time from which to
-// compare once more.
+// and found it created, or if the server was restarted since, reconciling is not done:
+// it returns the time from which to compare once more.
 func (s *Store) Reconciled(ctx context.Context, f Fence) (since time.Time, err error) {
 	args := s.fenceArgs(f)
-	args["from"] = f.ReconcileFrom
+	args["from"], args["server"] = f.ReconcileFrom, f.Server
 	tag, err := s.pool.Exec(ctx, reconciled, args)
 	if err != nil {
 		return time.Time{}, fmt.Errorf("note in webhook_state that the outbox is reconciled: %w", err)

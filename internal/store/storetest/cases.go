@@ -97,6 +97,7 @@ func Run(t *testing.T, open func(*testing.T) World) {
 		{"Mark moves the position forwards, and ends with an echo", marks},
 		{"Acquire says what is to be reconciled", saysWhatToReconcile},
 		{"Reconciled ends one cause and no later one", endsOneCause},
+		{"Reconciled ends nothing on a server that was started since", endsNothingElsewhere},
 		{"Settled waits for the transactions that were open at the claim", settles},
 		{"outcomes disable endpoints and tell organizations", hasConsequences},
 		{"an endpoint stands as it was told of last", stands},

@@ -158,3 +158,17 @@ func endsOneCause(b *bench) {
 		b.Errorf("position %s, though the slot is lost", got)
 	}
 }
+
+// endsNothingElsewhere: rows that a comparison inserted may be lost with the server that
+// had them.
+func endsNothingElsewhere(b *bench) {
+	before := b.fence
+	before.Server = before.Server.Add(-time.Minute)
+	since, err := b.Reconciled(b.Context(), before)
+	if err != nil || !since.Equal(b.fence.ReconcileFrom) {
+		b.Errorf("it ended what another server has to compare: %v, %v", since, err)
+	}
+	if since, err := b.Reconciled(b.Context(), b.fence); err != nil || !since.IsZero() {
+		b.Errorf("there is nothing to end any more: %v, %v", since, err)
+	}
+}

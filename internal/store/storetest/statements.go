@@ -470,7 +470,7 @@ func (m *Memory) ClaimVisible(_ context.Context, fence store.Fence) (bool, error
 func (m *Memory) Reconciled(_ context.Context, fence store.Fence) (since time.Time, err error) {
 	switch {
 	case m.Fenced(fence):
-	case m.State.ReconcileFrom.Equal(fence.ReconcileFrom):
+	case m.State.ReconcileFrom.Equal(fence.ReconcileFrom) && fence.Server.Equal(m.Server):
 		next := m.NextState()
 		next.ReconcileFrom = time.Time{}
 		m.Write(&Commit{Visible: true, State: next})
