@@ -42,7 +42,7 @@ func (r *recorder) deferConsequences(ctx context.Context, consequences []store.C
 // maxDeferred. Endpoint health goes back to the lanes: it may change until then.
 func (r *recorder) keepDeferred(c store.Consequence) {
 	if len(c.Health) > 0 {
-		r.scheduler.GiveBackNews(c.Health, time.Now())
+		r.scheduler.ReturnHealth(c.Health, time.Now())
 		return
 	}
 	r.deferred = append(r.deferred, c)
@@ -62,7 +62,7 @@ func (r *recorder) keepDeferred(c store.Consequence) {
 // writeDeferred tries to write all deferred consequences.
 func (r *recorder) writeDeferred(ctx context.Context) error {
 	r.deferredTried = time.Now()
-	acquired, health := r.scheduler.Fence().Epoch != 0, r.scheduler.TakeNews()
+	acquired, health := r.scheduler.Fence().Epoch != 0, r.scheduler.TakeHealth()
 	all := append(r.deferred, store.Consequences(health, nil)...)
 	if r.deferred = nil; !acquired {
 		for _, c := range all {
@@ -73,7 +73,7 @@ func (r *recorder) writeDeferred(ctx context.Context) error {
 	if err := r.writeConsequences(ctx, all); err != nil {
 		return err
 	}
-	if len(r.deferred) == 0 && !r.scheduler.HasNews() {
+	if len(r.deferred) == 0 && !r.scheduler.HasHealth() {
 		r.deferring, r.dropped = false, false
 		r.log.Info("writing consequences of outcomes resumed; none are deferred")
 	}

@@ -42,7 +42,7 @@ func (d *directory) failing() error {
 	if err := d.lastErr.Load(); err != nil {
 		return *err
 	}
-	if one := d.scheduler.AllShut(); one != nil {
+	if one := d.scheduler.AllUnopenable(); one != nil {
 		return fmt.Errorf("the signing secrets of all endpoints with work cannot be opened; for example endpoint %s: %s", one.ID, one.Sealed)
 	}
 	return nil
@@ -51,7 +51,7 @@ func (d *directory) failing() error {
 // reportSealed warns about secrets that cannot be opened: once, and again each time
 // that there are ten times as many.
 func (d *directory) reportSealed() {
-	n, one := d.scheduler.Shut()
+	n, one := d.scheduler.Unopenable()
 	switch {
 	case n == 0 && d.reported > 0:
 		d.log.Info("all signing secrets can be opened again")
@@ -105,7 +105,7 @@ func (d *directory) lookUpAll(ctx context.Context) {
 			warned = true
 			d.log.Warn("cannot look up endpoints; nothing new is sent meanwhile; retrying", "error", err)
 		}
-		d.scheduler.GiveBackLookUps(wanted, time.Now())
+		d.scheduler.ReturnLookUps(wanted, time.Now())
 		if !d.heartbeat.sleep(ctx, 4*retryPause) {
 			return
 		}

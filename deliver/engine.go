@@ -90,7 +90,7 @@ func New(c Config) *Engine {
 func newEngine(c Config, s *schedule.Scheduler) *Engine {
 	e := &Engine{scheduler: s, send: c.Sender.Send, observe: c.Observe, log: c.Log, timeout: c.Timeout, stopped: make(chan struct{})}
 	e.recorder = &recorder{scheduler: s, store: c.Store, heartbeat: e.newHeartbeat("recorder"), log: c.Log, lock: newWriterLock()}
-	e.retrier = &retrier{scheduler: s, store: c.Store, heartbeat: e.newHeartbeat("retrier"), log: c.Log, changeHint: s.ToLook, notVisible: map[uuid.UUID]bool{}}
+	e.retrier = &retrier{scheduler: s, store: c.Store, heartbeat: e.newHeartbeat("retrier"), log: c.Log, changeHint: s.ToScan, notVisible: map[uuid.UUID]bool{}}
 	e.directory = &directory{scheduler: s, store: c.Store, sender: c.Sender, heartbeat: e.newHeartbeat("directory"), log: c.Log}
 	e.clock = &clock{scheduler: s, heartbeat: e.newHeartbeat("clock")}
 	e.reconciler = &reconciler{scheduler: s, store: c.Store, recorder: e.recorder, window: c.RecoveryWindow,

@@ -203,7 +203,7 @@ func (r *retrier) compareWhenVisible(ctx context.Context) error {
 	switch {
 	case visible:
 		r.claimed = time.Time{}
-		r.scheduler.Settled(fence)
+		r.scheduler.SetVisible(fence)
 		r.compare()
 	case !r.comparedEarly && time.Since(claimed) > visibleWithin:
 		r.comparedEarly = true
@@ -318,17 +318,17 @@ func (r *retrier) fetchPages(ctx context.Context) (more bool, err error) {
 // cancel cancels the deliveries of disabled and deleted endpoints: one chunk of each, so
 // that due rows do not wait for long.
 func (r *retrier) cancel(ctx context.Context) error {
-	sweeps, fence := r.scheduler.Sweeps(), r.scheduler.Fence()
-	for i, x := range sweeps {
+	cancellations, fence := r.scheduler.Cancellations(), r.scheduler.Fence()
+	for i, x := range cancellations {
 		if err := r.cancelChunk(ctx, fence, x); err != nil {
-			r.scheduler.GiveBackSweeps(sweeps[i:], time.Now())
+			r.scheduler.ReturnCancellations(cancellations[i:], time.Now())
 			return err
 		}
 	}
 	return nil
 }
 
-func (r *retrier) cancelChunk(ctx context.Context, fence store.Fence, x *schedule.Sweep) error {
+func (r *retrier) cancelChunk(ctx context.Context, fence store.Fence, x *schedule.Cancellation) error {
 	r.heartbeat.beat()
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
@@ -336,7 +336,7 @@ func (r *retrier) cancelChunk(ctx context.Context, fence store.Fence, x *schedul
 	if err != nil {
 		return err
 	}
-	r.scheduler.Swept(x, n > 0, time.Now())
+	r.scheduler.Cancelled(x, n > 0, time.Now())
 	if n == 0 && more {
 		r.notVisible[x.EndpointID()] = true
 	}

@@ -179,7 +179,7 @@ func (s *Scheduler) done(d *Delivery, now time.Time) {
 		l.parking--
 		l.parks++
 		if s.hasRows(l); l.refused {
-			s.toSweep(l)
+			s.cancelRows(l)
 		}
 	}
 	s.remove(d)

@@ -25,10 +25,10 @@ func (l Limits) lookEvery() time.Duration {
 
 // A health is the condition of an endpoint, as far as this process knows.
 type health struct {
-	state     condition
-	lookedAt  time.Time             // when failing was last looked at
-	retriedAt time.Time             // when an operator last asked for what waits
-	news      *store.EndpointHealth // to be recorded; nil: nothing
+	state      condition
+	lookedAt   time.Time             // when failing was last looked at
+	retriedAt  time.Time             // when an operator last asked for what waits
+	unreported *store.EndpointHealth // to be recorded; nil: nothing
 }
 
 // A condition is the outcome of an endpoint's last attempt.
@@ -77,39 +77,39 @@ func (s *Scheduler) judge(d *Delivery, a *store.Attempt, now time.Time) {
 
 // report has a lane's health recorded with the next batch, as it stands then.
 func (s *Scheduler) report(l *lane, look bool, at time.Time, own bool) {
-	n := l.news
+	n := l.unreported
 	if n == nil {
 		n = &store.EndpointHealth{EndpointID: l.id}
-		l.news = n
-		s.news = append(s.news, l)
+		l.unreported = n
+		s.unreported = append(s.unreported, l)
 	}
 	n.Failing, n.Open, n.At, n.Own = l.state == failing, l.breaker.open, at, own
 	n.Recovered = n.Recovered || !n.Failing
 	n.Look = n.Failing && (n.Look || look)
 }
 
-// takeNews takes what is to be recorded about endpoints.
-func (s *Scheduler) takeNews() []store.EndpointHealth {
+// takeHealth takes what is to be recorded about endpoints.
+func (s *Scheduler) takeHealth() []store.EndpointHealth {
 	var news []store.EndpointHealth
-	for _, l := range s.news {
-		news = append(news, *l.news)
-		l.news = nil
+	for _, l := range s.unreported {
+		news = append(news, *l.unreported)
+		l.unreported = nil
 	}
-	s.news = nil
+	s.unreported = nil
 	return news
 }
 
-// giveBackNews gives back what could not be recorded. Newer reports win.
-func (s *Scheduler) giveBackNews(health []store.EndpointHealth, now time.Time) {
+// returnHealth gives back what could not be recorded. Newer reports win.
+func (s *Scheduler) returnHealth(health []store.EndpointHealth, now time.Time) {
 	for _, h := range health {
 		l := s.lane(h.EndpointID, now)
-		if l.news == nil {
-			l.news = &h
-			s.news = append(s.news, l)
+		if l.unreported == nil {
+			l.unreported = &h
+			s.unreported = append(s.unreported, l)
 			continue
 		}
-		l.news.Recovered = l.news.Recovered || h.Recovered
-		l.news.Look = l.news.Failing && (l.news.Look || h.Look)
+		l.unreported.Recovered = l.unreported.Recovered || h.Recovered
+		l.unreported.Look = l.unreported.Failing && (l.unreported.Look || h.Look)
 	}
 }
 

@@ -220,7 +220,7 @@ func (h *house) record(now time.Time) {
 	for _, r := range slices.Concat(inserts, updates) {
 		h.store(&row{Record: r, due: now.Add(r.Wait)})
 	}
-	h.w.takeNews()
+	h.w.takeHealth()
 }
 
 // look is the retrier's look at what has become due.

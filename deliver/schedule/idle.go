@@ -39,8 +39,8 @@ func (s *Scheduler) drop(l *lane) {
 		delete(s.lanes, l.id)
 	}
 	s.changeBreaker(l, func(b *breaker) { *b = breaker{} })
-	if l.shut {
-		l.shut = false
-		s.shut--
+	if l.unopenable {
+		l.unopenable = false
+		s.unopenable--
 	}
 }

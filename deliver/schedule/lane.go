@@ -58,12 +58,12 @@ func (s *Scheduler) lane(id uuid.UUID, now time.Time) *lane {
 
 // idle reports whether dropping the lane loses only what the table knows.
 func (l *lane) idle() bool {
-	return l.held == 0 && l.ended == 0 && l.parking == 0 && !l.gone && !l.spilled && !l.rows && !l.sweep && !l.ask && !l.listed() && l.news == nil
+	return l.held == 0 && l.ended == 0 && l.parking == 0 && !l.gone && !l.spilled && !l.rows && !l.toBeCancelled && !l.ask && !l.listed() && l.unreported == nil
 }
 
 // may returns how many attempts may be under way at once, by the lane's own limits.
 func (l *lane) may(now time.Time) int {
-	if l.shut {
+	if l.unopenable {
 		return 0
 	}
 	return l.permits.may(now)
@@ -72,7 +72,7 @@ func (l *lane) may(now time.Time) int {
 // queueRoom returns how many deliveries from the stream the lane may queue: as many as
 // it can send within ParkAfter, because the rest would be parked anyway.
 func (s *Scheduler) queueRoom(l *lane, now time.Time) int {
-	if l.shut || l.breaker.holds(now) {
+	if l.unopenable || l.breaker.holds(now) {
 		return min(l.may(now)-l.held, 1) // the probe
 	}
 	// Half of what is free: however many lanes are behind, there is room for one more.

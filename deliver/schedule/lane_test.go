@@ -384,11 +384,11 @@ func TestLanes(t *testing.T) {
 			h.event(endpoint)
 			h.sleep(time.Millisecond)
 			l := h.w.lanes[endpoint]
-			l.news = nil
+			l.unreported = nil
 			if h.w.ended != 1 || l.idle() {
 				t.Errorf("%d outcomes unrecorded, idle %v", h.w.ended, l.idle())
 			}
-			h.w.news = nil
+			h.w.unreported = nil
 		},
 		"a burst for one endpoint does not hold up the stream for others": func(t *testing.T) {
 			h := newHouse(t, usual)

@@ -48,19 +48,19 @@ func (s *Scheduler) lookedUp(l *lane, e *store.Endpoint, target *send.Target, as
 			s.holdBack(l, now)
 		}
 	}
-	s.shutOff(l, !refused && e.Sealed != "", now)
+	s.setUnopenable(l, !refused && e.Sealed != "", now)
 	if refused && (!l.refused || !l.empty()) {
 		s.emptyQueue(l, now)
 	}
 	l.refused = refused
 }
 
-// shutOff keeps an endpoint's deliveries in the table while its secret cannot be
+// setUnopenable keeps an endpoint's deliveries in the table while its secret cannot be
 // opened. That is walhook's own fault: no attempt is counted.
-func (s *Scheduler) shutOff(l *lane, shut bool, now time.Time) {
-	if shut != l.shut {
-		l.shut = shut
-		s.shut += oneUp(shut)
+func (s *Scheduler) setUnopenable(l *lane, shut bool, now time.Time) {
+	if shut != l.unopenable {
+		l.unopenable = shut
+		s.unopenable += oneUp(shut)
 	}
 	if shut {
 		s.counts.ownFault(secretFault)

@@ -79,7 +79,7 @@ func (s *Scheduler) fitting(l *lane) int {
 
 // mayPrefetch returns how many prefetched deliveries a lane may have queued.
 func (l *lane) mayPrefetch(now time.Time) int {
-	if l.shut || l.breaker.holds(now) {
+	if l.unopenable || l.breaker.holds(now) {
 		return max(0, l.may(now)-(l.held-l.prefetched)) // the probe
 	}
 	size := max(l.size, l.limit)

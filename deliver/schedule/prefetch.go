@@ -8,18 +8,18 @@ import (
 
 // A prefetch is a lane's position in the table, and how many rows it may hold.
 type prefetch struct {
-	spilled   bool
-	rows      bool // rows may be due in the table that are not in memory
-	paging    bool // a page is under way
-	overflown bool // it had rows that found no room
-	after     store.PageEnd
-	size      int       // how much the lane may hold from the table
-	pagedAt   time.Time // when the last page came
-	parking   int       // parked deliveries whose row is not committed
-	parks     uint64    // how many have been committed: tells whether a page is complete
-	passParks uint64    // as of the first page, when after was the beginning
-	sweep     bool      // rows wait in the table to be cancelled
-	swept     bool      // they are just being
+	spilled       bool
+	rows          bool // rows may be due in the table that are not in memory
+	paging        bool // a page is under way
+	overflown     bool // it had rows that found no room
+	after         store.PageEnd
+	size          int       // how much the lane may hold from the table
+	pagedAt       time.Time // when the last page came
+	parking       int       // parked deliveries whose row is not committed
+	parks         uint64    // how many have been committed: tells whether a page is complete
+	passParks     uint64    // as of the first page, when after was the beginning
+	toBeCancelled bool      // rows wait in the table to be cancelled
+	cancelling    bool      // they are just being
 }
 
 // begin begins a page and returns its position.

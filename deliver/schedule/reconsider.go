@@ -102,11 +102,11 @@ func (s *Scheduler) wants(l *lane, now time.Time) (want [lists]bool, again time.
 		}
 	}
 	if l.rows && !l.paging {
-		lookUp = lookUp || l.stale(now) && (l.shut || !l.breaker.holds(now))
+		lookUp = lookUp || l.stale(now) && (l.unopenable || !l.breaker.holds(now))
 		want[toFetch] = s.page(l, s.limits.rowsShare()-s.fetched, now) > 0
 		switch {
 		case want[toFetch]:
-		case l.shut:
+		case l.unopenable:
 			next.by(now.Add(staleAfter))
 		case l.breaker.holds(now) && now.Before(l.breaker.next):
 			next.by(l.breaker.next)
@@ -119,7 +119,7 @@ func (s *Scheduler) wants(l *lane, now time.Time) (want [lists]bool, again time.
 	}
 	want[toLookUpFirst] = lookUp && !l.asked && l.asOf.IsZero()
 	want[toLookUpAgain] = lookUp && !l.asked && !l.asOf.IsZero()
-	want[toCancel] = l.sweep && !l.swept
+	want[toCancel] = l.toBeCancelled && !l.cancelling
 	return want, next.at
 }
 
@@ -131,7 +131,7 @@ func (l *lane) listed() bool {
 			return true
 		}
 	}
-	return l.touched || l.asked || l.swept || l.paging
+	return l.touched || l.asked || l.cancelling || l.paging
 }
 
 // An earliest is the first of several times; zero if there was none.

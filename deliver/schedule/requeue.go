@@ -63,7 +63,7 @@ func (s *Scheduler) emptyQueue(l *lane, now time.Time) {
 	s.spill(l, false)
 	s.changeBreaker(l, func(b *breaker) { *b = breaker{} })
 	l.state = unknown
-	s.toSweep(l)
+	s.cancelRows(l)
 }
 
 // spill records whether a lane is fed from the table.
@@ -74,8 +74,8 @@ func (s *Scheduler) spill(l *lane, spilled bool) {
 	}
 }
 
-// toSweep has the retrier cancel the rows of a refused lane.
-func (s *Scheduler) toSweep(l *lane) {
-	l.sweep = true
+// cancelRows has the retrier cancel the rows of a refused lane.
+func (s *Scheduler) cancelRows(l *lane) {
+	l.toBeCancelled = true
 	s.touch(l)
 }

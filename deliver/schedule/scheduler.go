@@ -66,23 +66,23 @@ type Scheduler struct {
 	lists      [lists]list.List   // of lanes, in turn
 	touched    []*lane            // to be reconsidered
 	paused     pausedLanes        // to be looked at when their time comes
-	news       []*lane            // whose health is to be recorded
+	unreported []*lane            // whose health is to be recorded
 	aging      *list.List         // deliveries that the table does not know, in order of receipt
 	unprovenOf map[string]int     // the same by organization
 	removed    map[uuid.UUID]bool // gone since the page under way was asked for; nil: none is
 
-	held     int   // deliveries that are queued, running or ended
-	fetched  int   // those of them that came from the table
-	bytes    int64 // of the bodies of the queued and running
-	running  int
-	low      int // retries and replays that are under way or not recorded
-	unproven int // permits that unproven lanes hold
-	ended    int // attempts whose outcome is not committed
-	parked   int // deliveries without a body whose row is not committed
-	aside    int // outcomes whose row someone else has locked
-	spilled  int // lanes that are fed from the table
-	open     int // lanes whose breaker is open
-	shut     int // lanes whose endpoint's secret cannot be opened
+	held       int   // deliveries that are queued, running or ended
+	fetched    int   // those of them that came from the table
+	bytes      int64 // of the bodies of the queued and running
+	running    int
+	low        int // retries and replays that are under way or not recorded
+	unproven   int // permits that unproven lanes hold
+	ended      int // attempts whose outcome is not committed
+	parked     int // deliveries without a body whose row is not committed
+	aside      int // outcomes whose row someone else has locked
+	spilled    int // lanes that are fed from the table
+	open       int // lanes whose breaker is open
+	unopenable int // lanes whose endpoint's secret cannot be opened
 
 	newRows    []*Delivery // to be recorded by INSERT
 	toBeParked []*Delivery // likewise, but without an outcome
@@ -96,7 +96,7 @@ type Scheduler struct {
 	RoomFreed Signal // wakes the fan-out
 	ToRecord  Signal // wakes the recorder
 	ToFetch   Signal // wakes the retrier
-	ToLook    Signal // likewise: somebody else has changed deliveries or endpoints
+	ToScan    Signal // likewise: somebody else has changed deliveries or endpoints
 	ToLookUp  Signal // wakes the directory
 	ToPace    Signal // wakes the clock
 }
@@ -121,7 +121,7 @@ func New(o Options) *Scheduler {
 		RoomFreed:  NewSignal(),
 		ToRecord:   NewSignal(),
 		ToFetch:    NewSignal(),
-		ToLook:     NewSignal(),
+		ToScan:     NewSignal(),
 		ToLookUp:   NewSignal(),
 		ToPace:     NewSignal(),
 	}
@@ -286,7 +286,7 @@ func (s *Scheduler) Passed(b *store.Batch) {
 			s.ledger.echo(seq)
 			s.replaying = s.replaying && seq < s.marker
 		} else if message == store.ChangeHint {
-			s.ToLook.Raise()
+			s.ToScan.Raise()
 		}
 	}
 	if b.End != 0 {
@@ -339,7 +339,7 @@ func (s *Scheduler) TakeNew(news bool) *Batch {
 	seq, at := s.recordedBy(taken)
 	b := &Batch{Records: records, Mark: store.Mark{Seq: seq, Durable: at.lsn, CommitAt: at.at}, Fence: s.fence, taken: taken}
 	if news {
-		b.Mark.Health = s.takeNews()
+		b.Mark.Health = s.takeHealth()
 	}
 	return b
 }
@@ -354,7 +354,7 @@ func (s *Scheduler) TakeExisting(news bool) *Batch {
 	}
 	b := &Batch{Records: records, Mark: s.durable(), Fence: s.fence, taken: taken}
 	if news {
-		b.Mark.Health = s.takeNews()
+		b.Mark.Health = s.takeHealth()
 	}
 	return b
 }
@@ -398,25 +398,25 @@ func (s *Scheduler) Requeue(aside []*Delivery) {
 	s.aside -= len(aside)
 }
 
-// TakeNews takes the endpoints' health to be recorded.
-func (s *Scheduler) TakeNews() []store.EndpointHealth {
+// TakeHealth takes the endpoints' health to be recorded.
+func (s *Scheduler) TakeHealth() []store.EndpointHealth {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.takeNews()
+	return s.takeHealth()
 }
 
-// GiveBackNews gives back health that could not be recorded. Newer reports win.
-func (s *Scheduler) GiveBackNews(health []store.EndpointHealth, now time.Time) {
+// ReturnHealth gives back health that could not be recorded. Newer reports win.
+func (s *Scheduler) ReturnHealth(health []store.EndpointHealth, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.giveBackNews(health, now)
+	s.returnHealth(health, now)
 }
 
-// HasNews reports whether there is health to be recorded.
-func (s *Scheduler) HasNews() bool {
+// HasHealth reports whether there is health to be recorded.
+func (s *Scheduler) HasHealth() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.news) > 0
+	return len(s.unreported) > 0
 }
 
 // MayFetch reports whether rows may be fetched. A standby leaves them to the active
@@ -499,7 +499,7 @@ func (s *Scheduler) Again(endpoints []uuid.UUID, now time.Time) {
 	defer s.mu.Unlock()
 	for _, id := range endpoints {
 		if l := s.lane(id, now); l.refused {
-			s.toSweep(l)
+			s.cancelRows(l)
 		} else {
 			s.hasRows(l)
 		}
@@ -507,47 +507,47 @@ func (s *Scheduler) Again(endpoints []uuid.UUID, now time.Time) {
 	s.reconsiderTouched(now)
 }
 
-// Sweeps takes the disabled and deleted endpoints that have rows to cancel.
-func (s *Scheduler) Sweeps() []*Sweep {
+// Cancellations takes the disabled and deleted endpoints that have rows to cancel.
+func (s *Scheduler) Cancellations() []*Cancellation {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var sweeps []*Sweep
+	var cancellations []*Cancellation
 	for l := s.takeFirst(toCancel); l != nil; l = s.takeFirst(toCancel) {
-		l.swept = true
-		sweeps = append(sweeps, &Sweep{l})
+		l.cancelling = true
+		cancellations = append(cancellations, &Cancellation{l})
 	}
-	return sweeps
+	return cancellations
 }
 
-// GiveBackSweeps gives back endpoints that could not be swept.
-func (s *Scheduler) GiveBackSweeps(sweeps []*Sweep, now time.Time) {
+// ReturnCancellations gives back endpoints whose rows could not be cancelled.
+func (s *Scheduler) ReturnCancellations(cancellations []*Cancellation, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, x := range sweeps {
-		x.lane.swept = false
+	for _, x := range cancellations {
+		x.lane.cancelling = false
 		s.touch(x.lane)
 	}
 	s.reconsiderTouched(now)
 }
 
-// A Sweep is an endpoint with rows to cancel.
-type Sweep struct{ lane *lane }
+// A Cancellation is an endpoint with rows to cancel.
+type Cancellation struct{ lane *lane }
 
 // EndpointID returns the endpoint's id.
-func (x *Sweep) EndpointID() uuid.UUID { return x.lane.id }
+func (x *Cancellation) EndpointID() uuid.UUID { return x.lane.id }
 
-// Refusal returns why nothing is sent to the endpoint of a Sweep.
-func (s *Scheduler) Refusal(x *Sweep) string {
+// Refusal returns why nothing is sent to the endpoint of a Cancellation.
+func (s *Scheduler) Refusal(x *Cancellation) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return x.lane.refusal()
 }
 
-// Swept takes the end of one chunk of a Sweep, and whether there may be more.
-func (s *Scheduler) Swept(x *Sweep, more bool, now time.Time) {
+// Cancelled takes the end of one chunk of a Cancellation, and whether there may be more.
+func (s *Scheduler) Cancelled(x *Cancellation, more bool, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	x.lane.swept, x.lane.sweep = false, more
+	x.lane.cancelling, x.lane.toBeCancelled = false, more
 	s.touch(x.lane)
 	s.reconsiderTouched(now)
 }
@@ -572,8 +572,8 @@ func (s *Scheduler) LookUps(n int, now time.Time) []LookUp {
 	return wanted
 }
 
-// GiveBackLookUps gives back look-ups that failed.
-func (s *Scheduler) GiveBackLookUps(wanted []LookUp, now time.Time) {
+// ReturnLookUps gives back look-ups that failed.
+func (s *Scheduler) ReturnLookUps(wanted []LookUp, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, x := range wanted {
@@ -600,32 +600,32 @@ func (s *Scheduler) Forget(now time.Time) {
 	s.forget(now)
 }
 
-// Shut returns how many endpoints have secrets that cannot be opened, and one of them.
-func (s *Scheduler) Shut() (n int, one *store.Endpoint) {
+// Unopenable returns how many endpoints have secrets that cannot be opened, and one of them.
+func (s *Scheduler) Unopenable() (n int, one *store.Endpoint) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.shut == 0 {
+	if s.unopenable == 0 {
 		return 0, nil
 	}
 	for _, l := range s.lanes {
-		if l.shut {
-			return s.shut, l.endpoint
+		if l.unopenable {
+			return s.unopenable, l.endpoint
 		}
 	}
-	return s.shut, nil
+	return s.unopenable, nil
 }
 
-// AllShut returns one of them if that is so for all endpoints that have something to
+// AllUnopenable returns one of them if that is so for all endpoints that have something to
 // do, or nil.
-func (s *Scheduler) AllShut() (one *store.Endpoint) {
+func (s *Scheduler) AllUnopenable() (one *store.Endpoint) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.shut == 0 {
+	if s.unopenable == 0 {
 		return nil
 	}
 	for _, l := range s.lanes {
 		switch {
-		case l.shut:
+		case l.unopenable:
 			one = l.endpoint
 		case l.endpoint != nil && !l.refused:
 			return nil
@@ -669,8 +669,8 @@ func (s *Scheduler) Visible(fence store.Fence) bool {
 	return s.visible && s.fence.Epoch == fence.Epoch
 }
 
-// Settled notes that it is.
-func (s *Scheduler) Settled(fence store.Fence) {
+// SetVisible notes that it is.
+func (s *Scheduler) SetVisible(fence store.Fence) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fence.Epoch == fence.Epoch {
