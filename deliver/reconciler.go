@@ -161,6 +161,9 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 	switch {
 	case err != nil:
 		return err
+	case since.Equal(fence.ReconcileFrom):
+		r.comparison = comparison{}
+		return errors.New("the server was restarted after it was compared")
 	case !since.IsZero():
 		r.comparison = comparison{}
 		if r.scheduler.CompareAgain(cause, since) {

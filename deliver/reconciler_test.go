@@ -61,6 +61,7 @@ type owing struct {
 	most     int       // deliveries in one page
 	refusals int       // of pages, still to come
 	unheard  int       // answers to Reconciled that will be lost
+	restarts int       // of the server, after it was compared, likewise
 	noted    time.Time // reconcile_from, if it differs from the fence's
 	pages    []store.Position
 	refused  uuid.UUID
@@ -141,6 +142,9 @@ func (o *owing) Reconciled(_ context.Context, fence store.Fence) (time.Time, err
 	o.done++
 	if o.unheard--; o.unheard >= 0 {
 		return time.Time{}, errors.New("the answer is lost")
+	}
+	if o.restarts--; o.restarts >= 0 {
+		return fence.ReconcileFrom, nil
 	}
 	if !o.noted.IsZero() && !o.noted.Equal(fence.ReconcileFrom) {
 		return o.noted, nil
@@ -372,4 +376,24 @@ func TestReconcilerSpan(t *testing.T) {
 			t.Errorf("since %s: it starts at %s, after %s", c.since, start, from)
 		}
 	}
+}
+
+// A server that was restored after it was compared may lack rows that were inserted: it is
+// compared again from the beginning, and not at once, for a new session is about to come.
+func TestAServerThatWasRestartedIsComparedAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		db := &owing{owed: 1, most: comparePageMax, rows: map[uuid.UUID]bool{}, restarts: 1}
+		r := newReconciler(db)
+		if err := r.reconcile(t.Context()); err == nil {
+			t.Fatal("it is taken for compared, or compared again without a pause")
+		}
+		pages := len(db.pages)
+		if err := r.reconcile(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if len(db.pages) == pages || db.pages[pages] != db.pages[0] || r.scheduler.Fence().Reconcile {
+			t.Errorf("it pages at %v, then at %v, pending %t", db.pages[:pages], db.pages[pages:], r.scheduler.Fence().Reconcile)
+		}
+	})
 }
