@@ -65,9 +65,15 @@ func (p *pipelines) run(ctx, live context.Context) error {
 func (p *pipeline) run(ctx, live context.Context, log *slog.Logger) error {
 	ended := make(chan struct{})
 	defer close(ended)
+	streams, streamEnded := context.WithCancelCause(context.WithoutCancel(ctx))
 	engine := func(ctx, _ context.Context) error {
 		exitAfter(ctx, p.within, ended, log)
+		exitAfter(streams, p.within, ended, log) // the engine ends its stream when it fails, and then itself
 		return p.engine.Run(ctx, p.stream)
 	}
-	return alongside(ctx, live, engine, func(live context.Context) error { return p.refused(p.stream.Run(live)) })
+	return alongside(ctx, live, engine, func(live context.Context) error {
+		err := p.refused(p.stream.Run(live))
+		streamEnded(err)
+		return err
+	})
 }

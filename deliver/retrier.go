@@ -65,11 +65,12 @@ type retrier struct {
 	changeHint schedule.Signal // somebody else has changed deliveries or endpoints
 	failure    failure
 
-	compare       func()     // starts a comparison of outbox and deliveries
-	visibleAsked  time.Time  // the last check whether the claim is visible
-	comparedEarly bool       // a comparison ran before all was visible; another follows
-	claimed       time.Time  // when the slot was claimed; zero: no comparison waits
-	mu            sync.Mutex // guards claimed and comparedEarly, which the fan-out sets
+	compare       func()      // starts a comparison of outbox and deliveries
+	visibleAsked  time.Time   // the last check whether the claim is visible
+	comparedEarly bool        // a comparison ran before all was visible; another follows
+	claimed       time.Time   // when the slot was claimed; zero: no comparison waits
+	claim         store.Fence // of the session that claimed last
+	mu            sync.Mutex  // guards claimed and comparedEarly, which the fan-out sets
 
 	notVisible map[uuid.UUID]bool // endpoints with rows of transactions that are not visible yet
 	since      time.Time          // by PostgreSQL's clock: rows due by then have been reported
@@ -164,7 +165,7 @@ func (r *retrier) sessionClaimed(fence store.Fence) {
 	visible := r.scheduler.Visible(fence)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.claimed, r.comparedEarly = time.Time{}, false
+	r.claim, r.claimed, r.comparedEarly = fence, time.Time{}, false
 	if fence.Reconcile || !visible {
 		r.claimed = time.Now()
 	}
@@ -181,9 +182,8 @@ const visibleEvery = time.Second
 // compareWhenVisible starts the comparison once all transactions are visible that the
 // stream will not bring.
 func (r *retrier) compareWhenVisible(ctx context.Context) error {
-	fence := r.scheduler.Fence()
 	r.mu.Lock()
-	claimed, early := r.claimed, r.comparedEarly
+	fence, claimed, early := r.claim, r.claimed, r.comparedEarly
 	r.mu.Unlock()
 	if claimed.IsZero() || early && time.Since(r.visibleAsked) < visibleEvery {
 		return nil
@@ -197,7 +197,7 @@ func (r *retrier) compareWhenVisible(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.claimed != claimed || r.scheduler.Fence().Epoch != fence.Epoch { // another session has claimed
+	if r.claimed != claimed { // another session has claimed
 		return nil
 	}
 	switch {

@@ -67,6 +67,17 @@ func (s *Scheduler) countUnproven(l *lane) {
 	l.unproven = n
 }
 
+// setOrganization moves a lane's unproven permits to another organization with it.
+func (s *Scheduler) setOrganization(l *lane, organization string) {
+	if l.unproven > 0 && organization != l.organization {
+		s.unprovenOf[organization] += l.unproven
+		if s.unprovenOf[l.organization] -= l.unproven; s.unprovenOf[l.organization] == 0 {
+			delete(s.unprovenOf, l.organization)
+		}
+	}
+	l.organization = organization
+}
+
 // acquire takes a permit for a delivery's attempt.
 func (s *Scheduler) acquire(d *Delivery, now time.Time) {
 	d.lane.begun(d.low, now)
@@ -86,6 +97,9 @@ func (s *Scheduler) release(d *Delivery, a *store.Attempt, now time.Time) {
 	if a.StatusCode != 0 {
 		l.lastAnswer = now
 		s.setProven(l, true)
+	}
+	if waits := s.takeFirst(toStartPermitted); waits != nil {
+		s.touch(waits)
 	}
 }
 

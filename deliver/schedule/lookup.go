@@ -40,7 +40,7 @@ func (s *Scheduler) lookedUp(l *lane, e *store.Endpoint, target *send.Target, as
 	l.endpoint, l.target, l.asOf = e, target, asOf
 	refused := e == nil || !e.Enabled
 	if !refused {
-		l.organization = e.OrganizationID
+		s.setOrganization(l, e.OrganizationID)
 		s.limit(l, e, now)
 		s.retryNow(l, e.RetriedAt, now)
 		if first && e.BreakerOpen {

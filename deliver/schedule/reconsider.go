@@ -8,12 +8,13 @@ import "time"
 type listOf int
 
 const (
-	toStart       listOf = iota // something may be started
-	toStartLow                  // only low-priority deliveries wait, and too many are under way
-	toFetch                     // rows may be due, and there is room for them
-	toLookUpFirst               // its endpoint has to be looked up for the first time
-	toLookUpAgain               // and again
-	toCancel                    // rows wait to be cancelled
+	toStart          listOf = iota // something may be started
+	toStartPermitted               // it was its turn, and others had the permits
+	toStartLow                     // only low-priority deliveries wait, and too many are under way
+	toFetch                        // rows may be due, and there is room for them
+	toLookUpFirst                  // its endpoint has to be looked up for the first time
+	toLookUpAgain                  // and again
+	toCancel                       // rows wait to be cancelled
 	lists
 )
 
@@ -91,6 +92,7 @@ func (s *Scheduler) wants(l *lane, now time.Time) (want [lists]bool, again time.
 			next.by(now.Add(holdAgain)) // its limits may be raised
 		case l.choose(s.lowMay(l)) == nil:
 			want[toStartLow] = true
+			next.by(now.Add(holdAgain)) // a lane that is woken for a share may not use it
 		default:
 			lookUp = lookUp || l.stale(now)
 			want[toStart] = l.fresh(now)
@@ -102,8 +104,9 @@ func (s *Scheduler) wants(l *lane, now time.Time) (want [lists]bool, again time.
 		}
 	}
 	if l.rows && !l.paging {
-		lookUp = lookUp || l.stale(now) && (l.unopenable || !l.breaker.holds(now))
 		want[toFetch] = s.page(l, s.limits.rowsShare()-s.fetched, now) > 0
+		// Where nothing may be fetched, the endpoint's limits may have been raised.
+		lookUp = lookUp || !want[toFetch] && l.stale(now) && (l.unopenable || !l.breaker.holds(now))
 		switch {
 		case want[toFetch]:
 		case l.unopenable:

@@ -666,14 +666,14 @@ func (s *Scheduler) Confirmed() (*store.Session, pglogrepl.LSN) {
 func (s *Scheduler) Visible(fence store.Fence) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.visible && s.fence.Epoch == fence.Epoch
+	return s.visible && s.fence.Epoch == fence.Epoch && s.fence.ClaimXID == fence.ClaimXID
 }
 
 // SetVisible notes that it is.
 func (s *Scheduler) SetVisible(fence store.Fence) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.fence.Epoch == fence.Epoch {
+	if s.fence.Epoch == fence.Epoch && s.fence.ClaimXID == fence.ClaimXID {
 		s.visible = true
 	}
 }

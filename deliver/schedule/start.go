@@ -30,13 +30,17 @@ func (s *Scheduler) start(l *lane, now time.Time) *Delivery {
 		return nil
 	}
 	s.put(toStart, l, false)
-	if l.running >= s.permitsFor(l) { // others have them: a touch, or time, brings it back
+	if l.running >= s.permitsFor(l) { // a permit that is released, a touch, or time brings it back
+		s.put(toStartPermitted, l, true)
 		s.pause(l, now.Add(holdAgain))
 		return nil
 	}
 	if l.refused {
 		s.emptyQueue(l, now)
 		return nil
+	}
+	if l.stale(now) { // also if this is all that waits
+		l.ask = true
 	}
 	s.requeueStrangers(l, now)
 	from := l.choose(s.lowMay(l))

@@ -78,7 +78,7 @@ func (s *Scheduler) forgotten(l *lane, now time.Time) (of listOf, is bool) {
 	// In either list, a lane finds out in its turn what it may start; if it waits for a
 	// look-up, when that has come.
 	looksUp := l.asked || l.in[toLookUpFirst] != nil || l.in[toLookUpAgain] != nil
-	starts := l.in[toStart] != nil || l.in[toStartLow] != nil || looksUp && !l.fresh(now)
+	starts := l.in[toStart] != nil || l.in[toStartLow] != nil || l.in[toStartPermitted] != nil || looksUp && !l.fresh(now)
 	want[toStart], want[toStartLow] = want[toStart] && !starts, want[toStartLow] && !starts
 	for of := range lists {
 		// An endpoint that only grows old is looked up when the lane has its turn for something else.

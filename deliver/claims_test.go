@@ -1,0 +1,78 @@
+package deliver
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/walhook/walhook/deliver/schedule"
+	"github.com/walhook/walhook/internal/store"
+)
+
+type claimStore struct {
+	retrierStore
+	visible func(store.Fence) bool
+}
+
+// ClaimVisible is the Store's.
+func (s claimStore) ClaimVisible(_ context.Context, f store.Fence) (bool, error) {
+	return s.visible(f), nil
+}
+
+func retrierOfClaims() (*retrier, *schedule.Scheduler) {
+	s := schedule.New(schedule.Options{Limits: schedule.Limits{MaxInFlight: 1, Window: 8, MaxMemory: 1 << 20}})
+	r := &retrier{scheduler: s, heartbeat: newHeartbeat("retrier"), log: slog.Default(), changeHint: s.ToScan, notVisible: map[uuid.UUID]bool{}, compare: func() {}}
+	return r, s
+}
+
+// The process reconnects while the retrier is about to ask whether the first claim is
+// visible. The answer says nothing of the second.
+func TestVisibleOfTheFormerClaim(t *testing.T) {
+	t.Parallel()
+	r, s := retrierOfClaims()
+	first := store.Fence{Epoch: 1, ClaimXID: "100", Reconcile: true}
+	second := store.Fence{Epoch: 1, ClaimXID: "200", Reconcile: true, Moved: true}
+	var asked []string
+	r.store = claimStore{visible: func(f store.Fence) bool { asked = append(asked, f.ClaimXID); return f.ClaimXID == "100" }}
+	s.Begin(&store.Session{}, first, 1, time.Now())
+	r.sessionClaimed(first)
+
+	r.mu.Lock() // the retrier is between its two reads
+	done := make(chan error)
+	go func() { done <- r.compareWhenVisible(t.Context()) }()
+	s.Begin(&store.Session{}, second, 2, time.Now())                // the fan-out
+	r.claim, r.claimed, r.comparedEarly = second, time.Now(), false // as sessionClaimed does
+	r.mu.Unlock()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if s.Visible(second) {
+		t.Errorf("asked about claim %v, and everything counts as visible for claim 200; claimed.IsZero: %v", asked, r.claimed.IsZero())
+	}
+}
+
+// The answer about the first claim comes when the second has just begun.
+func TestVisibleOfTheFormerClaimComesLate(t *testing.T) {
+	t.Parallel()
+	r, s := retrierOfClaims()
+	first := store.Fence{Epoch: 1, ClaimXID: "100", Reconcile: true}
+	second := store.Fence{Epoch: 1, ClaimXID: "200", Reconcile: true, Moved: true}
+	r.store = claimStore{visible: func(f store.Fence) bool {
+		if f.ClaimXID == "100" {
+			s.Begin(&store.Session{}, second, 2, time.Now()) // the fan-out, which logs two lines before sessionClaimed
+		}
+		return f.ClaimXID == "100"
+	}}
+	s.Begin(&store.Session{}, first, 1, time.Now())
+	r.sessionClaimed(first)
+	if err := r.compareWhenVisible(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.sessionClaimed(second)
+	if s.Visible(second) {
+		t.Error("everything counts as visible for claim 200, about which nobody has asked")
+	}
+}
