@@ -140,16 +140,22 @@ func TestNoEventWaitsForALookUp(t *testing.T) {
 		endpoint := uuid.New()
 		event := func() {
 			e := &outbox.Event{ID: uuid.Must(uuid.NewV7()), OrganizationID: "org_1", Type: "payment.succeeded", Payload: []byte(`{}`), EndpointIDs: []uuid.UUID{endpoint}}
+			s.mu.Lock() // which the callback has
 			begun[e.ID] = time.Now()
+			s.mu.Unlock()
 			s.Admit(e, nil, time.Now()).Go(time.Now())
 		}
 		event()
 		time.Sleep(100 * time.Millisecond) // the first look-up
+		s.mu.Lock()
 		waited, worst = 0, 0
+		s.mu.Unlock()
 		for range 1000 {
 			event()
 			time.Sleep(10 * time.Millisecond)
 		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
 		if waited > 0 {
 			t.Errorf("%d of 1000 events waited for a look-up, up to %v", waited, worst)
 		}
