@@ -68,7 +68,7 @@ type Scheduler struct {
 	paused     pausedLanes        // to be looked at when their time comes
 	unreported []*lane            // whose health is to be recorded
 	aging      *list.List         // deliveries that the table does not know, in order of receipt
-	unprovenOf map[string]int     // the same by organization
+	unprovenOf map[string]int     // unproven permits, by organization
 	removed    map[uuid.UUID]bool // gone since the page under way was asked for; nil: none is
 
 	held       int   // deliveries that are queued, running or ended

@@ -150,7 +150,7 @@ SELECT coalesce((
     SELECT p.oid::text || '.' || p.xmin::text || coalesce((SELECT ' ' || r.oid::text FROM pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = to_regclass('webhook_outbox')::oid), '')
     FROM pg_publication p WHERE p.pubname = 'walhook'), 'nothing') ||
     CASE WHEN current_setting('server_version_num')::int < 150000 THEN ' ' || coalesce((
-        SELECT md5(string_agg(i.inhrelid::text, ',' ORDER BY i.inhrelid)) FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+        SELECT string_agg(i.inhrelid::text, ',' ORDER BY i.inhrelid) FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
         WHERE i.inhparent = to_regclass('webhook_outbox')::oid AND c.relname::text !~ '^webhook_outbox_(p[0-9]{8}|default)$'), '') ELSE '' END,
     coalesce(to_regclass('webhook_outbox')::oid, 0::oid)`
 
