@@ -21,6 +21,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"go.uber.org/goleak"
 
+	"github.com/walhook/walhook/internal/postgres"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 )
 
@@ -74,15 +75,20 @@ func start(ctx context.Context, environ []string, log io.Writer) error {
 // rehearse returns a story on a database of the test's own.
 func rehearse(t *testing.T) (*story, *bytes.Buffer) {
 	t.Helper()
+	db := pgtest.Empty(t)
+	s, out := rehearseOn(t, db.URL)
+	s.slot = db.Slot
+	return s, out
+}
+
+func rehearseOn(t *testing.T, url string) (*story, *bytes.Buffer) {
+	t.Helper()
 	if _, err := build(); err != nil {
 		t.Fatal(err)
 	}
-	db := pgtest.Empty(t)
 	var out bytes.Buffer
 	t.Cleanup(func() { t.Log("\n" + out.String()) })
-	s := newStory(Config{Start: start}, &page{out: &out, begun: time.Now()}, inSchema(db.URL))
-	s.slot = db.Slot
-	return s, &out
+	return newStory(Config{Start: start}, &page{out: &out, begun: time.Now()}, inSchema(url)), &out
 }
 
 func TestTheStoryComesTrue(t *testing.T) {
@@ -145,7 +151,8 @@ func TestWhatGoesWrongIsNamed(t *testing.T) {
 
 func TestTimeIsUp(t *testing.T) {
 	t.Parallel()
-	s, _ := rehearse(t)
+	// On a server of its own: another test's open transaction would hold up the slot for all that time.
+	s, _ := rehearseOn(t, pgtest.Server(t, postgres.Options{Settings: map[string]string{"wal_level": "logical"}}).URL())
 	s.within = 5 * time.Second
 	err := s.tell(t.Context())
 	if !errors.Is(err, errTooLong) {
