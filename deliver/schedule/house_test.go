@@ -56,6 +56,12 @@ func until(t time.Time, before, after answering) answering {
 var usual = Limits{ParkAfter: 500 * time.Millisecond, MaxInFlight: 1024, EndpointInFlight: 32, Window: 8192, MaxMemory: 64 << 20, Timeout: 10 * time.Second}
 
 func newHouse(t *testing.T, limits Limits) *house {
+	return newHouseWithPoll(t, limits, 100*time.Millisecond)
+}
+
+// newHouseWithPoll sets how often the retrier polls for due rows. A slow poll wakes no lane
+// that the Scheduler has forgotten.
+func newHouseWithPoll(t *testing.T, limits Limits, poll time.Duration) *house {
 	h := &house{rig: newRig(t, limits), endpoints: map[uuid.UUID]*store.Endpoint{}, receivers: map[uuid.UUID]answering{}, table: map[uuid.UUID]*row{}, due: map[uuid.UUID][]*row{},
 		sent: map[uuid.UUID][]time.Time{}, underWay: map[uuid.UUID]int{}, most: map[uuid.UUID]int{}, delay: map[uuid.UUID]time.Duration{}}
 	h.w.fence.Epoch = 1
@@ -65,7 +71,7 @@ func newHouse(t *testing.T, limits Limits) *house {
 	go h.clock()
 	go h.every(time.Hour, h.w.ToLookUp, h.lookUp)
 	go h.every(50*time.Millisecond, nil, h.record)
-	go h.every(100*time.Millisecond, nil, h.look)
+	go h.every(poll, nil, h.look)
 	go h.every(time.Hour, h.w.ToFetch, h.fetch)
 	return h
 }

@@ -237,23 +237,6 @@ func TestManyUnprovenEndpointsStartQuickly(t *testing.T) {
 	})
 }
 
-// newSlowHouse is newHouse with a retrier that polls every seven seconds, so that it wakes no lane that
-// the Scheduler has forgotten.
-func newSlowHouse(t *testing.T, limits Limits) *house {
-	h := &house{rig: newRig(t, limits), endpoints: map[uuid.UUID]*store.Endpoint{}, receivers: map[uuid.UUID]answering{}, table: map[uuid.UUID]*row{}, due: map[uuid.UUID][]*row{},
-		sent: map[uuid.UUID][]time.Time{}, underWay: map[uuid.UUID]int{}, most: map[uuid.UUID]int{}, delay: map[uuid.UUID]time.Duration{}}
-	h.w.fence.Epoch = 1
-	h.w.onStart = func(d *Delivery) { go h.attempt(d) }
-	h.w.mu.Lock()
-	t.Cleanup(h.w.mu.Unlock)
-	go h.clock()
-	go h.every(time.Hour, h.w.ToLookUp, h.lookUp)
-	go h.every(50*time.Millisecond, nil, h.record)
-	go h.every(7*time.Second, nil, h.look)
-	go h.every(time.Hour, h.w.ToFetch, h.fetch)
-	return h
-}
-
 // could reports whether a lane could start something by its facts.
 func (h *house) could(l *lane, now time.Time) bool {
 	s := h.w
@@ -275,7 +258,7 @@ func TestNoLaneStandsStill(t *testing.T) {
 				rnd := rand.New(rand.NewPCG(seed, 1))
 				limits := Limits{ParkAfter: time.Duration(rnd.IntN(3)) * 250 * time.Millisecond, MaxInFlight: 2 + rnd.IntN(20), EndpointInFlight: 1 + rnd.IntN(8),
 					Window: 16 + rnd.IntN(200), MaxMemory: 1 << 20, Timeout: 5 * time.Second}
-				h := newSlowHouse(t, limits)
+				h := newHouseWithPoll(t, limits, 7*time.Second)
 				var ids []uuid.UUID
 				for i := range 3 + rnd.IntN(25) {
 					var a answering
