@@ -187,3 +187,96 @@ func (s *Scheduler) done(d *Delivery, now time.Time) {
 		s.drop(l)
 	}
 }
+
+// BatchReady reports whether the next batch should be written now.
+func (s *Scheduler) BatchReady() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.unwritten() >= recordBatch || s.stopping
+}
+
+// Unwritten reports whether there is something to write, and the right to.
+func (s *Scheduler) Unwritten() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fence.Epoch != 0 && s.unwritten() > 0
+}
+
+// A Batch is what one transaction records.
+type Batch struct {
+	Records []store.Record // of the deliveries as they were when it was taken
+	Mark    store.Mark
+	Fence   store.Fence
+	taken   []*Delivery
+}
+
+// TakeNew takes a batch of deliveries without a row, or returns nil. Its Mark has the
+// batch's number, whose echo confirms it, and the endpoints' health if news is true.
+func (s *Scheduler) TakeNew(news bool) *Batch {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	taken, records := s.takeNew()
+	if len(taken) == 0 {
+		return nil
+	}
+	seq, at := s.recordedBy(taken)
+	b := &Batch{Records: records, Mark: store.Mark{Seq: seq, Durable: at.lsn, CommitAt: at.at}, Fence: s.fence, taken: taken}
+	if news {
+		b.Mark.Health = s.takeHealth()
+	}
+	return b
+}
+
+// TakeExisting takes a batch of deliveries that have a row, likewise.
+func (s *Scheduler) TakeExisting(news bool) *Batch {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	taken, records := s.takeExisting()
+	if len(taken) == 0 {
+		return nil
+	}
+	b := &Batch{Records: records, Mark: s.durable(), Fence: s.fence, taken: taken}
+	if news {
+		b.Mark.Health = s.takeHealth()
+	}
+	return b
+}
+
+// durable returns a Mark of how far everything is recorded.
+func (s *Scheduler) durable() store.Mark {
+	return store.Mark{Durable: s.ledger.recorded.lsn, CommitAt: s.ledger.recorded.at}
+}
+
+// Inserted takes the commit of a batch from TakeNew. If not all rows were new, an
+// outcome may not be written yet: it continues as an update, which applies only what is
+// later than the row. It returns the deliveries that the database refused; they have no
+// row, and Requeue brings them back.
+func (s *Scheduler) Inserted(b *Batch, allNew bool, refused map[uuid.UUID]bool, now time.Time) (stuck []*Delivery) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	stuck = s.inserted(b.taken, allNew, refused, now)
+	s.aside += len(stuck)
+	return stuck
+}
+
+// Updated takes the commit of a batch from TakeExisting. It returns the deliveries
+// whose rows others have locked, and those that the database refused; Requeue brings
+// both back. Deliveries in again wait to be sent once more, and may sort before their
+// lane's last page.
+func (s *Scheduler) Updated(b *Batch, busy, refused, again map[uuid.UUID]bool, now time.Time) (aside, stuck []*Delivery) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	aside, stuck = s.updated(b.taken, busy, refused, again, now)
+	s.aside += len(aside) + len(stuck)
+	return aside, stuck
+}
+
+// Requeue has the recorder write deliveries again that could not be written.
+func (s *Scheduler) Requeue(aside []*Delivery) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range aside {
+		s.enlist(d)
+	}
+	s.aside -= len(aside)
+}

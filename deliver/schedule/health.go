@@ -128,3 +128,24 @@ func oneUp(up bool) int {
 	}
 	return -1
 }
+
+// TakeHealth takes the endpoints' health to be recorded.
+func (s *Scheduler) TakeHealth() []store.EndpointHealth {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.takeHealth()
+}
+
+// ReturnHealth gives back health that could not be recorded. Newer reports win.
+func (s *Scheduler) ReturnHealth(health []store.EndpointHealth, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.returnHealth(health, now)
+}
+
+// HasHealth reports whether there is health to be recorded.
+func (s *Scheduler) HasHealth() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.unreported) > 0
+}

@@ -44,3 +44,10 @@ func (s *Scheduler) drop(l *lane) {
 		s.unopenable--
 	}
 }
+
+// Forget drops lanes that have been idle for a while, a few at a time.
+func (s *Scheduler) Forget(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.forget(now)
+}

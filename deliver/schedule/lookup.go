@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/google/uuid"
 	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/store"
 )
@@ -100,4 +101,79 @@ func (s *Scheduler) limit(l *lane, e *store.Endpoint, now time.Time) {
 		l.rate.SetLimitAt(now, perSecond)
 		l.rate.SetBurstAt(now, burst)
 	}
+}
+
+// A LookUp is an endpoint to be looked up.
+type LookUp struct {
+	EndpointID uuid.UUID
+	Endpoint   *store.Endpoint // as last known, and then as it is; nil: it does not exist
+	Target     *send.Target    // of that
+	lane       *lane
+}
+
+// LookUps takes up to n lanes whose endpoint has to be looked up.
+func (s *Scheduler) LookUps(n int, now time.Time) []LookUp {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	lanes := s.lookUpNext(n, now)
+	wanted := make([]LookUp, len(lanes))
+	for i, l := range lanes {
+		wanted[i] = LookUp{EndpointID: l.id, Endpoint: l.endpoint, Target: l.target, lane: l}
+	}
+	return wanted
+}
+
+// ReturnLookUps gives back look-ups that failed.
+func (s *Scheduler) ReturnLookUps(wanted []LookUp, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range wanted {
+		x.lane.asked, x.lane.ask = false, true
+		s.touch(x.lane)
+	}
+	s.reconsiderTouched(now)
+}
+
+// LookedUp takes answers, as of a time before they were asked for.
+func (s *Scheduler) LookedUp(answers []LookUp, asOf, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range answers {
+		s.lookedUp(x.lane, x.Endpoint, x.Target, asOf, now)
+	}
+	s.dispatch(now)
+}
+
+// Unopenable returns how many endpoints have secrets that cannot be opened, and one of them.
+func (s *Scheduler) Unopenable() (n int, one *store.Endpoint) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unopenable == 0 {
+		return 0, nil
+	}
+	for _, l := range s.lanes {
+		if l.unopenable {
+			return s.unopenable, l.endpoint
+		}
+	}
+	return s.unopenable, nil
+}
+
+// AllUnopenable returns one of them if that is so for all endpoints that have something to
+// do, or nil.
+func (s *Scheduler) AllUnopenable() (one *store.Endpoint) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unopenable == 0 {
+		return nil
+	}
+	for _, l := range s.lanes {
+		switch {
+		case l.unopenable:
+			one = l.endpoint
+		case l.endpoint != nil && !l.refused:
+			return nil
+		}
+	}
+	return one
 }

@@ -4,6 +4,7 @@ import (
 	"math"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/walhook/walhook/internal/store"
 )
 
@@ -165,4 +166,92 @@ func (s *Scheduler) paged(p *Page, now time.Time) {
 		s.spill(p.lane, false)
 	}
 	s.touch(p.lane)
+}
+
+// MayFetch reports whether rows may be fetched. A standby leaves them to the active
+// process.
+func (s *Scheduler) MayFetch(now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.live(now) && !s.stopping
+}
+
+// Found takes endpoints that have due rows.
+func (s *Scheduler) Found(endpoints []uuid.UUID, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range endpoints {
+		s.found(s.lane(id, now), now)
+	}
+	s.reconsiderTouched(now)
+}
+
+// FoundWaiting takes endpoints that have unfinished rows.
+func (s *Scheduler) FoundWaiting(waiting []store.Waiting, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range waiting {
+		l := s.lane(f.EndpointID, now)
+		if s.found(l, now); !f.Enabled {
+			l.ask = true // the look-up finds it refused, and has it swept
+		}
+	}
+	s.reconsiderTouched(now)
+}
+
+// Pages takes up to n lanes that have room for a page of due rows, in turn. Each must
+// be given back to Paged.
+func (s *Scheduler) Pages(n int, now time.Time) []*Page {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	pages := s.toAsk(n, now)
+	if len(pages) > 0 {
+		s.removed = map[uuid.UUID]bool{}
+	}
+	return pages
+}
+
+// Due takes one row of a page. It is admitted unless it is in memory, has no room, or
+// must not be sent.
+func (s *Scheduler) Due(p *Page, due *store.Due, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p.got++
+	if !due.Orphaned && !due.Stranger && !due.Unseen {
+		s.admitDue(due, now)
+	}
+	if !p.lane.overflown {
+		p.end = due.End()
+	}
+}
+
+// Paged takes the end of pages that were read, or have failed.
+func (s *Scheduler) Paged(pages []*Page, failed bool, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.removed = nil
+	for _, p := range pages {
+		if failed {
+			p.lane.paging = false
+			s.hasRows(p.lane)
+			continue
+		}
+		s.paged(p, now)
+	}
+	s.dispatch(now)
+}
+
+// Again takes endpoints whose rows could not all be fetched or cancelled, because a
+// committed transaction was not visible yet.
+func (s *Scheduler) Again(endpoints []uuid.UUID, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range endpoints {
+		if l := s.lane(id, now); l.refused {
+			s.cancelRows(l)
+		} else {
+			s.hasRows(l)
+		}
+	}
+	s.reconsiderTouched(now)
 }

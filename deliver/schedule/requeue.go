@@ -3,6 +3,8 @@ package schedule
 import (
 	"slices"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 // Deliveries on their way back into the table, and what becomes of their lane.
@@ -78,4 +80,49 @@ func (s *Scheduler) spill(l *lane, spilled bool) {
 func (s *Scheduler) cancelRows(l *lane) {
 	l.toBeCancelled = true
 	s.touch(l)
+}
+
+// Cancellations takes the disabled and deleted endpoints that have rows to cancel.
+func (s *Scheduler) Cancellations() []*Cancellation {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var cancellations []*Cancellation
+	for l := s.takeFirst(toCancel); l != nil; l = s.takeFirst(toCancel) {
+		l.cancelling = true
+		cancellations = append(cancellations, &Cancellation{l})
+	}
+	return cancellations
+}
+
+// ReturnCancellations gives back endpoints whose rows could not be cancelled.
+func (s *Scheduler) ReturnCancellations(cancellations []*Cancellation, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range cancellations {
+		x.lane.cancelling = false
+		s.touch(x.lane)
+	}
+	s.reconsiderTouched(now)
+}
+
+// A Cancellation is an endpoint with rows to cancel.
+type Cancellation struct{ lane *lane }
+
+// EndpointID returns the endpoint's id.
+func (x *Cancellation) EndpointID() uuid.UUID { return x.lane.id }
+
+// Refusal returns why nothing is sent to the endpoint of a Cancellation.
+func (s *Scheduler) Refusal(x *Cancellation) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return x.lane.refusal()
+}
+
+// Cancelled takes the end of one chunk of a Cancellation, and whether there may be more.
+func (s *Scheduler) Cancelled(x *Cancellation, more bool, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	x.lane.cancelling, x.lane.toBeCancelled = false, more
+	s.touch(x.lane)
+	s.reconsiderTouched(now)
 }

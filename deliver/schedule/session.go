@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pglogrepl"
 
 	"github.com/walhook/walhook/internal/store"
 )
@@ -73,4 +74,122 @@ func (s *Scheduler) confirm() {
 	if s.session != nil {
 		s.session.Confirm(s.ledger.confirmed)
 	}
+}
+
+// NextSession numbers the marker of a new session, its first batch, and returns the
+// fence of the session before.
+func (s *Scheduler) NextSession() (marker uint64, before store.Fence) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ledger.take(), s.fence
+}
+
+// Begin begins a session that has claimed the slot. Until the marker's echo, the stream
+// may repeat events whose deliveries have rows. No batch is under way.
+func (s *Scheduler) Begin(session *store.Session, fence store.Fence, marker uint64, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ledger.reset(session.Confirmed)
+	s.forgetRows(now)
+	s.claimed(session, fence, marker)
+}
+
+// Replaying reports whether the session may still repeat such events, and when the last
+// of their rows was written.
+func (s *Scheduler) Replaying() (lastWrite time.Time, replaying bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fence.LastWrite, s.replaying
+}
+
+// A Cause is a reason to compare events with deliveries. No two are equal.
+type Cause struct {
+	since  int64 // the fence's ReconcileFrom, in microseconds
+	number int
+}
+
+// Session returns the current session, its fence, and its Cause for a comparison.
+func (s *Scheduler) Session() (*store.Session, store.Fence, Cause) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.session, s.fence, s.cause()
+}
+
+// Confirmed returns how far the current session is confirmed.
+func (s *Scheduler) Confirmed() (*store.Session, pglogrepl.LSN) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.session, s.ledger.confirmed
+}
+
+// Visible reports whether everything is visible that a session with this fence will not
+// bring.
+func (s *Scheduler) Visible(fence store.Fence) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.visible && s.fence.Epoch == fence.Epoch && s.fence.ClaimXID == fence.ClaimXID
+}
+
+// SetVisible notes that it is.
+func (s *Scheduler) SetVisible(fence store.Fence) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fence.Epoch == fence.Epoch && s.fence.ClaimXID == fence.ClaimXID {
+		s.visible = true
+	}
+}
+
+// Compared notes that a comparison is complete, unless there is another cause.
+func (s *Scheduler) Compared(of Cause) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cause() == of {
+		s.fence.Reconcile = false
+	}
+}
+
+// CompareAgain notes another cause at the end of a comparison, unless there is one
+// already, and reports whether it did.
+func (s *Scheduler) CompareAgain(of Cause, since time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cause() != of {
+		return false
+	}
+	s.fence.ReconcileFrom = since
+	s.causes++
+	return true
+}
+
+// Owe notes that a delivery has no row although its batch is written.
+func (s *Scheduler) Owe(from time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fence.Reconcile, s.fence.ReconcileFrom = true, from
+	s.causes++
+}
+
+// Number numbers a batch without records.
+func (s *Scheduler) Number() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ledger.take()
+}
+
+// Lease returns when a pending row from the reconciler becomes due: at once, like a
+// parked one, unless an attempt is under way that began before the slot was lost.
+func (s *Scheduler) Lease(id uuid.UUID) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if d := s.deliveries[id]; d != nil && d.stage == running {
+		return s.leaseTime()
+	}
+	return -store.ParkedDue
+}
+
+// Reconciled counts rows that the reconciler inserted.
+func (s *Scheduler) Reconciled(inserted int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.counts.Found += uint64(inserted)
 }

@@ -82,3 +82,10 @@ func (p *pausedLanes) Pop() any {
 	l.resume = time.Time{}
 	return l
 }
+
+// Tick does what is due and returns when to call it again.
+func (s *Scheduler) Tick(now time.Time) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tick(now)
+}

@@ -12,7 +12,7 @@ func patches() []patch {
 		{"deliver/schedule/ledger.go", `t.pending > 0 {`, `t.pending > 0 && !` + on(sabotage.ConfirmOnReceipt) + ` {`},
 		{"cdc/decoder.go", `begin(r *reader) (store.Batch, bool, error) {`, `$ start := *r`},
 		{"cdc/decoder.go", `d.batch = store.Batch{CommitTime: committed}`, `$; if ` + on(sabotage.ConfirmBegin) + ` { d.batch.End = pglogrepl.LSN(start.uint64()) + 1 }`}, // as the protocol counts: the last byte that is flushed, and one
-		{"deliver/schedule/scheduler.go", `stuck = s.inserted(`, `if ` + on(sabotage.SkipEcho) + ` { s.ledger.echo(b.Mark.Seq); s.confirm() }; $`},
+		{"deliver/schedule/batch.go", `stuck = s.inserted(`, `if ` + on(sabotage.SkipEcho) + ` { s.ledger.echo(b.Mark.Seq); s.confirm() }; $`},
 		{"cdc/slot.go", `sieve.outbox = session.Outbox`, `if ` + on(sabotage.SlotsPosition) + ` { session.Start = min(session.Start, slot.confirmed) }; $`},
 		{"deliver/fanout.go", `mayHaveRows(b *store.Batch) bool {`, `$ if ` + on(sabotage.SkipLookUp) + ` { return false }`},
 		{"internal/store/record.go", `b.Queue(advanceState, args)`, `if ` + on(sabotage.NoFence) + ` { b.Queue("UPDATE webhook_state SET holder = @holder::uuid, epoch = @epoch::bigint WHERE slot = @slot", args) }; $`},
