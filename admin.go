@@ -64,7 +64,7 @@ func ready(ctx context.Context, r *readiness, st *store.Store, current *pipeline
 	if err := r.check(); err != nil {
 		return "", err
 	}
-	if err := current.engine().Trouble(); err != nil {
+	if err := current.engine().Ready(); err != nil {
 		return "", unready(notWorking, err)
 	}
 	if err := st.CheckSchema(ctx); err != nil {

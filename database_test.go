@@ -383,11 +383,11 @@ func TestThroughAPooler(t *testing.T) {
 			w.exec(`ALTER ROLE "` + role + `" SET statement_timeout = '50ms'`)
 			env := []string{"WALHOOK_DATABASE_URL=" + pooler, "WALHOOK_REPLICATION_URL=" + asRole(w.db.URL, role)}
 			code, why = w.ends(env...)
-			mend := fmt.Sprintf(`ALTER ROLE %s IN DATABASE %s SET statement_timeout = 0`, role, w.db.Slot)
-			if code != exitConfig || !strings.Contains(why, mend) {
+			fix := fmt.Sprintf(`ALTER ROLE %s IN DATABASE %s SET statement_timeout = 0`, role, w.db.Slot)
+			if code != exitConfig || !strings.Contains(why, fix) {
 				t.Errorf("with a timeout: exit %d: %s", code, why)
 			}
-			w.exec(mend)
+			w.exec(fix)
 			rcv := newReceiver(t, func(n int) int { return []int{500, 204}[min(n, 1)] })
 			w.run(env...)
 			w.endpoint(rcv.URL, "payment.*")

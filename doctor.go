@@ -38,8 +38,8 @@ func report(w io.Writer, checks []store.Check) {
 	}
 	for _, c := range checks {
 		fmt.Fprintf(w, "%-4s  %-*s  %s\n", c.State, widest, c.Name, c.Found)
-		if c.Remedy != "" {
-			fmt.Fprintf(w, "%s-> %s\n", strings.Repeat(" ", widest+8), c.Remedy)
+		if c.Fix != "" {
+			fmt.Fprintf(w, "%s-> %s\n", strings.Repeat(" ", widest+8), c.Fix)
 		}
 	}
 }

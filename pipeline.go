@@ -41,8 +41,8 @@ func (p *pipelines) stream() *cdc.Stream     { return p.current.Load().stream }
 func (p *pipelines) streamAlive() error { return p.stream().Alive() }
 func (p *pipelines) alive() error       { return errors.Join(p.engine().Alive(), p.streamAlive()) }
 
-// anewEvery is the least time between two starts of a pipeline.
-const anewEvery = time.Second
+// restartEvery is the least time between two starts of a pipeline.
+const restartEvery = time.Second
 
 // run runs pipelines until the context ends, and then drains the last one.
 func (p *pipelines) run(ctx, live context.Context) error {
@@ -53,7 +53,7 @@ func (p *pipelines) run(ctx, live context.Context) error {
 			return err
 		}
 		p.log.WarnContext(ctx, "another walhook has taken over the slot; starting again as a standby", "reason", err)
-		if !pause(ctx, anewEvery-time.Since(began)) {
+		if !pause(ctx, restartEvery-time.Since(began)) {
 			return nil
 		}
 		p.current.Store(new(p.make(true)))

@@ -180,11 +180,11 @@ func TestAMixedOwnershipSaysTheWayOut(t *testing.T) {
 	if exitCode(err) != exitNotPrepared {
 		t.Fatalf("exit code %d, %v", exitCode(err), err)
 	}
-	_, mend, _ := strings.Cut(err.Error(), "as a superuser: ")
-	mend, _, _ = strings.Cut(mend, "; then run walhook")
-	w.exec(mend)
+	_, fix, _ := strings.Cut(err.Error(), "as a superuser: ")
+	fix, _, _ = strings.Cut(fix, "; then run walhook")
+	w.exec(fix)
 	if err := initialize(t.Context(), cfg, false, io.Discard, slog.New(slog.DiscardHandler)); err != nil {
-		t.Errorf("after %s: %v", mend, err)
+		t.Errorf("after %s: %v", fix, err)
 	}
 }
 

@@ -92,7 +92,7 @@ func makeReady(ctx context.Context, db *database) (left []store.Check, err error
 		return nil, err
 	}
 	return []store.Check{{Name: "other objects", State: store.CheckWarn, Found: "not repaired: " + err.Error(),
-		Remedy: "run `walhook init` with a role that owns the tables; nothing that delivering needs is missing"}}, nil
+		Fix: "run `walhook init` with a role that owns the tables; nothing that delivering needs is missing"}}, nil
 }
 
 // createSchema creates the schema that WALHOOK_SCHEMA names, if it is missing.
@@ -142,7 +142,7 @@ func intent(cfg *config.Config) store.Intent {
 func warnings(ctx context.Context, checks []store.Check, log *slog.Logger) {
 	for _, c := range checks {
 		if c.State == store.CheckWarn {
-			log.WarnContext(ctx, "preflight: "+c.Name, "found", c.Found, "mend", c.Remedy)
+			log.WarnContext(ctx, "preflight: "+c.Name, "found", c.Found, "fix", c.Fix)
 		}
 	}
 }

@@ -54,14 +54,14 @@ type partitionKeeper struct {
 
 // round does one round of upkeep, and reports whether a lock was not available, so that it
 // should be tried again soon.
-func (k *partitionKeeper) round(ctx context.Context) (gaveWay bool) {
+func (k *partitionKeeper) round(ctx context.Context) (retrySoon bool) {
 	attempt, cancel := context.WithTimeout(ctx, upkeepTimeout)
 	defer cancel()
 	done, err := k.partitions.Upkeep(attempt)
 	if ctx.Err() != nil {
 		return false
 	}
-	if k.news("upkeep", errorText(err)) {
+	if k.changed("upkeep", errorText(err)) {
 		k.log.WarnContext(ctx, "partition upkeep failed; retrying", "error", err, "in", upkeepEvery.String())
 	}
 	if len(done.Made)+len(done.Dropped)+len(done.Stuck) > 0 || done.Moved+done.Deleted > 0 {
@@ -69,7 +69,7 @@ func (k *partitionKeeper) round(ctx context.Context) (gaveWay bool) {
 			"moved", done.Moved, "deleted", done.Deleted)
 	}
 	for _, d := range done.Kept {
-		if k.news(d.Day, d.Why) {
+		if k.changed(d.Day, d.Why) {
 			k.log.WarnContext(ctx, "cannot drop a day past WALHOOK_RETENTION; other days are dropped", "day", d.Day, "reason", d.Why)
 		}
 	}
@@ -77,7 +77,7 @@ func (k *partitionKeeper) round(ctx context.Context) (gaveWay bool) {
 		delete(k.said, day)
 	}
 	k.ahead(attempt, err)
-	return done.GaveWay
+	return done.LockNotAvailable
 }
 
 // ahead warns if partitions exist for few days. Otherwise nobody would notice before events go
@@ -91,14 +91,14 @@ func (k *partitionKeeper) ahead(ctx context.Context, cause error) {
 	if days < fewDaysAhead {
 		few = strconv.Itoa(days)
 	}
-	if k.news("ahead", few) {
+	if k.changed("ahead", few) {
 		k.log.WarnContext(ctx, "partitions exist for few days ahead; later rows go into the DEFAULT partitions, which are slower and cannot be dropped by day "+
 			"(metric walhook_partitions_ahead)", "days", days, "cause", errorText(cause))
 	}
 }
 
-// news reports whether the text is not empty and differs from the last one about its subject.
-func (k *partitionKeeper) news(about, text string) bool {
+// changed reports whether the text is not empty and differs from the last one about its subject.
+func (k *partitionKeeper) changed(about, text string) bool {
 	before := k.said[about]
 	k.said[about] = text
 	return text != "" && text != before
@@ -121,7 +121,7 @@ func sealSecrets(ctx context.Context, st *store.Store, current *pipelines, log *
 		wait = sealEvery
 		current.engine().WhileLive(ctx, func(held context.Context) {
 			if !walk.Done {
-				sealAnew(held, st, &walk, log)
+				reseal(held, st, &walk, log)
 			}
 			n, err := st.SealSecrets(held)
 			if err != nil && held.Err() == nil {
@@ -136,9 +136,9 @@ func sealSecrets(ctx context.Context, st *store.Store, current *pipelines, log *
 	return nil
 }
 
-// sealAnew reseals with WALHOOK_SECRET_KEY what WALHOOK_SECRET_KEY_OLD had sealed: one pass over
+// reseal reseals with WALHOOK_SECRET_KEY what WALHOOK_SECRET_KEY_OLD had sealed: one pass over
 // all secrets per process, in chunks.
-func sealAnew(ctx context.Context, st *store.Store, walk *store.Resealing, log *slog.Logger) {
+func reseal(ctx context.Context, st *store.Store, walk *store.Resealing, log *slog.Logger) {
 	for !walk.Done {
 		err := st.Reseal(ctx, walk)
 		switch {

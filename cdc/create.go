@@ -61,7 +61,7 @@ func (s *Stream) createSlot(ctx context.Context, pg *pgconn.PgConn) error {
 	case sqlState(err) == codeDuplicateObject: // another process created it first
 		return errSlotHeld
 	case err != nil:
-		return fmt.Errorf("create the slot: %w", withRemedy(err, s.user))
+		return fmt.Errorf("create the slot: %w", withFix(err, s.user))
 	}
 	s.log.InfoContext(ctx, "replication slot created", "slot", s.config.Slot)
 	return nil

@@ -71,16 +71,16 @@ func (e watchdogError) Unwrap() error { return e.error }
 // A preparationError says what an operator has to fix, and how.
 type preparationError struct {
 	what      string
-	mend      string
+	fix       string
 	cause     error // may be nil
 	temporary bool  // it may go away by itself, so a first start retries it too
 }
 
 func (e *preparationError) Error() string {
 	if e.cause == nil {
-		return e.what + ": " + e.mend
+		return e.what + ": " + e.fix
 	}
-	return fmt.Sprintf("%s: %s (%v)", e.what, e.mend, e.cause)
+	return fmt.Sprintf("%s: %s (%v)", e.what, e.fix, e.cause)
 }
 
 func (e *preparationError) Unwrap() []error {
@@ -90,42 +90,42 @@ func (e *preparationError) Unwrap() []error {
 	return []error{store.ErrNotPrepared, e.cause}
 }
 
-func notPrepared(what, mend string, args ...any) error {
-	return &preparationError{what: what, mend: fmt.Sprintf(mend, args...)}
+func notPrepared(what, fix string, args ...any) error {
+	return &preparationError{what: what, fix: fmt.Sprintf(fix, args...)}
 }
 
-// withRemedy turns an error of PostgreSQL into a preparationError if the remedy is
+// withFix turns an error of PostgreSQL into a preparationError if the fix is
 // known, and returns others as they are.
-func withRemedy(err error, user string) error {
-	remedy := preparationError{cause: err}
+func withFix(err error, user string) error {
+	e := preparationError{cause: err}
 	if store.NeverConnects(err) {
-		remedy.what, remedy.mend = "the server rejected a connection parameter", "remove it from the connection string; "+useDirectConnection
-		return &remedy
+		e.what, e.fix = "the server rejected a connection parameter", "remove it from the connection string; "+useDirectConnection
+		return &e
 	}
 	switch sqlState(err) {
 	case codePrivilege:
-		remedy.what = "the role may not replicate"
-		remedy.mend = "ALTER ROLE " + quoteIfNeeded(user) + " REPLICATION (on managed services: GRANT rds_replication, or the like)"
+		e.what = "the role may not replicate"
+		e.fix = "ALTER ROLE " + quoteIfNeeded(user) + " REPLICATION (on managed services: GRANT rds_replication, or the like)"
 	case codeAuthorization:
-		remedy.what = "the server rejected the role"
-		remedy.mend = "allow it in pg_hba.conf (a replication connection needs a line for the database itself), and give the role LOGIN"
+		e.what = "the server rejected the role"
+		e.fix = "allow it in pg_hba.conf (a replication connection needs a line for the database itself), and give the role LOGIN"
 	case codePassword:
-		remedy.what = "the server rejected the password"
-		remedy.mend = "correct it in the connection string"
+		e.what = "the server rejected the password"
+		e.fix = "correct it in the connection string"
 	case codeUnknownDatabase:
-		remedy.what = "the database does not exist"
-		remedy.mend = "correct the connection string, or create it"
+		e.what = "the database does not exist"
+		e.fix = "correct the connection string, or create it"
 	case codeConfigurationLimit, codeNotInRequiredState: // the latter if max_replication_slots is 0
-		remedy.what = "no replication slot is left"
-		remedy.mend = "drop an unused one (SELECT slot_name, active FROM pg_replication_slots), or raise max_replication_slots and restart PostgreSQL"
+		e.what = "no replication slot is left"
+		e.fix = "drop an unused one (SELECT slot_name, active FROM pg_replication_slots), or raise max_replication_slots and restart PostgreSQL"
 	case codeTooManyConnections:
-		remedy.what = "no connection is left for replication"
-		remedy.mend = "raise max_wal_senders or max_connections and restart PostgreSQL, or close other connections"
-		remedy.temporary = true
+		e.what = "no connection is left for replication"
+		e.fix = "raise max_wal_senders or max_connections and restart PostgreSQL, or close other connections"
+		e.temporary = true
 	default:
 		return err
 	}
-	return &remedy
+	return &e
 }
 
 // A ColumnError reports a column of the outbox that is missing or unreadable.

@@ -35,7 +35,7 @@ func TestAResumedStreamWaitsForItsConfiguration(t *testing.T) {
 }
 
 // The making of a slot waits for the transactions of others, for hours: what an operator
-// has to mend by then is no reason to end.
+// has to fix by then is no reason to end.
 func TestAPasswordThatIsRotatedWhileTheSlotIsMade(t *testing.T) {
 	t.Parallel()
 	d := newDatabase(t)

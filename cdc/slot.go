@@ -111,7 +111,7 @@ func connect(ctx context.Context, config *pgconn.Config) (*pgconn.PgConn, error)
 	defer cancel()
 	pg, err := pgconn.ConnectConfig(ctx, config)
 	if err != nil {
-		return nil, withRemedy(err, config.User)
+		return nil, withFix(err, config.User)
 	}
 	return pg, nil
 }
@@ -265,7 +265,7 @@ func (s *Stream) identifySystem(ctx context.Context, pg *pgconn.PgConn) (pglogre
 	defer cancel()
 	system, err := pglogrepl.IdentifySystem(ctx, pg)
 	if sqlState(err) == codeSyntax { // replication=database was ignored: this is an ordinary session
-		return system, &preparationError{what: "the server does not accept replication commands", mend: useDirectConnection, cause: errors.Join(ErrNoReplication, err)}
+		return system, &preparationError{what: "the server does not accept replication commands", fix: useDirectConnection, cause: errors.Join(ErrNoReplication, err)}
 	}
 	if err != nil {
 		return system, fmt.Errorf("identify the server: %w", err)

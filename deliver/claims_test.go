@@ -38,23 +38,23 @@ func TestVisibleOfTheFormerClaim(t *testing.T) {
 	var asked []string
 	r.store = claimStore{visible: func(f store.Fence) bool {
 		if asked = append(asked, f.ClaimXID); len(asked) == 1 {
-			s.Begin(&store.Session{}, second, 2, time.Now())
+			s.BeginSession(&store.Session{}, second, 2, time.Now())
 			r.sessionClaimed(second)
 		}
 		return true
 	}}
-	s.Begin(&store.Session{}, first, 1, time.Now())
+	s.BeginSession(&store.Session{}, first, 1, time.Now())
 	r.sessionClaimed(first)
 	for range 2 {
-		if s.Visible(second) {
+		if s.ClaimVisible(second) {
 			t.Errorf("asked about claims %v, and everything counts as visible for claim 200", asked)
 		}
 		if err := r.compareWhenVisible(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if len(asked) != 2 || asked[1] != "200" || !s.Visible(second) {
-		t.Errorf("asked about claims %v, visible: %t; want 100, then 200", asked, s.Visible(second))
+	if len(asked) != 2 || asked[1] != "200" || !s.ClaimVisible(second) {
+		t.Errorf("asked about claims %v, visible: %t; want 100, then 200", asked, s.ClaimVisible(second))
 	}
 }
 
@@ -66,17 +66,17 @@ func TestVisibleOfTheFormerClaimComesLate(t *testing.T) {
 	second := store.Fence{Epoch: 1, ClaimXID: "200", Reconcile: true, Moved: true}
 	r.store = claimStore{visible: func(f store.Fence) bool {
 		if f.ClaimXID == "100" {
-			s.Begin(&store.Session{}, second, 2, time.Now()) // the fan-out, which logs two lines before sessionClaimed
+			s.BeginSession(&store.Session{}, second, 2, time.Now()) // the fan-out, which logs two lines before sessionClaimed
 		}
 		return f.ClaimXID == "100"
 	}}
-	s.Begin(&store.Session{}, first, 1, time.Now())
+	s.BeginSession(&store.Session{}, first, 1, time.Now())
 	r.sessionClaimed(first)
 	if err := r.compareWhenVisible(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	r.sessionClaimed(second)
-	if s.Visible(second) {
+	if s.ClaimVisible(second) {
 		t.Error("everything counts as visible for claim 200, about which nobody has asked")
 	}
 }

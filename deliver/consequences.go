@@ -119,7 +119,7 @@ func (r *recorder) writeConsequences(ctx context.Context, all []store.Consequenc
 		r.heartbeat.beat()
 		var rest []store.Consequence
 		err := bounded(ctx, func(ctx context.Context) (err error) {
-			rest, err = r.store.Tell(ctx, fence, c)
+			rest, err = r.store.WriteConsequence(ctx, fence, c)
 			return err
 		})
 		switch {

@@ -25,8 +25,8 @@ type refusingConsequences struct {
 // Mark is Store's.
 func (r *refusingConsequences) Mark(context.Context, store.Fence, store.Mark) error { return nil }
 
-// Tell is Store's.
-func (r *refusingConsequences) Tell(_ context.Context, _ store.Fence, c store.Consequence) ([]store.Consequence, error) {
+// WriteConsequence is Store's.
+func (r *refusingConsequences) WriteConsequence(_ context.Context, _ store.Fence, c store.Consequence) ([]store.Consequence, error) {
 	if r.refused {
 		return nil, &pgconn.PgError{Code: "P0001"}
 	}
@@ -51,7 +51,7 @@ func TestDeferredConsequencesAreWrittenAtAGracefulStop(t *testing.T) {
 			var text bytes.Buffer
 			db := &refusingConsequences{refused: refused}
 			e := New(Config{Limits: small, Store: db, Sender: send.NewSender(send.SenderConfig{Timeout: time.Second}), Log: slog.New(slog.NewTextHandler(&text, nil))})
-			e.scheduler.Begin(&store.Session{}, store.Fence{Epoch: 1}, 0, time.Now())
+			e.scheduler.BeginSession(&store.Session{}, store.Fence{Epoch: 1}, 0, time.Now())
 			e.recorder.deferring, e.recorder.deferredTried = true, time.Now()
 			e.recorder.deferred = store.Consequences(nil, []store.Record{{ID: uuid.New(), EventType: "payment.failed", Exhausted: true, Attempt: &store.Attempt{}}})
 			ctx, stop := context.WithCancel(t.Context())

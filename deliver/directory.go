@@ -64,14 +64,14 @@ func (d *directory) reportSealed() {
 }
 
 func (d *directory) run(ctx context.Context) error {
-	tick := time.NewTicker(schedule.ForgetEvery)
+	tick := time.NewTicker(schedule.DropIdleEvery)
 	defer tick.Stop()
 	for {
 		switch d.heartbeat.wait(ctx, tick.C, d.scheduler.ToLookUp, nil) {
 		case stopped:
 			return nil
 		case timerFired:
-			d.scheduler.Forget(time.Now())
+			d.scheduler.DropIdle(time.Now())
 		default:
 			d.lookUpAll(ctx)
 		}
@@ -85,7 +85,7 @@ func (d *directory) lookUpAll(ctx context.Context) {
 	warned := false
 	for {
 		d.heartbeat.beat()
-		wanted := d.scheduler.LookUps(directoryPage, time.Now())
+		wanted := d.scheduler.TakeLookUps(directoryPage, time.Now())
 		if len(wanted) == 0 {
 			d.reportSealed()
 			return

@@ -164,10 +164,10 @@ func (e *Engine) Alive() error {
 	return errors.Join(errs...)
 }
 
-// Trouble returns why nothing can be sent or recorded, or nil: endpoints cannot be
+// Ready returns why nothing can be sent or recorded, or nil: endpoints cannot be
 // looked up, the clock is off, or no secret can be opened; or for notReadyAfter
 // recording, claiming the slot, or polling for due deliveries has failed.
-func (e *Engine) Trouble() error {
+func (e *Engine) Ready() error {
 	return errors.Join(
 		e.directory.failing(),
 		e.fanOut.failure.lasting("the slot cannot be claimed, or deliveries cannot be looked up"),
@@ -267,7 +267,7 @@ func (e *Engine) unrecorded() error {
 // there. There is nothing to deliver between the last outcome and that position, but
 // only this process knows. Without the note, the next one compares the outbox.
 func (e *Engine) noteEnd(ctx context.Context) {
-	fence, durable, all := e.scheduler.End(time.Now())
+	fence, durable, all := e.scheduler.EndSession(time.Now())
 	if !all {
 		return
 	}

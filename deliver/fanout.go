@@ -121,7 +121,7 @@ func (f *fanOut) process(ctx context.Context, b *store.Batch, known map[uuid.UUI
 			return ctx.Err() // the stream brings the rest again
 		}
 	}
-	f.scheduler.Passed(b)
+	f.scheduler.Admitted(b)
 	return nil
 }
 
@@ -131,10 +131,10 @@ func (f *fanOut) admit(ctx context.Context, e *outbox.Event, known map[uuid.UUID
 	if len(e.EndpointIDs) == 0 {
 		return true
 	}
-	a := f.scheduler.Admit(e, known, received)
-	for !a.Go(time.Now()) {
+	a := f.scheduler.NewAdmission(e, known, received)
+	for !a.Admit(time.Now()) {
 		if !f.awaitRoom(ctx) {
-			a.End()
+			a.GiveUp()
 			return false
 		}
 	}
@@ -181,7 +181,7 @@ func (f *fanOut) lookUpGroup(ctx context.Context, group []store.Batch) (map[uuid
 		return nil, nil
 	}
 	known := map[uuid.UUID]bool{}
-	f.scheduler.Holds(ids, known)
+	f.scheduler.InMemory(ids, known)
 	for chunk := range slices.Chunk(ids, maxLookUp) {
 		if err := f.lookUp(ctx, chunk, known); err != nil {
 			return nil, err
@@ -235,11 +235,11 @@ func (f *fanOut) begin(ctx context.Context, s *store.Session) error {
 	if before.Epoch != 0 && before.Epoch != fence.Epoch {
 		return store.ErrFenced // another process held the slot meanwhile, and has continued with our deliveries
 	}
-	f.scheduler.Begin(s, fence, marker, time.Now())
+	f.scheduler.BeginSession(s, fence, marker, time.Now())
 	if fence.Moved {
 		f.log.Warn("the replication slot is beyond everything that is known to be recorded: it was recreated or advanced, "+
 			"or walhook was killed while idle; comparing the outbox with its deliveries in between",
-			"start", s.Start.String(), "told", s.Reported.String(), "confirmed", s.Confirmed.String())
+			"start", s.Start.String(), "reported", s.Reported.String(), "confirmed", s.Confirmed.String())
 	}
 	f.log.Info("claimed the slot", "epoch", fence.Epoch, "start", s.Start.String(), "confirmed", s.Confirmed.String(), "slot_created", s.SlotCreated)
 	f.acquired(fence)

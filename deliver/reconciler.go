@@ -131,7 +131,7 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 			return err
 		}
 		start, from := r.span(fence.ReconcileFrom, now)
-		*c = comparison{cause: cause, start: start, from: from, upto: store.Position{Event: outbox.TimeID(from)}, allVisible: r.scheduler.Visible(fence)}
+		*c = comparison{cause: cause, start: start, from: from, upto: store.Position{Event: outbox.TimeID(from)}, allVisible: r.scheduler.ClaimVisible(fence)}
 		r.pageSize, r.insertSize = comparePageMax, insertMin
 	}
 	for end := false; !end; {
@@ -294,13 +294,13 @@ func (r *reconciler) insert(ctx context.Context, fence store.Fence, records []st
 	for len(records) > 0 {
 		part := records[:min(r.insertSize, len(records))]
 		for i := range part {
-			part[i].Wait = r.scheduler.Lease(part[i].ID)
+			part[i].Wait = r.scheduler.PendingWait(part[i].ID)
 		}
 		began := time.Now()
 		err := bounded(ctx, func(ctx context.Context) error {
 			n, err := r.store.InsertMissing(ctx, fence, part)
 			r.comparison.inserted += n
-			r.scheduler.Reconciled(n)
+			r.scheduler.InsertedMissing(n)
 			return err
 		})
 		switch took := time.Since(began); {
@@ -351,7 +351,7 @@ func (r *reconciler) writeMarker(ctx context.Context) error {
 		return ctx.Err()
 	}
 	defer r.recorder.lock.release()
-	seq := r.scheduler.Number()
+	seq := r.scheduler.NextSeq()
 	for {
 		err := bounded(ctx, func(ctx context.Context) error { return r.store.Mark(ctx, r.scheduler.Fence(), store.Mark{Seq: seq}) })
 		if err == nil || errors.Is(err, store.ErrFenced) {

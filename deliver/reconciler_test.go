@@ -46,7 +46,7 @@ func TestMarkerIsRetriedUntilItIsWritten(t *testing.T) {
 		if err := r.writeMarker(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if taken := w.Number() - 1; len(db.written) != 1 || db.written[0] != taken {
+		if taken := w.NextSeq() - 1; len(db.written) != 1 || db.written[0] != taken {
 			t.Errorf("written %v, want the number that was taken, %d", db.written, taken)
 		}
 	})
@@ -154,7 +154,7 @@ func (o *owing) Reconciled(_ context.Context, fence store.Fence) (time.Time, err
 
 func newReconciler(db Store) *reconciler {
 	s := schedule.New(schedule.Options{Limits: small})
-	s.Begin(&store.Session{}, store.Fence{Epoch: 1, Reconcile: true, ReconcileFrom: time.Unix(0, 0)}, 0, time.Now())
+	s.BeginSession(&store.Session{}, store.Fence{Epoch: 1, Reconcile: true, ReconcileFrom: time.Unix(0, 0)}, 0, time.Now())
 	return &reconciler{scheduler: s, store: db, recorder: &recorder{lock: newWriterLock()}, heartbeat: newHeartbeat("reconciler"),
 		announce: func() {}, log: slog.New(slog.DiscardHandler), wake: schedule.NewSignal(), window: time.Hour}
 }
@@ -238,10 +238,10 @@ func TestComparisonContinuesWhereItStopped(t *testing.T) {
 		r.comparison.upto = store.Position{Event: owingEvent, Owed: 20_000}
 		again("the same session", true)
 		fence := r.scheduler.Fence()
-		r.scheduler.Begin(&store.Session{Start: 1}, fence, 0, time.Now())
+		r.scheduler.BeginSession(&store.Session{Start: 1}, fence, 0, time.Now())
 		again("another session, for the same cause", true)
 		fence.ReconcileFrom = fence.ReconcileFrom.Add(-time.Microsecond)
-		r.scheduler.Begin(&store.Session{Start: 1}, fence, 0, time.Now())
+		r.scheduler.BeginSession(&store.Session{Start: 1}, fence, 0, time.Now())
 		again("another cause", false)
 	})
 }
@@ -274,7 +274,7 @@ func TestAnotherCauseOfTheSameTimeIsComparedFromTheBeginning(t *testing.T) {
 				first := db.pages[0]
 				fence := r.scheduler.Fence()
 				tc.change(&fence)
-				r.scheduler.Begin(tc.session, fence, 0, time.Now())
+				r.scheduler.BeginSession(tc.session, fence, 0, time.Now())
 				if err := r.reconcile(t.Context()); err != nil {
 					t.Fatal(err)
 				}
@@ -291,7 +291,7 @@ func TestOnlyTheComparedCauseIsDone(t *testing.T) {
 	t.Parallel()
 	r := newReconciler(&owing{})
 	_, fence, cause := r.scheduler.Session()
-	r.scheduler.Begin(&store.Session{SlotCreated: true}, fence, 0, time.Now())
+	r.scheduler.BeginSession(&store.Session{SlotCreated: true}, fence, 0, time.Now())
 	if r.scheduler.Compared(cause); !r.scheduler.Fence().Reconcile {
 		t.Error("the new slot's comparison was dropped")
 	}

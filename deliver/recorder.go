@@ -24,7 +24,7 @@ const (
 	lockedRetry = 250 * time.Millisecond
 
 	// refusedRetry is the wait before rows or consequences that the database refuses are
-	// tried again: somebody has to mend the cause first.
+	// tried again: somebody has to fix the cause first.
 	refusedRetry = 5 * time.Second
 
 	// maxDeferred bounds the deferred consequences in memory: some 100 bytes each.
@@ -47,8 +47,8 @@ const (
 type recorderStore interface {
 	Insert(ctx context.Context, fence store.Fence, mark store.Mark, records []store.Record) (allNew bool, err error)
 	Update(ctx context.Context, fence store.Fence, mark store.Mark, records []store.Record) (locked, replayed []uuid.UUID, err error)
-	Owe(ctx context.Context, fence store.Fence, from time.Time) (noted time.Time, err error)
-	Tell(ctx context.Context, fence store.Fence, c store.Consequence) (rest []store.Consequence, err error)
+	NoteMissing(ctx context.Context, fence store.Fence, from time.Time) (noted time.Time, err error)
+	WriteConsequence(ctx context.Context, fence store.Fence, c store.Consequence) (rest []store.Consequence, err error)
 	Mark(ctx context.Context, fence store.Fence, mark store.Mark) error
 }
 
@@ -183,9 +183,9 @@ func (r *recorder) recordNew(ctx context.Context) error {
 		return err
 	}
 	b.skip = func(ctx context.Context, of store.Record) error {
-		from, err := r.store.Owe(ctx, b.fence, outbox.IDTime(of.ID))
+		from, err := r.store.NoteMissing(ctx, b.fence, outbox.IDTime(of.ID))
 		if err == nil {
-			r.scheduler.Owe(from)
+			r.scheduler.NoteMissing(from)
 		}
 		return err
 	}

@@ -50,7 +50,7 @@ type retrierStore interface {
 	Waiting(ctx context.Context, after uuid.UUID, limit int) ([]store.Waiting, error)
 	Due(ctx context.Context, pages []store.Page, take func(*store.Due)) error
 	CancelRows(ctx context.Context, fence store.Fence, endpoint uuid.UUID, reason string) (cancelled int, more bool, err error)
-	CancelStrangers(ctx context.Context, fence store.Fence, ids []uuid.UUID) error
+	CancelReassigned(ctx context.Context, fence store.Fence, ids []uuid.UUID) error
 	CancelOrphans(ctx context.Context, fence store.Fence, ids []uuid.UUID) error
 }
 
@@ -162,7 +162,7 @@ func (r *retrier) runOnce(ctx context.Context) error {
 // sessionClaimed notes that a session has claimed the slot. A comparison waits if one is
 // due, or if transactions from before the claim may not be visible yet.
 func (r *retrier) sessionClaimed(fence store.Fence) {
-	visible := r.scheduler.Visible(fence)
+	visible := r.scheduler.ClaimVisible(fence)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.claim, r.claimed, r.comparedEarly = fence, time.Time{}, false
@@ -203,7 +203,7 @@ func (r *retrier) compareWhenVisible(ctx context.Context) error {
 	switch {
 	case visible:
 		r.claimed = time.Time{}
-		r.scheduler.SetVisible(fence)
+		r.scheduler.SetClaimVisible(fence)
 		r.compare()
 	case !r.comparedEarly && time.Since(claimed) > visibleWithin:
 		r.comparedEarly = true
@@ -231,7 +231,7 @@ func (r *retrier) poll(ctx context.Context) error {
 	if !all {
 		r.scanNow()
 	}
-	r.scheduler.Found(endpoints, r.polled)
+	r.scheduler.FoundDue(endpoints, r.polled)
 	return nil
 }
 
@@ -282,7 +282,7 @@ func (r *retrier) fetch(ctx context.Context) error {
 func (r *retrier) fetchPages(ctx context.Context) (more bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
-	pages := r.scheduler.Pages(lanesPerFetch, time.Now())
+	pages := r.scheduler.TakePages(lanesPerFetch, time.Now())
 	if len(pages) == 0 {
 		return false, nil
 	}
@@ -293,24 +293,24 @@ func (r *retrier) fetchPages(ctx context.Context) (more bool, err error) {
 		asked[queries[i].EndpointID] = p
 	}
 
-	var orphans, strangers []uuid.UUID
+	var orphans, reassigned []uuid.UUID
 	err = r.store.Due(ctx, queries, func(due *store.Due) {
 		switch {
 		case due.Orphaned:
 			orphans = append(orphans, due.ID)
-		case due.Stranger:
-			strangers = append(strangers, due.ID)
+		case due.Reassigned:
+			reassigned = append(reassigned, due.ID)
 		case due.Unseen:
 			r.notVisible[due.EndpointID] = true
 		}
-		r.scheduler.Due(asked[due.EndpointID], due, time.Now())
+		r.scheduler.AdmitDue(asked[due.EndpointID], due, time.Now())
 	})
-	r.scheduler.Paged(pages, err != nil, time.Now())
+	r.scheduler.Fetched(pages, err != nil, time.Now())
 	if err == nil && len(orphans) > 0 {
 		err = r.store.CancelOrphans(ctx, r.scheduler.Fence(), orphans)
 	}
-	if err == nil && len(strangers) > 0 {
-		err = r.store.CancelStrangers(ctx, r.scheduler.Fence(), strangers)
+	if err == nil && len(reassigned) > 0 {
+		err = r.store.CancelReassigned(ctx, r.scheduler.Fence(), reassigned)
 	}
 	return err == nil, err
 }
@@ -318,7 +318,7 @@ func (r *retrier) fetchPages(ctx context.Context) (more bool, err error) {
 // cancel cancels the deliveries of disabled and deleted endpoints: one chunk of each, so
 // that due rows do not wait for long.
 func (r *retrier) cancel(ctx context.Context) error {
-	cancellations, fence := r.scheduler.Cancellations(), r.scheduler.Fence()
+	cancellations, fence := r.scheduler.TakeCancellations(), r.scheduler.Fence()
 	for i, x := range cancellations {
 		if err := r.cancelChunk(ctx, fence, x); err != nil {
 			r.scheduler.ReturnCancellations(cancellations[i:], time.Now())
@@ -346,6 +346,6 @@ func (r *retrier) cancelChunk(ctx context.Context, fence store.Fence, x *schedul
 // retryNotVisible has lanes try again whose rows belonged to committed transactions that
 // were not visible yet.
 func (r *retrier) retryNotVisible() {
-	r.scheduler.Again(slices.SortedFunc(maps.Keys(r.notVisible), schedule.CompareIDs), time.Now())
+	r.scheduler.RetryNotVisible(slices.SortedFunc(maps.Keys(r.notVisible), schedule.CompareIDs), time.Now())
 	clear(r.notVisible)
 }

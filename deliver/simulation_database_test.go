@@ -161,7 +161,7 @@ func (db *database) serve() {
 
 // calm ends all lasting faults.
 func (db *database) calm() {
-	db.away, db.Mute = time.Time{}, time.Time{}
+	db.away, db.RefuseConsequences = time.Time{}, time.Time{}
 	clear(db.Locked)
 	clear(db.Picky)
 	for id := range db.Refused {

@@ -20,7 +20,6 @@ type journal struct {
 	refused   map[uuid.UUID]bool // endpoints that were ever disabled or deleted
 	known     map[uuid.UUID]*journaled
 	order     []*journaled
-	told      int                     // deferred consequences that were written
 	closed    map[uuid.UUID]time.Time // endpoints whose secret cannot be opened, since when
 }
 

@@ -14,17 +14,17 @@ import (
 // A process is one walhook. Its loops are the real ones, except the outer loop of the
 // fan-out, which reads a channel.
 type process struct {
-	s       *simulation
-	number  int
-	engine  *Engine
-	batches chan store.Batch
-	thaws   time.Time     // frozen until then
-	looked  time.Time     // when watch was last called
-	held    time.Time     // when it last ran and held the slot
-	without time.Duration // how long it has run since it lost the slot
-	told    told
-	stopped bool // it drains
-	ended   bool
+	s        *simulation
+	number   int
+	engine   *Engine
+	batches  chan store.Batch
+	thaws    time.Time     // frozen until then
+	looked   time.Time     // when watch was last called
+	held     time.Time     // when it last ran and held the slot
+	without  time.Duration // how long it has run since it lost the slot
+	reported reported
+	stopped  bool // it drains
+	ended    bool
 }
 
 // targets makes Targets. It sends no requests.
@@ -59,7 +59,7 @@ func (s *simulation) start() {
 	p.loop("clock", e.clock.run)
 	p.loop("reconciler", e.reconciler.run)
 	s.spawn("stream", p, p.stream)
-	s.spawn("witness", p, p.witness)
+	s.spawn("lease", p, p.keepLease)
 	s.processes = append(s.processes, p)
 	s.note("process %d starts", p.number)
 }

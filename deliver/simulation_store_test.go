@@ -97,29 +97,27 @@ func (st *simulatedStore) Insert(ctx context.Context, fence store.Fence, mark st
 }
 
 // Update is Store's.
-func (st *simulatedStore) Update(ctx context.Context, fence store.Fence, mark store.Mark, records []store.Record) (busy, again []uuid.UUID, err error) {
+func (st *simulatedStore) Update(ctx context.Context, fence store.Fence, mark store.Mark, records []store.Record) (locked, replayed []uuid.UUID, err error) {
 	err = st.record("update", func(db *database) error {
-		busy, again, err = db.Update(ctx, fence, mark, records)
+		locked, replayed, err = db.Update(ctx, fence, mark, records)
 		return err
 	})
-	return busy, again, err
+	return locked, replayed, err
 }
 
-// Tell is Store's.
-func (st *simulatedStore) Tell(ctx context.Context, fence store.Fence, c store.Consequence) (rest []store.Consequence, err error) {
-	err = st.record("tell", func(db *database) error {
-		if rest, err = db.Tell(ctx, fence, c); err == nil {
-			db.s.journal.told += c.Len()
-		}
+// WriteConsequence is Store's.
+func (st *simulatedStore) WriteConsequence(ctx context.Context, fence store.Fence, c store.Consequence) (rest []store.Consequence, err error) {
+	err = st.record("write consequence", func(db *database) error {
+		rest, err = db.WriteConsequence(ctx, fence, c)
 		return err
 	})
 	return rest, err
 }
 
-// Owe is Store's.
-func (st *simulatedStore) Owe(ctx context.Context, fence store.Fence, from time.Time) (noted time.Time, err error) {
+// NoteMissing is Store's.
+func (st *simulatedStore) NoteMissing(ctx context.Context, fence store.Fence, from time.Time) (noted time.Time, err error) {
 	err = st.do("owe", func(db *database) error {
-		noted, err = db.Owe(ctx, fence, from)
+		noted, err = db.NoteMissing(ctx, fence, from)
 		return err
 	})
 	return noted, err
@@ -180,9 +178,9 @@ func (st *simulatedStore) CancelRows(ctx context.Context, fence store.Fence, end
 	return cancelled, more, err
 }
 
-// CancelStrangers is Store's.
-func (st *simulatedStore) CancelStrangers(ctx context.Context, fence store.Fence, ids []uuid.UUID) error {
-	return st.do("cancel strangers", func(db *database) error { return db.CancelStrangers(ctx, fence, ids) })
+// CancelReassigned is Store's.
+func (st *simulatedStore) CancelReassigned(ctx context.Context, fence store.Fence, ids []uuid.UUID) error {
+	return st.do("cancel reassigned", func(db *database) error { return db.CancelReassigned(ctx, fence, ids) })
 }
 
 // CancelOrphans is Store's.

@@ -29,14 +29,14 @@ const (
 	noticed = 100 * time.Millisecond
 )
 
-// told is the position that a process has told the slot, and the server's start time.
-type told struct {
+// reported is the position that a process has reported to the slot, and the server's start time.
+type reported struct {
 	server time.Time
 	lsn    pglogrepl.LSN
 }
 
-// witness asks whether the process still holds the slot.
-func (p *process) witness() {
+// keepLease asks whether the process still holds the slot.
+func (p *process) keepLease() {
 	s := p.s
 	for {
 		s.pass(200 * time.Millisecond)
@@ -68,7 +68,7 @@ func (p *process) stream() {
 			p.follow(c)
 			c.session.End()
 			if c.session.Flushed() > c.session.Confirmed {
-				p.told = told{server: c.server, lsn: c.session.Flushed()}
+				p.reported = reported{server: c.server, lsn: c.session.Flushed()}
 			}
 		}
 		p.s.pass(100 * time.Millisecond)
@@ -111,8 +111,8 @@ func (p *process) connect() *connection {
 		return nil
 	}
 	session.Confirmed, session.Lease = db.slot.confirmed, simulatedLease
-	if p.told.server.Equal(db.Server) {
-		session.Reported = p.told.lsn
+	if p.reported.server.Equal(db.Server) {
+		session.Reported = p.reported.lsn
 	}
 	session.Heard(time.Now())
 	if fallen() || taken() {

@@ -82,7 +82,7 @@ var faults = []fault{
 			}
 		}
 	}},
-	{"news refused", func(s *simulation) { s.db.Mute = time.Now().Add(s.within(3 * time.Second)) }},
+	{"consequences refused", func(s *simulation) { s.db.RefuseConsequences = time.Now().Add(s.within(3 * time.Second)) }},
 }
 
 func (s *simulation) drawFaultRates() faultRates {

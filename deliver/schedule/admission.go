@@ -20,20 +20,20 @@ type Admission struct {
 	patience  time.Time // until then a delivery may wait for room, and not be parked
 }
 
-// Admit begins to take in an event of the open transaction. Deliveries in known are
+// NewAdmission begins to take in an event of the open transaction. Deliveries in known are
 // skipped. Admitted ones are added to known, unless that is nil: if they come again,
 // they are in memory or have their row.
-func (s *Scheduler) Admit(e *outbox.Event, known map[uuid.UUID]bool, received time.Time) *Admission {
+func (s *Scheduler) NewAdmission(e *outbox.Event, known map[uuid.UUID]bool, received time.Time) *Admission {
 	a := &Admission{scheduler: s, event: newEvent(e), endpoints: e.EndpointIDs, known: known, received: received,
 		patience: received.Add(s.limits.ParkAfter)}
 	a.event.pinned = true // the first user may be done before the last has room
 	return a
 }
 
-// Go admits what there is room for and reports whether that is everything. If not, call
+// Admit admits what there is room for and reports whether that is everything. If not, call
 // it again after RoomFreed or ParkEvery. A stopped Scheduler admits nothing and
 // confirms nothing from here on: the event will come again.
-func (a *Admission) Go(now time.Time) bool {
+func (a *Admission) Admit(now time.Time) bool {
 	s := a.scheduler
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -42,7 +42,7 @@ func (a *Admission) Go(now time.Time) bool {
 			a.patience = a.received
 		}
 		if s.stopping {
-			a.end()
+			a.giveUp()
 			return true
 		}
 		endpoint := a.endpoints[0]
@@ -63,14 +63,14 @@ func (a *Admission) Go(now time.Time) bool {
 	return true
 }
 
-// End gives up: nothing from here on may be confirmed.
-func (a *Admission) End() {
+// GiveUp ends it early: nothing from here on may be confirmed.
+func (a *Admission) GiveUp() {
 	a.scheduler.mu.Lock()
 	defer a.scheduler.mu.Unlock()
-	a.end()
+	a.giveUp()
 }
 
-func (a *Admission) end() {
+func (a *Admission) giveUp() {
 	a.scheduler.ledger.current().pending++
 	a.unpin()
 }

@@ -124,18 +124,18 @@ func (s *Scheduler) inserted(taken []*Delivery, allNew bool, refused map[uuid.UU
 }
 
 // updated is Updated.
-func (s *Scheduler) updated(taken []*Delivery, busy, refused, again map[uuid.UUID]bool, now time.Time) (aside, stuck []*Delivery) {
+func (s *Scheduler) updated(taken []*Delivery, locked, refused, replayed map[uuid.UUID]bool, now time.Time) (aside, stuck []*Delivery) {
 	for _, d := range taken {
 		d.writing = false
 		switch {
-		case busy[d.id]:
+		case locked[d.id]:
 			aside = append(aside, s.putAside(d, now)...)
 			continue
 		case refused[d.id]:
 			stuck = append(stuck, s.putAside(d, now)...)
 			continue
 		}
-		if s.done(d, now); again[d.id] {
+		if s.done(d, now); replayed[d.id] {
 			l := s.lane(d.lane.id, now)
 			l.restart()
 			s.hasRows(l)
@@ -211,8 +211,8 @@ type Batch struct {
 }
 
 // TakeNew takes a batch of deliveries without a row, or returns nil. Its Mark has the
-// batch's number, whose echo confirms it, and the endpoints' health if news is true.
-func (s *Scheduler) TakeNew(news bool) *Batch {
+// batch's number, whose echo confirms it, and the endpoints' health if withHealth is true.
+func (s *Scheduler) TakeNew(withHealth bool) *Batch {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	taken, records := s.takeNew()
@@ -221,14 +221,14 @@ func (s *Scheduler) TakeNew(news bool) *Batch {
 	}
 	seq, at := s.recordedBy(taken)
 	b := &Batch{Records: records, Mark: store.Mark{Seq: seq, Durable: at.lsn, CommitAt: at.at}, Fence: s.fence, taken: taken}
-	if news {
+	if withHealth {
 		b.Mark.Health = s.takeHealth()
 	}
 	return b
 }
 
 // TakeExisting takes a batch of deliveries that have a row, likewise.
-func (s *Scheduler) TakeExisting(news bool) *Batch {
+func (s *Scheduler) TakeExisting(withHealth bool) *Batch {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	taken, records := s.takeExisting()
@@ -236,7 +236,7 @@ func (s *Scheduler) TakeExisting(news bool) *Batch {
 		return nil
 	}
 	b := &Batch{Records: records, Mark: s.durable(), Fence: s.fence, taken: taken}
-	if news {
+	if withHealth {
 		b.Mark.Health = s.takeHealth()
 	}
 	return b
@@ -261,12 +261,12 @@ func (s *Scheduler) Inserted(b *Batch, allNew bool, refused map[uuid.UUID]bool, 
 
 // Updated takes the commit of a batch from TakeExisting. It returns the deliveries
 // whose rows others have locked, and those that the database refused; Requeue brings
-// both back. Deliveries in again wait to be sent once more, and may sort before their
+// both back. Replayed deliveries wait to be sent once more, and may sort before their
 // lane's last page.
-func (s *Scheduler) Updated(b *Batch, busy, refused, again map[uuid.UUID]bool, now time.Time) (aside, stuck []*Delivery) {
+func (s *Scheduler) Updated(b *Batch, locked, refused, replayed map[uuid.UUID]bool, now time.Time) (aside, stuck []*Delivery) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	aside, stuck = s.updated(b.taken, busy, refused, again, now)
+	aside, stuck = s.updated(b.taken, locked, refused, replayed, now)
 	s.aside += len(aside) + len(stuck)
 	return aside, stuck
 }

@@ -9,24 +9,24 @@ import (
 )
 
 // What attempts say of their endpoints: to the breaker at once, and to the
-// database where it is news.
+// database when it changes.
 
-// failureLook is how often a failing endpoint is compared with WALHOOK_DISABLE_AFTER,
+// disableCheckMax is how often a failing endpoint is compared with WALHOOK_DISABLE_AFTER,
 // which is usually hours.
-const failureLook = time.Minute
+const disableCheckMax = time.Minute
 
-// lookEvery returns failureLook, or less if endpoints are disabled sooner.
-func (l Limits) lookEvery() time.Duration {
+// disableCheckEvery returns disableCheckMax, or less if endpoints are disabled sooner.
+func (l Limits) disableCheckEvery() time.Duration {
 	if l.DisableAfter == 0 {
-		return failureLook
+		return disableCheckMax
 	}
-	return min(failureLook, l.DisableAfter)
+	return min(disableCheckMax, l.DisableAfter)
 }
 
 // A health is the condition of an endpoint, as far as this process knows.
 type health struct {
 	state      condition
-	lookedAt   time.Time             // when failing was last looked at
+	checkedAt  time.Time             // when it was last compared with WALHOOK_DISABLE_AFTER
 	retriedAt  time.Time             // when an operator last asked for what waits
 	unreported *store.EndpointHealth // to be recorded; nil: nothing
 }
@@ -43,7 +43,7 @@ const (
 // judge updates an endpoint's breaker and health from an attempt, and reports a change.
 func (s *Scheduler) judge(d *Delivery, a *store.Attempt, now time.Time) {
 	l := d.lane
-	opened, look := false, false
+	opened, check := false, false
 	switch send.Judge(*a) {
 	case send.Gone:
 		d.gone, l.gone = true, true
@@ -59,24 +59,24 @@ func (s *Scheduler) judge(d *Delivery, a *store.Attempt, now time.Time) {
 		s.changeBreaker(l, func(b *breaker) {
 			opened = b.failed(a.EndedAt.Add(-a.Duration), now, a.Class == store.ErrTimeout, s.backoff.length())
 		})
-		due := now.Sub(l.lookedAt) >= s.limits.lookEvery()
+		due := now.Sub(l.checkedAt) >= s.limits.disableCheckEvery()
 		if l.state == failing && !opened && !due {
 			return
 		}
-		look = l.state != working && due // one that is not known may have been failing for long
-		if l.state == working || look {
-			l.lookedAt = now
+		check = l.state != working && due // one that is not known may have been failing for long
+		if l.state == working || check {
+			l.checkedAt = now
 		}
 		l.state = failing
 	}
-	s.report(l, look, a.EndedAt, outbox.IsOwnType(d.event.typ))
+	s.report(l, check, a.EndedAt, outbox.IsOwnType(d.event.typ))
 	if opened {
 		s.holdBack(l, now)
 	}
 }
 
 // report has a lane's health recorded with the next batch, as it stands then.
-func (s *Scheduler) report(l *lane, look bool, at time.Time, own bool) {
+func (s *Scheduler) report(l *lane, check bool, at time.Time, own bool) {
 	n := l.unreported
 	if n == nil {
 		n = &store.EndpointHealth{EndpointID: l.id}
@@ -85,18 +85,18 @@ func (s *Scheduler) report(l *lane, look bool, at time.Time, own bool) {
 	}
 	n.Failing, n.Open, n.At, n.Own = l.state == failing, l.breaker.open, at, own
 	n.Recovered = n.Recovered || !n.Failing
-	n.Look = n.Failing && (n.Look || look)
+	n.CheckDisable = n.Failing && (n.CheckDisable || check)
 }
 
 // takeHealth takes what is to be recorded about endpoints.
 func (s *Scheduler) takeHealth() []store.EndpointHealth {
-	var news []store.EndpointHealth
+	var health []store.EndpointHealth
 	for _, l := range s.unreported {
-		news = append(news, *l.unreported)
+		health = append(health, *l.unreported)
 		l.unreported = nil
 	}
 	s.unreported = nil
-	return news
+	return health
 }
 
 // returnHealth gives back what could not be recorded. Newer reports win.
@@ -109,7 +109,7 @@ func (s *Scheduler) returnHealth(health []store.EndpointHealth, now time.Time) {
 			continue
 		}
 		l.unreported.Recovered = l.unreported.Recovered || h.Recovered
-		l.unreported.Look = l.unreported.Failing && (l.unreported.Look || h.Look)
+		l.unreported.CheckDisable = l.unreported.Failing && (l.unreported.CheckDisable || h.CheckDisable)
 	}
 }
 

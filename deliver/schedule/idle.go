@@ -3,10 +3,10 @@ package schedule
 import "time"
 
 const (
-	// ForgetEvery and forgetLook pace the search for idle lanes. It looks at a few at a
+	// DropIdleEvery and dropIdleChunk pace the search for idle lanes. It looks at a few at a
 	// time, so that nobody waits for a walk over all of them.
-	ForgetEvery = 100 * time.Millisecond
-	forgetLook  = 4000
+	DropIdleEvery = 100 * time.Millisecond
+	dropIdleChunk = 4000
 
 	// laneMemory is how long an idle lane keeps its parsed endpoint.
 	laneMemory = time.Minute
@@ -16,9 +16,9 @@ const (
 	maxIdleLanes = 8192
 )
 
-// forget drops lanes that have been idle for laneMemory. A lane that only has rows
+// dropIdle drops lanes that have been idle for laneMemory. A lane that only has rows
 // waiting in the table drops its endpoint.
-func (s *Scheduler) forget(now time.Time) {
+func (s *Scheduler) dropIdle(now time.Time) {
 	looked := 0
 	for _, l := range s.lanes {
 		switch {
@@ -27,7 +27,7 @@ func (s *Scheduler) forget(now time.Time) {
 		case l.held == 0 && !l.refused && now.Sub(l.asOf) >= laneMemory:
 			l.endpoint, l.target, l.asOf = nil, nil, time.Time{}
 		}
-		if looked++; looked == forgetLook {
+		if looked++; looked == dropIdleChunk {
 			return
 		}
 	}
@@ -45,9 +45,9 @@ func (s *Scheduler) drop(l *lane) {
 	}
 }
 
-// Forget drops lanes that have been idle for a while, a few at a time.
-func (s *Scheduler) Forget(now time.Time) {
+// DropIdle drops lanes that have been idle for a while, a few at a time.
+func (s *Scheduler) DropIdle(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.forget(now)
+	s.dropIdle(now)
 }

@@ -111,8 +111,8 @@ type LookUp struct {
 	lane       *lane
 }
 
-// LookUps takes up to n lanes whose endpoint has to be looked up.
-func (s *Scheduler) LookUps(n int, now time.Time) []LookUp {
+// TakeLookUps takes up to n lanes whose endpoint has to be looked up.
+func (s *Scheduler) TakeLookUps(n int, now time.Time) []LookUp {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	lanes := s.lookUpNext(n, now)

@@ -176,8 +176,8 @@ func (s *Scheduler) MayFetch(now time.Time) bool {
 	return s.live(now) && !s.stopping
 }
 
-// Found takes endpoints that have due rows.
-func (s *Scheduler) Found(endpoints []uuid.UUID, now time.Time) {
+// FoundDue takes endpoints that have due rows.
+func (s *Scheduler) FoundDue(endpoints []uuid.UUID, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, id := range endpoints {
@@ -199,9 +199,9 @@ func (s *Scheduler) FoundWaiting(waiting []store.Waiting, now time.Time) {
 	s.reconsiderTouched(now)
 }
 
-// Pages takes up to n lanes that have room for a page of due rows, in turn. Each must
-// be given back to Paged.
-func (s *Scheduler) Pages(n int, now time.Time) []*Page {
+// TakePages takes up to n lanes that have room for a page of due rows, in turn. Each must
+// be given back to Fetched.
+func (s *Scheduler) TakePages(n int, now time.Time) []*Page {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	pages := s.toAsk(n, now)
@@ -211,13 +211,13 @@ func (s *Scheduler) Pages(n int, now time.Time) []*Page {
 	return pages
 }
 
-// Due takes one row of a page. It is admitted unless it is in memory, has no room, or
+// AdmitDue takes one row of a page. It is admitted unless it is in memory, has no room, or
 // must not be sent.
-func (s *Scheduler) Due(p *Page, due *store.Due, now time.Time) {
+func (s *Scheduler) AdmitDue(p *Page, due *store.Due, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p.got++
-	if !due.Orphaned && !due.Stranger && !due.Unseen {
+	if !due.Orphaned && !due.Reassigned && !due.Unseen {
 		s.admitDue(due, now)
 	}
 	if !p.lane.overflown {
@@ -225,8 +225,8 @@ func (s *Scheduler) Due(p *Page, due *store.Due, now time.Time) {
 	}
 }
 
-// Paged takes the end of pages that were read, or have failed.
-func (s *Scheduler) Paged(pages []*Page, failed bool, now time.Time) {
+// Fetched takes the end of pages that were read, or have failed.
+func (s *Scheduler) Fetched(pages []*Page, failed bool, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.removed = nil
@@ -241,9 +241,9 @@ func (s *Scheduler) Paged(pages []*Page, failed bool, now time.Time) {
 	s.dispatch(now)
 }
 
-// Again takes endpoints whose rows could not all be fetched or cancelled, because a
+// RetryNotVisible takes endpoints whose rows could not all be fetched or cancelled, because a
 // committed transaction was not visible yet.
-func (s *Scheduler) Again(endpoints []uuid.UUID, now time.Time) {
+func (s *Scheduler) RetryNotVisible(endpoints []uuid.UUID, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, id := range endpoints {

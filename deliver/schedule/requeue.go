@@ -82,8 +82,8 @@ func (s *Scheduler) cancelRows(l *lane) {
 	s.touch(l)
 }
 
-// Cancellations takes the disabled and deleted endpoints that have rows to cancel.
-func (s *Scheduler) Cancellations() []*Cancellation {
+// TakeCancellations takes the disabled and deleted endpoints that have rows to cancel.
+func (s *Scheduler) TakeCancellations() []*Cancellation {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var cancellations []*Cancellation

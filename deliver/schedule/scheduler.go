@@ -172,9 +172,9 @@ func (s *Scheduler) Unrecorded() (sent []uuid.UUID, locked int) {
 	return sent, s.aside
 }
 
-// End ends the session: nothing more is confirmed. It returns up to where everything is
+// EndSession ends the session: nothing more is confirmed. It returns up to where everything is
 // recorded, and whether that is everything the stream has brought.
-func (s *Scheduler) End(now time.Time) (fence store.Fence, durable store.Mark, all bool) {
+func (s *Scheduler) EndSession(now time.Time) (fence store.Fence, durable store.Mark, all bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	all = s.live(now) && s.ledger.confirmed == s.ledger.recorded.lsn
@@ -238,8 +238,8 @@ func (s *Scheduler) Abandon(d *Delivery, now time.Time) {
 	s.release(d, &store.Attempt{}, now)
 }
 
-// Holds adds the deliveries that are in memory to known.
-func (s *Scheduler) Holds(ids []uuid.UUID, known map[uuid.UUID]bool) {
+// InMemory adds the deliveries that are in memory to known.
+func (s *Scheduler) InMemory(ids []uuid.UUID, known map[uuid.UUID]bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, id := range ids {
@@ -249,9 +249,9 @@ func (s *Scheduler) Holds(ids []uuid.UUID, known map[uuid.UUID]bool) {
 	}
 }
 
-// Passed takes the rest of a batch whose events are admitted: echoes, and how far the
+// Admitted takes the rest of a batch whose events are admitted: echoes, and how far the
 // stream has come.
-func (s *Scheduler) Passed(b *store.Batch) {
+func (s *Scheduler) Admitted(b *store.Batch) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.counts.Events += uint64(len(b.Events))

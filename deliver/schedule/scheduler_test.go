@@ -113,10 +113,10 @@ func (r *rig) page(endpoint uuid.UUID, rows ...store.Record) (rest []store.Recor
 // takeIn takes in an event as the fan-out does, and reports whether it did before the
 // context ended.
 func takeIn(ctx context.Context, s *Scheduler, e *outbox.Event) bool {
-	for a := s.Admit(e, nil, time.Now()); !a.Go(time.Now()); {
+	for a := s.NewAdmission(e, nil, time.Now()); !a.Admit(time.Now()); {
 		select {
 		case <-ctx.Done():
-			a.End()
+			a.GiveUp()
 			return false
 		case <-s.RoomFreed:
 		case <-time.After(ParkEvery):
@@ -637,11 +637,11 @@ func TestWindow(t *testing.T) {
 			r := newRig(t, small)
 			id, _ := r.event(r.endpoint())
 			d := outbox.DeliveryID(id, r.started[0].lane.id)
-			if got := r.w.Lease(d); got <= small.Timeout {
+			if got := r.w.PendingWait(d); got <= small.Timeout {
 				t.Errorf("it is due after %v", got)
 			}
 			r.answer(r.started[0], 200)
-			if got := r.w.Lease(d); got != -store.ParkedDue {
+			if got := r.w.PendingWait(d); got != -store.ParkedDue {
 				t.Errorf("it is due after %v when the attempt has ended", got)
 			}
 		},

@@ -84,9 +84,9 @@ func (s *Scheduler) NextSession() (marker uint64, before store.Fence) {
 	return s.ledger.take(), s.fence
 }
 
-// Begin begins a session that has claimed the slot. Until the marker's echo, the stream
+// BeginSession begins a session that has claimed the slot. Until the marker's echo, the stream
 // may repeat events whose deliveries have rows. No batch is under way.
-func (s *Scheduler) Begin(session *store.Session, fence store.Fence, marker uint64, now time.Time) {
+func (s *Scheduler) BeginSession(session *store.Session, fence store.Fence, marker uint64, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ledger.reset(session.Confirmed)
@@ -122,16 +122,16 @@ func (s *Scheduler) Confirmed() (*store.Session, pglogrepl.LSN) {
 	return s.session, s.ledger.confirmed
 }
 
-// Visible reports whether everything is visible that a session with this fence will not
+// ClaimVisible reports whether everything is visible that a session with this fence will not
 // bring.
-func (s *Scheduler) Visible(fence store.Fence) bool {
+func (s *Scheduler) ClaimVisible(fence store.Fence) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.visible && s.fence.Epoch == fence.Epoch && s.fence.ClaimXID == fence.ClaimXID
 }
 
-// SetVisible notes that it is.
-func (s *Scheduler) SetVisible(fence store.Fence) {
+// SetClaimVisible notes that it is.
+func (s *Scheduler) SetClaimVisible(fence store.Fence) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fence.Epoch == fence.Epoch && s.fence.ClaimXID == fence.ClaimXID {
@@ -161,24 +161,24 @@ func (s *Scheduler) CompareAgain(of Cause, since time.Time) bool {
 	return true
 }
 
-// Owe notes that a delivery has no row although its batch is written.
-func (s *Scheduler) Owe(from time.Time) {
+// NoteMissing notes that a delivery has no row although its batch is written.
+func (s *Scheduler) NoteMissing(from time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.fence.Reconcile, s.fence.ReconcileFrom = true, from
 	s.causes++
 }
 
-// Number numbers a batch without records.
-func (s *Scheduler) Number() uint64 {
+// NextSeq numbers a batch without records.
+func (s *Scheduler) NextSeq() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.ledger.take()
 }
 
-// Lease returns when a pending row from the reconciler becomes due: at once, like a
+// PendingWait returns when a pending row from the reconciler becomes due: at once, like a
 // parked one, unless an attempt is under way that began before the slot was lost.
-func (s *Scheduler) Lease(id uuid.UUID) time.Duration {
+func (s *Scheduler) PendingWait(id uuid.UUID) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if d := s.deliveries[id]; d != nil && d.stage == running {
@@ -187,8 +187,8 @@ func (s *Scheduler) Lease(id uuid.UUID) time.Duration {
 	return -store.ParkedDue
 }
 
-// Reconciled counts rows that the reconciler inserted.
-func (s *Scheduler) Reconciled(inserted int) {
+// InsertedMissing counts rows that the reconciler inserted.
+func (s *Scheduler) InsertedMissing(inserted int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.counts.Found += uint64(inserted)

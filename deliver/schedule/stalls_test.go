@@ -106,7 +106,7 @@ func TestNoEventWaitsForALookUp(t *testing.T) {
 			}
 			go s.Finish(d, store.Attempt{StatusCode: 200, EndedAt: time.Now()}, time.Now())
 		})
-		s.Begin(&store.Session{}, store.Fence{Epoch: 1}, 1, time.Now())
+		s.BeginSession(&store.Session{}, store.Fence{Epoch: 1}, 1, time.Now())
 		defer time.Sleep(time.Second)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
@@ -118,7 +118,7 @@ func TestNoEventWaitsForALookUp(t *testing.T) {
 				case <-s.ToLookUp:
 				}
 				for {
-					wanted := s.LookUps(500, time.Now())
+					wanted := s.TakeLookUps(500, time.Now())
 					if len(wanted) == 0 {
 						break
 					}
@@ -143,7 +143,7 @@ func TestNoEventWaitsForALookUp(t *testing.T) {
 			s.mu.Lock() // which the callback has
 			begun[e.ID] = time.Now()
 			s.mu.Unlock()
-			s.Admit(e, nil, time.Now()).Go(time.Now())
+			s.NewAdmission(e, nil, time.Now()).Admit(time.Now())
 		}
 		event()
 		time.Sleep(100 * time.Millisecond) // the first look-up
@@ -171,7 +171,7 @@ func TestOnlyEndpointsInUseAreLookedUp(t *testing.T) {
 		looked := 0
 		directory := func(n int) {
 			for range n {
-				wanted := r.w.LookUps(500, time.Now())
+				wanted := r.w.TakeLookUps(500, time.Now())
 				if len(wanted) == 0 {
 					return
 				}
@@ -197,8 +197,8 @@ func TestOnlyEndpointsInUseAreLookedUp(t *testing.T) {
 					r.w.FoundWaiting(found, time.Now())
 					directory(100) // which ToLookUp has woken, while the retrier reads the next page
 				}
-				for pages := r.w.Pages(32, time.Now()); len(pages) > 0; pages = r.w.Pages(32, time.Now()) {
-					r.w.Paged(pages, false, time.Now()) // nothing is due
+				for pages := r.w.TakePages(32, time.Now()); len(pages) > 0; pages = r.w.TakePages(32, time.Now()) {
+					r.w.Fetched(pages, false, time.Now()) // nothing is due
 				}
 			}
 			if looked > 0 {

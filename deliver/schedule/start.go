@@ -42,7 +42,7 @@ func (s *Scheduler) start(l *lane, now time.Time) *Delivery {
 	if l.stale(now) { // also if this is all that waits
 		l.ask = true
 	}
-	s.requeueStrangers(l, now)
+	s.requeueReassigned(l, now)
 	from := l.choose(s.lowMay(l))
 	if from == nil {
 		s.touch(l)
@@ -58,10 +58,10 @@ func (s *Scheduler) start(l *lane, now time.Time) *Delivery {
 	return d
 }
 
-// requeueStrangers requeues deliveries of another organization from the heads of a
+// requeueReassigned requeues deliveries of another organization from the heads of a
 // lane's queues. Their endpoint was deleted, and a new one has the same id: it must not
 // get them. The retrier cancels their rows.
-func (s *Scheduler) requeueStrangers(l *lane, now time.Time) {
+func (s *Scheduler) requeueReassigned(l *lane, now time.Time) {
 	for _, queue := range []*[]*Delivery{&l.first, &l.low} {
 		for len(*queue) > 0 && ((*queue)[0].stage != queued || (*queue)[0].event.organization != l.organization) {
 			d := (*queue)[0]

@@ -31,7 +31,7 @@ func (v Verdict) String() string {
 
 // Judge returns an attempt's verdict. The status line alone decides: 2xx is a success,
 // and 410 ends the delivery. Everything else is retried, including blocked addresses and
-// redirects: operators can mend addresses, certificates and routes while the schedule
+// redirects: operators can fix addresses, certificates and routes while the schedule
 // lasts.
 func Judge(a store.Attempt) Verdict {
 	switch {

@@ -23,7 +23,7 @@ var statusTemplate = template.Must(template.New("status").Funcs(template.FuncMap
 type statusView struct {
 	Version  string
 	Role     string
-	Trouble  string // what is wrong, in words
+	Problem  string // what is wrong, in words
 	Stats    schedule.Stats
 	Stream   cdc.Status
 	Database store.Overview
@@ -35,10 +35,10 @@ func statusPage(o Options, db *database) http.Handler {
 		ctx, cancel := context.WithTimeout(r.Context(), databasePatience)
 		defer cancel()
 		view := statusView{Version: o.Version, Stats: o.Stats(), Stream: o.Stream()}
-		view.Role, view.Trouble = roles[view.Stream.Role], view.Stream.Err
+		view.Role, view.Problem = roles[view.Stream.Role], view.Stream.Err
 		var err error
 		if view.Database, err = db.overview(ctx); err != nil {
-			view.Trouble = err.Error()
+			view.Problem = err.Error()
 		}
 		var page bytes.Buffer
 		if err := statusTemplate.Execute(&page, view); err != nil {

@@ -94,7 +94,7 @@ var scenarios = []Scenario{
 	{"34", "CutHolder", on14 | on18, cutHolder},
 	{"34", "FrozenHolder", on14 | on18, frozenHolder},
 	{"35", "TheLaterWord", on14 | on18, theLaterWord},
-	{"36", "RefusedNews", on14 | on18, refusedNews},
+	{"36", "RefusedConsequences", on14 | on18, refusedConsequences},
 	{"37", "HugeMessage", alone | on14 | on18, hugeMessage},
 	{"37", "Strangers", on14 | on18, strangers},
 	{"37", "NoisyStrangers", on14 | on18, noisyStrangers},

@@ -164,10 +164,10 @@ func theLaterWord(t *testing.T, s Setup) {
 	x.finish(time.Minute, fmt.Sprintf("words=%d", len(cases)))
 }
 
-// refusedNews has walhook's own event types deleted, and a deployment's constraint and
+// refusedConsequences has walhook's own event types deleted, and a deployment's constraint and
 // trigger on its tables: outcomes are recorded, and 410 disables; what was refused is
 // written when it can be.
-func refusedNews(t *testing.T, s Setup) {
+func refusedConsequences(t *testing.T, s Setup) {
 	s.Schedule = "200ms,300ms"
 	x := newTrial(t, s)
 	side := newSide(x)
@@ -207,7 +207,7 @@ func refusedNews(t *testing.T, s Setup) {
 	x.exec(`INSERT INTO webhook_event_types (name, category) VALUES ('webhook.test', 'webhook'), ('webhook.endpoint.disabled', 'webhook'), ('webhook.delivery.exhausted', 'webhook')
 		ON CONFLICT DO NOTHING`)
 	side.rows("once they are taken", 20*time.Second, failing, `status || ' ' || attempts`, three("failed 3"))
-	x.eventually(20*time.Second, "all news is told", func() bool {
+	x.eventually(20*time.Second, "all consequences are written", func() bool {
 		var told string
 		err := x.pool.QueryRow(t.Context(), `SELECT concat_ws(' ', count(*) FILTER (WHERE event_type = 'webhook.endpoint.disabled'),
 			count(*) FILTER (WHERE event_type = 'webhook.delivery.exhausted')) FROM webhook_outbox WHERE organization_id = $1`, sideOrg).Scan(&told)

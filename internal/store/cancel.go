@@ -87,7 +87,7 @@ func (s *Store) CancelOrphans(ctx context.Context, fence Fence, ids []uuid.UUID)
 }
 
 // The condition on status is as in orphans.
-const cancelStrangers = `
+const cancelReassigned = `
 WITH gone AS (
     SELECT d.id FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_deliveries d ON d.id = r.id
     JOIN webhook_endpoints e ON e.id = d.endpoint_id AND e.organization_id <> d.organization_id
@@ -99,14 +99,14 @@ UPDATE webhook_deliveries d SET status = 'cancelled', next_attempt_at = NULL, up
        error = 'the endpoint was deleted, and its id belongs to an endpoint of another organization'
 FROM gone WHERE d.id = gone.id`
 
-// CancelStrangers cancels deliveries whose endpoint's id now belongs to another
+// CancelReassigned cancels deliveries whose endpoint's id now belongs to another
 // organization: what was owed to the deleted endpoint must not reach that one.
-func (s *Store) CancelStrangers(ctx context.Context, fence Fence, ids []uuid.UUID) error {
+func (s *Store) CancelReassigned(ctx context.Context, fence Fence, ids []uuid.UUID) error {
 	args := s.fenceArgs(fence)
 	args["ids"] = asUUIDs(ids)
 	var b pgx.Batch
 	s.queueFence(&b, fence, Mark{})
-	b.Queue(cancelStrangers, args)
+	b.Queue(cancelReassigned, args)
 	if err := s.send(ctx, &b); err != nil {
 		return fmt.Errorf("cancel %d deliveries to endpoints of other organizations: %w", len(ids), err)
 	}

@@ -145,7 +145,7 @@ func TestCancelOrphans(t *testing.T) {
 
 // An endpoint's id that was given again, past the triggers: what was owed to the first
 // organization's is cancelled, and no other's.
-func TestCancelStrangers(t *testing.T) {
+func TestCancelReassigned(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	st, fence := acquired(t, db)
@@ -156,21 +156,21 @@ func TestCancelStrangers(t *testing.T) {
 	}
 	rs[2] = outcome(rs[2], store.Success, 1, 200)
 	insert(t, st, fence, rs...)
-	look := func() (strangers []uuid.UUID) {
+	look := func() (reassigned []uuid.UUID) {
 		t.Helper()
 		page := store.Page{EndpointID: rs[0].EndpointID, Limit: 10}
 		if err := st.Due(t.Context(), []store.Page{page}, func(d *store.Due) {
-			if d.Stranger {
-				strangers = append(strangers, d.ID)
+			if d.Reassigned {
+				reassigned = append(reassigned, d.ID)
 			}
 		}); err != nil {
 			t.Fatal(err)
 		}
-		return strangers
+		return reassigned
 	}
 	ids := []uuid.UUID{rs[0].ID, rs[1].ID, rs[2].ID}
-	if err := st.CancelStrangers(t.Context(), fence, ids); err != nil || len(look()) != 0 {
-		t.Fatalf("error %v, and %d strangers before there is one", err, len(look()))
+	if err := st.CancelReassigned(t.Context(), fence, ids); err != nil || len(look()) != 0 {
+		t.Fatalf("error %v, and %d reassigned before there is one", err, len(look()))
 	}
 	if got := statusOf(t, db, rs[0].ID); got != "pending 0" {
 		t.Fatalf("its own organization's: %s", got)
@@ -183,9 +183,9 @@ func TestCancelStrangers(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n := len(look()); n != 2 {
-		t.Fatalf("%d strangers, want 2", n)
+		t.Fatalf("%d reassigned, want 2", n)
 	}
-	if err := st.CancelStrangers(t.Context(), fence, ids); err != nil {
+	if err := st.CancelReassigned(t.Context(), fence, ids); err != nil {
 		t.Fatal(err)
 	}
 	for i, want := range []string{"cancelled 0", "cancelled 0", "success 1"} {

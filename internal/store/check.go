@@ -18,11 +18,11 @@ const (
 // A Check is one thing that walhook needs of the database: what was found, and what to type
 // to fix it.
 type Check struct {
-	Name   string
-	State  CheckState
-	Found  string
-	Remedy string
-	Means  error // of a failure: ErrNotPrepared or ErrHeldBack; nil: it may go away by itself
+	Name  string
+	State CheckState
+	Found string
+	Fix   string
+	Means error // of a failure: ErrNotPrepared or ErrHeldBack; nil: it may go away by itself
 
 	cause error // of a FailedCheck
 }
@@ -35,9 +35,9 @@ func (c Check) Err() error {
 	case c.cause != nil:
 		return c.cause
 	case c.Means == nil:
-		return fmt.Errorf("%s: %s; %s", c.Name, c.Found, c.Remedy)
+		return fmt.Errorf("%s: %s; %s", c.Name, c.Found, c.Fix)
 	}
-	return fmt.Errorf("%w: %s: %s; %s", c.Means, c.Name, c.Found, c.Remedy)
+	return fmt.Errorf("%w: %s: %s; %s", c.Means, c.Name, c.Found, c.Fix)
 }
 
 // FirstFailure returns the error of the first check that failed.
@@ -113,12 +113,12 @@ type otherSlot struct {
 
 func good(name, found string) Check { return Check{Name: name, State: CheckOK, Found: found} }
 
-func warn(name, found, remedy string, args ...any) Check {
-	return Check{Name: name, State: CheckWarn, Found: found, Remedy: fmt.Sprintf(remedy, args...)}
+func warn(name, found, fix string, args ...any) Check {
+	return Check{Name: name, State: CheckWarn, Found: found, Fix: fmt.Sprintf(fix, args...)}
 }
 
-func fail(means error, name, found, remedy string, args ...any) Check {
-	return Check{Name: name, State: CheckFail, Found: found, Remedy: fmt.Sprintf(remedy, args...), Means: means}
+func fail(means error, name, found, fix string, args ...any) Check {
+	return Check{Name: name, State: CheckFail, Found: found, Fix: fmt.Sprintf(fix, args...), Means: means}
 }
 
 func literal(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
@@ -157,12 +157,12 @@ func (f *facts) decoding() Check {
 func (f *facts) freeSlot(slot string, want Intent) Check {
 	found := fmt.Sprintf("%d of max_replication_slots = %d are used", f.slots, f.maxSlots)
 	if want.Apply && !f.slot.exists && f.slots >= f.maxSlots {
-		const mend = "drop an unused one (SELECT slot_name, active FROM pg_replication_slots), or raise max_replication_slots and restart PostgreSQL"
+		const fix = "drop an unused one (SELECT slot_name, active FROM pg_replication_slots), or raise max_replication_slots and restart PostgreSQL"
 		found += ", and slot " + slot + " is not one of them"
 		if want.Waits && f.installed > 0 && f.maxSlots > 0 {
-			return warn("replication slots", found+"; walhook creates it when a slot is free", mend)
+			return warn("replication slots", found+"; walhook creates it when a slot is free", fix)
 		}
-		return fail(ErrNotPrepared, "replication slots", found, mend)
+		return fail(ErrNotPrepared, "replication slots", found, fix)
 	}
 	return good("replication slots", found)
 }

@@ -16,7 +16,7 @@ import (
 // The consequences of an outcome are written in the transaction that records it: an endpoint
 // that answered 410 is disabled, an organization is told. Every statement here is fenced, and
 // idempotent because its ids are computed. If the database refuses one, the rows are written
-// without the consequences, and Tell writes those later.
+// without the consequences, and WriteConsequence writes those later.
 
 // The texts of disabled_reason.
 const (
@@ -87,9 +87,9 @@ func (c Consequence) Halves() [2]Consequence {
 
 func halves[T any](all []T) (a, b []T) { return all[:len(all)/2], all[len(all)/2:] }
 
-// Tell writes one consequence in a transaction of its own. An endpoint is disabled whether
+// WriteConsequence writes one consequence in a transaction of its own. An endpoint is disabled whether
 // or not its organization can be told; telling it is returned as the rest.
-func (s *Store) Tell(ctx context.Context, fence Fence, c Consequence) (rest []Consequence, err error) {
+func (s *Store) WriteConsequence(ctx context.Context, fence Fence, c Consequence) (rest []Consequence, err error) {
 	var b pgx.Batch
 	s.queueFence(&b, fence, Mark{})
 	off := func(from []disabling, reason string) func(pgx.Rows) error {
@@ -170,7 +170,7 @@ func (s *Store) queueHealth(queue func(string, int, pgx.NamedArgs) *pgx.QueuedQu
 // failingLong returns the endpoints that may have been failing for disableAfter.
 func (s *Store) failingLong(health []EndpointHealth) (long []disabling) {
 	for _, h := range health {
-		if h.Failing && h.Look && s.disableAfter > 0 {
+		if h.Failing && h.CheckDisable && s.disableAfter > 0 {
 			long = append(long, disabling{h.EndpointID, h.At, h.Own})
 		}
 	}

@@ -71,11 +71,11 @@ func TestExhausted(t *testing.T) {
 		tx := begin(t, db.Pool)
 		exec(t, tx, `SELECT FROM webhook_deliveries WHERE id = $1 FOR UPDATE`, rs[2].ID)
 		late := []store.Record{last(rs[1], 1), last(rs[2], 1), last(rs[3], 1)}
-		if busy := update(t, st, fence, late...); len(busy) != 1 {
-			t.Errorf("busy: %v", busy)
+		if locked := update(t, st, fence, late...); len(locked) != 1 {
+			t.Errorf("locked: %v", locked)
 		}
 		if n := len(told()); n != 2 {
-			t.Errorf("a cancelled, a busy or a delivered one was told of: %d in all, want 2", n)
+			t.Errorf("a cancelled, a locked or a delivered one was told of: %d in all, want 2", n)
 		}
 		if err := tx.Rollback(t.Context()); err != nil {
 			t.Fatal(err)
@@ -132,7 +132,7 @@ func TestGoneDisables(t *testing.T) {
 		endpoint := newEndpoint(t, db.Pool, "org_1")
 		rs := owed(t, db, endpoint, 2)
 		insert(t, st, fence, gone(rs[0]))
-		tell(t, st, fence, store.EndpointHealth{EndpointID: rs[1].EndpointID, Failing: true, At: time.Now()})
+		recordHealth(t, st, fence, store.EndpointHealth{EndpointID: rs[1].EndpointID, Failing: true, At: time.Now()})
 		if query[bool](t, db.Pool, `SELECT EXISTS (SELECT FROM webhook_endpoint_failures WHERE endpoint_id = $1)`, endpoint) {
 			t.Error("it counts from before the endpoint is enabled again")
 		}
@@ -188,7 +188,7 @@ func TestFailingEndpoints(t *testing.T) {
 	id := uuid.MustParse(endpoint)
 	failing := store.EndpointHealth{EndpointID: id, Failing: true, At: time.Now()}
 	still, open, recovered, again := failing, failing, store.EndpointHealth{EndpointID: id, Recovered: true}, failing
-	still.Look, open.Open, again.Recovered = true, true, true
+	still.CheckDisable, open.Open, again.Recovered = true, true, true
 	age := func(by time.Duration) {
 		exec(t, db.Pool, `UPDATE webhook_endpoint_failures SET failing_since = now() - $2 * interval '1 second',
 			breaker_opened_at = breaker_opened_at - interval '1 hour' WHERE endpoint_id = $1`, endpoint, by.Seconds())
@@ -205,25 +205,25 @@ func TestFailingEndpoints(t *testing.T) {
 	}
 
 	check("nothing told", "not closed")
-	tell(t, st, fence, failing)
+	recordHealth(t, st, fence, failing)
 	check("failing", "now closed")
 	age(time.Hour)
-	tell(t, st, fence, failing)
+	recordHealth(t, st, fence, failing)
 	check("failing, from a process that did not know", "long closed")
-	tell(t, st, fence, open)
+	recordHealth(t, st, fence, open)
 	check("its breaker opens", "long open now")
 	age(time.Hour)
 	still.Open = true
-	tell(t, st, fence, still)
+	recordHealth(t, st, fence, still)
 	check("and stays open", "long open long")
-	tell(t, st, fence, failing)
+	recordHealth(t, st, fence, failing)
 	check("a process that knows of no open breaker", "long closed")
-	tell(t, st, fence, open)
-	tell(t, st, fence, again)
+	recordHealth(t, st, fence, open)
+	recordHealth(t, st, fence, again)
 	check("recovered, and failing again", "now closed")
-	tell(t, st, fence, recovered)
+	recordHealth(t, st, fence, recovered)
 	check("recovered", "not closed")
-	tell(t, st, fence, recovered)
+	recordHealth(t, st, fence, recovered)
 	check("recovered again", "not closed")
 	still.Open = false
 
@@ -232,7 +232,7 @@ func TestFailingEndpoints(t *testing.T) {
 		a, b := open, recovered
 		a.EndpointID, b.EndpointID = uuid.MustParse(others[0]), uuid.MustParse(others[1])
 		exec(t, db.Pool, `INSERT INTO webhook_endpoint_failures VALUES ($1, now())`, others[1])
-		tell(t, st, fence, failing, a, b)
+		recordHealth(t, st, fence, failing, a, b)
 		check("one of three", "now closed")
 		if got := column[string](t, db.Pool, `SELECT breaker FROM webhook_endpoint_health WHERE failing_since IS NOT NULL ORDER BY 1`); !slices.Equal(got, []string{"closed", "open"}) {
 			t.Errorf("failing: %q", got)
@@ -247,44 +247,44 @@ func TestFailingEndpoints(t *testing.T) {
 		told := func() int {
 			return query[int](t, db.Pool, `SELECT count(*) FROM webhook_outbox WHERE event_type = $1 AND payload ->> 'endpointId' = $2`, outbox.TypeEndpointDisabled, endpoint)
 		}
-		tell(t, st, fence, still)
+		recordHealth(t, st, fence, still)
 		check("still failing, and nobody has said since when", "now closed")
 		age(disableAfter - time.Minute)
-		tell(t, st, fence, still)
+		recordHealth(t, st, fence, still)
 		if !enabled() {
 			t.Fatal("disabled a minute early")
 		}
 		age(disableAfter + time.Minute)
-		tell(t, st, fence, failing)
+		recordHealth(t, st, fence, failing)
 		if !enabled() {
 			t.Fatal("disabled at the first failure that a process sees")
 		}
 		stillAgain := still
 		stillAgain.Recovered = true
-		tell(t, st, fence, stillAgain)
+		recordHealth(t, st, fence, stillAgain)
 		if !enabled() {
 			t.Fatal("disabled although it has recovered")
 		}
 		age(disableAfter + time.Minute)
-		tell(t, store.New(db.Pool, db.Slot, 0), fence, still)
+		recordHealth(t, store.New(db.Pool, db.Slot, 0), fence, still)
 		if !enabled() {
 			t.Fatal("0 does not mean never")
 		}
-		tell(t, st, fence, still)
-		tell(t, st, fence, still)
+		recordHealth(t, st, fence, still)
+		recordHealth(t, st, fence, still)
 		if enabled() || told() != 1 {
 			t.Fatalf("enabled %t, told %d times", enabled(), told())
 		}
 		exec(t, db.Pool, `UPDATE webhook_endpoints SET enabled = true WHERE id = $1`, endpoint)
-		tell(t, st, fence, failing)
-		tell(t, st, fence, still)
+		recordHealth(t, st, fence, failing)
+		recordHealth(t, st, fence, still)
 		if !enabled() {
 			t.Error("enabled by hand, it was disabled at once, for what was before")
 		}
 		age(disableAfter + time.Minute)
 		own := still
 		own.Own, own.At = true, time.Now().Add(time.Second)
-		tell(t, st, fence, own)
+		recordHealth(t, st, fence, own)
 		if enabled() || told() != 1 {
 			t.Errorf("by one of walhook's own events: enabled %t, told %d times, want false and 1", enabled(), told())
 		}
@@ -321,7 +321,7 @@ func TestRowsAlone(t *testing.T) {
 	}
 	var rest []store.Consequence
 	for _, c := range store.Consequences(health, rs) {
-		more, err := st.Tell(t.Context(), fence, c)
+		more, err := st.WriteConsequence(t.Context(), fence, c)
 		if gone := len(c.Endpoints()) > 0; (err == nil) != (gone || len(c.Health) > 0) {
 			t.Errorf("error %v of %d endpoints and %d states", err, len(c.Endpoints()), len(c.Health))
 		}
@@ -335,7 +335,7 @@ func TestRowsAlone(t *testing.T) {
 	exec(t, db.Pool, `DROP TRIGGER refuse ON webhook_outbox`)
 	for range 2 { // the second is a commit that was not heard of
 		for _, c := range rest {
-			if more, err := st.Tell(t.Context(), fence, c); err != nil || len(more) != 0 {
+			if more, err := st.WriteConsequence(t.Context(), fence, c); err != nil || len(more) != 0 {
 				t.Errorf("error %v, and %d more", err, len(more))
 			}
 		}
@@ -346,7 +346,7 @@ func TestRowsAlone(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("told: %q, want %q", got, want)
 	}
-	if _, err := st.Tell(t.Context(), store.Fence{Holder: uuid.New(), Epoch: 1}, store.Consequences(health, nil)[0]); !errors.Is(err, store.ErrFenced) {
+	if _, err := st.WriteConsequence(t.Context(), store.Fence{Holder: uuid.New(), Epoch: 1}, store.Consequences(health, nil)[0]); !errors.Is(err, store.ErrFenced) {
 		t.Errorf("of another holder: %v", err)
 	}
 }

@@ -22,7 +22,7 @@ type Due struct {
 	Event       outbox.Event // EndpointIDs is not read
 	Orphaned    bool         // the event was deleted, so there is nothing to send
 	Unseen      bool         // the event is missing, but may be about to become visible
-	Stranger    bool         // the endpoint's id now belongs to another organization
+	Reassigned  bool         // the endpoint's id now belongs to another organization
 	DueAt       pgtype.Timestamptz
 }
 
@@ -84,7 +84,7 @@ func (s *Store) Due(ctx context.Context, pages []Page, take func(*Due)) error {
 			var status string
 			var payload []byte
 			if err := rows.Scan(&d.ID, &d.EndpointID, &status, &d.Attempts, &d.SeriesStart, &d.Event.ID, &d.Event.OrganizationID,
-				&d.Event.Type, &payload, &d.Event.CreatedAt, &d.Orphaned, &d.Unseen, &d.DueAt, &d.Stranger); err != nil {
+				&d.Event.Type, &payload, &d.Event.CreatedAt, &d.Orphaned, &d.Unseen, &d.DueAt, &d.Reassigned); err != nil {
 				return err
 			}
 			d.Status, d.Event.Payload = Status(status), payload

@@ -49,7 +49,7 @@ func TestWhatIsForPeopleStopsNothing(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if c := find(t, checks, "other objects"); c.State != store.CheckWarn || !strings.Contains(c.Found, want) || !strings.Contains(c.Remedy, "walhook init") {
+			if c := find(t, checks, "other objects"); c.State != store.CheckWarn || !strings.Contains(c.Found, want) || !strings.Contains(c.Fix, "walhook init") {
 				t.Errorf("got %+v, want a warning of %s", c, want)
 			}
 		})
@@ -77,7 +77,7 @@ func TestMigrateMakesNoIndexOfALargeTable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c := find(t, checks, "indexes"); c.State != store.CheckWarn || !strings.Contains(c.Found, "webhook_deliveries_event_idx") || !strings.Contains(c.Remedy, "CONCURRENTLY") {
+	if c := find(t, checks, "indexes"); c.State != store.CheckWarn || !strings.Contains(c.Found, "webhook_deliveries_event_idx") || !strings.Contains(c.Fix, "CONCURRENTLY") {
 		t.Errorf("got %+v, want a warning of the index", c)
 	}
 	// Nothing is applied in vain at each start.

@@ -81,21 +81,21 @@ func insert(t testing.TB, st *store.Store, fence store.Fence, records ...store.R
 	}
 }
 
-// tell records what is known of endpoints, as a batch of outcomes does.
-func tell(t testing.TB, st *store.Store, fence store.Fence, health ...store.EndpointHealth) {
+// recordHealth records what is known of endpoints, as a batch of outcomes does.
+func recordHealth(t testing.TB, st *store.Store, fence store.Fence, health ...store.EndpointHealth) {
 	t.Helper()
 	if err := st.Mark(t.Context(), fence, store.Mark{Health: health}); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func update(t testing.TB, st *store.Store, fence store.Fence, records ...store.Record) (busy []uuid.UUID) {
+func update(t testing.TB, st *store.Store, fence store.Fence, records ...store.Record) (locked []uuid.UUID) {
 	t.Helper()
-	busy, _, err := st.Update(t.Context(), fence, store.Mark{}, records)
+	locked, _, err := st.Update(t.Context(), fence, store.Mark{}, records)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return busy
+	return locked
 }
 
 func statusOf(t testing.TB, db *pgtest.DB, id uuid.UUID) string {

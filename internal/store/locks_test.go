@@ -119,10 +119,10 @@ func TestNoDeadlocks(t *testing.T) {
 		}
 		return batch
 	}
-	news := func() []store.EndpointHealth {
+	randomHealth := func() []store.EndpointHealth {
 		health := make([]store.EndpointHealth, 2)
 		for i, endpoint := range []uuid.UUID{rs[0].EndpointID, rs[200].EndpointID} {
-			health[i] = store.EndpointHealth{EndpointID: endpoint, Recovered: rand.N(2) == 0, Failing: rand.N(2) == 0, Open: rand.N(2) == 0, Look: rand.N(2) == 0, At: time.Now()}
+			health[i] = store.EndpointHealth{EndpointID: endpoint, Recovered: rand.N(2) == 0, Failing: rand.N(2) == 0, Open: rand.N(2) == 0, CheckDisable: rand.N(2) == 0, At: time.Now()}
 		}
 		rand.Shuffle(2, func(i, j int) { health[i], health[j] = health[j], health[i] })
 		return health
@@ -139,11 +139,11 @@ func TestNoDeadlocks(t *testing.T) {
 		})
 	}
 	run("update", func(round int) error {
-		_, _, err := st.Update(t.Context(), fence, store.Mark{Seq: 1, Health: news()}, shuffled(round+2))
+		_, _, err := st.Update(t.Context(), fence, store.Mark{Seq: 1, Health: randomHealth()}, shuffled(round+2))
 		return err
 	})
 	run("insert", func(round int) error {
-		_, err := st.Insert(t.Context(), fence, store.Mark{Seq: 1, Health: news()}, shuffled(round+2))
+		_, err := st.Insert(t.Context(), fence, store.Mark{Seq: 1, Health: randomHealth()}, shuffled(round+2))
 		return err
 	})
 	run("cancel", func(round int) error {

@@ -53,12 +53,12 @@ func TestRowsOnTheMove(t *testing.T) {
 				return nil, s.CancelOrphans(t.Context(), f, idsOf(rs))
 			}, nil},
 			"update": {"webhook_deliveries", func(db *pgtest.DB, s *store.Store, f store.Fence, rs []store.Record) (any, error) {
-				// Its rows are there: what it has not applied is busy, and not gone.
+				// Its rows are there: what it has not applied is locked, and not gone.
 				for i := range rs {
 					rs[i] = outcome(rs[i], store.Retrying, 1, 500)
 				}
-				busy, _, err := s.Update(t.Context(), f, store.Mark{}, rs)
-				return len(busy) + query[int](t, db.Pool, `SELECT count(*) FROM webhook_deliveries WHERE status = 'retrying'`), err
+				locked, _, err := s.Update(t.Context(), f, store.Mark{}, rs)
+				return len(locked) + query[int](t, db.Pool, `SELECT count(*) FROM webhook_deliveries WHERE status = 'retrying'`), err
 			}, rows},
 		} {
 			t.Run(what+" beside "+mover, func(t *testing.T) {

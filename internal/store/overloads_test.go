@@ -361,7 +361,7 @@ func storeWalk(t *testing.T, st *store.Store, pool *pgxpool.Pool, fine func(stri
 	fine("session", st.CheckSession(ctx, session))
 	_, err = st.State(ctx)
 	fine("state", err)
-	_, err = st.Owe(ctx, fence, time.Now())
+	_, err = st.NoteMissing(ctx, fence, time.Now())
 	fine("owe", err)
 	_, err = st.Reconciled(ctx, fence)
 	fine("reconciled", err)
@@ -388,7 +388,7 @@ func storeWalk(t *testing.T, st *store.Store, pool *pgxpool.Pool, fine func(stri
 			records[i] = outcome(records[i], []store.Status{store.Retrying, store.Failed, store.Success}[i%3], attempt, 500)
 			records[i].Exhausted = i%3 == 1
 		}
-		health := store.EndpointHealth{EndpointID: endpoint, Recovered: true, Failing: true, Open: attempt == 2, Look: true, At: time.Now()}
+		health := store.EndpointHealth{EndpointID: endpoint, Recovered: true, Failing: true, Open: attempt == 2, CheckDisable: true, At: time.Now()}
 		_, _, err = st.Update(ctx, fence, store.Mark{Seq: 3, Health: []store.EndpointHealth{health}}, records[:6])
 		fine("update", err)
 	}

@@ -72,13 +72,13 @@ func NewPartitions(s *Store, retention time.Duration) *Partitions {
 
 // An Upkeep says what one round of upkeep did.
 type Upkeep struct {
-	Made    []string // partitions created
-	Moved   int64    // rows moved into them from the DEFAULT partitions
-	Stuck   []string // partitions not created: the DEFAULT partition has too many rows of that day, or some and too many of others
-	Dropped []string // days dropped, as 2006-01-02
-	Kept    []KeptDay
-	Deleted int64 // finished rows past retention deleted from the DEFAULT partitions
-	GaveWay bool  // a lock was not available: the rest is left for the next round
+	Made             []string // partitions created
+	Moved            int64    // rows moved into them from the DEFAULT partitions
+	Stuck            []string // partitions not created: the DEFAULT partition has too many rows of that day, or some and too many of others
+	Dropped          []string // days dropped, as 2006-01-02
+	Kept             []KeptDay
+	Deleted          int64 // finished rows past retention deleted from the DEFAULT partitions
+	LockNotAvailable bool  // a lock was not available: the rest is left for the next round
 }
 
 // Upkeep does one round. An unavailable lock is no error: what needs it is left for the next round.
@@ -174,7 +174,7 @@ func (p *Partitions) ahead(ctx context.Context, u *Upkeep) error {
 		err := p.store.upkeep(ctx, addPartition, pgx.NamedArgs{"parent": m.Parent, "day": m.Day}, &made, &moved)
 		switch {
 		case lockUnavailable(err): // also if the DEFAULT partition is too big to scan
-			u.GaveWay, busy[m.Parent] = true, true
+			u.LockNotAvailable, busy[m.Parent] = true, true
 		case err != nil:
 			return fmt.Errorf("%s: %w", name, err)
 		case made && moved > 0:
@@ -286,7 +286,7 @@ func (p *Partitions) dropOld(ctx context.Context, before time.Time, u *Upkeep) e
 		switch {
 		case lockUnavailable(err):
 			// One try per round: each may delay an INSERT for the lock timeout.
-			u.GaveWay, p.busy = true, day
+			u.LockNotAvailable, p.busy = true, day
 			return nil
 		case err != nil:
 			return fmt.Errorf("%s: %w", day.Format(time.DateOnly), err)
@@ -390,7 +390,7 @@ func (p *Partitions) deleteOld(ctx context.Context, before time.Time, u *Upkeep)
 			continue
 		}
 		if lockUnavailable(err) {
-			u.GaveWay = true
+			u.LockNotAvailable = true
 			return nil
 		}
 		if err != nil {

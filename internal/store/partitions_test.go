@@ -137,7 +137,7 @@ func TestUpkeepMakesDaysAhead(t *testing.T) {
 		t.Parallel()
 		db := pgtest.New(t)
 		p := newPartitions(t, db, 0)
-		if u := upkeep(t, p); len(u.Made) != 0 || u.GaveWay {
+		if u := upkeep(t, p); len(u.Made) != 0 || u.LockNotAvailable {
 			t.Errorf("on a new database: %+v", u)
 		}
 		last := query[string](t, db.Pool, `SELECT to_char(now() AT TIME ZONE 'UTC' + interval '14 days', 'YYYYMMDD')`)
@@ -219,13 +219,13 @@ func TestUpkeepMakesDaysAhead(t *testing.T) {
 		exec(t, db.Pool, `DROP TABLE webhook_outbox_p`+last)
 		tx := begin(t, db.Pool)
 		exec(t, tx, `INSERT INTO webhook_outbox (id, organization_id, event_type, payload) VALUES ('01800000-0000-7000-8000-000000000000', 'o', 'payment.failed', '{}')`)
-		if u := upkeep(t, p); !u.GaveWay || len(u.Made) != 0 {
+		if u := upkeep(t, p); !u.LockNotAvailable || len(u.Made) != 0 {
 			t.Errorf("got %+v", u)
 		}
 		if err := tx.Commit(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if u := upkeep(t, p); u.GaveWay || len(u.Made) != 1 {
+		if u := upkeep(t, p); u.LockNotAvailable || len(u.Made) != 1 {
 			t.Errorf("afterwards: got %+v", u)
 		}
 	})
@@ -481,7 +481,7 @@ func TestUpkeepDropsOldDays(t *testing.T) {
 			if err := tx.Commit(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			return u.GaveWay
+			return u.LockNotAvailable
 		})
 		drops(t, p, func() { catchUp(t, db) })
 	})

@@ -128,7 +128,7 @@ func (w *world) Listen() func() []string {
 	}
 }
 
-func (w *world) Told(eventType string) int {
+func (w *world) OwnEvents(eventType string) int {
 	w.t.Helper()
 	return query[int](w.t, w.db.Pool, `SELECT count(*) FROM webhook_outbox WHERE event_type = $1`, eventType)
 }

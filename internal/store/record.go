@@ -46,19 +46,19 @@ type Mark struct {
 	Durable  pglogrepl.LSN    // with this batch, every transaction up to here is recorded; 0: unknown
 	CommitAt time.Time        // when the last of them was committed; zero: unknown
 	Health   []EndpointHealth // of the endpoints whose health has changed
-	Alone    bool             // write the rows alone: Tell writes their consequences and Health
+	Alone    bool             // write the rows alone: WriteConsequence writes their consequences and Health
 }
 
 // EndpointHealth is the health of an endpoint after all attempts that have ended, whichever
 // batch their outcomes are in. It is written when it changes, not per attempt.
 type EndpointHealth struct {
-	EndpointID uuid.UUID
-	Recovered  bool      // it has succeeded since its health was last written
-	Failing    bool      // its last attempt failed
-	Open       bool      // and its breaker is open
-	Look       bool      // it was failing before: check whether it has been for too long
-	At         time.Time // end of the last attempt
-	Own        bool      // that attempt was for one of walhook's own events
+	EndpointID   uuid.UUID
+	Recovered    bool      // it has succeeded since its health was last written
+	Failing      bool      // its last attempt failed
+	Open         bool      // and its breaker is open
+	CheckDisable bool      // it was failing before: disable it if it has been for WALHOOK_DISABLE_AFTER
+	At           time.Time // end of the last attempt
+	Own          bool      // that attempt was for one of walhook's own events
 }
 
 // Insert writes records whose deliveries have no row yet, in one transaction, and reports
@@ -81,12 +81,12 @@ func (s *Store) Insert(ctx context.Context, fence Fence, mark Mark, records []Re
 }
 
 // Update writes outcomes of deliveries that have a row, in one transaction. It never waits
-// for a row: rows that someone else has locked are returned as busy, to be tried again. An
+// for a row: rows that someone else has locked are returned as locked, to be tried again. An
 // outcome is applied only if its attempt is later than the row's; rows that are gone are
 // skipped. If an operator has replayed or cancelled a delivery meanwhile, the attempt is
-// counted and logged, and the operator's change stands: again are the deliveries that wait
+// counted and logged, and the operator's change stands: replayed are the deliveries that wait
 // because of it.
-func (s *Store) Update(ctx context.Context, fence Fence, mark Mark, records []Record) (busy, again []uuid.UUID, err error) {
+func (s *Store) Update(ctx context.Context, fence Fence, mark Mark, records []Record) (locked, replayed []uuid.UUID, err error) {
 	rows := newColumns(records)
 	held := make(map[uuid.UUID]bool, len(records))
 	var b pgx.Batch
@@ -96,7 +96,7 @@ func (s *Store) Update(ctx context.Context, fence Fence, mark Mark, records []Re
 		var waits bool
 		_, err := pgx.ForEachRow(r, []any{&id, &waits}, func() error {
 			if held[id] = true; waits {
-				again = append(again, id)
+				replayed = append(replayed, id)
 			}
 			return nil
 		})
@@ -113,13 +113,13 @@ func (s *Store) Update(ctx context.Context, fence Fence, mark Mark, records []Re
 		}
 	}
 	if len(missed) == 0 {
-		return nil, again, nil
+		return nil, replayed, nil
 	}
 	there := map[uuid.UUID]bool{}
 	if err := s.Existing(ctx, missed, there); err != nil {
 		return nil, nil, err
 	}
-	return slices.DeleteFunc(missed, func(id uuid.UUID) bool { return !there[id] }), again, nil
+	return slices.DeleteFunc(missed, func(id uuid.UUID) bool { return !there[id] }), replayed, nil
 }
 
 // Mark writes a mark without rows. Its echo proves that the stream has passed everything

@@ -171,8 +171,8 @@ func TestUpdate(t *testing.T) {
 			newDelivery(t, db.Pool, r.EventID.String(), endpoint, c.row)
 			exec(t, db.Pool, `UPDATE webhook_deliveries SET attempts = $2 WHERE id = $1`, r.ID, c.attempts)
 			r = outcome(r, c.what, c.attempt, 500)
-			if busy := update(t, st, fence, r); len(busy) != 0 {
-				t.Errorf("%s %d, then %s %d: busy", c.row, c.attempts, c.what, c.attempt)
+			if locked := update(t, st, fence, r); len(locked) != 0 {
+				t.Errorf("%s %d, then %s %d: locked", c.row, c.attempts, c.what, c.attempt)
 			}
 			if got := statusOf(t, db, r.ID); got != c.want {
 				t.Errorf("%s %d, then %s %d: %s, want %s", c.row, c.attempts, c.what, c.attempt, got, c.want)
@@ -232,12 +232,12 @@ func TestUpdate(t *testing.T) {
 			rs[i] = outcome(rs[i], store.Success, 2, 200)
 		}
 		began := time.Now()
-		busy := update(t, st, fence, rs...)
+		locked := update(t, st, fence, rs...)
 		if took := time.Since(began); took > 5*time.Second {
 			t.Errorf("it took %s", took)
 		}
-		if want := []uuid.UUID{rs[0].ID, rs[1].ID}; len(busy) != 2 || !slices.Contains(busy, want[0]) || !slices.Contains(busy, want[1]) {
-			t.Errorf("busy: %v, want %v", busy, want)
+		if want := []uuid.UUID{rs[0].ID, rs[1].ID}; len(locked) != 2 || !slices.Contains(locked, want[0]) || !slices.Contains(locked, want[1]) {
+			t.Errorf("locked: %v, want %v", locked, want)
 		}
 		if got := statusOf(t, db, rs[3].ID); got != "success 2" {
 			t.Errorf("the free one: %s", got)
@@ -245,8 +245,8 @@ func TestUpdate(t *testing.T) {
 		if err := tx.Commit(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if busy := update(t, st, fence, rs...); len(busy) != 0 {
-			t.Errorf("busy still: %v", busy)
+		if locked := update(t, st, fence, rs...); len(locked) != 0 {
+			t.Errorf("locked still: %v", locked)
 		}
 		for _, i := range []int{0, 1} {
 			if got := statusOf(t, db, rs[i].ID); got != "success 2" {
@@ -283,11 +283,11 @@ func TestUpdateDecidesByTheNewestVersion(t *testing.T) {
 	exec(t, gate, `SELECT pg_advisory_xact_lock($1)`, key)
 	done := make(chan []uuid.UUID, 1)
 	go func() {
-		busy, _, err := st.Update(t.Context(), fence, store.Mark{}, rs)
+		locked, _, err := st.Update(t.Context(), fence, store.Mark{}, rs)
 		if err != nil {
 			t.Error(err)
 		}
-		done <- busy
+		done <- locked
 	}()
 	waiting(t, db, 1)
 	exec(t, tx, `UPDATE webhook_deliveries SET status = 'success', attempts = 2, next_attempt_at = NULL WHERE id = $1`, rs[1].ID)
@@ -300,8 +300,8 @@ func TestUpdateDecidesByTheNewestVersion(t *testing.T) {
 	if err := gate.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if busy := <-done; len(busy) != 0 {
-		t.Errorf("busy: %v", busy)
+	if locked := <-done; len(locked) != 0 {
+		t.Errorf("locked: %v", locked)
 	}
 	for i, want := range []string{"retrying 3", "success 2", "cancelled 3", "retrying 3"} {
 		if got := statusOf(t, db, rs[i].ID); got != want {
@@ -430,15 +430,15 @@ func TestTheLaterWordCounts(t *testing.T) {
 				n := r.Attempts + 1
 				end := outcome(r, c.outcome, n, map[store.Status]int{store.Success: 200}[c.outcome])
 				end.Exhausted = c.outcome == store.Failed
-				_, again, err := st.Update(t.Context(), fence, store.Mark{}, []store.Record{end})
+				_, replayed, err := st.Update(t.Context(), fence, store.Mark{}, []store.Record{end})
 				if err != nil {
 					t.Fatal(err)
 				}
 				if got := statusOf(t, db, r.ID); got != fmt.Sprint(want, " ", n) {
 					t.Errorf("%s, want %s %d", got, want, n)
 				}
-				if waits := c.waits || c.want == "" && want == "pending"; (len(again) == 1) != waits {
-					t.Errorf("again: %v, want %v", again, waits)
+				if waits := c.waits || c.want == "" && want == "pending"; (len(replayed) == 1) != waits {
+					t.Errorf("replayed: %v, want %v", replayed, waits)
 				}
 				if want == "pending" {
 					if got := query[string](t, db.Pool, `SELECT next_attempt_at::text FROM webhook_deliveries WHERE id = $1 AND series_start = attempts`, r.ID); got != said {

@@ -275,8 +275,8 @@ func (s *Store) apply(ctx context.Context, schema string) error {
 	case lockUnavailable(err) && blocker != "":
 		return fmt.Errorf("apply the schema: %w (%s)", err, blocker)
 	}
-	if mend, never := neverApplies(err); never {
-		return fmt.Errorf("%w: apply the schema: %w%s", ErrNotPrepared, err, mend)
+	if fix, never := neverApplies(err); never {
+		return fmt.Errorf("%w: apply the schema: %w%s", ErrNotPrepared, err, fix)
 	}
 	return fmt.Errorf("apply the schema: %w", err)
 }
@@ -284,7 +284,7 @@ func (s *Store) apply(ctx context.Context, schema string) error {
 // neverApplies reports whether only an operator can fix why the schema was not applied, and
 // how: a missing privilege, a missing schema, or an object of somebody else's with one of our
 // names. For the last PostgreSQL has many SQLSTATEs, all of class 42.
-func neverApplies(err error) (mend string, never bool) {
+func neverApplies(err error) (fix string, never bool) {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	switch {
 	case !ok:

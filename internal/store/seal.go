@@ -113,13 +113,13 @@ func (s *Store) CheckSecrets(ctx context.Context) error {
 	case tried == 0 || opened > 0:
 		return nil
 	case s.sealer == nil:
-		return fmt.Errorf("%w: WALHOOK_SECRET_KEY is not set; %s", ErrSecretKey, mendKey)
+		return fmt.Errorf("%w: WALHOOK_SECRET_KEY is not set; %s", ErrSecretKey, fixKey)
 	default:
-		return fmt.Errorf("%w: WALHOOK_SECRET_KEY is another key; %s", ErrSecretKey, mendKey)
+		return fmt.Errorf("%w: WALHOOK_SECRET_KEY is another key; %s", ErrSecretKey, fixKey)
 	}
 }
 
-const mendKey = "set it to the key that sealed them, or set WALHOOK_SECRET_KEY_OLD to that key and WALHOOK_SECRET_KEY to a new one; " +
+const fixKey = "set it to the key that sealed them, or set WALHOOK_SECRET_KEY_OLD to that key and WALHOOK_SECRET_KEY to a new one; " +
 	"if the key is lost, make new secrets: SELECT id, webhook_rotate_secret(id, '0') FROM webhook_endpoints"
 
 // sealChunk bounds one transaction that seals.

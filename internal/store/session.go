@@ -187,18 +187,18 @@ func CheckShared(ctx context.Context, conn *pgx.Conn, schema string) (string, er
 	if err := checkEncoding(encoding); err != nil {
 		return "", err
 	}
-	var mend []string
+	var fix []string
 	alter := fmt.Sprintf("ALTER ROLE %s IN DATABASE %s SET ", role, database)
 	for _, name := range wrong {
-		mend = append(mend, alter+name+" = "+sharedSettings[name])
+		fix = append(fix, alter+name+" = "+sharedSettings[name])
 	}
 	if schema != "" && current != schema && (exists || current != "") {
-		mend = append(mend, alter+"search_path = "+searchPath(schema))
+		fix = append(fix, alter+"search_path = "+searchPath(schema))
 	}
 	switch {
-	case len(mend) > 0:
+	case len(fix) > 0:
 		return "", fmt.Errorf("%w: walhook cannot change settings through a pooler, so set them for its role: %s; then make the pooler reconnect",
-			ErrSettings, strings.Join(mend, "; "))
+			ErrSettings, strings.Join(fix, "; "))
 	case schema == "" && current == "":
 		return "", fmt.Errorf("%w: through a pooler, the role's search_path must begin with that schema, for example %ssearch_path = webhooks, pg_temp", ErrNoSchema, alter)
 	}
@@ -241,7 +241,7 @@ GROUP BY n.nspname`
 
 // Makers returns who else may create objects in walhook's schema ("": nobody), and the
 // statement that revokes the privilege.
-func (s *Store) Makers(ctx context.Context) (who, mend string, err error) {
+func (s *Store) Makers(ctx context.Context) (who, fix string, err error) {
 	var schema string
 	err = s.pool.QueryRow(ctx, selectMakers).Scan(&schema, &who)
 	if errors.Is(err, pgx.ErrNoRows) {

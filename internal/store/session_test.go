@@ -128,17 +128,17 @@ func TestWhoElseMayCreate(t *testing.T) {
 	db := pgtest.New(t)
 	st := store.New(db.Pool, db.Slot, 0)
 	exec(t, db.Pool, `REVOKE CREATE ON SCHEMA public FROM PUBLIC`)
-	if who, mend, err := st.Makers(t.Context()); who != "" || mend != "" || err != nil {
-		t.Errorf("nobody: got %q, %q, %v", who, mend, err)
+	if who, fix, err := st.Makers(t.Context()); who != "" || fix != "" || err != nil {
+		t.Errorf("nobody: got %q, %q, %v", who, fix, err)
 	}
 	exec(t, db.Pool, `GRANT CREATE ON SCHEMA public TO PUBLIC, pg_monitor`)
-	who, mend, err := st.Makers(t.Context())
+	who, fix, err := st.Makers(t.Context())
 	if err != nil || !strings.Contains(who, "PUBLIC") || !strings.Contains(who, "pg_monitor") {
 		t.Errorf("got %q, %v", who, err)
 	}
-	exec(t, db.Pool, mend)
+	exec(t, db.Pool, fix)
 	if who, _, _ := st.Makers(t.Context()); who != "" {
-		t.Errorf("%s has mended nothing: %q", mend, who)
+		t.Errorf("%s has fixed nothing: %q", fix, who)
 	}
 }
 

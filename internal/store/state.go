@@ -242,9 +242,9 @@ UPDATE webhook_state SET reconcile_from = least(coalesce(reconcile_from, @from::
 WHERE slot = @slot AND holder = @holder AND epoch = @epoch
 RETURNING reconcile_from`
 
-// Owe notes that a delivery has no row although the stream has passed its event, which
+// NoteMissing notes that a delivery has no row although the stream has passed its event, which
 // was inserted at from. This process, or the slot's next holder, then reconciles.
-func (s *Store) Owe(ctx context.Context, f Fence, from time.Time) (noted time.Time, err error) {
+func (s *Store) NoteMissing(ctx context.Context, f Fence, from time.Time) (noted time.Time, err error) {
 	args := s.fenceArgs(f)
 	args["from"] = from
 	err = s.pool.QueryRow(ctx, noteMissing, args).Scan(&noted)

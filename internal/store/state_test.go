@@ -291,7 +291,7 @@ func TestFencedWritesNothing(t *testing.T) {
 		return r
 	}
 	mark := store.Mark{Seq: 5, Durable: 99, CommitAt: time.Now(), Health: []store.EndpointHealth{
-		{EndpointID: rs[0].EndpointID, Recovered: true, Failing: true, Open: true, Look: true, At: time.Now()},
+		{EndpointID: rs[0].EndpointID, Recovered: true, Failing: true, Open: true, CheckDisable: true, At: time.Now()},
 	}}
 	for what, write := range map[string]func() error{
 		"insert": func() error {
@@ -327,7 +327,7 @@ func TestOwe(t *testing.T) {
 	}
 	at := time.Now().Add(-time.Hour).Truncate(time.Microsecond)
 	for i, from := range []time.Time{at, at.Add(time.Minute), at.Add(-time.Minute)} {
-		noted, err := st.Owe(t.Context(), fence, from)
+		noted, err := st.NoteMissing(t.Context(), fence, from)
 		if err != nil || !noted.Before(at) || !noted.Before(from) || noted.Before(at.Add(-2*time.Minute)) {
 			t.Errorf("%d: noted %v of %v, error %v", i, noted, from, err)
 		}
@@ -336,7 +336,7 @@ func TestOwe(t *testing.T) {
 		}
 	}
 	fence.Holder = uuid.New()
-	if _, err := st.Owe(t.Context(), fence, at); !errors.Is(err, store.ErrFenced) {
+	if _, err := st.NoteMissing(t.Context(), fence, at); !errors.Is(err, store.ErrFenced) {
 		t.Errorf("of another holder: %v", err)
 	}
 }

@@ -90,10 +90,10 @@ func everyStatement(t *testing.T, db *pgtest.DB, st *store.Store) {
 		t.Errorf("response %q, want %q", got, failed.Attempt.Response)
 	}
 	failed.Attempts, failed.Wait = 2, -10*time.Second
-	health := store.EndpointHealth{EndpointID: uuid.MustParse(endpoint), Recovered: true, Failing: true, Open: true, Look: true, At: time.Now()}
-	busy, _, err := st.Update(t.Context(), fence, store.Mark{Health: []store.EndpointHealth{health}}, []store.Record{*failed})
-	if ok("update", err); len(busy) != 0 {
-		t.Errorf("%d are busy", len(busy))
+	health := store.EndpointHealth{EndpointID: uuid.MustParse(endpoint), Recovered: true, Failing: true, Open: true, CheckDisable: true, At: time.Now()}
+	locked, _, err := st.Update(t.Context(), fence, store.Mark{Health: []store.EndpointHealth{health}}, []store.Record{*failed})
+	if ok("update", err); len(locked) != 0 {
+		t.Errorf("%d are locked", len(locked))
 	}
 	known := map[uuid.UUID]bool{}
 	ok("existing", st.Existing(t.Context(), []uuid.UUID{failed.ID, uuid.New()}, known))

@@ -40,8 +40,8 @@ type World interface {
 	Position() (pglogrepl.LSN, time.Time)
 	// Listen returns what returns the echoes since.
 	Listen() func() []string
-	// Told is how many of walhook's own events there are of a type.
-	Told(eventType string) int
+	// OwnEvents is how many of walhook's own events there are of a type.
+	OwnEvents(eventType string) int
 }
 
 // Statements are the store's that the simulation relies on.
@@ -50,14 +50,14 @@ type Statements interface {
 	AwaitSlot(context.Context) error
 	Existing(context.Context, []uuid.UUID, map[uuid.UUID]bool) error
 	Insert(context.Context, store.Fence, store.Mark, []store.Record) (bool, error)
-	Update(context.Context, store.Fence, store.Mark, []store.Record) (busy, again []uuid.UUID, err error)
-	Tell(context.Context, store.Fence, store.Consequence) ([]store.Consequence, error)
-	Owe(context.Context, store.Fence, time.Time) (time.Time, error)
+	Update(context.Context, store.Fence, store.Mark, []store.Record) (locked, replayed []uuid.UUID, err error)
+	WriteConsequence(context.Context, store.Fence, store.Consequence) ([]store.Consequence, error)
+	NoteMissing(context.Context, store.Fence, time.Time) (time.Time, error)
 	NewlyDue(context.Context, time.Time) ([]uuid.UUID, time.Time, bool, error)
 	Waiting(context.Context, uuid.UUID, int) ([]store.Waiting, error)
 	Due(context.Context, []store.Page, func(*store.Due)) error
 	CancelRows(context.Context, store.Fence, uuid.UUID, string) (int, bool, error)
-	CancelStrangers(context.Context, store.Fence, []uuid.UUID) error
+	CancelReassigned(context.Context, store.Fence, []uuid.UUID) error
 	CancelOrphans(context.Context, store.Fence, []uuid.UUID) error
 	Endpoints(context.Context, []uuid.UUID) ([]store.Endpoint, error)
 	Missing(context.Context, store.Position, uuid.UUID, int) (store.Compared, error)
@@ -83,10 +83,10 @@ func Run(t *testing.T, open func(*testing.T) World) {
 		{"Insert writes what has no row, and leaves what has one", insertsOnce},
 		{"Update applies what is later than the row", updatesLater},
 		{"Update counts the attempt, and leaves an operator's word", laterWordCounts},
-		{"Update returns rows that somebody holds", returnsBusy},
+		{"Update returns rows that somebody holds", returnsLocked},
 		{"Due hands out what is due, those that have waited longest first", handsOutDue},
 		{"Due tells events that were deleted from those that are not visible yet", tellsOrphans},
-		{"Due and CancelStrangers know endpoints whose id was given again", knowsStrangers},
+		{"Due and CancelReassigned know endpoints whose id was given again", knowsReassigned},
 		{"NewlyDue and Waiting find who has rows", findsWaiting},
 		{"CancelRows cancels what is owed to an endpoint that is disabled or deleted", cancelsRows},
 		{"CancelRows waits for what is not visible yet", cancelsWhatIsSettled},
@@ -98,7 +98,7 @@ func Run(t *testing.T, open func(*testing.T) World) {
 		{"Acquire says what is to be reconciled", saysWhatToReconcile},
 		{"Reconciled ends one cause and no later one", endsOneCause},
 		{"Reconciled ends nothing on a server that was started since", endsNothingElsewhere},
-		{"Settled waits for the transactions that were open at the claim", settles},
+		{"ClaimVisible waits for the transactions that were open at the claim", settles},
 		{"outcomes disable endpoints and tell organizations", hasConsequences},
 		{"an endpoint stands as it was told of last", stands},
 	} {

@@ -39,7 +39,7 @@ func handsOutDue(b *bench) {
 		b.Errorf("next page: %v, want %v", got, want[3:])
 	}
 	d := b.one(other)
-	if d.ID != elsewhere.ID || d.Status != store.Pending || d.Attempts != 0 || d.Orphaned || d.Unseen || d.Stranger ||
+	if d.ID != elsewhere.ID || d.Status != store.Pending || d.Attempts != 0 || d.Orphaned || d.Unseen || d.Reassigned ||
 		d.Event.ID != elsewhere.EventID || d.Event.OrganizationID != organization || d.Event.Type != elsewhere.EventType || string(d.Event.Payload) != `{"a": 1}` {
 		b.Errorf("handed out: %+v", d)
 	}
@@ -75,20 +75,20 @@ func tellsOrphans(b *bench) {
 	})
 }
 
-func knowsStrangers(b *bench) {
+func knowsReassigned(b *bench) {
 	endpoint := b.NewEndpoint(organization)
 	r, done := b.owed(endpoint), b.owed(endpoint)
 	b.insert(r, outcome(done, store.Success, 1))
 	ids := []uuid.UUID{r.ID, done.ID}
-	b.ok(b.CancelStrangers(b.Context(), b.fence, ids))
-	if d := b.one(endpoint); d.Stranger {
+	b.ok(b.CancelReassigned(b.Context(), b.fence, ids))
+	if d := b.one(endpoint); d.Reassigned {
 		b.Error("its own organization's is a stranger")
 	}
 	b.GiveAgain(endpoint, "org_2")
-	if d := b.one(endpoint); !d.Stranger {
+	if d := b.one(endpoint); !d.Reassigned {
 		b.Error("another organization's is none")
 	}
-	b.ok(b.CancelStrangers(b.Context(), b.fence, ids))
+	b.ok(b.CancelReassigned(b.Context(), b.fence, ids))
 	b.has(r.ID, "cancelled 0")
 	b.has(done.ID, "success 1")
 }

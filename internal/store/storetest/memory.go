@@ -22,16 +22,16 @@ import (
 // comes between them, and what is refused or lost on its way.
 type Memory struct {
 	*Tables
-	WAL      []*Commit
-	Timeline int32
-	Server   time.Time               // when it was started
-	Locked   map[uuid.UUID]time.Time // deliveries: until when somebody else holds the row
-	Refused  map[uuid.UUID]time.Time // deliveries whose row is not taken in any form until then
-	Picky    map[uuid.UUID]time.Time // or not with what the receiver said
-	Mute     time.Time               // none of walhook's own events is taken before
-	Moves    int                     // how often rows were moved into other partitions
-	Moved    map[uuid.UUID]int       // events and deliveries: by which of the moves, the last time
-	Planned  int                     // after how many of them the statement that runs now was planned
+	WAL                []*Commit
+	Timeline           int32
+	Server             time.Time               // when it was started
+	Locked             map[uuid.UUID]time.Time // deliveries: until when somebody else holds the row
+	Refused            map[uuid.UUID]time.Time // deliveries whose row is not taken in any form until then
+	Picky              map[uuid.UUID]time.Time // or not with what the receiver said
+	RefuseConsequences time.Time               // no consequence is taken before
+	Moves              int                     // how often rows were moved into other partitions
+	Moved              map[uuid.UUID]int       // events and deliveries: by which of the moves, the last time
+	Planned            int                     // after how many of them the statement that runs now was planned
 
 	Config
 }

@@ -100,7 +100,7 @@ func (m *memory) Listen() func() []string {
 	}
 }
 
-func (m *memory) Told(eventType string) (n int) {
+func (m *memory) OwnEvents(eventType string) (n int) {
 	for _, e := range m.Events {
 		if e.Type == eventType {
 			n++

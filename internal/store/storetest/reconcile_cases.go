@@ -135,13 +135,13 @@ func endsOneCause(b *bench) {
 	if b.fence.Reconcile {
 		b.Errorf("what was reconciled is to be, since %s", b.fence.ReconcileFrom)
 	}
-	noted, err := b.Owe(b.Context(), b.fence, at)
+	noted, err := b.NoteMissing(b.Context(), b.fence, at)
 	b.ok(err)
 	if want := at.Add(-time.Microsecond); !noted.Equal(want) {
 		b.Errorf("owed since %s, want %s", noted, want)
 	}
 	reconciled("with what is owed", b.fence, noted)
-	again, err := b.Owe(b.Context(), b.fence, at.Add(time.Minute))
+	again, err := b.NoteMissing(b.Context(), b.fence, at.Add(time.Minute))
 	b.ok(err)
 	if want := noted.Add(-time.Microsecond); !again.Equal(want) {
 		b.Errorf("owed once more since %s, want another value, %s", again, want)

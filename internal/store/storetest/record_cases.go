@@ -73,10 +73,10 @@ func updatesLater(b *bench) {
 		b.insert(outcome(r, c.row, 3))
 		end := outcome(r, c.end, 3+c.later)
 		end.SeriesStart = 2
-		busy, again, err := b.Update(b.Context(), b.fence, store.Mark{}, []store.Record{end})
+		locked, replayed, err := b.Update(b.Context(), b.fence, store.Mark{}, []store.Record{end})
 		b.ok(err)
-		if len(busy)+len(again) > 0 {
-			b.Errorf("%+v: busy %v, again %v", c, busy, again)
+		if len(locked)+len(replayed) > 0 {
+			b.Errorf("%+v: locked %v, replayed %v", c, locked, replayed)
 		}
 		if got := b.text(r.ID); got != c.want {
 			b.Errorf("%s, and %s %d later: %q, want %q", c.row, c.end, c.later, got, c.want)
@@ -86,10 +86,10 @@ func updatesLater(b *bench) {
 		}
 	}
 	gone := b.owed(endpoint)
-	busy, again, err := b.Update(b.Context(), b.fence, store.Mark{}, []store.Record{outcome(gone, store.Success, 1)})
+	locked, replayed, err := b.Update(b.Context(), b.fence, store.Mark{}, []store.Record{outcome(gone, store.Success, 1)})
 	b.ok(err)
-	if len(busy)+len(again) > 0 {
-		b.Errorf("without a row: busy %v, again %v", busy, again)
+	if len(locked)+len(replayed) > 0 {
+		b.Errorf("without a row: locked %v, replayed %v", locked, replayed)
 	}
 	b.has(gone.ID, "none")
 }
@@ -120,24 +120,24 @@ func laterWordCounts(b *bench) {
 	}
 	rows := map[string]func(store.Record) store.Record{"leased": leased, "parked": parked, "fetched": fetched}
 	for _, c := range []struct {
-		row   string // "": each
-		said  store.Status
-		due   time.Duration // from now
-		end   store.Status
-		want  store.Status
-		again bool
-		quick bool // where it took longer than the clocks allow for, it tells nothing
+		row      string // "": each
+		said     store.Status
+		due      time.Duration // from now
+		end      store.Status
+		want     store.Status
+		replayed bool
+		quick    bool // where it took longer than the clocks allow for, it tells nothing
 	}{
 		{end: store.Success, want: store.Success},
 		{end: store.Retrying, want: store.Retrying},
 		{end: store.Failed, want: store.Failed},
-		{said: store.Pending, end: store.Success, want: store.Pending, again: true},
-		{said: store.Pending, end: store.Retrying, want: store.Pending, again: true},
-		{said: store.Pending, end: store.Failed, want: store.Pending, again: true},
-		{said: store.Pending, due: time.Hour, end: store.Success, want: store.Pending, again: true},
+		{said: store.Pending, end: store.Success, want: store.Pending, replayed: true},
+		{said: store.Pending, end: store.Retrying, want: store.Pending, replayed: true},
+		{said: store.Pending, end: store.Failed, want: store.Pending, replayed: true},
+		{said: store.Pending, due: time.Hour, end: store.Success, want: store.Pending, replayed: true},
 		{said: store.Pending, due: -30 * time.Second, end: store.Success, want: store.Success}, // before the attempt began: it has had it
-		{said: store.Pending, due: -30 * time.Second, end: store.Failed, want: store.Pending, again: true},
-		{said: store.Pending, due: -attemptTime - 100*time.Millisecond, end: store.Success, want: store.Pending, again: true, quick: true}, // the clocks cannot tell
+		{said: store.Pending, due: -30 * time.Second, end: store.Failed, want: store.Pending, replayed: true},
+		{said: store.Pending, due: -attemptTime - 100*time.Millisecond, end: store.Success, want: store.Pending, replayed: true, quick: true}, // the clocks cannot tell
 		{said: store.Cancelled, end: store.Success, want: store.Success},
 		{said: store.Cancelled, end: store.Retrying, want: store.Cancelled},
 		{said: store.Cancelled, end: store.Failed, want: store.Cancelled},
@@ -152,7 +152,7 @@ func laterWordCounts(b *bench) {
 		for name, row := range each {
 			var r store.Record
 			var said time.Time
-			var busy, again []uuid.UUID
+			var locked, replayed []uuid.UUID
 			for {
 				r = row(b.owed(b.NewEndpoint(organization)))
 				end := outcome(r, c.end, r.Attempts+1)
@@ -163,7 +163,7 @@ func laterWordCounts(b *bench) {
 					b.Say(r.ID, c.said, said)
 				}
 				var err error
-				busy, again, err = b.Update(b.Context(), b.fence, store.Mark{}, []store.Record{end})
+				locked, replayed, err = b.Update(b.Context(), b.fence, store.Mark{}, []store.Record{end})
 				b.ok(err)
 				if !c.quick || time.Since(end.Attempt.EndedAt) < 100*time.Millisecond {
 					break
@@ -171,34 +171,34 @@ func laterWordCounts(b *bench) {
 			}
 			what := fmt.Sprintf("%s, said %q due in %s, then %s", name, c.said, c.due, c.end)
 			got, _ := b.Row(r.ID)
-			if got.Status != c.want || got.Attempts != r.Attempts+1 || len(again) == 1 != c.again || len(busy) > 0 {
-				b.Errorf("%s: %s %d, again %v, busy %v; want %s %d, again %t", what, got.Status, got.Attempts, again, busy, c.want, r.Attempts+1, c.again)
+			if got.Status != c.want || got.Attempts != r.Attempts+1 || len(replayed) == 1 != c.replayed || len(locked) > 0 {
+				b.Errorf("%s: %s %d, replayed %v, locked %v; want %s %d, replayed %t", what, got.Status, got.Attempts, replayed, locked, c.want, r.Attempts+1, c.replayed)
 			}
-			if c.again && (!got.DueAt.Equal(said) || got.SeriesStart != got.Attempts) {
+			if c.replayed && (!got.DueAt.Equal(said) || got.SeriesStart != got.Attempts) {
 				b.Errorf("%s: due at %s, series from %d; want %s, %d", what, got.DueAt, got.SeriesStart, said, got.Attempts)
 			}
 		}
 	}
 }
 
-func returnsBusy(b *bench) {
+func returnsLocked(b *bench) {
 	endpoint := b.NewEndpoint(organization)
 	held, free := b.owed(endpoint), b.owed(endpoint)
 	b.insert(held, free)
 	release := b.Lock(held.ID)
 	both := []store.Record{outcome(held, store.Success, 1), outcome(free, store.Success, 1)}
-	busy, _, err := b.Update(b.Context(), b.fence, store.Mark{}, both)
+	locked, _, err := b.Update(b.Context(), b.fence, store.Mark{}, both)
 	b.ok(err)
-	if !slices.Equal(busy, []uuid.UUID{held.ID}) {
-		b.Errorf("busy: %v, want the one that is held", busy)
+	if !slices.Equal(locked, []uuid.UUID{held.ID}) {
+		b.Errorf("locked: %v, want the one that is held", locked)
 	}
 	b.has(held.ID, "pending 0")
 	b.has(free.ID, "success 1")
 	release()
-	busy, _, err = b.Update(b.Context(), b.fence, store.Mark{}, both[:1])
+	locked, _, err = b.Update(b.Context(), b.fence, store.Mark{}, both[:1])
 	b.ok(err)
-	if len(busy) > 0 {
-		b.Errorf("busy: %v, when nobody holds it", busy)
+	if len(locked) > 0 {
+		b.Errorf("locked: %v, when nobody holds it", locked)
 	}
 	b.has(held.ID, "success 1")
 }
@@ -238,13 +238,13 @@ func hasConsequences(b *bench) {
 				e.Type = outbox.TypeTest
 			}
 			b.Begin(e)()
-			disabled, told := b.Told(outbox.TypeEndpointDisabled), b.Told(outbox.TypeDeliveryExhausted)
+			disabled, told := b.OwnEvents(outbox.TypeEndpointDisabled), b.OwnEvents(outbox.TypeDeliveryExhausted)
 			r := outcome(record(e, endpoint), store.Failed, 1)
 			r.Gone, r.Exhausted = c.gone, c.exhausted
 			write(store.Mark{Alone: c.alone}, r)
 			found, err := b.Endpoints(b.Context(), []uuid.UUID{endpoint})
 			b.ok(err)
-			disabled, told = b.Told(outbox.TypeEndpointDisabled)-disabled, b.Told(outbox.TypeDeliveryExhausted)-told
+			disabled, told = b.OwnEvents(outbox.TypeEndpointDisabled)-disabled, b.OwnEvents(outbox.TypeDeliveryExhausted)-told
 			if len(found) != 1 || found[0].Enabled == c.off || disabled != c.disabled || told != c.told {
 				b.Errorf("%s, %s: %+v, told of %d endpoints and %d deliveries; want off %t, %d, %d", name, c.what, found, disabled, told, c.off, c.disabled, c.told)
 			}
@@ -253,7 +253,7 @@ func hasConsequences(b *bench) {
 	endpoint := b.NewEndpoint(organization)
 	r := outcome(b.owed(endpoint), store.Failed, 1)
 	r.Gone = true
-	_, err := b.Tell(b.Context(), b.fence, store.Consequences(nil, []store.Record{r})[0])
+	_, err := b.WriteConsequence(b.Context(), b.fence, store.Consequences(nil, []store.Record{r})[0])
 	b.ok(err)
 	if found, err := b.Endpoints(b.Context(), []uuid.UUID{endpoint}); err != nil || len(found) != 1 || found[0].Enabled {
 		b.Errorf("told apart from its row: %+v, %v; want it off", found, err)

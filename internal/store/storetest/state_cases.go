@@ -29,15 +29,15 @@ func fences(b *bench) {
 		"Insert": func() error { _, err := b.Insert(ctx, former, mark, []store.Record{anew}); return err },
 		"Update": func() error { _, _, err := b.Update(ctx, former, mark, []store.Record{gone}); return err },
 		"Mark":   func() error { return b.Mark(ctx, former, mark) },
-		"Tell": func() error {
-			_, err := b.Tell(ctx, former, store.Consequences(nil, []store.Record{gone})[0])
+		"WriteConsequence": func() error {
+			_, err := b.WriteConsequence(ctx, former, store.Consequences(nil, []store.Record{gone})[0])
 			return err
 		},
-		"Owe":             func() error { _, err := b.Owe(ctx, former, time.Now()); return err },
-		"CancelRows":      func() error { _, _, err := b.CancelRows(ctx, former, off, ""); return err },
-		"CancelOrphans":   func() error { return b.CancelOrphans(ctx, former, ids) },
-		"CancelStrangers": func() error { return b.CancelStrangers(ctx, former, ids) },
-		"InsertMissing":   func() error { _, err := b.InsertMissing(ctx, former, []store.Record{anew}); return err },
+		"NoteMissing":      func() error { _, err := b.NoteMissing(ctx, former, time.Now()); return err },
+		"CancelRows":       func() error { _, _, err := b.CancelRows(ctx, former, off, ""); return err },
+		"CancelOrphans":    func() error { return b.CancelOrphans(ctx, former, ids) },
+		"CancelReassigned": func() error { return b.CancelReassigned(ctx, former, ids) },
+		"InsertMissing":    func() error { _, err := b.InsertMissing(ctx, former, []store.Record{anew}); return err },
 	} {
 		if err := write(); !errors.Is(err, store.ErrFenced) {
 			b.Errorf("%s: %v, want ErrFenced", what, err)

@@ -126,7 +126,7 @@ func newRow(r store.Record) *Row {
 }
 
 // Update is the Store's.
-func (m *Memory) Update(_ context.Context, fence store.Fence, mark store.Mark, records []store.Record) (busy, again []uuid.UUID, err error) {
+func (m *Memory) Update(_ context.Context, fence store.Fence, mark store.Mark, records []store.Record) (locked, replayed []uuid.UUID, err error) {
 	c, err := m.begin(fence, mark)
 	if err != nil {
 		return nil, nil, err
@@ -139,7 +139,7 @@ func (m *Memory) Update(_ context.Context, fence store.Fence, mark store.Mark, r
 		switch {
 		case old == nil:
 		case m.IsLocked(r.ID), m.missed(r.ID):
-			busy = append(busy, r.ID)
+			locked = append(locked, r.ID)
 		case old.Attempts < r.Attempts && old.Status != store.Success:
 			row := newRow(r)
 			row.First = old.First
@@ -149,7 +149,7 @@ func (m *Memory) Update(_ context.Context, fence store.Fence, mark store.Mark, r
 					row.SeriesStart = r.Attempts
 				}
 				if old.Waits() {
-					again = append(again, r.ID)
+					replayed = append(replayed, r.ID)
 				}
 			}
 			c.Rows = append(c.Rows, row)
@@ -159,7 +159,7 @@ func (m *Memory) Update(_ context.Context, fence store.Fence, mark store.Mark, r
 		m.consequences(c, mark.Health, records)
 	}
 	m.Write(c)
-	return busy, again, nil
+	return locked, replayed, nil
 }
 
 // refuse is what somebody's constraints and triggers do: they take a row in no
@@ -171,33 +171,33 @@ func (m *Memory) refuse(mark store.Mark, records []store.Record) error {
 			return &pgconn.PgError{Code: "23514"}
 		}
 	}
-	if !mark.Alone && now.Before(m.Mute) && len(store.Consequences(mark.Health, records)) > 0 {
+	if !mark.Alone && now.Before(m.RefuseConsequences) && len(store.Consequences(mark.Health, records)) > 0 {
 		return &pgconn.PgError{Code: "P0001"}
 	}
 	return nil
 }
 
-// Tell is the Store's, without the events: the simulation looks at rows.
-func (m *Memory) Tell(_ context.Context, fence store.Fence, told store.Consequence) (rest []store.Consequence, err error) {
+// WriteConsequence is the Store's, without the events: the simulation looks at rows.
+func (m *Memory) WriteConsequence(_ context.Context, fence store.Fence, of store.Consequence) (rest []store.Consequence, err error) {
 	c, err := m.begin(fence, store.Mark{})
 	if err != nil {
 		return nil, err
 	}
-	if time.Now().Before(m.Mute) && len(told.Endpoints()) == 0 {
+	if time.Now().Before(m.RefuseConsequences) && len(of.Endpoints()) == 0 {
 		return nil, &pgconn.PgError{Code: "P0001"}
 	}
-	for _, id := range told.Endpoints() {
+	for _, id := range of.Endpoints() {
 		m.disable(c, id)
 	}
-	for _, h := range told.Health {
+	for _, h := range of.Health {
 		m.stands(c, h)
 	}
 	m.Write(c)
 	return nil, nil
 }
 
-// Owe is the Store's.
-func (m *Memory) Owe(_ context.Context, fence store.Fence, from time.Time) (noted time.Time, err error) {
+// NoteMissing is the Store's.
+func (m *Memory) NoteMissing(_ context.Context, fence store.Fence, from time.Time) (noted time.Time, err error) {
 	if m.Fenced(fence) {
 		return time.Time{}, store.ErrFenced
 	}
@@ -230,10 +230,10 @@ func (m *Memory) consequences(c *Commit, health []store.EndpointHealth, records 
 	for _, r := range records {
 		failed := func(o *Row) bool { return o.ID == r.ID && o.Status == store.Failed }
 		if r.Exhausted && !outbox.IsOwnType(r.EventType) && slices.ContainsFunc(c.Rows, failed) {
-			m.tell(c, outbox.TypeDeliveryExhausted, r.OrganizationID, r.ID)
+			m.insertOwnEvent(c, outbox.TypeDeliveryExhausted, r.OrganizationID, r.ID)
 		}
 		if r.Gone && m.disable(c, r.EndpointID) && !outbox.IsOwnType(r.EventType) {
-			m.tell(c, outbox.TypeEndpointDisabled, m.Endpoint(r.EndpointID).OrganizationID, r.EndpointID)
+			m.insertOwnEvent(c, outbox.TypeEndpointDisabled, m.Endpoint(r.EndpointID).OrganizationID, r.EndpointID)
 		}
 	}
 	for _, h := range health {
@@ -264,8 +264,8 @@ func (m *Memory) stands(c *Commit, h store.EndpointHealth) {
 	}
 }
 
-// tell inserts one of walhook's own events.
-func (m *Memory) tell(c *Commit, typ, organization string, about uuid.UUID) {
+// insertOwnEvent inserts one of walhook's own events.
+func (m *Memory) insertOwnEvent(c *Commit, typ, organization string, about uuid.UUID) {
 	c.Events = append(c.Events, &outbox.Event{ID: outbox.DeliveryID(m.NewID(time.Now()), about), OrganizationID: organization, Type: typ,
 		Payload: []byte(`{}`), CreatedAt: time.Now(), EndpointIDs: m.Owed(organization, typ)})
 }
@@ -320,7 +320,7 @@ func (m *Memory) page(p store.Page) (due []*store.Due) {
 	slices.SortFunc(rows, later)
 	for _, r := range rows[:min(p.Limit, len(rows))] {
 		d := &store.Due{ID: r.ID, EndpointID: r.EndpointID, Status: r.Status, Attempts: r.Attempts, SeriesStart: r.SeriesStart,
-			DueAt: pgtype.Timestamptz{Time: r.DueAt, Valid: true}, Stranger: m.isStranger(r)}
+			DueAt: pgtype.Timestamptz{Time: r.DueAt, Valid: true}, Reassigned: m.isReassigned(r)}
 		d.Event = outbox.Event{ID: r.EventID, OrganizationID: r.OrganizationID, Type: r.EventType}
 		switch e := m.Event(r.EventID); {
 		case e != nil:
@@ -335,7 +335,7 @@ func (m *Memory) page(p store.Page) (due []*store.Due) {
 	return due
 }
 
-func (m *Memory) isStranger(r *Row) bool {
+func (m *Memory) isReassigned(r *Row) bool {
 	e := m.Endpoint(r.EndpointID)
 	return e != nil && e.OrganizationID != r.OrganizationID
 }
@@ -377,9 +377,9 @@ func (c *Commit) cancel(r *Row) {
 	c.Rows = append(c.Rows, &row)
 }
 
-// CancelStrangers is the Store's.
-func (m *Memory) CancelStrangers(_ context.Context, fence store.Fence, ids []uuid.UUID) error {
-	return m.cancelThose(fence, ids, m.isStranger)
+// CancelReassigned is the Store's.
+func (m *Memory) CancelReassigned(_ context.Context, fence store.Fence, ids []uuid.UUID) error {
+	return m.cancelThose(fence, ids, m.isReassigned)
 }
 
 // CancelOrphans is the Store's.
@@ -457,7 +457,7 @@ func (m *Memory) Mark(ctx context.Context, fence store.Fence, mark store.Mark) e
 	return err
 }
 
-// Settled is the Store's.
+// ClaimVisible is the Store's.
 func (m *Memory) ClaimVisible(_ context.Context, fence store.Fence) (bool, error) {
 	if fence.ClaimXID == "" {
 		return true, nil
