@@ -16,23 +16,23 @@ func TestImportsGoOneWay(t *testing.T) {
 	t.Parallel()
 	const module = "github.com/walhook/walhook"
 	allowed := map[string][]string{
-		"outbox":            {},
-		"sign":              {},
-		"cdc":               {"outbox", "internal/store"},
-		"deliver":           {"deliver/schedule", "deliver/send", "outbox", "internal/store"},
-		"deliver/schedule":  {"deliver/send", "outbox", "internal/store"},
-		"deliver/send":      {"outbox", "sign", "internal/store"},
-		"internal/config":   {},
-		"internal/demo":     {"outbox", "internal/postgres", "internal/process", "internal/received"},
-		"internal/admin":    {"outbox", "internal/store", "deliver/schedule", "cdc"},
-		"internal/postgres": {"internal/postgres/flock", "internal/process"},
-		"internal/process":  {},
-		"internal/received": {"sign"},
-		"internal/sabotage": {},
-		"internal/store":    {"outbox"},
+		"outbox":             {},
+		"sign":               {},
+		"cdc":                {"outbox", "internal/store"},
+		"deliver":            {"deliver/schedule", "deliver/send", "outbox", "internal/store"},
+		"deliver/schedule":   {"deliver/send", "outbox", "internal/store"},
+		"deliver/send":       {"outbox", "sign", "internal/store"},
+		"internal/config":    {},
+		"internal/demo":      {"outbox", "internal/postgres", "internal/process", "internal/received"},
+		"internal/admin":     {"outbox", "internal/store", "deliver/schedule", "cdc"},
+		"internal/postgres":  {"internal/postgres/flock", "internal/process"},
+		"internal/process":   {},
+		"internal/received":  {"sign"},
+		"internal/failpoint": {},
+		"internal/store":     {"outbox"},
 
 		"internal/postgres/container": {},
-		"internal/sabotage/overlay":   {"internal/sabotage"},
+		"internal/failpoint/overlay":  {"internal/failpoint"},
 		"internal/store/storetest":    {"outbox", "internal/store"},
 	}
 	out, err := exec.CommandContext(t.Context(), "go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, "./...").Output()
@@ -45,8 +45,8 @@ func TestImportsGoOneWay(t *testing.T) {
 		name := strings.TrimPrefix(fields[0], module+"/")
 		may, held := allowed[name]
 		if !held {
-			if slices.Contains(fields[1:], module+"/internal/sabotage") {
-				t.Errorf("%s imports internal/sabotage: an overlay puts the calls in, so that a release has none", name)
+			if slices.Contains(fields[1:], module+"/internal/failpoint") {
+				t.Errorf("%s imports internal/failpoint: an overlay puts the calls in, so that a release has none", name)
 			}
 			continue
 		}

@@ -10,7 +10,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
-	"github.com/walhook/walhook/internal/sabotage"
+	"github.com/walhook/walhook/internal/failpoint"
 )
 
 const (
@@ -34,17 +34,17 @@ func failpoints(t *testing.T, s Setup) {
 	x := newTrial(t, s)
 	x.receiver.failShare = 0
 	figures := []string{
-		x.dieAt(sabotage.Answered, fewEvents),
-		x.dieAt(sabotage.Recorded, fewEvents),
+		x.dieAt(failpoint.Answered, fewEvents),
+		x.dieAt(failpoint.Recorded, fewEvents),
 		x.dieAtParkedOutcome(),
-		x.dieAt(sabotage.Echoed, fewEvents),
+		x.dieAt(failpoint.Echoed, fewEvents),
 		x.dieWhileParking(),
 		x.dieInTakeover(),
 	}
 	if s.ParkAfter > 0 {
-		figures = append(figures, x.dieInTheMiddle(sabotage.Recorded), x.dieInTheMiddle(sabotage.Echoed))
+		figures = append(figures, x.dieInTheMiddle(failpoint.Recorded), x.dieInTheMiddle(failpoint.Echoed))
 	} else { // new rows are there long before the first outcome, and no outcome is a new row
-		figures = append(figures, x.dieAt(sabotage.Recorded, manyEvents), x.dieAt(sabotage.Echoed, manyEvents), x.dieInTheMiddle(sabotage.Updated))
+		figures = append(figures, x.dieAt(failpoint.Recorded, manyEvents), x.dieAt(failpoint.Echoed, manyEvents), x.dieInTheMiddle(failpoint.Updated))
 	}
 	x.start()
 	x.ready()
@@ -52,7 +52,7 @@ func failpoints(t *testing.T, s Setup) {
 }
 
 // dieAt has a walhook die when it first gets to a point, and the next one go on.
-func (x *Trial) dieAt(point sabotage.Point, events int) string {
+func (x *Trial) dieAt(point failpoint.Point, events int) string {
 	x.Helper()
 	p, arm := x.startDying(point)
 	d := x.expectDeath(point)
@@ -63,7 +63,7 @@ func (x *Trial) dieAt(point sabotage.Point, events int) string {
 }
 
 // dieInTheMiddle has a walhook die when a part of a transaction is recorded.
-func (x *Trial) dieInTheMiddle(point sabotage.Point) string {
+func (x *Trial) dieInTheMiddle(point failpoint.Point) string {
 	x.Helper()
 	p, arm := x.startDying(point)
 	d := x.expectDeath(point)
@@ -84,24 +84,24 @@ func (x *Trial) recordsAPart(d death) {
 // delivery that was parked before.
 func (x *Trial) dieAtParkedOutcome() string {
 	x.Helper()
-	p, arm := x.startDying(sabotage.Updated)
-	d := x.expectDeath(sabotage.Updated)
+	p, arm := x.startDying(failpoint.Updated)
+	d := x.expectDeath(failpoint.Updated)
 	answer := x.hangParked(fewEvents)
 	arm()
 	answer()
-	x.dies(p, sabotage.Updated)
+	x.dies(p, failpoint.Updated)
 	return x.goesOn(d)
 }
 
 // dieWhileParking has an endpoint hang, so that what is owed to it is parked.
 func (x *Trial) dieWhileParking() string {
 	x.Helper()
-	p, arm := x.startDying(sabotage.Parking)
-	d := x.expectDeath(sabotage.Parking)
+	p, arm := x.startDying(failpoint.Parking)
+	d := x.expectDeath(failpoint.Parking)
 	release := x.receiver.hang(0)
 	arm()
 	x.insertOnce(manyEvents)
-	x.dies(p, sabotage.Parking)
+	x.dies(p, failpoint.Parking)
 	release()
 	return x.goesOn(d)
 }
@@ -112,9 +112,9 @@ func (x *Trial) dieInTakeover() string {
 	x.Helper()
 	active := x.start()
 	x.streams(active)
-	standby := x.start(breaking(sabotage.Kill(sabotage.TakeOver)))
+	standby := x.start(breaking(failpoint.Kill(failpoint.TakeOver)))
 	x.standingBy(standby)
-	d := x.expectDeath(sabotage.TakeOver)
+	d := x.expectDeath(failpoint.TakeOver)
 	x.insertOnce(manyEvents)
 	x.recordsAPart(d)
 	over := x.crash(active)
@@ -123,28 +123,28 @@ func (x *Trial) dieInTakeover() string {
 	}
 	over()
 	x.crash(standby)
-	x.dies(standby, sabotage.TakeOver)
+	x.dies(standby, failpoint.TakeOver)
 	return x.goesOn(d)
 }
 
 // A death is how things stood before it.
 type death struct {
-	point    sabotage.Point
+	point    failpoint.Point
 	requests int
 	recorded int // deliveries with their outcome
 	rows     int // deliveries with a row
 }
 
-func (x *Trial) expectDeath(point sabotage.Point) death {
+func (x *Trial) expectDeath(point failpoint.Point) death {
 	x.Helper()
 	return death{point: point, requests: x.journal.count(), recorded: len(x.succeeded()), rows: x.rows()}
 }
 
 // startDying starts a walhook that will die at a point, but not before it is armed.
-func (x *Trial) startDying(point sabotage.Point) (p *Process, arm func()) {
+func (x *Trial) startDying(point failpoint.Point) (p *Process, arm func()) {
 	x.Helper()
 	file := filepath.Join(x.folder, fmt.Sprintf("armed-%d", len(x.crashes)))
-	p = x.start(breaking(sabotage.Kill(point)), sabotage.Armed+"="+file)
+	p = x.start(breaking(failpoint.Kill(point)), failpoint.Armed+"="+file)
 	x.streams(p)
 	return p, func() {
 		x.crash(p) // until dies
@@ -184,7 +184,7 @@ func (x *Trial) insertOnce(n int) {
 
 // dies waits for the end of a process whose crash has begun, and for that of its transactions: PostgreSQL streams
 // a commit before others can see it.
-func (x *Trial) dies(p *Process, point sabotage.Point) {
+func (x *Trial) dies(p *Process, point failpoint.Point) {
 	x.Helper()
 	x.eventually(20*time.Second, p.Name+" dies at "+string(point), func() bool { return !p.Running() })
 	x.crashes[len(x.crashes)-1].Until = time.Now()
@@ -202,9 +202,9 @@ func (x *Trial) goesOn(d death) string {
 	succeeded := x.succeeded()
 	recorded, rows := len(succeeded)-d.recorded, x.rows()-d.rows
 	switch d.point {
-	case sabotage.Updated, sabotage.TakeOver:
+	case failpoint.Updated, failpoint.TakeOver:
 		x.expect(recorded > 0, "at %s nothing had its outcome", d.point)
-	case sabotage.Recorded, sabotage.Echoed: // a new row is an outcome, or where everything is parked says so
+	case failpoint.Recorded, failpoint.Echoed: // a new row is an outcome, or where everything is parked says so
 		x.expect(rows > 0 && (recorded > 0 || x.setup.ParkAfter == 0), "at %s %d deliveries had their rows, and %d their outcome", d.point, rows, recorded)
 	}
 	next := x.start()

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/walhook/walhook/internal/sabotage"
+	"github.com/walhook/walhook/internal/failpoint"
 )
 
 // The flags of the suite. WALHOOK_FAULTS=1 is -faults for `go test ./...`, where
@@ -25,7 +25,7 @@ var (
 	rate     = flag.Float64("faults.rate", 500, "events per second")
 	many     = flag.Int("faults.many", 1_000_000, "how many events a backlog or a huge transaction has")
 	seed     = flag.Uint64("faults.seed", 0, "when kills come: 0 is at random")
-	broken   = flag.String("faults.sabotage", "", "a switch of internal/sabotage: the rule that walhook breaks, so that a scenario goes red")
+	broken   = flag.String("faults.failpoint", "", "a switch of internal/failpoint: the rule that walhook breaks, so that a scenario goes red")
 	page     = flag.String("faults.write", "", "the page to put the figures into; only of scenarios in full, of a walhook that is whole")
 	binary   = flag.String("faults.binary", "", "the walhook to be tested; empty: it is built")
 )
@@ -74,10 +74,10 @@ var build = sync.OnceValues(func() (string, error) {
 	return goBuild("walhook")
 })
 
-// buildBreakable builds a walhook that internal/sabotage can break, once.
+// buildBreakable builds a walhook that internal/failpoint can break, once.
 var buildBreakable = sync.OnceValues(func() (string, error) {
 	overlay := filepath.Join(folder, "overlay")
-	if output, err := exec.Command("go", "run", "github.com/walhook/walhook/internal/sabotage/overlay", overlay).CombinedOutput(); err != nil {
+	if output, err := exec.Command("go", "run", "github.com/walhook/walhook/internal/failpoint/overlay", overlay).CombinedOutput(); err != nil {
 		return "", fmt.Errorf("make walhook breakable: %w: %s", err, output)
 	}
 	return goBuild("walhook-breakable", "-overlay", filepath.Join(overlay, "overlay.json"))
@@ -104,7 +104,7 @@ func breakable(t *testing.T) string {
 
 // breaking is the environment of a walhook that breaks in one more way.
 func breaking(how string) string {
-	return sabotage.Variable + "=" + strings.Trim(*broken+","+how, ",")
+	return failpoint.Variable + "=" + strings.Trim(*broken+","+how, ",")
 }
 
 // setup is the stand of a scenario.
@@ -116,7 +116,7 @@ func setup(t *testing.T, park time.Duration) Setup {
 	}
 	s := Setup{Binary: path, ParkAfter: park, Broken: *broken != "", Report: &Report{}}
 	if *broken != "" {
-		s.Env = []string{sabotage.Variable + "=" + *broken}
+		s.Env = []string{failpoint.Variable + "=" + *broken}
 	}
 	return s
 }

@@ -17,14 +17,14 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/walhook/walhook/internal/sabotage"
+	"github.com/walhook/walhook/internal/failpoint"
 )
 
 var switches = flag.Bool("faults.switches", false, "break each rule in turn, and want a scenario to go red for it")
 
 // A breach is a rule that walhook breaks, and the scenario that shows it.
 type breach struct {
-	how      sabotage.Switch
+	how      failpoint.Switch
 	scenario string
 	park     time.Duration // WALHOOK_PARK_AFTER: mostly that with which walhook holds more that has no row yet
 	says     string        // a part of what it finds: red for any other reason proves nothing
@@ -33,27 +33,27 @@ type breach struct {
 }
 
 var breaches = []breach{
-	{sabotage.ConfirmOnReceipt, "KillMinus9", direct, "is confirmed, and event", "", []string{"-faults.duration=5s"}},
-	{sabotage.ConfirmOnReceipt, "KillMinus9", 0, "is confirmed, and event", "", []string{"-faults.duration=5s"}},
-	{sabotage.ConfirmBegin, "KillMinus9Mixed", direct, "is confirmed, and event", "", []string{"-faults.duration=5s"}},
-	{sabotage.SkipEcho, "UnechoedOutcome", direct, "and the standby has not got what was recorded", "17", nil},
-	{sabotage.SkipEcho, "FailoverBehind", direct, "the standby's slot is beyond what has rows there", "17", nil},
-	{sabotage.SlotsPosition, "RepeatedEvents", direct, "came by the stream once more", "", nil},
-	{sabotage.SkipLookUp, "Failpoints", direct, "requests were sent for them again", "", nil},
-	{sabotage.NoFence, "Thawed", direct, "the zombie wrote", "", nil},
-	{sabotage.NoWatchdog, "Wedged", direct, "walhook-2 sends", "", nil},
-	{sabotage.NoRoom, "ReadOnly", direct, "requests were sent while nothing could be recorded", "", nil},
-	{sabotage.NoLease, "Lease", direct, "after an attempt that may take", "", nil},
-	{sabotage.StayOn, "StopPostgresWhileHanging", direct, "PostgreSQL stopped after", "", nil},
-	{sabotage.NoReconciler, "DroppedSlot", direct, "everything that was committed before has its rows", "", nil},
-	{sabotage.CancelUnseen, "InvisibleCommit", direct, lost, "", nil},
-	{sabotage.KeepText, "HostileReceivers", direct, `response of deliveries failed by "NUL" kept: false`, "", nil},
-	{sabotage.TrustSlot, "AdvancedSlot", direct, "everything that was committed before has its rows", "", nil},
-	{sabotage.NoLiveness, "CutHolder", direct, "requests are the former holder's", "", nil},
-	{sabotage.IgnoreCheck, "UnpublishedTable", direct, "in the meantime", "", nil},
-	{sabotage.EarlierWord, "TheLaterWord", direct, "webhook_replay", "", nil},
-	{sabotage.EarlierWord, "TheLaterWord", 0, "webhook_replay", "", nil},
-	{sabotage.ChargeOwnFaults, "Keys", direct, "the log says 0 times that secrets cannot be opened", "", nil},
+	{failpoint.ConfirmOnReceipt, "KillMinus9", direct, "is confirmed, and event", "", []string{"-faults.duration=5s"}},
+	{failpoint.ConfirmOnReceipt, "KillMinus9", 0, "is confirmed, and event", "", []string{"-faults.duration=5s"}},
+	{failpoint.ConfirmBegin, "KillMinus9Mixed", direct, "is confirmed, and event", "", []string{"-faults.duration=5s"}},
+	{failpoint.SkipEcho, "UnechoedOutcome", direct, "and the standby has not got what was recorded", "17", nil},
+	{failpoint.SkipEcho, "FailoverBehind", direct, "the standby's slot is beyond what has rows there", "17", nil},
+	{failpoint.SlotsPosition, "RepeatedEvents", direct, "came by the stream once more", "", nil},
+	{failpoint.SkipLookUp, "Failpoints", direct, "requests were sent for them again", "", nil},
+	{failpoint.NoFence, "Thawed", direct, "the zombie wrote", "", nil},
+	{failpoint.NoWatchdog, "Wedged", direct, "walhook-2 sends", "", nil},
+	{failpoint.NoRoom, "ReadOnly", direct, "requests were sent while nothing could be recorded", "", nil},
+	{failpoint.NoLease, "Lease", direct, "after an attempt that may take", "", nil},
+	{failpoint.StayOn, "StopPostgresWhileHanging", direct, "PostgreSQL stopped after", "", nil},
+	{failpoint.NoReconciler, "DroppedSlot", direct, "everything that was committed before has its rows", "", nil},
+	{failpoint.CancelUnseen, "InvisibleCommit", direct, lost, "", nil},
+	{failpoint.KeepText, "HostileReceivers", direct, `response of deliveries failed by "NUL" kept: false`, "", nil},
+	{failpoint.TrustSlot, "AdvancedSlot", direct, "everything that was committed before has its rows", "", nil},
+	{failpoint.NoLiveness, "CutHolder", direct, "requests are the former holder's", "", nil},
+	{failpoint.IgnoreCheck, "UnpublishedTable", direct, "in the meantime", "", nil},
+	{failpoint.EarlierWord, "TheLaterWord", direct, "webhook_replay", "", nil},
+	{failpoint.EarlierWord, "TheLaterWord", 0, "webhook_replay", "", nil},
+	{failpoint.ChargeOwnFaults, "Keys", direct, "the log says 0 times that secrets cannot be opened", "", nil},
 }
 
 // direct is the WALHOOK_PARK_AFTER with which deliveries go straight from the stream.
@@ -65,7 +65,7 @@ func TestSwitches(t *testing.T) {
 	if !*switches {
 		t.Skip("-faults.switches runs it: make faults-switches")
 	}
-	for _, s := range sabotage.Switches {
+	for _, s := range failpoint.Switches {
 		if !slices.ContainsFunc(breaches, func(b breach) bool { return b.how == s }) {
 			t.Errorf("no scenario is named for %s", s)
 		}
@@ -111,7 +111,7 @@ func (b *breach) run(t *testing.T, walhook string) []byte {
 	defer runtime.UnlockOSThread()
 	child := exec.CommandContext(ctx, os.Args[0], slices.Concat(kind, b.flags, []string{
 		"-test.run=" + strings.Join(names, "/"), "-test.v", "-test.timeout=" + atMost.String(),
-		"-faults.sabotage=" + string(b.how), "-faults.binary=" + walhook,
+		"-faults.failpoint=" + string(b.how), "-faults.binary=" + walhook,
 	})...)
 	child.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	child.Env = append(os.Environ(), versionVariable+"="+version)

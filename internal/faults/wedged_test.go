@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/walhook/walhook/internal/sabotage"
+	"github.com/walhook/walhook/internal/failpoint"
 )
 
 // wedged has each of walhook's loops stand still in turn, with the rest of the
@@ -65,7 +65,7 @@ func (x *Trial) ends(p *Process, loop string) {
 func (x *Trial) startWedging(loop string) (p *Process, arm func()) {
 	x.Helper()
 	file := filepath.Join(x.folder, "wedge-"+loop)
-	p = x.start(breaking(sabotage.Wedge(loop)), sabotage.Armed+"="+file)
+	p = x.start(breaking(failpoint.Wedge(loop)), failpoint.Armed+"="+file)
 	return p, func() {
 		if err := os.WriteFile(file, nil, 0o600); err != nil {
 			x.Fatal(err)

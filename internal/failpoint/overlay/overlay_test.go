@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/walhook/walhook/internal/sabotage"
+	"github.com/walhook/walhook/internal/failpoint"
 )
 
 // TestPatchesApply also holds that no switch and no point is without its call.
@@ -24,17 +24,17 @@ func TestPatchesApply(t *testing.T) {
 	}
 	var all strings.Builder
 	for file, text := range files {
-		if !strings.Contains(text, "; import \"github.com/walhook/walhook/internal/sabotage\"\n") {
+		if !strings.Contains(text, "; import \"github.com/walhook/walhook/internal/failpoint\"\n") {
 			t.Errorf("%s does not import it", file)
 		}
 		all.WriteString(text)
 	}
-	for _, s := range sabotage.Switches {
+	for _, s := range failpoint.Switches {
 		if !strings.Contains(all.String(), on(s)) {
 			t.Errorf("nothing asks for the switch %s", s)
 		}
 	}
-	for _, p := range sabotage.Points {
+	for _, p := range failpoint.Points {
 		if !strings.Contains(all.String(), reach(p)) {
 			t.Errorf("nothing reaches the point %s", p)
 		}
@@ -67,8 +67,8 @@ func TestReleaseHoldsNothingOfIt(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds walhook twice")
 	}
-	names := []string{sabotage.Variable, sabotage.Kill(""), sabotage.Wedge("")}
-	for _, s := range sabotage.Switches {
+	names := []string{failpoint.Variable, failpoint.Kill(""), failpoint.Wedge("")}
+	for _, s := range failpoint.Switches {
 		names = append(names, string(s))
 	}
 	t.Run("in a release", func(t *testing.T) {

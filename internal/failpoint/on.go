@@ -1,4 +1,4 @@
-package sabotage
+package failpoint
 
 import (
 	"os"

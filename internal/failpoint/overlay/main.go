@@ -1,6 +1,6 @@
-// Overlay makes a walhook that package sabotage can break:
+// Overlay makes a walhook that package failpoint can break:
 //
-//	go run ./internal/sabotage/overlay bin/overlay
+//	go run ./internal/failpoint/overlay bin/overlay
 //	go build -overlay bin/overlay/overlay.json .
 //
 // It copies the files that patches names into a folder, with the calls in them, and
@@ -76,7 +76,7 @@ func patched(root string, patches []patch) (map[string]string, error) {
 			text = importing(string(content))
 		}
 		if n := strings.Count(text, p.old); n != 1 {
-			problems = append(problems, fmt.Errorf("%s has %q %d times, not once: change the patch in internal/sabotage/overlay/patches.go that makes %q of it", p.file, p.old, n, p.with))
+			problems = append(problems, fmt.Errorf("%s has %q %d times, not once: change the patch in internal/failpoint/overlay/patches.go that makes %q of it", p.file, p.old, n, p.with))
 		}
 		files[p.file] = strings.Replace(text, p.old, strings.ReplaceAll(p.with, "$", p.old), 1)
 	}
@@ -89,7 +89,7 @@ func importing(text string) string {
 	const clause = "\npackage "
 	before, after, _ := strings.Cut("\n"+text, clause)
 	name, rest, _ := strings.Cut(after, "\n")
-	return strings.TrimPrefix(before+clause+name, "\n") + `; import "github.com/walhook/walhook/internal/sabotage"` + "\n" + rest
+	return strings.TrimPrefix(before+clause+name, "\n") + `; import "github.com/walhook/walhook/internal/failpoint"` + "\n" + rest
 }
 
 // moduleRoot is the folder of go.mod, in or above the working directory.

@@ -1,22 +1,22 @@
-// Package sabotage breaks walhook on purpose: a fault suite that has never gone red
-// proves nothing. Each switch breaks one rule of the design, each point is a moment
-// at which a process dies, and each loop can be made to stand still.
+// Package failpoint has the failpoints of test builds: a fault suite that has never gone
+// red proves nothing. Each switch breaks one rule of the design, each point is a moment at
+// which a process dies, and each loop can be made to stand still.
 //
 // No product package imports it. Its program, overlay, writes the calls into copies
 // of the product's files, and only builds with those copies compile it in.
 //
 // The environment chooses what breaks. It has no part in the configuration:
 // internal/config passes over names that begin so.
-package sabotage
+package failpoint
 
 const (
 	// Variable lists, by comma, what is broken: a Switch, or what Kill or Wedge
 	// makes of a point or a loop.
-	Variable = "WALHOOK_FAULTS_SABOTAGE"
+	Variable = "WALHOOK_FAULTS_FAILPOINTS"
 
 	// Armed is a file without which no point and no loop does anything, so that a
 	// test chooses the moment; none: from the start.
-	Armed = "WALHOOK_FAULTS_SABOTAGE_ARMED"
+	Armed = "WALHOOK_FAULTS_FAILPOINTS_ARMED"
 )
 
 // A Switch breaks a rule.
