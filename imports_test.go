@@ -10,30 +10,38 @@ import (
 
 // TestImportsGoOneWay holds the directions in which the packages may know each
 // other: main knows all, siblings never know each other, and what an application
-// imports knows nobody. What breaks walhook on purpose comes into test builds alone,
-// by an overlay.
+// imports knows nobody. Whoever sends or decides knows neither the statements nor the
+// driver of the database. What breaks walhook on purpose comes into test builds alone, by
+// an overlay.
 func TestImportsGoOneWay(t *testing.T) {
 	t.Parallel()
 	const module = "github.com/walhook/walhook"
 	allowed := map[string][]string{
 		"outbox":             {},
 		"sign":               {},
-		"cdc":                {"outbox", "internal/store"},
-		"deliver":            {"deliver/schedule", "deliver/send", "outbox", "internal/store"},
-		"deliver/schedule":   {"deliver/send", "outbox", "internal/store"},
-		"deliver/send":       {"outbox", "sign", "internal/store"},
+		"cdc":                {"outbox", "internal/webhook", "internal/store"},
+		"deliver":            {"deliver/schedule", "deliver/send", "outbox", "internal/webhook", "internal/store"},
+		"deliver/schedule":   {"deliver/send", "outbox", "internal/webhook"},
+		"deliver/send":       {"outbox", "sign", "internal/webhook"},
 		"internal/config":    {},
 		"internal/demo":      {"outbox", "internal/postgres", "internal/process", "internal/received"},
-		"internal/admin":     {"outbox", "internal/store", "deliver/schedule", "cdc"},
+		"internal/admin":     {"outbox", "internal/webhook", "internal/store", "deliver/schedule", "cdc"},
 		"internal/postgres":  {"internal/postgres/flock", "internal/process"},
 		"internal/process":   {},
 		"internal/received":  {"sign"},
 		"internal/failpoint": {},
-		"internal/store":     {"outbox"},
+		"internal/store":     {"outbox", "internal/webhook"},
+		"internal/webhook":   {"outbox"},
 
 		"internal/postgres/container": {},
 		"internal/failpoint/overlay":  {"internal/failpoint"},
-		"internal/store/storetest":    {"outbox", "internal/store"},
+		"internal/store/storetest":    {"outbox", "internal/webhook", "internal/store"},
+	}
+	// By the first part of the path. Values of pglogrepl (an LSN) are data.
+	never := map[string][]string{
+		"internal/webhook": {"github.com/jackc/pgx", "context", "net", "os"},
+		"deliver/schedule": {"github.com/jackc/pgx", "context", "net", "os"},
+		"deliver/send":     {"github.com/jackc/pgx"},
 	}
 	out, err := exec.CommandContext(t.Context(), "go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, "./...").Output()
 	if err != nil {
@@ -54,6 +62,11 @@ func TestImportsGoOneWay(t *testing.T) {
 		for _, path := range fields[1:] {
 			if other, ours := strings.CutPrefix(path, module+"/"); ours && !slices.Contains(may, other) {
 				t.Errorf("%s imports %s", name, other)
+			}
+			for _, first := range never[name] {
+				if path == first || strings.HasPrefix(path, first+"/") {
+					t.Errorf("%s imports %s", name, path)
+				}
 			}
 		}
 	}

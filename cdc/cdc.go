@@ -30,11 +30,11 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // positionOnly reports whether a batch has nothing but a position.
-func positionOnly(b *store.Batch) bool {
+func positionOnly(b *webhook.Batch) bool {
 	return b.Session == nil && len(b.Events) == 0 && len(b.Echoes) == 0
 }
 
@@ -59,13 +59,13 @@ type Config struct {
 	// slot's own position), and session.Outbox, the table of the events. flushed is
 	// the server's WAL flush position: PostgreSQL accepts a start beyond it, and skips
 	// events in silence. Nil: always 0, and no events.
-	Start func(ctx context.Context, session *store.Session, flushed pglogrepl.LSN) error
+	Start func(ctx context.Context, session *webhook.Session, flushed pglogrepl.LSN) error
 
 	// Check says whether publication, table and columns are what schema.sql makes. A
 	// goroutine of its own calls it every checkEvery; it must end with its context.
 	// Until it returns nil nothing is confirmed. store.ErrRepublished ends the session,
 	// so that the next one notes that events may be missing. Nil: always good.
-	Check func(ctx context.Context, session *store.Session) error
+	Check func(ctx context.Context, session *webhook.Session) error
 
 	// Resumed says that this process has streamed or stood by before. Then the stream
 	// waits for an operator from the beginning, and does not end.

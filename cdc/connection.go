@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // This file runs one replication connection after START_REPLICATION: it reads,
@@ -40,7 +41,7 @@ type connection struct {
 	stream  *Stream
 	pg      *pgconn.PgConn
 	sieve   *sieve
-	session *store.Session
+	session *webhook.Session
 	decoder decoder
 
 	pushed       pglogrepl.LSN // the newest position passed on; at first, where the session began
@@ -70,7 +71,7 @@ type connection struct {
 }
 
 // newConnection takes over a connection on which replication has started.
-func newConnection(s *Stream, pg *pgconn.PgConn, sieve *sieve, session *store.Session) *connection {
+func newConnection(s *Stream, pg *pgconn.PgConn, sieve *sieve, session *webhook.Session) *connection {
 	now := time.Now()
 	begin := max(session.Start, session.Confirmed)
 	c := &connection{
@@ -109,7 +110,7 @@ func (c *connection) run(ctx context.Context) error {
 }
 
 func (c *connection) follow(ctx context.Context) error {
-	if err := c.push(ctx, store.Batch{Session: c.session}); err != nil {
+	if err := c.push(ctx, webhook.Batch{Session: c.session}); err != nil {
 		return err
 	}
 	for {
@@ -231,7 +232,7 @@ func (c *connection) noteTail(lsn pglogrepl.LSN) {
 }
 
 // handleBatch passes a decoded batch on, behind a noted tail position.
-func (c *connection) handleBatch(ctx context.Context, b store.Batch) error {
+func (c *connection) handleBatch(ctx context.Context, b webhook.Batch) error {
 	if b.End != 0 && b.End < c.pushed {
 		return fmt.Errorf("%w: %s after %s", errBackwards, b.End, c.pushed)
 	}
@@ -249,11 +250,11 @@ func (c *connection) handleBatch(ctx context.Context, b store.Batch) error {
 }
 
 func (c *connection) pushTail(ctx context.Context) error {
-	return c.push(ctx, store.Batch{End: c.tail})
+	return c.push(ctx, webhook.Batch{End: c.tail})
 }
 
 // push passes a batch to the consumer.
-func (c *connection) push(ctx context.Context, b store.Batch) error {
+func (c *connection) push(ctx context.Context, b webhook.Batch) error {
 	select {
 	case <-c.stream.stopped.Done():
 		if b = c.afterStop(b); positionOnly(&b) && b.End == 0 {
@@ -272,7 +273,7 @@ func (c *connection) push(ctx context.Context, b store.Batch) error {
 
 // pushBlocking waits for room in the channel. It does not read meanwhile, but it
 // answers the server.
-func (c *connection) pushBlocking(ctx context.Context, b store.Batch) error {
+func (c *connection) pushBlocking(ctx context.Context, b webhook.Batch) error {
 	stopped := c.stream.stopped.Done()
 	if c.stream.stopped.Err() != nil {
 		stopped = nil // afterStop has seen b
@@ -294,7 +295,7 @@ func (c *connection) pushBlocking(ctx context.Context, b store.Batch) error {
 }
 
 // afterStop returns what may still be passed on of a batch after Stop.
-func (c *connection) afterStop(b store.Batch) store.Batch {
+func (c *connection) afterStop(b webhook.Batch) webhook.Batch {
 	if len(b.Events) > 0 {
 		c.eventDropped = true
 		b.Events = nil

@@ -9,7 +9,7 @@ import (
 	"github.com/jackc/pglogrepl"
 	"pgregory.net/rapid"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -19,8 +19,8 @@ func TestPositionsStayInOrder(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		s := New(Config{})
-		s.batches = make(chan store.Batch, 1000)
-		c := newConnection(s, nil, nil, &store.Session{Start: 50, Confirmed: pglogrepl.LSN(rapid.IntRange(1, 60).Draw(t, "confirmed"))})
+		s.batches = make(chan webhook.Batch, 1000)
+		c := newConnection(s, nil, nil, &webhook.Session{Start: 50, Confirmed: pglogrepl.LSN(rapid.IntRange(1, 60).Draw(t, "confirmed"))})
 		ctx := context.Background()
 		check := func(err error) {
 			if err != nil {
@@ -40,21 +40,21 @@ func TestPositionsStayInOrder(t *testing.T) {
 				}
 				for range rapid.IntRange(1, 3).Draw(t, "pieces") - 1 {
 					events++
-					check(c.handleBatch(ctx, store.Batch{Events: make([]outbox.Event, 1)}))
+					check(c.handleBatch(ctx, webhook.Batch{Events: make([]outbox.Event, 1)}))
 					if c.tail > c.pushed {
 						t.Fatal("a position waits in the middle of a transaction")
 					}
 				}
 				events++
 				c.decoder.inTx = false
-				check(c.handleBatch(ctx, store.Batch{Events: make([]outbox.Event, 1), End: wal}))
+				check(c.handleBatch(ctx, webhook.Batch{Events: make([]outbox.Event, 1), End: wal}))
 			case "foreign":
 				if wal += 10; wal > c.pushed {
-					check(c.handleBatch(ctx, store.Batch{End: wal}))
+					check(c.handleBatch(ctx, webhook.Batch{End: wal}))
 				}
 			case "echo":
 				if wal += 10; wal > c.pushed {
-					check(c.handleBatch(ctx, store.Batch{Echoes: []string{"x"}, End: wal}))
+					check(c.handleBatch(ctx, webhook.Batch{Echoes: []string{"x"}, End: wal}))
 				}
 			case "keepalive":
 				wal++
@@ -97,7 +97,7 @@ func TestPositionsStayInOrder(t *testing.T) {
 
 func TestOnlyWhatWasHandedOnIsConfirmed(t *testing.T) {
 	t.Parallel()
-	c := newConnection(New(Config{}), nil, nil, &store.Session{Confirmed: 100})
+	c := newConnection(New(Config{}), nil, nil, &webhook.Session{Confirmed: 100})
 	steps := []struct {
 		name             string
 		checked          bool

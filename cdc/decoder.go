@@ -9,7 +9,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -19,7 +19,6 @@ import (
 
 const (
 	outboxTable = "webhook_outbox" // for error texts
-	echoPrefix  = "walhook"
 
 	// maxEcho bounds the content of an echo. Ours have about a hundred bytes; anyone may
 	// emit a message with our prefix.
@@ -70,15 +69,15 @@ type decoder struct {
 	fields []field // the outbox's columns; nil: not described yet
 
 	inTx  bool
-	batch store.Batch // the next batch; the last one of a transaction that was cut has an event or an echo
-	bytes int         // of payloads and endpoint ids in batch
+	batch webhook.Batch // the next batch; the last one of a transaction that was cut has an event or an echo
+	bytes int           // of payloads and endpoint ids in batch
 
 	organizations interned
 	types         interned
 }
 
 // decode reads one message. It returns a batch, and true, when one is complete.
-func (d *decoder) decode(message []byte) (store.Batch, bool, error) {
+func (d *decoder) decode(message []byte) (webhook.Batch, bool, error) {
 	r := reader{rest: message}
 	kind := r.byte()
 	switch kind {
@@ -91,71 +90,71 @@ func (d *decoder) decode(message []byte) (store.Batch, bool, error) {
 	case 'M':
 		return d.message(&r)
 	case 'R':
-		return store.Batch{}, false, d.relation(&r)
+		return webhook.Batch{}, false, d.relation(&r)
 	case 'U', 'D', 'T', 'Y', 'O': // update, delete, truncate, type, origin
-		return store.Batch{}, false, nil
+		return webhook.Batch{}, false, nil
 	}
-	return store.Batch{}, false, malformed(fmt.Sprintf("message of unknown kind %q", kind))
+	return webhook.Batch{}, false, malformed(fmt.Sprintf("message of unknown kind %q", kind))
 }
 
-func (d *decoder) begin(r *reader) (store.Batch, bool, error) {
+func (d *decoder) begin(r *reader) (webhook.Batch, bool, error) {
 	r.uint64() // the commit record's start: must never be confirmed
 	committed := r.time()
 	r.uint32() // xid
 	if r.short {
-		return store.Batch{}, false, malformed("Begin is cut short")
+		return webhook.Batch{}, false, malformed("Begin is cut short")
 	}
 	if d.inTx {
-		return store.Batch{}, false, malformed("Begin inside of a transaction")
+		return webhook.Batch{}, false, malformed("Begin inside of a transaction")
 	}
 	d.inTx = true
 	d.bytes = 0
-	d.batch = store.Batch{CommitTime: committed}
-	return store.Batch{}, false, nil
+	d.batch = webhook.Batch{CommitTime: committed}
+	return webhook.Batch{}, false, nil
 }
 
-func (d *decoder) commit(r *reader) (store.Batch, bool, error) {
+func (d *decoder) commit(r *reader) (webhook.Batch, bool, error) {
 	r.byte()   // flags, none defined
 	r.uint64() // the commit record's start
 	end := r.uint64()
 	committed := r.time()
 	if r.short {
-		return store.Batch{}, false, malformed("Commit is cut short")
+		return webhook.Batch{}, false, malformed("Commit is cut short")
 	}
 	if !d.inTx {
-		return store.Batch{}, false, malformed("Commit without Begin")
+		return webhook.Batch{}, false, malformed("Commit without Begin")
 	}
 	d.inTx = false
 	b := d.batch
-	d.batch, d.bytes = store.Batch{}, 0
+	d.batch, d.bytes = webhook.Batch{}, 0
 	b.End, b.CommitTime = pglogrepl.LSN(end), committed
 	return b, true, nil
 }
 
-func (d *decoder) insert(r *reader) (store.Batch, bool, error) {
+func (d *decoder) insert(r *reader) (webhook.Batch, bool, error) {
 	oid := r.uint32()
 	if r.short || r.byte() != 'N' {
-		return store.Batch{}, false, malformed("Insert is cut short")
+		return webhook.Batch{}, false, malformed("Insert is cut short")
 	}
 	if oid != d.outbox {
-		return store.Batch{}, false, nil
+		return webhook.Batch{}, false, nil
 	}
 	if d.fields == nil {
-		return store.Batch{}, false, malformed("Insert into a relation that was not described")
+		return webhook.Batch{}, false, malformed("Insert into a relation that was not described")
 	}
 	if !d.inTx {
-		return store.Batch{}, false, malformed("Insert outside of a transaction")
+		return webhook.Batch{}, false, malformed("Insert outside of a transaction")
 	}
 	event, err := d.event(r, d.fields)
 	if err != nil {
-		return store.Batch{}, false, err
+		return webhook.Batch{}, false, err
 	}
 	return d.add(event)
 }
 
 // add adds an event to the batch. If the event no longer fits, add returns the full batch
 // and begins the next.
-func (d *decoder) add(event outbox.Event) (full store.Batch, ok bool, err error) {
+func (d *decoder) add(event outbox.Event) (full webhook.Batch, ok bool, err error) {
 	size := len(event.Payload) + len(event.EndpointIDs)*len(uuid.UUID{})
 	if n := len(d.batch.Events); n == batchEvents || n > 0 && d.bytes+size > batchBytes {
 		full, ok = d.cut(), true
@@ -167,9 +166,9 @@ func (d *decoder) add(event outbox.Event) (full store.Batch, ok bool, err error)
 }
 
 // cut returns the events collected so far, in the middle of a transaction.
-func (d *decoder) cut() store.Batch {
+func (d *decoder) cut() webhook.Batch {
 	b := d.batch
-	d.batch = store.Batch{CommitTime: b.CommitTime}
+	d.batch = webhook.Batch{CommitTime: b.CommitTime}
 	d.bytes = 0
 	return b
 }
@@ -235,19 +234,19 @@ func (d *decoder) set(e *outbox.Event, f field, value []byte) error {
 
 // message reads a logical message. One outside a transaction proves nothing about
 // earlier commits.
-func (d *decoder) message(r *reader) (full store.Batch, ok bool, err error) {
+func (d *decoder) message(r *reader) (full webhook.Batch, ok bool, err error) {
 	transactional := r.byte() == 1
 	r.uint64() // the message's own position
 	prefix := r.string()
 	content := r.next(int(r.uint32()))
 	if r.short {
-		return store.Batch{}, false, malformed("Message is cut short")
+		return webhook.Batch{}, false, malformed("Message is cut short")
 	}
-	if !transactional || string(prefix) != echoPrefix || len(content) > maxEcho {
-		return store.Batch{}, false, nil
+	if !transactional || string(prefix) != webhook.MessagePrefix || len(content) > maxEcho {
+		return webhook.Batch{}, false, nil
 	}
 	if !d.inTx {
-		return store.Batch{}, false, malformed("transactional Message outside of a transaction")
+		return webhook.Batch{}, false, malformed("transactional Message outside of a transaction")
 	}
 	if len(d.batch.Echoes) == batchEvents {
 		full, ok = d.cut(), true

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -75,7 +76,7 @@ func message(transactional byte, prefix, content string) wire {
 }
 
 // decodeAll returns what comes out of messages, up to the first error.
-func decodeAll(messages ...wire) (batches []store.Batch, err error) {
+func decodeAll(messages ...wire) (batches []webhook.Batch, err error) {
 	d := decoder{outbox: 1}
 	for _, m := range messages {
 		b, ok, err := d.decode(m)
@@ -100,33 +101,33 @@ func TestDecode(t *testing.T) {
 	outboxIs1 := relation(1, "webhook_outbox", aColumns...)
 	cases := map[string]struct {
 		in   []wire
-		want []store.Batch
+		want []webhook.Batch
 	}{
 		"an event": {
 			[]wire{begin(), outboxIs1, insertPayload(`{}`), commit(100)},
-			[]store.Batch{{Events: []outbox.Event{event(`{}`)}, End: 100, CommitTime: committed}},
+			[]webhook.Batch{{Events: []outbox.Event{event(`{}`)}, End: 100, CommitTime: committed}},
 		},
 		"a transaction with nothing for us": {
 			[]wire{begin(), commit(100)},
-			[]store.Batch{{End: 100, CommitTime: committed}},
+			[]webhook.Batch{{End: 100, CommitTime: committed}},
 		},
 		"the relation is known in the next transaction too": {
 			[]wire{begin(), outboxIs1, commit(100), begin(), insertPayload(`1`), commit(200)},
-			[]store.Batch{{End: 100, CommitTime: committed}, {Events: []outbox.Event{event(`1`)}, End: 200, CommitTime: committed}},
+			[]webhook.Batch{{End: 100, CommitTime: committed}, {Events: []outbox.Event{event(`1`)}, End: 200, CommitTime: committed}},
 		},
 		"columns in another order, with others between": {
 			[]wire{
 				begin(), relation(1, "webhook_outbox", "x", "endpoint_ids", "payload", "created_at", "shard", "id", "event_type", "organization_id"),
 				insert(1, nil, "{"+endpoint+"}", `{}`, atText, "17", anID, "a.b", "org"), commit(100),
 			},
-			[]store.Batch{{Events: []outbox.Event{event(`{}`)}, End: 100, CommitTime: committed}},
+			[]webhook.Batch{{Events: []outbox.Event{event(`{}`)}, End: 100, CommitTime: committed}},
 		},
 		"the columns change between two rows": {
 			[]wire{
 				begin(), outboxIs1, insertPayload(`1`), relation(1, "webhook_outbox", append(aColumns, "more")...),
 				insert(1, anID, "org", "a.b", `2`, atText, "{"+endpoint+"}", "?"), commit(100),
 			},
-			[]store.Batch{{Events: []outbox.Event{event(`1`), event(`2`)}, End: 100, CommitTime: committed}},
+			[]webhook.Batch{{Events: []outbox.Event{event(`1`), event(`2`)}, End: 100, CommitTime: committed}},
 		},
 		"other tables, updates, deletes, truncates, types and origins are nothing to us": {
 			[]wire{
@@ -134,23 +135,23 @@ func TestDecode(t *testing.T) {
 				relation(3, "webhook_outbox", aColumns...), insert(3, anID, "org", "a.b", "{}", atText, "{}"), relation(4, "webhook_outbox", "id"), insert(4, anID),
 				wire("Y").u32(9).string("public").string("mood"), wire("U").u32(1), wire("D").u32(1), wire("T").u32(1), commit(100),
 			},
-			[]store.Batch{{End: 100, CommitTime: committed}},
+			[]webhook.Batch{{End: 100, CommitTime: committed}},
 		},
 		"echoes": {
 			[]wire{begin(), message(1, "walhook", "one"), message(1, "walhook", "two"), message(1, "walhooks", "no"), commit(100)},
-			[]store.Batch{{Echoes: []string{"one", "two"}, End: 100, CommitTime: committed}},
+			[]webhook.Batch{{Echoes: []string{"one", "two"}, End: 100, CommitTime: committed}},
 		},
 		"messages outside of a transaction are no echoes": {
 			[]wire{message(0, "walhook", "one"), begin(), message(0, "walhook", "two"), commit(100)},
-			[]store.Batch{{End: 100, CommitTime: committed}},
+			[]webhook.Batch{{End: 100, CommitTime: committed}},
 		},
 		"a huge message is no echo": {
 			[]wire{begin(), message(1, "walhook", strings.Repeat("x", maxEcho+1)), commit(100)},
-			[]store.Batch{{End: 100, CommitTime: committed}},
+			[]webhook.Batch{{End: 100, CommitTime: committed}},
 		},
 		"a time that Go cannot hold becomes that of the id": {
 			[]wire{begin(), outboxIs1, insert(1, anID, "org", "a.b", "{}", "infinity", "{}"), commit(100)},
-			[]store.Batch{{Events: []outbox.Event{{
+			[]webhook.Batch{{Events: []outbox.Event{{
 				ID: uuid.MustParse(anID), OrganizationID: "org", Type: "a.b", Payload: []byte("{}"),
 				CreatedAt: outbox.IDTime(uuid.MustParse(anID)).UTC(),
 			}}, End: 100, CommitTime: committed}},
@@ -269,7 +270,7 @@ func TestBatchesAreBounded(t *testing.T) {
 func TestNothingOfTheMessageIsKept(t *testing.T) {
 	t.Parallel()
 	d := decoder{outbox: 1}
-	var b store.Batch
+	var b webhook.Batch
 	for _, m := range []wire{begin(), relation(1, "webhook_outbox", aColumns...), insertPayload(`{"a": 1}`), message(1, "walhook", "echo"), commit(1)} {
 		var err error
 		if b, _, err = d.decode(m); err != nil {
@@ -381,7 +382,7 @@ func BenchmarkDecode(b *testing.B) {
 				b.Fatal(err)
 			}
 			first, last := begin(), commit(100)
-			must := func(_ store.Batch, _ bool, err error) {
+			must := func(_ webhook.Batch, _ bool, err error) {
 				if err != nil {
 					b.Fatal(err)
 				}

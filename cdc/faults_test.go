@@ -20,6 +20,7 @@ import (
 	"github.com/walhook/walhook/internal/postgres"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // newServer is a database on a server that the test may stop.
@@ -153,7 +154,7 @@ func TestStartAtAPositionBeyondTheSlots(t *testing.T) {
 	d := newDatabase(t)
 	var at atomic.Uint64
 	config := d.config()
-	config.Start = func(ctx context.Context, s *store.Session, flushed pglogrepl.LSN) error {
+	config.Start = func(ctx context.Context, s *webhook.Session, flushed pglogrepl.LSN) error {
 		if s.SystemID == "" || s.Timeline != 1 || flushed == 0 {
 			return errors.New("asked without identity")
 		}
@@ -448,7 +449,7 @@ func TestPublicationDroppedAndMadeAgain(t *testing.T) {
 	d := newDatabase(t)
 	var events atomic.Int64
 	config := d.config()
-	config.Check = func(ctx context.Context, _ *store.Session) error {
+	config.Check = func(ctx context.Context, _ *webhook.Session) error {
 		var exists bool
 		if err := d.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = 'walhook')`).Scan(&exists); err != nil {
 			return err
@@ -485,7 +486,7 @@ func TestNothingIsConfirmedWhileTheCheckFails(t *testing.T) {
 	var failing atomic.Bool
 	failing.Store(true)
 	config := d.config()
-	config.Check = func(context.Context, *store.Session) error {
+	config.Check = func(context.Context, *webhook.Session) error {
 		if failing.Load() {
 			return errors.New("the table is not in the publication")
 		}
@@ -515,7 +516,7 @@ func TestAnotherPublicationEndsTheSession(t *testing.T) {
 	t.Parallel()
 	d := newDatabase(t)
 	config := d.config()
-	config.Check = func(_ context.Context, s *store.Session) error {
+	config.Check = func(_ context.Context, s *webhook.Session) error {
 		if s.Confirmed == 0 || s.PID == 0 {
 			return errors.New("asked without the session")
 		}
@@ -779,7 +780,7 @@ func (r *run) newest() pglogrepl.LSN {
 }
 
 // batchesChannel is what waits for the consumer.
-func (r *run) batchesChannel() <-chan store.Batch { return r.Batches() }
+func (r *run) batchesChannel() <-chan webhook.Batch { return r.Batches() }
 
 // lsnBefore is a position before the transaction of the n-th insert ended.
 func (d *database) lsnBefore(n int) pglogrepl.LSN {

@@ -18,7 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -107,7 +107,7 @@ func (d *database) config() Config {
 }
 
 // start is Config.Start as far as every stream needs it: which table is the outbox.
-func (d *database) start(ctx context.Context, s *store.Session, _ pglogrepl.LSN) error {
+func (d *database) start(ctx context.Context, s *webhook.Session, _ pglogrepl.LSN) error {
 	return d.pool.QueryRow(ctx, `SELECT coalesce(to_regclass('webhook_outbox')::oid, 0)`).Scan(&s.Outbox)
 }
 
@@ -121,11 +121,11 @@ type run struct {
 
 	mu       sync.Mutex
 	err      error
-	sessions []*store.Session
+	sessions []*webhook.Session
 	events   []outbox.Event
 	ends     []pglogrepl.LSN
 	echoes   []string
-	batches  []store.Batch // without events
+	batches  []webhook.Batch // without events
 	largest  int
 	paused   chan struct{} // not nil: the consumer waits until it is closed
 	holding  bool          // do not confirm
@@ -182,7 +182,7 @@ func (r *run) error() error {
 }
 
 func (r *run) consume() {
-	var session *store.Session
+	var session *webhook.Session
 	var newest pglogrepl.LSN
 	for b := range r.Batches() {
 		r.mu.Lock()
@@ -259,7 +259,7 @@ func (r *run) count() int {
 	return len(r.events)
 }
 
-func (r *run) session(i int) *store.Session {
+func (r *run) session(i int) *webhook.Session {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if i >= len(r.sessions) {
@@ -274,7 +274,7 @@ func (r *run) eventually(within time.Duration, what string, cond func() bool) {
 }
 
 // streaming waits for a number of sessions.
-func (r *run) streaming(sessions int) *store.Session {
+func (r *run) streaming(sessions int) *webhook.Session {
 	r.t.Helper()
 	// The making of a slot waits for other tests' transactions.
 	r.eventually(time.Minute, fmt.Sprintf("session %d", sessions), func() bool { return r.session(sessions-1) != nil })

@@ -13,7 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 func TestASessionIsLiveOnlyWhileTheSlotIsItsOwn(t *testing.T) {
@@ -91,7 +91,7 @@ func TestWhatAnotherServerSaysOfTheSlotIsNoAnswer(t *testing.T) {
 	_, other := newServer(t, nil)
 	config := d.config()
 	var streams atomic.Bool
-	config.Start = func(ctx context.Context, s *store.Session, flushed pglogrepl.LSN) error {
+	config.Start = func(ctx context.Context, s *webhook.Session, flushed pglogrepl.LSN) error {
 		streams.Store(true)
 		return d.start(ctx, s, flushed)
 	}
@@ -119,7 +119,7 @@ func TestAVoidSessionEndsAndSaysWhatIsBetween(t *testing.T) {
 	d := newDatabase(t)
 	config := d.config()
 	void := true
-	config.Start = func(ctx context.Context, s *store.Session, flushed pglogrepl.LSN) error {
+	config.Start = func(ctx context.Context, s *webhook.Session, flushed pglogrepl.LSN) error {
 		if err := d.start(ctx, s, flushed); err != nil {
 			return err
 		}

@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // This file identifies the server, finds the slot or waits for it as a standby, and
@@ -224,7 +225,7 @@ const serverSQL = `SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_set
 	EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = %s)`
 
 // identify identifies the server, and checks whether it can replicate to us.
-func (s *Stream) identify(ctx context.Context, pg *pgconn.PgConn) (*store.Session, pglogrepl.LSN, error) {
+func (s *Stream) identify(ctx context.Context, pg *pgconn.PgConn) (*webhook.Session, pglogrepl.LSN, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 	system, err := s.identifySystem(ctx, pg)
@@ -249,7 +250,7 @@ func (s *Stream) identify(ctx context.Context, pg *pgconn.PgConn) (*store.Sessio
 	if s.serverVersion, err = strconv.Atoi(version); err != nil {
 		return nil, 0, fmt.Errorf("read the server's version: %w", err)
 	}
-	session := &store.Session{SystemID: system.SystemID, Timeline: system.Timeline, ServerVersion: s.serverVersion, ServerStarted: started}
+	session := &webhook.Session{SystemID: system.SystemID, Timeline: system.Timeline, ServerVersion: s.serverVersion, ServerStarted: started}
 	// From the walsender itself: the pid that the client got when it connected may be
 	// a proxy's.
 	walsender, err := strconv.ParseUint(pid, 10, 32)

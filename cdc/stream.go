@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // This file decides what happens between connections: what is retried, how soon, what
@@ -22,7 +23,7 @@ import (
 type Stream struct {
 	config  Config
 	log     *slog.Logger
-	batches chan store.Batch
+	batches chan webhook.Batch
 
 	stopped context.Context // done after Stop
 	stop    context.CancelFunc
@@ -53,7 +54,7 @@ func New(config Config) *Stream {
 	s := &Stream{
 		config:           config,
 		log:              cmp.Or(config.Logger, slog.Default()),
-		batches:          make(chan store.Batch, batchesAhead),
+		batches:          make(chan webhook.Batch, batchesAhead),
 		walSenderTimeout: walSenderTimeout,
 		status:           Status{Role: Connecting},
 		prepared:         config.Resumed,
@@ -64,7 +65,7 @@ func New(config Config) *Stream {
 
 // Batches returns the channel to the one consumer. It is closed when Run returns. While
 // it is full the stream stops reading, but keeps answering the server.
-func (s *Stream) Batches() <-chan store.Batch { return s.batches }
+func (s *Stream) Batches() <-chan webhook.Batch { return s.batches }
 
 // Stop begins the drain: no further event is passed on. Events that still arrive are
 // dropped, and no position behind them is passed on, so they will come again. Echoes
@@ -158,14 +159,14 @@ func (s *Stream) runOnce(ctx context.Context) error {
 
 // reported is the last flush position that a session sent to the server.
 type reported struct {
-	by  *store.Session // nil: none was sent
+	by  *webhook.Session // nil: none was sent
 	lsn pglogrepl.LSN
 }
 
 // on returns the position if it is valid in another session, or 0. After a restart of
 // the server the database may have been set back to an earlier state, in which the same
 // LSN means something else.
-func (r reported) on(s *store.Session) pglogrepl.LSN {
+func (r reported) on(s *webhook.Session) pglogrepl.LSN {
 	if r.by == nil || r.by.SystemID != s.SystemID || r.by.Timeline != s.Timeline || r.by.ServerStarted != s.ServerStarted {
 		return 0
 	}

@@ -9,16 +9,16 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/walhook/walhook/deliver/schedule"
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 type claimStore struct {
 	retrierStore
-	visible func(store.Fence) bool
+	visible func(webhook.Fence) bool
 }
 
 // ClaimVisible is the Store's.
-func (s claimStore) ClaimVisible(_ context.Context, f store.Fence) (bool, error) {
+func (s claimStore) ClaimVisible(_ context.Context, f webhook.Fence) (bool, error) {
 	return s.visible(f), nil
 }
 
@@ -33,17 +33,17 @@ func retrierOfClaims() (*retrier, *schedule.Scheduler) {
 func TestVisibleOfTheFormerClaim(t *testing.T) {
 	t.Parallel()
 	r, s := retrierOfClaims()
-	first := store.Fence{Epoch: 1, ClaimXID: "100", Reconcile: true}
-	second := store.Fence{Epoch: 1, ClaimXID: "200", Reconcile: true, Moved: true}
+	first := webhook.Fence{Epoch: 1, ClaimXID: "100", Reconcile: true}
+	second := webhook.Fence{Epoch: 1, ClaimXID: "200", Reconcile: true, Moved: true}
 	var asked []string
-	r.store = claimStore{visible: func(f store.Fence) bool {
+	r.store = claimStore{visible: func(f webhook.Fence) bool {
 		if asked = append(asked, f.ClaimXID); len(asked) == 1 {
-			s.BeginSession(&store.Session{}, second, 2, time.Now())
+			s.BeginSession(&webhook.Session{}, second, 2, time.Now())
 			r.sessionClaimed(second)
 		}
 		return true
 	}}
-	s.BeginSession(&store.Session{}, first, 1, time.Now())
+	s.BeginSession(&webhook.Session{}, first, 1, time.Now())
 	r.sessionClaimed(first)
 	for range 2 {
 		if s.ClaimVisible(second) {
@@ -62,15 +62,15 @@ func TestVisibleOfTheFormerClaim(t *testing.T) {
 func TestVisibleOfTheFormerClaimComesLate(t *testing.T) {
 	t.Parallel()
 	r, s := retrierOfClaims()
-	first := store.Fence{Epoch: 1, ClaimXID: "100", Reconcile: true}
-	second := store.Fence{Epoch: 1, ClaimXID: "200", Reconcile: true, Moved: true}
-	r.store = claimStore{visible: func(f store.Fence) bool {
+	first := webhook.Fence{Epoch: 1, ClaimXID: "100", Reconcile: true}
+	second := webhook.Fence{Epoch: 1, ClaimXID: "200", Reconcile: true, Moved: true}
+	r.store = claimStore{visible: func(f webhook.Fence) bool {
 		if f.ClaimXID == "100" {
-			s.BeginSession(&store.Session{}, second, 2, time.Now()) // the fan-out, which logs two lines before sessionClaimed
+			s.BeginSession(&webhook.Session{}, second, 2, time.Now()) // the fan-out, which logs two lines before sessionClaimed
 		}
 		return f.ClaimXID == "100"
 	}}
-	s.BeginSession(&store.Session{}, first, 1, time.Now())
+	s.BeginSession(&webhook.Session{}, first, 1, time.Now())
 	r.sessionClaimed(first)
 	if err := r.compareWhenVisible(t.Context()); err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // A refusingConsequences database refuses consequences, if it is told to.
@@ -23,10 +24,10 @@ type refusingConsequences struct {
 }
 
 // Mark is Store's.
-func (r *refusingConsequences) Mark(context.Context, store.Fence, store.Mark) error { return nil }
+func (r *refusingConsequences) Mark(context.Context, webhook.Fence, webhook.Mark) error { return nil }
 
 // WriteConsequence is Store's.
-func (r *refusingConsequences) WriteConsequence(_ context.Context, _ store.Fence, c store.Consequence) ([]store.Consequence, error) {
+func (r *refusingConsequences) WriteConsequence(_ context.Context, _ webhook.Fence, c store.Consequence) ([]store.Consequence, error) {
 	if r.refused {
 		return nil, &pgconn.PgError{Code: "P0001"}
 	}
@@ -35,10 +36,10 @@ func (r *refusingConsequences) WriteConsequence(_ context.Context, _ store.Fence
 }
 
 // emptyStream is a stream that brings nothing.
-type emptyStream chan store.Batch
+type emptyStream chan webhook.Batch
 
 // Batches is Source's.
-func (s emptyStream) Batches() <-chan store.Batch { return s }
+func (s emptyStream) Batches() <-chan webhook.Batch { return s }
 
 // Stop is Source's.
 func (s emptyStream) Stop() { close(s) }
@@ -51,9 +52,9 @@ func TestDeferredConsequencesAreWrittenAtAGracefulStop(t *testing.T) {
 			var text bytes.Buffer
 			db := &refusingConsequences{refused: refused}
 			e := New(Config{Limits: small, Store: db, Sender: send.NewSender(send.SenderConfig{Timeout: time.Second}), Log: slog.New(slog.NewTextHandler(&text, nil))})
-			e.scheduler.BeginSession(&store.Session{}, store.Fence{Epoch: 1}, 0, time.Now())
+			e.scheduler.BeginSession(&webhook.Session{}, webhook.Fence{Epoch: 1}, 0, time.Now())
 			e.recorder.deferring, e.recorder.deferredTried = true, time.Now()
-			e.recorder.deferred = store.Consequences(nil, []store.Record{{ID: uuid.New(), EventType: "payment.failed", Exhausted: true, Attempt: &store.Attempt{}}})
+			e.recorder.deferred = store.Consequences(nil, []webhook.Record{{ID: uuid.New(), EventType: "payment.failed", Exhausted: true, Attempt: &webhook.Attempt{}}})
 			ctx, stop := context.WithCancel(t.Context())
 			stop()
 			if err := e.Run(ctx, make(emptyStream)); err != nil {

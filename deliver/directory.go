@@ -12,7 +12,7 @@ import (
 
 	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/deliver/send"
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // directoryPage bounds the endpoints in one look-up, which takes PostgreSQL about 2 ms.
@@ -20,7 +20,7 @@ const directoryPage = 500
 
 // A directoryStore has the directory's statements.
 type directoryStore interface {
-	Endpoints(ctx context.Context, ids []uuid.UUID) ([]store.Endpoint, error)
+	Endpoints(ctx context.Context, ids []uuid.UUID) ([]webhook.Endpoint, error)
 }
 
 // A directory looks up the endpoints that lanes want to send to. It caches nothing:
@@ -122,7 +122,7 @@ func (d *directory) lookUp(ctx context.Context, wanted []schedule.LookUp) error 
 	if err != nil {
 		return err
 	}
-	byID := make(map[uuid.UUID]*store.Endpoint, len(found))
+	byID := make(map[uuid.UUID]*webhook.Endpoint, len(found))
 	for i := range found {
 		byID[found[i].ID] = &found[i]
 	}
@@ -134,7 +134,7 @@ func (d *directory) lookUp(ctx context.Context, wanted []schedule.LookUp) error 
 }
 
 // answer builds a new target if the endpoint has changed since the last look-up.
-func (d *directory) answer(x *schedule.LookUp, e *store.Endpoint) {
+func (d *directory) answer(x *schedule.LookUp, e *webhook.Endpoint) {
 	switch {
 	case e == nil:
 		x.Target = nil

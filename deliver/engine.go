@@ -30,6 +30,7 @@ import (
 	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // A Store has the statements of all loops; each loop declares its own. Every method
@@ -51,13 +52,13 @@ type Config struct {
 	Sender         *send.Sender
 	Log            *slog.Logger
 	// Observe, if not nil, is called after each attempt, concurrently.
-	Observe func(eventType string, a store.Attempt)
+	Observe func(eventType string, a webhook.Attempt)
 }
 
 // A Source is the stream that an Engine reads.
 type Source interface {
 	// Batches is closed when the stream has ended.
-	Batches() <-chan store.Batch
+	Batches() <-chan webhook.Batch
 	// Stop stops reading events; echoes still come.
 	Stop()
 }
@@ -65,8 +66,8 @@ type Source interface {
 // An Engine runs the loops that deliver the stream's events.
 type Engine struct {
 	scheduler  *schedule.Scheduler
-	send       func(context.Context, send.Request) (store.Attempt, bool) // Sender.Send
-	observe    func(string, store.Attempt)
+	send       func(context.Context, send.Request) (webhook.Attempt, bool) // Sender.Send
+	observe    func(string, webhook.Attempt)
 	log        *slog.Logger
 	timeout    time.Duration
 	workers    workers
@@ -111,7 +112,7 @@ func (e *Engine) newHeartbeat(name string) *heartbeat {
 }
 
 // acquired has the retrier start for a new session.
-func (e *Engine) acquired(fence store.Fence) {
+func (e *Engine) acquired(fence webhook.Fence) {
 	e.retrier.sessionClaimed(fence)
 	e.retrier.changeHint.Raise()
 }

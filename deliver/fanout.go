@@ -11,6 +11,7 @@ import (
 
 	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -24,7 +25,7 @@ const oldOnArrival = time.Minute
 
 // A fanOutStore has the fan-out's statements.
 type fanOutStore interface {
-	Acquire(ctx context.Context, holder uuid.UUID, session *store.Session, seq uint64) (store.Fence, error)
+	Acquire(ctx context.Context, holder uuid.UUID, session *webhook.Session, seq uint64) (webhook.Fence, error)
 	Existing(ctx context.Context, ids []uuid.UUID, known map[uuid.UUID]bool) error
 }
 
@@ -35,14 +36,14 @@ type fanOut struct {
 	store       fanOutStore
 	recorder    *recorder
 	holder      uuid.UUID
-	acquired    func(store.Fence) // called when a session has claimed the slot
-	sessionOver bool              // the session ended before it claimed the slot; the stream brings another
+	acquired    func(webhook.Fence) // called when a session has claimed the slot
+	sessionOver bool                // the session ended before it claimed the slot; the stream brings another
 	failure     failure
 	heartbeat   *heartbeat
 	log         *slog.Logger
 }
 
-func (f *fanOut) run(ctx context.Context, batches <-chan store.Batch) error {
+func (f *fanOut) run(ctx context.Context, batches <-chan webhook.Batch) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -71,8 +72,8 @@ const maxGroup = 256
 
 // gather returns a batch with those that have arrived behind it, so that they share a
 // look-up. A batch that needs none stays alone.
-func (f *fanOut) gather(first store.Batch, batches <-chan store.Batch) []store.Batch {
-	group := []store.Batch{first}
+func (f *fanOut) gather(first webhook.Batch, batches <-chan webhook.Batch) []webhook.Batch {
+	group := []webhook.Batch{first}
 	if !f.mayHaveRows(&first) {
 		return group
 	}
@@ -92,7 +93,7 @@ func (f *fanOut) gather(first store.Batch, batches <-chan store.Batch) []store.B
 
 // processAll processes batches in order. Batches behind a session are looked up again,
 // after its claim.
-func (f *fanOut) processAll(ctx context.Context, group []store.Batch) error {
+func (f *fanOut) processAll(ctx context.Context, group []webhook.Batch) error {
 	known, err := f.lookUpGroup(ctx, group)
 	if err != nil {
 		return err
@@ -108,7 +109,7 @@ func (f *fanOut) processAll(ctx context.Context, group []store.Batch) error {
 	return nil
 }
 
-func (f *fanOut) process(ctx context.Context, b *store.Batch, known map[uuid.UUID]bool) error {
+func (f *fanOut) process(ctx context.Context, b *webhook.Batch, known map[uuid.UUID]bool) error {
 	if b.Session != nil {
 		return f.begin(ctx, b.Session)
 	}
@@ -152,7 +153,7 @@ func (f *fanOut) awaitRoom(ctx context.Context) bool {
 // mayHaveRows reports whether deliveries of a batch may have rows already: a former
 // process or session may have recorded them, or a rewrite of the outbox repeats an old
 // event.
-func (f *fanOut) mayHaveRows(b *store.Batch) bool {
+func (f *fanOut) mayHaveRows(b *webhook.Batch) bool {
 	for i := range b.Events {
 		if b.CommitTime.Sub(outbox.IDTime(b.Events[i].ID)) > oldOnArrival {
 			return true
@@ -164,7 +165,7 @@ func (f *fanOut) mayHaveRows(b *store.Batch) bool {
 
 // lookUpGroup returns which of the group's deliveries are in memory or have a row.
 // Memory is checked first: a delivery that leaves it afterwards has a committed row.
-func (f *fanOut) lookUpGroup(ctx context.Context, group []store.Batch) (map[uuid.UUID]bool, error) {
+func (f *fanOut) lookUpGroup(ctx context.Context, group []webhook.Batch) (map[uuid.UUID]bool, error) {
 	var ids []uuid.UUID
 	for i := range group {
 		if !f.mayHaveRows(&group[i]) {
@@ -216,7 +217,7 @@ func (f *fanOut) lookUp(ctx context.Context, ids []uuid.UUID, known map[uuid.UUI
 
 // begin claims the slot for a new session. The claim ends with a marker, the first
 // batch of the session: until its echo, the stream may repeat deliveries with rows.
-func (f *fanOut) begin(ctx context.Context, s *store.Session) error {
+func (f *fanOut) begin(ctx context.Context, s *webhook.Session) error {
 	// No batch may be under way: the marker's echo would count as its echo, too.
 	if !f.recorder.lock.acquire(ctx, f.heartbeat) {
 		return nil
@@ -248,7 +249,7 @@ func (f *fanOut) begin(ctx context.Context, s *store.Session) error {
 
 // acquire retries until the slot is claimed, the session is over, or a guard holds
 // the claim back. The stream answers the server meanwhile.
-func (f *fanOut) acquire(ctx context.Context, s *store.Session, marker uint64) (store.Fence, error) {
+func (f *fanOut) acquire(ctx context.Context, s *webhook.Session, marker uint64) (webhook.Fence, error) {
 	defer f.failure.clear()
 	for warned, begun := false, time.Now(); ; {
 		f.heartbeat.beat()

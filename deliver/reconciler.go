@@ -13,6 +13,7 @@ import (
 
 	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -58,11 +59,11 @@ const (
 type reconcilerStore interface {
 	Now(ctx context.Context) (time.Time, error)
 	Missing(ctx context.Context, from store.Position, until uuid.UUID, limit int) (store.Compared, error)
-	InsertMissing(ctx context.Context, fence store.Fence, records []store.Record) (inserted int, err error)
+	InsertMissing(ctx context.Context, fence webhook.Fence, records []webhook.Record) (inserted int, err error)
 	AnyMissing(ctx context.Context, after, until time.Time) (bool, error)
 	InsertLSN(ctx context.Context) (pglogrepl.LSN, error)
-	Mark(ctx context.Context, fence store.Fence, mark store.Mark) error
-	Reconciled(ctx context.Context, fence store.Fence) (since time.Time, err error)
+	Mark(ctx context.Context, fence webhook.Fence, mark webhook.Mark) error
+	Reconciled(ctx context.Context, fence webhook.Fence) (since time.Time, err error)
 }
 
 // A reconciler finds owed deliveries that the stream will never bring: their events
@@ -251,7 +252,7 @@ func (r *reconciler) reportBeyondWindow(ctx context.Context, start, from time.Ti
 
 // insertMissing waits, and inserts the candidates that still have no row. The INSERT is
 // the second check: it finds existing rows, whatever its snapshot shows.
-func (r *reconciler) insertMissing(ctx context.Context, session *store.Session, fence store.Fence, candidates []store.Candidate) error {
+func (r *reconciler) insertMissing(ctx context.Context, session *webhook.Session, fence webhook.Fence, candidates []store.Candidate) error {
 	if len(candidates) == 0 {
 		return nil
 	}
@@ -260,11 +261,11 @@ func (r *reconciler) insertMissing(ctx context.Context, session *store.Session, 
 	}
 	// As the recorder does: rows that are refused are found, logged and passed over.
 	writer := &recorder{scheduler: r.scheduler, heartbeat: r.heartbeat, log: r.log}
-	b := &batch{fence: fence, refused: map[uuid.UUID]bool{}, skip: func(context.Context, store.Record) error { return nil },
-		send: func(_ context.Context, _ store.Mark, part []store.Record) error {
+	b := &batch{fence: fence, refused: map[uuid.UUID]bool{}, skip: func(context.Context, webhook.Record) error { return nil },
+		send: func(_ context.Context, _ webhook.Mark, part []webhook.Record) error {
 			return r.insert(ctx, fence, part) // bounds each transaction itself
 		}}
-	records := make([]store.Record, 0, min(len(candidates), insertMax))
+	records := make([]webhook.Record, 0, min(len(candidates), insertMax))
 	for chunk := range slices.Chunk(candidates, insertMax) {
 		// By endpoint, so that neighbours in the index on (endpoint_id, next_attempt_at)
 		// follow each other: an eighth faster.
@@ -273,8 +274,8 @@ func (r *reconciler) insertMissing(ctx context.Context, session *store.Session, 
 		})
 		records = records[:0]
 		for _, c := range chunk {
-			records = append(records, store.Record{ID: c.ID, EventID: c.EventID, EndpointID: c.EndpointID,
-				OrganizationID: c.OrganizationID, EventType: c.EventType, Status: store.Pending})
+			records = append(records, webhook.Record{ID: c.ID, EventID: c.EventID, EndpointID: c.EndpointID,
+				OrganizationID: c.OrganizationID, EventType: c.EventType, Status: webhook.Pending})
 		}
 		if err := writer.write(ctx, b, records); err != nil {
 			return err
@@ -290,7 +291,7 @@ func (r *reconciler) insertMissing(ctx context.Context, session *store.Session, 
 
 // insert writes rows in transactions that are short enough. A retry skips the rows that
 // the failed try has inserted.
-func (r *reconciler) insert(ctx context.Context, fence store.Fence, records []store.Record) error {
+func (r *reconciler) insert(ctx context.Context, fence webhook.Fence, records []webhook.Record) error {
 	for len(records) > 0 {
 		part := records[:min(r.insertSize, len(records))]
 		for i := range part {
@@ -322,7 +323,7 @@ func (r *reconciler) insert(ctx context.Context, fence store.Fence, records []st
 // awaitConfirmed waits until everything committed by now is recorded and confirmed. A
 // marker moves the position of an idle database. Deliveries to slow receivers are parked
 // meanwhile. It fails in another session, whose positions may mean something else.
-func (r *reconciler) awaitConfirmed(ctx context.Context, session *store.Session) error {
+func (r *reconciler) awaitConfirmed(ctx context.Context, session *webhook.Session) error {
 	lsn, err := r.store.InsertLSN(ctx)
 	if err != nil {
 		return err
@@ -353,7 +354,7 @@ func (r *reconciler) writeMarker(ctx context.Context) error {
 	defer r.recorder.lock.release()
 	seq := r.scheduler.NextSeq()
 	for {
-		err := bounded(ctx, func(ctx context.Context) error { return r.store.Mark(ctx, r.scheduler.Fence(), store.Mark{Seq: seq}) })
+		err := bounded(ctx, func(ctx context.Context) error { return r.store.Mark(ctx, r.scheduler.Fence(), webhook.Mark{Seq: seq}) })
 		if err == nil || errors.Is(err, store.ErrFenced) {
 			return err
 		}

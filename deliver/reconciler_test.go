@@ -16,6 +16,7 @@ import (
 
 	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -27,7 +28,7 @@ type refusing struct {
 }
 
 // Mark is Store's.
-func (r *refusing) Mark(_ context.Context, _ store.Fence, mark store.Mark) error {
+func (r *refusing) Mark(_ context.Context, _ webhook.Fence, mark webhook.Mark) error {
 	if r.left--; r.left >= 0 {
 		return errors.New("refused")
 	}
@@ -98,7 +99,7 @@ func (o *owing) Missing(_ context.Context, from store.Position, _ uuid.UUID, lim
 }
 
 // InsertMissing is Store's.
-func (o *owing) InsertMissing(ctx context.Context, _ store.Fence, records []store.Record) (int, error) {
+func (o *owing) InsertMissing(ctx context.Context, _ webhook.Fence, records []webhook.Record) (int, error) {
 	took := time.Duration(len(records)) * o.perRow
 	if 2*len(o.rows) > o.owed {
 		took *= time.Duration(max(o.slower, 1))
@@ -132,13 +133,13 @@ func (o *owing) InsertLSN(context.Context) (pglogrepl.LSN, error) {
 }
 
 // Mark is Store's.
-func (o *owing) Mark(context.Context, store.Fence, store.Mark) error { return nil }
+func (o *owing) Mark(context.Context, webhook.Fence, webhook.Mark) error { return nil }
 
 // AnyMissing is Store's.
 func (o *owing) AnyMissing(context.Context, time.Time, time.Time) (bool, error) { return false, nil }
 
 // Reconciled is Store's.
-func (o *owing) Reconciled(_ context.Context, fence store.Fence) (time.Time, error) {
+func (o *owing) Reconciled(_ context.Context, fence webhook.Fence) (time.Time, error) {
 	o.done++
 	if o.unheard--; o.unheard >= 0 {
 		return time.Time{}, errors.New("the answer is lost")
@@ -154,7 +155,7 @@ func (o *owing) Reconciled(_ context.Context, fence store.Fence) (time.Time, err
 
 func newReconciler(db Store) *reconciler {
 	s := schedule.New(schedule.Options{Limits: small})
-	s.BeginSession(&store.Session{}, store.Fence{Epoch: 1, Reconcile: true, ReconcileFrom: time.Unix(0, 0)}, 0, time.Now())
+	s.BeginSession(&webhook.Session{}, webhook.Fence{Epoch: 1, Reconcile: true, ReconcileFrom: time.Unix(0, 0)}, 0, time.Now())
 	return &reconciler{scheduler: s, store: db, recorder: &recorder{lock: newWriterLock()}, heartbeat: newHeartbeat("reconciler"),
 		announce: func() {}, log: slog.New(slog.DiscardHandler), wake: schedule.NewSignal(), window: time.Hour}
 }
@@ -238,10 +239,10 @@ func TestComparisonContinuesWhereItStopped(t *testing.T) {
 		r.comparison.upto = store.Position{Event: owingEvent, Owed: 20_000}
 		again("the same session", true)
 		fence := r.scheduler.Fence()
-		r.scheduler.BeginSession(&store.Session{Start: 1}, fence, 0, time.Now())
+		r.scheduler.BeginSession(&webhook.Session{Start: 1}, fence, 0, time.Now())
 		again("another session, for the same cause", true)
 		fence.ReconcileFrom = fence.ReconcileFrom.Add(-time.Microsecond)
-		r.scheduler.BeginSession(&store.Session{Start: 1}, fence, 0, time.Now())
+		r.scheduler.BeginSession(&webhook.Session{Start: 1}, fence, 0, time.Now())
 		again("another cause", false)
 	})
 }
@@ -252,16 +253,16 @@ func TestAnotherCauseOfTheSameTimeIsComparedFromTheBeginning(t *testing.T) {
 	t.Parallel()
 	restarted := time.Unix(1, 0)
 	for name, tc := range map[string]struct {
-		session *store.Session
-		change  func(*store.Fence)
+		session *webhook.Session
+		change  func(*webhook.Fence)
 		again   bool
 	}{
-		"the same slot":               {&store.Session{Start: 1}, func(*store.Fence) {}, false},
-		"the slot was made":           {&store.Session{Start: 1, SlotCreated: true}, func(*store.Fence) {}, true},
-		"from the slot's position":    {&store.Session{}, func(*store.Fence) {}, true},
-		"somebody has moved the slot": {&store.Session{Start: 1}, func(f *store.Fence) { f.Moved = true }, true},
-		"another publication":         {&store.Session{Start: 1, Published: "less"}, func(*store.Fence) {}, true},
-		"the server was restarted":    {&store.Session{Start: 1}, func(f *store.Fence) { f.Server = restarted }, true},
+		"the same slot":               {&webhook.Session{Start: 1}, func(*webhook.Fence) {}, false},
+		"the slot was made":           {&webhook.Session{Start: 1, SlotCreated: true}, func(*webhook.Fence) {}, true},
+		"from the slot's position":    {&webhook.Session{}, func(*webhook.Fence) {}, true},
+		"somebody has moved the slot": {&webhook.Session{Start: 1}, func(f *webhook.Fence) { f.Moved = true }, true},
+		"another publication":         {&webhook.Session{Start: 1, Published: "less"}, func(*webhook.Fence) {}, true},
+		"the server was restarted":    {&webhook.Session{Start: 1}, func(f *webhook.Fence) { f.Server = restarted }, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -291,7 +292,7 @@ func TestOnlyTheComparedCauseIsDone(t *testing.T) {
 	t.Parallel()
 	r := newReconciler(&owing{})
 	_, fence, cause := r.scheduler.Session()
-	r.scheduler.BeginSession(&store.Session{SlotCreated: true}, fence, 0, time.Now())
+	r.scheduler.BeginSession(&webhook.Session{SlotCreated: true}, fence, 0, time.Now())
 	if r.scheduler.Compared(cause); !r.scheduler.Fence().Reconcile {
 		t.Error("the new slot's comparison was dropped")
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -45,11 +46,11 @@ const (
 
 // A recorderStore has the recorder's statements.
 type recorderStore interface {
-	Insert(ctx context.Context, fence store.Fence, mark store.Mark, records []store.Record) (allNew bool, err error)
-	Update(ctx context.Context, fence store.Fence, mark store.Mark, records []store.Record) (locked, replayed []uuid.UUID, err error)
-	NoteMissing(ctx context.Context, fence store.Fence, from time.Time) (noted time.Time, err error)
-	WriteConsequence(ctx context.Context, fence store.Fence, c store.Consequence) (rest []store.Consequence, err error)
-	Mark(ctx context.Context, fence store.Fence, mark store.Mark) error
+	Insert(ctx context.Context, fence webhook.Fence, mark webhook.Mark, records []webhook.Record) (allNew bool, err error)
+	Update(ctx context.Context, fence webhook.Fence, mark webhook.Mark, records []webhook.Record) (locked, replayed []uuid.UUID, err error)
+	NoteMissing(ctx context.Context, fence webhook.Fence, from time.Time) (noted time.Time, err error)
+	WriteConsequence(ctx context.Context, fence webhook.Fence, c store.Consequence) (rest []store.Consequence, err error)
+	Mark(ctx context.Context, fence webhook.Fence, mark webhook.Mark) error
 }
 
 // A recorder writes outcomes and parked deliveries in batches, one transaction at a
@@ -177,12 +178,12 @@ func (r *recorder) recordNew(ctx context.Context) error {
 	}
 	b := &batch{mark: taken.Mark, fence: taken.Fence, refused: map[uuid.UUID]bool{}}
 	allNew := true
-	b.send = func(ctx context.Context, mark store.Mark, part []store.Record) error {
+	b.send = func(ctx context.Context, mark webhook.Mark, part []webhook.Record) error {
 		fresh, err := r.store.Insert(ctx, b.fence, mark, part)
 		allNew = allNew && fresh
 		return err
 	}
-	b.skip = func(ctx context.Context, of store.Record) error {
+	b.skip = func(ctx context.Context, of webhook.Record) error {
 		from, err := r.store.NoteMissing(ctx, b.fence, outbox.IDTime(of.ID))
 		if err == nil {
 			r.scheduler.NoteMissing(from)
@@ -203,7 +204,7 @@ func (r *recorder) recordExisting(ctx context.Context) error {
 	}
 	b := &batch{mark: taken.Mark, fence: taken.Fence, refused: map[uuid.UUID]bool{}}
 	isLocked, isReplayed := map[uuid.UUID]bool{}, map[uuid.UUID]bool{}
-	b.send = func(ctx context.Context, mark store.Mark, part []store.Record) error {
+	b.send = func(ctx context.Context, mark webhook.Mark, part []webhook.Record) error {
 		locked, replayed, err := r.store.Update(ctx, b.fence, mark, part)
 		for _, id := range locked {
 			isLocked[id] = true
@@ -213,7 +214,7 @@ func (r *recorder) recordExisting(ctx context.Context) error {
 		}
 		return err
 	}
-	b.skip = func(context.Context, store.Record) error { return nil } // the row is there
+	b.skip = func(context.Context, webhook.Record) error { return nil } // the row is there
 	if err := r.write(ctx, b, taken.Records); err != nil {
 		return err
 	}
@@ -224,11 +225,11 @@ func (r *recorder) recordExisting(ctx context.Context) error {
 
 // A batch is a set of records that is being written.
 type batch struct {
-	mark    store.Mark
-	fence   store.Fence
-	send    func(context.Context, store.Mark, []store.Record) error // writes records in one transaction
-	skip    func(context.Context, store.Record) error               // notes that a delivery stays without a row
-	refused map[uuid.UUID]bool                                      // deliveries that the database refuses
+	mark    webhook.Mark
+	fence   webhook.Fence
+	send    func(context.Context, webhook.Mark, []webhook.Record) error // writes records in one transaction
+	skip    func(context.Context, webhook.Record) error                 // notes that a delivery stays without a row
+	refused map[uuid.UUID]bool                                          // deliveries that the database refuses
 }
 
 // write retries until the records are written, however long the database is away,
@@ -236,12 +237,12 @@ type batch struct {
 // to the poison row. That row is stripped of the receiver's response, and then of all
 // but its status. A row that is refused even so is passed over. So no row can hold the
 // slot. The mark goes with the last part, whose commit means that all are written.
-func (r *recorder) write(ctx context.Context, b *batch, records []store.Record) error {
+func (r *recorder) write(ctx context.Context, b *batch, records []webhook.Record) error {
 	return r.writePart(ctx, b, records, true, 0)
 }
 
-func (r *recorder) writePart(ctx context.Context, b *batch, part []store.Record, last bool, stripped int) error {
-	m := store.Mark{}
+func (r *recorder) writePart(ctx context.Context, b *batch, part []webhook.Record, last bool, stripped int) error {
+	m := webhook.Mark{}
 	if last {
 		m = b.mark
 	}
@@ -264,7 +265,7 @@ func (r *recorder) writePart(ctx context.Context, b *batch, part []store.Record,
 			return r.writePart(ctx, b, part[half:], last, 0)
 		case isPoison(err) && len(part) > 0 && stripped < bareRecord:
 			less := strip(part[0], err, stripped+1)
-			if err := r.writePart(ctx, b, []store.Record{less}, last, stripped+1); err != nil {
+			if err := r.writePart(ctx, b, []webhook.Record{less}, last, stripped+1); err != nil {
 				return err
 			}
 			if stripped == 0 && !b.refused[less.ID] {
@@ -293,8 +294,8 @@ func (r *recorder) writePart(ctx context.Context, b *batch, part []store.Record,
 
 // try writes a part once, with its consequences. If the database refuses that, it
 // writes the rows alone and defers the consequences.
-func (r *recorder) try(ctx context.Context, b *batch, mark store.Mark, part []store.Record) error {
-	send := func(mark store.Mark) error {
+func (r *recorder) try(ctx context.Context, b *batch, mark webhook.Mark, part []webhook.Record) error {
+	send := func(mark webhook.Mark) error {
 		r.heartbeat.beat()
 		return bounded(ctx, func(ctx context.Context) error { return b.send(ctx, mark, part) })
 	}
@@ -315,7 +316,7 @@ func (r *recorder) try(ctx context.Context, b *batch, mark store.Mark, part []st
 // passOver lets a batch commit without a row that the database refuses in every form.
 // The outcome waits in memory until it is accepted. If there is no row yet, the next
 // process would miss the delivery, so the state row first notes that a comparison is due.
-func (r *recorder) passOver(ctx context.Context, b *batch, of store.Record, cause error) error {
+func (r *recorder) passOver(ctx context.Context, b *batch, of webhook.Record, cause error) error {
 	if !r.refusedReported {
 		r.refusedReported = true
 		r.log.Error("the database refuses a delivery's outcome; kept in memory, and retried: check the constraints and triggers on webhook_deliveries",
@@ -336,7 +337,7 @@ func (r *recorder) passOver(ctx context.Context, b *batch, of store.Record, caus
 		}
 		break
 	}
-	for _, c := range store.Consequences(nil, []store.Record{of}) {
+	for _, c := range store.Consequences(nil, []webhook.Record{of}) {
 		if len(c.Endpoints()) > 0 {
 			return r.deferConsequences(ctx, []store.Consequence{c}, cause)
 		}
@@ -382,7 +383,7 @@ const bareRecord = 2
 
 // strip removes the response from a record at level 1, and at bareRecord all but its
 // status and times.
-func strip(r store.Record, cause error, level int) store.Record {
+func strip(r webhook.Record, cause error, level int) webhook.Record {
 	if r.Attempt == nil {
 		return r
 	}
@@ -392,7 +393,7 @@ func strip(r store.Record, cause error, level int) store.Record {
 		a.Error += ": SQLSTATE " + pg.Code
 	}
 	if level == bareRecord {
-		a = store.Attempt{EndedAt: a.EndedAt, Duration: a.Duration} // which decide whether a later change stands
+		a = webhook.Attempt{EndedAt: a.EndedAt, Duration: a.Duration} // which decide whether a later change stands
 	}
 	r.Attempt = &a
 	return r

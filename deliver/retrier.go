@@ -13,6 +13,7 @@ import (
 
 	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 const (
@@ -44,14 +45,14 @@ const (
 
 // A retrierStore has the retrier's statements.
 type retrierStore interface {
-	ClaimVisible(ctx context.Context, fence store.Fence) (bool, error)
+	ClaimVisible(ctx context.Context, fence webhook.Fence) (bool, error)
 	Now(ctx context.Context) (time.Time, error)
 	NewlyDue(ctx context.Context, since time.Time) (endpoints []uuid.UUID, now time.Time, all bool, err error)
-	Waiting(ctx context.Context, after uuid.UUID, limit int) ([]store.Waiting, error)
-	Due(ctx context.Context, pages []store.Page, take func(*store.Due)) error
-	CancelRows(ctx context.Context, fence store.Fence, endpoint uuid.UUID, reason string) (cancelled int, more bool, err error)
-	CancelReassigned(ctx context.Context, fence store.Fence, ids []uuid.UUID) error
-	CancelOrphans(ctx context.Context, fence store.Fence, ids []uuid.UUID) error
+	Waiting(ctx context.Context, after uuid.UUID, limit int) ([]webhook.Waiting, error)
+	Due(ctx context.Context, pages []webhook.Page, take func(*webhook.Due)) error
+	CancelRows(ctx context.Context, fence webhook.Fence, endpoint uuid.UUID, reason string) (cancelled int, more bool, err error)
+	CancelReassigned(ctx context.Context, fence webhook.Fence, ids []uuid.UUID) error
+	CancelOrphans(ctx context.Context, fence webhook.Fence, ids []uuid.UUID) error
 }
 
 // A retrier brings due rows back to their lanes: retries, parked deliveries and
@@ -65,12 +66,12 @@ type retrier struct {
 	changeHint schedule.Signal // somebody else has changed deliveries or endpoints
 	failure    failure
 
-	compare       func()      // starts a comparison of outbox and deliveries
-	visibleAsked  time.Time   // the last check whether the claim is visible
-	comparedEarly bool        // a comparison ran before all was visible; another follows
-	claimed       time.Time   // when the slot was claimed; zero: no comparison waits
-	claim         store.Fence // of the session that claimed last
-	mu            sync.Mutex  // guards claimed and comparedEarly, which the fan-out sets
+	compare       func()        // starts a comparison of outbox and deliveries
+	visibleAsked  time.Time     // the last check whether the claim is visible
+	comparedEarly bool          // a comparison ran before all was visible; another follows
+	claimed       time.Time     // when the slot was claimed; zero: no comparison waits
+	claim         webhook.Fence // of the session that claimed last
+	mu            sync.Mutex    // guards claimed and comparedEarly, which the fan-out sets
 
 	notVisible map[uuid.UUID]bool // endpoints with rows of transactions that are not visible yet
 	since      time.Time          // by PostgreSQL's clock: rows due by then have been reported
@@ -161,7 +162,7 @@ func (r *retrier) runOnce(ctx context.Context) error {
 
 // sessionClaimed notes that a session has claimed the slot. A comparison waits if one is
 // due, or if transactions from before the claim may not be visible yet.
-func (r *retrier) sessionClaimed(fence store.Fence) {
+func (r *retrier) sessionClaimed(fence webhook.Fence) {
 	visible := r.scheduler.ClaimVisible(fence)
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -286,7 +287,7 @@ func (r *retrier) fetchPages(ctx context.Context) (more bool, err error) {
 	if len(pages) == 0 {
 		return false, nil
 	}
-	queries := make([]store.Page, len(pages))
+	queries := make([]webhook.Page, len(pages))
 	asked := make(map[uuid.UUID]*schedule.Page, len(pages))
 	for i, p := range pages {
 		queries[i] = p.Query()
@@ -294,7 +295,7 @@ func (r *retrier) fetchPages(ctx context.Context) (more bool, err error) {
 	}
 
 	var orphans, reassigned []uuid.UUID
-	err = r.store.Due(ctx, queries, func(due *store.Due) {
+	err = r.store.Due(ctx, queries, func(due *webhook.Due) {
 		switch {
 		case due.Orphaned:
 			orphans = append(orphans, due.ID)
@@ -328,7 +329,7 @@ func (r *retrier) cancel(ctx context.Context) error {
 	return nil
 }
 
-func (r *retrier) cancelChunk(ctx context.Context, fence store.Fence, x *schedule.Cancellation) error {
+func (r *retrier) cancelChunk(ctx context.Context, fence webhook.Fence, x *schedule.Cancellation) error {
 	r.heartbeat.beat()
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()

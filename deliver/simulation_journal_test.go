@@ -8,8 +8,8 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/walhook/walhook/deliver/send"
-	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/internal/store/storetest"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -118,7 +118,7 @@ func (j *journal) wrote(p *process, c *storetest.Commit) {
 }
 
 // inserted notes a new row. The row of an attempt under way is a lease.
-func (j *journal) inserted(p *process, r store.Record) {
+func (j *journal) inserted(p *process, r webhook.Record) {
 	d := j.known[r.ID]
 	if d == nil || !slices.Contains(d.event.EndpointIDs, r.EndpointID) {
 		j.s.violate("a row for delivery %s, which is not owed", r.ID)
@@ -204,20 +204,20 @@ func (s *simulation) newReceiver() answering {
 }
 
 // send is one attempt: on its way, at the receiver, and back.
-func (p *process) send(_ context.Context, r send.Request) (store.Attempt, bool) {
+func (p *process) send(_ context.Context, r send.Request) (webhook.Attempt, bool) {
 	s := p.s
 	begun := time.Now()
 	s.step()
 	if !p.engine.Live() { // as a Sender asks before it writes
-		return store.Attempt{}, false
+		return webhook.Attempt{}, false
 	}
 	status, after := s.journal.request(p, r)
 	s.pass(after)
 	s.journal.answered(r, p)
-	a := store.Attempt{StatusCode: status, EndedAt: time.Now(), Duration: time.Since(begun)}
+	a := webhook.Attempt{StatusCode: status, EndedAt: time.Now(), Duration: time.Since(begun)}
 	switch {
 	case status == 0:
-		a.Class = store.ErrTimeout
+		a.Class = webhook.ErrTimeout
 	case status > 299:
 		a.Class = send.StatusClass(status)
 	}

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // settled reports whether nothing is left to do.
@@ -63,21 +63,21 @@ func (s *simulation) judgeDelivery(d *journaled) {
 		s.violate("delivery %s was delivered %d times, %d may be for crashes", d.id, d.good, d.excused)
 	}
 	switch r.Status {
-	case store.Success:
+	case webhook.Success:
 		if d.good == 0 {
 			s.violate("delivery %s is success and was never answered with 2xx", d.id)
 		}
 		if d.goodAt.Before(d.anew) {
 			s.violate("delivery %s was replayed at %v, and is success by a request of %v", d.id, d.anew.Sub(s.began), d.goodAt.Sub(s.began))
 		}
-	case store.Failed:
+	case webhook.Failed:
 		if n := r.Attempts - r.SeriesStart; n != len(simulatedSchedule)+1 && d.gone == 0 {
 			s.violate("delivery %s failed after %d attempts", d.id, n)
 		}
 		if d.byHand && !d.unsure {
 			s.violate("delivery %s was cancelled by hand, and is failed", d.id)
 		}
-	case store.Cancelled:
+	case webhook.Cancelled:
 		if !s.journal.refused[d.endpoint] && !d.byHand && !d.unsure {
 			s.violate("delivery %s is cancelled, and neither by hand nor was its endpoint ever disabled", d.id)
 		}

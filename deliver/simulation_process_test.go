@@ -8,7 +8,7 @@ import (
 
 	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/deliver/send"
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // A process is one walhook. Its loops are the real ones, except the outer loop of the
@@ -17,7 +17,7 @@ type process struct {
 	s        *simulation
 	number   int
 	engine   *Engine
-	batches  chan store.Batch
+	batches  chan webhook.Batch
 	thaws    time.Time     // frozen until then
 	looked   time.Time     // when watch was last called
 	held     time.Time     // when it last ran and held the slot
@@ -35,7 +35,7 @@ var simulatedSchedule = schedule.Backoff{time.Second, 5 * time.Second}
 
 func (s *simulation) start() {
 	s.births++
-	p := &process{s: s, number: s.births, batches: make(chan store.Batch, 4), looked: time.Now()}
+	p := &process{s: s, number: s.births, batches: make(chan webhook.Batch, 4), looked: time.Now()}
 	e := newEngine(Config{Limits: s.limits, RecoveryWindow: time.Hour, Store: &simulatedStore{p}, Sender: targets, Log: s.log},
 		schedule.New(schedule.Options{Limits: s.limits, Backoff: simulatedSchedule, Jitter: s.rng.Float64}))
 	p.engine = e
@@ -75,7 +75,7 @@ func (p *process) loop(name string, run func(context.Context) error) {
 
 func (p *process) fanOut(ctx context.Context) error {
 	for {
-		var b store.Batch
+		var b webhook.Batch
 		p.s.await(func() bool {
 			select {
 			case b = <-p.batches:

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // A simulatedStore is a process's sessions with the database. They are slow, and fail.
@@ -74,7 +75,7 @@ func (s *simulation) delay() {
 }
 
 // Acquire is Store's.
-func (st *simulatedStore) Acquire(ctx context.Context, holder uuid.UUID, session *store.Session, seq uint64) (fence store.Fence, err error) {
+func (st *simulatedStore) Acquire(ctx context.Context, holder uuid.UUID, session *webhook.Session, seq uint64) (fence webhook.Fence, err error) {
 	err = st.do("acquire", func(db *database) error {
 		fence, err = db.Acquire(ctx, holder, session, seq)
 		return err
@@ -88,7 +89,7 @@ func (st *simulatedStore) Existing(ctx context.Context, ids []uuid.UUID, known m
 }
 
 // Insert is Store's.
-func (st *simulatedStore) Insert(ctx context.Context, fence store.Fence, mark store.Mark, records []store.Record) (allNew bool, err error) {
+func (st *simulatedStore) Insert(ctx context.Context, fence webhook.Fence, mark webhook.Mark, records []webhook.Record) (allNew bool, err error) {
 	err = st.record("insert", func(db *database) error {
 		allNew, err = db.Insert(ctx, fence, mark, records)
 		return err
@@ -97,7 +98,7 @@ func (st *simulatedStore) Insert(ctx context.Context, fence store.Fence, mark st
 }
 
 // Update is Store's.
-func (st *simulatedStore) Update(ctx context.Context, fence store.Fence, mark store.Mark, records []store.Record) (locked, replayed []uuid.UUID, err error) {
+func (st *simulatedStore) Update(ctx context.Context, fence webhook.Fence, mark webhook.Mark, records []webhook.Record) (locked, replayed []uuid.UUID, err error) {
 	err = st.record("update", func(db *database) error {
 		locked, replayed, err = db.Update(ctx, fence, mark, records)
 		return err
@@ -106,7 +107,7 @@ func (st *simulatedStore) Update(ctx context.Context, fence store.Fence, mark st
 }
 
 // WriteConsequence is Store's.
-func (st *simulatedStore) WriteConsequence(ctx context.Context, fence store.Fence, c store.Consequence) (rest []store.Consequence, err error) {
+func (st *simulatedStore) WriteConsequence(ctx context.Context, fence webhook.Fence, c store.Consequence) (rest []store.Consequence, err error) {
 	err = st.record("write consequence", func(db *database) error {
 		rest, err = db.WriteConsequence(ctx, fence, c)
 		return err
@@ -115,7 +116,7 @@ func (st *simulatedStore) WriteConsequence(ctx context.Context, fence store.Fenc
 }
 
 // NoteMissing is Store's.
-func (st *simulatedStore) NoteMissing(ctx context.Context, fence store.Fence, from time.Time) (noted time.Time, err error) {
+func (st *simulatedStore) NoteMissing(ctx context.Context, fence webhook.Fence, from time.Time) (noted time.Time, err error) {
 	err = st.do("owe", func(db *database) error {
 		noted, err = db.NoteMissing(ctx, fence, from)
 		return err
@@ -142,7 +143,7 @@ func (st *simulatedStore) NewlyDue(ctx context.Context, since time.Time) (endpoi
 }
 
 // Waiting is Store's.
-func (st *simulatedStore) Waiting(ctx context.Context, after uuid.UUID, limit int) (found []store.Waiting, err error) {
+func (st *simulatedStore) Waiting(ctx context.Context, after uuid.UUID, limit int) (found []webhook.Waiting, err error) {
 	err = st.do("scan", func(db *database) error {
 		found, err = db.Waiting(ctx, after, limit)
 		return err
@@ -151,10 +152,10 @@ func (st *simulatedStore) Waiting(ctx context.Context, after uuid.UUID, limit in
 }
 
 // Due is Store's.
-func (st *simulatedStore) Due(ctx context.Context, pages []store.Page, take func(*store.Due)) error {
-	var found []*store.Due
+func (st *simulatedStore) Due(ctx context.Context, pages []webhook.Page, take func(*webhook.Due)) error {
+	var found []*webhook.Due
 	err := st.do("pages", func(db *database) error {
-		return db.Due(ctx, pages, func(d *store.Due) { found = append(found, d) })
+		return db.Due(ctx, pages, func(d *webhook.Due) { found = append(found, d) })
 	})
 	for _, d := range found { // they come one by one
 		st.p.s.step()
@@ -164,7 +165,7 @@ func (st *simulatedStore) Due(ctx context.Context, pages []store.Page, take func
 }
 
 // CancelRows is Store's.
-func (st *simulatedStore) CancelRows(ctx context.Context, fence store.Fence, endpoint uuid.UUID, reason string) (cancelled int, more bool, err error) {
+func (st *simulatedStore) CancelRows(ctx context.Context, fence webhook.Fence, endpoint uuid.UUID, reason string) (cancelled int, more bool, err error) {
 	err = st.do("cancel", func(db *database) error {
 		written := len(db.WAL)
 		cancelled, more, err = db.CancelRows(ctx, fence, endpoint, reason)
@@ -179,17 +180,17 @@ func (st *simulatedStore) CancelRows(ctx context.Context, fence store.Fence, end
 }
 
 // CancelReassigned is Store's.
-func (st *simulatedStore) CancelReassigned(ctx context.Context, fence store.Fence, ids []uuid.UUID) error {
+func (st *simulatedStore) CancelReassigned(ctx context.Context, fence webhook.Fence, ids []uuid.UUID) error {
 	return st.do("cancel reassigned", func(db *database) error { return db.CancelReassigned(ctx, fence, ids) })
 }
 
 // CancelOrphans is Store's.
-func (st *simulatedStore) CancelOrphans(ctx context.Context, fence store.Fence, ids []uuid.UUID) error {
+func (st *simulatedStore) CancelOrphans(ctx context.Context, fence webhook.Fence, ids []uuid.UUID) error {
 	return st.whole("cancel orphans", func(db *database) error { return db.CancelOrphans(ctx, fence, ids) })
 }
 
 // Endpoints is Store's.
-func (st *simulatedStore) Endpoints(ctx context.Context, ids []uuid.UUID) (found []store.Endpoint, err error) {
+func (st *simulatedStore) Endpoints(ctx context.Context, ids []uuid.UUID) (found []webhook.Endpoint, err error) {
 	err = st.do("endpoints", func(db *database) error {
 		found, err = db.Endpoints(ctx, ids)
 		return err
@@ -207,7 +208,7 @@ func (st *simulatedStore) Missing(ctx context.Context, from store.Position, unti
 }
 
 // InsertMissing is Store's.
-func (st *simulatedStore) InsertMissing(ctx context.Context, fence store.Fence, records []store.Record) (inserted int, err error) {
+func (st *simulatedStore) InsertMissing(ctx context.Context, fence webhook.Fence, records []webhook.Record) (inserted int, err error) {
 	err = st.record("insert missing", func(db *database) error {
 		inserted, err = db.InsertMissing(ctx, fence, records)
 		return err
@@ -230,12 +231,12 @@ func (st *simulatedStore) InsertLSN(ctx context.Context) (lsn pglogrepl.LSN, err
 }
 
 // Mark is Store's.
-func (st *simulatedStore) Mark(ctx context.Context, fence store.Fence, mark store.Mark) error {
+func (st *simulatedStore) Mark(ctx context.Context, fence webhook.Fence, mark webhook.Mark) error {
 	return st.do("mark", func(db *database) error { return db.Mark(ctx, fence, mark) })
 }
 
 // ClaimVisible is Store's.
-func (st *simulatedStore) ClaimVisible(ctx context.Context, fence store.Fence) (settled bool, err error) {
+func (st *simulatedStore) ClaimVisible(ctx context.Context, fence webhook.Fence) (settled bool, err error) {
 	err = st.do("claim visible", func(db *database) error {
 		settled, err = db.ClaimVisible(ctx, fence)
 		return err
@@ -244,7 +245,7 @@ func (st *simulatedStore) ClaimVisible(ctx context.Context, fence store.Fence) (
 }
 
 // Reconciled is Store's.
-func (st *simulatedStore) Reconciled(ctx context.Context, fence store.Fence) (since time.Time, err error) {
+func (st *simulatedStore) Reconciled(ctx context.Context, fence webhook.Fence) (since time.Time, err error) {
 	err = st.do("reconciled", func(db *database) error {
 		since, err = db.Reconciled(ctx, fence)
 		return err

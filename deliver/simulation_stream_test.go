@@ -6,15 +6,15 @@ import (
 
 	"github.com/jackc/pglogrepl"
 
-	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/internal/store/storetest"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
 // A connection is a process's hold of the slot.
 type connection struct {
 	process *process
-	session *store.Session
+	session *webhook.Session
 	server  time.Time // when it was started
 	sent    pglogrepl.LSN
 }
@@ -99,7 +99,7 @@ func (p *process) connect() *connection {
 		return nil
 	}
 	db.pids++
-	session := &store.Session{SystemID: "1", Timeline: db.Timeline, SlotCreated: created, PID: db.pids}
+	session := &webhook.Session{SystemID: "1", Timeline: db.Timeline, SlotCreated: created, PID: db.pids}
 	flushed := db.End()
 	if fallen() {
 		return nil
@@ -143,7 +143,7 @@ func (p *process) follow(c *connection) {
 	if s.await(func() bool { return lost() || room() }); lost() {
 		return
 	}
-	p.batches <- store.Batch{Session: c.session}
+	p.batches <- webhook.Batch{Session: c.session}
 	for {
 		s.await(func() bool {
 			return lost() || c.session.Flushed() > db.slot.confirmed || room() && db.next(c.sent) != nil
@@ -177,7 +177,7 @@ func (p *process) handOn(c *connection, next *storetest.Commit) {
 	lost := func() bool { return s.db.slot == nil || s.db.slot.connection != c }
 	if p.stopped { // no more events or positions
 		if next.Echo != "" {
-			p.batches <- store.Batch{Echoes: []string{next.Echo}}
+			p.batches <- webhook.Batch{Echoes: []string{next.Echo}}
 		}
 		c.sent = next.End
 		return
@@ -190,7 +190,7 @@ func (p *process) handOn(c *connection, next *storetest.Commit) {
 		copied := *e
 		copied.EndpointIDs = slices.Clone(e.EndpointIDs)
 		if events = append(events, copied); i < len(next.Events)-1 && s.chance(50) {
-			p.batches <- store.Batch{Events: events, CommitTime: next.At}
+			p.batches <- webhook.Batch{Events: events, CommitTime: next.At}
 			events = nil
 			s.await(func() bool { return lost() || len(p.batches) < cap(p.batches) })
 			if lost() || p.stopped {
@@ -198,7 +198,7 @@ func (p *process) handOn(c *connection, next *storetest.Commit) {
 			}
 		}
 	}
-	b := store.Batch{Events: events, End: next.End, CommitTime: next.At}
+	b := webhook.Batch{Events: events, End: next.End, CommitTime: next.At}
 	if next.Echo != "" {
 		b.Echoes = []string{next.Echo}
 	}

@@ -4,8 +4,8 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/internal/store/storetest"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -167,8 +167,8 @@ func (s *simulation) populate() {
 
 func (s *simulation) newEndpoint() *storetest.Endpoint {
 	e := &storetest.Endpoint{Own: s.chance(30)}
-	e.Endpoint = store.Endpoint{ID: s.id(time.Now()), OrganizationID: fmt.Sprint("org_", s.rng.IntN(2)), URL: "https://example.com/",
-		Enabled: true, Secrets: []store.Secret{"a secret of sixteen"}, MaxInFlight: s.rng.IntN(3)}
+	e.Endpoint = webhook.Endpoint{ID: s.id(time.Now()), OrganizationID: fmt.Sprint("org_", s.rng.IntN(2)), URL: "https://example.com/",
+		Enabled: true, Secrets: []webhook.Secret{"a secret of sixteen"}, MaxInFlight: s.rng.IntN(3)}
 	if s.chance(20) {
 		e.RatePerSecond = 5
 	}
@@ -258,11 +258,11 @@ func (s *simulation) replay(r storetest.Row) {
 	r.Said = true
 	if s.chance(20) && r.Waits() {
 		s.note("cancel %s", r.ID)
-		r.Status = store.Cancelled
+		r.Status = webhook.Cancelled
 		s.journal.cancelled(r.ID)
 	} else {
 		s.note("replay %s", r.ID)
-		r.Status, r.DueAt = store.Pending, time.Now()
+		r.Status, r.DueAt = webhook.Pending, time.Now()
 		s.journal.replayed(r.ID)
 	}
 	s.db.Write(&storetest.Commit{Visible: true, Rows: []*storetest.Row{&r}})

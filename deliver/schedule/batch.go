@@ -7,7 +7,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/walhook/walhook/deliver/send"
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // From deliveries to rows, and what the commit of a batch means.
@@ -21,24 +21,24 @@ const recordBatch = 500
 const parkedShare = recordBatch / 5
 
 // takeNew takes a batch of deliveries without a row.
-func (s *Scheduler) takeNew() ([]*Delivery, []store.Record) {
+func (s *Scheduler) takeNew() ([]*Delivery, []webhook.Record) {
 	outcomes := min(len(s.newRows), recordBatch-min(len(s.toBeParked), parkedShare))
 	taken, records := s.take(&s.newRows, outcomes)
 	parked, more := s.take(&s.toBeParked, min(len(s.toBeParked), recordBatch-outcomes))
 	return append(taken, parked...), append(records, more...)
 }
 
-func (s *Scheduler) takeExisting() ([]*Delivery, []store.Record) {
+func (s *Scheduler) takeExisting() ([]*Delivery, []webhook.Record) {
 	n := min(len(s.existing), recordBatch)
 	return s.take(&s.existing, n)
 }
 
-func (s *Scheduler) take(from *[]*Delivery, n int) ([]*Delivery, []store.Record) {
+func (s *Scheduler) take(from *[]*Delivery, n int) ([]*Delivery, []webhook.Record) {
 	if n == 0 {
 		return nil, nil
 	}
 	taken := (*from)[:n:n]
-	records := make([]store.Record, n)
+	records := make([]webhook.Record, n)
 	for i, d := range taken {
 		d.enlisted = false
 		d.writing = true
@@ -64,8 +64,8 @@ func (s *Scheduler) recordedBy(taken []*Delivery) (batch uint64, upTo position) 
 }
 
 // record returns a delivery's row as of now.
-func (s *Scheduler) record(d *Delivery) store.Record {
-	r := store.Record{
+func (s *Scheduler) record(d *Delivery) webhook.Record {
+	r := webhook.Record{
 		ID: d.id, EventID: d.event.id, EndpointID: d.lane.id,
 		OrganizationID: d.event.organization, EventType: d.event.typ,
 		Attempts: d.attempts, SeriesStart: d.series,
@@ -74,9 +74,9 @@ func (s *Scheduler) record(d *Delivery) store.Record {
 	case d.stage == ended:
 		s.outcome(d, &r)
 	case d.stage == parked:
-		r.Status, r.Wait = store.Pending, -store.ParkedDue
+		r.Status, r.Wait = webhook.Pending, -webhook.ParkedDue
 	default: // running: the lease
-		r.Status, r.Wait = store.Pending, s.leaseTime()
+		r.Status, r.Wait = webhook.Pending, s.leaseTime()
 	}
 	return r
 }
@@ -84,7 +84,7 @@ func (s *Scheduler) record(d *Delivery) store.Record {
 func (s *Scheduler) leaseTime() time.Duration { return s.limits.Timeout + leaseMargin }
 
 // outcome decides what follows an attempt.
-func (s *Scheduler) outcome(d *Delivery, r *store.Record) {
+func (s *Scheduler) outcome(d *Delivery, r *webhook.Record) {
 	r.Attempt, r.Gone = d.attempt, d.gone
 	r.Attempts = d.attempts + 1
 	if r.Seen = d.seen; !d.fetched {
@@ -92,13 +92,13 @@ func (s *Scheduler) outcome(d *Delivery, r *store.Record) {
 	}
 	switch send.Judge(*d.attempt) {
 	case send.Delivered:
-		r.Status = store.Success
+		r.Status = webhook.Success
 	case send.Gone:
-		r.Status = store.Failed
+		r.Status = webhook.Failed
 	case send.Retry:
 		wait, again := s.backoff.Wait(r.Attempts-d.series, d.attempt.RetryAfter, s.jitter())
-		if r.Status = store.Retrying; !again {
-			r.Status, r.Exhausted = store.Failed, true
+		if r.Status = webhook.Retrying; !again {
+			r.Status, r.Exhausted = webhook.Failed, true
 		}
 		r.Wait = wait
 	}
@@ -204,9 +204,9 @@ func (s *Scheduler) Unwritten() bool {
 
 // A Batch is what one transaction records.
 type Batch struct {
-	Records []store.Record // of the deliveries as they were when it was taken
-	Mark    store.Mark
-	Fence   store.Fence
+	Records []webhook.Record // of the deliveries as they were when it was taken
+	Mark    webhook.Mark
+	Fence   webhook.Fence
 	taken   []*Delivery
 }
 
@@ -220,7 +220,7 @@ func (s *Scheduler) TakeNew(withHealth bool) *Batch {
 		return nil
 	}
 	seq, at := s.recordedBy(taken)
-	b := &Batch{Records: records, Mark: store.Mark{Seq: seq, Durable: at.lsn, CommitAt: at.at}, Fence: s.fence, taken: taken}
+	b := &Batch{Records: records, Mark: webhook.Mark{Seq: seq, Durable: at.lsn, CommitAt: at.at}, Fence: s.fence, taken: taken}
 	if withHealth {
 		b.Mark.Health = s.takeHealth()
 	}
@@ -243,8 +243,8 @@ func (s *Scheduler) TakeExisting(withHealth bool) *Batch {
 }
 
 // durable returns a Mark of how far everything is recorded.
-func (s *Scheduler) durable() store.Mark {
-	return store.Mark{Durable: s.ledger.recorded.lsn, CommitAt: s.ledger.recorded.at}
+func (s *Scheduler) durable() webhook.Mark {
+	return webhook.Mark{Durable: s.ledger.recorded.lsn, CommitAt: s.ledger.recorded.at}
 }
 
 // Inserted takes the commit of a batch from TakeNew. If not all rows were new, an

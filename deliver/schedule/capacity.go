@@ -3,7 +3,7 @@ package schedule
 import (
 	"time"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // MaxInFlight permits are shared by all lanes. A hanging endpoint keeps a permit until
@@ -89,7 +89,7 @@ func (s *Scheduler) acquire(d *Delivery, now time.Time) {
 }
 
 // release returns the permit of an attempt that has ended.
-func (s *Scheduler) release(d *Delivery, a *store.Attempt, now time.Time) {
+func (s *Scheduler) release(d *Delivery, a *webhook.Attempt, now time.Time) {
 	l := d.lane
 	l.permits.ended(d.low)
 	s.running--

@@ -2,14 +2,14 @@ package schedule
 
 import (
 	"github.com/walhook/walhook/deliver/send"
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // Counts are totals since the start, for metrics.
 type Counts struct {
 	Events    uint64 // that came by the stream
 	Delivered uint64 // attempts that were answered with 2xx
-	Errors    map[store.ErrorClass]uint64
+	Errors    map[webhook.ErrorClass]uint64
 	OwnFaults map[OwnFault]uint64 // that kept deliveries waiting
 	Recorded  uint64              // outcomes committed
 	Parked    uint64              // deliveries written before they had an outcome, without an attempt under way
@@ -36,13 +36,13 @@ func (c *Counts) ownFault(f OwnFault) {
 	c.OwnFaults[f]++
 }
 
-func (c *Counts) attempt(a store.Attempt) {
+func (c *Counts) attempt(a webhook.Attempt) {
 	if send.Judge(a) == send.Delivered {
 		c.Delivered++
 		return
 	}
 	if c.Errors == nil {
-		c.Errors = map[store.ErrorClass]uint64{}
+		c.Errors = map[webhook.ErrorClass]uint64{}
 	}
 	c.Errors[a.Class]++
 }

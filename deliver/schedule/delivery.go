@@ -7,7 +7,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/walhook/walhook/deliver/send"
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -29,10 +29,10 @@ type Delivery struct {
 	attempts int // that have ended, as the row says
 	series   int // how many had ended when the present series began
 	fetched  bool
-	seen     store.Seen   // fetched: the row as it was then
+	seen     webhook.Seen // fetched: the row as it was then
 	low      bool         // no first attempt: it comes after what the stream brings
 	target   *send.Target // running: the endpoint as of the start
-	attempt  *store.Attempt
+	attempt  *webhook.Attempt
 	gone     bool // the attempt was answered with 410
 
 	received time.Time

@@ -4,7 +4,7 @@ import (
 	"time"
 
 	"github.com/walhook/walhook/deliver/send"
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -26,9 +26,9 @@ func (l Limits) disableCheckEvery() time.Duration {
 // A health is the condition of an endpoint, as far as this process knows.
 type health struct {
 	state      condition
-	checkedAt  time.Time             // when it was last compared with WALHOOK_DISABLE_AFTER
-	retriedAt  time.Time             // when an operator last asked for what waits
-	unreported *store.EndpointHealth // to be recorded; nil: nothing
+	checkedAt  time.Time               // when it was last compared with WALHOOK_DISABLE_AFTER
+	retriedAt  time.Time               // when an operator last asked for what waits
+	unreported *webhook.EndpointHealth // to be recorded; nil: nothing
 }
 
 // A condition is the outcome of an endpoint's last attempt.
@@ -41,7 +41,7 @@ const (
 )
 
 // judge updates an endpoint's breaker and health from an attempt, and reports a change.
-func (s *Scheduler) judge(d *Delivery, a *store.Attempt, now time.Time) {
+func (s *Scheduler) judge(d *Delivery, a *webhook.Attempt, now time.Time) {
 	l := d.lane
 	opened, check := false, false
 	switch send.Judge(*a) {
@@ -57,7 +57,7 @@ func (s *Scheduler) judge(d *Delivery, a *store.Attempt, now time.Time) {
 		l.state = working
 	case send.Retry:
 		s.changeBreaker(l, func(b *breaker) {
-			opened = b.failed(a.EndedAt.Add(-a.Duration), now, a.Class == store.ErrTimeout, s.backoff.length())
+			opened = b.failed(a.EndedAt.Add(-a.Duration), now, a.Class == webhook.ErrTimeout, s.backoff.length())
 		})
 		due := now.Sub(l.checkedAt) >= s.limits.disableCheckEvery()
 		if l.state == failing && !opened && !due {
@@ -79,7 +79,7 @@ func (s *Scheduler) judge(d *Delivery, a *store.Attempt, now time.Time) {
 func (s *Scheduler) report(l *lane, check bool, at time.Time, own bool) {
 	n := l.unreported
 	if n == nil {
-		n = &store.EndpointHealth{EndpointID: l.id}
+		n = &webhook.EndpointHealth{EndpointID: l.id}
 		l.unreported = n
 		s.unreported = append(s.unreported, l)
 	}
@@ -89,8 +89,8 @@ func (s *Scheduler) report(l *lane, check bool, at time.Time, own bool) {
 }
 
 // takeHealth takes what is to be recorded about endpoints.
-func (s *Scheduler) takeHealth() []store.EndpointHealth {
-	var health []store.EndpointHealth
+func (s *Scheduler) takeHealth() []webhook.EndpointHealth {
+	var health []webhook.EndpointHealth
 	for _, l := range s.unreported {
 		health = append(health, *l.unreported)
 		l.unreported = nil
@@ -100,7 +100,7 @@ func (s *Scheduler) takeHealth() []store.EndpointHealth {
 }
 
 // returnHealth gives back what could not be recorded. Newer reports win.
-func (s *Scheduler) returnHealth(health []store.EndpointHealth, now time.Time) {
+func (s *Scheduler) returnHealth(health []webhook.EndpointHealth, now time.Time) {
 	for _, h := range health {
 		l := s.lane(h.EndpointID, now)
 		if l.unreported == nil {
@@ -130,14 +130,14 @@ func oneUp(up bool) int {
 }
 
 // TakeHealth takes the endpoints' health to be recorded.
-func (s *Scheduler) TakeHealth() []store.EndpointHealth {
+func (s *Scheduler) TakeHealth() []webhook.EndpointHealth {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.takeHealth()
 }
 
 // ReturnHealth gives back health that could not be recorded. Newer reports win.
-func (s *Scheduler) ReturnHealth(health []store.EndpointHealth, now time.Time) {
+func (s *Scheduler) ReturnHealth(health []webhook.EndpointHealth, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.returnHealth(health, now)

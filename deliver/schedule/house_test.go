@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -20,7 +20,7 @@ import (
 // everything.
 type house struct {
 	*rig
-	endpoints map[uuid.UUID]*store.Endpoint
+	endpoints map[uuid.UUID]*webhook.Endpoint
 	receivers map[uuid.UUID]answering
 	table     map[uuid.UUID]*row
 	due       map[uuid.UUID][]*row      // those that wait, by endpoint, in order
@@ -35,7 +35,7 @@ type answering func(at time.Time) (status int, after time.Duration)
 
 // A row is a delivery in the table.
 type row struct {
-	store.Record
+	webhook.Record
 	due time.Time
 }
 
@@ -62,7 +62,7 @@ func newHouse(t *testing.T, limits Limits) *house {
 // newHouseWithPoll sets how often the retrier polls for due rows. A slow poll wakes no lane
 // that the Scheduler has forgotten.
 func newHouseWithPoll(t *testing.T, limits Limits, poll time.Duration) *house {
-	h := &house{rig: newRig(t, limits), endpoints: map[uuid.UUID]*store.Endpoint{}, receivers: map[uuid.UUID]answering{}, table: map[uuid.UUID]*row{}, due: map[uuid.UUID][]*row{},
+	h := &house{rig: newRig(t, limits), endpoints: map[uuid.UUID]*webhook.Endpoint{}, receivers: map[uuid.UUID]answering{}, table: map[uuid.UUID]*row{}, due: map[uuid.UUID][]*row{},
 		sent: map[uuid.UUID][]time.Time{}, underWay: map[uuid.UUID]int{}, most: map[uuid.UUID]int{}, delay: map[uuid.UUID]time.Duration{}}
 	h.w.fence.Epoch = 1
 	h.w.onStart = func(d *Delivery) { go h.attempt(d) }
@@ -118,16 +118,16 @@ func (h *house) every(d time.Duration, s Signal, turn func(now time.Time)) {
 }
 
 // open makes an endpoint.
-func (h *house) open(r answering, changes ...func(*store.Endpoint)) uuid.UUID {
+func (h *house) open(r answering, changes ...func(*webhook.Endpoint)) uuid.UUID {
 	id := uuid.New()
-	h.endpoints[id] = &store.Endpoint{ID: id, Enabled: true}
+	h.endpoints[id] = &webhook.Endpoint{ID: id, Enabled: true}
 	h.receivers[id] = r
 	h.change(id, changes...)
 	return id
 }
 
 // change is an UPDATE of an endpoint's row.
-func (h *house) change(id uuid.UUID, changes ...func(*store.Endpoint)) {
+func (h *house) change(id uuid.UUID, changes ...func(*webhook.Endpoint)) {
 	e := *h.endpoints[id]
 	for _, c := range changes {
 		c(&e)
@@ -159,9 +159,9 @@ func (h *house) load(perSecond int, d time.Duration, endpoints ...uuid.UUID) {
 // waiting puts rows into the table that are due.
 func (h *house) waiting(endpoint uuid.UUID, n, attempts int) {
 	for range n {
-		r := store.Record{ID: uuid.New(), EventID: uuid.New(), EndpointID: endpoint, Status: store.Pending, Attempts: attempts, EventType: "payment.failed"}
+		r := webhook.Record{ID: uuid.New(), EventID: uuid.New(), EndpointID: endpoint, Status: webhook.Pending, Attempts: attempts, EventType: "payment.failed"}
 		if attempts > 0 {
-			r.Status = store.Retrying
+			r.Status = webhook.Retrying
 		}
 		h.store(&row{Record: r, due: time.Now()})
 	}
@@ -177,7 +177,7 @@ func (h *house) store(r *row) {
 			due = slices.Delete(due, i, i+1)
 		}
 	}
-	if r.Status == store.Pending || r.Status == store.Retrying {
+	if r.Status == webhook.Pending || r.Status == webhook.Retrying {
 		i, _ := slices.BinarySearchFunc(due, r, order)
 		due = slices.Insert(due, i, r)
 	}
@@ -201,12 +201,12 @@ func (h *house) attempt(d *Delivery) {
 		return // the test is over
 	case <-time.After(after):
 	}
-	a := store.Attempt{StatusCode: status, EndedAt: time.Now(), Duration: time.Since(begun)}
+	a := webhook.Attempt{StatusCode: status, EndedAt: time.Now(), Duration: time.Since(begun)}
 	switch {
 	case status == 0:
-		a.Class = store.ErrTimeout
+		a.Class = webhook.ErrTimeout
 	case status > 299:
-		a.Class = store.ErrHTTP5xx
+		a.Class = webhook.ErrHTTP5xx
 	}
 	h.w.mu.Lock()
 	defer h.w.mu.Unlock()
@@ -249,7 +249,7 @@ func (h *house) fetch(now time.Time) {
 				continue // the real pages begin behind it
 			}
 			p.got++
-			h.w.admitDue(&store.Due{ID: r.ID, EndpointID: r.EndpointID, Status: r.Status, Attempts: r.Attempts, SeriesStart: r.SeriesStart,
+			h.w.admitDue(&webhook.Due{ID: r.ID, EndpointID: r.EndpointID, Status: r.Status, Attempts: r.Attempts, SeriesStart: r.SeriesStart,
 				Event: outbox.Event{ID: r.EventID, OrganizationID: h.endpoints[r.EndpointID].OrganizationID, Type: r.EventType, Payload: []byte(`{}`)}}, now)
 		}
 		h.w.paged(p, now)
@@ -269,8 +269,8 @@ func (h *house) requests(endpoint uuid.UUID, within time.Duration) int {
 }
 
 // statuses counts an endpoint's rows.
-func (h *house) statuses(endpoint uuid.UUID) map[store.Status]int {
-	n := map[store.Status]int{}
+func (h *house) statuses(endpoint uuid.UUID) map[webhook.Status]int {
+	n := map[webhook.Status]int{}
 	for _, r := range h.table {
 		if r.EndpointID == endpoint {
 			n[r.Status]++

@@ -4,13 +4,13 @@ import (
 	"time"
 
 	"github.com/walhook/walhook/deliver/send"
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // A known holds the last look-up of a lane's endpoint.
 type known struct {
-	organization string          // once it was looked up
-	endpoint     *store.Endpoint // as of asOf; nil: it does not exist
+	organization string            // once it was looked up
+	endpoint     *webhook.Endpoint // as of asOf; nil: it does not exist
 	target       *send.Target
 	asOf         time.Time // before the look-up; zero: never
 	ask          bool      // it has to be looked up, whatever its age

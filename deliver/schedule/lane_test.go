@@ -8,14 +8,14 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
-func perSecond(r float64) func(*store.Endpoint) {
-	return func(e *store.Endpoint) { e.RatePerSecond = r }
+func perSecond(r float64) func(*webhook.Endpoint) {
+	return func(e *webhook.Endpoint) { e.RatePerSecond = r }
 }
 
-func atOnce(n int) func(*store.Endpoint) { return func(e *store.Endpoint) { e.MaxInFlight = n } }
+func atOnce(n int) func(*webhook.Endpoint) { return func(e *webhook.Endpoint) { e.MaxInFlight = n } }
 
 func TestLanes(t *testing.T) {
 	t.Parallel()
@@ -31,7 +31,7 @@ func TestLanes(t *testing.T) {
 			delete(h.delay, other)
 			h.event(other)
 			h.sleep(100 * time.Millisecond)
-			if got := h.statuses(endpoint); got[store.Pending] < 90 {
+			if got := h.statuses(endpoint); got[webhook.Pending] < 90 {
 				t.Errorf("%v, want what has to wait in the table", got)
 			}
 			if h.delay[other] > time.Millisecond {
@@ -96,7 +96,7 @@ func TestLanes(t *testing.T) {
 			if l := h.w.lanes[endpoint]; !l.breaker.open || h.w.open != 1 {
 				t.Errorf("%+v, %d open; want one", l.breaker, h.w.open)
 			}
-			if got := h.statuses(endpoint); got[store.Pending]+got[store.Retrying] != 1000 || got[store.Pending] < 900 {
+			if got := h.statuses(endpoint); got[webhook.Pending]+got[webhook.Retrying] != 1000 || got[webhook.Pending] < 900 {
 				t.Errorf("%v, want all 1000 waiting, most without an attempt", got)
 			}
 			h.is("in memory", len(h.w.deliveries), 0, 1)
@@ -117,7 +117,7 @@ func TestLanes(t *testing.T) {
 				h.event(endpoint)
 			}
 			h.sleep(10 * time.Second)
-			if got := h.statuses(endpoint); got[store.Failed] != 200 {
+			if got := h.statuses(endpoint); got[webhook.Failed] != 200 {
 				t.Errorf("%v, want 200 failed", got)
 			}
 			h.is("attempts", len(h.sent[endpoint]), 600, 600)
@@ -141,7 +141,7 @@ func TestLanes(t *testing.T) {
 			h.sleep(350 * time.Millisecond)
 			h.is("sent after three round trips", len(h.sent[endpoint])-first, 2, 20)
 			h.sleep(20 * time.Second)
-			if got := h.statuses(endpoint); got[store.Pending] != 0 {
+			if got := h.statuses(endpoint); got[webhook.Pending] != 0 {
 				t.Errorf("%v, want nothing pending", got)
 			}
 			h.is("at once, in the end", h.most[endpoint], 32, 32)
@@ -170,7 +170,7 @@ func TestLanes(t *testing.T) {
 		},
 		"an open breaker is known to the next process": func(t *testing.T) {
 			h := newHouse(t, usual)
-			endpoint := h.open(always(503, 0), func(e *store.Endpoint) { e.BreakerOpen = true })
+			endpoint := h.open(always(503, 0), func(e *webhook.Endpoint) { e.BreakerOpen = true })
 			h.load(100, 10*time.Second, endpoint)
 			h.is("requests in 10 s", len(h.sent[endpoint]), 3, 6)
 		},
@@ -193,7 +193,7 @@ func TestLanes(t *testing.T) {
 				t.Fatal("a probe came first")
 			}
 			before := len(h.sent[endpoint])
-			h.change(endpoint, func(e *store.Endpoint) { e.RetriedAt = time.Now() })
+			h.change(endpoint, func(e *webhook.Endpoint) { e.RetriedAt = time.Now() })
 			h.w.found(h.w.lanes[endpoint], time.Now()) // what the retrier does when rows have become due
 			h.w.reconsiderTouched(time.Now())
 			h.sleep(5 * time.Millisecond)
@@ -206,7 +206,7 @@ func TestLanes(t *testing.T) {
 		},
 		"an operator's word of before does not close it again": func(t *testing.T) {
 			h := newHouse(t, usual)
-			endpoint := h.open(always(503, 0), func(e *store.Endpoint) { e.RetriedAt = time.Now() })
+			endpoint := h.open(always(503, 0), func(e *webhook.Endpoint) { e.RetriedAt = time.Now() })
 			h.load(100, 10*time.Second, endpoint)
 			h.w.found(h.w.lanes[endpoint], time.Now())
 			h.w.reconsiderTouched(time.Now())
@@ -219,7 +219,7 @@ func TestLanes(t *testing.T) {
 			h := newHouse(t, usual)
 			endpoint := h.open(always(503, 0))
 			h.load(100, 10*time.Second, endpoint)
-			h.change(endpoint, func(e *store.Endpoint) { e.Enabled = false })
+			h.change(endpoint, func(e *webhook.Endpoint) { e.Enabled = false })
 			h.w.lanes[endpoint].ask = true // what the walk does
 			h.w.touch(h.w.lanes[endpoint])
 			h.sleep(time.Second)
@@ -357,12 +357,12 @@ func TestLanes(t *testing.T) {
 			h := newHouse(t, usual)
 			stop := time.Now().Add(2 * time.Second)
 			for range 20 {
-				endpoint := h.open(until(stop, always(200, 300*time.Millisecond), always(0, 10*time.Second)), func(e *store.Endpoint) { e.OrganizationID = "org_1" })
+				endpoint := h.open(until(stop, always(200, 300*time.Millisecond), always(0, 10*time.Second)), func(e *webhook.Endpoint) { e.OrganizationID = "org_1" })
 				h.event(endpoint)
 				h.waiting(endpoint, 1000, 0)
 			}
 			h.sleep(time.Until(stop) + 2*time.Second)
-			newcomer := h.open(always(200, 5*time.Millisecond), func(e *store.Endpoint) { e.OrganizationID = "org_2" })
+			newcomer := h.open(always(200, 5*time.Millisecond), func(e *webhook.Endpoint) { e.OrganizationID = "org_2" })
 			h.event(newcomer)
 			h.sleep(300 * time.Millisecond)
 			h.is("sent to the newcomer", len(h.sent[newcomer]), 1, 1)

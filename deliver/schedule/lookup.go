@@ -8,7 +8,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/walhook/walhook/deliver/send"
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // lookUpNext takes up to n lanes whose endpoint has to be looked up. Lanes in use come
@@ -30,7 +30,7 @@ func (s *Scheduler) lookUpNext(n int, now time.Time) (lanes []*lane) {
 }
 
 // lookedUp takes the answer of a look-up. A nil endpoint does not exist.
-func (s *Scheduler) lookedUp(l *lane, e *store.Endpoint, target *send.Target, asOf, now time.Time) {
+func (s *Scheduler) lookedUp(l *lane, e *webhook.Endpoint, target *send.Target, asOf, now time.Time) {
 	l.asked = false
 	s.touch(l)
 	if asOf.Before(l.notBefore) {
@@ -85,7 +85,7 @@ func (s *Scheduler) retryNow(l *lane, asked, now time.Time) {
 }
 
 // limit applies the limits of an endpoint's row.
-func (s *Scheduler) limit(l *lane, e *store.Endpoint, now time.Time) {
+func (s *Scheduler) limit(l *lane, e *webhook.Endpoint, now time.Time) {
 	l.limit = s.limits.EndpointInFlight
 	if e.MaxInFlight > 0 {
 		l.limit = e.MaxInFlight
@@ -106,8 +106,8 @@ func (s *Scheduler) limit(l *lane, e *store.Endpoint, now time.Time) {
 // A LookUp is an endpoint to be looked up.
 type LookUp struct {
 	EndpointID uuid.UUID
-	Endpoint   *store.Endpoint // as last known, and then as it is; nil: it does not exist
-	Target     *send.Target    // of that
+	Endpoint   *webhook.Endpoint // as last known, and then as it is; nil: it does not exist
+	Target     *send.Target      // of that
 	lane       *lane
 }
 
@@ -145,7 +145,7 @@ func (s *Scheduler) LookedUp(answers []LookUp, asOf, now time.Time) {
 }
 
 // Unopenable returns how many endpoints have secrets that cannot be opened, and one of them.
-func (s *Scheduler) Unopenable() (n int, one *store.Endpoint) {
+func (s *Scheduler) Unopenable() (n int, one *webhook.Endpoint) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.unopenable == 0 {
@@ -161,7 +161,7 @@ func (s *Scheduler) Unopenable() (n int, one *store.Endpoint) {
 
 // AllUnopenable returns one of them if that is so for all endpoints that have something to
 // do, or nil.
-func (s *Scheduler) AllUnopenable() (one *store.Endpoint) {
+func (s *Scheduler) AllUnopenable() (one *webhook.Endpoint) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.unopenable == 0 {

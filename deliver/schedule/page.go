@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // How lanes are fed from the table: which lane may ask for a page, how large it may
@@ -32,12 +32,12 @@ type Page struct {
 	lane *lane
 	size int
 	got  int
-	end  store.PageEnd // of what was taken in
+	end  webhook.PageEnd // of what was taken in
 }
 
 // Query returns the page as a query for the store.
-func (p *Page) Query() store.Page {
-	return store.Page{EndpointID: p.lane.id, After: p.end, Limit: p.size}
+func (p *Page) Query() webhook.Page {
+	return webhook.Page{EndpointID: p.lane.id, After: p.end, Limit: p.size}
 }
 
 // hasRows notes that a lane may have due rows.
@@ -119,7 +119,7 @@ func (s *Scheduler) toAsk(n int, now time.Time) []*Page {
 
 // admitDue takes in a row that is due, unless it is in memory already or there
 // is no room: then it stays in the table, where it is safe.
-func (s *Scheduler) admitDue(due *store.Due, now time.Time) {
+func (s *Scheduler) admitDue(due *webhook.Due, now time.Time) {
 	l := s.lane(due.EndpointID, now)
 	if d := s.deliveries[due.ID]; d != nil {
 		s.seeAgain(d, due)
@@ -144,17 +144,17 @@ func (s *Scheduler) admitDue(due *store.Due, now time.Time) {
 }
 
 // asSeen takes what the row says of the next attempt.
-func (d *Delivery) asSeen(due *store.Due) {
+func (d *Delivery) asSeen(due *webhook.Due) {
 	d.attempts, d.series = due.Attempts, due.SeriesStart
-	if due.Status == store.Pending {
+	if due.Status == webhook.Pending {
 		d.series = due.Attempts // a replay begins a new series; a first attempt, the first
 	}
-	d.seen = store.Seen{Status: due.Status, DueAt: due.DueAt}
+	d.seen = webhook.Seen{Status: due.Status, DueAt: due.DueAt}
 }
 
 // seeAgain takes the row of a delivery that waits in memory: it may have been
 // replayed since it was fetched, and the attempt to come is the replay's.
-func (s *Scheduler) seeAgain(d *Delivery, due *store.Due) {
+func (s *Scheduler) seeAgain(d *Delivery, due *webhook.Due) {
 	if d.stage == queued && d.fetched && due.Attempts >= d.attempts {
 		d.asSeen(due)
 	}
@@ -187,7 +187,7 @@ func (s *Scheduler) FoundDue(endpoints []uuid.UUID, now time.Time) {
 }
 
 // FoundWaiting takes endpoints that have unfinished rows.
-func (s *Scheduler) FoundWaiting(waiting []store.Waiting, now time.Time) {
+func (s *Scheduler) FoundWaiting(waiting []webhook.Waiting, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, f := range waiting {
@@ -213,7 +213,7 @@ func (s *Scheduler) TakePages(n int, now time.Time) []*Page {
 
 // AdmitDue takes one row of a page. It is admitted unless it is in memory, has no room, or
 // must not be sent.
-func (s *Scheduler) AdmitDue(p *Page, due *store.Due, now time.Time) {
+func (s *Scheduler) AdmitDue(p *Page, due *webhook.Due, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p.got++

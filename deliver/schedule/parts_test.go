@@ -8,7 +8,7 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/time/rate"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // A queue's retries and replays get every fourth attempt where both wait, none where they
@@ -118,7 +118,7 @@ func TestPrefetchSizes(t *testing.T) {
 	const limit = 4
 	now := time.Now()
 	p := &prefetch{rows: true}
-	at := store.PageEnd{ID: uuid.New()}
+	at := webhook.PageEnd{ID: uuid.New()}
 	for _, want := range []int{8, 16, 32, 64, 64} {
 		if !p.end(10, 10, at, limit, p.pagedAt.Add(pageFor-1)) || p.size != want || p.after != at {
 			t.Errorf("a size of %d, want %d", p.size, want)
@@ -127,7 +127,7 @@ func TestPrefetchSizes(t *testing.T) {
 	if p.end(10, 10, at, limit, p.pagedAt.Add(pageFor)); p.size != limit {
 		t.Errorf("a size of %d after a page that lasted, want %d", p.size, limit)
 	}
-	if left := p.end(9, 10, at, limit, now); left || p.rows || p.after != (store.PageEnd{}) {
+	if left := p.end(9, 10, at, limit, now); left || p.rows || p.after != (webhook.PageEnd{}) {
 		t.Error("a page that was not full is not the last")
 	}
 	p.begin()
@@ -135,7 +135,7 @@ func TestPrefetchSizes(t *testing.T) {
 	if !p.end(9, 10, at, limit, now) {
 		t.Error("a page is the last of which some found no room")
 	}
-	p.after = store.PageEnd{}
+	p.after = webhook.PageEnd{}
 	p.begin()
 	p.restart() // something was put back meanwhile
 	if left := p.end(0, 10, at, limit, now); left || !p.rows {

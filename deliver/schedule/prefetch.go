@@ -3,7 +3,7 @@ package schedule
 import (
 	"time"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // A prefetch is a lane's position in the table, and how many rows it may hold.
@@ -12,7 +12,7 @@ type prefetch struct {
 	rows          bool // rows may be due in the table that are not in memory
 	paging        bool // a page is under way
 	overflown     bool // it had rows that found no room
-	after         store.PageEnd
+	after         webhook.PageEnd
 	size          int       // how much the lane may hold from the table
 	pagedAt       time.Time // when the last page came
 	parking       int       // parked deliveries whose row is not committed
@@ -23,8 +23,8 @@ type prefetch struct {
 }
 
 // begin begins a page and returns its position.
-func (p *prefetch) begin() store.PageEnd {
-	if p.after == (store.PageEnd{}) {
+func (p *prefetch) begin() webhook.PageEnd {
+	if p.after == (webhook.PageEnd{}) {
 		p.passParks = p.parks
 	}
 	p.paging = true
@@ -34,11 +34,11 @@ func (p *prefetch) begin() store.PageEnd {
 // end takes the end of a page and reports whether there may be more. The next page
 // begins there. Fewer rows than asked for are all that is left. But what was parked
 // since the first of these pages may sort before it, and is found from the beginning.
-func (p *prefetch) end(got, size int, at store.PageEnd, limit int, now time.Time) (left bool) {
+func (p *prefetch) end(got, size int, at webhook.PageEnd, limit int, now time.Time) (left bool) {
 	left = got >= size || p.overflown
 	p.overflown, p.paging = false, false
 	if p.after = at; !left {
-		p.after = store.PageEnd{}
+		p.after = webhook.PageEnd{}
 	}
 	p.size = max(p.size, limit)
 	if now.Sub(p.pagedAt) < pageFor {
@@ -54,6 +54,6 @@ func (p *prefetch) end(got, size int, at store.PageEnd, limit int, now time.Time
 // restart resets the position: rows just put back may sort before the last page, and
 // before the one under way.
 func (p *prefetch) restart() {
-	p.after = store.PageEnd{}
+	p.after = webhook.PageEnd{}
 	p.parks++
 }

@@ -31,7 +31,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // A Scheduler holds every delivery that is in memory, with the lanes, and the
@@ -54,8 +54,8 @@ type Scheduler struct {
 
 	mu         sync.Mutex
 	ledger     ledger
-	session    *store.Session
-	fence      store.Fence
+	session    *webhook.Session
+	fence      webhook.Fence
 	marker     uint64 // the session's first batch: until its echo, the stream may repeat what has rows
 	replaying  bool
 	visible    bool // all is visible that was committed before the session: see Fence.ClaimXID
@@ -174,7 +174,7 @@ func (s *Scheduler) Unrecorded() (sent []uuid.UUID, locked int) {
 
 // EndSession ends the session: nothing more is confirmed. It returns up to where everything is
 // recorded, and whether that is everything the stream has brought.
-func (s *Scheduler) EndSession(now time.Time) (fence store.Fence, durable store.Mark, all bool) {
+func (s *Scheduler) EndSession(now time.Time) (fence webhook.Fence, durable webhook.Mark, all bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	all = s.live(now) && s.ledger.confirmed == s.ledger.recorded.lsn
@@ -214,7 +214,7 @@ func (s *Scheduler) Stats(now time.Time) Stats {
 
 // Finish takes an attempt's outcome and returns the next delivery for the same worker,
 // or nil.
-func (s *Scheduler) Finish(d *Delivery, a store.Attempt, now time.Time) *Delivery {
+func (s *Scheduler) Finish(d *Delivery, a webhook.Attempt, now time.Time) *Delivery {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.finish(d, a, now)
@@ -235,7 +235,7 @@ func (s *Scheduler) Unsent(d *Delivery, now time.Time) {
 func (s *Scheduler) Abandon(d *Delivery, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.release(d, &store.Attempt{}, now)
+	s.release(d, &webhook.Attempt{}, now)
 }
 
 // InMemory adds the deliveries that are in memory to known.
@@ -251,7 +251,7 @@ func (s *Scheduler) InMemory(ids []uuid.UUID, known map[uuid.UUID]bool) {
 
 // Admitted takes the rest of a batch whose events are admitted: echoes, and how far the
 // stream has come.
-func (s *Scheduler) Admitted(b *store.Batch) {
+func (s *Scheduler) Admitted(b *webhook.Batch) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.counts.Events += uint64(len(b.Events))
@@ -259,7 +259,7 @@ func (s *Scheduler) Admitted(b *store.Batch) {
 		if seq, ours := s.fence.ParseEcho(message); ours {
 			s.ledger.echo(seq)
 			s.replaying = s.replaying && seq < s.marker
-		} else if message == store.ChangeHint {
+		} else if message == webhook.ChangeHint {
 			s.ToScan.Raise()
 		}
 	}
@@ -270,7 +270,7 @@ func (s *Scheduler) Admitted(b *store.Batch) {
 }
 
 // Fence returns the session's right to write. Its Epoch is 0 before the first session.
-func (s *Scheduler) Fence() store.Fence {
+func (s *Scheduler) Fence() webhook.Fence {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.fence

@@ -7,10 +7,9 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/walhook/walhook/deliver/send"
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -25,7 +24,7 @@ type rig struct {
 func newRig(t *testing.T, limits Limits) *rig {
 	r := &rig{t: t, w: New(Options{Limits: limits, Backoff: Backoff{time.Minute, time.Hour}}), target: &send.Target{}}
 	r.w.onStart = func(d *Delivery) { r.started = append(r.started, d) }
-	r.w.session = &store.Session{}
+	r.w.session = &webhook.Session{}
 	return r
 }
 
@@ -39,7 +38,7 @@ func (r *rig) endpoint() uuid.UUID {
 }
 
 func (r *rig) lookUp(id uuid.UUID, enabled bool) {
-	r.w.lookedUp(r.w.lane(id, time.Now()), &store.Endpoint{ID: id, OrganizationID: "org_1", Enabled: enabled}, r.target, time.Now(), time.Now())
+	r.w.lookedUp(r.w.lane(id, time.Now()), &webhook.Endpoint{ID: id, OrganizationID: "org_1", Enabled: enabled}, r.target, time.Now(), time.Now())
 }
 
 // event offers one event of its own transaction, and reports whether it was taken in.
@@ -62,9 +61,9 @@ func (r *rig) answer(d *Delivery, status int) {
 	for i, s := range r.started {
 		if s == d {
 			r.started = append(r.started[:i:i], r.started[i+1:]...)
-			a := store.Attempt{StatusCode: status, EndedAt: time.Now()}
+			a := webhook.Attempt{StatusCode: status, EndedAt: time.Now()}
 			if status > 299 {
-				a.Class = store.ErrHTTP5xx
+				a.Class = webhook.ErrHTTP5xx
 			}
 			r.w.finish(d, a, time.Now())
 			r.w.dispatch(time.Now())
@@ -75,7 +74,7 @@ func (r *rig) answer(d *Delivery, status int) {
 }
 
 // commit writes everything that waits, and returns the new rows and the updates.
-func (r *rig) commit() (inserts, updates []store.Record) {
+func (r *rig) commit() (inserts, updates []webhook.Record) {
 	for len(r.w.newRows)+len(r.w.toBeParked) > 0 {
 		taken, records := r.w.takeNew()
 		r.w.recordedBy(taken)
@@ -93,7 +92,7 @@ func (r *rig) commit() (inserts, updates []store.Record) {
 
 // page lets the retrier fetch one page of a lane, of rows that are due, and
 // returns those that it did not take.
-func (r *rig) page(endpoint uuid.UUID, rows ...store.Record) (rest []store.Record) {
+func (r *rig) page(endpoint uuid.UUID, rows ...webhook.Record) (rest []webhook.Record) {
 	r.t.Helper()
 	asked := r.w.toAsk(32, time.Now())
 	if len(asked) != 1 || asked[0].lane.id != endpoint {
@@ -102,7 +101,7 @@ func (r *rig) page(endpoint uuid.UUID, rows ...store.Record) (rest []store.Recor
 	n := min(asked[0].size, len(rows))
 	for _, row := range rows[:n] {
 		asked[0].got++
-		r.w.admitDue(&store.Due{ID: row.ID, EndpointID: endpoint, Status: row.Status, Attempts: row.Attempts,
+		r.w.admitDue(&webhook.Due{ID: row.ID, EndpointID: endpoint, Status: row.Status, Attempts: row.Attempts,
 			Event: outbox.Event{ID: row.EventID, OrganizationID: "org_1", Payload: []byte(`{}`)}}, time.Now())
 	}
 	r.w.paged(asked[0], time.Now())
@@ -125,8 +124,8 @@ func takeIn(ctx context.Context, s *Scheduler, e *outbox.Event) bool {
 	return true
 }
 
-func statuses(records []store.Record) map[store.Status]int {
-	n := map[store.Status]int{}
+func statuses(records []webhook.Record) map[webhook.Status]int {
+	n := map[webhook.Status]int{}
 	for _, r := range records {
 		n[r.Status]++
 	}
@@ -158,7 +157,7 @@ func TestWindow(t *testing.T) {
 			}
 			r.answer(r.started[0], 200)
 			inserts, updates := r.commit()
-			if statuses(inserts)[store.Success] != 1 || len(inserts) != 1 || len(updates) != 0 {
+			if statuses(inserts)[webhook.Success] != 1 || len(inserts) != 1 || len(updates) != 0 {
 				t.Errorf("inserts %v, updates %v; want one row", statuses(inserts), statuses(updates))
 			}
 			if r.w.ledger.confirmed == 0 {
@@ -209,7 +208,7 @@ func TestWindow(t *testing.T) {
 			time.Sleep(small.ParkAfter)
 			r.w.parkOverdue(time.Now())
 			inserts, _ := r.commit()
-			var waits []store.Record // the queued ones: due at once
+			var waits []webhook.Record // the queued ones: due at once
 			for _, row := range inserts {
 				if row.Wait <= 0 {
 					waits = append(waits, row)
@@ -217,7 +216,7 @@ func TestWindow(t *testing.T) {
 					t.Errorf("a running attempt's row is due again after %v, within its own timeout", row.Wait)
 				}
 			}
-			if statuses(inserts)[store.Pending] != 4 || len(waits) != 2 {
+			if statuses(inserts)[webhook.Pending] != 4 || len(waits) != 2 {
 				t.Fatalf("%v rows, %d of them due; want 4 pending, 2 due", statuses(inserts), len(waits))
 			}
 			if r.w.ledger.confirmed == 0 {
@@ -225,7 +224,7 @@ func TestWindow(t *testing.T) {
 			}
 			r.event(endpoint)
 			more, _ := r.commit()
-			if len(more) != 1 || more[0].Status != store.Pending {
+			if len(more) != 1 || more[0].Status != webhook.Pending {
 				t.Fatalf("a lane that is behind did not park what follows at once: %v", statuses(more))
 			}
 			r.answer(r.started[0], 200)
@@ -244,7 +243,7 @@ func TestWindow(t *testing.T) {
 				r.answer(r.started[0], 200)
 			}
 			inserts, updates := r.commit()
-			if len(inserts) != 0 || statuses(updates)[store.Success] != 5 {
+			if len(inserts) != 0 || statuses(updates)[webhook.Success] != 5 {
 				t.Errorf("inserts %v, updates %v; want 5 updates", statuses(inserts), statuses(updates))
 			}
 			r.wantEmpty()
@@ -260,7 +259,7 @@ func TestWindow(t *testing.T) {
 			}
 			r.answer(r.started[0], 200)
 			_, records := r.w.takeNew()
-			if got := statuses(records); got[store.Success] != 1 || got[store.Pending] != recordBatch-1 {
+			if got := statuses(records); got[webhook.Success] != 1 || got[webhook.Pending] != recordBatch-1 {
 				t.Errorf("the first batch: %v, want the outcome, and filled", got)
 			}
 		},
@@ -271,7 +270,7 @@ func TestWindow(t *testing.T) {
 			r.w.parkOverdue(time.Now())
 			r.answer(r.started[0], 200)
 			inserts, updates := r.commit()
-			if statuses(inserts)[store.Success] != 1 || len(inserts)+len(updates) != 1 {
+			if statuses(inserts)[webhook.Success] != 1 || len(inserts)+len(updates) != 1 {
 				t.Errorf("inserts %v, updates %v; want one success", statuses(inserts), statuses(updates))
 			}
 			r.wantEmpty()
@@ -286,7 +285,7 @@ func TestWindow(t *testing.T) {
 			r.answer(r.started[0], 200)
 			r.w.inserted(taken, true, nil, time.Now())
 			inserts, updates := r.commit()
-			if len(inserts) != 0 || statuses(updates)[store.Success] != 1 {
+			if len(inserts) != 0 || statuses(updates)[webhook.Success] != 1 {
 				t.Errorf("inserts %v, updates %v; want one update", statuses(inserts), statuses(updates))
 			}
 			r.wantEmpty()
@@ -311,7 +310,7 @@ func TestWindow(t *testing.T) {
 			taken, _ := r.w.takeNew()
 			r.w.recordedBy(taken)
 			r.w.inserted(taken, false, nil, time.Now())
-			if _, updates := r.commit(); statuses(updates)[store.Success] != 1 {
+			if _, updates := r.commit(); statuses(updates)[webhook.Success] != 1 {
 				t.Errorf("updates %v, want the outcome", statuses(updates))
 			}
 			r.wantEmpty()
@@ -328,7 +327,7 @@ func TestWindow(t *testing.T) {
 			inserts, _ := r.commit()
 			r.page(endpoint, inserts...)
 			r.answer(r.started[0], 200)
-			if _, updates := r.commit(); statuses(updates)[store.Success] != 1 {
+			if _, updates := r.commit(); statuses(updates)[webhook.Success] != 1 {
 				t.Errorf("updates %v, want one success", statuses(updates))
 			}
 			r.wantEmpty()
@@ -414,7 +413,7 @@ func TestWindow(t *testing.T) {
 			r.answer(r.started[0], 503)
 			r.answer(r.started[0], 503)
 			inserts, _ := r.commit()
-			if got := statuses(inserts); got[store.Pending] != 2 || got[store.Retrying] != 2 || len(inserts) != 4 {
+			if got := statuses(inserts); got[webhook.Pending] != 2 || got[webhook.Retrying] != 2 || len(inserts) != 4 {
 				t.Errorf("%v, want all in the table, where the sweep cancels", got)
 			}
 			if r.w.lists[toCancel].Len() != 1 {
@@ -437,16 +436,16 @@ func TestWindow(t *testing.T) {
 			asOf := time.Now()
 			time.Sleep(time.Millisecond)
 			inserts, _ := r.commit()
-			if inserts[0].Status != store.Failed || !inserts[0].Gone || inserts[0].Exhausted {
+			if inserts[0].Status != webhook.Failed || !inserts[0].Gone || inserts[0].Exhausted {
 				t.Errorf("410 is recorded as %+v, want failed, gone, not exhausted", inserts[0])
 			}
-			r.w.lookedUp(r.w.lanes[endpoint], &store.Endpoint{ID: endpoint, OrganizationID: "org_1", Enabled: true}, r.target, asOf, time.Now())
+			r.w.lookedUp(r.w.lanes[endpoint], &webhook.Endpoint{ID: endpoint, OrganizationID: "org_1", Enabled: true}, r.target, asOf, time.Now())
 			r.w.dispatch(time.Now())
 			if len(r.started) != 0 {
 				t.Error("sent on the strength of a look-up from before the endpoint was disabled")
 			}
 			r.lookUp(endpoint, false)
-			if inserts, _ := r.commit(); statuses(inserts)[store.Pending] != 2 || r.w.lists[toCancel].Len() != 1 {
+			if inserts, _ := r.commit(); statuses(inserts)[webhook.Pending] != 2 || r.w.lists[toCancel].Len() != 1 {
 				t.Errorf("%v, %d sweeps; want the rest in the table, to be cancelled there", statuses(inserts), r.w.lists[toCancel].Len())
 			}
 			r.wantEmpty()
@@ -454,24 +453,24 @@ func TestWindow(t *testing.T) {
 		"the last attempt of the schedule ends as failed": func(t *testing.T) {
 			r := newRig(t, small)
 			endpoint := r.endpoint()
-			row := store.Record{ID: uuid.New(), EventID: uuid.New(), Status: store.Retrying, Attempts: 2}
+			row := webhook.Record{ID: uuid.New(), EventID: uuid.New(), Status: webhook.Retrying, Attempts: 2}
 			r.w.hasRows(r.w.lane(endpoint, time.Now()))
 			r.page(endpoint, row)
 			r.answer(r.started[0], 500)
 			_, updates := r.commit()
-			if u := updates[0]; u.Status != store.Failed || !u.Exhausted || u.Attempts != 3 {
+			if u := updates[0]; u.Status != webhook.Failed || !u.Exhausted || u.Attempts != 3 {
 				t.Errorf("%+v, want the third attempt failed, and the schedule exhausted", u)
 			}
 		},
 		"a replay begins a new series": func(t *testing.T) {
 			r := newRig(t, small)
 			endpoint := r.endpoint()
-			row := store.Record{ID: uuid.New(), EventID: uuid.New(), Status: store.Pending, Attempts: 3}
+			row := webhook.Record{ID: uuid.New(), EventID: uuid.New(), Status: webhook.Pending, Attempts: 3}
 			r.w.hasRows(r.w.lane(endpoint, time.Now()))
 			r.page(endpoint, row)
 			r.answer(r.started[0], 500)
 			_, updates := r.commit()
-			if u := updates[0]; u.Status != store.Retrying || u.SeriesStart != 3 || u.Attempts != 4 || u.Wait < time.Minute {
+			if u := updates[0]; u.Status != webhook.Retrying || u.SeriesStart != 3 || u.Attempts != 4 || u.Wait < time.Minute {
 				t.Errorf("%+v, want a retry after the first wait of the schedule", u)
 			}
 		},
@@ -483,7 +482,7 @@ func TestWindow(t *testing.T) {
 			r.w.removed = map[uuid.UUID]bool{} // the page is asked for
 			r.answer(d, 200)
 			r.commit()
-			r.w.admitDue(&store.Due{ID: d.id, EndpointID: endpoint, Status: store.Pending}, time.Now())
+			r.w.admitDue(&webhook.Due{ID: d.id, EndpointID: endpoint, Status: webhook.Pending}, time.Now())
 			r.w.dispatch(time.Now())
 			if len(r.started) != 0 {
 				t.Error("sent twice")
@@ -493,7 +492,7 @@ func TestWindow(t *testing.T) {
 			r := newRig(t, small)
 			endpoint := r.endpoint()
 			l := r.w.lane(endpoint, time.Now())
-			row := store.Record{ID: uuid.New(), EventID: uuid.New(), Status: store.Pending}
+			row := webhook.Record{ID: uuid.New(), EventID: uuid.New(), Status: webhook.Pending}
 			r.w.hasRows(l)
 			r.page(endpoint, row)
 			r.answer(r.started[0], 500)
@@ -516,9 +515,9 @@ func TestWindow(t *testing.T) {
 			endpoint := r.endpoint()
 			l := r.w.lane(endpoint, time.Now())
 			l.limit = 0
-			due := &store.Due{ID: uuid.New(), EndpointID: endpoint, Status: store.Retrying, Attempts: 7, SeriesStart: 2, Event: outbox.Event{ID: uuid.New(), OrganizationID: "org_1"}}
+			due := &webhook.Due{ID: uuid.New(), EndpointID: endpoint, Status: webhook.Retrying, Attempts: 7, SeriesStart: 2, Event: outbox.Event{ID: uuid.New(), OrganizationID: "org_1"}}
 			r.w.admitDue(due, time.Now())
-			due.Status, due.DueAt = store.Pending, pgtype.Timestamptz{Time: time.Now(), Valid: true}
+			due.Status, due.DueAt = webhook.Pending, webhook.DueTime{Time: time.Now(), Valid: true}
 			r.w.admitDue(due, time.Now())
 			if d := r.w.deliveries[due.ID]; d == nil || d.series != 7 || d.seen.DueAt != due.DueAt || len(r.w.deliveries) != 1 {
 				t.Errorf("it is as it was fetched: %+v", d)
@@ -528,13 +527,13 @@ func TestWindow(t *testing.T) {
 			r := newRig(t, small)
 			endpoint := r.endpoint()
 			l := r.w.lane(endpoint, time.Now())
-			r.w.lookedUp(l, &store.Endpoint{ID: endpoint, OrganizationID: "org_2", Enabled: true}, r.target, time.Now(), time.Now())
+			r.w.lookedUp(l, &webhook.Endpoint{ID: endpoint, OrganizationID: "org_2", Enabled: true}, r.target, time.Now(), time.Now())
 			r.event(endpoint)
 			if len(r.started) != 0 {
 				t.Fatal("it is sent to the endpoint that has the id now")
 			}
 			inserts, _ := r.commit()
-			if statuses(inserts)[store.Pending] != 1 || !l.rows {
+			if statuses(inserts)[webhook.Pending] != 1 || !l.rows {
 				t.Errorf("it does not wait in the table, to be cancelled there: %v, rows %v", inserts, l.rows)
 			}
 			r.wantEmpty()
@@ -542,7 +541,7 @@ func TestWindow(t *testing.T) {
 		"a row that an operator has locked waits aside": func(t *testing.T) {
 			r := newRig(t, small)
 			endpoint := r.endpoint()
-			row := store.Record{ID: uuid.New(), EventID: uuid.New(), Status: store.Pending}
+			row := webhook.Record{ID: uuid.New(), EventID: uuid.New(), Status: webhook.Pending}
 			r.w.hasRows(r.w.lane(endpoint, time.Now()))
 			r.page(endpoint, row)
 			r.answer(r.started[0], 200)
@@ -555,7 +554,7 @@ func TestWindow(t *testing.T) {
 				t.Error("it keeps a place for retries meanwhile")
 			}
 			r.w.enlist(aside[0])
-			if _, updates := r.commit(); statuses(updates)[store.Success] != 1 {
+			if _, updates := r.commit(); statuses(updates)[webhook.Success] != 1 {
 				t.Error("the outcome is not written when the row is free again")
 			}
 			r.wantEmpty()
@@ -601,9 +600,9 @@ func TestWindow(t *testing.T) {
 		"what waits because it has a row is no part of a new session": func(t *testing.T) {
 			r := newRig(t, small)
 			endpoint := r.endpoint()
-			var rows []store.Record
+			var rows []webhook.Record
 			for range small.EndpointInFlight + 1 {
-				rows = append(rows, store.Record{ID: uuid.New(), EventID: uuid.New(), Status: store.Pending})
+				rows = append(rows, webhook.Record{ID: uuid.New(), EventID: uuid.New(), Status: webhook.Pending})
 			}
 			l := r.w.lane(endpoint, time.Now())
 			r.w.hasRows(l)
@@ -641,7 +640,7 @@ func TestWindow(t *testing.T) {
 				t.Errorf("it is due after %v", got)
 			}
 			r.answer(r.started[0], 200)
-			if got := r.w.PendingWait(d); got != -store.ParkedDue {
+			if got := r.w.PendingWait(d); got != -webhook.ParkedDue {
 				t.Errorf("it is due after %v when the attempt has ended", got)
 			}
 		},
@@ -709,11 +708,11 @@ func TestWindow(t *testing.T) {
 			l := r.w.lane(r.endpoint(), time.Now())
 			r.w.hasRows(l)
 			full := r.w.toAsk(1, time.Now())[0]
-			full.got, full.end = full.size, (&store.Due{ID: uuid.New()}).End()
+			full.got, full.end = full.size, (&webhook.Due{ID: uuid.New()}).End()
 			r.w.paged(full, time.Now())
 			l.parks++ // a row that stands before where that page ended
 			r.w.paged(r.w.toAsk(1, time.Now())[0], time.Now())
-			if !l.rows || l.after != (store.PageEnd{}) {
+			if !l.rows || l.after != (webhook.PageEnd{}) {
 				t.Error("the lane does not look from the beginning again")
 			}
 		},
@@ -744,7 +743,7 @@ func TestWindow(t *testing.T) {
 				p := asked[0]
 				for range p.size {
 					p.got++
-					r.w.admitDue(&store.Due{ID: uuid.New(), EndpointID: p.lane.id, Status: store.Pending, Event: outbox.Event{OrganizationID: "org_1", Payload: []byte(`{}`)}}, time.Now())
+					r.w.admitDue(&webhook.Due{ID: uuid.New(), EndpointID: p.lane.id, Status: webhook.Pending, Event: outbox.Event{OrganizationID: "org_1", Payload: []byte(`{}`)}}, time.Now())
 				}
 				r.w.paged(p, time.Now())
 			}

@@ -7,7 +7,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // What a new session changes: it may repeat what is in memory, and know less of rows.
@@ -57,7 +57,7 @@ func (s *Scheduler) prefetchedLanes() (lanes []*lane) {
 // what this session will not bring, nor rows of a database that was set back.
 // ReconcileFrom alone does not tell two causes apart: if a comparison was noted as done
 // and nothing was recorded since, the next cause has the same value.
-func (s *Scheduler) claimed(session *store.Session, fence store.Fence, marker uint64) {
+func (s *Scheduler) claimed(session *webhook.Session, fence webhook.Fence, marker uint64) {
 	goesOn := s.session != nil && session.Start != 0 && !session.SlotCreated && !fence.Moved
 	if !goesOn || session.Published != s.session.Published || !fence.Server.Equal(s.fence.Server) {
 		s.causes++
@@ -78,7 +78,7 @@ func (s *Scheduler) confirm() {
 
 // NextSession numbers the marker of a new session, its first batch, and returns the
 // fence of the session before.
-func (s *Scheduler) NextSession() (marker uint64, before store.Fence) {
+func (s *Scheduler) NextSession() (marker uint64, before webhook.Fence) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.ledger.take(), s.fence
@@ -86,7 +86,7 @@ func (s *Scheduler) NextSession() (marker uint64, before store.Fence) {
 
 // BeginSession begins a session that has claimed the slot. Until the marker's echo, the stream
 // may repeat events whose deliveries have rows. No batch is under way.
-func (s *Scheduler) BeginSession(session *store.Session, fence store.Fence, marker uint64, now time.Time) {
+func (s *Scheduler) BeginSession(session *webhook.Session, fence webhook.Fence, marker uint64, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ledger.reset(session.Confirmed)
@@ -109,14 +109,14 @@ type Cause struct {
 }
 
 // Session returns the current session, its fence, and its Cause for a comparison.
-func (s *Scheduler) Session() (*store.Session, store.Fence, Cause) {
+func (s *Scheduler) Session() (*webhook.Session, webhook.Fence, Cause) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.session, s.fence, s.cause()
 }
 
 // Confirmed returns how far the current session is confirmed.
-func (s *Scheduler) Confirmed() (*store.Session, pglogrepl.LSN) {
+func (s *Scheduler) Confirmed() (*webhook.Session, pglogrepl.LSN) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.session, s.ledger.confirmed
@@ -124,14 +124,14 @@ func (s *Scheduler) Confirmed() (*store.Session, pglogrepl.LSN) {
 
 // ClaimVisible reports whether everything is visible that a session with this fence will not
 // bring.
-func (s *Scheduler) ClaimVisible(fence store.Fence) bool {
+func (s *Scheduler) ClaimVisible(fence webhook.Fence) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.visible && s.fence.Epoch == fence.Epoch && s.fence.ClaimXID == fence.ClaimXID
 }
 
 // SetClaimVisible notes that it is.
-func (s *Scheduler) SetClaimVisible(fence store.Fence) {
+func (s *Scheduler) SetClaimVisible(fence webhook.Fence) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fence.Epoch == fence.Epoch && s.fence.ClaimXID == fence.ClaimXID {
@@ -184,7 +184,7 @@ func (s *Scheduler) PendingWait(id uuid.UUID) time.Duration {
 	if d := s.deliveries[id]; d != nil && d.stage == running {
 		return s.leaseTime()
 	}
-	return -store.ParkedDue
+	return -webhook.ParkedDue
 }
 
 // InsertedMissing counts rows that the reconciler inserted.

@@ -11,14 +11,14 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/walhook/walhook/deliver/send"
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
 // row fetches rows of retries that are due.
 func (r *rig) row(endpoint uuid.UUID, n int) {
 	for range n {
-		r.w.admitDue(&store.Due{ID: uuid.New(), EndpointID: endpoint, Status: store.Retrying, Attempts: 1,
+		r.w.admitDue(&webhook.Due{ID: uuid.New(), EndpointID: endpoint, Status: webhook.Retrying, Attempts: 1,
 			Event: outbox.Event{ID: uuid.New(), OrganizationID: "org_1", Payload: []byte(`{}`)}}, time.Now())
 	}
 }
@@ -81,7 +81,7 @@ func TestPermitsMoveWithTheOrganization(t *testing.T) {
 		if len(r.started) != 1 {
 			t.Fatal(len(r.started))
 		}
-		r.w.lookedUp(r.w.lane(e, time.Now()), &store.Endpoint{ID: e, OrganizationID: "org_2", Enabled: true}, r.target, time.Now(), time.Now())
+		r.w.lookedUp(r.w.lane(e, time.Now()), &webhook.Endpoint{ID: e, OrganizationID: "org_2", Enabled: true}, r.target, time.Now(), time.Now())
 		r.answer(r.started[0], 200)
 		r.commit()
 		if err := r.w.Verify(time.Now()); err != nil || len(r.w.unprovenOf) != 0 {
@@ -104,9 +104,9 @@ func TestNoEventWaitsForALookUp(t *testing.T) {
 				waited++
 				worst = max(worst, took)
 			}
-			go s.Finish(d, store.Attempt{StatusCode: 200, EndedAt: time.Now()}, time.Now())
+			go s.Finish(d, webhook.Attempt{StatusCode: 200, EndedAt: time.Now()}, time.Now())
 		})
-		s.BeginSession(&store.Session{}, store.Fence{Epoch: 1}, 1, time.Now())
+		s.BeginSession(&webhook.Session{}, webhook.Fence{Epoch: 1}, 1, time.Now())
 		defer time.Sleep(time.Second)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
@@ -125,7 +125,7 @@ func TestNoEventWaitsForALookUp(t *testing.T) {
 					asOf := time.Now()
 					time.Sleep(30 * time.Millisecond)
 					for i := range wanted {
-						wanted[i].Endpoint, wanted[i].Target = &store.Endpoint{ID: wanted[i].EndpointID, OrganizationID: "org_1", Enabled: true}, &send.Target{}
+						wanted[i].Endpoint, wanted[i].Target = &webhook.Endpoint{ID: wanted[i].EndpointID, OrganizationID: "org_1", Enabled: true}, &send.Target{}
 					}
 					s.LookedUp(wanted, asOf, time.Now())
 				}
@@ -177,7 +177,7 @@ func TestOnlyEndpointsInUseAreLookedUp(t *testing.T) {
 				}
 				looked += len(wanted)
 				for i := range wanted {
-					wanted[i].Endpoint, wanted[i].Target = &store.Endpoint{ID: wanted[i].EndpointID, OrganizationID: "org_1", Enabled: true}, r.target
+					wanted[i].Endpoint, wanted[i].Target = &webhook.Endpoint{ID: wanted[i].EndpointID, OrganizationID: "org_1", Enabled: true}, r.target
 				}
 				r.w.LookedUp(wanted, time.Now(), time.Now())
 			}
@@ -190,9 +190,9 @@ func TestOnlyEndpointsInUseAreLookedUp(t *testing.T) {
 			looked = 0
 			for i := 0; i < len(ids); i += 500 { // as retrier.runOnce
 				for j := i; j < i+500; j += 100 {
-					var found []store.Waiting
+					var found []webhook.Waiting
 					for _, id := range ids[j : j+100] {
-						found = append(found, store.Waiting{EndpointID: id, Enabled: true})
+						found = append(found, webhook.Waiting{EndpointID: id, Enabled: true})
 					}
 					r.w.FoundWaiting(found, time.Now())
 					directory(100) // which ToLookUp has woken, while the retrier reads the next page
@@ -221,7 +221,7 @@ func TestManyUnprovenEndpointsStartQuickly(t *testing.T) {
 		var ids []uuid.UUID
 		for i := range endpoints {
 			id := h.open(always(200, 5*time.Millisecond))
-			h.change(id, func(e *store.Endpoint) { e.OrganizationID = fmt.Sprint("org_", i) })
+			h.change(id, func(e *webhook.Endpoint) { e.OrganizationID = fmt.Sprint("org_", i) })
 			ids = append(ids, id)
 		}
 		for _, id := range ids {
@@ -278,7 +278,7 @@ func TestNoLaneStandsStill(t *testing.T) {
 					if rnd.IntN(4) == 0 {
 						h.change(id, perSecond(float64(1+rnd.IntN(50))))
 					}
-					h.change(id, func(e *store.Endpoint) { e.OrganizationID = fmt.Sprint("org_", i%3) })
+					h.change(id, func(e *webhook.Endpoint) { e.OrganizationID = fmt.Sprint("org_", i%3) })
 					ids = append(ids, id)
 				}
 				since := map[uuid.UUID]time.Time{}
@@ -297,10 +297,10 @@ func TestNoLaneStandsStill(t *testing.T) {
 							h.waiting(id, rnd.IntN(50), 0)
 						case 2:
 							on := rnd.IntN(3) > 0
-							h.change(id, func(e *store.Endpoint) { e.Enabled = on })
+							h.change(id, func(e *webhook.Endpoint) { e.Enabled = on })
 						case 3:
 							n := rnd.IntN(10)
-							h.change(id, func(e *store.Endpoint) { e.MaxInFlight = n })
+							h.change(id, func(e *webhook.Endpoint) { e.MaxInFlight = n })
 						default:
 							h.event(id)
 						}

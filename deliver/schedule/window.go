@@ -3,7 +3,7 @@ package schedule
 import (
 	"time"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // bytesFit reports whether a lane may hold more bodies: up to an eighth of the free
@@ -97,7 +97,7 @@ func (s *Scheduler) toPark(d *Delivery) {
 }
 
 // finish takes an attempt's outcome and hands it to the recorder.
-func (s *Scheduler) finish(d *Delivery, a store.Attempt, now time.Time) {
+func (s *Scheduler) finish(d *Delivery, a webhook.Attempt, now time.Time) {
 	l := d.lane
 	s.release(d, &a, now)
 	s.stopAging(d)
@@ -116,7 +116,7 @@ func (s *Scheduler) finish(d *Delivery, a store.Attempt, now time.Time) {
 // unsent takes back a delivery whose request was not sent, because another process may
 // hold the slot. It goes to the table or stays there.
 func (s *Scheduler) unsent(d *Delivery, now time.Time) {
-	s.release(d, &store.Attempt{}, now)
+	s.release(d, &webhook.Attempt{}, now)
 	s.releaseLow(d, now)
 	s.stopAging(d)
 	s.leave(d, now)

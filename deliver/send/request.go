@@ -19,7 +19,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 	"github.com/walhook/walhook/sign"
 )
@@ -187,7 +187,7 @@ type Target struct {
 
 // A refusal is the reason why a target cannot be sent to. The zero refusal is none.
 type refusal struct {
-	class store.ErrorClass
+	class webhook.ErrorClass
 	text  string
 }
 
@@ -200,29 +200,29 @@ func (t *Target) String() string {
 }
 
 // Refused reports whether nothing can be sent to the target, and why.
-func (t *Target) Refused() (class store.ErrorClass, text string, refused bool) {
+func (t *Target) Refused() (class webhook.ErrorClass, text string, refused bool) {
 	return t.refusal.class, t.refusal.text, t.refusal.class != ""
 }
 
 // Target prepares an endpoint for sending.
-func (s *Sender) Target(e *store.Endpoint) *Target {
+func (s *Sender) Target(e *webhook.Endpoint) *Target {
 	t := &Target{}
 	if e.Problem != "" {
-		t.refusal = refusal{store.ErrBadRequest, cutText(e.Problem)}
+		t.refusal = refusal{webhook.ErrBadRequest, cutText(e.Problem)}
 		return t
 	}
 	u, err := endpointURL(e.URL)
 	if err != nil {
-		t.refusal = refusal{store.ErrBadRequest, err.Error()}
+		t.refusal = refusal{webhook.ErrBadRequest, err.Error()}
 		return t
 	}
 	t.request = http.Request{Method: http.MethodPost, URL: u, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
 	if err := s.guard.allowedURL(u, s.proxied); err != nil {
-		t.refusal = refusal{store.ErrBlocked, cutText(err.Error())}
+		t.refusal = refusal{webhook.ErrBlocked, cutText(err.Error())}
 		return t
 	}
 	if t.signer, err = newSigner(e.Secrets); err != nil {
-		t.refusal = refusal{store.ErrBadRequest, "the endpoint has no live secret: webhook_set_secret gives it one"}
+		t.refusal = refusal{webhook.ErrBadRequest, "the endpoint has no live secret: webhook_set_secret gives it one"}
 		return t
 	}
 	t.fields = s.fields(u, e.Headers)
@@ -252,7 +252,7 @@ func endpointURL(text string) (*url.URL, error) {
 	return u, nil
 }
 
-func newSigner(secrets []store.Secret) (*sign.Signer, error) {
+func newSigner(secrets []webhook.Secret) (*sign.Signer, error) {
 	texts := make([]string, len(secrets))
 	for i, s := range secrets {
 		texts[i] = string(s)

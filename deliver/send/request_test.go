@@ -15,7 +15,7 @@ import (
 	"github.com/google/uuid"
 	"pgregory.net/rapid"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 	"github.com/walhook/walhook/sign"
 )
@@ -97,8 +97,8 @@ func testSender(t testing.TB, change func(*SenderConfig)) *Sender {
 	return s
 }
 
-func testEndpoint(url string) *store.Endpoint {
-	return &store.Endpoint{URL: url, Secrets: []store.Secret{testSecret}}
+func testEndpoint(url string) *webhook.Endpoint {
+	return &webhook.Endpoint{URL: url, Secrets: []webhook.Secret{testSecret}}
 }
 
 func testRequest(s *Sender, url string) Request {
@@ -114,10 +114,10 @@ func TestGoldenRequest(t *testing.T) {
 	s := testSender(t, func(c *SenderConfig) { c.UserAgent = "Fabrk-Webhooks/1.0" })
 	req := testRequest(s, "")
 	req.Retry = 3
-	req.Endpoint = s.Target(&store.Endpoint{
+	req.Endpoint = s.Target(&webhook.Endpoint{
 		URL:     r.url("http") + "/hook?token=1",
 		Headers: map[string]string{"X-Tenant": "acme", "authorization": "Bearer abc"},
-		Secrets: []store.Secret{"older-older-older!", testSecret},
+		Secrets: []webhook.Secret{"older-older-older!", testSecret},
 	})
 	a, completed := s.Send(t.Context(), req)
 	if !completed || Judge(a) != Delivered {
@@ -218,21 +218,21 @@ func TestATargetThatCannotBeSentToSaysWhy(t *testing.T) {
 	s := NewSender(SenderConfig{Timeout: time.Second})
 	for _, tc := range []struct {
 		name, url string
-		want      store.ErrorClass
+		want      webhook.ErrorClass
 	}{
-		{"no URL", "", store.ErrBadRequest},
-		{"no host", "https:///hook?token=secret-token", store.ErrBadRequest},
-		{"only a port", "https://:443/hook?token=secret-token", store.ErrBadRequest},
-		{"another scheme", "ftp://example.com/?token=secret-token", store.ErrBadRequest},
-		{"a file", "file:///etc/passwd?token=secret-token", store.ErrBadRequest},
-		{"a control character", "https://example.com/\x7f?token=secret-token", store.ErrBadRequest},
-		{"a port that is none", "https://example.com:secret-token/", store.ErrBadRequest},
-		{"a password with a slash", "https://user:secret-token/x@example.com/", store.ErrBadRequest},
-		{"a port out of range", "https://example.com:65536/?token=secret-token", store.ErrBadRequest},
-		{"port 0", "https://example.com:0/?token=secret-token", store.ErrBadRequest},
-		{"http", "http://example.com/?token=secret-token", store.ErrBlocked},
-		{"an address of this machine", "https://user:secret-token@127.0.0.1/?token=secret-token", store.ErrBlocked},
-		{"a number", "https://2130706433/?token=secret-token", store.ErrBlocked},
+		{"no URL", "", webhook.ErrBadRequest},
+		{"no host", "https:///hook?token=secret-token", webhook.ErrBadRequest},
+		{"only a port", "https://:443/hook?token=secret-token", webhook.ErrBadRequest},
+		{"another scheme", "ftp://example.com/?token=secret-token", webhook.ErrBadRequest},
+		{"a file", "file:///etc/passwd?token=secret-token", webhook.ErrBadRequest},
+		{"a control character", "https://example.com/\x7f?token=secret-token", webhook.ErrBadRequest},
+		{"a port that is none", "https://example.com:secret-token/", webhook.ErrBadRequest},
+		{"a password with a slash", "https://user:secret-token/x@example.com/", webhook.ErrBadRequest},
+		{"a port out of range", "https://example.com:65536/?token=secret-token", webhook.ErrBadRequest},
+		{"port 0", "https://example.com:0/?token=secret-token", webhook.ErrBadRequest},
+		{"http", "http://example.com/?token=secret-token", webhook.ErrBlocked},
+		{"an address of this machine", "https://user:secret-token@127.0.0.1/?token=secret-token", webhook.ErrBlocked},
+		{"a number", "https://2130706433/?token=secret-token", webhook.ErrBlocked},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -248,8 +248,8 @@ func TestATargetThatCannotBeSentToSaysWhy(t *testing.T) {
 	t.Run("no secret", func(t *testing.T) {
 		t.Parallel()
 		r := testRequest(s, "")
-		r.Endpoint = s.Target(&store.Endpoint{URL: "https://example.com/"})
-		if a, _ := s.Send(t.Context(), r); a.Class != store.ErrBadRequest {
+		r.Endpoint = s.Target(&webhook.Endpoint{URL: "https://example.com/"})
+		if a, _ := s.Send(t.Context(), r); a.Class != webhook.ErrBadRequest {
 			t.Errorf("Send = %+v", a)
 		}
 	})
@@ -257,7 +257,7 @@ func TestATargetThatCannotBeSentToSaysWhy(t *testing.T) {
 		t.Parallel()
 		r := testRequest(s, "https://example.com/")
 		r.EventType = "a\r\nb"
-		if a, _ := s.Send(t.Context(), r); a.Class != store.ErrBadRequest {
+		if a, _ := s.Send(t.Context(), r); a.Class != webhook.ErrBadRequest {
 			t.Errorf("Send = %+v", a)
 		}
 	})

@@ -25,7 +25,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // SenderConfig configures a Sender.
@@ -243,13 +243,13 @@ type Request struct {
 // was cancelled before a status line came: that says nothing about the endpoint, and the
 // receiver may have seen the request. It is also false if the process lost the right to
 // send: then no receiver can have acted on the request.
-func (s *Sender) Send(parent context.Context, r Request) (store.Attempt, bool) {
+func (s *Sender) Send(parent context.Context, r Request) (webhook.Attempt, bool) {
 	begun := time.Now()
 	if class, text, refused := r.Endpoint.Refused(); refused {
 		return failure(begun, class, text), true
 	}
 	if !validValue(r.EventType) {
-		return failure(begun, store.ErrBadRequest, "the event type has characters that a header cannot carry"), true
+		return failure(begun, webhook.ErrBadRequest, "the event type has characters that a header cannot carry"), true
 	}
 	ctx, cancel := context.WithCancelCause(parent)
 	defer cancel(errAttemptEnded)
@@ -258,7 +258,7 @@ func (s *Sender) Send(parent context.Context, r Request) (store.Attempt, bool) {
 
 	resp, err := s.roundTrip(ctx, r, begun)
 	if errors.Is(err, errNotLive) {
-		return store.Attempt{}, false
+		return webhook.Attempt{}, false
 	}
 	if err != nil {
 		return failedAttempt(ctx, begun, err)
@@ -281,8 +281,8 @@ func (s *Sender) roundTrip(ctx context.Context, r Request, at time.Time) (*http.
 }
 
 // answeredAttempt returns the Attempt for a response.
-func answeredAttempt(begun time.Time, resp *http.Response) store.Attempt {
-	a := store.Attempt{StatusCode: resp.StatusCode, Class: StatusClass(resp.StatusCode)}
+func answeredAttempt(begun time.Time, resp *http.Response) webhook.Attempt {
+	a := webhook.Attempt{StatusCode: resp.StatusCode, Class: StatusClass(resp.StatusCode)}
 	if resp.StatusCode < http.StatusOK {
 		resp.Body.Close() // a 101's body is the connection itself, which the context does not bound
 	} else {
@@ -292,7 +292,7 @@ func answeredAttempt(begun time.Time, resp *http.Response) store.Attempt {
 	a.Duration = a.EndedAt.Sub(begun)
 	if a.Class != "" {
 		a.Error = statusText(resp.StatusCode)
-		if a.Class == store.ErrRedirect {
+		if a.Class == webhook.ErrRedirect {
 			a.Error = redirectText(resp)
 		}
 		a.RetryAfter = retryAfter(resp.Header, a.EndedAt)
@@ -329,9 +329,9 @@ func statusText(status int) string {
 	return text
 }
 
-func failure(begun time.Time, class store.ErrorClass, text string) store.Attempt {
+func failure(begun time.Time, class webhook.ErrorClass, text string) webhook.Attempt {
 	now := time.Now()
-	return store.Attempt{EndedAt: now, Duration: now.Sub(begun), Class: class, Error: text}
+	return webhook.Attempt{EndedAt: now, Duration: now.Sub(begun), Class: class, Error: text}
 }
 
 // cutText makes an error's text storable.
@@ -339,23 +339,23 @@ func cutText(text string) string { return storable([]byte(text), maxError, true)
 
 // failedAttempt returns the Attempt for an error before the status line, and whether the
 // attempt was completed: it was not if it was cancelled from outside.
-func failedAttempt(ctx context.Context, begun time.Time, err error) (store.Attempt, bool) {
+func failedAttempt(ctx context.Context, begun time.Time, err error) (webhook.Attempt, bool) {
 	switch cause := context.Cause(ctx); {
 	case cause == nil:
 		class := errorClass(err)
 		return failure(begun, class, errorText(class, err)), true
 	case errors.Is(cause, errTimeout): // err is a consequence of it
-		return failure(begun, store.ErrTimeout, errTimeout.Error()), true
+		return failure(begun, webhook.ErrTimeout, errTimeout.Error()), true
 	default:
-		return store.Attempt{}, false
+		return webhook.Attempt{}, false
 	}
 }
 
 // errorText returns an error's text for operators. For an invalid response it does not
 // use net/http's text: that quotes the response, where a receiver may have echoed our
 // URL's query.
-func errorText(class store.ErrorClass, err error) string {
-	if class == store.ErrProtocol {
+func errorText(class webhook.ErrorClass, err error) string {
+	if class == webhook.ErrProtocol {
 		return "the response is not valid HTTP, or its headers are larger than 64 KiB"
 	}
 	return cutText(err.Error())
@@ -363,25 +363,25 @@ func errorText(class store.ErrorClass, err error) string {
 
 // errorClass classifies a transport's error by its type, with one exception: see
 // closedIdle.
-func errorClass(err error) store.ErrorClass {
+func errorClass(err error) webhook.ErrorClass {
 	if _, ok := errors.AsType[*BlockedError](err); ok {
-		return store.ErrBlocked
+		return webhook.ErrBlocked
 	}
 	if _, ok := errors.AsType[*net.DNSError](err); ok {
-		return store.ErrDNS
+		return webhook.ErrDNS
 	}
 	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
-		return store.ErrTimeout
+		return webhook.ErrTimeout
 	}
 	switch {
 	case isTLS(err):
-		return store.ErrTLS
+		return webhook.ErrTLS
 	case isConnect(err):
-		return store.ErrConnect
+		return webhook.ErrConnect
 	case isReset(err):
-		return store.ErrReset
+		return webhook.ErrReset
 	default: // net/http could not parse the response
-		return store.ErrProtocol
+		return webhook.ErrProtocol
 	}
 }
 

@@ -30,7 +30,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -174,60 +174,60 @@ func TestHostileReceivers(t *testing.T) {
 		for _, tc := range []struct {
 			name   string
 			play   script
-			class  store.ErrorClass
+			class  webhook.ErrorClass
 			status int
 			text   string // prefix of the kept response
 		}{
 			{"2xx without a body", respond("HTTP/1.1 204 No Content\r\n\r\n"), "", 204, ""},
 			{"HTTP/1.0", func(c net.Conn) bool { io.WriteString(c, "HTTP/1.0 200 OK\r\n\r\nok"); return false }, "", 200, "ok"},
-			{"NUL", respond("HTTP/1.1 500 No\r\nContent-Length: 3\r\n\r\na\x00b"), store.ErrHTTP5xx, 500, "ab"},
-			{"invalid UTF-8", respond("HTTP/1.1 500 \xff\xfe\r\nX: \xff\r\nContent-Length: 3\r\n\r\na\xffb"), store.ErrHTTP5xx, 500, "a\uFFFDb"},
+			{"NUL", respond("HTTP/1.1 500 No\r\nContent-Length: 3\r\n\r\na\x00b"), webhook.ErrHTTP5xx, 500, "ab"},
+			{"invalid UTF-8", respond("HTTP/1.1 500 \xff\xfe\r\nX: \xff\r\nContent-Length: 3\r\n\r\na\xffb"), webhook.ErrHTTP5xx, 500, "a\uFFFDb"},
 			{"endless body", endless("HTTP/1.1 200 OK\r\n\r\n", strings.Repeat("x", 1<<16)), "", 200, "xxx"},
 			{"endless chunks", endless(chunked, "3\r\nabc\r\n"), "", 200, "abcabc"},
 			{"endless chunk extension", endless(chunked+"3;", "xxxxxxxxxxxxxxxx"), "", 200, ""},
 			{"endless trailers", endless(chunked+"3\r\nabc\r\n0\r\n", "A: b\r\n"), "", 200, "abc"},
 			{"invalid chunk", respond(chunked + "zz\r\n"), "", 200, ""},
-			{"50 MB body", endless("HTTP/1.1 400 No\r\nContent-Length: 52428800\r\n\r\n", strings.Repeat("x", 1<<16)), store.ErrHTTP4xx, 400, "xxx"},
+			{"50 MB body", endless("HTTP/1.1 400 No\r\nContent-Length: 52428800\r\n\r\n", strings.Repeat("x", 1<<16)), webhook.ErrHTTP4xx, 400, "xxx"},
 			{"gzip bomb", respond(fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s", len(bomb), bomb)), "", 200, "\x1f\uFFFD"},
 			{"trickling body", trickle("HTTP/1.1 200 OK\r\n\r\n"), "", 200, "xx"},
-			{"trickling body of a failure", trickle("HTTP/1.1 503 No\r\n\r\n"), store.ErrHTTP5xx, 503, "xx"},
+			{"trickling body of a failure", trickle("HTTP/1.1 503 No\r\n\r\n"), webhook.ErrHTTP5xx, 503, "xx"},
 			{"body that does not come", silent("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"), "", 200, ""},
 			{"body that breaks", reset("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab"), "", 200, ""},
-			{"two lengths", respond("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef"), store.ErrProtocol, 0, ""},
-			{"10 MB of headers", endless("HTTP/1.1 200 OK\r\n", "X-Long: "+strings.Repeat("x", 1000)+"\r\n"), store.ErrProtocol, 0, ""},
-			{"one endless header", endless("HTTP/1.1 200 OK\r\nX: ", strings.Repeat("x", 1000)), store.ErrProtocol, 0, ""},
-			{"endless status line", endless("HTTP/1.1 200 ", strings.Repeat("x", 1000)), store.ErrProtocol, 0, ""},
-			{"1xx flood", endless("", "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"), store.ErrProtocol, 0, ""},
+			{"two lengths", respond("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef"), webhook.ErrProtocol, 0, ""},
+			{"10 MB of headers", endless("HTTP/1.1 200 OK\r\n", "X-Long: "+strings.Repeat("x", 1000)+"\r\n"), webhook.ErrProtocol, 0, ""},
+			{"one endless header", endless("HTTP/1.1 200 OK\r\nX: ", strings.Repeat("x", 1000)), webhook.ErrProtocol, 0, ""},
+			{"endless status line", endless("HTTP/1.1 200 ", strings.Repeat("x", 1000)), webhook.ErrProtocol, 0, ""},
+			{"1xx flood", endless("", "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"), webhook.ErrProtocol, 0, ""},
 			{"some 1xx, then 2xx", respond("HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n"), "", 204, ""},
-			{"100, then nothing", silent("HTTP/1.1 100 Continue\r\n\r\n"), store.ErrTimeout, 0, ""},
-			{"trickling 1xx", trickle("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 100 "), store.ErrTimeout, 0, ""},
-			{"101", silent("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"), store.ErrProtocol, 101, ""},
-			{"trickling headers", trickle("HTTP/1.1 200 OK\r\nX: "), store.ErrTimeout, 0, ""},
-			{"no answer", silent(""), store.ErrTimeout, 0, ""},
-			{"reset before the answer", reset(""), store.ErrReset, 0, ""},
-			{"closed before the answer", func(net.Conn) bool { return false }, store.ErrReset, 0, ""},
-			{"reset in the status line", reset("HTTP/1.1 200 O"), store.ErrReset, 0, ""},
-			{"reset in the status", reset("HTTP/1.1 20"), store.ErrProtocol, 0, ""}, // net/http hides the cause
-			{"reset in the headers", reset("HTTP/1.1 200 OK\r\nX: y"), store.ErrReset, 0, ""},
-			{"closed in the headers", func(c net.Conn) bool { io.WriteString(c, "HTTP/1.1 200 OK\r\nX: y\r\n"); return false }, store.ErrReset, 0, ""},
+			{"100, then nothing", silent("HTTP/1.1 100 Continue\r\n\r\n"), webhook.ErrTimeout, 0, ""},
+			{"trickling 1xx", trickle("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 100 "), webhook.ErrTimeout, 0, ""},
+			{"101", silent("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"), webhook.ErrProtocol, 101, ""},
+			{"trickling headers", trickle("HTTP/1.1 200 OK\r\nX: "), webhook.ErrTimeout, 0, ""},
+			{"no answer", silent(""), webhook.ErrTimeout, 0, ""},
+			{"reset before the answer", reset(""), webhook.ErrReset, 0, ""},
+			{"closed before the answer", func(net.Conn) bool { return false }, webhook.ErrReset, 0, ""},
+			{"reset in the status line", reset("HTTP/1.1 200 O"), webhook.ErrReset, 0, ""},
+			{"reset in the status", reset("HTTP/1.1 20"), webhook.ErrProtocol, 0, ""}, // net/http hides the cause
+			{"reset in the headers", reset("HTTP/1.1 200 OK\r\nX: y"), webhook.ErrReset, 0, ""},
+			{"closed in the headers", func(c net.Conn) bool { io.WriteString(c, "HTTP/1.1 200 OK\r\nX: y\r\n"); return false }, webhook.ErrReset, 0, ""},
 			{"redirect loop", func(c net.Conn) bool {
 				fmt.Fprintf(c, "HTTP/1.1 302 Found\r\nLocation: http://%s/\r\nContent-Length: 0\r\n\r\n", c.LocalAddr())
 				return true
-			}, store.ErrRedirect, 302, ""},
-			{"308", respond("HTTP/1.1 308 No\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n"), store.ErrRedirect, 308, ""},
-			{"304 with a body", respond("HTTP/1.1 304 No\r\n\r\nbody"), store.ErrRedirect, 304, ""},
+			}, webhook.ErrRedirect, 302, ""},
+			{"308", respond("HTTP/1.1 308 No\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n"), webhook.ErrRedirect, 308, ""},
+			{"304 with a body", respond("HTTP/1.1 304 No\r\n\r\nbody"), webhook.ErrRedirect, 304, ""},
 			{"204 with a body", respond("HTTP/1.1 204 No\r\n\r\nbody"), "", 204, ""},
-			{"HTTP/0.9", func(c net.Conn) bool { io.WriteString(c, "<html>hello</html>"); return false }, store.ErrProtocol, 0, ""},
-			{"garbage", endless("", "\x00\xff\xfe\x01"), store.ErrProtocol, 0, ""},
-			{"a TLS alert", func(c net.Conn) bool { io.WriteString(c, "\x15\x03\x01\x00\x02\x02\x46\n"); return false }, store.ErrProtocol, 0, ""},
-			{"HTTP/2 preface", func(c net.Conn) bool { io.WriteString(c, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"); return false }, store.ErrProtocol, 0, ""},
-			{"status of two digits", respond("HTTP/1.1 20 OK\r\n\r\n"), store.ErrProtocol, 0, ""},
-			{"status of four digits", respond("HTTP/1.1 2000 OK\r\n\r\n"), store.ErrProtocol, 0, ""},
-			{"status 000", respond("HTTP/1.1 000 \r\nContent-Length: 0\r\n\r\n"), store.ErrProtocol, 0, ""},
-			{"status 999", respond("HTTP/1.1 999 \r\nContent-Length: 0\r\n\r\n"), store.ErrHTTP5xx, 999, ""},
-			{"401 without what authentication needs", respond("HTTP/1.1 401 \r\nContent-Length: 0\r\n\r\n"), store.ErrHTTP4xx, 401, ""},
-			{"407", respond("HTTP/1.1 407 \r\nContent-Length: 0\r\n\r\n"), store.ErrHTTP4xx, 407, ""},
-			{"410", respond("HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n"), store.ErrHTTP4xx, 410, ""},
+			{"HTTP/0.9", func(c net.Conn) bool { io.WriteString(c, "<html>hello</html>"); return false }, webhook.ErrProtocol, 0, ""},
+			{"garbage", endless("", "\x00\xff\xfe\x01"), webhook.ErrProtocol, 0, ""},
+			{"a TLS alert", func(c net.Conn) bool { io.WriteString(c, "\x15\x03\x01\x00\x02\x02\x46\n"); return false }, webhook.ErrProtocol, 0, ""},
+			{"HTTP/2 preface", func(c net.Conn) bool { io.WriteString(c, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"); return false }, webhook.ErrProtocol, 0, ""},
+			{"status of two digits", respond("HTTP/1.1 20 OK\r\n\r\n"), webhook.ErrProtocol, 0, ""},
+			{"status of four digits", respond("HTTP/1.1 2000 OK\r\n\r\n"), webhook.ErrProtocol, 0, ""},
+			{"status 000", respond("HTTP/1.1 000 \r\nContent-Length: 0\r\n\r\n"), webhook.ErrProtocol, 0, ""},
+			{"status 999", respond("HTTP/1.1 999 \r\nContent-Length: 0\r\n\r\n"), webhook.ErrHTTP5xx, 999, ""},
+			{"401 without what authentication needs", respond("HTTP/1.1 401 \r\nContent-Length: 0\r\n\r\n"), webhook.ErrHTTP4xx, 401, ""},
+			{"407", respond("HTTP/1.1 407 \r\nContent-Length: 0\r\n\r\n"), webhook.ErrHTTP4xx, 407, ""},
+			{"410", respond("HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n"), webhook.ErrHTTP4xx, 410, ""},
 		} {
 			t.Run(tc.name, func(t *testing.T) {
 				t.Parallel()
@@ -253,8 +253,8 @@ func TestHostileReceivers(t *testing.T) {
 	})
 }
 
-// checkStorable checks an attempt against the bounds of store.Attempt.
-func checkStorable(t *testing.T, a store.Attempt) {
+// checkStorable checks an attempt against the bounds of webhook.Attempt.
+func checkStorable(t *testing.T, a webhook.Attempt) {
 	t.Helper()
 	if len(a.Error) > maxError || len(a.Response) > maxResponse {
 		t.Errorf("%d bytes of error, %d of response", len(a.Error), len(a.Response))
@@ -310,7 +310,7 @@ func TestARedirectSaysWhereToAndThatItIsNotFollowed(t *testing.T) {
 		r := newReceiver(t, respond("HTTP/1.1 301 Moved\r\nLocation: "+location+"\r\nContent-Length: 0\r\n\r\n"))
 		a, _ := s.Send(t.Context(), testRequest(s, r.url("http")))
 		want = strings.ReplaceAll(want, "HOST", strings.TrimPrefix(r.url("http"), "http://"))
-		if a.Class != store.ErrRedirect || a.Error != want {
+		if a.Class != webhook.ErrRedirect || a.Error != want {
 			t.Errorf("%q: %s: %q, want %q", location, a.Class, a.Error, want)
 		}
 		checkStorable(t, a)
@@ -383,7 +383,7 @@ func TestARequestThatMayHaveArrivedIsNotSentTwice(t *testing.T) {
 	if a, _ := s.Send(t.Context(), req); Judge(a) != Delivered {
 		t.Fatalf("Send = %+v", a)
 	}
-	if a, _ := s.Send(t.Context(), req); a.Class != store.ErrReset {
+	if a, _ := s.Send(t.Context(), req); a.Class != webhook.ErrReset {
 		t.Errorf("Send = %+v, want class reset", a)
 	}
 	if n := served.Load(); n != 2 {
@@ -500,7 +500,7 @@ func TestCancellationFromOutsideIsNoOutcome(t *testing.T) {
 		cancel()
 		return silent("")(c)
 	})
-	if a, completed := s.Send(ctx, testRequest(s, r.url("http"))); completed || a != (store.Attempt{}) {
+	if a, completed := s.Send(ctx, testRequest(s, r.url("http"))); completed || a != (webhook.Attempt{}) {
 		t.Errorf("Send = %+v, %v", a, completed)
 	}
 	if a, completed := s.Send(ctx, testRequest(s, r.url("http"))); completed {
@@ -544,18 +544,18 @@ func TestConnectionsThatCannotBeMade(t *testing.T) {
 		name  string
 		url   string
 		pool  *x509.CertPool
-		class store.ErrorClass
+		class webhook.ErrorClass
 	}{
 		{"TLS that verifies", trusted.URL, pool, ""},
-		{"unknown authority", trusted.URL, nil, store.ErrTLS},
-		{"another name's certificate", strings.Replace(trusted.URL, "127.0.0.1", "elsewhere.test", 1), pool, store.ErrTLS},
-		{"TLS 1.1", old.URL, nil, store.ErrTLS},
-		{"plain HTTP where TLS is expected", strings.Replace(plain.URL, "http", "https", 1), nil, store.ErrTLS},
-		{"closed in the handshake", raw(func(c net.Conn) { c.Read(make([]byte, 1)) }), nil, store.ErrTLS},
-		{"garbage in the handshake", raw(func(c net.Conn) { io.WriteString(c, strings.Repeat("\xff", 100)) }), nil, store.ErrTLS},
-		{"silence in the handshake", raw(func(c net.Conn) { io.Copy(io.Discard, c) }), nil, store.ErrTimeout},
-		{"refused", "https://" + closed.Addr().String(), nil, store.ErrConnect},
-		{"no such name", "https://nowhere.test", nil, store.ErrDNS},
+		{"unknown authority", trusted.URL, nil, webhook.ErrTLS},
+		{"another name's certificate", strings.Replace(trusted.URL, "127.0.0.1", "elsewhere.test", 1), pool, webhook.ErrTLS},
+		{"TLS 1.1", old.URL, nil, webhook.ErrTLS},
+		{"plain HTTP where TLS is expected", strings.Replace(plain.URL, "http", "https", 1), nil, webhook.ErrTLS},
+		{"closed in the handshake", raw(func(c net.Conn) { c.Read(make([]byte, 1)) }), nil, webhook.ErrTLS},
+		{"garbage in the handshake", raw(func(c net.Conn) { io.WriteString(c, strings.Repeat("\xff", 100)) }), nil, webhook.ErrTLS},
+		{"silence in the handshake", raw(func(c net.Conn) { io.Copy(io.Discard, c) }), nil, webhook.ErrTimeout},
+		{"refused", "https://" + closed.Addr().String(), nil, webhook.ErrConnect},
+		{"no such name", "https://nowhere.test", nil, webhook.ErrDNS},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -604,19 +604,19 @@ func TestErrorClass(t *testing.T) {
 	for _, tc := range []struct {
 		name string
 		err  error
-		want store.ErrorClass
+		want webhook.ErrorClass
 	}{
-		{"a name that did not resolve in time", op("dial", &net.DNSError{IsTimeout: true}), store.ErrDNS},
-		{"no route", op("dial", syscall.EHOSTUNREACH), store.ErrConnect},
-		{"no network", op("dial", syscall.ENETUNREACH), store.ErrConnect},
-		{"the kernel's own timeout", op("dial", syscall.ETIMEDOUT), store.ErrTimeout},
-		{"a proxy that is not there", op("proxyconnect", op("dial", syscall.ECONNREFUSED)), store.ErrConnect},
-		{"a proxy that refuses", &proxyError{403}, store.ErrConnect},
-		{"an alert through a proxy", op("remote error", errors.New("tls: bad certificate")), store.ErrTLS},
-		{"a certificate through a proxy", &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, store.ErrTLS},
-		{"no TLS through a proxy", tls.RecordHeaderError{}, store.ErrTLS},
-		{"a broken pipe", op("write", syscall.EPIPE), store.ErrReset},
-		{"a block wins", op("dial", &BlockedError{}), store.ErrBlocked},
+		{"a name that did not resolve in time", op("dial", &net.DNSError{IsTimeout: true}), webhook.ErrDNS},
+		{"no route", op("dial", syscall.EHOSTUNREACH), webhook.ErrConnect},
+		{"no network", op("dial", syscall.ENETUNREACH), webhook.ErrConnect},
+		{"the kernel's own timeout", op("dial", syscall.ETIMEDOUT), webhook.ErrTimeout},
+		{"a proxy that is not there", op("proxyconnect", op("dial", syscall.ECONNREFUSED)), webhook.ErrConnect},
+		{"a proxy that refuses", &proxyError{403}, webhook.ErrConnect},
+		{"an alert through a proxy", op("remote error", errors.New("tls: bad certificate")), webhook.ErrTLS},
+		{"a certificate through a proxy", &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, webhook.ErrTLS},
+		{"no TLS through a proxy", tls.RecordHeaderError{}, webhook.ErrTLS},
+		{"a broken pipe", op("write", syscall.EPIPE), webhook.ErrReset},
+		{"a block wins", op("dial", &BlockedError{}), webhook.ErrBlocked},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -731,14 +731,14 @@ func TestTheCanaryIsNotReached(t *testing.T) {
 		t.Run(host, func(t *testing.T) {
 			for _, scheme := range []string{"http", "https"} {
 				a, completed := s.Send(t.Context(), testRequest(s, scheme+"://"+host+":"+port+"/"))
-				if !completed || a.Class != store.ErrBlocked {
+				if !completed || a.Class != webhook.ErrBlocked {
 					t.Errorf("Send over %s = %+v, %v, want class blocked_address", scheme, a, completed)
 				}
 			}
 		})
 	}
 	t.Run("by a redirect", func(t *testing.T) {
-		if a, _ := s.Send(t.Context(), testRequest(s, redirector.url("http"))); a.Class != store.ErrRedirect {
+		if a, _ := s.Send(t.Context(), testRequest(s, redirector.url("http"))); a.Class != webhook.ErrRedirect {
 			t.Errorf("Send = %+v, want class redirect", a)
 		}
 	})
@@ -810,11 +810,11 @@ func TestANameThatChangesItsAnswerGainsNothing(t *testing.T) {
 			})
 			req := testRequest(s, scheme+"://changing.test:"+port)
 			first, _ := s.Send(t.Context(), req)
-			if want := map[string]store.ErrorClass{"http": "", "https": store.ErrTLS}[scheme]; first.Class != want { // it was reached
+			if want := map[string]webhook.ErrorClass{"http": "", "https": webhook.ErrTLS}[scheme]; first.Class != want { // it was reached
 				t.Errorf("Send = %+v, want class %q", first, want)
 			}
 			for range 3 {
-				if a, completed := s.Send(t.Context(), req); !completed || a.Class != store.ErrBlocked {
+				if a, completed := s.Send(t.Context(), req); !completed || a.Class != webhook.ErrBlocked {
 					t.Errorf("Send after the change = %+v, %v, want class blocked_address", a, completed)
 				}
 			}
@@ -852,15 +852,15 @@ func TestProxy(t *testing.T) {
 	})
 	for _, tc := range []struct {
 		name, url string
-		class     store.ErrorClass
+		class     webhook.ErrorClass
 		text      string
 	}{
 		{"http", "http://name.test/", "", "proxied name.test"},
 		{"https", "https://example.com/", "", ""}, // the name in httptest's certificate
-		{"https to another name", "https://name.test/", store.ErrTLS, ""},
-		{"a refusal", "https://forbidden.test/", store.ErrConnect, ""},
-		{"a literal address is still checked", "http://127.0.0.1/", store.ErrBlocked, ""},
-		{"so is the port", "http://name.test:22/", store.ErrBlocked, ""},
+		{"https to another name", "https://name.test/", webhook.ErrTLS, ""},
+		{"a refusal", "https://forbidden.test/", webhook.ErrConnect, ""},
+		{"a literal address is still checked", "http://127.0.0.1/", webhook.ErrBlocked, ""},
+		{"so is the port", "http://name.test:22/", webhook.ErrBlocked, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()

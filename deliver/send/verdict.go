@@ -3,7 +3,7 @@ package send
 import (
 	"net/http"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // A Verdict is the meaning of an attempt for its delivery.
@@ -33,7 +33,7 @@ func (v Verdict) String() string {
 // and 410 ends the delivery. Everything else is retried, including blocked addresses and
 // redirects: operators can fix addresses, certificates and routes while the schedule
 // lasts.
-func Judge(a store.Attempt) Verdict {
+func Judge(a webhook.Attempt) Verdict {
 	switch {
 	case a.StatusCode >= 200 && a.StatusCode <= 299:
 		return Delivered
@@ -45,17 +45,17 @@ func Judge(a store.Attempt) Verdict {
 }
 
 // StatusClass returns the class of a final status line.
-func StatusClass(status int) store.ErrorClass {
+func StatusClass(status int) webhook.ErrorClass {
 	switch {
 	case status < 200: // 101, which no request asked for, and numbers below 100
-		return store.ErrProtocol
+		return webhook.ErrProtocol
 	case status <= 299:
 		return ""
 	case status <= 399:
-		return store.ErrRedirect
+		return webhook.ErrRedirect
 	case status <= 499:
-		return store.ErrHTTP4xx
+		return webhook.ErrHTTP4xx
 	default:
-		return store.ErrHTTP5xx
+		return webhook.ErrHTTP5xx
 	}
 }

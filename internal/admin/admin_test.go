@@ -27,6 +27,7 @@ import (
 	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -344,12 +345,12 @@ func TestMetrics(t *testing.T) {
 	o := options(t, db.Pool)
 	o.Stats = func() schedule.Stats {
 		return schedule.Stats{
-			Counts: schedule.Counts{Events: 5, Delivered: 3, Errors: map[store.ErrorClass]uint64{store.ErrTimeout: 2}},
+			Counts: schedule.Counts{Events: 5, Delivered: 3, Errors: map[webhook.ErrorClass]uint64{webhook.ErrTimeout: 2}},
 			Window: 7,
 		}
 	}
-	o.Metrics.Observe("payment.failed", store.Attempt{Duration: 20 * time.Millisecond})
-	o.Metrics.Observe("payment.failed", store.Attempt{Duration: 2 * time.Second, Class: store.ErrTimeout})
+	o.Metrics.Observe("payment.failed", webhook.Attempt{Duration: 20 * time.Millisecond})
+	o.Metrics.Observe("payment.failed", webhook.Attempt{Duration: 2 * time.Second, Class: webhook.ErrTimeout})
 	w := ask(New(o), "GET", "/metrics", "")
 	got := w.Body.String()
 	for _, line := range []string{
@@ -437,7 +438,7 @@ func TestStatusPage(t *testing.T) {
 	o := options(t, db.Pool)
 	o.Stream = func() cdc.Status { return cdc.Status{Role: cdc.Standby, Err: `<script>alert("x")</script>`} }
 	o.Stats = func() schedule.Stats {
-		return schedule.Stats{Counts: schedule.Counts{Errors: map[store.ErrorClass]uint64{store.ErrTimeout: 2}}, Bytes: 3 << 20}
+		return schedule.Stats{Counts: schedule.Counts{Errors: map[webhook.ErrorClass]uint64{webhook.ErrTimeout: 2}}, Bytes: 3 << 20}
 	}
 	w := ask(New(o), "GET", "/", "")
 	page := w.Body.String()
@@ -521,7 +522,7 @@ func TestOperationsListsTheMetrics(t *testing.T) {
 	}
 	db := pgtest.New(t)
 	o := options(t, db.Pool)
-	o.Metrics.Observe("", store.Attempt{})
+	o.Metrics.Observe("", webhook.Attempt{})
 	ours := map[string]bool{"walhook_slot_safe_wal_bytes": true} // with max_slot_wal_keep_size
 	for line := range strings.Lines(ask(New(o), "GET", "/metrics", "").Body.String()) {
 		if name, ok := strings.CutPrefix(line, "# TYPE "); ok {

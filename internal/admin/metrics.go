@@ -12,6 +12,7 @@ import (
 	"github.com/walhook/walhook/cdc"
 	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // Metrics are those that are measured and not looked up: hand Observe to the
@@ -29,7 +30,7 @@ func NewMetrics() *Metrics {
 }
 
 // Observe counts an attempt. Event types are left out: a deployment may have hundreds.
-func (m *Metrics) Observe(_ string, a store.Attempt) {
+func (m *Metrics) Observe(_ string, a webhook.Attempt) {
 	outcome := "success"
 	if a.Class != "" {
 		outcome = "failure"
@@ -140,9 +141,9 @@ var (
 )
 
 // errorClasses are there from the start: a series that begins at 1 has no rate.
-var errorClasses = []store.ErrorClass{
-	store.ErrDNS, store.ErrConnect, store.ErrTLS, store.ErrTimeout, store.ErrReset, store.ErrProtocol,
-	store.ErrRedirect, store.ErrHTTP4xx, store.ErrHTTP5xx, store.ErrBlocked, store.ErrBadRequest,
+var errorClasses = []webhook.ErrorClass{
+	webhook.ErrDNS, webhook.ErrConnect, webhook.ErrTLS, webhook.ErrTimeout, webhook.ErrReset, webhook.ErrProtocol,
+	webhook.ErrRedirect, webhook.ErrHTTP4xx, webhook.ErrHTTP5xx, webhook.ErrBlocked, webhook.ErrBadRequest,
 }
 
 // snapshots collects what is looked up at each scrape, one snapshot of each kind.

@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // specialHosts lead, or would lead in some reading, to this machine or to what
@@ -77,7 +77,7 @@ func (x *Trial) expectBlocked(first int) (blocked int) {
 	seen := map[string]bool{}
 	_, err = pgx.ForEachRow(rows, []any{&url, &status, &class, &n, &told}, func() error {
 		seen[url] = true
-		x.expect(class == string(store.ErrBlocked) && status == string(store.Failed), "%d deliveries to %s are %s for %q", n, url, status, class)
+		x.expect(class == string(webhook.ErrBlocked) && status == string(webhook.Failed), "%d deliveries to %s are %s for %q", n, url, status, class)
 		x.expect(!told, "an error of a delivery to %s holds its URL's query", url)
 		blocked += n
 		return nil

@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -351,7 +351,7 @@ func (c *Churn) judgeDeliveries(v *Verdict, events map[uuid.UUID]*Event, request
 		ends[e.id] = e
 	}
 	var id, event, endpoint uuid.UUID
-	var status store.Status
+	var status webhook.Status
 	var attempts int
 	var completed time.Time
 	_, err = pgx.ForEachRow(rows, []any{&id, &event, &endpoint, &status, &attempts, &completed}, func() error {
@@ -362,15 +362,15 @@ func (c *Churn) judgeDeliveries(v *Verdict, events map[uuid.UUID]*Event, request
 		if answered {
 			delivered++
 		}
-		if status == store.Cancelled {
+		if status == webhook.Cancelled {
 			cancelled++
 		}
-		good := answered && status == store.Success || !answered && (status == store.Cancelled || status == store.Failed && attempts == lastAttempt)
+		good := answered && status == webhook.Success || !answered && (status == webhook.Cancelled || status == webhook.Failed && attempts == lastAttempt)
 		end, committed := ends[endpoint], events[event]
 		switch {
 		case end == nil || committed == nil || !good:
 			v.found(strangeOutcome, "delivery %s of event %s is %s after %d attempts; %d requests, with a 2xx %t", id, event, status, attempts, len(requests[id]), answered)
-		case status == store.Cancelled && !end.wasOff(committed.Began, completed):
+		case status == webhook.Cancelled && !end.wasOff(committed.Began, completed):
 			v.found(undelivered, "delivery %s is cancelled at %s, committed at %s", id, completed.Format("15:04:05.000"), committed.Began.Format("15:04:05.000"))
 		}
 		delete(requests, id)

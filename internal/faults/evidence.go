@@ -9,7 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // Evidence is what the oracle judges: the journal and the tables.
@@ -46,7 +46,7 @@ const seenWithin = 500 * time.Millisecond
 // A Row is one of webhook_deliveries.
 type Row struct {
 	ID, Event, Endpoint uuid.UUID
-	Status              store.Status
+	Status              webhook.Status
 	Attempts            int
 }
 

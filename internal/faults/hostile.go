@@ -13,17 +13,17 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // A hostility is one way not to be a good receiver, and what walhook is to make of it.
 type hostility struct {
 	name   string
 	answer answer
-	class  store.ErrorClass // "": it is a success
-	text   string           // of the answer, as it is stored where that is a failure
-	https  bool             // the endpoint's URL says https, and the receiver does not
-	url    string           // of a server of its own; "": it is a path of the receiver
+	class  webhook.ErrorClass // "": it is a success
+	text   string             // of the answer, as it is stored where that is a failure
+	https  bool               // the endpoint's URL says https, and the receiver does not
+	url    string             // of a server of its own; "": it is a path of the receiver
 }
 
 // always says that the hostility cannot be switched off.
@@ -38,8 +38,8 @@ func hostilities(impostor string) []hostility {
 	endless := strings.Repeat("endless ", 4<<10)
 	header := "X-Padding: " + strings.Repeat("p", 8<<10) + "\r\n"
 	return []hostility{
-		{name: "NUL", class: store.ErrHTTP5xx, text: "ab", answer: says(500, "a\x00b\x00")},
-		{name: "invalid UTF-8", class: store.ErrHTTP4xx, text: "\uFFFD \uFFFD(", answer: says(400, "\xff\xfe\xed\xa0\x80 \xc3\x28")},
+		{name: "NUL", class: webhook.ErrHTTP5xx, text: "ab", answer: says(500, "a\x00b\x00")},
+		{name: "invalid UTF-8", class: webhook.ErrHTTP4xx, text: "\uFFFD \uFFFD(", answer: says(400, "\xff\xfe\xed\xa0\x80 \xc3\x28")},
 		{name: "endless body", answer: goesOn(200, "HTTP/1.1 200 OK\r\n\r\n", endless, 0)},
 		{name: "50 MB body", answer: answer{200, func(c net.Conn) {
 			begin(c)
@@ -47,14 +47,14 @@ func hostilities(impostor string) []hostility {
 		}}},
 		{name: "gzip bomb", answer: says(200, string(bomb), "Content-Encoding: gzip")},
 		{name: "body that trickles", answer: goesOn(200, "HTTP/1.1 200 OK\r\n\r\n", ".", 200*time.Millisecond)},
-		{name: "head that trickles", class: store.ErrTimeout, answer: goesOn(0, "HTTP/1.1 200 OK\r\nX-Slow: ", ".", 200*time.Millisecond)},
-		{name: "10 MB of headers", class: store.ErrProtocol, answer: answer{0, func(c net.Conn) { begin(c); flood(c, "HTTP/1.1 200 OK\r\n", header, 10<<20) }}},
-		{name: "1xx flood", class: store.ErrProtocol, answer: goesOn(0, "", "HTTP/1.1 103 Early Hints\r\nLink: </>\r\n\r\n", 0)},
-		{name: "no HTTP", class: store.ErrProtocol, answer: answer{0, func(c net.Conn) { begin(c); _, _ = io.WriteString(c, "220 mail.example ESMTP\r\n") }}},
-		{name: "reset", class: store.ErrReset, answer: answer{0, breakOff}},
-		{name: "redirect loop", class: store.ErrRedirect, answer: says(302, "", "Location: .")},
-		{name: "no TLS", class: store.ErrTLS, https: true},
-		{name: "a certificate of its own making", class: store.ErrTLS, url: impostor},
+		{name: "head that trickles", class: webhook.ErrTimeout, answer: goesOn(0, "HTTP/1.1 200 OK\r\nX-Slow: ", ".", 200*time.Millisecond)},
+		{name: "10 MB of headers", class: webhook.ErrProtocol, answer: answer{0, func(c net.Conn) { begin(c); flood(c, "HTTP/1.1 200 OK\r\n", header, 10<<20) }}},
+		{name: "1xx flood", class: webhook.ErrProtocol, answer: goesOn(0, "", "HTTP/1.1 103 Early Hints\r\nLink: </>\r\n\r\n", 0)},
+		{name: "no HTTP", class: webhook.ErrProtocol, answer: answer{0, func(c net.Conn) { begin(c); _, _ = io.WriteString(c, "220 mail.example ESMTP\r\n") }}},
+		{name: "reset", class: webhook.ErrReset, answer: answer{0, breakOff}},
+		{name: "redirect loop", class: webhook.ErrRedirect, answer: says(302, "", "Location: .")},
+		{name: "no TLS", class: webhook.ErrTLS, https: true},
+		{name: "a certificate of its own making", class: webhook.ErrTLS, url: impostor},
 	}
 }
 

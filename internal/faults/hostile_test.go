@@ -9,7 +9,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // hostileReceivers has receivers of other organizations answer as none should.
@@ -158,16 +158,16 @@ func (x *Trial) expectClasses(first int, kinds []hostility) (total int) {
 	}
 	failed := make([]int, len(kinds))
 	var endpoint uuid.UUID
-	var status store.Status
-	var class store.ErrorClass
+	var status webhook.Status
+	var class webhook.ErrorClass
 	var text string
 	var n int
 	_, err = pgx.ForEachRow(rows, []any{&endpoint, &status, &class, &text, &n}, func() error {
 		i := slices.IndexFunc(x.endpoints, func(e Endpoint) bool { return e.ID == endpoint }) - first
 		switch {
 		case i < 0:
-			x.expect(status == store.Success, "%d deliveries to a good receiver are %s", n, status)
-		case status == store.Failed:
+			x.expect(status == webhook.Success, "%d deliveries to a good receiver are %s", n, status)
+		case status == webhook.Failed:
 			failed[i] += n
 			x.expect(class == kinds[i].class, "%d deliveries failed by %q as %q, want %q", n, kinds[i].name, class, kinds[i].class)
 			if text == "" && kinds[i].text != "" {

@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -207,7 +207,7 @@ func (o *oracle) judgeDelivery(d *delivery) {
 	if len(bodies) > 1 {
 		o.verdict.found(bytesDiffer, "delivery %s: %d bodies in %d requests", d.id, len(bodies), len(d.requests))
 	}
-	failed := len(d.rows) == 1 && d.rows[0].Status == store.Failed
+	failed := len(d.rows) == 1 && d.rows[0].Status == webhook.Failed
 	if !delivered && !failed && !d.undone {
 		o.verdict.found(lost, "delivery %s of event %s, committed at %s: %d requests", d.id, d.event.ID, clock(d.event.Began), len(d.requests))
 	}
@@ -278,22 +278,22 @@ func (o *oracle) judgeRow(d *delivery, row *Row) {
 		}
 	}
 	switch {
-	case row.Status != store.Success && row.Status != store.Failed:
+	case row.Status != webhook.Success && row.Status != webhook.Failed:
 		if !d.undone {
 			o.verdict.found(notFinal, "delivery %s is %s after %d attempts", d.id, row.Status, row.Attempts)
 		}
-	case row.Status == store.Success && !answered:
+	case row.Status == webhook.Success && !answered:
 		o.verdict.found(attemptsWrong, "delivery %s is a success after %d attempts, and request %d got no 2xx", d.id, row.Attempts, row.Attempts-1)
-	case row.Status == store.Failed && row.Attempts != o.LastAttempt:
+	case row.Status == webhook.Failed && row.Attempts != o.LastAttempt:
 		o.verdict.found(attemptsWrong, "delivery %s failed after %d attempts, the last is %d", d.id, row.Attempts, o.LastAttempt)
-	case row.Status == store.Failed && last != nil && heard(last):
+	case row.Status == webhook.Failed && last != nil && heard(last):
 		o.verdict.found(attemptsWrong, "delivery %s failed after %d attempts, and request %d got a whole %d in time", d.id, row.Attempts, last.Retry, last.Status)
 	case highest+1 > row.Attempts:
 		o.verdict.found(attemptsWrong, "delivery %s: %d attempts, and request %d was sent", d.id, row.Attempts, highest)
 	case o.Endpoints[d.endpoint].reached() && len(came) < row.Attempts:
 		o.verdict.found(attemptsWrong, "delivery %s: %d attempts, and requests came for %d of them", d.id, row.Attempts, len(came))
 	}
-	if row.Status == store.Failed {
+	if row.Status == webhook.Failed {
 		o.verdict.Failed++
 	}
 }

@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -54,7 +54,7 @@ func (e *Evidence) deliver(event Event, endpoint int) {
 	id := e.Endpoints[endpoint].ID
 	e.Outbox[event.ID] = append(e.Outbox[event.ID], id)
 	delivery := outbox.DeliveryID(event.ID, id)
-	e.Rows = append(e.Rows, Row{ID: delivery, Event: event.ID, Endpoint: id, Status: store.Success, Attempts: 1})
+	e.Rows = append(e.Rows, Row{ID: delivery, Event: event.ID, Endpoint: id, Status: webhook.Success, Attempts: 1})
 	e.Requests = append(e.Requests, Request{
 		Endpoint: endpoint, Delivery: delivery, Event: event.ID, N: event.N, Type: event.Type, Status: 200,
 		Body: sha256.Sum256([]byte(strconv.FormatInt(event.N, 10))), At: at, Whole: at.Add(answersIn), Agent: "walhook-1",
@@ -95,7 +95,7 @@ func (e *Evidence) fail() (row *Row) {
 		e.Requests = append(e.Requests, next)
 	}
 	row = &e.Rows[len(e.Rows)-1]
-	row.Status, row.Attempts = store.Failed, lastAttempt
+	row.Status, row.Attempts = webhook.Failed, lastAttempt
 	return row
 }
 
@@ -168,12 +168,12 @@ func TestOracleGoesRed(t *testing.T) {
 		}},
 		"a row for an event that was rolled back": {rowBeyond, func(e *Evidence) {
 			id := e.Endpoints[0].ID
-			e.Rows = append(e.Rows, Row{ID: outbox.DeliveryID(e.Events[2].ID, id), Event: e.Events[2].ID, Endpoint: id, Status: store.Pending})
+			e.Rows = append(e.Rows, Row{ID: outbox.DeliveryID(e.Events[2].ID, id), Event: e.Events[2].ID, Endpoint: id, Status: webhook.Pending})
 		}},
 		"a row under another id":            {rowBeyond, func(e *Evidence) { e.Rows[0].ID = uuid.New() }},
-		"a row that waits":                  {notFinal, func(e *Evidence) { e.Rows[1].Status = store.Retrying }},
-		"a row that was cancelled":          {notFinal, func(e *Evidence) { e.Rows[1].Status = store.Cancelled }},
-		"a failure before the last attempt": {attemptsWrong, func(e *Evidence) { e.Rows[1].Status = store.Failed }},
+		"a row that waits":                  {notFinal, func(e *Evidence) { e.Rows[1].Status = webhook.Retrying }},
+		"a row that was cancelled":          {notFinal, func(e *Evidence) { e.Rows[1].Status = webhook.Cancelled }},
+		"a failure before the last attempt": {attemptsWrong, func(e *Evidence) { e.Rows[1].Status = webhook.Failed }},
 		"a success that no request explains": {attemptsWrong, func(e *Evidence) {
 			e.Rows[1].Attempts = 3
 		}},
@@ -339,7 +339,7 @@ func TestOracleAccepts(t *testing.T) {
 		"an event that is gone, cancelled": func(e *Evidence) {
 			e.undo()
 			e.last().Status = 500
-			e.Rows[len(e.Rows)-1].Status = store.Cancelled
+			e.Rows[len(e.Rows)-1].Status = webhook.Cancelled
 		},
 		"an unknown commit that did not happen": func(e *Evidence) {
 			e.Events = append(e.Events, Event{ID: uuid.Must(uuid.NewV7()), Org: "org_1", Type: "org.created", Fate: Unknown})

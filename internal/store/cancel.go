@@ -6,6 +6,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // cancelChunk bounds one transaction that cancels: about 10 ms of row locks.
@@ -40,11 +42,11 @@ const keptLog = `CASE WHEN d.attempts > 0 AND d.attempt_log IS NULL THEN ` + fir
 // returns how many it cancelled, and whether some have to wait: transactions that were under
 // way when they were written may have created or enabled the endpoint, and may not be
 // visible yet.
-func (s *Store) CancelRows(ctx context.Context, fence Fence, endpoint uuid.UUID, reason string) (cancelled int, more bool, err error) {
+func (s *Store) CancelRows(ctx context.Context, fence webhook.Fence, endpoint uuid.UUID, reason string) (cancelled int, more bool, err error) {
 	args := s.fenceArgs(fence)
 	args["endpoint"], args["reason"], args["limit"] = endpoint, reason, cancelChunk
 	var b pgx.Batch
-	s.queueFence(&b, fence, Mark{})
+	s.queueFence(&b, fence, webhook.Mark{})
 	b.Queue(cancelRows, args).QueryRow(func(row pgx.Row) error { return row.Scan(&cancelled, &more) })
 	if err := s.send(ctx, &b); err != nil {
 		return 0, false, fmt.Errorf("cancel deliveries of endpoint %s: %w", endpoint, err)
@@ -72,13 +74,13 @@ FROM gone WHERE d.id = gone.id`
 // CancelOrphans cancels those of the deliveries whose event was deleted. It checks that
 // itself, because Due may have missed an event that was just moved into another partition.
 // Deliveries that someone else has locked are skipped, and found again.
-func (s *Store) CancelOrphans(ctx context.Context, fence Fence, ids []uuid.UUID) error {
+func (s *Store) CancelOrphans(ctx context.Context, fence webhook.Fence, ids []uuid.UUID) error {
 	args := s.fenceArgs(fence)
 	args["ids"] = asUUIDs(ids)
 	var b pgx.Batch
 	b.Queue(prepareWrite)
 	b.Queue(pinOutbox) // before any row is locked, because it may have to wait
-	s.queueFence(&b, fence, Mark{})
+	s.queueFence(&b, fence, webhook.Mark{})
 	b.Queue(orphans+eventGone+cancelMissing, args)
 	if err := s.send(ctx, &b); err != nil {
 		return fmt.Errorf("cancel %d deliveries without an event: %w", len(ids), err)
@@ -101,11 +103,11 @@ FROM gone WHERE d.id = gone.id`
 
 // CancelReassigned cancels deliveries whose endpoint's id now belongs to another
 // organization: what was owed to the deleted endpoint must not reach that one.
-func (s *Store) CancelReassigned(ctx context.Context, fence Fence, ids []uuid.UUID) error {
+func (s *Store) CancelReassigned(ctx context.Context, fence webhook.Fence, ids []uuid.UUID) error {
 	args := s.fenceArgs(fence)
 	args["ids"] = asUUIDs(ids)
 	var b pgx.Batch
-	s.queueFence(&b, fence, Mark{})
+	s.queueFence(&b, fence, webhook.Mark{})
 	b.Queue(cancelReassigned, args)
 	if err := s.send(ctx, &b); err != nil {
 		return fmt.Errorf("cancel %d deliveries to endpoints of other organizations: %w", len(ids), err)

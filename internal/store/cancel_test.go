@@ -9,7 +9,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 func TestCancelRows(t *testing.T) {
@@ -19,14 +19,14 @@ func TestCancelRows(t *testing.T) {
 	endpoint := newEndpoint(t, db.Pool, "org_1")
 	id := uuid.MustParse(endpoint)
 	rs := owed(t, db, endpoint, 5)
-	rs[0].Status = store.Pending
-	rs[1] = outcome(rs[1], store.Retrying, 1, 503)
-	rs[2] = outcome(rs[2], store.Success, 1, 200)
-	rs[3] = outcome(rs[3], store.Failed, 1, 500)
-	rs[4].Status = store.Pending
+	rs[0].Status = webhook.Pending
+	rs[1] = outcome(rs[1], webhook.Retrying, 1, 503)
+	rs[2] = outcome(rs[2], webhook.Success, 1, 200)
+	rs[3] = outcome(rs[3], webhook.Failed, 1, 500)
+	rs[4].Status = webhook.Pending
 	insert(t, st, fence, rs...)
 	bystander := owed(t, db, newEndpoint(t, db.Pool, "org_1"), 1)[0]
-	bystander.Status = store.Pending
+	bystander.Status = webhook.Pending
 	insert(t, st, fence, bystander)
 	exec(t, db.Pool, `INSERT INTO webhook_endpoint_failures VALUES ($1, now() - interval '10 days')`, endpoint)
 	cancel := func(want int) {
@@ -85,7 +85,7 @@ func TestCancelRows(t *testing.T) {
 
 	t.Run("waits until what was written beside it is visible", func(t *testing.T) {
 		r := owed(t, db, endpoint, 1)[0]
-		r.Status = store.Pending
+		r.Status = webhook.Pending
 		tx := begin(t, db.Pool) // as if it had inserted the event and enabled the endpoint
 		exec(t, tx, `UPDATE webhook_endpoints SET enabled = true WHERE id = $1`, endpoint)
 		insert(t, st, fence, r)
@@ -114,9 +114,9 @@ func TestCancelOrphans(t *testing.T) {
 	db := pgtest.New(t)
 	st, fence := acquired(t, db)
 	rs := owed(t, db, newEndpoint(t, db.Pool, "org_1"), 5)
-	rs[0].Status, rs[1].Status, rs[4].Status = store.Pending, store.Pending, store.Pending
-	rs[2] = outcome(rs[2], store.Retrying, 1, 500)
-	rs[3] = outcome(rs[3], store.Success, 1, 200)
+	rs[0].Status, rs[1].Status, rs[4].Status = webhook.Pending, webhook.Pending, webhook.Pending
+	rs[2] = outcome(rs[2], webhook.Retrying, 1, 500)
+	rs[3] = outcome(rs[3], webhook.Success, 1, 200)
 	insert(t, st, fence, rs...)
 	ids := []uuid.UUID{uuid.New()}
 	for _, r := range rs {
@@ -152,14 +152,14 @@ func TestCancelReassigned(t *testing.T) {
 	endpoint := newEndpoint(t, db.Pool, "org_1")
 	rs := owed(t, db, endpoint, 3)
 	for i := range rs {
-		rs[i].Status, rs[i].Wait = store.Pending, -time.Minute
+		rs[i].Status, rs[i].Wait = webhook.Pending, -time.Minute
 	}
-	rs[2] = outcome(rs[2], store.Success, 1, 200)
+	rs[2] = outcome(rs[2], webhook.Success, 1, 200)
 	insert(t, st, fence, rs...)
 	look := func() (reassigned []uuid.UUID) {
 		t.Helper()
-		page := store.Page{EndpointID: rs[0].EndpointID, Limit: 10}
-		if err := st.Due(t.Context(), []store.Page{page}, func(d *store.Due) {
+		page := webhook.Page{EndpointID: rs[0].EndpointID, Limit: 10}
+		if err := st.Due(t.Context(), []webhook.Page{page}, func(d *webhook.Due) {
 			if d.Reassigned {
 				reassigned = append(reassigned, d.ID)
 			}

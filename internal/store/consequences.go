@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -27,9 +28,9 @@ const (
 // A Consequence is one kind of consequence of outcomes, for one or many endpoints or
 // deliveries.
 type Consequence struct {
-	Health    []EndpointHealth // to be written
-	gone      []disabling      // answered 410: to be disabled
-	disabled  []disabling      // disabled for reason: their organizations are to be told
+	Health    []webhook.EndpointHealth // to be written
+	gone      []disabling              // answered 410: to be disabled
+	disabled  []disabling              // disabled for reason: their organizations are to be told
 	reason    string
 	exhausted []exhaustion // their organizations are to be told
 }
@@ -42,7 +43,7 @@ type exhaustion struct {
 }
 
 // Consequences returns the consequences of records, and the endpoints' health.
-func Consequences(health []EndpointHealth, records []Record) []Consequence {
+func Consequences(health []webhook.EndpointHealth, records []webhook.Record) []Consequence {
 	var gone, exhausted Consequence
 	for i := range records {
 		r := &records[i]
@@ -89,9 +90,9 @@ func halves[T any](all []T) (a, b []T) { return all[:len(all)/2], all[len(all)/2
 
 // WriteConsequence writes one consequence in a transaction of its own. An endpoint is disabled whether
 // or not its organization can be told; telling it is returned as the rest.
-func (s *Store) WriteConsequence(ctx context.Context, fence Fence, c Consequence) (rest []Consequence, err error) {
+func (s *Store) WriteConsequence(ctx context.Context, fence webhook.Fence, c Consequence) (rest []Consequence, err error) {
 	var b pgx.Batch
-	s.queueFence(&b, fence, Mark{})
+	s.queueFence(&b, fence, webhook.Mark{})
 	off := func(from []disabling, reason string) func(pgx.Rows) error {
 		return func(rows pgx.Rows) error {
 			ids := map[uuid.UUID]bool{}
@@ -122,7 +123,7 @@ func (s *Store) WriteConsequence(ctx context.Context, fence Fence, c Consequence
 }
 
 // queueConsequences adds all consequences of the records to a batch.
-func queueConsequences(b *pgx.Batch, s *Store, fence Fence, mark Mark, records []Record) {
+func queueConsequences(b *pgx.Batch, s *Store, fence webhook.Fence, mark webhook.Mark, records []webhook.Record) {
 	if mark.Alone {
 		return
 	}
@@ -137,7 +138,7 @@ func queueConsequences(b *pgx.Batch, s *Store, fence Fence, mark Mark, records [
 }
 
 // queuer returns a function that adds a fenced statement to a batch, if n is not 0.
-func (s *Store) queuer(b *pgx.Batch, fence Fence) func(sql string, n int, more pgx.NamedArgs) *pgx.QueuedQuery {
+func (s *Store) queuer(b *pgx.Batch, fence webhook.Fence) func(sql string, n int, more pgx.NamedArgs) *pgx.QueuedQuery {
 	return func(sql string, n int, more pgx.NamedArgs) *pgx.QueuedQuery {
 		if n == 0 {
 			return nil
@@ -149,7 +150,7 @@ func (s *Store) queuer(b *pgx.Batch, fence Fence) func(sql string, n int, more p
 }
 
 // queueHealth writes the endpoints' health into webhook_endpoint_failures.
-func (s *Store) queueHealth(queue func(string, int, pgx.NamedArgs) *pgx.QueuedQuery, health []EndpointHealth) {
+func (s *Store) queueHealth(queue func(string, int, pgx.NamedArgs) *pgx.QueuedQuery, health []webhook.EndpointHealth) {
 	var recovered, failing, open []uuid.UUID
 	for _, h := range health {
 		if h.Recovered {
@@ -168,7 +169,7 @@ func (s *Store) queueHealth(queue func(string, int, pgx.NamedArgs) *pgx.QueuedQu
 }
 
 // failingLong returns the endpoints that may have been failing for disableAfter.
-func (s *Store) failingLong(health []EndpointHealth) (long []disabling) {
+func (s *Store) failingLong(health []webhook.EndpointHealth) (long []disabling) {
 	for _, h := range health {
 		if h.Failing && h.CheckDisable && s.disableAfter > 0 {
 			long = append(long, disabling{h.EndpointID, h.At, h.Own})

@@ -12,6 +12,7 @@ import (
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -24,8 +25,8 @@ func TestExhausted(t *testing.T) {
 	told := func() []string {
 		return column[string](t, db.Pool, `SELECT id::text FROM webhook_outbox WHERE event_type = $1 ORDER BY id`, outbox.TypeDeliveryExhausted)
 	}
-	last := func(r store.Record, attempts int) store.Record {
-		r = outcome(r, store.Failed, attempts, 503)
+	last := func(r webhook.Record, attempts int) webhook.Record {
+		r = outcome(r, webhook.Failed, attempts, 503)
 		r.Exhausted = true
 		return r
 	}
@@ -65,12 +66,12 @@ func TestExhausted(t *testing.T) {
 		}
 	})
 	t.Run("is not told of what did not happen", func(t *testing.T) {
-		rs[1].Status, rs[2].Status = store.Pending, store.Pending
-		insert(t, st, fence, rs[1], rs[2], outcome(rs[3], store.Success, 1, 200))
+		rs[1].Status, rs[2].Status = webhook.Pending, webhook.Pending
+		insert(t, st, fence, rs[1], rs[2], outcome(rs[3], webhook.Success, 1, 200))
 		exec(t, db.Pool, `UPDATE webhook_deliveries SET status = 'cancelled', next_attempt_at = NULL WHERE id = $1`, rs[1].ID)
 		tx := begin(t, db.Pool)
 		exec(t, tx, `SELECT FROM webhook_deliveries WHERE id = $1 FOR UPDATE`, rs[2].ID)
-		late := []store.Record{last(rs[1], 1), last(rs[2], 1), last(rs[3], 1)}
+		late := []webhook.Record{last(rs[1], 1), last(rs[2], 1), last(rs[3], 1)}
 		if locked := update(t, st, fence, late...); len(locked) != 1 {
 			t.Errorf("locked: %v", locked)
 		}
@@ -106,8 +107,8 @@ func TestGoneDisables(t *testing.T) {
 	enabled := func(endpoint string) bool {
 		return query[bool](t, db.Pool, `SELECT enabled FROM webhook_endpoints WHERE id = $1`, endpoint)
 	}
-	gone := func(r store.Record) store.Record {
-		r = outcome(r, store.Failed, 1, 410)
+	gone := func(r webhook.Record) webhook.Record {
+		r = outcome(r, webhook.Failed, 1, 410)
 		r.Gone = true
 		return r
 	}
@@ -132,7 +133,7 @@ func TestGoneDisables(t *testing.T) {
 		endpoint := newEndpoint(t, db.Pool, "org_1")
 		rs := owed(t, db, endpoint, 2)
 		insert(t, st, fence, gone(rs[0]))
-		recordHealth(t, st, fence, store.EndpointHealth{EndpointID: rs[1].EndpointID, Failing: true, At: time.Now()})
+		recordHealth(t, st, fence, webhook.EndpointHealth{EndpointID: rs[1].EndpointID, Failing: true, At: time.Now()})
 		if query[bool](t, db.Pool, `SELECT EXISTS (SELECT FROM webhook_endpoint_failures WHERE endpoint_id = $1)`, endpoint) {
 			t.Error("it counts from before the endpoint is enabled again")
 		}
@@ -186,8 +187,8 @@ func TestFailingEndpoints(t *testing.T) {
 	st, fence := acquired(t, db)
 	endpoint := newEndpoint(t, db.Pool, "org_1")
 	id := uuid.MustParse(endpoint)
-	failing := store.EndpointHealth{EndpointID: id, Failing: true, At: time.Now()}
-	still, open, recovered, again := failing, failing, store.EndpointHealth{EndpointID: id, Recovered: true}, failing
+	failing := webhook.EndpointHealth{EndpointID: id, Failing: true, At: time.Now()}
+	still, open, recovered, again := failing, failing, webhook.EndpointHealth{EndpointID: id, Recovered: true}, failing
 	still.CheckDisable, open.Open, again.Recovered = true, true, true
 	age := func(by time.Duration) {
 		exec(t, db.Pool, `UPDATE webhook_endpoint_failures SET failing_since = now() - $2 * interval '1 second',
@@ -300,17 +301,17 @@ func TestRowsAlone(t *testing.T) {
 	endpoint, other := newEndpoint(t, db.Pool, "org_1"), newEndpoint(t, db.Pool, "org_1")
 	rs := append(owed(t, db, endpoint, 2), owed(t, db, other, 1)...)
 	for i := range rs {
-		rs[i] = outcome(rs[i], store.Failed, 1, 410)
+		rs[i] = outcome(rs[i], webhook.Failed, 1, 410)
 		rs[i].Gone = i < 2
 		rs[i].Exhausted = i == 2
 	}
-	health := []store.EndpointHealth{{EndpointID: uuid.MustParse(other), Failing: true, Open: true, At: time.Now()}}
+	health := []webhook.EndpointHealth{{EndpointID: uuid.MustParse(other), Failing: true, Open: true, At: time.Now()}}
 	exec(t, db.Pool, `CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not here'; END $$`)
 	exec(t, db.Pool, `CREATE TRIGGER refuse BEFORE INSERT ON webhook_outbox FOR EACH ROW WHEN (starts_with(new.event_type, 'webhook.')) EXECUTE FUNCTION refuse()`)
-	if _, err := st.Insert(t.Context(), fence, store.Mark{Health: health}, rs); err == nil {
+	if _, err := st.Insert(t.Context(), fence, webhook.Mark{Health: health}, rs); err == nil {
 		t.Fatal("what they mean was not refused")
 	}
-	if _, err := st.Insert(t.Context(), fence, store.Mark{Health: health, Alone: true}, rs); err != nil {
+	if _, err := st.Insert(t.Context(), fence, webhook.Mark{Health: health, Alone: true}, rs); err != nil {
 		t.Fatal(err)
 	}
 	off := func(id string) bool {
@@ -346,7 +347,7 @@ func TestRowsAlone(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("told: %q, want %q", got, want)
 	}
-	if _, err := st.WriteConsequence(t.Context(), store.Fence{Holder: uuid.New(), Epoch: 1}, store.Consequences(health, nil)[0]); !errors.Is(err, store.ErrFenced) {
+	if _, err := st.WriteConsequence(t.Context(), webhook.Fence{Holder: uuid.New(), Epoch: 1}, store.Consequences(health, nil)[0]); !errors.Is(err, store.ErrFenced) {
 		t.Errorf("of another holder: %v", err)
 	}
 }

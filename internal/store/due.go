@@ -9,39 +9,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
-	"github.com/walhook/walhook/outbox"
+	"github.com/walhook/walhook/internal/webhook"
 )
-
-// A Due is a delivery whose next attempt is due.
-type Due struct {
-	ID          uuid.UUID
-	EndpointID  uuid.UUID
-	Status      Status
-	Attempts    int
-	SeriesStart int
-	Event       outbox.Event // EndpointIDs is not read
-	Orphaned    bool         // the event was deleted, so there is nothing to send
-	Unseen      bool         // the event is missing, but may be about to become visible
-	Reassigned  bool         // the endpoint's id now belongs to another organization
-	DueAt       pgtype.Timestamptz
-}
-
-// End returns the end of a page whose last row this is.
-func (d *Due) End() PageEnd { return PageEnd{DueAt: d.DueAt, ID: d.ID} }
-
-// A PageEnd is the position after which the next page begins. The zero PageEnd is before
-// the first row.
-type PageEnd struct {
-	DueAt pgtype.Timestamptz
-	ID    uuid.UUID
-}
-
-// A Page asks for due deliveries of one endpoint, oldest due first.
-type Page struct {
-	EndpointID uuid.UUID
-	After      PageEnd
-	Limit      int
-}
 
 // allVisible is true of a delivery's row if every transaction that was under way when the
 // row was written has ended and is visible, the one that inserted its event included. The
@@ -67,27 +36,28 @@ LEFT JOIN webhook_outbox o ON o.id = d.event_id`
 
 // Due passes the pages' deliveries to take one by one, so that a page of large payloads is
 // never in memory as a whole.
-func (s *Store) Due(ctx context.Context, pages []Page, take func(*Due)) error {
+func (s *Store) Due(ctx context.Context, pages []webhook.Page, take func(*webhook.Due)) error {
 	ids, limits := make([]pgtype.UUID, len(pages)), make([]int32, len(pages))
 	afterDue, afterID := make([]pgtype.Timestamptz, len(pages)), make([]pgtype.UUID, len(pages))
 	for i, p := range pages {
 		ids[i], limits[i] = asUUID(p.EndpointID), int32(p.Limit)
-		afterDue[i], afterID[i] = p.After.DueAt, asUUID(p.After.ID)
-		if !p.After.DueAt.Valid {
-			afterDue[i] = pgtype.Timestamptz{InfinityModifier: pgtype.NegativeInfinity, Valid: true}
+		afterDue[i], afterID[i] = pgtype.Timestamptz{InfinityModifier: pgtype.NegativeInfinity, Valid: true}, asUUID(p.After.ID)
+		if p.After.DueAt.Valid {
+			afterDue[i] = asTimestamptz(p.After.DueAt)
 		}
 	}
 	args := pgx.NamedArgs{"ids": ids, "limits": limits, "after_due": afterDue, "after_id": afterID}
 	err := s.read(ctx, selectDue, args, func(rows pgx.Rows) error {
 		for rows.Next() {
-			var d Due
+			var d webhook.Due
 			var status string
 			var payload []byte
+			var dueAt pgtype.Timestamptz
 			if err := rows.Scan(&d.ID, &d.EndpointID, &status, &d.Attempts, &d.SeriesStart, &d.Event.ID, &d.Event.OrganizationID,
-				&d.Event.Type, &payload, &d.Event.CreatedAt, &d.Orphaned, &d.Unseen, &d.DueAt, &d.Reassigned); err != nil {
+				&d.Event.Type, &payload, &d.Event.CreatedAt, &d.Orphaned, &d.Unseen, &dueAt, &d.Reassigned); err != nil {
 				return err
 			}
-			d.Status, d.Event.Payload = Status(status), payload
+			d.Status, d.Event.Payload, d.DueAt = webhook.Status(status), payload, dueTime(dueAt)
 			take(&d)
 		}
 		return rows.Err()
@@ -126,12 +96,6 @@ func (s *Store) NewlyDue(ctx context.Context, since time.Time) (endpoints []uuid
 	return endpoints, now, all, nil
 }
 
-// A Waiting is an endpoint with unfinished deliveries.
-type Waiting struct {
-	EndpointID uuid.UUID
-	Enabled    bool // false: disabled or deleted
-}
-
 // A loose index scan: one probe per endpoint and partition, however many rows the endpoint
 // has.
 const selectWaiting = `
@@ -151,11 +115,11 @@ LEFT JOIN webhook_endpoints e ON e.id = walk.endpoint_id`
 
 // Waiting lists up to limit endpoints with unfinished deliveries, in order of id, after the
 // given one. Fewer than limit means that there are no more.
-func (s *Store) Waiting(ctx context.Context, after uuid.UUID, limit int) ([]Waiting, error) {
-	var found []Waiting
+func (s *Store) Waiting(ctx context.Context, after uuid.UUID, limit int) ([]webhook.Waiting, error) {
+	var found []webhook.Waiting
 	err := s.read(ctx, selectWaiting, pgx.NamedArgs{"after": after, "limit": limit}, func(rows pgx.Rows) error {
 		var err error
-		found, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Waiting])
+		found, err = pgx.CollectRows(rows, pgx.RowToStructByPos[webhook.Waiting])
 		return err
 	})
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 func TestDue(t *testing.T) {
@@ -21,29 +22,29 @@ func TestDue(t *testing.T) {
 	// Due n minutes ago, in a shuffled order; two are due at the same time, two are not due.
 	rs := owedOf(t, db, first, 7, "payment.failed", 0, 24*time.Hour, 90*24*time.Hour) // in three partitions
 	for i, minutes := range []int{3, 9, 1, 9, 5, -1, -1} {
-		rs[i].Status, rs[i].Wait = store.Pending, -time.Duration(minutes)*time.Minute
+		rs[i].Status, rs[i].Wait = webhook.Pending, -time.Duration(minutes)*time.Minute
 	}
-	rs[4] = outcome(rs[4], store.Retrying, 2, 500)
+	rs[4] = outcome(rs[4], webhook.Retrying, 2, 500)
 	rs[4].SeriesStart, rs[4].Wait = 1, -5*time.Minute
-	done := outcome(owed(t, db, first, 1)[0], store.Success, 1, 200)
+	done := outcome(owed(t, db, first, 1)[0], webhook.Success, 1, 200)
 	others := owed(t, db, second, 3)
 	for i := range others {
-		others[i].Status, others[i].Wait = store.Pending, -time.Hour
+		others[i].Status, others[i].Wait = webhook.Pending, -time.Hour
 	}
-	insert(t, st, fence, slices.Concat(rs, others, []store.Record{done})...)
+	insert(t, st, fence, slices.Concat(rs, others, []webhook.Record{done})...)
 	exec(t, db.Pool, `UPDATE webhook_deliveries SET next_attempt_at = (SELECT next_attempt_at FROM webhook_deliveries WHERE id = $1) WHERE id = $2`, rs[1].ID, rs[3].ID)
 
-	fetch := func(pages ...store.Page) map[string][]store.Due {
+	fetch := func(pages ...webhook.Page) map[string][]webhook.Due {
 		t.Helper()
-		got := map[string][]store.Due{}
-		if err := st.Due(t.Context(), pages, func(d *store.Due) {
+		got := map[string][]webhook.Due{}
+		if err := st.Due(t.Context(), pages, func(d *webhook.Due) {
 			got[d.EndpointID.String()] = append(got[d.EndpointID.String()], *d)
 		}); err != nil {
 			t.Fatal(err)
 		}
 		return got
 	}
-	ids := func(due []store.Due) (ids []uuid.UUID) {
+	ids := func(due []webhook.Due) (ids []uuid.UUID) {
 		for _, d := range due {
 			ids = append(ids, d.ID)
 		}
@@ -54,8 +55,8 @@ func TestDue(t *testing.T) {
 	want := append(byID, rs[4].ID, rs[0].ID, rs[2].ID)
 
 	t.Run("hands out the longest due of each endpoint, in order", func(t *testing.T) {
-		got := fetch(store.Page{EndpointID: uuid.MustParse(first), Limit: 4}, store.Page{EndpointID: uuid.MustParse(empty), Limit: 4},
-			store.Page{EndpointID: uuid.MustParse(second), Limit: 2}, store.Page{EndpointID: uuid.New(), Limit: 2})
+		got := fetch(webhook.Page{EndpointID: uuid.MustParse(first), Limit: 4}, webhook.Page{EndpointID: uuid.MustParse(empty), Limit: 4},
+			webhook.Page{EndpointID: uuid.MustParse(second), Limit: 2}, webhook.Page{EndpointID: uuid.New(), Limit: 2})
 		if got := ids(got[first]); !slices.Equal(got, want[:4]) {
 			t.Errorf("first endpoint: %v, want %v", got, want[:4])
 		}
@@ -63,7 +64,7 @@ func TestDue(t *testing.T) {
 			t.Errorf("%d endpoints, %d of the second", len(got), len(got[second]))
 		}
 		d := got[first][2]
-		if d.Status != store.Retrying || d.Attempts != 2 || d.SeriesStart != 1 || d.Orphaned || d.Event.ID != rs[4].EventID || d.Event.OrganizationID != "org_1" ||
+		if d.Status != webhook.Retrying || d.Attempts != 2 || d.SeriesStart != 1 || d.Orphaned || d.Event.ID != rs[4].EventID || d.Event.OrganizationID != "org_1" ||
 			d.Event.Type != "payment.failed" || string(d.Event.Payload) != `{"n": 5}` || time.Since(d.Event.CreatedAt) > time.Minute {
 			t.Errorf("%+v", d)
 		}
@@ -71,7 +72,7 @@ func TestDue(t *testing.T) {
 
 	t.Run("goes on behind a page", func(t *testing.T) {
 		var got []uuid.UUID
-		page := store.Page{EndpointID: uuid.MustParse(first), Limit: 1}
+		page := webhook.Page{EndpointID: uuid.MustParse(first), Limit: 1}
 		for range len(want) + 1 {
 			for _, d := range fetch(page)[first] {
 				got, page.After = append(got, d.ID), d.End()
@@ -84,11 +85,11 @@ func TestDue(t *testing.T) {
 
 	t.Run("takes what an operator made due since ever", func(t *testing.T) {
 		exec(t, db.Pool, `UPDATE webhook_deliveries SET status = 'pending', next_attempt_at = '-infinity' WHERE id = $1`, done.ID)
-		got := fetch(store.Page{EndpointID: uuid.MustParse(first), Limit: 1})[first]
+		got := fetch(webhook.Page{EndpointID: uuid.MustParse(first), Limit: 1})[first]
 		if len(got) != 1 || got[0].ID != done.ID {
 			t.Fatalf("%v, want %s", ids(got), done.ID)
 		}
-		got = fetch(store.Page{EndpointID: uuid.MustParse(first), Limit: 10, After: got[0].End()})[first]
+		got = fetch(webhook.Page{EndpointID: uuid.MustParse(first), Limit: 10, After: got[0].End()})[first]
 		if !slices.Equal(ids(got), want) {
 			t.Errorf("behind it: %v, want %v", ids(got), want)
 		}
@@ -97,7 +98,7 @@ func TestDue(t *testing.T) {
 	t.Run("marks what has lost its event", func(t *testing.T) {
 		exec(t, db.Pool, `DELETE FROM webhook_outbox WHERE id = $1`, rs[4].EventID)
 		settled(t, db)
-		got := fetch(store.Page{EndpointID: uuid.MustParse(first), Limit: 10})[first]
+		got := fetch(webhook.Page{EndpointID: uuid.MustParse(first), Limit: 10})[first]
 		for _, d := range got {
 			if d.Orphaned != (d.ID == rs[4].ID) || d.Orphaned != (d.Event.Payload == nil) {
 				t.Errorf("%s: orphaned %t, payload %q", d.ID, d.Orphaned, d.Event.Payload)
@@ -141,10 +142,10 @@ func TestNewlyDue(t *testing.T) {
 		endpoints = append(endpoints, endpoint)
 		rs := owed(t, db, endpoint, 2)
 		for j := range rs {
-			rs[j].Status, rs[j].Wait = store.Pending, wait
+			rs[j].Status, rs[j].Wait = webhook.Pending, wait
 		}
 		if i == 2 {
-			rs[0] = outcome(rs[0], store.Retrying, 1, 500)
+			rs[0] = outcome(rs[0], webhook.Retrying, 1, 500)
 			rs[0].Wait = 0
 		}
 		insert(t, st, fence, rs...)
@@ -211,7 +212,7 @@ func TestExisting(t *testing.T) {
 	st, fence := acquired(t, db)
 	rs := owed(t, db, newEndpoint(t, db.Pool, "org_1"), 3)
 	for i := range rs {
-		rs[i].Status = store.Pending
+		rs[i].Status = webhook.Pending
 	}
 	insert(t, st, fence, rs[:2]...)
 	before := uuid.New()
@@ -235,7 +236,7 @@ func TestNeverDue(t *testing.T) {
 	endpoint := newEndpoint(t, db.Pool, "org_1")
 	for _, at := range []string{"infinity", "-infinity"} {
 		r := owed(t, db, endpoint, 1)[0]
-		insert(t, st, fence, outcome(r, store.Retrying, 1, 500))
+		insert(t, st, fence, outcome(r, webhook.Retrying, 1, 500))
 		exec(t, db.Pool, `UPDATE webhook_deliveries SET next_attempt_at = $1::timestamptz WHERE id = $2`, at, r.ID)
 		o, err := st.Overview(t.Context())
 		if err != nil || o.Waiting == nil || o.Overdue == nil || *o.Overdue < 0 || *o.Overdue > time.Hour {
@@ -247,7 +248,7 @@ func TestNeverDue(t *testing.T) {
 			}
 		}
 		due := 0
-		if err := st.Due(t.Context(), []store.Page{{EndpointID: r.EndpointID, Limit: 10}}, func(d *store.Due) { due++ }); err != nil {
+		if err := st.Due(t.Context(), []webhook.Page{{EndpointID: r.EndpointID, Limit: 10}}, func(d *webhook.Due) { due++ }); err != nil {
 			t.Fatal(err)
 		}
 		if _, _, _, err := st.NewlyDue(t.Context(), time.Now()); err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // With what pgoutput streams: the messages of a recording transaction that
@@ -22,27 +23,27 @@ func TestEchoesAreInTheWAL(t *testing.T) {
 	st, fence := acquired(t, db)
 	rs := owed(t, db, newEndpoint(t, db.Pool, "org_1"), 3)
 	for i := range rs {
-		rs[i] = outcome(rs[i], store.Success, 1, 200)
+		rs[i] = outcome(rs[i], webhook.Success, 1, 200)
 	}
-	write := func(mark store.Mark, r store.Record) {
-		if _, err := st.Insert(t.Context(), fence, mark, []store.Record{r}); err != nil {
+	write := func(mark webhook.Mark, r webhook.Record) {
+		if _, err := st.Insert(t.Context(), fence, mark, []webhook.Record{r}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	write(store.Mark{Seq: 2}, rs[0])
-	write(store.Mark{}, rs[1]) // no echo
+	write(webhook.Mark{Seq: 2}, rs[0])
+	write(webhook.Mark{}, rs[1]) // no echo
 	rs[2].Attempt.Response = "\x00"
-	if _, err := st.Insert(t.Context(), fence, store.Mark{Seq: 3}, rs[2:]); err == nil {
+	if _, err := st.Insert(t.Context(), fence, webhook.Mark{Seq: 3}, rs[2:]); err == nil {
 		t.Fatal("a NUL was stored")
 	}
-	if _, _, err := st.Update(t.Context(), fence, store.Mark{Seq: 4}, rs[:1]); err != nil {
+	if _, _, err := st.Update(t.Context(), fence, webhook.Mark{Seq: 4}, rs[:1]); err != nil {
 		t.Fatal(err)
 	}
-	if err := st.Mark(t.Context(), fence, store.Mark{Seq: 5}); err != nil {
+	if err := st.Mark(t.Context(), fence, webhook.Mark{Seq: 5}); err != nil {
 		t.Fatal(err)
 	}
 	acquire(t, st) // its marker is the newcomer's
-	if err := st.Mark(t.Context(), fence, store.Mark{Seq: 6}); !errors.Is(err, store.ErrFenced) {
+	if err := st.Mark(t.Context(), fence, webhook.Mark{Seq: 6}); !errors.Is(err, store.ErrFenced) {
 		t.Fatal(err)
 	}
 
@@ -57,7 +58,7 @@ func TestEchoesAreInTheWAL(t *testing.T) {
 		if !ok {
 			continue
 		}
-		if !message.Transactional || message.Prefix != store.MessagePrefix {
+		if !message.Transactional || message.Prefix != webhook.MessagePrefix {
 			t.Errorf("message %+v", message)
 		}
 		if seq, ours := fence.ParseEcho(string(message.Content)); ours {
@@ -72,7 +73,7 @@ func TestEchoesAreInTheWAL(t *testing.T) {
 }
 
 func FuzzParseEcho(f *testing.F) {
-	fence := store.Fence{Holder: uuid.MustParse("0189d0d0-0000-7000-8000-000000000001"), Epoch: 12}
+	fence := webhook.Fence{Holder: uuid.MustParse("0189d0d0-0000-7000-8000-000000000001"), Epoch: 12}
 	for _, m := range []string{"", "/", fence.Echo(0), fence.Echo(1<<64 - 1), fence.Echo(7) + " ", fence.Holder.String() + "/12/+7",
 		fence.Holder.String() + "/12/007", fence.Holder.String() + "/12/7/8", fence.Holder.String() + "/1/27", strings.ToUpper(fence.Echo(3)),
 		fence.Holder.String() + "/12/18446744073709551616", fence.Holder.String() + "/12/-1"} {
@@ -88,7 +89,7 @@ func FuzzParseEcho(f *testing.F) {
 
 func TestParseEcho(t *testing.T) {
 	t.Parallel()
-	fence := store.Fence{Holder: uuid.New(), Epoch: 12}
+	fence := webhook.Fence{Holder: uuid.New(), Epoch: 12}
 	for _, want := range []uint64{0, 1, 1<<64 - 1} {
 		if got, ours := fence.ParseEcho(fence.Echo(want)); got != want || !ours {
 			t.Errorf("%d, %t, want %d", got, ours, want)
@@ -96,7 +97,7 @@ func TestParseEcho(t *testing.T) {
 	}
 	for _, m := range []string{
 		"", fence.Echo(7) + "x", fence.Echo(7) + "/1", fence.Holder.String() + "/12/007", fence.Holder.String() + "/12/+7", fence.Holder.String() + "/12/",
-		store.Fence{Holder: fence.Holder, Epoch: 11}.Echo(7), store.Fence{Holder: fence.Holder, Epoch: 1}.Echo(27), store.Fence{Holder: uuid.New(), Epoch: 12}.Echo(7),
+		webhook.Fence{Holder: fence.Holder, Epoch: 11}.Echo(7), webhook.Fence{Holder: fence.Holder, Epoch: 1}.Echo(27), webhook.Fence{Holder: uuid.New(), Epoch: 12}.Echo(7),
 	} {
 		if seq, ours := fence.ParseEcho(m); ours {
 			t.Errorf("%q counts as batch %d", m, seq)
@@ -120,7 +121,7 @@ func TestAnEchoCannotBeForged(t *testing.T) {
 	if err := db.Pool.QueryRow(t.Context(), `SELECT holder, epoch FROM webhook_state`).Scan(&holder, &epoch); err != nil {
 		t.Fatal(err)
 	}
-	if forged := (store.Fence{Holder: holder, Epoch: epoch}).Echo(7); holder != fence.Holder || epoch != fence.Epoch {
+	if forged := (webhook.Fence{Holder: holder, Epoch: epoch}).Echo(7); holder != fence.Holder || epoch != fence.Epoch {
 		t.Errorf("holder %s, epoch %d", holder, epoch)
 	} else if _, ours := fence.ParseEcho(forged); ours {
 		t.Errorf("%q, made of what webhook_state tells, counts", forged)

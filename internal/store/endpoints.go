@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 const selectEndpoints = `
@@ -35,8 +37,8 @@ var ErrSkewed = errors.New("walhook's clock and PostgreSQL's are more than two m
 // reported in that endpoint's Problem. Secrets that walhook cannot open are not the
 // endpoint's fault, and are reported in Sealed. If the clocks are too far apart, Endpoints
 // returns ErrSkewed.
-func (s *Store) Endpoints(ctx context.Context, ids []uuid.UUID) ([]Endpoint, error) {
-	var endpoints []Endpoint
+func (s *Store) Endpoints(ctx context.Context, ids []uuid.UUID) ([]webhook.Endpoint, error) {
+	var endpoints []webhook.Endpoint
 	var b pgx.Batch
 	b.Queue(prepareRead)
 	asked := time.Now()
@@ -52,8 +54,8 @@ func (s *Store) Endpoints(ctx context.Context, ids []uuid.UUID) ([]Endpoint, err
 	})
 	b.Queue(selectEndpoints, pgx.NamedArgs{"ids": asUUIDs(ids)}).Query(func(rows pgx.Rows) error {
 		var err error
-		endpoints, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Endpoint, error) {
-			var e Endpoint
+		endpoints, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (webhook.Endpoint, error) {
+			var e webhook.Endpoint
 			var headers []byte
 			var secrets []string
 			err := row.Scan(&e.ID, &e.OrganizationID, &e.URL, &headers, &e.Enabled, &e.MaxInFlight, &e.RatePerSecond, &secrets, &e.BreakerOpen, &e.RetriedAt)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 func TestEndpointsRefuse(t *testing.T) {
@@ -295,7 +296,7 @@ func TestEndpoints(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	byID := map[string]store.Endpoint{}
+	byID := map[string]webhook.Endpoint{}
 	for _, e := range found {
 		byID[e.ID.String()] = e
 	}
@@ -304,7 +305,7 @@ func TestEndpoints(t *testing.T) {
 		t.Errorf("of %d: %+v", len(byID), e)
 	}
 	if e := byID[full]; e.Enabled || e.Headers["X-A"] != "ü" || e.MaxInFlight != 3 || e.RatePerSecond != 0.5 ||
-		!slices.Equal(e.Secrets, []store.Secret{store.Secret(older), store.Secret(newer)}) {
+		!slices.Equal(e.Secrets, []webhook.Secret{webhook.Secret(older), webhook.Secret(newer)}) {
 		t.Errorf("%+v", e)
 	}
 	if e := byID[broken]; !strings.Contains(e.Problem, "headers") {

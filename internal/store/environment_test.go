@@ -12,6 +12,7 @@ import (
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 func TestClaimEnvironment(t *testing.T) {
@@ -113,7 +114,7 @@ func TestASecondSlotIsHeldBack(t *testing.T) {
 		claims := make(chan error, len(stores))
 		for slot, st := range stores {
 			go func() {
-				_, err := st.Acquire(t.Context(), uuid.New(), &store.Session{PID: pids[slot]}, 1)
+				_, err := st.Acquire(t.Context(), uuid.New(), &webhook.Session{PID: pids[slot]}, 1)
 				claims <- err
 			}()
 		}

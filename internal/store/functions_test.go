@@ -14,6 +14,7 @@ import (
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -26,7 +27,7 @@ func TestNotifications(t *testing.T) {
 
 	exec(t, db.Pool, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, db.Slot)
 	const said = `SELECT count(*) FROM pg_logical_slot_get_binary_changes($1, NULL, NULL, 'proto_version', '1', 'publication_names', 'walhook', 'messages', 'true')
-		WHERE encode(data, 'escape') LIKE '%walhook%` + store.ChangeHint + `'`
+		WHERE encode(data, 'escape') LIKE '%walhook%` + webhook.ChangeHint + `'`
 	for _, c := range []struct {
 		sql  string
 		want int
@@ -130,7 +131,7 @@ func TestRetryNow(t *testing.T) {
 	}
 	exec(t, db.Pool, `UPDATE webhook_deliveries SET next_attempt_at = now() + interval '1 hour' WHERE endpoint_id = $1 AND next_attempt_at IS NOT NULL`, other)
 	exec(t, db.Pool, `INSERT INTO webhook_endpoint_failures VALUES ($1, now(), now())`, endpoint)
-	look := func() store.Endpoint {
+	look := func() webhook.Endpoint {
 		t.Helper()
 		found, err := store.New(db.Pool, db.Slot, 0).Endpoints(t.Context(), []uuid.UUID{uuid.MustParse(endpoint)})
 		if err != nil {

@@ -18,21 +18,22 @@ import (
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
 // owed enqueues n events for an endpoint and returns its deliveries, without a status.
-func owed(t testing.TB, db *pgtest.DB, endpoint string, n int) []store.Record {
+func owed(t testing.TB, db *pgtest.DB, endpoint string, n int) []webhook.Record {
 	t.Helper()
 	return owedOf(t, db, endpoint, n, "payment.failed")
 }
 
 // owedOf is owed of a type. The events' ids are of now, or of these ages in turn.
-func owedOf(t testing.TB, db *pgtest.DB, endpoint string, n int, eventType string, ages ...time.Duration) []store.Record {
+func owedOf(t testing.TB, db *pgtest.DB, endpoint string, n int, eventType string, ages ...time.Duration) []webhook.Record {
 	t.Helper()
 	id := uuid.MustParse(endpoint)
 	organization := query[string](t, db.Pool, `SELECT organization_id FROM webhook_endpoints WHERE id = $1`, id)
-	records := make([]store.Record, n)
+	records := make([]webhook.Record, n)
 	tx := begin(t, db.Pool)
 	for i := range records {
 		var made uuid.UUID
@@ -44,7 +45,7 @@ func owedOf(t testing.TB, db *pgtest.DB, endpoint string, n int, eventType strin
 		if err != nil {
 			t.Fatal(err)
 		}
-		records[i] = store.Record{ID: outbox.DeliveryID(event, id), EventID: event, EndpointID: id, OrganizationID: organization, EventType: eventType}
+		records[i] = webhook.Record{ID: outbox.DeliveryID(event, id), EventID: event, EndpointID: id, OrganizationID: organization, EventType: eventType}
 	}
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)
@@ -52,46 +53,46 @@ func owedOf(t testing.TB, db *pgtest.DB, endpoint string, n int, eventType strin
 	return records
 }
 
-func newAttempt(status int, response string) *store.Attempt {
-	a := &store.Attempt{EndedAt: time.Now(), Duration: 35 * time.Millisecond, StatusCode: status, Response: response}
+func newAttempt(status int, response string) *webhook.Attempt {
+	a := &webhook.Attempt{EndedAt: time.Now(), Duration: 35 * time.Millisecond, StatusCode: status, Response: response}
 	switch {
 	case status == 0:
-		a.Class, a.Error = store.ErrConnect, "refused"
+		a.Class, a.Error = webhook.ErrConnect, "refused"
 	case status >= 500:
-		a.Class, a.Error = store.ErrHTTP5xx, fmt.Sprintf("answered %d", status)
+		a.Class, a.Error = webhook.ErrHTTP5xx, fmt.Sprintf("answered %d", status)
 	case status >= 400:
-		a.Class, a.Error = store.ErrHTTP4xx, fmt.Sprintf("answered %d", status)
+		a.Class, a.Error = webhook.ErrHTTP4xx, fmt.Sprintf("answered %d", status)
 	}
 	return a
 }
 
 // outcome is a record with an attempt's outcome.
-func outcome(r store.Record, status store.Status, attempts, code int) store.Record {
+func outcome(r webhook.Record, status webhook.Status, attempts, code int) webhook.Record {
 	r.Status, r.Attempts, r.Attempt = status, attempts, newAttempt(code, "")
-	if status == store.Retrying {
+	if status == webhook.Retrying {
 		r.Wait = time.Minute
 	}
 	return r
 }
 
-func insert(t testing.TB, st *store.Store, fence store.Fence, records ...store.Record) {
+func insert(t testing.TB, st *store.Store, fence webhook.Fence, records ...webhook.Record) {
 	t.Helper()
-	if _, err := st.Insert(t.Context(), fence, store.Mark{}, records); err != nil {
+	if _, err := st.Insert(t.Context(), fence, webhook.Mark{}, records); err != nil {
 		t.Fatal(err)
 	}
 }
 
 // recordHealth records what is known of endpoints, as a batch of outcomes does.
-func recordHealth(t testing.TB, st *store.Store, fence store.Fence, health ...store.EndpointHealth) {
+func recordHealth(t testing.TB, st *store.Store, fence webhook.Fence, health ...webhook.EndpointHealth) {
 	t.Helper()
-	if err := st.Mark(t.Context(), fence, store.Mark{Health: health}); err != nil {
+	if err := st.Mark(t.Context(), fence, webhook.Mark{Health: health}); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func update(t testing.TB, st *store.Store, fence store.Fence, records ...store.Record) (locked []uuid.UUID) {
+func update(t testing.TB, st *store.Store, fence webhook.Fence, records ...webhook.Record) (locked []uuid.UUID) {
 	t.Helper()
-	locked, _, err := st.Update(t.Context(), fence, store.Mark{}, records)
+	locked, _, err := st.Update(t.Context(), fence, webhook.Mark{}, records)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,16 +106,16 @@ func statusOf(t testing.TB, db *pgtest.DB, id uuid.UUID) string {
 
 const disableAfter = 5 * 24 * time.Hour
 
-var testSession = &store.Session{SystemID: "system 1", Timeline: 1}
+var testSession = &webhook.Session{SystemID: "system 1", Timeline: 1}
 
 // acquired returns a store and the fence of a process that has just taken the slot.
-func acquired(t testing.TB, db *pgtest.DB) (*store.Store, store.Fence) {
+func acquired(t testing.TB, db *pgtest.DB) (*store.Store, webhook.Fence) {
 	t.Helper()
 	st := store.New(db.Pool, db.Slot, disableAfter)
 	return st, acquire(t, st)
 }
 
-func acquire(t testing.TB, st *store.Store) store.Fence {
+func acquire(t testing.TB, st *store.Store) webhook.Fence {
 	t.Helper()
 	fence, err := st.Acquire(t.Context(), uuid.New(), testSession, 1)
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -28,22 +29,22 @@ func TestLockedTable(t *testing.T) {
 	fence := acquire(t, st)
 	endpoint := newEndpoint(t, db.Pool, "org_1")
 	rs := owed(t, db, endpoint, 2)
-	rs[0], rs[1] = outcome(rs[0], store.Retrying, 1, 500), outcome(rs[1], store.Success, 1, 200)
+	rs[0], rs[1] = outcome(rs[0], webhook.Retrying, 1, 500), outcome(rs[1], webhook.Success, 1, 200)
 	insert(t, st, fence, rs[0])
 
 	tx := begin(t, db.Pool)
 	exec(t, tx, `LOCK TABLE webhook_deliveries`)
 	for what, run := range map[string]func() error{
 		"insert": func() error {
-			_, err := st.Insert(t.Context(), fence, store.Mark{Seq: 2, Durable: 99}, rs[1:])
+			_, err := st.Insert(t.Context(), fence, webhook.Mark{Seq: 2, Durable: 99}, rs[1:])
 			return err
 		},
 		"update": func() error {
-			_, _, err := st.Update(t.Context(), fence, store.Mark{}, rs[:1])
+			_, _, err := st.Update(t.Context(), fence, webhook.Mark{}, rs[:1])
 			return err
 		},
 		"due": func() error {
-			return st.Due(t.Context(), []store.Page{{EndpointID: rs[0].EndpointID, Limit: 1}}, func(*store.Due) {})
+			return st.Due(t.Context(), []webhook.Page{{EndpointID: rs[0].EndpointID, Limit: 1}}, func(*webhook.Due) {})
 		},
 		"existing": func() error { return st.Existing(t.Context(), []uuid.UUID{rs[0].ID}, map[uuid.UUID]bool{}) },
 		"newly due": func() error {
@@ -74,7 +75,7 @@ func TestLockedTable(t *testing.T) {
 		}
 	}
 	for what, run := range map[string]func() error{ // these go on
-		"mark": func() error { return st.Mark(t.Context(), fence, store.Mark{Seq: 3}) },
+		"mark": func() error { return st.Mark(t.Context(), fence, webhook.Mark{Seq: 3}) },
 		"endpoints": func() error {
 			_, err := st.Endpoints(t.Context(), []uuid.UUID{rs[0].EndpointID})
 			return err
@@ -105,24 +106,24 @@ func TestNoDeadlocks(t *testing.T) {
 	a, b := newEndpoint(t, db.Pool, "org_1", "*", "webhook.*"), newEndpoint(t, db.Pool, "org_1", "*", "webhook.*")
 	rs := slices.Concat(owed(t, db, a, 200), owed(t, db, b, 200))
 	for i := range rs {
-		rs[i] = outcome(rs[i], store.Retrying, 1, 500)
+		rs[i] = outcome(rs[i], webhook.Retrying, 1, 500)
 	}
 	insert(t, st, fence, rs...)
 	const rounds = 25
-	shuffled := func(attempts int) []store.Record {
+	shuffled := func(attempts int) []webhook.Record {
 		batch := slices.Clone(rs)
 		rand.Shuffle(len(batch), func(i, j int) { batch[i], batch[j] = batch[j], batch[i] })
 		for i := range batch {
-			batch[i] = outcome(batch[i], store.Failed, attempts, 500)
+			batch[i] = outcome(batch[i], webhook.Failed, attempts, 500)
 			batch[i].Exhausted = i%50 == 0
 			batch[i].Gone = rand.N(5) == 0
 		}
 		return batch
 	}
-	randomHealth := func() []store.EndpointHealth {
-		health := make([]store.EndpointHealth, 2)
+	randomHealth := func() []webhook.EndpointHealth {
+		health := make([]webhook.EndpointHealth, 2)
 		for i, endpoint := range []uuid.UUID{rs[0].EndpointID, rs[200].EndpointID} {
-			health[i] = store.EndpointHealth{EndpointID: endpoint, Recovered: rand.N(2) == 0, Failing: rand.N(2) == 0, Open: rand.N(2) == 0, CheckDisable: rand.N(2) == 0, At: time.Now()}
+			health[i] = webhook.EndpointHealth{EndpointID: endpoint, Recovered: rand.N(2) == 0, Failing: rand.N(2) == 0, Open: rand.N(2) == 0, CheckDisable: rand.N(2) == 0, At: time.Now()}
 		}
 		rand.Shuffle(2, func(i, j int) { health[i], health[j] = health[j], health[i] })
 		return health
@@ -139,11 +140,11 @@ func TestNoDeadlocks(t *testing.T) {
 		})
 	}
 	run("update", func(round int) error {
-		_, _, err := st.Update(t.Context(), fence, store.Mark{Seq: 1, Health: randomHealth()}, shuffled(round+2))
+		_, _, err := st.Update(t.Context(), fence, webhook.Mark{Seq: 1, Health: randomHealth()}, shuffled(round+2))
 		return err
 	})
 	run("insert", func(round int) error {
-		_, err := st.Insert(t.Context(), fence, store.Mark{Seq: 1, Health: randomHealth()}, shuffled(round+2))
+		_, err := st.Insert(t.Context(), fence, webhook.Mark{Seq: 1, Health: randomHealth()}, shuffled(round+2))
 		return err
 	})
 	run("cancel", func(round int) error {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -37,27 +38,27 @@ func TestRowsOnTheMove(t *testing.T) {
 	for mover, move := range movers {
 		for what, c := range map[string]struct {
 			table string
-			run   func(*pgtest.DB, *store.Store, store.Fence, []store.Record) (any, error)
+			run   func(*pgtest.DB, *store.Store, webhook.Fence, []webhook.Record) (any, error)
 			want  any
 		}{
-			"existing": {"webhook_deliveries", func(_ *pgtest.DB, s *store.Store, _ store.Fence, rs []store.Record) (any, error) {
+			"existing": {"webhook_deliveries", func(_ *pgtest.DB, s *store.Store, _ webhook.Fence, rs []webhook.Record) (any, error) {
 				known := map[uuid.UUID]bool{}
 				err := s.Existing(t.Context(), idsOf(rs), known)
 				return len(known), err
 			}, rows},
-			"missing": {"webhook_outbox", func(_ *pgtest.DB, s *store.Store, _ store.Fence, _ []store.Record) (any, error) {
+			"missing": {"webhook_outbox", func(_ *pgtest.DB, s *store.Store, _ webhook.Fence, _ []webhook.Record) (any, error) {
 				c, err := s.Missing(t.Context(), store.Position{Event: outbox.TimeID(at.Add(-time.Hour))}, uuid.Max, 1000)
 				return c.Events, err
 			}, rows},
-			"cancel orphans": {"webhook_outbox", func(_ *pgtest.DB, s *store.Store, f store.Fence, rs []store.Record) (any, error) {
+			"cancel orphans": {"webhook_outbox", func(_ *pgtest.DB, s *store.Store, f webhook.Fence, rs []webhook.Record) (any, error) {
 				return nil, s.CancelOrphans(t.Context(), f, idsOf(rs))
 			}, nil},
-			"update": {"webhook_deliveries", func(db *pgtest.DB, s *store.Store, f store.Fence, rs []store.Record) (any, error) {
+			"update": {"webhook_deliveries", func(db *pgtest.DB, s *store.Store, f webhook.Fence, rs []webhook.Record) (any, error) {
 				// Its rows are there: what it has not applied is locked, and not gone.
 				for i := range rs {
-					rs[i] = outcome(rs[i], store.Retrying, 1, 500)
+					rs[i] = outcome(rs[i], webhook.Retrying, 1, 500)
 				}
-				locked, _, err := s.Update(t.Context(), f, store.Mark{}, rs)
+				locked, _, err := s.Update(t.Context(), f, webhook.Mark{}, rs)
 				return len(locked) + query[int](t, db.Pool, `SELECT count(*) FROM webhook_deliveries WHERE status = 'retrying'`), err
 			}, rows},
 		} {
@@ -67,7 +68,7 @@ func TestRowsOnTheMove(t *testing.T) {
 				st, fence := acquired(t, db)
 				rs := owedOf(t, db, newEndpoint(t, db.Pool, "org_1"), rows, "payment.failed", time.Since(at))
 				for i := range rs {
-					rs[i].Status, rs[i].Wait = store.Pending, -time.Minute
+					rs[i].Status, rs[i].Wait = webhook.Pending, -time.Minute
 				}
 				insert(t, st, fence, rs...)
 				settled(t, db)
@@ -98,7 +99,7 @@ func TestRowsOnTheMove(t *testing.T) {
 	}
 }
 
-func idsOf(rs []store.Record) (ids []uuid.UUID) {
+func idsOf(rs []webhook.Record) (ids []uuid.UUID) {
 	for _, r := range rs {
 		ids = append(ids, r.ID)
 	}

@@ -9,6 +9,8 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 const (
@@ -35,9 +37,9 @@ const (
 // snapshot's xmax cannot serve as the sample's id: open transactions may have greater ids.)
 type openSince struct {
 	mu      sync.Mutex
-	session *Session // the session of the positions in bounds
-	samples []sample // ascending
-	bounds  []bound  // for positions not yet stored as durable, ascending
+	session *webhook.Session // the session of the positions in bounds
+	samples []sample         // ascending
+	bounds  []bound          // for positions not yet stored as durable, ascending
 }
 
 type sample struct {
@@ -156,7 +158,7 @@ func (o *openSince) since(xmin uint64) (at time.Time) {
 
 // begin forgets the positions of the session before, which may mean something else now. If
 // the cluster is another one it forgets the samples: greater ids may be old there.
-func (o *openSince) begin(session *Session) {
+func (o *openSince) begin(session *webhook.Session) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if before := o.session; before != nil && (before.SystemID != session.SystemID || before.Timeline != session.Timeline) {
@@ -167,7 +169,7 @@ func (o *openSince) begin(session *Session) {
 
 // accept keeps a bound observed before a check that passed: the stream has brought, or will
 // bring, everything that committed before its position.
-func (o *openSince) accept(session *Session, b bound) {
+func (o *openSince) accept(session *webhook.Session, b bound) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.session != session || b.since.IsZero() {
@@ -181,7 +183,7 @@ func (o *openSince) accept(session *Session, b bound) {
 
 // upTo returns the bound for a durable position of a session. It returns none if the next
 // session has begun, whose positions may mean something else.
-func (o *openSince) upTo(session *Session, durable pglogrepl.LSN) (at pgtype.Timestamptz) {
+func (o *openSince) upTo(session *webhook.Session, durable pglogrepl.LSN) (at pgtype.Timestamptz) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.session != session {

@@ -5,13 +5,15 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
+
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 func TestOpenSinceIsBounded(t *testing.T) {
 	t.Parallel()
 	const open = 10 // a transaction that does not end
 	begin := time.Unix(1_000_000, 0)
-	session := &Session{}
+	session := &webhook.Session{}
 	o := &openSince{}
 	o.begin(session)
 	for i := range 10 * maxSamples {
@@ -42,15 +44,15 @@ func TestSamplesAreOfOneCluster(t *testing.T) {
 	t.Parallel()
 	at := time.Unix(1_000_000, 0)
 	for _, c := range []struct {
-		next *Session
+		next *webhook.Session
 		kept bool
 	}{
-		{&Session{SystemID: "1", Timeline: 1}, true},
-		{&Session{SystemID: "2", Timeline: 1}, false},
-		{&Session{SystemID: "1", Timeline: 2}, false},
+		{&webhook.Session{SystemID: "1", Timeline: 1}, true},
+		{&webhook.Session{SystemID: "2", Timeline: 1}, false},
+		{&webhook.Session{SystemID: "1", Timeline: 2}, false},
 	} {
 		o := &openSince{}
-		o.begin(&Session{SystemID: "1", Timeline: 1})
+		o.begin(&webhook.Session{SystemID: "1", Timeline: 1})
 		o.add(sample{xid: 10, at: at})
 		o.begin(c.next)
 		if got := o.since(100); got.IsZero() == c.kept {

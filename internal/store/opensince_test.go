@@ -13,6 +13,7 @@ import (
 	"github.com/walhook/walhook/internal/postgres"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -21,8 +22,8 @@ type opening struct {
 	t       *testing.T
 	db      *pgtest.DB
 	store   *store.Store
-	session *store.Session
-	fence   store.Fence
+	session *webhook.Session
+	fence   webhook.Fence
 	passed  time.Duration // in the test's time
 }
 
@@ -38,9 +39,9 @@ func newOpening(t *testing.T, db *pgtest.DB) *opening {
 }
 
 // start begins a session.
-func (o *opening) start() *store.Session {
+func (o *opening) start() *webhook.Session {
 	o.t.Helper()
-	session := &store.Session{SystemID: "system 1", Timeline: 1}
+	session := &webhook.Session{SystemID: "system 1", Timeline: 1}
 	if err := o.store.StartSession(o.t.Context(), session, 1<<60); err != nil {
 		o.t.Fatal(err)
 	}
@@ -66,7 +67,7 @@ func (o *opening) check() {
 // record notes as durable what is committed by now, or up to lsn.
 func (o *opening) record(lsn pglogrepl.LSN) {
 	o.t.Helper()
-	if err := o.store.Mark(o.t.Context(), o.fence, store.Mark{Durable: lsn, CommitAt: query[time.Time](o.t, o.db.Pool, `SELECT now()`)}); err != nil {
+	if err := o.store.Mark(o.t.Context(), o.fence, webhook.Mark{Durable: lsn, CommitAt: query[time.Time](o.t, o.db.Pool, `SELECT now()`)}); err != nil {
 		o.t.Fatal(err)
 	}
 }
@@ -129,7 +130,7 @@ func (o *opening) lose() time.Time {
 	if err := o.store.AwaitSlot(o.t.Context()); err != nil {
 		o.t.Fatal(err)
 	}
-	fence, err := o.store.Acquire(o.t.Context(), uuid.New(), &store.Session{SystemID: "system 1", Timeline: 1, SlotCreated: true}, 1)
+	fence, err := o.store.Acquire(o.t.Context(), uuid.New(), &webhook.Session{SystemID: "system 1", Timeline: 1, SlotCreated: true}, 1)
 	if err != nil || !fence.Reconcile {
 		o.t.Fatalf("a lost slot: compare %t, %v", fence.Reconcile, err)
 	}
@@ -356,7 +357,7 @@ func TestAClockThatWasSetBack(t *testing.T) {
 			o := newOpening(t, pgtest.New(t))
 			exec(t, o.db.Pool, `UPDATE webhook_state SET durable_at = now(), open_since = now() WHERE slot = $1`, o.db.Slot)
 			exec(t, o.db.Pool, `UPDATE webhook_state SET `+column+` = now() + interval '3 hours' WHERE slot = $1`, o.db.Slot)
-			fence, err := o.store.Acquire(t.Context(), uuid.New(), &store.Session{SystemID: "system 1", Timeline: 1, SlotCreated: true}, 1)
+			fence, err := o.store.Acquire(t.Context(), uuid.New(), &webhook.Session{SystemID: "system 1", Timeline: 1, SlotCreated: true}, 1)
 			if err != nil || !fence.Reconcile || fence.ReconcileFrom.Unix() > 0 {
 				t.Errorf("%s is still to come: compared from %s (%t, %v), want from the beginning", column, fence.ReconcileFrom, fence.Reconcile, err)
 			}

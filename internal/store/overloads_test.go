@@ -17,6 +17,7 @@ import (
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -305,7 +306,7 @@ func walkThrough(t *testing.T, db *pgtest.DB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var records []store.Record
+	var records []webhook.Record
 	for i := range 8 {
 		id, err := outbox.Enqueue(t.Context(), tx, outbox.Event{OrganizationID: "org_1", Type: "payment.failed", Payload: []byte(`{}`), EndpointIDs: []uuid.UUID{uuid.MustParse(endpoint)}})
 		fine("enqueue", err)
@@ -313,7 +314,7 @@ func walkThrough(t *testing.T, db *pgtest.DB) {
 			_, err = outbox.Enqueue(t.Context(), tx, outbox.Event{OrganizationID: "org_1", Type: "payment.failed", Payload: []byte(`{}`), CreatedAt: time.Now()})
 			fine("enqueue", err)
 		}
-		records = append(records, store.Record{ID: outbox.DeliveryID(id, uuid.MustParse(endpoint)), EventID: id, EndpointID: uuid.MustParse(endpoint), OrganizationID: "org_1", EventType: "payment.failed"})
+		records = append(records, webhook.Record{ID: outbox.DeliveryID(id, uuid.MustParse(endpoint)), EventID: id, EndpointID: uuid.MustParse(endpoint), OrganizationID: "org_1", EventType: "payment.failed"})
 	}
 	fine("commit", tx.Commit(t.Context()))
 	storeWalk(t, st, ours, fine, records)
@@ -348,12 +349,12 @@ func walkThrough(t *testing.T, db *pgtest.DB) {
 }
 
 // storeWalk runs every statement of the Store's, whatever comes of it.
-func storeWalk(t *testing.T, st *store.Store, pool *pgxpool.Pool, fine func(string, error), records []store.Record) {
+func storeWalk(t *testing.T, st *store.Store, pool *pgxpool.Pool, fine func(string, error), records []webhook.Record) {
 	t.Helper()
 	ctx := t.Context()
 	fine("environment", st.ClaimEnvironment(ctx, "production", false))
 	fine("environment", st.ClaimEnvironment(ctx, "staging", true))
-	session := &store.Session{SystemID: "1", Timeline: 1}
+	session := &webhook.Session{SystemID: "1", Timeline: 1}
 	fine("start", st.StartSession(ctx, session, 1<<40))
 	fine("await slot", st.AwaitSlot(ctx))
 	fence, err := st.Acquire(ctx, uuid.New(), session, 1)
@@ -373,23 +374,23 @@ func storeWalk(t *testing.T, st *store.Store, pool *pgxpool.Pool, fine func(stri
 	fine("any missing", err)
 	endpoint := records[0].EndpointID
 	for i := range records {
-		records[i].Status, records[i].Wait = store.Pending, -time.Minute
+		records[i].Status, records[i].Wait = webhook.Pending, -time.Minute
 		if i%2 == 1 {
-			records[i] = outcome(records[i], store.Retrying, 1, 500)
+			records[i] = outcome(records[i], webhook.Retrying, 1, 500)
 			records[i].Wait = -time.Minute
 		}
 	}
-	_, err = st.Insert(ctx, fence, store.Mark{Seq: 2, Durable: 3, CommitAt: time.Now()}, records)
+	_, err = st.Insert(ctx, fence, webhook.Mark{Seq: 2, Durable: 3, CommitAt: time.Now()}, records)
 	fine("insert", err)
 	_, err = st.InsertMissing(ctx, fence, records[:1])
 	fine("insert missing", err)
 	for attempt := 2; attempt < 4; attempt++ {
 		for i := range records[:6] {
-			records[i] = outcome(records[i], []store.Status{store.Retrying, store.Failed, store.Success}[i%3], attempt, 500)
+			records[i] = outcome(records[i], []webhook.Status{webhook.Retrying, webhook.Failed, webhook.Success}[i%3], attempt, 500)
 			records[i].Exhausted = i%3 == 1
 		}
-		health := store.EndpointHealth{EndpointID: endpoint, Recovered: true, Failing: true, Open: attempt == 2, CheckDisable: true, At: time.Now()}
-		_, _, err = st.Update(ctx, fence, store.Mark{Seq: 3, Health: []store.EndpointHealth{health}}, records[:6])
+		health := webhook.EndpointHealth{EndpointID: endpoint, Recovered: true, Failing: true, Open: attempt == 2, CheckDisable: true, At: time.Now()}
+		_, _, err = st.Update(ctx, fence, webhook.Mark{Seq: 3, Health: []webhook.EndpointHealth{health}}, records[:6])
 		fine("update", err)
 	}
 	fine("existing", st.Existing(ctx, []uuid.UUID{records[0].ID}, map[uuid.UUID]bool{}))
@@ -399,13 +400,13 @@ func storeWalk(t *testing.T, st *store.Store, pool *pgxpool.Pool, fine func(stri
 	fine("newly due", err)
 	_, err = st.Waiting(ctx, uuid.Nil, 10)
 	fine("waiting", err)
-	fine("due", st.Due(ctx, []store.Page{{EndpointID: endpoint, Limit: 10}}, func(*store.Due) {}))
+	fine("due", st.Due(ctx, []webhook.Page{{EndpointID: endpoint, Limit: 10}}, func(*webhook.Due) {}))
 	_, err = st.Endpoints(ctx, []uuid.UUID{endpoint})
 	fine("endpoints", err)
 	fine("orphans", st.CancelOrphans(ctx, fence, []uuid.UUID{records[0].ID}))
-	gone := outcome(records[2], store.Failed, 9, 410)
+	gone := outcome(records[2], webhook.Failed, 9, 410)
 	gone.Gone = true
-	_, _, err = st.Update(ctx, fence, store.Mark{}, []store.Record{gone})
+	_, _, err = st.Update(ctx, fence, webhook.Mark{}, []webhook.Record{gone})
 	fine("gone", err)
 	_, _, err = st.CancelRows(ctx, fence, endpoint, "disabled")
 	fine("cancel", err)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -174,18 +175,18 @@ func (b *backlog) disable(t testing.TB, db *pgtest.DB) {
 	exec(t, db.Pool, `UPDATE webhook_endpoints SET enabled = false WHERE id = ANY($1)`, b.disabled)
 }
 
-func (b *backlog) records(n int, status store.Status, attempts int) []store.Record {
-	rs := make([]store.Record, n)
+func (b *backlog) records(n int, status webhook.Status, attempts int) []webhook.Record {
+	rs := make([]webhook.Record, n)
 	for i := range rs {
-		rs[i] = store.Record{ID: b.waiting[i], EventID: b.events[i], EndpointID: b.endpoints[0], OrganizationID: "org_1", EventType: "payment.failed"}
+		rs[i] = webhook.Record{ID: b.waiting[i], EventID: b.events[i], EndpointID: b.endpoints[0], OrganizationID: "org_1", EventType: "payment.failed"}
 		rs[i] = outcome(rs[i], status, attempts, 500)
 	}
 	return rs
 }
 
 // fresh is records of events of now.
-func (b *backlog) fresh(n int) []store.Record {
-	rs := b.records(n, store.Success, 1)
+func (b *backlog) fresh(n int) []webhook.Record {
+	rs := b.records(n, webhook.Success, 1)
 	for i := range rs {
 		rs[i].EventID = uuid.Must(uuid.NewV7())
 		rs[i].ID = outbox.DeliveryID(rs[i].EventID, rs[i].EndpointID)
@@ -198,10 +199,10 @@ type hotStatement struct {
 	name    string
 	holding string // a text of its own
 	blocks  int    // that it may touch: what walking its index costs, and no more
-	run     func(t testing.TB, st *store.Store, fence store.Fence, b *backlog)
+	run     func(t testing.TB, st *store.Store, fence webhook.Fence, b *backlog)
 }
 
-func missing8000(t testing.TB, st *store.Store, _ store.Fence, _ *backlog) {
+func missing8000(t testing.TB, st *store.Store, _ webhook.Fence, _ *backlog) {
 	from := store.Position{Event: outbox.TimeID(time.Now().Add(-10 * 24 * time.Hour))}
 	c, err := st.Missing(t.Context(), from, outbox.TimeID(time.Now().Add(time.Hour)), 8000)
 	if err != nil || len(c.Missing) != 0 || c.End || c.Events != 2000 {
@@ -210,15 +211,15 @@ func missing8000(t testing.TB, st *store.Store, _ store.Fence, _ *backlog) {
 }
 
 var hotStatements = []hotStatement{
-	{"selectDue of 32 endpoints, 32 rows each", "after_due", 32*backlogPartitions*4 + 32*32*12, func(t testing.TB, st *store.Store, _ store.Fence, b *backlog) {
+	{"selectDue of 32 endpoints, 32 rows each", "after_due", 32*backlogPartitions*4 + 32*32*12, func(t testing.TB, st *store.Store, _ webhook.Fence, b *backlog) {
 		n := 0
 		for range 2 { // the first page, and the one behind it
-			pages := make([]store.Page, 32)
-			ends := map[uuid.UUID]store.PageEnd{}
+			pages := make([]webhook.Page, 32)
+			ends := map[uuid.UUID]webhook.PageEnd{}
 			for i := range pages {
-				pages[i] = store.Page{EndpointID: b.endpoints[i], Limit: 32, After: ends[b.endpoints[i]]}
+				pages[i] = webhook.Page{EndpointID: b.endpoints[i], Limit: 32, After: ends[b.endpoints[i]]}
 			}
-			if err := st.Due(t.Context(), pages, func(d *store.Due) { n++; ends[d.EndpointID] = d.End() }); err != nil {
+			if err := st.Due(t.Context(), pages, func(d *webhook.Due) { n++; ends[d.EndpointID] = d.End() }); err != nil {
 				t.Error(err)
 			}
 		}
@@ -226,63 +227,63 @@ var hotStatements = []hotStatement{
 			t.Errorf("%d rows", n)
 		}
 	}},
-	{"selectNewlyDue of a second", "count(*) FROM due", backlogPartitions*4 + 2000, func(t testing.TB, st *store.Store, _ store.Fence, _ *backlog) {
+	{"selectNewlyDue of a second", "count(*) FROM due", backlogPartitions*4 + 2000, func(t testing.TB, st *store.Store, _ webhook.Fence, _ *backlog) {
 		if _, _, _, err := st.NewlyDue(t.Context(), time.Now().Add(-time.Second)); err != nil {
 			t.Error(err)
 		}
 	}},
-	{"selectNewlyDue, many", "count(*) FROM due", backlogPartitions*4 + 6000, func(t testing.TB, st *store.Store, _ store.Fence, _ *backlog) {
+	{"selectNewlyDue, many", "count(*) FROM due", backlogPartitions*4 + 6000, func(t testing.TB, st *store.Store, _ webhook.Fence, _ *backlog) {
 		if _, _, all, err := st.NewlyDue(t.Context(), time.Now().Add(-24*time.Hour)); err != nil || all {
 			t.Errorf("all %t, %v", all, err)
 		}
 	}},
-	{"selectWaiting, a page of 100", "RECURSIVE walk", 101*backlogPartitions*5 + 400, func(t testing.TB, st *store.Store, _ store.Fence, b *backlog) {
+	{"selectWaiting, a page of 100", "RECURSIVE walk", 101*backlogPartitions*5 + 400, func(t testing.TB, st *store.Store, _ webhook.Fence, b *backlog) {
 		if found, err := st.Waiting(t.Context(), uuid.Nil, 100); err != nil || len(found) != 100 {
 			t.Errorf("%d, %v", len(found), err)
 		}
 	}},
-	{"selectExisting of 1,000", "SELECT d.id FROM pg_catalog.unnest", 1000 * 5, func(t testing.TB, st *store.Store, _ store.Fence, b *backlog) {
+	{"selectExisting of 1,000", "SELECT d.id FROM pg_catalog.unnest", 1000 * 5, func(t testing.TB, st *store.Store, _ webhook.Fence, b *backlog) {
 		known := map[uuid.UUID]bool{}
 		if err := st.Existing(t.Context(), b.waiting, known); err != nil || len(known) != 1000 {
 			t.Errorf("%d, %v", len(known), err)
 		}
 	}},
-	{"updateDeliveries of 500", "FOR NO KEY UPDATE OF d SKIP LOCKED\n), applied", 500 * 120, func(t testing.TB, st *store.Store, fence store.Fence, b *backlog) {
-		update(t, st, fence, b.records(500, store.Retrying, 1)...) // finds them all, and changes none
-		update(t, st, fence, b.records(500, store.Retrying, 2)...)
+	{"updateDeliveries of 500", "FOR NO KEY UPDATE OF d SKIP LOCKED\n), applied", 500 * 120, func(t testing.TB, st *store.Store, fence webhook.Fence, b *backlog) {
+		update(t, st, fence, b.records(500, webhook.Retrying, 1)...) // finds them all, and changes none
+		update(t, st, fence, b.records(500, webhook.Retrying, 2)...)
 	}},
 	{"selectOwed, 8,000 deliveries", "AS MATERIALIZED (\n    SELECT id, organization_id", 2000*5 + backlogPartitions*10, missing8000},
 	{"selectRowsOfTimes, 8,000 deliveries", "AS r(low, high)", 2000*(3+eventsOwedTo*2) + backlogPartitions*10, missing8000},
-	{"selectAnyMissing, none of three days", "WHERE o.id >= $1::uuid AND o.id < $2::uuid AND NOT", 5000*(3+eventsOwedTo*5) + backlogPartitions*10, func(t testing.TB, st *store.Store, _ store.Fence, _ *backlog) {
+	{"selectAnyMissing, none of three days", "WHERE o.id >= $1::uuid AND o.id < $2::uuid AND NOT", 5000*(3+eventsOwedTo*5) + backlogPartitions*10, func(t testing.TB, st *store.Store, _ webhook.Fence, _ *backlog) {
 		if there, err := st.AnyMissing(t.Context(), time.Now().Add(-13*24*time.Hour), time.Now().Add(-10*24*time.Hour)); err != nil || there {
 			t.Errorf("%t, %v", there, err)
 		}
 	}},
-	{"cancelRows, a chunk", "WITH picked", 500*60 + backlogPartitions*10, func(t testing.TB, st *store.Store, fence store.Fence, b *backlog) {
+	{"cancelRows, a chunk", "WITH picked", 500*60 + backlogPartitions*10, func(t testing.TB, st *store.Store, fence webhook.Fence, b *backlog) {
 		if n, more, err := st.CancelRows(t.Context(), fence, b.disabled[0], "x"); err != nil || n == 0 && !more {
 			t.Errorf("cancelled %d, some wait %t, %v", n, more, err)
 		}
 		b.disabled = b.disabled[1:]
 	}},
-	{"cancelOrphans of 100", "the event was deleted", 100 * 60, func(t testing.TB, st *store.Store, fence store.Fence, b *backlog) {
+	{"cancelOrphans of 100", "the event was deleted", 100 * 60, func(t testing.TB, st *store.Store, fence webhook.Fence, b *backlog) {
 		if err := st.CancelOrphans(t.Context(), fence, b.waiting[900:]); err != nil {
 			t.Error(err)
 		}
 	}},
-	{"selectEndpoints of 100", "FROM webhook_secrets", 100 * 8, func(t testing.TB, st *store.Store, _ store.Fence, b *backlog) {
+	{"selectEndpoints of 100", "FROM webhook_secrets", 100 * 8, func(t testing.TB, st *store.Store, _ webhook.Fence, b *backlog) {
 		if found, err := st.Endpoints(t.Context(), b.endpoints[:100]); err != nil || len(found) != 100 {
 			t.Errorf("%d, %v", len(found), err)
 		}
 	}},
-	{"insertDeliveries of 500", "INSERT INTO webhook_deliveries", 500 * 40, func(t testing.TB, st *store.Store, fence store.Fence, b *backlog) {
-		if fresh, err := st.Insert(t.Context(), fence, store.Mark{}, b.fresh(500)); err != nil || !fresh {
+	{"insertDeliveries of 500", "INSERT INTO webhook_deliveries", 500 * 40, func(t testing.TB, st *store.Store, fence webhook.Fence, b *backlog) {
+		if fresh, err := st.Insert(t.Context(), fence, webhook.Mark{}, b.fresh(500)); err != nil || !fresh {
 			t.Errorf("all new %t, %v", fresh, err)
 		}
 	}},
-	{"insertExhausted of 100", "INSERT INTO webhook_outbox", 100 * 60, func(t testing.TB, st *store.Store, fence store.Fence, b *backlog) {
+	{"insertExhausted of 100", "INSERT INTO webhook_outbox", 100 * 60, func(t testing.TB, st *store.Store, fence webhook.Fence, b *backlog) {
 		rs := b.fresh(100)
 		for i := range rs {
-			rs[i].Status, rs[i].Exhausted = store.Failed, true
+			rs[i].Status, rs[i].Exhausted = webhook.Failed, true
 		}
 		insert(t, st, fence, rs...)
 	}},
@@ -412,7 +413,7 @@ func TestStorePlansAfterAMassReplay(t *testing.T) {
 	for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
 		t.Run(mode, func(t *testing.T) {
 			st, plans := explaining(t, db, mode)
-			checkPlans(t, hotStatements[0], st, plans, store.Fence{}, b, mode)
+			checkPlans(t, hotStatements[0], st, plans, webhook.Fence{}, b, mode)
 		})
 	}
 }
@@ -445,7 +446,7 @@ func TestPlansWhereOneEndpointHasNearlyAll(t *testing.T) {
 			fence := acquire(t, st)
 			for what, run := range map[string]func() error{
 				"due": func() error {
-					return st.Due(t.Context(), []store.Page{{EndpointID: other, Limit: 100}}, func(*store.Due) {})
+					return st.Due(t.Context(), []webhook.Page{{EndpointID: other, Limit: 100}}, func(*webhook.Due) {})
 				},
 				"cancel": func() error {
 					_, _, err := st.CancelRows(t.Context(), fence, other, "the endpoint is disabled")
@@ -471,7 +472,7 @@ func TestPlansWhereOneEndpointHasNearlyAll(t *testing.T) {
 	}
 }
 
-func checkPlans(t *testing.T, s hotStatement, st *store.Store, plans *plans, fence store.Fence, b *backlog, mode string) {
+func checkPlans(t *testing.T, s hotStatement, st *store.Store, plans *plans, fence webhook.Fence, b *backlog, mode string) {
 	t.Helper()
 	times := 1
 	if mode == "auto" {
@@ -520,7 +521,7 @@ func TestStorePrunesPartitions(t *testing.T) {
 	endpoint := newEndpoint(t, db.Pool, "org_1")
 	rs := owed(t, db, endpoint, 20)
 	for i := range rs {
-		rs[i] = outcome(rs[i], store.Retrying, 1, 500)
+		rs[i] = outcome(rs[i], webhook.Retrying, 1, 500)
 		rs[i].Wait = -time.Minute
 	}
 	for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
@@ -531,18 +532,18 @@ func TestStorePrunesPartitions(t *testing.T) {
 				return st.Existing(t.Context(), []uuid.UUID{rs[0].ID, rs[1].ID}, map[uuid.UUID]bool{})
 			},
 			"update": func() error {
-				_, _, err := st.Update(t.Context(), fence, store.Mark{}, []store.Record{outcome(rs[0], store.Retrying, 2, 500), outcome(rs[1], store.Retrying, 2, 500)})
+				_, _, err := st.Update(t.Context(), fence, webhook.Mark{}, []webhook.Record{outcome(rs[0], webhook.Retrying, 2, 500), outcome(rs[1], webhook.Retrying, 2, 500)})
 				return err
 			},
 			"orphans": func() error { return st.CancelOrphans(t.Context(), fence, []uuid.UUID{rs[2].ID, rs[3].ID}) },
 			"exhausted": func() error {
-				r := outcome(rs[4], store.Failed, 2, 500)
+				r := outcome(rs[4], webhook.Failed, 2, 500)
 				r.Exhausted = true
-				_, _, err := st.Update(t.Context(), fence, store.Mark{}, []store.Record{r})
+				_, _, err := st.Update(t.Context(), fence, webhook.Mark{}, []webhook.Record{r})
 				return err
 			},
 			"the event of a due row": func() error {
-				return st.Due(t.Context(), []store.Page{{EndpointID: uuid.MustParse(endpoint), Limit: 3}}, func(*store.Due) {})
+				return st.Due(t.Context(), []webhook.Page{{EndpointID: uuid.MustParse(endpoint), Limit: 3}}, func(*webhook.Due) {})
 			},
 		} {
 			plans.take(t, "")

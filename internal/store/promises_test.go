@@ -11,6 +11,7 @@ import (
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/internal/store/storetest"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -69,7 +70,7 @@ func (w *world) Forget(event uuid.UUID) {
 	exec(w.t, w.db.Pool, `DELETE FROM webhook_outbox WHERE id = $1`, event)
 }
 
-func (w *world) Say(delivery uuid.UUID, status store.Status, due time.Time) {
+func (w *world) Say(delivery uuid.UUID, status webhook.Status, due time.Time) {
 	var at *time.Time
 	if !due.IsZero() {
 		at = &due
@@ -120,7 +121,7 @@ func (w *world) Listen() func() []string {
 			if err != nil {
 				w.t.Fatal(err)
 			}
-			if m, ok := message.(*pglogrepl.LogicalDecodingMessage); ok && m.Prefix == store.MessagePrefix && string(m.Content) != store.ChangeHint {
+			if m, ok := message.(*pglogrepl.LogicalDecodingMessage); ok && m.Prefix == webhook.MessagePrefix && string(m.Content) != webhook.ChangeHint {
 				echoes = append(echoes, string(m.Content))
 			}
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -164,7 +165,7 @@ ON CONFLICT (id) DO NOTHING`
 
 // InsertMissing inserts pending rows, in one transaction, for deliveries that still have none,
 // and returns how many it inserted. It is the second query for what Missing returned.
-func (s *Store) InsertMissing(ctx context.Context, fence Fence, records []Record) (inserted int, err error) {
+func (s *Store) InsertMissing(ctx context.Context, fence webhook.Fence, records []webhook.Record) (inserted int, err error) {
 	n := len(records)
 	id, event, endpoint := make([]pgtype.UUID, n), make([]pgtype.UUID, n), make([]pgtype.UUID, n)
 	organization, typ, wait := make([]string, n), make([]string, n), make([]int64, n)
@@ -177,7 +178,7 @@ func (s *Store) InsertMissing(ctx context.Context, fence Fence, records []Record
 	args["id"], args["event_id"], args["endpoint_id"] = id, event, endpoint
 	args["organization_id"], args["event_type"], args["wait_ms"] = organization, typ, wait
 	var b pgx.Batch
-	s.queueFence(&b, fence, Mark{})
+	s.queueFence(&b, fence, webhook.Mark{})
 	b.Queue(insertMissing, args).Exec(func(tag pgconn.CommandTag) error {
 		inserted = int(tag.RowsAffected())
 		return nil

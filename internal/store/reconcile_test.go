@@ -10,6 +10,7 @@ import (
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -84,7 +85,7 @@ func TestMissing(t *testing.T) {
 	t.Run("leaves out what has a row", func(t *testing.T) {
 		for i, c := range want {
 			if i%2 == 0 {
-				insert(t, st, fence, store.Record{ID: c.ID, EventID: c.EventID, EndpointID: c.EndpointID, OrganizationID: c.OrganizationID, EventType: c.EventType, Status: store.Pending})
+				insert(t, st, fence, webhook.Record{ID: c.ID, EventID: c.EventID, EndpointID: c.EndpointID, OrganizationID: c.OrganizationID, EventType: c.EventType, Status: webhook.Pending})
 			}
 		}
 		var rest []store.Candidate
@@ -125,8 +126,8 @@ func TestAnyMissing(t *testing.T) {
 	is("before", at.Add(-2*time.Hour), at, false)
 	is("after", at.Add(time.Millisecond), time.Now(), false)
 	is("before the first id", time.Unix(-3600, 0), time.Now(), true)
-	insert(t, st, fence, store.Record{ID: outbox.DeliveryID(owed, endpoint), EventID: owed, EndpointID: endpoint,
-		OrganizationID: "org_1", EventType: "payment.failed", Status: store.Pending})
+	insert(t, st, fence, webhook.Record{ID: outbox.DeliveryID(owed, endpoint), EventID: owed, EndpointID: endpoint,
+		OrganizationID: "org_1", EventType: "payment.failed", Status: webhook.Pending})
 	is("with a row", time.Unix(0, 0), time.Now(), false)
 }
 

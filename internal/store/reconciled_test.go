@@ -11,15 +11,16 @@ import (
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 func TestReconcilingIsRememberedUntilItIsDone(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	st := store.New(db.Pool, db.Slot, 0)
-	acquire := func(start int) store.Fence {
+	acquire := func(start int) webhook.Fence {
 		t.Helper()
-		s := &store.Session{SystemID: "system 1", Timeline: 1, Start: 100, Confirmed: 100}
+		s := &webhook.Session{SystemID: "system 1", Timeline: 1, Start: 100, Confirmed: 100}
 		if start == 0 {
 			s.Start = 0
 		}
@@ -35,13 +36,13 @@ func TestReconcilingIsRememberedUntilItIsDone(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	want := func(what string, f store.Fence, reconcile bool, from time.Time) {
+	want := func(what string, f webhook.Fence, reconcile bool, from time.Time) {
 		t.Helper()
 		if f.Reconcile != reconcile || reconcile && !f.ReconcileFrom.Equal(from) {
 			t.Errorf("%s: %t from %v, want %t from %v", what, f.Reconcile, f.ReconcileFrom, reconcile, from)
 		}
 	}
-	reconciled := func(what string, f store.Fence, since time.Time) {
+	reconciled := func(what string, f webhook.Fence, since time.Time) {
 		t.Helper()
 		got, err := st.Reconciled(t.Context(), f)
 		if err != nil || !got.Equal(since) {
@@ -54,7 +55,7 @@ func TestReconcilingIsRememberedUntilItIsDone(t *testing.T) {
 
 	first := acquire(0)
 	want("the first start", first, true, epoch)
-	do(st.Mark(t.Context(), first, store.Mark{Durable: 200, CommitAt: commit}))
+	do(st.Mark(t.Context(), first, webhook.Mark{Durable: 200, CommitAt: commit}))
 	exec(t, db.Pool, `UPDATE webhook_state SET open_since = $1`, open)
 	second := acquire(100)
 	want("the next process, after a crash before it was done", second, true, epoch)
@@ -81,16 +82,16 @@ func TestAnotherPublicationIsNoticed(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	st := store.New(db.Pool, db.Slot, 0)
-	begin := func() *store.Session {
+	begin := func() *webhook.Session {
 		t.Helper()
-		s := &store.Session{SystemID: "system 1", Timeline: 1}
+		s := &webhook.Session{SystemID: "system 1", Timeline: 1}
 		if err := st.StartSession(t.Context(), s, 1<<40); err != nil {
 			t.Fatal(err)
 		}
 		s.Start = 100 // it goes on
 		return s
 	}
-	claim := func(s *store.Session) store.Fence {
+	claim := func(s *webhook.Session) webhook.Fence {
 		t.Helper()
 		fence, err := st.Acquire(t.Context(), uuid.New(), s, 1)
 		if err != nil {
@@ -98,7 +99,7 @@ func TestAnotherPublicationIsNoticed(t *testing.T) {
 		}
 		return fence
 	}
-	reconciled := func(f store.Fence) {
+	reconciled := func(f webhook.Fence) {
 		t.Helper()
 		if _, err := st.Reconciled(t.Context(), f); err != nil {
 			t.Fatal(err)
@@ -148,7 +149,7 @@ func TestASlotThatSomebodyElseHasMovedIsReconciled(t *testing.T) {
 			t.Parallel()
 			db := pgtest.New(t)
 			st := store.New(db.Pool, db.Slot, 0)
-			claim := func(s *store.Session) store.Fence {
+			claim := func(s *webhook.Session) webhook.Fence {
 				t.Helper()
 				s.SystemID, s.Timeline = "system 1", 1
 				f, err := st.Acquire(t.Context(), uuid.New(), s, 1)
@@ -157,16 +158,16 @@ func TestASlotThatSomebodyElseHasMovedIsReconciled(t *testing.T) {
 				}
 				return f
 			}
-			before := claim(&store.Session{SlotCreated: true})
+			before := claim(&webhook.Session{SlotCreated: true})
 			at := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
-			if err := st.Mark(t.Context(), before, store.Mark{Durable: 100, CommitAt: at}); err != nil {
+			if err := st.Mark(t.Context(), before, webhook.Mark{Durable: 100, CommitAt: at}); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := st.Reconciled(t.Context(), before); err != nil {
 				t.Fatal(err)
 			}
 			exec(t, db.Pool, `UPDATE webhook_state SET open_since = $1`, at)
-			f := claim(&store.Session{Start: 100, Confirmed: pglogrepl.LSN(c.confirmed), Reported: pglogrepl.LSN(c.told)})
+			f := claim(&webhook.Session{Start: 100, Confirmed: pglogrepl.LSN(c.confirmed), Reported: pglogrepl.LSN(c.told)})
 			if f.Moved != c.moved || f.Reconcile != c.moved {
 				t.Errorf("moved %t, reconcile %t, want %t", f.Moved, f.Reconcile, c.moved)
 			}
@@ -189,7 +190,7 @@ func TestTransactionsThatWereOpenWhenTheSlotWasClaimedAreWaitedFor(t *testing.T)
 	if _, err := open.Exec(t.Context(), `SELECT pg_current_xact_id()`); err != nil {
 		t.Fatal(err)
 	}
-	claim := func(s *store.Session) store.Fence {
+	claim := func(s *webhook.Session) webhook.Fence {
 		t.Helper()
 		s.SystemID, s.Timeline = "system 1", 1
 		f, err := st.Acquire(t.Context(), uuid.New(), s, 1)
@@ -198,7 +199,7 @@ func TestTransactionsThatWereOpenWhenTheSlotWasClaimedAreWaitedFor(t *testing.T)
 		}
 		return f
 	}
-	settled := func(f store.Fence) bool {
+	settled := func(f webhook.Fence) bool {
 		t.Helper()
 		settled, err := st.ClaimVisible(t.Context(), f)
 		if err != nil {
@@ -206,15 +207,15 @@ func TestTransactionsThatWereOpenWhenTheSlotWasClaimedAreWaitedFor(t *testing.T)
 		}
 		return settled
 	}
-	if !settled(claim(&store.Session{SlotCreated: true})) {
+	if !settled(claim(&webhook.Session{SlotCreated: true})) {
 		t.Error("whoever makes a slot has waited for them")
 	}
-	moved := claim(&store.Session{Start: 100, Confirmed: 101})
-	first := claim(&store.Session{Confirmed: 101}) // nothing is recorded, and the slot was made long before
+	moved := claim(&webhook.Session{Start: 100, Confirmed: 101})
+	first := claim(&webhook.Session{Confirmed: 101}) // nothing is recorded, and the slot was made long before
 	if err := st.AwaitSlot(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	strangers := claim(&store.Session{Confirmed: 101}) // somebody else was faster, and may have moved it since
+	strangers := claim(&webhook.Session{Confirmed: 101}) // somebody else was faster, and may have moved it since
 	if settled(moved) || settled(first) || settled(strangers) {
 		t.Errorf("settled while a transaction is open: moved %t, first %t, made by somebody else %t", settled(moved), settled(first), settled(strangers))
 	}
@@ -228,7 +229,7 @@ func TestASessionThatHasEndedClaimsNothing(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	st := store.New(db.Pool, db.Slot, 0)
-	ended := &store.Session{SystemID: "system 1", Timeline: 1, PID: 1}
+	ended := &webhook.Session{SystemID: "system 1", Timeline: 1, PID: 1}
 	if _, err := st.Acquire(t.Context(), uuid.New(), ended, 1); !errors.Is(err, store.ErrSessionOver) {
 		t.Errorf("%v, want %v", err, store.ErrSessionOver)
 	}

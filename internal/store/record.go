@@ -9,62 +9,17 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/walhook/walhook/internal/webhook"
 )
-
-// A Record is one delivery's row to be written: an outcome (Attempt is set), or a parked or
-// leased delivery (Pending).
-type Record struct {
-	ID, EventID, EndpointID uuid.UUID
-	OrganizationID          string
-	EventType               string
-	Status                  Status
-	Attempts                int           // how many have ended, this one included
-	SeriesStart             int           // how many had ended when the present series began
-	Wait                    time.Duration // Pending, Retrying: from the end of the attempt (or from now) until the next
-	Attempt                 *Attempt      // nil: no attempt
-	Exhausted               bool          // the schedule is used up: tell the organization
-	Gone                    bool          // answered 410: disable the endpoint
-	Seen                    Seen          // Update: tells whether somebody else has changed the row since
-}
-
-// Seen is what walhook expects a delivery's row to say when an outcome is recorded. If the
-// row says something else, an operator has replayed or cancelled the delivery during the
-// attempt. The zero Seen is not compared.
-type Seen struct {
-	Status Status             // of the row when it was fetched; not compared unless DueAt is valid
-	DueAt  pgtype.Timestamptz // likewise
-	Lease  time.Duration      // if the row was not fetched: walhook wrote it as parked, or with this lease
-}
-
-// A Mark is what a recording transaction writes besides its rows.
-type Mark struct {
-	Seq      uint64           // the batch's number, which its echo proves durable; 0: no echo
-	Durable  pglogrepl.LSN    // with this batch, every transaction up to here is recorded; 0: unknown
-	CommitAt time.Time        // when the last of them was committed; zero: unknown
-	Health   []EndpointHealth // of the endpoints whose health has changed
-	Alone    bool             // write the rows alone: WriteConsequence writes their consequences and Health
-}
-
-// EndpointHealth is the health of an endpoint after all attempts that have ended, whichever
-// batch their outcomes are in. It is written when it changes, not per attempt.
-type EndpointHealth struct {
-	EndpointID   uuid.UUID
-	Recovered    bool      // it has succeeded since its health was last written
-	Failing      bool      // its last attempt failed
-	Open         bool      // and its breaker is open
-	CheckDisable bool      // it was failing before: disable it if it has been for WALHOOK_DISABLE_AFTER
-	At           time.Time // end of the last attempt
-	Own          bool      // that attempt was for one of walhook's own events
-}
 
 // Insert writes records whose deliveries have no row yet, in one transaction, and reports
 // whether all of them were new. If not, some rows existed: the caller then passes outcomes
 // to Update, which applies each only if it is later than its row.
-func (s *Store) Insert(ctx context.Context, fence Fence, mark Mark, records []Record) (allNew bool, err error) {
+func (s *Store) Insert(ctx context.Context, fence webhook.Fence, mark webhook.Mark, records []webhook.Record) (allNew bool, err error) {
 	rows := newColumns(records)
 	var b pgx.Batch
 	s.queueFence(&b, fence, mark)
@@ -86,7 +41,7 @@ func (s *Store) Insert(ctx context.Context, fence Fence, mark Mark, records []Re
 // skipped. If an operator has replayed or cancelled a delivery meanwhile, the attempt is
 // counted and logged, and the operator's change stands: replayed are the deliveries that wait
 // because of it.
-func (s *Store) Update(ctx context.Context, fence Fence, mark Mark, records []Record) (locked, replayed []uuid.UUID, err error) {
+func (s *Store) Update(ctx context.Context, fence webhook.Fence, mark webhook.Mark, records []webhook.Record) (locked, replayed []uuid.UUID, err error) {
 	rows := newColumns(records)
 	held := make(map[uuid.UUID]bool, len(records))
 	var b pgx.Batch
@@ -124,7 +79,7 @@ func (s *Store) Update(ctx context.Context, fence Fence, mark Mark, records []Re
 
 // Mark writes a mark without rows. Its echo proves that the stream has passed everything
 // written before it.
-func (s *Store) Mark(ctx context.Context, fence Fence, mark Mark) error {
+func (s *Store) Mark(ctx context.Context, fence webhook.Fence, mark webhook.Mark) error {
 	var b pgx.Batch
 	s.queueFence(&b, fence, mark)
 	queueConsequences(&b, s, fence, mark, nil)
@@ -155,15 +110,15 @@ UPDATE webhook_state SET
     open_since  = CASE WHEN coalesce((SELECT open_since FROM noted), open_since) <= now() THEN coalesce((SELECT open_since FROM noted), open_since) END,
     updated_at  = now()
 WHERE slot = @slot AND holder = @holder::uuid AND epoch = @epoch::bigint
-RETURNING CASE WHEN @echo::text <> '' THEN pg_logical_emit_message(true, '` + MessagePrefix + `', @echo::text) END IS NULL`
+RETURNING CASE WHEN @echo::text <> '' THEN pg_logical_emit_message(true, '` + webhook.MessagePrefix + `', @echo::text) END IS NULL`
 
-func (s *Store) queueFence(b *pgx.Batch, fence Fence, mark Mark) {
+func (s *Store) queueFence(b *pgx.Batch, fence webhook.Fence, mark webhook.Mark) {
 	b.Queue(prepareWrite)
 	args := s.fenceArgs(fence)
 	args["durable"] = mark.Durable.String()
 	args["server"] = fence.Server
 	args["commit_at"] = pgtype.Timestamptz{Time: mark.CommitAt, Valid: !mark.CommitAt.IsZero()}
-	args["open_since"] = s.open.upTo(fence.session, mark.Durable)
+	args["open_since"] = s.open.upTo(fence.Session, mark.Durable)
 	args["echo"] = ""
 	if mark.Seq != 0 {
 		args["echo"] = fence.Echo(mark.Seq)
@@ -178,7 +133,7 @@ func (s *Store) queueFence(b *pgx.Batch, fence Fence, mark Mark) {
 	})
 }
 
-func (s *Store) fenceArgs(f Fence) pgx.NamedArgs {
+func (s *Store) fenceArgs(f webhook.Fence) pgx.NamedArgs {
 	return pgx.NamedArgs{"slot": s.slot, "holder": f.Holder, "epoch": f.Epoch}
 }
 
@@ -216,11 +171,6 @@ const firstEntry = `pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_object('
     'at', d.updated_at - coalesce(d.duration_ms, 0)::float8 * interval '1 ms', 'status_code', d.status_code,
     'error_class', d.error_class, 'error', d.error, 'duration_ms', d.duration_ms))`
 
-// ParkedDue is how far in the past a parked delivery's next_attempt_at is set. So first
-// attempts come before retries, unless those have waited as long themselves; and NewlyDue
-// is not crowded with rows that their lane knows already.
-const ParkedDue = 10 * time.Minute
-
 // clockTolerance is how much too late an attempt may seem to have begun by PostgreSQL's
 // clock: its age is computed when the statement is sent, and subtracted when it runs.
 const clockTolerance = 250 * time.Millisecond
@@ -238,7 +188,7 @@ var overruled = fmt.Sprintf(`CASE
          WHEN r.seen_due IS NOT NULL THEN d.status <> r.seen_status OR d.next_attempt_at IS DISTINCT FROM r.seen_due
          WHEN r.lease_ms IS NOT NULL THEN d.status <> 'pending' OR (d.next_attempt_at <> d.updated_at + r.lease_ms::float8 * interval '1 ms'
               AND d.next_attempt_at <> d.updated_at - interval '%d s')
-         ELSE false END)`, int(ParkedDue.Seconds())), clockTolerance.Milliseconds())
+         ELSE false END)`, int(webhook.ParkedDue.Seconds())), clockTolerance.Milliseconds())
 
 // FOR NO KEY UPDATE checks each row again under the lock, so it cannot change before the
 // UPDATE. The UPDATE's snapshot may be older, but its WHERE and its values use the newest
@@ -282,7 +232,7 @@ type columns struct {
 	lease                      []pgtype.Float8
 }
 
-func newColumns(records []Record) *columns {
+func newColumns(records []webhook.Record) *columns {
 	n := len(records)
 	c := &columns{
 		id: make([]pgtype.UUID, n), event: make([]pgtype.UUID, n), endpoint: make([]pgtype.UUID, n),
@@ -298,10 +248,10 @@ func newColumns(records []Record) *columns {
 		c.id[i], c.event[i], c.endpoint[i] = asUUID(r.ID), asUUID(r.EventID), asUUID(r.EndpointID)
 		c.org[i], c.typ[i], c.status[i] = r.OrganizationID, r.EventType, string(r.Status)
 		c.attempts[i], c.series[i] = int32(r.Attempts), int32(r.SeriesStart)
-		if r.Status == Pending || r.Status == Retrying {
+		if r.Status == webhook.Pending || r.Status == webhook.Retrying {
 			c.wait[i] = pgtype.Int8{Int64: r.Wait.Milliseconds(), Valid: true}
 		}
-		c.seenStatus[i], c.seenDue[i] = textOrNull(string(r.Seen.Status)), r.Seen.DueAt
+		c.seenStatus[i], c.seenDue[i] = textOrNull(string(r.Seen.Status)), asTimestamptz(r.Seen.DueAt)
 		c.lease[i] = pgtype.Float8{Float64: float64(r.Seen.Lease.Milliseconds()), Valid: r.Seen.Lease > 0}
 		c.ago[i] = pgtype.Int8{Valid: true}
 		if a := r.Attempt; a != nil {
@@ -332,6 +282,19 @@ func asUUIDs(ids []uuid.UUID) []pgtype.UUID {
 		out[i] = asUUID(id)
 	}
 	return out
+}
+
+// asTimestamptz returns the parameter for a time that was read by dueTime.
+func asTimestamptz(t webhook.DueTime) pgtype.Timestamptz {
+	out := pgtype.Timestamptz{Time: t.Time, Valid: t.Valid}
+	if t.Infinite {
+		out.InfinityModifier = pgtype.NegativeInfinity
+	}
+	return out
+}
+
+func dueTime(t pgtype.Timestamptz) webhook.DueTime {
+	return webhook.DueTime{Time: t.Time, Infinite: t.InfinityModifier == pgtype.NegativeInfinity, Valid: t.Valid}
 }
 
 func textOrNull(s string) pgtype.Text { return pgtype.Text{String: s, Valid: s != ""} }

@@ -14,7 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -26,15 +26,15 @@ func TestInsert(t *testing.T) {
 
 	t.Run("writes every column", func(t *testing.T) {
 		rs := owed(t, db, endpoint, 5)
-		rs[0] = outcome(rs[0], store.Success, 1, 200)
+		rs[0] = outcome(rs[0], webhook.Success, 1, 200)
 		rs[0].Attempt.Response, rs[0].Attempt.EndedAt = "thanks: ü ✓", time.Now().Add(-10*time.Minute)
-		rs[1] = outcome(rs[1], store.Retrying, 3, 0)
+		rs[1] = outcome(rs[1], webhook.Retrying, 3, 0)
 		rs[1].SeriesStart, rs[1].Wait, rs[1].Attempt.EndedAt = 2, time.Hour, time.Now().Add(-10*time.Minute)
-		rs[2].Status, rs[2].Wait = store.Pending, -time.Minute
-		rs[3].Status = store.Cancelled
-		rs[4] = outcome(rs[4], store.Failed, 1, 503)
+		rs[2].Status, rs[2].Wait = webhook.Pending, -time.Minute
+		rs[3].Status = webhook.Cancelled
+		rs[4] = outcome(rs[4], webhook.Failed, 1, 503)
 		rs[4].Attempt.Duration = 26 * 24 * time.Hour // more milliseconds than an int has: a process that was stopped
-		fresh, err := st.Insert(t.Context(), fence, store.Mark{}, rs)
+		fresh, err := st.Insert(t.Context(), fence, webhook.Mark{}, rs)
 		if err != nil || !fresh {
 			t.Fatalf("all new %t, %v", fresh, err)
 		}
@@ -61,10 +61,10 @@ func TestInsert(t *testing.T) {
 
 	t.Run("leaves a row that is there as it is, and says so", func(t *testing.T) {
 		rs := owed(t, db, endpoint, 2)
-		rs[0].Status = store.Pending
+		rs[0].Status = webhook.Pending
 		insert(t, st, fence, rs[0])
-		rs[0], rs[1] = outcome(rs[0], store.Success, 1, 200), outcome(rs[1], store.Success, 1, 200)
-		fresh, err := st.Insert(t.Context(), fence, store.Mark{}, rs)
+		rs[0], rs[1] = outcome(rs[0], webhook.Success, 1, 200), outcome(rs[1], webhook.Success, 1, 200)
+		fresh, err := st.Insert(t.Context(), fence, webhook.Mark{}, rs)
 		if err != nil || fresh {
 			t.Errorf("all new %t, %v", fresh, err)
 		}
@@ -77,35 +77,35 @@ func TestInsert(t *testing.T) {
 	})
 
 	t.Run("takes no records, and many", func(t *testing.T) {
-		if fresh, err := st.Insert(t.Context(), fence, store.Mark{}, nil); err != nil || !fresh {
+		if fresh, err := st.Insert(t.Context(), fence, webhook.Mark{}, nil); err != nil || !fresh {
 			t.Errorf("none: all new %t, %v", fresh, err)
 		}
-		rs := make([]store.Record, 2000)
+		rs := make([]webhook.Record, 2000)
 		for i := range rs {
 			event := uuid.Must(uuid.NewV7())
-			rs[i] = store.Record{ID: outbox.DeliveryID(event, uuid.MustParse(endpoint)), EventID: event, EndpointID: uuid.MustParse(endpoint), OrganizationID: "many", EventType: "t"}
-			rs[i] = outcome(rs[i], store.Failed, 1, 500)
+			rs[i] = webhook.Record{ID: outbox.DeliveryID(event, uuid.MustParse(endpoint)), EventID: event, EndpointID: uuid.MustParse(endpoint), OrganizationID: "many", EventType: "t"}
+			rs[i] = outcome(rs[i], webhook.Failed, 1, 500)
 			rs[i].Attempt.Response = strings.Repeat("x", 4096)
 		}
-		if fresh, err := st.Insert(t.Context(), fence, store.Mark{}, rs); err != nil || !fresh {
+		if fresh, err := st.Insert(t.Context(), fence, webhook.Mark{}, rs); err != nil || !fresh {
 			t.Errorf("many: all new %t, %v", fresh, err)
 		}
 	})
 
 	t.Run("writes all of a batch or nothing", func(t *testing.T) {
 		rs := owed(t, db, endpoint, 2)
-		rs[0], rs[1] = outcome(rs[0], store.Success, 1, 200), outcome(rs[1], store.Success, 1, 200)
+		rs[0], rs[1] = outcome(rs[0], webhook.Success, 1, 200), outcome(rs[1], webhook.Success, 1, 200)
 		before, err := st.State(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		for what, spoil := range map[string]func(*store.Attempt){
-			"a NUL":         func(a *store.Attempt) { a.Response = "a\x00b" },
-			"invalid UTF-8": func(a *store.Attempt) { a.Error = "a\xffb" },
+		for what, spoil := range map[string]func(*webhook.Attempt){
+			"a NUL":         func(a *webhook.Attempt) { a.Response = "a\x00b" },
+			"invalid UTF-8": func(a *webhook.Attempt) { a.Error = "a\xffb" },
 		} {
 			rs[1].Attempt = newAttempt(200, "")
 			spoil(rs[1].Attempt)
-			_, err := st.Insert(t.Context(), fence, store.Mark{Seq: 9, Durable: 1 << 50}, rs)
+			_, err := st.Insert(t.Context(), fence, webhook.Mark{Seq: 9, Durable: 1 << 50}, rs)
 			if pg, ok := errors.AsType[*pgconn.PgError](err); !ok || pg.Code[:2] != "22" {
 				t.Errorf("%s: %v, want a data exception", what, err)
 			}
@@ -127,8 +127,8 @@ func TestInsertFailsAtCommit(t *testing.T) {
 	exec(t, db.Pool, `CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'refused at commit' USING ERRCODE = '23000'; END $$`)
 	exec(t, db.Pool, `CREATE CONSTRAINT TRIGGER refuse AFTER INSERT OR UPDATE ON webhook_deliveries DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()`)
 	rs := owed(t, db, newEndpoint(t, db.Pool, "org_1"), 1)
-	rs[0].Status = store.Pending
-	fresh, err := st.Insert(t.Context(), fence, store.Mark{Seq: 2, Durable: 77}, rs)
+	rs[0].Status = webhook.Pending
+	fresh, err := st.Insert(t.Context(), fence, webhook.Mark{Seq: 2, Durable: 77}, rs)
 	if pg, ok := errors.AsType[*pgconn.PgError](err); !ok || pg.Code != "23000" {
 		t.Errorf("all new %t, %v, want a refusal", fresh, err)
 	}
@@ -147,25 +147,25 @@ func TestUpdate(t *testing.T) {
 		for _, c := range []struct {
 			row      string
 			attempts int
-			what     store.Status
+			what     webhook.Status
 			attempt  int
 			want     string
 		}{
-			{"pending", 0, store.Success, 1, "success 1"},
-			{"pending", 0, store.Pending, 0, "pending 0"}, // a lease says nothing new
-			{"pending", 1, store.Success, 1, "pending 1"}, // a replay of what an old outcome tells
-			{"pending", 1, store.Retrying, 2, "retrying 2"},
-			{"retrying", 2, store.Retrying, 2, "retrying 2"},
-			{"retrying", 2, store.Success, 1, "retrying 2"},
-			{"retrying", 2, store.Failed, 3, "failed 3"},
-			{"success", 1, store.Failed, 2, "success 1"},
-			{"success", 1, store.Success, 2, "success 1"},
-			{"failed", 3, store.Success, 4, "success 4"},
-			{"failed", 3, store.Success, 3, "failed 3"},
-			{"cancelled", 1, store.Failed, 2, "cancelled 2"},
-			{"cancelled", 1, store.Retrying, 2, "cancelled 2"},
-			{"cancelled", 1, store.Success, 2, "success 2"},
-			{"cancelled", 0, store.Success, 1, "success 1"},
+			{"pending", 0, webhook.Success, 1, "success 1"},
+			{"pending", 0, webhook.Pending, 0, "pending 0"}, // a lease says nothing new
+			{"pending", 1, webhook.Success, 1, "pending 1"}, // a replay of what an old outcome tells
+			{"pending", 1, webhook.Retrying, 2, "retrying 2"},
+			{"retrying", 2, webhook.Retrying, 2, "retrying 2"},
+			{"retrying", 2, webhook.Success, 1, "retrying 2"},
+			{"retrying", 2, webhook.Failed, 3, "failed 3"},
+			{"success", 1, webhook.Failed, 2, "success 1"},
+			{"success", 1, webhook.Success, 2, "success 1"},
+			{"failed", 3, webhook.Success, 4, "success 4"},
+			{"failed", 3, webhook.Success, 3, "failed 3"},
+			{"cancelled", 1, webhook.Failed, 2, "cancelled 2"},
+			{"cancelled", 1, webhook.Retrying, 2, "cancelled 2"},
+			{"cancelled", 1, webhook.Success, 2, "success 2"},
+			{"cancelled", 0, webhook.Success, 1, "success 1"},
 		} {
 			r := owed(t, db, endpoint, 1)[0]
 			newDelivery(t, db.Pool, r.EventID.String(), endpoint, c.row)
@@ -182,11 +182,11 @@ func TestUpdate(t *testing.T) {
 
 	t.Run("logs every attempt from the second on", func(t *testing.T) {
 		r := owed(t, db, endpoint, 1)[0]
-		insert(t, st, fence, outcome(r, store.Retrying, 1, 0))
+		insert(t, st, fence, outcome(r, webhook.Retrying, 1, 0))
 		for n, code := range map[int]int{2: 503} {
-			update(t, st, fence, outcome(r, store.Retrying, n, code))
+			update(t, st, fence, outcome(r, webhook.Retrying, n, code))
 		}
-		third := outcome(r, store.Success, 3, 200)
+		third := outcome(r, webhook.Success, 3, 200)
 		third.SeriesStart = 1
 		update(t, st, fence, third)
 		checkLog(t, db, r.ID, "1 connect 0 35", "2 http_5xx 503 35", "3  200 35")
@@ -198,10 +198,10 @@ func TestUpdate(t *testing.T) {
 
 	t.Run("keeps the newest hundred", func(t *testing.T) {
 		r := owed(t, db, endpoint, 1)[0]
-		insert(t, st, fence, outcome(r, store.Retrying, 1, 500))
+		insert(t, st, fence, outcome(r, webhook.Retrying, 1, 500))
 		exec(t, db.Pool, `UPDATE webhook_deliveries SET attempts = 99, attempt_log = (SELECT jsonb_agg(jsonb_build_object('attempt', n)) FROM generate_series(1, 99) n) WHERE id = $1`, r.ID)
 		for n := 100; n <= 102; n++ {
-			update(t, st, fence, outcome(r, store.Retrying, n, 500))
+			update(t, st, fence, outcome(r, webhook.Retrying, n, 500))
 		}
 		if got := query[string](t, db.Pool, `SELECT jsonb_array_length(attempt_log) || ' ' || (attempt_log -> 0 ->> 'attempt') || ' ' || (attempt_log -> -1 ->> 'attempt') FROM webhook_deliveries WHERE id = $1`, r.ID); got != "100 3 102" {
 			t.Errorf("length, first and last: %s", got)
@@ -211,9 +211,9 @@ func TestUpdate(t *testing.T) {
 	t.Run("is not held up by a log that is no list", func(t *testing.T) {
 		for _, log := range []string{`{}`, `"x"`, `null`, `1`} {
 			r := owed(t, db, endpoint, 1)[0]
-			insert(t, st, fence, outcome(r, store.Retrying, 1, 500))
+			insert(t, st, fence, outcome(r, webhook.Retrying, 1, 500))
 			exec(t, db.Pool, `UPDATE webhook_deliveries SET attempt_log = $2 WHERE id = $1`, r.ID, log)
-			update(t, st, fence, outcome(r, store.Retrying, 2, 0))
+			update(t, st, fence, outcome(r, webhook.Retrying, 2, 0))
 			checkLog(t, db, r.ID, "1 http_5xx 500 35", "2 connect 0 35")
 		}
 	})
@@ -221,7 +221,7 @@ func TestUpdate(t *testing.T) {
 	t.Run("returns what someone else has locked, at once, and writes the rest", func(t *testing.T) {
 		rs := owed(t, db, endpoint, 5)
 		for i := range rs {
-			rs[i] = outcome(rs[i], store.Retrying, 1, 500)
+			rs[i] = outcome(rs[i], webhook.Retrying, 1, 500)
 		}
 		insert(t, st, fence, rs[:4]...)
 		exec(t, db.Pool, `DELETE FROM webhook_deliveries WHERE id = $1`, rs[2].ID)
@@ -229,7 +229,7 @@ func TestUpdate(t *testing.T) {
 		exec(t, tx, `UPDATE webhook_deliveries SET next_attempt_at = now() WHERE id = $1`, rs[0].ID)
 		exec(t, tx, `SELECT FROM webhook_deliveries WHERE id = $1 FOR SHARE`, rs[1].ID)
 		for i := range rs {
-			rs[i] = outcome(rs[i], store.Success, 2, 200)
+			rs[i] = outcome(rs[i], webhook.Success, 2, 200)
 		}
 		began := time.Now()
 		locked := update(t, st, fence, rs...)
@@ -267,11 +267,11 @@ func TestUpdateDecidesByTheNewestVersion(t *testing.T) {
 	st, fence := acquired(t, db)
 	rs := owed(t, db, newEndpoint(t, db.Pool, "org_1"), 5)
 	for i := range rs {
-		rs[i] = outcome(rs[i], store.Retrying, 1, 500)
+		rs[i] = outcome(rs[i], webhook.Retrying, 1, 500)
 	}
 	insert(t, st, fence, rs...)
 	for i := range rs {
-		rs[i] = outcome(rs[i], store.Retrying, 3, 503)
+		rs[i] = outcome(rs[i], webhook.Retrying, 3, 503)
 	}
 	const key = 42
 	exec(t, db.Pool, fmt.Sprintf(`CREATE FUNCTION hold() RETURNS boolean LANGUAGE plpgsql SET lock_timeout = '1min' AS $$
@@ -283,7 +283,7 @@ func TestUpdateDecidesByTheNewestVersion(t *testing.T) {
 	exec(t, gate, `SELECT pg_advisory_xact_lock($1)`, key)
 	done := make(chan []uuid.UUID, 1)
 	go func() {
-		locked, _, err := st.Update(t.Context(), fence, store.Mark{}, rs)
+		locked, _, err := st.Update(t.Context(), fence, webhook.Mark{}, rs)
 		if err != nil {
 			t.Error(err)
 		}
@@ -343,10 +343,10 @@ func TestTheLaterWordCounts(t *testing.T) {
 	st, fence := acquired(t, db)
 	endpoint := newEndpoint(t, db.Pool, "org_1")
 	const lease = 20 * time.Second
-	due := func(t *testing.T, id uuid.UUID) (found store.Due) {
+	due := func(t *testing.T, id uuid.UUID) (found webhook.Due) {
 		t.Helper()
-		page := store.Page{EndpointID: uuid.MustParse(endpoint), Limit: 100}
-		if err := st.Due(t.Context(), []store.Page{page}, func(d *store.Due) {
+		page := webhook.Page{EndpointID: uuid.MustParse(endpoint), Limit: 100}
+		if err := st.Due(t.Context(), []webhook.Page{page}, func(d *webhook.Due) {
 			if d.ID == id {
 				found = *d
 			}
@@ -355,60 +355,60 @@ func TestTheLaterWordCounts(t *testing.T) {
 		}
 		return found
 	}
-	leased := func(t *testing.T) store.Record {
+	leased := func(t *testing.T) webhook.Record {
 		r := owed(t, db, endpoint, 1)[0]
-		r.Status, r.Wait = store.Pending, lease
+		r.Status, r.Wait = webhook.Pending, lease
 		insert(t, st, fence, r)
 		r.Seen.Lease = lease
 		return r
 	}
-	parked := func(t *testing.T) store.Record {
+	parked := func(t *testing.T) webhook.Record {
 		r := owed(t, db, endpoint, 1)[0]
-		r.Status, r.Wait = store.Pending, -store.ParkedDue
+		r.Status, r.Wait = webhook.Pending, -webhook.ParkedDue
 		insert(t, st, fence, r)
 		r.Seen.Lease = lease // it was taken in before its row was there
 		return r
 	}
-	fetched := func(t *testing.T) store.Record {
+	fetched := func(t *testing.T) webhook.Record {
 		r := owed(t, db, endpoint, 1)[0]
-		first := outcome(r, store.Retrying, 1, 500)
+		first := outcome(r, webhook.Retrying, 1, 500)
 		first.Wait = -1234567 * time.Microsecond
 		insert(t, st, fence, first)
 		d := due(t, r.ID)
-		r.Attempts, r.Seen = d.Attempts, store.Seen{Status: d.Status, DueAt: d.DueAt}
+		r.Attempts, r.Seen = d.Attempts, webhook.Seen{Status: d.Status, DueAt: d.DueAt}
 		return r
 	}
-	early := func(t *testing.T) store.Record {
+	early := func(t *testing.T) webhook.Record {
 		r := owed(t, db, endpoint, 1)[0]
-		insert(t, st, fence, outcome(r, store.Failed, 1, 500))
+		insert(t, st, fence, outcome(r, webhook.Failed, 1, 500))
 		exec(t, db.Pool, `UPDATE webhook_deliveries SET status = 'pending', next_attempt_at = '-infinity' WHERE id = $1`, r.ID)
 		d := due(t, r.ID)
-		r.Attempts, r.Seen = d.Attempts, store.Seen{Status: d.Status, DueAt: d.DueAt}
+		r.Attempts, r.Seen = d.Attempts, webhook.Seen{Status: d.Status, DueAt: d.DueAt}
 		return r
 	}
-	rows := map[string]func(*testing.T) store.Record{"leased": leased, "parked": parked, "fetched": fetched, "due since ever": early}
+	rows := map[string]func(*testing.T) webhook.Record{"leased": leased, "parked": parked, "fetched": fetched, "due since ever": early}
 	const replay, cancel, later, before = `status = 'pending', next_attempt_at = now()`, `status = 'cancelled', next_attempt_at = NULL`,
 		`status = 'pending', next_attempt_at = now() + interval '1 hour'`, `status = 'pending', next_attempt_at = now() - interval '1 minute'`
 	for _, c := range []struct {
 		said    string
-		outcome store.Status
+		outcome webhook.Status
 		want    string // after how many attempts before
 		waits   bool
 	}{
-		{"", store.Success, "success", false},
-		{"", store.Failed, "failed", false},
-		{"", store.Retrying, "retrying", false},
-		{replay, store.Success, "pending", true},
-		{replay, store.Failed, "pending", true},
-		{replay, store.Retrying, "pending", true},
-		{later, store.Success, "pending", true},
-		{later, store.Failed, "pending", true},
-		{before, store.Success, "success", false}, // the attempt was the replay's
-		{cancel, store.Success, "success", false},
-		{cancel, store.Failed, "cancelled", false},
-		{cancel, store.Retrying, "cancelled", false},
-		{`next_attempt_at = now()`, store.Success, "", false},
-		{"haste", store.Success, "success", false},
+		{"", webhook.Success, "success", false},
+		{"", webhook.Failed, "failed", false},
+		{"", webhook.Retrying, "retrying", false},
+		{replay, webhook.Success, "pending", true},
+		{replay, webhook.Failed, "pending", true},
+		{replay, webhook.Retrying, "pending", true},
+		{later, webhook.Success, "pending", true},
+		{later, webhook.Failed, "pending", true},
+		{before, webhook.Success, "success", false}, // the attempt was the replay's
+		{cancel, webhook.Success, "success", false},
+		{cancel, webhook.Failed, "cancelled", false},
+		{cancel, webhook.Retrying, "cancelled", false},
+		{`next_attempt_at = now()`, webhook.Success, "", false},
+		{"haste", webhook.Success, "success", false},
 	} {
 		for name, row := range rows {
 			t.Run(fmt.Sprintf("%s, %q, %s", name, c.said, c.outcome), func(t *testing.T) {
@@ -428,9 +428,9 @@ func TestTheLaterWordCounts(t *testing.T) {
 					}
 				}
 				n := r.Attempts + 1
-				end := outcome(r, c.outcome, n, map[store.Status]int{store.Success: 200}[c.outcome])
-				end.Exhausted = c.outcome == store.Failed
-				_, replayed, err := st.Update(t.Context(), fence, store.Mark{}, []store.Record{end})
+				end := outcome(r, c.outcome, n, map[webhook.Status]int{webhook.Success: 200}[c.outcome])
+				end.Exhausted = c.outcome == webhook.Failed
+				_, replayed, err := st.Update(t.Context(), fence, webhook.Mark{}, []webhook.Record{end})
 				if err != nil {
 					t.Fatal(err)
 				}

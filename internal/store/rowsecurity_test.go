@@ -12,6 +12,7 @@ import (
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // Hidden rows would be lost events in silence: an event that nobody is owed, a delivery
@@ -30,7 +31,7 @@ func TestRowSecurityIsAnError(t *testing.T) {
 	fence := acquire(t, st)
 	endpoint := newEndpoint(t, pool, "org_1")
 	rs := owed(t, db, endpoint, 3)
-	rs[0], rs[1] = outcome(rs[0], store.Retrying, 1, 500), outcome(rs[1], store.Retrying, 1, 500)
+	rs[0], rs[1] = outcome(rs[0], webhook.Retrying, 1, 500), outcome(rs[1], webhook.Retrying, 1, 500)
 	insert(t, st, fence, rs[0])
 	id := uuid.MustParse(endpoint)
 
@@ -71,7 +72,7 @@ func TestRowSecurityIsAnError(t *testing.T) {
 		},
 		"webhook_outbox": {
 			"Due": func() error {
-				return st.Due(t.Context(), []store.Page{{EndpointID: id, Limit: 10}}, func(*store.Due) {})
+				return st.Due(t.Context(), []webhook.Page{{EndpointID: id, Limit: 10}}, func(*webhook.Due) {})
 			},
 			"AnyMissing": func() error {
 				_, err := st.AnyMissing(t.Context(), time.Now().Add(-time.Hour), time.Now())
@@ -81,15 +82,15 @@ func TestRowSecurityIsAnError(t *testing.T) {
 		"webhook_deliveries": {
 			"Existing": func() error { return st.Existing(t.Context(), []uuid.UUID{rs[0].ID}, map[uuid.UUID]bool{}) },
 			"Due": func() error {
-				return st.Due(t.Context(), []store.Page{{EndpointID: id, Limit: 10}}, func(*store.Due) {})
+				return st.Due(t.Context(), []webhook.Page{{EndpointID: id, Limit: 10}}, func(*webhook.Due) {})
 			},
 			"NewlyDue": func() error { _, _, _, err := st.NewlyDue(t.Context(), time.Now().Add(-time.Hour)); return err },
 			"Insert": func() error {
-				_, err := st.Insert(t.Context(), fence, store.Mark{}, []store.Record{rs[1]})
+				_, err := st.Insert(t.Context(), fence, webhook.Mark{}, []webhook.Record{rs[1]})
 				return err
 			},
 			"Update": func() error {
-				_, _, err := st.Update(t.Context(), fence, store.Mark{}, []store.Record{outcome(rs[0], store.Success, 2, 200)})
+				_, _, err := st.Update(t.Context(), fence, webhook.Mark{}, []webhook.Record{outcome(rs[0], webhook.Success, 2, 200)})
 				return err
 			},
 			"a day that is dropped": func() error {
@@ -98,7 +99,7 @@ func TestRowSecurityIsAnError(t *testing.T) {
 			},
 		},
 		"webhook_state": {
-			"Mark": func() error { return st.Mark(t.Context(), fence, store.Mark{}) },
+			"Mark": func() error { return st.Mark(t.Context(), fence, webhook.Mark{}) },
 		},
 	} {
 		exec(t, db.Pool, `ALTER TABLE `+table+` ENABLE ROW LEVEL SECURITY`)

@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // SchemaVersion is the version of the schema.sql that belongs to this code, as
@@ -170,7 +172,7 @@ var ErrRepublished = errors.New("the publication has changed, or before PostgreS
 // and otherwise the result of CheckSchema. Each time both are good it keeps a bound for the
 // inserts of open transactions (see openSince). If none could be observed, an earlier one
 // stays valid, and only more is compared.
-func (s *Store) CheckSession(ctx context.Context, session *Session) error {
+func (s *Store) CheckSession(ctx context.Context, session *webhook.Session) error {
 	bound := s.open.observe(ctx, s.pool, s.slot) // before the check, so that the check covers it
 	if err := s.checkSession(ctx, session); err != nil {
 		return err
@@ -179,7 +181,7 @@ func (s *Store) CheckSession(ctx context.Context, session *Session) error {
 	return nil
 }
 
-func (s *Store) checkSession(ctx context.Context, session *Session) error {
+func (s *Store) checkSession(ctx context.Context, session *webhook.Session) error {
 	identity, outbox, err := s.published(ctx)
 	if err != nil {
 		return err

@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // sealedPrefix marks a sealed secret. It is followed by the base64 of a 12-byte nonce and the
@@ -55,10 +57,10 @@ func (s *Sealer) seal(endpoint uuid.UUID, text string) string {
 
 // open returns the text of a stored secret, and whether it was sealed with the former key. A
 // secret that is not sealed is its own text: it was just inserted, or there is no key.
-func (s *Sealer) open(endpoint uuid.UUID, stored string) (text Secret, former bool, err error) {
+func (s *Sealer) open(endpoint uuid.UUID, stored string) (text webhook.Secret, former bool, err error) {
 	encoded, sealed := strings.CutPrefix(stored, sealedPrefix)
 	if !sealed {
-		return Secret(stored), false, nil
+		return webhook.Secret(stored), false, nil
 	}
 	rotate := fmt.Sprintf("SELECT webhook_rotate_secret('%s', '0')", endpoint)
 	if s == nil {
@@ -73,7 +75,7 @@ func (s *Sealer) open(endpoint uuid.UUID, stored string) (text Secret, former bo
 			break
 		}
 		if text, err := aead.Open(nil, box[:aead.NonceSize()], box[aead.NonceSize():], endpoint[:]); err == nil {
-			return Secret(text), i > 0, nil
+			return webhook.Secret(text), i > 0, nil
 		}
 	}
 	return "", false, errors.New("its secret was sealed with another key than WALHOOK_SECRET_KEY, or is damaged; set WALHOOK_SECRET_KEY_OLD to that key, or make a new secret: " + rotate)

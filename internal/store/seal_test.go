@@ -16,6 +16,7 @@ import (
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 func TestSecretsAreSealedAtRest(t *testing.T) {
@@ -40,7 +41,7 @@ func TestSecretsAreSealedAtRest(t *testing.T) {
 		s.Sealing(sealer)
 		return s
 	}
-	look := func(s *store.Store, id uuid.UUID) store.Endpoint {
+	look := func(s *store.Store, id uuid.UUID) webhook.Endpoint {
 		t.Helper()
 		found, err := s.Endpoints(t.Context(), []uuid.UUID{id})
 		if err != nil || len(found) != 1 {

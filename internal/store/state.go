@@ -5,14 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // LockTimeout bounds how long a statement of walhook waits for a lock. It is under a
@@ -26,65 +26,6 @@ var ErrFenced = errors.New("another walhook has taken over the slot")
 // ErrSessionOver means that the session no longer holds the slot: perhaps another process
 // does.
 var ErrSessionOver = errors.New("the replication session has ended")
-
-// MessagePrefix marks walhook's own logical messages in the WAL.
-const MessagePrefix = "walhook"
-
-// ChangeHint is the text of the message that triggers emit when somebody else has updated
-// deliveries, or disabled or deleted an endpoint. Any role can emit it, so it is only a
-// hint.
-const ChangeHint = "look"
-
-// A Fence is the right to write that one acquisition of the slot gives. Every statement
-// that writes deliveries carries it.
-type Fence struct {
-	Holder uuid.UUID // this process
-	Epoch  int64
-
-	// LastWrite is when the last holder last wrote, by PostgreSQL's clock: what was
-	// committed later can have no rows. Zero: never.
-	LastWrite time.Time
-
-	// Server is when the server was started. What this process knows to be recorded is
-	// valid for that start only: afterwards the database may have been set back.
-	Server time.Time
-
-	// Moved says that somebody else may have moved the slot: see Session.Moved.
-	Moved bool
-
-	// Reconcile says that events inserted since ReconcileFrom may be owed without a row,
-	// and that the stream will not bring them.
-	Reconcile     bool
-	ReconcileFrom time.Time
-
-	// ClaimXID is the id of the transaction that claimed the slot; "": this session has
-	// just created the slot, and creation waits for older transactions. If somebody else
-	// has moved or created the slot, a commit before its position may not be visible yet.
-	// So a comparison counts only if it began when every transaction up to this id was
-	// visible.
-	ClaimXID string
-
-	session *Session // the acquired one: durable positions are positions of it
-	nonce   string   // of this process, in no table
-}
-
-// Echo returns the text of the logical message that ends batch number seq. Every role may
-// emit messages, and a role may read webhook_state if that is granted. Only the nonce,
-// which is in no table, keeps it from confirming what is not durable.
-func (f Fence) Echo(seq uint64) string {
-	return fmt.Sprintf("%s/%d/%s/%d", f.Holder, f.Epoch, f.nonce, seq)
-}
-
-// ParseEcho returns the number of the batch that an echo proves durable, and whether the
-// echo is this fence's own.
-func (f Fence) ParseEcho(message string) (uint64, bool) {
-	number := message[strings.LastIndexByte(message, '/')+1:]
-	seq, err := strconv.ParseUint(number, 10, 64)
-	if err != nil || f.Echo(seq) != message {
-		return 0, false
-	}
-	return seq, true
-}
 
 // A State is the row of webhook_state: up to where outcomes are known to be recorded.
 type State struct {
@@ -121,7 +62,7 @@ func (s *Store) State(ctx context.Context) (State, error) {
 // PostgreSQL. But PostgreSQL accepts a position in the future, and then skips events in
 // silence. So after a failover or a restore (another system, another timeline, or a
 // position beyond the flushed WAL) the stream begins at 0, the slot's own position.
-func (s *Store) StartSession(ctx context.Context, session *Session, flushed pglogrepl.LSN) error {
+func (s *Store) StartSession(ctx context.Context, session *webhook.Session, flushed pglogrepl.LSN) error {
 	st, err := s.State(ctx)
 	if err != nil {
 		return err
@@ -198,7 +139,7 @@ func (s *Store) AwaitSlot(ctx context.Context) error {
 const selectClaimVisible = `SELECT coalesce(age(nullif(@claim_xid::text, '')::xid) > age(pg_snapshot_xmin(pg_current_snapshot())::xid), true)`
 
 // ClaimVisible reports whether every commit before the slot's position is visible now.
-func (s *Store) ClaimVisible(ctx context.Context, f Fence) (visible bool, err error) {
+func (s *Store) ClaimVisible(ctx context.Context, f webhook.Fence) (visible bool, err error) {
 	if err := s.pool.QueryRow(ctx, selectClaimVisible, pgx.NamedArgs{"claim_xid": f.ClaimXID}).Scan(&visible); err != nil {
 		return false, fmt.Errorf("look for transactions from before the slot was claimed: %w", err)
 	}
@@ -219,7 +160,7 @@ WHERE slot = @slot AND holder = @holder AND epoch = @epoch AND reconcile_from IS
 // another cause was noted meanwhile, as by a process that was about to create the slot
 // and found it created, or if the server was restarted since, reconciling is not done:
 // it returns the time from which to compare once more.
-func (s *Store) Reconciled(ctx context.Context, f Fence) (since time.Time, err error) {
+func (s *Store) Reconciled(ctx context.Context, f webhook.Fence) (since time.Time, err error) {
 	args := s.fenceArgs(f)
 	args["from"], args["server"] = f.ReconcileFrom, f.Server
 	tag, err := s.pool.Exec(ctx, reconciled, args)
@@ -244,7 +185,7 @@ RETURNING reconcile_from`
 
 // NoteMissing notes that a delivery has no row although the stream has passed its event, which
 // was inserted at from. This process, or the slot's next holder, then reconciles.
-func (s *Store) NoteMissing(ctx context.Context, f Fence, from time.Time) (noted time.Time, err error) {
+func (s *Store) NoteMissing(ctx context.Context, f webhook.Fence, from time.Time) (noted time.Time, err error) {
 	args := s.fenceArgs(f)
 	args["from"] = from
 	err = s.pool.QueryRow(ctx, noteMissing, args).Scan(&noted)
@@ -257,7 +198,7 @@ func (s *Store) NoteMissing(ctx context.Context, f Fence, from time.Time) (noted
 	return noted, nil
 }
 
-const emitMessage = `SELECT pg_logical_emit_message(true, '` + MessagePrefix + `', @echo::text)`
+const emitMessage = `SELECT pg_logical_emit_message(true, '` + webhook.MessagePrefix + `', @echo::text)`
 
 // Acquire claims the right to write for a process that has just acquired the slot. It
 // raises the epoch if the last holder was another process, and emits marker number seq:
@@ -267,22 +208,22 @@ const emitMessage = `SELECT pg_logical_emit_message(true, '` + MessagePrefix + `
 // after the lock timeout the backend that locks the row is terminated; that needs the
 // same role, or membership in pg_signal_backend. If a walhook with another slot delivers
 // from these tables, Acquire returns ErrHeldBack.
-func (s *Store) Acquire(ctx context.Context, holder uuid.UUID, session *Session, seq uint64) (Fence, error) {
+func (s *Store) Acquire(ctx context.Context, holder uuid.UUID, session *webhook.Session, seq uint64) (webhook.Fence, error) {
 	fence, err := s.acquire(ctx, holder, session, seq)
 	if hasCode(err, "55P03") { // lock_not_available
 		if err := s.terminateHolder(ctx); err != nil {
-			return Fence{}, fmt.Errorf("terminate the former holder's writer: %w", err)
+			return webhook.Fence{}, fmt.Errorf("terminate the former holder's writer: %w", err)
 		}
 		fence, err = s.acquire(ctx, holder, session, seq)
 	}
 	if err != nil {
-		return Fence{}, fmt.Errorf("claim the slot in webhook_state: %w", err)
+		return webhook.Fence{}, fmt.Errorf("claim the slot in webhook_state: %w", err)
 	}
 	return fence, nil
 }
 
-func (s *Store) acquire(ctx context.Context, holder uuid.UUID, session *Session, seq uint64) (fence Fence, err error) {
-	fence.Holder, fence.session, fence.nonce = holder, session, s.nonce
+func (s *Store) acquire(ctx context.Context, holder uuid.UUID, session *webhook.Session, seq uint64) (fence webhook.Fence, err error) {
+	fence.Holder, fence.Session, fence.Nonce = holder, session, s.nonce
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, prepareWrite); err != nil {
 			return err
@@ -320,7 +261,7 @@ func (s *Store) acquire(ctx context.Context, holder uuid.UUID, session *Session,
 }
 
 // holdsSlot reports whether the session holds the slot, and the slot's position.
-func (s *Store) holdsSlot(ctx context.Context, tx pgx.Tx, session *Session) (ours bool, confirmed pglogrepl.LSN, err error) {
+func (s *Store) holdsSlot(ctx context.Context, tx pgx.Tx, session *webhook.Session) (ours bool, confirmed pglogrepl.LSN, err error) {
 	var lsn string
 	if err := tx.QueryRow(ctx, selectHoldsSlot, pgx.NamedArgs{"slot": s.slot, "pid": int32(session.PID)}).Scan(&ours, &lsn); err != nil {
 		return false, 0, err

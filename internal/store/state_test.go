@@ -10,6 +10,7 @@ import (
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 func TestAcquire(t *testing.T) {
@@ -50,16 +51,16 @@ func TestAcquire(t *testing.T) {
 		db := pgtest.New(t)
 		st := store.New(db.Pool, db.Slot, disableAfter)
 		holder := uuid.New()
-		session := &store.Session{SystemID: "system 1", Timeline: 1}
+		session := &webhook.Session{SystemID: "system 1", Timeline: 1}
 		for _, c := range []struct{ noted, begins, want pglogrepl.LSN }{{0x100, 0, 0}, {0x200, 0x100, 0x100}, {0x200, 0x200, 0x200}, {0x200, 0x300, 0x200}} {
 			fence, err := st.Acquire(t.Context(), holder, session, 1)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := st.Mark(t.Context(), fence, store.Mark{Durable: c.noted, CommitAt: time.Now()}); err != nil {
+			if err := st.Mark(t.Context(), fence, webhook.Mark{Durable: c.noted, CommitAt: time.Now()}); err != nil {
 				t.Fatal(err)
 			}
-			begins := &store.Session{SystemID: "system 1", Timeline: 1, Start: c.begins}
+			begins := &webhook.Session{SystemID: "system 1", Timeline: 1, Start: c.begins}
 			if _, err := st.Acquire(t.Context(), holder, begins, 2); err != nil {
 				t.Fatal(err)
 			}
@@ -76,15 +77,15 @@ func TestAcquire(t *testing.T) {
 		other := store.New(db.Pool, db.Slot+"_2", 0)
 		elsewhere := acquire(t, other)
 		acquire(t, st)
-		if err := st.Mark(t.Context(), old, store.Mark{Seq: 2}); !errors.Is(err, store.ErrFenced) {
+		if err := st.Mark(t.Context(), old, webhook.Mark{Seq: 2}); !errors.Is(err, store.ErrFenced) {
 			t.Errorf("the former holder: %v, want %v", err, store.ErrFenced)
 		}
-		if err := other.Mark(t.Context(), elsewhere, store.Mark{Seq: 2}); err != nil {
+		if err := other.Mark(t.Context(), elsewhere, webhook.Mark{Seq: 2}); err != nil {
 			t.Errorf("the holder of another slot: %v", err)
 		}
 		// Neither half of a fence is enough.
-		for _, f := range []store.Fence{{Holder: old.Holder, Epoch: old.Epoch + 1}, {Holder: uuid.New(), Epoch: old.Epoch + 1}} {
-			if err := st.Mark(t.Context(), f, store.Mark{}); !errors.Is(err, store.ErrFenced) {
+		for _, f := range []webhook.Fence{{Holder: old.Holder, Epoch: old.Epoch + 1}, {Holder: uuid.New(), Epoch: old.Epoch + 1}} {
+			if err := st.Mark(t.Context(), f, webhook.Mark{}); !errors.Is(err, store.ErrFenced) {
 				t.Errorf("%+v: %v, want %v", f, err, store.ErrFenced)
 			}
 		}
@@ -99,7 +100,7 @@ func TestAcquire(t *testing.T) {
 		exec(t, tx, `UPDATE webhook_state SET epoch = epoch + 1, holder = gen_random_uuid()`)
 		done := make(chan error, 1)
 		go func() {
-			_, err := st.Insert(t.Context(), old, store.Mark{Seq: 2, Durable: 9}, records)
+			_, err := st.Insert(t.Context(), old, webhook.Mark{Seq: 2, Durable: 9}, records)
 			done <- err
 		}()
 		waiting(t, db, 1)
@@ -165,7 +166,7 @@ func TestStartSession(t *testing.T) {
 	st := store.New(db.Pool, db.Slot, disableAfter)
 	start := func(system string, timeline int32, flushed pglogrepl.LSN) pglogrepl.LSN {
 		t.Helper()
-		session := &store.Session{SystemID: system, Timeline: timeline}
+		session := &webhook.Session{SystemID: system, Timeline: timeline}
 		if err := st.StartSession(t.Context(), session, flushed); err != nil {
 			t.Fatal(err)
 		}
@@ -180,7 +181,7 @@ func TestStartSession(t *testing.T) {
 	}
 	const durable = pglogrepl.LSN(0x1_0000_0010)
 	commit := time.Now().Add(-time.Hour).Truncate(time.Microsecond)
-	if err := st.Mark(t.Context(), fence, store.Mark{Durable: durable, CommitAt: commit}); err != nil {
+	if err := st.Mark(t.Context(), fence, webhook.Mark{Durable: durable, CommitAt: commit}); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
@@ -201,8 +202,8 @@ func TestStartSession(t *testing.T) {
 	}
 
 	t.Run("forgets the position of another cluster or slot, and keeps the time", func(t *testing.T) {
-		for _, other := range []*store.Session{{SystemID: "system 1", Timeline: 1, SlotCreated: true}, {SystemID: "system 1", Timeline: 2}, {SystemID: "system 2", Timeline: 2}} {
-			if err := st.Mark(t.Context(), fence, store.Mark{Durable: durable, CommitAt: commit}); err != nil {
+		for _, other := range []*webhook.Session{{SystemID: "system 1", Timeline: 1, SlotCreated: true}, {SystemID: "system 1", Timeline: 2}, {SystemID: "system 2", Timeline: 2}} {
+			if err := st.Mark(t.Context(), fence, webhook.Mark{Durable: durable, CommitAt: commit}); err != nil {
 				t.Fatal(err)
 			}
 			var err error
@@ -223,11 +224,11 @@ func TestMarkOfAnotherStart(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	st, fence := acquired(t, db)
-	if err := st.Mark(t.Context(), fence, store.Mark{Durable: 10}); err != nil {
+	if err := st.Mark(t.Context(), fence, webhook.Mark{Durable: 10}); err != nil {
 		t.Fatal(err)
 	}
 	fence.Server = fence.Server.Add(-time.Microsecond)
-	if err := st.Mark(t.Context(), fence, store.Mark{Durable: 20, CommitAt: time.Now()}); err != nil {
+	if err := st.Mark(t.Context(), fence, webhook.Mark{Durable: 20, CommitAt: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
 	if state, err := st.State(t.Context()); err != nil || state.DurableLSN != 10 || !state.DurableAt.Equal(time.Unix(0, 0)) {
@@ -241,18 +242,18 @@ func TestMark(t *testing.T) {
 	st, fence := acquired(t, db)
 	at := func(minutes int) time.Time { return time.Date(2026, 1, 2, 3, minutes, 0, 0, time.UTC) }
 	for i, c := range []struct {
-		mark store.Mark
+		mark webhook.Mark
 		lsn  pglogrepl.LSN
 		at   time.Time
 	}{
-		{store.Mark{CommitAt: at(1)}, 0, time.Unix(0, 0)}, // a time without a position tells nothing
-		{store.Mark{Durable: 10}, 10, time.Unix(0, 0)},
-		{store.Mark{Durable: 30, CommitAt: at(3)}, 30, at(3)},
-		{store.Mark{Durable: 20, CommitAt: at(2)}, 30, at(3)}, // it never goes back
-		{store.Mark{Durable: 30, CommitAt: at(5)}, 30, at(3)},
-		{store.Mark{}, 30, at(3)},
-		{store.Mark{Durable: 40}, 40, at(3)}, // a keepalive's position has no time
-		{store.Mark{Durable: 0xFFFFFFFF_FFFFFFF0, CommitAt: at(6)}, 0xFFFFFFFF_FFFFFFF0, at(6)},
+		{webhook.Mark{CommitAt: at(1)}, 0, time.Unix(0, 0)}, // a time without a position tells nothing
+		{webhook.Mark{Durable: 10}, 10, time.Unix(0, 0)},
+		{webhook.Mark{Durable: 30, CommitAt: at(3)}, 30, at(3)},
+		{webhook.Mark{Durable: 20, CommitAt: at(2)}, 30, at(3)}, // it never goes back
+		{webhook.Mark{Durable: 30, CommitAt: at(5)}, 30, at(3)},
+		{webhook.Mark{}, 30, at(3)},
+		{webhook.Mark{Durable: 40}, 40, at(3)}, // a keepalive's position has no time
+		{webhook.Mark{Durable: 0xFFFFFFFF_FFFFFFF0, CommitAt: at(6)}, 0xFFFFFFFF_FFFFFFF0, at(6)},
 	} {
 		if err := st.Mark(t.Context(), fence, c.mark); err != nil {
 			t.Fatal(err)
@@ -275,7 +276,7 @@ func TestFencedWritesNothing(t *testing.T) {
 	endpoint := newEndpoint(t, db.Pool, "org_1", "*", "webhook.*")
 	rs := owed(t, db, endpoint, 6)
 	for i := range rs[:3] {
-		rs[i].Status = store.Pending
+		rs[i].Status = webhook.Pending
 	}
 	insert(t, st, old, rs[:3]...)
 	exec(t, db.Pool, `INSERT INTO webhook_endpoint_failures VALUES ($1, now() - interval '10 days')`, endpoint)
@@ -285,21 +286,21 @@ func TestFencedWritesNothing(t *testing.T) {
 			(SELECT string_agg(e::text, ',') FROM webhook_endpoints e), (SELECT string_agg(f::text, ',') FROM webhook_endpoint_failures f), (SELECT string_agg(s::text, ',') FROM webhook_state s))`)
 	}
 	before := snapshot()
-	bad := func(r store.Record, gone bool) store.Record {
-		r = outcome(r, store.Failed, 1, 500)
+	bad := func(r webhook.Record, gone bool) webhook.Record {
+		r = outcome(r, webhook.Failed, 1, 500)
 		r.Exhausted, r.Gone = true, gone
 		return r
 	}
-	mark := store.Mark{Seq: 5, Durable: 99, CommitAt: time.Now(), Health: []store.EndpointHealth{
+	mark := webhook.Mark{Seq: 5, Durable: 99, CommitAt: time.Now(), Health: []webhook.EndpointHealth{
 		{EndpointID: rs[0].EndpointID, Recovered: true, Failing: true, Open: true, CheckDisable: true, At: time.Now()},
 	}}
 	for what, write := range map[string]func() error{
 		"insert": func() error {
-			_, err := st.Insert(t.Context(), old, mark, []store.Record{bad(rs[3], true), bad(rs[4], false)})
+			_, err := st.Insert(t.Context(), old, mark, []webhook.Record{bad(rs[3], true), bad(rs[4], false)})
 			return err
 		},
 		"update": func() error {
-			_, _, err := st.Update(t.Context(), old, mark, []store.Record{bad(rs[0], true), bad(rs[1], false)})
+			_, _, err := st.Update(t.Context(), old, mark, []webhook.Record{bad(rs[0], true), bad(rs[1], false)})
 			return err
 		},
 		"mark":           func() error { return st.Mark(t.Context(), old, mark) },

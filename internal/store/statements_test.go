@@ -15,6 +15,7 @@ import (
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -74,15 +75,15 @@ func everyStatement(t *testing.T, db *pgtest.DB, st *store.Store) {
 	if ok("insert missing", err); missing != 0 {
 		t.Errorf("inserted %d of nothing", missing)
 	}
-	parked.Status, parked.Wait = store.Pending, -time.Minute
-	failed.Status, failed.Wait, failed.Attempts = store.Retrying, -10*time.Second, 1
+	parked.Status, parked.Wait = webhook.Pending, -time.Minute
+	failed.Status, failed.Wait, failed.Attempts = webhook.Retrying, -10*time.Second, 1
 	failed.Attempt = newAttempt(503, `a "b" {c} \d 'é`)
-	gone.Status, gone.Attempts, gone.Attempt = store.Failed, 1, newAttempt(500, "no")
+	gone.Status, gone.Attempts, gone.Attempt = webhook.Failed, 1, newAttempt(500, "no")
 	gone.Exhausted = true
-	orphan.Status = store.Pending
-	records[4].Status, records[4].Attempts, records[4].Attempt = store.Success, 1, newAttempt(200, "yes")
-	records[5].Status = store.Cancelled
-	fresh, err := st.Insert(t.Context(), fence, store.Mark{Seq: 2, Durable: 3, CommitAt: time.Now()}, records)
+	orphan.Status = webhook.Pending
+	records[4].Status, records[4].Attempts, records[4].Attempt = webhook.Success, 1, newAttempt(200, "yes")
+	records[5].Status = webhook.Cancelled
+	fresh, err := st.Insert(t.Context(), fence, webhook.Mark{Seq: 2, Durable: 3, CommitAt: time.Now()}, records)
 	if ok("insert", err); !fresh {
 		t.Error("they were not new")
 	}
@@ -90,8 +91,8 @@ func everyStatement(t *testing.T, db *pgtest.DB, st *store.Store) {
 		t.Errorf("response %q, want %q", got, failed.Attempt.Response)
 	}
 	failed.Attempts, failed.Wait = 2, -10*time.Second
-	health := store.EndpointHealth{EndpointID: uuid.MustParse(endpoint), Recovered: true, Failing: true, Open: true, CheckDisable: true, At: time.Now()}
-	locked, _, err := st.Update(t.Context(), fence, store.Mark{Health: []store.EndpointHealth{health}}, []store.Record{*failed})
+	health := webhook.EndpointHealth{EndpointID: uuid.MustParse(endpoint), Recovered: true, Failing: true, Open: true, CheckDisable: true, At: time.Now()}
+	locked, _, err := st.Update(t.Context(), fence, webhook.Mark{Health: []webhook.EndpointHealth{health}}, []webhook.Record{*failed})
 	if ok("update", err); len(locked) != 0 {
 		t.Errorf("%d are locked", len(locked))
 	}
@@ -112,11 +113,11 @@ func everyStatement(t *testing.T, db *pgtest.DB, st *store.Store) {
 	}
 	exec(t, db.Pool, `DELETE FROM webhook_outbox WHERE id = $1`, orphan.EventID)
 	settled(t, db)
-	var pages []store.Due
+	var pages []webhook.Due
 	id := uuid.MustParse(endpoint)
-	take := func(d *store.Due) { pages = append(pages, *d) }
-	ok("due", st.Due(t.Context(), []store.Page{{EndpointID: id, Limit: 1}}, take))
-	ok("due", st.Due(t.Context(), []store.Page{{EndpointID: id, After: pages[0].End(), Limit: 10}}, take))
+	take := func(d *webhook.Due) { pages = append(pages, *d) }
+	ok("due", st.Due(t.Context(), []webhook.Page{{EndpointID: id, Limit: 1}}, take))
+	ok("due", st.Due(t.Context(), []webhook.Page{{EndpointID: id, After: pages[0].End(), Limit: 10}}, take))
 	if len(pages) != 3 || pages[0].ID != parked.ID || pages[1].ID != failed.ID || !pages[2].Orphaned || string(pages[1].Event.Payload) != `{"n": 2}` {
 		t.Errorf("due: %+v", pages)
 	}
@@ -125,8 +126,8 @@ func everyStatement(t *testing.T, db *pgtest.DB, st *store.Store) {
 	if ok("endpoints", err); len(found) != 1 || len(found[0].Secrets) != 1 || found[0].Headers == nil || !found[0].BreakerOpen {
 		t.Errorf("endpoints: %+v", found)
 	}
-	parked.Status, parked.Attempts, parked.Attempt, parked.Gone = store.Failed, 1, newAttempt(410, ""), true
-	_, _, err = st.Update(t.Context(), fence, store.Mark{Seq: 3}, []store.Record{*parked})
+	parked.Status, parked.Attempts, parked.Attempt, parked.Gone = webhook.Failed, 1, newAttempt(410, ""), true
+	_, _, err = st.Update(t.Context(), fence, webhook.Mark{Seq: 3}, []webhook.Record{*parked})
 	ok("update", err)
 	pgtest.Eventually(t, 30*time.Second, "its row is cancelled", func() bool {
 		n, _, err := st.CancelRows(t.Context(), fence, id, "disabled")
@@ -142,10 +143,10 @@ func everyStatement(t *testing.T, db *pgtest.DB, st *store.Store) {
 	}
 	for range 7 { // generic plans of the prepared ones
 		ok("existing", st.Existing(t.Context(), []uuid.UUID{failed.ID}, known))
-		_, _, err := st.Update(t.Context(), fence, store.Mark{}, []store.Record{*failed})
+		_, _, err := st.Update(t.Context(), fence, webhook.Mark{}, []webhook.Record{*failed})
 		ok("update", err)
 	}
-	session := &store.Session{SystemID: "system 1", Timeline: 1}
+	session := &webhook.Session{SystemID: "system 1", Timeline: 1}
 	ok("start", st.StartSession(t.Context(), session, 1<<40))
 	ok("check the session", st.CheckSession(t.Context(), session))
 	_, err = st.InsertLSN(t.Context())
@@ -299,7 +300,7 @@ func TestSessionDefaults(t *testing.T) {
 		for _, setting := range []string{"off", "local", "remote_write", "on", "remote_apply"} {
 			pool := newPool(t, db, func(c *pgxpool.Config) { c.ConnConfig.RuntimeParams["synchronous_commit"] = setting })
 			st := store.New(pool, db.Slot, 0)
-			insert(t, st, fence, outcome(owed(t, db, endpoint, 1)[0], store.Success, 1, 200))
+			insert(t, st, fence, outcome(owed(t, db, endpoint, 1)[0], webhook.Success, 1, 200))
 		}
 		if got, want := column[string](t, db.Pool, `SELECT setting FROM seen`), []string{"local", "local", "remote_write", "on", "remote_apply"}; !slices.Equal(got, want) {
 			t.Errorf("recorded with %q, want %q", got, want)

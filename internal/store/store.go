@@ -1,5 +1,4 @@
-// Package store has all SQL of the sidecar, and the types that its packages share:
-// Endpoint, Record, Attempt, Session.
+// Package store has all SQL of the sidecar.
 package store
 
 import (

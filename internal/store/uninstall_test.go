@@ -13,6 +13,7 @@ import (
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 func TestDropSlot(t *testing.T) {
@@ -58,7 +59,7 @@ func TestUninstall(t *testing.T) {
 	db := pgtest.New(t)
 	st, fence := acquired(t, db)
 	rs := owed(t, db, newEndpoint(t, db.Pool, "org_1"), 2)
-	rs[0], rs[1] = outcome(rs[0], store.Success, 1, 200), outcome(rs[1], store.Retrying, 1, 500)
+	rs[0], rs[1] = outcome(rs[0], webhook.Success, 1, 200), outcome(rs[1], webhook.Retrying, 1, 500)
 	insert(t, st, fence, rs...)
 	// The application's own.
 	exec(t, db.Pool, `CREATE TABLE webhook_mine (id uuid PRIMARY KEY DEFAULT gen_random_uuid())`)

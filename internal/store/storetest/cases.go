@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -30,7 +31,7 @@ type World interface {
 	Forget(event uuid.UUID)
 
 	// Say is an operator's UPDATE of a delivery. The zero time is no next attempt.
-	Say(delivery uuid.UUID, status store.Status, due time.Time)
+	Say(delivery uuid.UUID, status webhook.Status, due time.Time)
 	// Lock holds a delivery's row.
 	Lock(delivery uuid.UUID) (release func())
 
@@ -46,30 +47,30 @@ type World interface {
 
 // Statements are the store's that the simulation relies on.
 type Statements interface {
-	Acquire(context.Context, uuid.UUID, *store.Session, uint64) (store.Fence, error)
+	Acquire(context.Context, uuid.UUID, *webhook.Session, uint64) (webhook.Fence, error)
 	AwaitSlot(context.Context) error
 	Existing(context.Context, []uuid.UUID, map[uuid.UUID]bool) error
-	Insert(context.Context, store.Fence, store.Mark, []store.Record) (bool, error)
-	Update(context.Context, store.Fence, store.Mark, []store.Record) (locked, replayed []uuid.UUID, err error)
-	WriteConsequence(context.Context, store.Fence, store.Consequence) ([]store.Consequence, error)
-	NoteMissing(context.Context, store.Fence, time.Time) (time.Time, error)
+	Insert(context.Context, webhook.Fence, webhook.Mark, []webhook.Record) (bool, error)
+	Update(context.Context, webhook.Fence, webhook.Mark, []webhook.Record) (locked, replayed []uuid.UUID, err error)
+	WriteConsequence(context.Context, webhook.Fence, store.Consequence) ([]store.Consequence, error)
+	NoteMissing(context.Context, webhook.Fence, time.Time) (time.Time, error)
 	NewlyDue(context.Context, time.Time) ([]uuid.UUID, time.Time, bool, error)
-	Waiting(context.Context, uuid.UUID, int) ([]store.Waiting, error)
-	Due(context.Context, []store.Page, func(*store.Due)) error
-	CancelRows(context.Context, store.Fence, uuid.UUID, string) (int, bool, error)
-	CancelReassigned(context.Context, store.Fence, []uuid.UUID) error
-	CancelOrphans(context.Context, store.Fence, []uuid.UUID) error
-	Endpoints(context.Context, []uuid.UUID) ([]store.Endpoint, error)
+	Waiting(context.Context, uuid.UUID, int) ([]webhook.Waiting, error)
+	Due(context.Context, []webhook.Page, func(*webhook.Due)) error
+	CancelRows(context.Context, webhook.Fence, uuid.UUID, string) (int, bool, error)
+	CancelReassigned(context.Context, webhook.Fence, []uuid.UUID) error
+	CancelOrphans(context.Context, webhook.Fence, []uuid.UUID) error
+	Endpoints(context.Context, []uuid.UUID) ([]webhook.Endpoint, error)
 	Missing(context.Context, store.Position, uuid.UUID, int) (store.Compared, error)
-	InsertMissing(context.Context, store.Fence, []store.Record) (int, error)
-	Mark(context.Context, store.Fence, store.Mark) error
-	ClaimVisible(context.Context, store.Fence) (bool, error)
-	Reconciled(context.Context, store.Fence) (time.Time, error)
+	InsertMissing(context.Context, webhook.Fence, []webhook.Record) (int, error)
+	Mark(context.Context, webhook.Fence, webhook.Mark) error
+	ClaimVisible(context.Context, webhook.Fence) (bool, error)
+	Reconciled(context.Context, webhook.Fence) (time.Time, error)
 }
 
 // A Line is a delivery's row.
 type Line struct {
-	Status                store.Status
+	Status                webhook.Status
 	Attempts, SeriesStart int
 	DueAt                 time.Time // of one that waits
 }
@@ -105,7 +106,7 @@ func Run(t *testing.T, open func(*testing.T) World) {
 		t.Run(c.promise, func(t *testing.T) {
 			t.Parallel()
 			b := &bench{T: t, World: open(t)}
-			b.fence = b.claim(&store.Session{})
+			b.fence = b.claim(&webhook.Session{})
 			c.holds(b)
 		})
 	}
@@ -115,7 +116,7 @@ func Run(t *testing.T, open func(*testing.T) World) {
 type bench struct {
 	*testing.T
 	World
-	fence store.Fence
+	fence webhook.Fence
 }
 
 const organization = "org_1"
@@ -131,7 +132,7 @@ func (b *bench) ok(err error) {
 	}
 }
 
-func (b *bench) claim(s *store.Session) store.Fence {
+func (b *bench) claim(s *webhook.Session) webhook.Fence {
 	b.Helper()
 	s.SystemID, s.Timeline = "system 1", 1
 	fence, err := b.Acquire(b.Context(), uuid.New(), s, 1)
@@ -144,21 +145,21 @@ func event(endpoints ...uuid.UUID) outbox.Event {
 	return outbox.Event{ID: uuid.Must(uuid.NewV7()), OrganizationID: organization, Type: "payment.failed", Payload: []byte(`{"a": 1}`), EndpointIDs: endpoints}
 }
 
-func record(e outbox.Event, endpoint uuid.UUID) store.Record {
-	return store.Record{ID: outbox.DeliveryID(e.ID, endpoint), EventID: e.ID, EndpointID: endpoint, OrganizationID: e.OrganizationID, EventType: e.Type,
-		Status: store.Pending, Wait: -time.Minute}
+func record(e outbox.Event, endpoint uuid.UUID) webhook.Record {
+	return webhook.Record{ID: outbox.DeliveryID(e.ID, endpoint), EventID: e.ID, EndpointID: endpoint, OrganizationID: e.OrganizationID, EventType: e.Type,
+		Status: webhook.Pending, Wait: -time.Minute}
 }
 
 // owed commits an event, and returns its delivery as a row that is due.
-func (b *bench) owed(endpoint uuid.UUID) store.Record {
+func (b *bench) owed(endpoint uuid.UUID) webhook.Record {
 	e := event(endpoint)
 	b.Begin(e)()
 	return record(e, endpoint)
 }
 
-func (b *bench) insert(records ...store.Record) {
+func (b *bench) insert(records ...webhook.Record) {
 	b.Helper()
-	_, err := b.Insert(b.Context(), b.fence, store.Mark{}, records)
+	_, err := b.Insert(b.Context(), b.fence, webhook.Mark{}, records)
 	b.ok(err)
 }
 
@@ -178,16 +179,16 @@ func (b *bench) text(id uuid.UUID) string {
 	return fmt.Sprint(row.Status, " ", row.Attempts)
 }
 
-func (b *bench) page(p store.Page) (due []store.Due) {
+func (b *bench) page(p webhook.Page) (due []webhook.Due) {
 	b.Helper()
-	b.ok(b.Due(b.Context(), []store.Page{p}, func(d *store.Due) { due = append(due, *d) }))
+	b.ok(b.Due(b.Context(), []webhook.Page{p}, func(d *webhook.Due) { due = append(due, *d) }))
 	return due
 }
 
 // one is the only delivery that is due to an endpoint.
-func (b *bench) one(endpoint uuid.UUID) store.Due {
+func (b *bench) one(endpoint uuid.UUID) webhook.Due {
 	b.Helper()
-	due := b.page(store.Page{EndpointID: endpoint, Limit: 2})
+	due := b.page(webhook.Page{EndpointID: endpoint, Limit: 2})
 	if len(due) != 1 {
 		b.Fatalf("%d deliveries are due, want 1", len(due))
 	}

@@ -6,7 +6,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 func handsOutDue(b *bench) {
@@ -20,26 +20,26 @@ func handsOutDue(b *bench) {
 	}
 	later, elsewhere := b.owed(endpoint), b.owed(other)
 	later.Wait = time.Minute
-	b.insert(later, elsewhere, outcome(b.owed(endpoint), store.Success, 1), outcome(b.owed(endpoint), store.Failed, 1))
+	b.insert(later, elsewhere, outcome(b.owed(endpoint), webhook.Success, 1), outcome(b.owed(endpoint), webhook.Failed, 1))
 
-	ids := func(due []store.Due) (ids []uuid.UUID) {
+	ids := func(due []webhook.Due) (ids []uuid.UUID) {
 		for _, d := range due {
 			ids = append(ids, d.ID)
 		}
 		return ids
 	}
-	if got := ids(b.page(store.Page{EndpointID: endpoint, Limit: 10})); !slices.Equal(got, want) {
+	if got := ids(b.page(webhook.Page{EndpointID: endpoint, Limit: 10})); !slices.Equal(got, want) {
 		b.Errorf("due: %v, want %v", got, want)
 	}
-	page := b.page(store.Page{EndpointID: endpoint, Limit: 3})
+	page := b.page(webhook.Page{EndpointID: endpoint, Limit: 3})
 	if !slices.Equal(ids(page), want[:3]) {
 		b.Fatalf("first page: %v, want %v", ids(page), want[:3])
 	}
-	if got := ids(b.page(store.Page{EndpointID: endpoint, Limit: 3, After: page[2].End()})); !slices.Equal(got, want[3:]) {
+	if got := ids(b.page(webhook.Page{EndpointID: endpoint, Limit: 3, After: page[2].End()})); !slices.Equal(got, want[3:]) {
 		b.Errorf("next page: %v, want %v", got, want[3:])
 	}
 	d := b.one(other)
-	if d.ID != elsewhere.ID || d.Status != store.Pending || d.Attempts != 0 || d.Orphaned || d.Unseen || d.Reassigned ||
+	if d.ID != elsewhere.ID || d.Status != webhook.Pending || d.Attempts != 0 || d.Orphaned || d.Unseen || d.Reassigned ||
 		d.Event.ID != elsewhere.EventID || d.Event.OrganizationID != organization || d.Event.Type != elsewhere.EventType || string(d.Event.Payload) != `{"a": 1}` {
 		b.Errorf("handed out: %+v", d)
 	}
@@ -78,7 +78,7 @@ func tellsOrphans(b *bench) {
 func knowsReassigned(b *bench) {
 	endpoint := b.NewEndpoint(organization)
 	r, done := b.owed(endpoint), b.owed(endpoint)
-	b.insert(r, outcome(done, store.Success, 1))
+	b.insert(r, outcome(done, webhook.Success, 1))
 	ids := []uuid.UUID{r.ID, done.ID}
 	b.ok(b.CancelReassigned(b.Context(), b.fence, ids))
 	if d := b.one(endpoint); d.Reassigned {
@@ -94,16 +94,16 @@ func knowsReassigned(b *bench) {
 }
 
 func findsWaiting(b *bench) {
-	var all []store.Waiting
+	var all []webhook.Waiting
 	for i := range 4 {
 		id := b.NewEndpoint(organization)
 		r := b.owed(id)
 		r.Wait = -time.Duration(i+1) * time.Hour
 		b.insert(r)
-		all = append(all, store.Waiting{EndpointID: id, Enabled: true})
+		all = append(all, webhook.Waiting{EndpointID: id, Enabled: true})
 	}
 	b.NewEndpoint(organization) // has none
-	b.insert(outcome(b.owed(b.NewEndpoint(organization)), store.Success, 1))
+	b.insert(outcome(b.owed(b.NewEndpoint(organization)), webhook.Success, 1))
 
 	found, now, complete, err := b.NewlyDue(b.Context(), time.Now().Add(-150*time.Minute))
 	b.ok(err)
@@ -116,7 +116,7 @@ func findsWaiting(b *bench) {
 	b.Enable(all[1].EndpointID, false)
 	b.Delete(all[2].EndpointID)
 	all[1].Enabled, all[2].Enabled = false, false
-	slices.SortFunc(all, func(a, o store.Waiting) int { return compareIDs(a.EndpointID, o.EndpointID) })
+	slices.SortFunc(all, func(a, o webhook.Waiting) int { return compareIDs(a.EndpointID, o.EndpointID) })
 	waiting, err := b.Waiting(b.Context(), uuid.Nil, 3)
 	b.ok(err)
 	if !slices.Equal(waiting, all[:3]) {
@@ -134,7 +134,7 @@ func cancelsRows(b *bench) {
 		endpoint, other := b.NewEndpoint(organization), b.NewEndpoint(organization)
 		due, later, held, done, elsewhere := b.owed(endpoint), b.owed(endpoint), b.owed(endpoint), b.owed(endpoint), b.owed(other)
 		later.Wait = time.Hour
-		b.insert(due, later, held, outcome(done, store.Failed, 2), elsewhere)
+		b.insert(due, later, held, outcome(done, webhook.Failed, 2), elsewhere)
 		cancelled, more, err := b.CancelRows(b.Context(), b.fence, endpoint, "off")
 		b.ok(err)
 		if cancelled != 0 || more {

@@ -11,7 +11,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -65,7 +65,7 @@ type Commit struct {
 
 // A Row is a version of a delivery's row.
 type Row struct {
-	store.Record
+	webhook.Record
 	DueAt time.Time
 	Said  bool // by an operator, and not by walhook
 	First *Commit
@@ -73,11 +73,11 @@ type Row struct {
 }
 
 // Waits says whether another attempt is to come.
-func (r *Row) Waits() bool { return r.Status == store.Pending || r.Status == store.Retrying }
+func (r *Row) Waits() bool { return r.Status == webhook.Pending || r.Status == webhook.Retrying }
 
 // An Endpoint is a version of an endpoint's row.
 type Endpoint struct {
-	store.Endpoint
+	webhook.Endpoint
 	Deleted bool
 	Own     bool // it gets walhook's own events, too
 	by      *Commit
@@ -246,7 +246,7 @@ func (m *Memory) settled(r *Row) bool {
 }
 
 // Fenced says whether another process has taken over.
-func (m *Memory) Fenced(f store.Fence) bool {
+func (m *Memory) Fenced(f webhook.Fence) bool {
 	return m.State == nil || m.State.Holder != f.Holder || m.State.Epoch != f.Epoch
 }
 

@@ -8,8 +8,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
 
-	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/internal/store/storetest"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -30,7 +30,7 @@ type memory struct{ *storetest.Memory }
 
 func (m *memory) NewEndpoint(organization string) uuid.UUID {
 	id := uuid.New()
-	m.change(storetest.Endpoint{Own: true, Endpoint: store.Endpoint{ID: id, OrganizationID: organization, Enabled: true}})
+	m.change(storetest.Endpoint{Own: true, Endpoint: webhook.Endpoint{ID: id, OrganizationID: organization, Enabled: true}})
 	return id
 }
 
@@ -67,7 +67,7 @@ func (m *memory) Forget(event uuid.UUID) {
 	m.Events = slices.DeleteFunc(m.Events, func(e *outbox.Event) bool { return e.ID == event })
 }
 
-func (m *memory) Say(delivery uuid.UUID, status store.Status, due time.Time) {
+func (m *memory) Say(delivery uuid.UUID, status webhook.Status, due time.Time) {
 	r := *m.Rows[delivery]
 	r.Status, r.DueAt, r.Said = status, due, true
 	m.Write(&storetest.Commit{Visible: true, Rows: []*storetest.Row{&r}})

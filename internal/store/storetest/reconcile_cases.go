@@ -7,6 +7,7 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -72,8 +73,8 @@ func missesInvisible(b *bench) {
 func insertsMissing(b *bench) {
 	endpoint := b.NewEndpoint(organization)
 	there, missing := b.owed(endpoint), b.owed(endpoint)
-	b.insert(outcome(there, store.Success, 1))
-	both := []store.Record{there, missing}
+	b.insert(outcome(there, webhook.Success, 1))
+	both := []webhook.Record{there, missing}
 	for _, want := range []int{1, 0} {
 		n, err := b.InsertMissing(b.Context(), b.fence, both)
 		b.ok(err)
@@ -94,18 +95,18 @@ func saysWhatToReconcile(b *bench) {
 	}
 	at := time.Now().Add(-time.Hour).Truncate(time.Second)
 	for what, c := range map[string]struct {
-		session   *store.Session
+		session   *webhook.Session
 		reconcile bool
 		durable   pglogrepl.LSN
 	}{
-		"goes on":                     {&store.Session{Start: 200, Confirmed: 150}, false, 100},
-		"goes on from before":         {&store.Session{Start: 60, Confirmed: 50}, false, 60},
-		"goes on from what it told":   {&store.Session{Start: 60, Confirmed: 70, Reported: 70}, false, 60},
-		"from the slot's position":    {&store.Session{Confirmed: 50}, true, 0},
-		"the slot was made":           {&store.Session{Start: 100, Confirmed: 100, SlotCreated: true}, true, 0},
-		"somebody has moved the slot": {&store.Session{Start: 60, Confirmed: 70}, true, 0},
+		"goes on":                     {&webhook.Session{Start: 200, Confirmed: 150}, false, 100},
+		"goes on from before":         {&webhook.Session{Start: 60, Confirmed: 50}, false, 60},
+		"goes on from what it told":   {&webhook.Session{Start: 60, Confirmed: 70, Reported: 70}, false, 60},
+		"from the slot's position":    {&webhook.Session{Confirmed: 50}, true, 0},
+		"the slot was made":           {&webhook.Session{Start: 100, Confirmed: 100, SlotCreated: true}, true, 0},
+		"somebody has moved the slot": {&webhook.Session{Start: 60, Confirmed: 70}, true, 0},
 	} {
-		b.ok(b.Mark(b.Context(), b.fence, store.Mark{Durable: 100, CommitAt: at}))
+		b.ok(b.Mark(b.Context(), b.fence, webhook.Mark{Durable: 100, CommitAt: at}))
 		_, err := b.Reconciled(b.Context(), b.fence)
 		b.ok(err)
 		b.fence = b.claim(c.session)
@@ -120,7 +121,7 @@ func saysWhatToReconcile(b *bench) {
 
 func endsOneCause(b *bench) {
 	at := time.Now().Add(-time.Hour).Truncate(time.Second)
-	reconciled := func(what string, f store.Fence, want time.Time) {
+	reconciled := func(what string, f webhook.Fence, want time.Time) {
 		b.Helper()
 		since, err := b.Reconciled(b.Context(), f)
 		b.ok(err)
@@ -128,10 +129,10 @@ func endsOneCause(b *bench) {
 			b.Errorf("%s: there is more since %s, want %s", what, since, want)
 		}
 	}
-	b.ok(b.Mark(b.Context(), b.fence, store.Mark{Durable: 100, CommitAt: at}))
+	b.ok(b.Mark(b.Context(), b.fence, webhook.Mark{Durable: 100, CommitAt: at}))
 	reconciled("the first", b.fence, time.Time{})
 	reconciled("once more, where the answer was lost", b.fence, time.Time{})
-	b.fence = b.claim(&store.Session{Start: 100})
+	b.fence = b.claim(&webhook.Session{Start: 100})
 	if b.fence.Reconcile {
 		b.Errorf("what was reconciled is to be, since %s", b.fence.ReconcileFrom)
 	}
@@ -146,7 +147,7 @@ func endsOneCause(b *bench) {
 	if want := noted.Add(-time.Microsecond); !again.Equal(want) {
 		b.Errorf("owed once more since %s, want another value, %s", again, want)
 	}
-	b.fence = b.claim(&store.Session{Start: 100})
+	b.fence = b.claim(&webhook.Session{Start: 100})
 	if !b.fence.Reconcile || !b.fence.ReconcileFrom.Equal(again) {
 		b.Errorf("the next holder compares since %s, want %s", b.fence.ReconcileFrom, again)
 	}

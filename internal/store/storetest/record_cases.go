@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -16,13 +17,13 @@ import (
 const attemptTime = 10 * time.Second
 
 // outcome is of an attempt that has just ended.
-func outcome(r store.Record, status store.Status, attempts int) store.Record {
-	a := &store.Attempt{EndedAt: time.Now(), Duration: attemptTime, StatusCode: 200}
-	if status != store.Success {
-		a.StatusCode, a.Class = 500, store.ErrHTTP5xx
+func outcome(r webhook.Record, status webhook.Status, attempts int) webhook.Record {
+	a := &webhook.Attempt{EndedAt: time.Now(), Duration: attemptTime, StatusCode: 200}
+	if status != webhook.Success {
+		a.StatusCode, a.Class = 500, webhook.ErrHTTP5xx
 	}
 	r.Status, r.Attempts, r.Attempt, r.Wait = status, attempts, a, 0
-	if status == store.Retrying {
+	if status == webhook.Retrying {
 		r.Wait = -time.Second // due, so that Due finds it
 	}
 	return r
@@ -31,7 +32,7 @@ func outcome(r store.Record, status store.Status, attempts int) store.Record {
 func insertsOnce(b *bench) {
 	endpoint := b.NewEndpoint(organization)
 	first, second := b.owed(endpoint), b.owed(endpoint)
-	fresh, err := b.Insert(b.Context(), b.fence, store.Mark{}, []store.Record{first})
+	fresh, err := b.Insert(b.Context(), b.fence, webhook.Mark{}, []webhook.Record{first})
 	b.ok(err)
 	if !fresh {
 		b.Error("a new row is said to be there")
@@ -39,7 +40,7 @@ func insertsOnce(b *bench) {
 	if row, _ := b.Row(first.ID); !near(row.DueAt, time.Now().Add(-time.Minute)) {
 		b.Errorf("due at %s", row.DueAt)
 	}
-	fresh, err = b.Insert(b.Context(), b.fence, store.Mark{}, []store.Record{outcome(first, store.Success, 1), outcome(second, store.Success, 1)})
+	fresh, err = b.Insert(b.Context(), b.fence, webhook.Mark{}, []webhook.Record{outcome(first, webhook.Success, 1), outcome(second, webhook.Success, 1)})
 	b.ok(err)
 	if fresh {
 		b.Error("a row that was there is said to be new")
@@ -56,24 +57,24 @@ func insertsOnce(b *bench) {
 func updatesLater(b *bench) {
 	endpoint := b.NewEndpoint(organization)
 	for _, c := range []struct {
-		row   store.Status
-		end   store.Status
+		row   webhook.Status
+		end   webhook.Status
 		later int // attempts more than the row has
 		want  string
 	}{
-		{store.Pending, store.Success, 1, "success 4"},
-		{store.Retrying, store.Retrying, 1, "retrying 4"},
-		{store.Retrying, store.Failed, 2, "failed 5"},
-		{store.Failed, store.Success, 1, "success 4"},
-		{store.Retrying, store.Success, 0, "retrying 3"},
-		{store.Retrying, store.Success, -1, "retrying 3"},
-		{store.Success, store.Failed, 1, "success 3"},
+		{webhook.Pending, webhook.Success, 1, "success 4"},
+		{webhook.Retrying, webhook.Retrying, 1, "retrying 4"},
+		{webhook.Retrying, webhook.Failed, 2, "failed 5"},
+		{webhook.Failed, webhook.Success, 1, "success 4"},
+		{webhook.Retrying, webhook.Success, 0, "retrying 3"},
+		{webhook.Retrying, webhook.Success, -1, "retrying 3"},
+		{webhook.Success, webhook.Failed, 1, "success 3"},
 	} {
 		r := b.owed(endpoint)
 		b.insert(outcome(r, c.row, 3))
 		end := outcome(r, c.end, 3+c.later)
 		end.SeriesStart = 2
-		locked, replayed, err := b.Update(b.Context(), b.fence, store.Mark{}, []store.Record{end})
+		locked, replayed, err := b.Update(b.Context(), b.fence, webhook.Mark{}, []webhook.Record{end})
 		b.ok(err)
 		if len(locked)+len(replayed) > 0 {
 			b.Errorf("%+v: locked %v, replayed %v", c, locked, replayed)
@@ -81,12 +82,12 @@ func updatesLater(b *bench) {
 		if got := b.text(r.ID); got != c.want {
 			b.Errorf("%s, and %s %d later: %q, want %q", c.row, c.end, c.later, got, c.want)
 		}
-		if row, _ := b.Row(r.ID); c.later > 0 && c.row != store.Success && row.SeriesStart != 2 {
+		if row, _ := b.Row(r.ID); c.later > 0 && c.row != webhook.Success && row.SeriesStart != 2 {
 			b.Errorf("%+v: the series starts at %d", c, row.SeriesStart)
 		}
 	}
 	gone := b.owed(endpoint)
-	locked, replayed, err := b.Update(b.Context(), b.fence, store.Mark{}, []store.Record{outcome(gone, store.Success, 1)})
+	locked, replayed, err := b.Update(b.Context(), b.fence, webhook.Mark{}, []webhook.Record{outcome(gone, webhook.Success, 1)})
 	b.ok(err)
 	if len(locked)+len(replayed) > 0 {
 		b.Errorf("without a row: locked %v, replayed %v", locked, replayed)
@@ -96,74 +97,74 @@ func updatesLater(b *bench) {
 
 func laterWordCounts(b *bench) {
 	const lease = 20 * time.Second
-	leased := func(r store.Record) store.Record {
+	leased := func(r webhook.Record) webhook.Record {
 		r.Wait = lease
 		b.insert(r)
 		r.Seen.Lease = lease
 		return r
 	}
-	parked := func(r store.Record) store.Record {
-		r.Wait = -store.ParkedDue
+	parked := func(r webhook.Record) webhook.Record {
+		r.Wait = -webhook.ParkedDue
 		b.insert(r)
 		r.Seen.Lease = lease // it was taken in before its row was there
 		return r
 	}
-	fetched := func(r store.Record) store.Record {
-		b.insert(outcome(r, store.Retrying, 1))
+	fetched := func(r webhook.Record) webhook.Record {
+		b.insert(outcome(r, webhook.Retrying, 1))
 		d := b.one(r.EndpointID)
-		r.Attempts, r.Seen = d.Attempts, store.Seen{Status: d.Status, DueAt: d.DueAt}
+		r.Attempts, r.Seen = d.Attempts, webhook.Seen{Status: d.Status, DueAt: d.DueAt}
 		return r
 	}
-	unseen := func(r store.Record) store.Record {
+	unseen := func(r webhook.Record) webhook.Record {
 		b.insert(r)
 		return r
 	}
-	rows := map[string]func(store.Record) store.Record{"leased": leased, "parked": parked, "fetched": fetched}
+	rows := map[string]func(webhook.Record) webhook.Record{"leased": leased, "parked": parked, "fetched": fetched}
 	for _, c := range []struct {
 		row      string // "": each
-		said     store.Status
+		said     webhook.Status
 		due      time.Duration // from now
-		end      store.Status
-		want     store.Status
+		end      webhook.Status
+		want     webhook.Status
 		replayed bool
 		quick    bool // where it took longer than the clocks allow for, it tells nothing
 	}{
-		{end: store.Success, want: store.Success},
-		{end: store.Retrying, want: store.Retrying},
-		{end: store.Failed, want: store.Failed},
-		{said: store.Pending, end: store.Success, want: store.Pending, replayed: true},
-		{said: store.Pending, end: store.Retrying, want: store.Pending, replayed: true},
-		{said: store.Pending, end: store.Failed, want: store.Pending, replayed: true},
-		{said: store.Pending, due: time.Hour, end: store.Success, want: store.Pending, replayed: true},
-		{said: store.Pending, due: -30 * time.Second, end: store.Success, want: store.Success}, // before the attempt began: it has had it
-		{said: store.Pending, due: -30 * time.Second, end: store.Failed, want: store.Pending, replayed: true},
-		{said: store.Pending, due: -attemptTime - 100*time.Millisecond, end: store.Success, want: store.Pending, replayed: true, quick: true}, // the clocks cannot tell
-		{said: store.Cancelled, end: store.Success, want: store.Success},
-		{said: store.Cancelled, end: store.Retrying, want: store.Cancelled},
-		{said: store.Cancelled, end: store.Failed, want: store.Cancelled},
-		{row: "unseen", said: store.Pending, end: store.Success, want: store.Success},
-		{row: "unseen", said: store.Pending, end: store.Failed, want: store.Failed},
-		{row: "unseen", said: store.Cancelled, end: store.Failed, want: store.Cancelled},
+		{end: webhook.Success, want: webhook.Success},
+		{end: webhook.Retrying, want: webhook.Retrying},
+		{end: webhook.Failed, want: webhook.Failed},
+		{said: webhook.Pending, end: webhook.Success, want: webhook.Pending, replayed: true},
+		{said: webhook.Pending, end: webhook.Retrying, want: webhook.Pending, replayed: true},
+		{said: webhook.Pending, end: webhook.Failed, want: webhook.Pending, replayed: true},
+		{said: webhook.Pending, due: time.Hour, end: webhook.Success, want: webhook.Pending, replayed: true},
+		{said: webhook.Pending, due: -30 * time.Second, end: webhook.Success, want: webhook.Success}, // before the attempt began: it has had it
+		{said: webhook.Pending, due: -30 * time.Second, end: webhook.Failed, want: webhook.Pending, replayed: true},
+		{said: webhook.Pending, due: -attemptTime - 100*time.Millisecond, end: webhook.Success, want: webhook.Pending, replayed: true, quick: true}, // the clocks cannot tell
+		{said: webhook.Cancelled, end: webhook.Success, want: webhook.Success},
+		{said: webhook.Cancelled, end: webhook.Retrying, want: webhook.Cancelled},
+		{said: webhook.Cancelled, end: webhook.Failed, want: webhook.Cancelled},
+		{row: "unseen", said: webhook.Pending, end: webhook.Success, want: webhook.Success},
+		{row: "unseen", said: webhook.Pending, end: webhook.Failed, want: webhook.Failed},
+		{row: "unseen", said: webhook.Cancelled, end: webhook.Failed, want: webhook.Cancelled},
 	} {
 		each := rows
 		if c.row != "" {
-			each = map[string]func(store.Record) store.Record{c.row: unseen}
+			each = map[string]func(webhook.Record) webhook.Record{c.row: unseen}
 		}
 		for name, row := range each {
-			var r store.Record
+			var r webhook.Record
 			var said time.Time
 			var locked, replayed []uuid.UUID
 			for {
 				r = row(b.owed(b.NewEndpoint(organization)))
 				end := outcome(r, c.end, r.Attempts+1)
-				if c.said == store.Pending {
+				if c.said == webhook.Pending {
 					said = time.Now().Add(c.due).Truncate(time.Microsecond)
 				}
 				if c.said != "" {
 					b.Say(r.ID, c.said, said)
 				}
 				var err error
-				locked, replayed, err = b.Update(b.Context(), b.fence, store.Mark{}, []store.Record{end})
+				locked, replayed, err = b.Update(b.Context(), b.fence, webhook.Mark{}, []webhook.Record{end})
 				b.ok(err)
 				if !c.quick || time.Since(end.Attempt.EndedAt) < 100*time.Millisecond {
 					break
@@ -186,8 +187,8 @@ func returnsLocked(b *bench) {
 	held, free := b.owed(endpoint), b.owed(endpoint)
 	b.insert(held, free)
 	release := b.Lock(held.ID)
-	both := []store.Record{outcome(held, store.Success, 1), outcome(free, store.Success, 1)}
-	locked, _, err := b.Update(b.Context(), b.fence, store.Mark{}, both)
+	both := []webhook.Record{outcome(held, webhook.Success, 1), outcome(free, webhook.Success, 1)}
+	locked, _, err := b.Update(b.Context(), b.fence, webhook.Mark{}, both)
 	b.ok(err)
 	if !slices.Equal(locked, []uuid.UUID{held.ID}) {
 		b.Errorf("locked: %v, want the one that is held", locked)
@@ -195,7 +196,7 @@ func returnsLocked(b *bench) {
 	b.has(held.ID, "pending 0")
 	b.has(free.ID, "success 1")
 	release()
-	locked, _, err = b.Update(b.Context(), b.fence, store.Mark{}, both[:1])
+	locked, _, err = b.Update(b.Context(), b.fence, webhook.Mark{}, both[:1])
 	b.ok(err)
 	if len(locked) > 0 {
 		b.Errorf("locked: %v, when nobody holds it", locked)
@@ -204,16 +205,16 @@ func returnsLocked(b *bench) {
 }
 
 func hasConsequences(b *bench) {
-	write := map[string]func(mark store.Mark, r store.Record){
-		"Insert": func(mark store.Mark, r store.Record) {
-			_, err := b.Insert(b.Context(), b.fence, mark, []store.Record{r})
+	write := map[string]func(mark webhook.Mark, r webhook.Record){
+		"Insert": func(mark webhook.Mark, r webhook.Record) {
+			_, err := b.Insert(b.Context(), b.fence, mark, []webhook.Record{r})
 			b.ok(err)
 		},
-		"Update": func(mark store.Mark, r store.Record) {
+		"Update": func(mark webhook.Mark, r webhook.Record) {
 			row := r
-			row.Status, row.Attempts, row.Attempt, row.Wait, row.Gone, row.Exhausted = store.Pending, 0, nil, 0, false, false
+			row.Status, row.Attempts, row.Attempt, row.Wait, row.Gone, row.Exhausted = webhook.Pending, 0, nil, 0, false, false
 			b.insert(row)
-			_, _, err := b.Update(b.Context(), b.fence, mark, []store.Record{r})
+			_, _, err := b.Update(b.Context(), b.fence, mark, []webhook.Record{r})
 			b.ok(err)
 		},
 	}
@@ -239,9 +240,9 @@ func hasConsequences(b *bench) {
 			}
 			b.Begin(e)()
 			disabled, told := b.OwnEvents(outbox.TypeEndpointDisabled), b.OwnEvents(outbox.TypeDeliveryExhausted)
-			r := outcome(record(e, endpoint), store.Failed, 1)
+			r := outcome(record(e, endpoint), webhook.Failed, 1)
 			r.Gone, r.Exhausted = c.gone, c.exhausted
-			write(store.Mark{Alone: c.alone}, r)
+			write(webhook.Mark{Alone: c.alone}, r)
 			found, err := b.Endpoints(b.Context(), []uuid.UUID{endpoint})
 			b.ok(err)
 			disabled, told = b.OwnEvents(outbox.TypeEndpointDisabled)-disabled, b.OwnEvents(outbox.TypeDeliveryExhausted)-told
@@ -251,9 +252,9 @@ func hasConsequences(b *bench) {
 		}
 	}
 	endpoint := b.NewEndpoint(organization)
-	r := outcome(b.owed(endpoint), store.Failed, 1)
+	r := outcome(b.owed(endpoint), webhook.Failed, 1)
 	r.Gone = true
-	_, err := b.WriteConsequence(b.Context(), b.fence, store.Consequences(nil, []store.Record{r})[0])
+	_, err := b.WriteConsequence(b.Context(), b.fence, store.Consequences(nil, []webhook.Record{r})[0])
 	b.ok(err)
 	if found, err := b.Endpoints(b.Context(), []uuid.UUID{endpoint}); err != nil || len(found) != 1 || found[0].Enabled {
 		b.Errorf("told apart from its row: %+v, %v; want it off", found, err)
@@ -267,30 +268,30 @@ func stands(b *bench) {
 		b.Helper()
 		found, err := b.Endpoints(b.Context(), []uuid.UUID{endpoint, off, uuid.New()})
 		b.ok(err)
-		slices.SortFunc(found, func(x, y store.Endpoint) int { return map[bool]int{true: -1, false: 1}[x.ID == endpoint] })
+		slices.SortFunc(found, func(x, y webhook.Endpoint) int { return map[bool]int{true: -1, false: 1}[x.ID == endpoint] })
 		for _, e := range found {
 			open = append(open, e.BreakerOpen)
 		}
 		return open
 	}
 	for i, c := range []struct {
-		health store.EndpointHealth
+		health webhook.EndpointHealth
 		want   bool
 	}{
-		{store.EndpointHealth{Failing: true}, false},
-		{store.EndpointHealth{Failing: true, Open: true}, true},
-		{store.EndpointHealth{Failing: true}, false},
-		{store.EndpointHealth{Failing: true, Open: true}, true},
-		{store.EndpointHealth{Recovered: true}, false},
-		{store.EndpointHealth{Recovered: true, Failing: true, Open: true}, true},
+		{webhook.EndpointHealth{Failing: true}, false},
+		{webhook.EndpointHealth{Failing: true, Open: true}, true},
+		{webhook.EndpointHealth{Failing: true}, false},
+		{webhook.EndpointHealth{Failing: true, Open: true}, true},
+		{webhook.EndpointHealth{Recovered: true}, false},
+		{webhook.EndpointHealth{Recovered: true, Failing: true, Open: true}, true},
 	} {
-		var health []store.EndpointHealth
+		var health []webhook.EndpointHealth
 		for _, id := range []uuid.UUID{endpoint, off} {
 			h := c.health
 			h.EndpointID, h.At = id, time.Now()
 			health = append(health, h)
 		}
-		b.ok(b.Mark(b.Context(), b.fence, store.Mark{Health: health}))
+		b.ok(b.Mark(b.Context(), b.fence, webhook.Mark{Health: health}))
 		// Of one that is disabled nothing is noted.
 		if got, want := open(), []bool{c.want, false}; !slices.Equal(got, want) {
 			b.Errorf("step %d: open %v, want %v", i, got, want)

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 func fences(b *bench) {
@@ -18,26 +19,26 @@ func fences(b *bench) {
 	b.Enable(off, false)
 	listen := b.Listen()
 	former := b.fence
-	b.fence = b.claim(&store.Session{})
+	b.fence = b.claim(&webhook.Session{})
 	if b.fence.Epoch != former.Epoch+1 || b.fence.LastWrite.IsZero() {
 		b.Errorf("epoch %d after %d, last write %s", b.fence.Epoch, former.Epoch, b.fence.LastWrite)
 	}
-	ctx, ids, mark := b.Context(), []uuid.UUID{r.ID, owed.ID}, store.Mark{Seq: 7, Durable: 1 << 40}
-	gone := outcome(r, store.Failed, 1)
+	ctx, ids, mark := b.Context(), []uuid.UUID{r.ID, owed.ID}, webhook.Mark{Seq: 7, Durable: 1 << 40}
+	gone := outcome(r, webhook.Failed, 1)
 	gone.Gone = true
 	for what, write := range map[string]func() error{
-		"Insert": func() error { _, err := b.Insert(ctx, former, mark, []store.Record{anew}); return err },
-		"Update": func() error { _, _, err := b.Update(ctx, former, mark, []store.Record{gone}); return err },
+		"Insert": func() error { _, err := b.Insert(ctx, former, mark, []webhook.Record{anew}); return err },
+		"Update": func() error { _, _, err := b.Update(ctx, former, mark, []webhook.Record{gone}); return err },
 		"Mark":   func() error { return b.Mark(ctx, former, mark) },
 		"WriteConsequence": func() error {
-			_, err := b.WriteConsequence(ctx, former, store.Consequences(nil, []store.Record{gone})[0])
+			_, err := b.WriteConsequence(ctx, former, store.Consequences(nil, []webhook.Record{gone})[0])
 			return err
 		},
 		"NoteMissing":      func() error { _, err := b.NoteMissing(ctx, former, time.Now()); return err },
 		"CancelRows":       func() error { _, _, err := b.CancelRows(ctx, former, off, ""); return err },
 		"CancelOrphans":    func() error { return b.CancelOrphans(ctx, former, ids) },
 		"CancelReassigned": func() error { return b.CancelReassigned(ctx, former, ids) },
-		"InsertMissing":    func() error { _, err := b.InsertMissing(ctx, former, []store.Record{anew}); return err },
+		"InsertMissing":    func() error { _, err := b.InsertMissing(ctx, former, []webhook.Record{anew}); return err },
 	} {
 		if err := write(); !errors.Is(err, store.ErrFenced) {
 			b.Errorf("%s: %v, want ErrFenced", what, err)
@@ -57,7 +58,7 @@ func fences(b *bench) {
 	if got, want := listen(), []string{b.fence.Echo(1)}; !slices.Equal(got, want) {
 		b.Errorf("echoes %q, want the newcomer's", got)
 	}
-	if f := b.claim(&store.Session{Start: 1}); !f.Reconcile {
+	if f := b.claim(&webhook.Session{Start: 1}); !f.Reconcile {
 		b.Error("the former holder has ended what was to be reconciled")
 	}
 }
@@ -71,22 +72,22 @@ func marks(b *bench) {
 		}
 	}
 	listen := b.Listen()
-	b.ok(b.Mark(b.Context(), b.fence, store.Mark{Seq: 2, Durable: 100, CommitAt: at}))
+	b.ok(b.Mark(b.Context(), b.fence, webhook.Mark{Seq: 2, Durable: 100, CommitAt: at}))
 	position(100, at)
-	b.ok(b.Mark(b.Context(), b.fence, store.Mark{Durable: 50, CommitAt: at.Add(time.Minute)})) // backwards, and without an echo
+	b.ok(b.Mark(b.Context(), b.fence, webhook.Mark{Durable: 50, CommitAt: at.Add(time.Minute)})) // backwards, and without an echo
 	position(100, at)
-	b.ok(b.Mark(b.Context(), b.fence, store.Mark{Durable: 110}))
+	b.ok(b.Mark(b.Context(), b.fence, webhook.Mark{Durable: 110}))
 	position(110, at)
 	r := b.owed(b.NewEndpoint(organization))
-	_, err := b.Insert(b.Context(), b.fence, store.Mark{Seq: 3, Durable: 120, CommitAt: at.Add(time.Second)}, []store.Record{r})
+	_, err := b.Insert(b.Context(), b.fence, webhook.Mark{Seq: 3, Durable: 120, CommitAt: at.Add(time.Second)}, []webhook.Record{r})
 	b.ok(err)
 	position(120, at.Add(time.Second))
-	_, _, err = b.Update(b.Context(), b.fence, store.Mark{Seq: 4}, []store.Record{outcome(r, store.Success, 1)})
+	_, _, err = b.Update(b.Context(), b.fence, webhook.Mark{Seq: 4}, []webhook.Record{outcome(r, webhook.Success, 1)})
 	b.ok(err)
 	position(120, at.Add(time.Second))
 	before := b.fence
 	before.Server = before.Server.Add(-time.Minute) // the server was started again since
-	b.ok(b.Mark(b.Context(), before, store.Mark{Seq: 5, Durable: 200}))
+	b.ok(b.Mark(b.Context(), before, webhook.Mark{Seq: 5, Durable: 200}))
 	position(120, at.Add(time.Second))
 	if got, want := listen(), []string{b.fence.Echo(2), b.fence.Echo(3), b.fence.Echo(4), b.fence.Echo(5)}; !slices.Equal(got, want) {
 		b.Errorf("echoes %q, want %q", got, want)
@@ -98,16 +99,16 @@ func marks(b *bench) {
 
 func settles(b *bench) {
 	commit := b.Begin(event(b.NewEndpoint(organization)))
-	settled := func(f store.Fence) bool {
+	settled := func(f webhook.Fence) bool {
 		b.Helper()
 		settled, err := b.ClaimVisible(b.Context(), f)
 		b.ok(err)
 		return settled
 	}
-	if !settled(b.claim(&store.Session{SlotCreated: true})) {
+	if !settled(b.claim(&webhook.Session{SlotCreated: true})) {
 		b.Error("whoever makes a slot has waited for them")
 	}
-	moved, first := b.claim(&store.Session{Start: 100, Confirmed: 101}), b.claim(&store.Session{Confirmed: 101})
+	moved, first := b.claim(&webhook.Session{Start: 100, Confirmed: 101}), b.claim(&webhook.Session{Confirmed: 101})
 	if settled(moved) || settled(first) {
 		b.Errorf("settled while a transaction is open: moved %t, first %t", settled(moved), settled(first))
 	}

@@ -10,20 +10,20 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
 // Acquire is the Store's.
-func (m *Memory) Acquire(_ context.Context, holder uuid.UUID, session *store.Session, seq uint64) (store.Fence, error) {
+func (m *Memory) Acquire(_ context.Context, holder uuid.UUID, session *webhook.Session, seq uint64) (webhook.Fence, error) {
 	pid, confirmed := m.Slot()
 	if session.PID != 0 && session.PID != pid {
-		return store.Fence{}, store.ErrSessionOver
+		return webhook.Fence{}, store.ErrSessionOver
 	}
 	next := m.NextState()
-	fence := store.Fence{Holder: holder, LastWrite: next.UpdatedAt, Server: m.Server}
+	fence := webhook.Fence{Holder: holder, LastWrite: next.UpdatedAt, Server: m.Server}
 	if next.Epoch == 0 || next.Holder != holder {
 		next.Epoch++
 	}
@@ -68,7 +68,7 @@ func (m *Memory) NextState() *State {
 }
 
 // begin opens a transaction that writes deliveries.
-func (m *Memory) begin(fence store.Fence, mark store.Mark) (*Commit, error) {
+func (m *Memory) begin(fence webhook.Fence, mark webhook.Mark) (*Commit, error) {
 	if m.Fenced(fence) {
 		return nil, store.ErrFenced
 	}
@@ -97,7 +97,7 @@ func (m *Memory) Existing(_ context.Context, ids []uuid.UUID, known map[uuid.UUI
 }
 
 // Insert is the Store's.
-func (m *Memory) Insert(_ context.Context, fence store.Fence, mark store.Mark, records []store.Record) (allNew bool, err error) {
+func (m *Memory) Insert(_ context.Context, fence webhook.Fence, mark webhook.Mark, records []webhook.Record) (allNew bool, err error) {
 	c, err := m.begin(fence, mark)
 	if err != nil {
 		return false, err
@@ -117,7 +117,7 @@ func (m *Memory) Insert(_ context.Context, fence store.Fence, mark store.Mark, r
 	return len(c.Rows) == len(records), nil
 }
 
-func newRow(r store.Record) *Row {
+func newRow(r webhook.Record) *Row {
 	from := time.Now()
 	if r.Attempt != nil {
 		from = r.Attempt.EndedAt
@@ -126,7 +126,7 @@ func newRow(r store.Record) *Row {
 }
 
 // Update is the Store's.
-func (m *Memory) Update(_ context.Context, fence store.Fence, mark store.Mark, records []store.Record) (locked, replayed []uuid.UUID, err error) {
+func (m *Memory) Update(_ context.Context, fence webhook.Fence, mark webhook.Mark, records []webhook.Record) (locked, replayed []uuid.UUID, err error) {
 	c, err := m.begin(fence, mark)
 	if err != nil {
 		return nil, nil, err
@@ -140,12 +140,12 @@ func (m *Memory) Update(_ context.Context, fence store.Fence, mark store.Mark, r
 		case old == nil:
 		case m.IsLocked(r.ID), m.missed(r.ID):
 			locked = append(locked, r.ID)
-		case old.Attempts < r.Attempts && old.Status != store.Success:
+		case old.Attempts < r.Attempts && old.Status != webhook.Success:
 			row := newRow(r)
 			row.First = old.First
 			if old.overrules(r) {
 				row.Status, row.DueAt, row.Said = old.Status, old.DueAt, old.Said
-				if old.Status == store.Pending {
+				if old.Status == webhook.Pending {
 					row.SeriesStart = r.Attempts
 				}
 				if old.Waits() {
@@ -164,7 +164,7 @@ func (m *Memory) Update(_ context.Context, fence store.Fence, mark store.Mark, r
 
 // refuse is what somebody's constraints and triggers do: they take a row in no
 // form, or with nothing that the receiver said, or none of walhook's own events.
-func (m *Memory) refuse(mark store.Mark, records []store.Record) error {
+func (m *Memory) refuse(mark webhook.Mark, records []webhook.Record) error {
 	now := time.Now()
 	for _, r := range records {
 		if now.Before(m.Refused[r.ID]) || now.Before(m.Picky[r.ID]) && r.Attempt != nil && r.Attempt.StatusCode != 0 {
@@ -178,8 +178,8 @@ func (m *Memory) refuse(mark store.Mark, records []store.Record) error {
 }
 
 // WriteConsequence is the Store's, without the events: the simulation looks at rows.
-func (m *Memory) WriteConsequence(_ context.Context, fence store.Fence, of store.Consequence) (rest []store.Consequence, err error) {
-	c, err := m.begin(fence, store.Mark{})
+func (m *Memory) WriteConsequence(_ context.Context, fence webhook.Fence, of store.Consequence) (rest []store.Consequence, err error) {
+	c, err := m.begin(fence, webhook.Mark{})
 	if err != nil {
 		return nil, err
 	}
@@ -197,7 +197,7 @@ func (m *Memory) WriteConsequence(_ context.Context, fence store.Fence, of store
 }
 
 // NoteMissing is the Store's.
-func (m *Memory) NoteMissing(_ context.Context, fence store.Fence, from time.Time) (noted time.Time, err error) {
+func (m *Memory) NoteMissing(_ context.Context, fence webhook.Fence, from time.Time) (noted time.Time, err error) {
 	if m.Fenced(fence) {
 		return time.Time{}, store.ErrFenced
 	}
@@ -213,22 +213,22 @@ const begunWithin = 250 * time.Millisecond
 
 // overrules says that an operator has said what is to become of a delivery since
 // the attempt began that an outcome is of.
-func (r *Row) overrules(outcome store.Record) bool {
+func (r *Row) overrules(outcome webhook.Record) bool {
 	changed := r.Said && outcome.Seen.Lease > 0
 	if seen := outcome.Seen; seen.DueAt.Valid {
 		changed = r.Status != seen.Status || !r.DueAt.Equal(seen.DueAt.Time)
 	}
-	if outcome.Status != store.Success {
-		return changed || r.Status == store.Cancelled
+	if outcome.Status != webhook.Success {
+		return changed || r.Status == webhook.Cancelled
 	}
 	begun := outcome.Attempt.EndedAt.Add(-outcome.Attempt.Duration - begunWithin)
-	return changed && r.Status == store.Pending && r.DueAt.After(begun)
+	return changed && r.Status == webhook.Pending && r.DueAt.After(begun)
 }
 
 // consequences are what outcomes mean beyond their rows.
-func (m *Memory) consequences(c *Commit, health []store.EndpointHealth, records []store.Record) {
+func (m *Memory) consequences(c *Commit, health []webhook.EndpointHealth, records []webhook.Record) {
 	for _, r := range records {
-		failed := func(o *Row) bool { return o.ID == r.ID && o.Status == store.Failed }
+		failed := func(o *Row) bool { return o.ID == r.ID && o.Status == webhook.Failed }
 		if r.Exhausted && !outbox.IsOwnType(r.EventType) && slices.ContainsFunc(c.Rows, failed) {
 			m.insertOwnEvent(c, outbox.TypeDeliveryExhausted, r.OrganizationID, r.ID)
 		}
@@ -255,7 +255,7 @@ func (m *Memory) disable(c *Commit, id uuid.UUID) bool {
 }
 
 // stands notes how an endpoint stands.
-func (m *Memory) stands(c *Commit, h store.EndpointHealth) {
+func (m *Memory) stands(c *Commit, h webhook.EndpointHealth) {
 	if h.Recovered {
 		c.Failures = append(c.Failures, Failure{Endpoint: h.EndpointID})
 	}
@@ -285,20 +285,20 @@ func (m *Memory) NewlyDue(_ context.Context, since time.Time) (endpoints []uuid.
 }
 
 // Waiting is the Store's.
-func (m *Memory) Waiting(_ context.Context, after uuid.UUID, limit int) (found []store.Waiting, err error) {
+func (m *Memory) Waiting(_ context.Context, after uuid.UUID, limit int) (found []webhook.Waiting, err error) {
 	for _, r := range m.Order {
 		id := r.EndpointID
-		if r.Waits() && afterID(id, after) && !slices.ContainsFunc(found, func(w store.Waiting) bool { return w.EndpointID == id }) {
-			found = append(found, store.Waiting{EndpointID: id, Enabled: m.enabled(id)})
+		if r.Waits() && afterID(id, after) && !slices.ContainsFunc(found, func(w webhook.Waiting) bool { return w.EndpointID == id }) {
+			found = append(found, webhook.Waiting{EndpointID: id, Enabled: m.enabled(id)})
 		}
 	}
-	slices.SortFunc(found, func(a, b store.Waiting) int { return compareIDs(a.EndpointID, b.EndpointID) })
+	slices.SortFunc(found, func(a, b webhook.Waiting) int { return compareIDs(a.EndpointID, b.EndpointID) })
 	return found[:min(limit, len(found))], nil
 }
 
 // Due is the Store's.
-func (m *Memory) Due(_ context.Context, pages []store.Page, take func(*store.Due)) error {
-	var found []*store.Due
+func (m *Memory) Due(_ context.Context, pages []webhook.Page, take func(*webhook.Due)) error {
+	var found []*webhook.Due
 	for _, p := range pages {
 		found = append(found, m.page(p)...)
 	}
@@ -308,9 +308,9 @@ func (m *Memory) Due(_ context.Context, pages []store.Page, take func(*store.Due
 	return nil
 }
 
-func (m *Memory) page(p store.Page) (due []*store.Due) {
+func (m *Memory) page(p webhook.Page) (due []*webhook.Due) {
 	later := func(a, b *Row) int { return cmp.Or(a.DueAt.Compare(b.DueAt), compareIDs(a.ID, b.ID)) }
-	after := &Row{Record: store.Record{ID: p.After.ID}, DueAt: p.After.DueAt.Time}
+	after := &Row{Record: webhook.Record{ID: p.After.ID}, DueAt: p.After.DueAt.Time}
 	var rows []*Row
 	for _, r := range m.Order {
 		if r.EndpointID == p.EndpointID && !m.missed(r.ID) && r.Waits() && !r.DueAt.After(time.Now()) && (!p.After.DueAt.Valid || later(r, after) > 0) {
@@ -319,8 +319,8 @@ func (m *Memory) page(p store.Page) (due []*store.Due) {
 	}
 	slices.SortFunc(rows, later)
 	for _, r := range rows[:min(p.Limit, len(rows))] {
-		d := &store.Due{ID: r.ID, EndpointID: r.EndpointID, Status: r.Status, Attempts: r.Attempts, SeriesStart: r.SeriesStart,
-			DueAt: pgtype.Timestamptz{Time: r.DueAt, Valid: true}, Reassigned: m.isReassigned(r)}
+		d := &webhook.Due{ID: r.ID, EndpointID: r.EndpointID, Status: r.Status, Attempts: r.Attempts, SeriesStart: r.SeriesStart,
+			DueAt: webhook.DueTime{Time: r.DueAt, Valid: true}, Reassigned: m.isReassigned(r)}
 		d.Event = outbox.Event{ID: r.EventID, OrganizationID: r.OrganizationID, Type: r.EventType}
 		switch e := m.Event(r.EventID); {
 		case e != nil:
@@ -350,8 +350,8 @@ func (m *Memory) Event(id uuid.UUID) *outbox.Event {
 }
 
 // CancelRows is the Store's.
-func (m *Memory) CancelRows(_ context.Context, fence store.Fence, endpoint uuid.UUID, _ string) (cancelled int, more bool, err error) {
-	c, err := m.begin(fence, store.Mark{})
+func (m *Memory) CancelRows(_ context.Context, fence webhook.Fence, endpoint uuid.UUID, _ string) (cancelled int, more bool, err error) {
+	c, err := m.begin(fence, webhook.Mark{})
 	if err != nil {
 		return 0, false, err
 	}
@@ -373,22 +373,22 @@ func (m *Memory) CancelRows(_ context.Context, fence store.Fence, endpoint uuid.
 
 func (c *Commit) cancel(r *Row) {
 	row := *r
-	row.Status = store.Cancelled
+	row.Status = webhook.Cancelled
 	c.Rows = append(c.Rows, &row)
 }
 
 // CancelReassigned is the Store's.
-func (m *Memory) CancelReassigned(_ context.Context, fence store.Fence, ids []uuid.UUID) error {
+func (m *Memory) CancelReassigned(_ context.Context, fence webhook.Fence, ids []uuid.UUID) error {
 	return m.cancelThose(fence, ids, m.isReassigned)
 }
 
 // CancelOrphans is the Store's.
-func (m *Memory) CancelOrphans(_ context.Context, fence store.Fence, ids []uuid.UUID) error {
+func (m *Memory) CancelOrphans(_ context.Context, fence webhook.Fence, ids []uuid.UUID) error {
 	return m.cancelThose(fence, ids, func(r *Row) bool { return m.settled(r) && m.Event(r.EventID) == nil })
 }
 
-func (m *Memory) cancelThose(fence store.Fence, ids []uuid.UUID, which func(*Row) bool) error {
-	c, err := m.begin(fence, store.Mark{})
+func (m *Memory) cancelThose(fence webhook.Fence, ids []uuid.UUID, which func(*Row) bool) error {
+	c, err := m.begin(fence, webhook.Mark{})
 	if err != nil {
 		return err
 	}
@@ -402,7 +402,7 @@ func (m *Memory) cancelThose(fence store.Fence, ids []uuid.UUID, which func(*Row
 }
 
 // Endpoints is the Store's.
-func (m *Memory) Endpoints(_ context.Context, ids []uuid.UUID) (found []store.Endpoint, err error) {
+func (m *Memory) Endpoints(_ context.Context, ids []uuid.UUID) (found []webhook.Endpoint, err error) {
 	for _, id := range ids {
 		if e := m.Endpoint(id); e != nil {
 			copied := e.Endpoint
@@ -442,9 +442,9 @@ func (m *Memory) Missing(_ context.Context, from store.Position, until uuid.UUID
 }
 
 // InsertMissing is the Store's.
-func (m *Memory) InsertMissing(ctx context.Context, fence store.Fence, records []store.Record) (inserted int, err error) {
+func (m *Memory) InsertMissing(ctx context.Context, fence webhook.Fence, records []webhook.Record) (inserted int, err error) {
 	before := len(m.Rows)
-	_, err = m.Insert(ctx, fence, store.Mark{}, records)
+	_, err = m.Insert(ctx, fence, webhook.Mark{}, records)
 	return len(m.Rows) - before, err
 }
 
@@ -452,13 +452,13 @@ func (m *Memory) InsertMissing(ctx context.Context, fence store.Fence, records [
 func (m *Memory) InsertLSN(context.Context) (pglogrepl.LSN, error) { return m.End(), nil }
 
 // Mark is the Store's.
-func (m *Memory) Mark(ctx context.Context, fence store.Fence, mark store.Mark) error {
+func (m *Memory) Mark(ctx context.Context, fence webhook.Fence, mark webhook.Mark) error {
 	_, err := m.Insert(ctx, fence, mark, nil)
 	return err
 }
 
 // ClaimVisible is the Store's.
-func (m *Memory) ClaimVisible(_ context.Context, fence store.Fence) (bool, error) {
+func (m *Memory) ClaimVisible(_ context.Context, fence webhook.Fence) (bool, error) {
 	if fence.ClaimXID == "" {
 		return true, nil
 	}
@@ -467,7 +467,7 @@ func (m *Memory) ClaimVisible(_ context.Context, fence store.Fence) (bool, error
 }
 
 // Reconciled is the Store's.
-func (m *Memory) Reconciled(_ context.Context, fence store.Fence) (since time.Time, err error) {
+func (m *Memory) Reconciled(_ context.Context, fence webhook.Fence) (since time.Time, err error) {
 	switch {
 	case m.Fenced(fence):
 	case m.State.ReconcileFrom.Equal(fence.ReconcileFrom) && fence.Server.Equal(m.Server):

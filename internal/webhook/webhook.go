@@ -1,4 +1,12 @@
-package store
+// Package webhook has the words that the rooms share: what is sent and to whom, what came
+// of it, and the right to act. It has no SQL and does no I/O.
+//
+//	webhook   an endpoint as it is now; an attempt and what it came to
+//	due       a delivery whose next attempt is due, and pages of them
+//	record    a delivery's row to be written, and what its transaction writes besides
+//	session   what the stream brings, and one acquisition of the slot
+//	fence     the right to write that one acquisition gives; its messages in the WAL
+package webhook
 
 import (
 	"log/slog"

@@ -1,4 +1,4 @@
-package store
+package webhook
 
 import (
 	"sync/atomic"

@@ -1,4 +1,4 @@
-package store_test
+package webhook_test
 
 import (
 	"sync"
@@ -8,12 +8,12 @@ import (
 
 	"github.com/jackc/pglogrepl"
 
-	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 func TestSessionConfirm(t *testing.T) {
 	t.Parallel()
-	s := &store.Session{Confirmed: 100}
+	s := &webhook.Session{Confirmed: 100}
 	for _, c := range []struct{ confirm, want pglogrepl.LSN }{
 		{0, 100}, {50, 100}, {100, 100}, {200, 200}, {150, 200}, {1<<64 - 1, 1<<64 - 1}, {7, 1<<64 - 1},
 	} {
@@ -24,7 +24,7 @@ func TestSessionConfirm(t *testing.T) {
 	}
 
 	t.Run("from several goroutines keeps the largest", func(t *testing.T) {
-		var s store.Session
+		var s webhook.Session
 		var wg sync.WaitGroup
 		for g := range 8 {
 			wg.Go(func() {
@@ -42,7 +42,7 @@ func TestSessionConfirm(t *testing.T) {
 
 func TestSessionLive(t *testing.T) {
 	t.Parallel()
-	live := func(t *testing.T, s *store.Session, want bool) {
+	live := func(t *testing.T, s *webhook.Session, want bool) {
 		t.Helper()
 		if got := s.Live(time.Now()); got != want {
 			t.Errorf("live: %t, want %t", got, want)
@@ -50,14 +50,14 @@ func TestSessionLive(t *testing.T) {
 	}
 	t.Run("until it ends, without a lease", func(t *testing.T) {
 		t.Parallel()
-		var s store.Session
+		var s webhook.Session
 		live(t, &s, true)
 		s.End()
 		live(t, &s, false)
 	})
 	t.Run("a void one never", func(t *testing.T) {
 		t.Parallel()
-		var s store.Session
+		var s webhook.Session
 		s.Void()
 		live(t, &s, false)
 		if !s.IsVoid() {
@@ -67,7 +67,7 @@ func TestSessionLive(t *testing.T) {
 	t.Run("for its lease after it was both seen and heard", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
-			s := store.Session{Lease: 5 * time.Second}
+			s := webhook.Session{Lease: 5 * time.Second}
 			live(t, &s, false)
 			s.Seen(time.Now())
 			live(t, &s, false)
