@@ -2,54 +2,48 @@ package deliver
 
 import (
 	"context"
-	"log/slog"
 	"testing"
 	"time"
-
-	"github.com/google/uuid"
 
 	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/internal/webhook"
 )
 
-type claimStore struct {
-	retrierStore
-	visible func(webhook.Fence) bool
-}
+// visibleClaims answers what is visible.
+type visibleClaims func(webhook.Fence) bool
 
 // ClaimVisible is the Store's.
-func (s claimStore) ClaimVisible(_ context.Context, f webhook.Fence) (bool, error) {
-	return s.visible(f), nil
+func (v visibleClaims) ClaimVisible(_ context.Context, f webhook.Fence) (bool, error) {
+	return v(f), nil
 }
 
-func retrierOfClaims() (*retrier, *schedule.Scheduler) {
+func newClaims() (*claims, *schedule.Scheduler) {
 	s := schedule.New(schedule.Options{Limits: schedule.Limits{MaxInFlight: 1, Window: 8, MaxMemory: 1 << 20}})
-	r := &retrier{scheduler: s, heartbeat: newHeartbeat("retrier"), log: slog.Default(), changeHint: s.ToScan, notVisible: map[uuid.UUID]bool{}, compare: func() {}}
-	return r, s
+	return &claims{scheduler: s, compare: func() {}}, s
 }
 
 // The process reconnects while the database is asked whether the first claim is visible.
 // The answer says nothing of the second, which has to be asked about.
 func TestVisibleOfTheFormerClaim(t *testing.T) {
 	t.Parallel()
-	r, s := retrierOfClaims()
+	c, s := newClaims()
 	first := webhook.Fence{Epoch: 1, ClaimXID: "100", Reconcile: true}
 	second := webhook.Fence{Epoch: 1, ClaimXID: "200", Reconcile: true, Moved: true}
 	var asked []string
-	r.store = claimStore{visible: func(f webhook.Fence) bool {
+	c.store = visibleClaims(func(f webhook.Fence) bool {
 		if asked = append(asked, f.ClaimXID); len(asked) == 1 {
 			s.BeginSession(&webhook.Session{}, second, 2, time.Now())
-			r.sessionClaimed(second)
+			c.sessionClaimed(second)
 		}
 		return true
-	}}
+	})
 	s.BeginSession(&webhook.Session{}, first, 1, time.Now())
-	r.sessionClaimed(first)
+	c.sessionClaimed(first)
 	for range 2 {
 		if s.ClaimVisible(second) {
 			t.Errorf("asked about claims %v, and everything counts as visible for claim 200", asked)
 		}
-		if err := r.compareWhenVisible(t.Context()); err != nil {
+		if err := c.compareWhenVisible(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -61,21 +55,21 @@ func TestVisibleOfTheFormerClaim(t *testing.T) {
 // The answer about the first claim comes when the second has just begun.
 func TestVisibleOfTheFormerClaimComesLate(t *testing.T) {
 	t.Parallel()
-	r, s := retrierOfClaims()
+	c, s := newClaims()
 	first := webhook.Fence{Epoch: 1, ClaimXID: "100", Reconcile: true}
 	second := webhook.Fence{Epoch: 1, ClaimXID: "200", Reconcile: true, Moved: true}
-	r.store = claimStore{visible: func(f webhook.Fence) bool {
+	c.store = visibleClaims(func(f webhook.Fence) bool {
 		if f.ClaimXID == "100" {
 			s.BeginSession(&webhook.Session{}, second, 2, time.Now()) // the fan-out, which logs two lines before sessionClaimed
 		}
 		return f.ClaimXID == "100"
-	}}
+	})
 	s.BeginSession(&webhook.Session{}, first, 1, time.Now())
-	r.sessionClaimed(first)
-	if err := r.compareWhenVisible(t.Context()); err != nil {
+	c.sessionClaimed(first)
+	if err := c.compareWhenVisible(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	r.sessionClaimed(second)
+	c.sessionClaimed(second)
 	if s.ClaimVisible(second) {
 		t.Error("everything counts as visible for claim 200, about which nobody has asked")
 	}

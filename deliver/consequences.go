@@ -3,27 +3,59 @@ package deliver
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"time"
 
+	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
-// An outcome's consequences (an endpoint is disabled, its health changes, an
-// organization gets an event) are written in its own transaction. If the database
-// refuses them (a deployment's constraint or trigger, a deleted event type), they are
-// deferred: outcomes are recorded without them, and they are retried separately, from
-// bounded memory, until all are written.
+const (
+	// maxDeferred bounds the deferred consequences in memory: some 100 bytes each.
+	maxDeferred = 16 << 10
 
-// deferConsequences keeps consequences whose outcomes are recorded. Those that disable
-// an endpoint are written at once: nobody may send to it any more.
-func (r *recorder) deferConsequences(ctx context.Context, consequences []store.Consequence, refused error) error {
+	// maxConsequenceTries bounds the statements that search for the refused consequences
+	// in one round, so that recording continues.
+	maxConsequenceTries = 64
+)
+
+// A consequenceStore has the statement that writes a consequence separately.
+type consequenceStore interface {
+	WriteConsequence(ctx context.Context, fence webhook.Fence, c store.Consequence) (rest []store.Consequence, err error)
+}
+
+// deferred are consequences that the database has refused. An outcome's consequences (an
+// endpoint is disabled, its health changes, an organization gets an event) are written in
+// its own transaction. If the database refuses them (a deployment's constraint or trigger,
+// a deleted event type), they are deferred: outcomes are recorded without them, and they
+// are retried separately, from bounded memory, until all are written. The recorder's loop
+// drives this.
+type deferred struct {
+	scheduler *schedule.Scheduler
+	store     consequenceStore
+	heartbeat *heartbeat
+	log       *slog.Logger
+
+	active  bool // outcomes are recorded without their consequences
+	kept    []store.Consequence
+	tried   time.Time // the last try
+	dropped bool      // some were lost, and logged
+}
+
+// due reports whether the next try is due.
+func (d *deferred) due() bool { return d.active && time.Since(d.tried) >= refusedRetry }
+
+// add keeps consequences whose outcomes are recorded. Those that disable an endpoint are
+// written at once: nobody may send to it any more.
+func (d *deferred) add(ctx context.Context, consequences []store.Consequence, refused error) error {
 	if len(consequences) == 0 {
 		return nil
 	}
-	if !r.deferring {
-		r.deferring, r.deferredTried = true, time.Now()
-		r.log.Warn("the database refuses the consequences of outcomes (disabling endpoints, endpoint health, events about them); outcomes are recorded without them, "+
+	if !d.active {
+		d.active, d.tried = true, time.Now()
+		d.log.Warn("the database refuses the consequences of outcomes (disabling endpoints, endpoint health, events about them); outcomes are recorded without them, "+
 			"and they are retried: `walhook init` restores missing event types; else check the constraints and triggers on webhook_outbox, "+
 			"webhook_endpoints and webhook_endpoint_failures", "error", refused)
 	}
@@ -32,50 +64,50 @@ func (r *recorder) deferConsequences(ctx context.Context, consequences []store.C
 		if len(c.Endpoints()) > 0 {
 			urgent = append(urgent, c)
 		} else {
-			r.keepDeferred(c)
+			d.keep(c)
 		}
 	}
-	return r.writeConsequences(ctx, urgent)
+	return d.write(ctx, urgent)
 }
 
-// keepDeferred keeps a consequence for the next try, and drops the oldest beyond
-// maxDeferred. Endpoint health goes back to the lanes: it may change until then.
-func (r *recorder) keepDeferred(c store.Consequence) {
+// keep keeps a consequence for the next try, and drops the oldest beyond maxDeferred.
+// Endpoint health goes back to the lanes: it may change until then.
+func (d *deferred) keep(c store.Consequence) {
 	if len(c.Health) > 0 {
-		r.scheduler.ReturnHealth(c.Health, time.Now())
+		d.scheduler.ReturnHealth(c.Health, time.Now())
 		return
 	}
-	r.deferred = append(r.deferred, c)
+	d.kept = append(d.kept, c)
 	n := 0
-	for i, d := range slices.Backward(r.deferred) {
-		if n += d.Len(); n <= maxDeferred {
+	for i, x := range slices.Backward(d.kept) {
+		if n += x.Len(); n <= maxDeferred {
 			continue
 		}
-		if r.deferred = r.deferred[i+1:]; !r.dropped {
-			r.dropped = true
-			r.log.Error("too many deferred consequences of outcomes; the oldest are lost: see the warning about refused consequences", "kept", maxDeferred)
+		if d.kept = d.kept[i+1:]; !d.dropped {
+			d.dropped = true
+			d.log.Error("too many deferred consequences of outcomes; the oldest are lost: see the warning about refused consequences", "kept", maxDeferred)
 		}
 		return
 	}
 }
 
-// writeDeferred tries to write all deferred consequences.
-func (r *recorder) writeDeferred(ctx context.Context) error {
-	r.deferredTried = time.Now()
-	acquired, health := r.scheduler.Fence().Epoch != 0, r.scheduler.TakeHealth()
-	all := append(r.deferred, store.Consequences(health, nil)...)
-	if r.deferred = nil; !acquired {
+// retry tries to write all deferred consequences.
+func (d *deferred) retry(ctx context.Context) error {
+	d.tried = time.Now()
+	acquired, health := d.scheduler.Fence().Epoch != 0, d.scheduler.TakeHealth()
+	all := append(d.kept, store.Consequences(health, nil)...)
+	if d.kept = nil; !acquired {
 		for _, c := range all {
-			r.keepDeferred(c)
+			d.keep(c)
 		}
 		return nil
 	}
-	if err := r.writeConsequences(ctx, all); err != nil {
+	if err := d.write(ctx, all); err != nil {
 		return err
 	}
-	if len(r.deferred) == 0 && !r.scheduler.HasHealth() {
-		r.deferring, r.dropped = false, false
-		r.log.Info("writing consequences of outcomes resumed; none are deferred")
+	if len(d.kept) == 0 && !d.scheduler.HasHealth() {
+		d.active, d.dropped = false, false
+		d.log.Info("writing consequences of outcomes resumed; none are deferred")
 	}
 	return nil
 }
@@ -83,43 +115,43 @@ func (r *recorder) writeDeferred(ctx context.Context) error {
 // flushWithin bounds the last try when the process ends. It is a part of drainMargin.
 const flushWithin = time.Second
 
-// flushDeferred tries to write the deferred consequences when all loops have ended, and
-// logs how many are lost.
-func (r *recorder) flushDeferred(ctx context.Context) {
-	if !r.deferring {
+// flush tries to write the deferred consequences when all loops have ended, and logs how
+// many are lost.
+func (d *deferred) flush(ctx context.Context) {
+	if !d.active {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, flushWithin)
 	defer cancel()
 	before := 0
-	for _, c := range r.deferred {
+	for _, c := range d.kept {
 		before += c.Len()
 	}
-	if err := r.writeDeferred(ctx); err != nil { // those under way are not kept
-		r.log.Error("deferred consequences of outcomes are lost: they could not be written before the end", "count", before, "error", err)
+	if err := d.retry(ctx); err != nil { // those under way are not kept
+		d.log.Error("deferred consequences of outcomes are lost: they could not be written before the end", "count", before, "error", err)
 		return
 	}
 	left := 0
-	for _, c := range r.deferred {
+	for _, c := range d.kept {
 		left += c.Len()
 	}
 	if left > 0 {
-		r.log.Error("deferred consequences of outcomes are lost: the database still refuses them at the end", "count", left)
+		d.log.Error("deferred consequences of outcomes are lost: the database still refuses them at the end", "count", left)
 	}
 }
 
-// writeConsequences writes what the database accepts. It bisects what is refused, and
-// keeps that and the rest after maxConsequenceTries, the rest first for the next round.
-func (r *recorder) writeConsequences(ctx context.Context, all []store.Consequence) error {
-	fence := r.scheduler.Fence()
+// write writes what the database accepts. It bisects what is refused, and keeps that and
+// the rest after maxConsequenceTries, the rest first for the next round.
+func (d *deferred) write(ctx context.Context, all []store.Consequence) error {
+	fence := d.scheduler.Fence()
 	var refused []store.Consequence
 	for tries := 0; len(all) > 0 && tries < maxConsequenceTries; tries++ {
 		c := all[0]
 		all = all[1:]
-		r.heartbeat.beat()
+		d.heartbeat.beat()
 		var rest []store.Consequence
 		err := bounded(ctx, func(ctx context.Context) (err error) {
-			rest, err = r.store.WriteConsequence(ctx, fence, c)
+			rest, err = d.store.WriteConsequence(ctx, fence, c)
 			return err
 		})
 		switch {
@@ -135,7 +167,7 @@ func (r *recorder) writeConsequences(ctx context.Context, all []store.Consequenc
 		}
 	}
 	for _, c := range append(all, refused...) {
-		r.keepDeferred(c)
+		d.keep(c)
 	}
 	return nil
 }

@@ -53,8 +53,8 @@ func TestDeferredConsequencesAreWrittenAtAGracefulStop(t *testing.T) {
 			db := &refusingConsequences{refused: refused}
 			e := New(Config{Limits: small, Store: db, Sender: send.NewSender(send.SenderConfig{Timeout: time.Second}), Log: slog.New(slog.NewTextHandler(&text, nil))})
 			e.scheduler.BeginSession(&webhook.Session{}, webhook.Fence{Epoch: 1}, 0, time.Now())
-			e.recorder.deferring, e.recorder.deferredTried = true, time.Now()
-			e.recorder.deferred = store.Consequences(nil, []webhook.Record{{ID: uuid.New(), EventType: "payment.failed", Exhausted: true, Attempt: &webhook.Attempt{}}})
+			e.recorder.deferred.active, e.recorder.deferred.tried = true, time.Now()
+			e.recorder.deferred.kept = store.Consequences(nil, []webhook.Record{{ID: uuid.New(), EventType: "payment.failed", Exhausted: true, Attempt: &webhook.Attempt{}}})
 			ctx, stop := context.WithCancel(t.Context())
 			stop()
 			if err := e.Run(ctx, make(emptyStream)); err != nil {

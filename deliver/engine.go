@@ -6,9 +6,10 @@
 //	workers        attempts under way; package send makes each of them
 //	recorder       outcomes → rows, in batches
 //	consequences   effects of outcomes beyond their rows, if the database refuses them
-//	retrier        due rows → lanes
+//	retrier        due rows → lanes; the finder finds which endpoints have some
+//	claims         when a comparison may start after a session has claimed the slot
 //	directory      current endpoints → lanes
-//	reconciler     owed deliveries that the stream will never bring → rows
+//	reconciler     owed deliveries that the stream will never bring; the inserter writes their rows
 //	heartbeat      shows that each loop makes progress
 //	failure        an operation that keeps failing, for /readyz
 //
@@ -38,9 +39,13 @@ import (
 type Store interface {
 	fanOutStore
 	recorderStore
+	consequenceStore
 	retrierStore
+	claimStore
+	finderStore
 	directoryStore
 	reconcilerStore
+	inserterStore
 }
 
 // Config configures an Engine. Store, Sender and Log are required.
@@ -90,14 +95,18 @@ func New(c Config) *Engine {
 
 func newEngine(c Config, s *schedule.Scheduler) *Engine {
 	e := &Engine{scheduler: s, send: c.Sender.Send, observe: c.Observe, log: c.Log, timeout: c.Timeout, stopped: make(chan struct{})}
-	e.recorder = &recorder{scheduler: s, store: c.Store, heartbeat: e.newHeartbeat("recorder"), log: c.Log, lock: newWriterLock()}
-	e.retrier = &retrier{scheduler: s, store: c.Store, heartbeat: e.newHeartbeat("retrier"), log: c.Log, changeHint: s.ToScan, notVisible: map[uuid.UUID]bool{}}
+	recording, retrying, reconciling := e.newHeartbeat("recorder"), e.newHeartbeat("retrier"), newHeartbeat("reconciler")
+	e.recorder = &recorder{scheduler: s, store: c.Store, heartbeat: recording, log: c.Log, lock: newWriterLock(),
+		deferred: deferred{scheduler: s, store: c.Store, heartbeat: recording, log: c.Log}}
+	e.retrier = &retrier{scheduler: s, store: c.Store, heartbeat: retrying, log: c.Log, changeHint: s.ToScan, notVisible: map[uuid.UUID]bool{},
+		claims: &claims{scheduler: s, store: c.Store}, finder: &finder{scheduler: s, store: c.Store, heartbeat: retrying}}
 	e.directory = &directory{scheduler: s, store: c.Store, sender: c.Sender, heartbeat: e.newHeartbeat("directory"), log: c.Log}
 	e.clock = &clock{scheduler: s, heartbeat: e.newHeartbeat("clock")}
-	e.reconciler = &reconciler{scheduler: s, store: c.Store, recorder: e.recorder, window: c.RecoveryWindow,
-		announce: e.retrier.changeHint.Raise, log: c.Log, wake: schedule.NewSignal(), heartbeat: newHeartbeat("reconciler")}
+	e.reconciler = &reconciler{scheduler: s, store: c.Store, window: c.RecoveryWindow,
+		announce: e.retrier.changeHint.Raise, log: c.Log, wake: schedule.NewSignal(), heartbeat: reconciling,
+		inserter: &inserter{scheduler: s, store: c.Store, recorder: e.recorder, heartbeat: reconciling, log: c.Log}}
 	e.recorder.compare = e.reconciler.wake.Raise
-	e.retrier.compare = e.reconciler.wake.Raise
+	e.retrier.claims.compare = e.reconciler.wake.Raise
 	e.fanOut = &fanOut{scheduler: s, store: c.Store, recorder: e.recorder, holder: uuid.New(), acquired: e.acquired,
 		heartbeat: e.newHeartbeat("fan-out"), log: c.Log}
 	e.workers.work = make(chan *schedule.Delivery, c.MaxInFlight)
@@ -113,7 +122,7 @@ func (e *Engine) newHeartbeat(name string) *heartbeat {
 
 // acquired has the retrier start for a new session.
 func (e *Engine) acquired(fence webhook.Fence) {
-	e.retrier.sessionClaimed(fence)
+	e.retrier.claims.sessionClaimed(fence)
 	e.retrier.changeHint.Raise()
 }
 
@@ -219,7 +228,7 @@ func (e *Engine) Run(ctx context.Context, source Source) error {
 	wg.Wait()
 	e.attempts.Wait()
 	if ctx.Err() != nil && !errors.Is(err, store.ErrFenced) {
-		e.recorder.flushDeferred(context.WithoutCancel(ctx))
+		e.recorder.deferred.flush(context.WithoutCancel(ctx))
 	}
 	return err
 }

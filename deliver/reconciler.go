@@ -1,15 +1,12 @@
 package deliver
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"log/slog"
-	"slices"
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pglogrepl"
 
 	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/internal/store"
@@ -34,18 +31,6 @@ const (
 	// nothing is missing, one wait is enough.
 	maxCandidates = 64_000
 
-	// insertMin and insertMax are the rows of one transaction, at first and at most:
-	// some 30 ms and 100 ms of PostgreSQL's time. The recorder waits for its end.
-	insertMin = 2000
-	insertMax = 8000
-
-	// insertSlow and insertQuick adapt the size of transactions, so that none takes a
-	// second: half after a slower one, but not below insertMin, where rows no longer take
-	// most of the time; double after a quicker one. One that timed out is tried again
-	// with a quarter.
-	insertSlow  = 400 * time.Millisecond
-	insertQuick = 150 * time.Millisecond
-
 	// announceEvery limits how often the retrier is told of inserted rows: it then scans
 	// all endpoints, which takes PostgreSQL as long as inserting some thousand rows.
 	announceEvery = 5 * time.Second
@@ -59,10 +44,7 @@ const (
 type reconcilerStore interface {
 	Now(ctx context.Context) (time.Time, error)
 	Missing(ctx context.Context, from store.Position, until uuid.UUID, limit int) (store.Compared, error)
-	InsertMissing(ctx context.Context, fence webhook.Fence, records []webhook.Record) (inserted int, err error)
 	AnyMissing(ctx context.Context, after, until time.Time) (bool, error)
-	InsertLSN(ctx context.Context) (pglogrepl.LSN, error)
-	Mark(ctx context.Context, fence webhook.Fence, mark webhook.Mark) error
 	Reconciled(ctx context.Context, fence webhook.Fence) (since time.Time, err error)
 }
 
@@ -78,7 +60,7 @@ type reconcilerStore interface {
 type reconciler struct {
 	scheduler *schedule.Scheduler
 	store     reconcilerStore
-	recorder  *recorder
+	inserter  *inserter
 	window    time.Duration // how far back a comparison reaches at most
 	announce  func()        // tells the retrier that rows were inserted
 	log       *slog.Logger
@@ -87,7 +69,6 @@ type reconciler struct {
 
 	comparison comparison
 	pageSize   int // owed deliveries in the next page
-	insertSize int // rows in the next transaction
 }
 
 // A comparison is a reconciler's progress. It survives a failed try, and a reconnect if
@@ -96,9 +77,7 @@ type comparison struct {
 	cause       schedule.Cause
 	start, from time.Time // of span
 	upto        store.Position
-	allVisible  bool // all was visible when it began; else it is repeated
-	inserted    int
-	refused     int       // rows refused by a constraint or trigger of the deployment
+	allVisible  bool      // all was visible when it began; else it is repeated
 	announced   time.Time // the last announcement
 }
 
@@ -133,23 +112,24 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 		}
 		start, from := r.span(fence.ReconcileFrom, now)
 		*c = comparison{cause: cause, start: start, from: from, upto: store.Position{Event: outbox.TimeID(from)}, allVisible: r.scheduler.ClaimVisible(fence)}
-		r.pageSize, r.insertSize = comparePageMax, insertMin
+		r.pageSize = comparePageMax
+		r.inserter.begin()
 	}
 	for end := false; !end; {
 		candidates, upto, last, err := r.collect(ctx)
 		if err != nil {
 			return err
 		}
-		if err := r.insertMissing(ctx, session, fence, candidates); err != nil {
+		if err := r.insert(ctx, session, fence, candidates); err != nil {
 			return err
 		}
 		r.comparison.upto, end = upto, last
 	}
-	if r.comparison.inserted > 0 {
+	if r.inserter.inserted > 0 {
 		r.announce()
 	}
 	if !r.comparison.allVisible { // the retrier starts another comparison
-		r.log.Info("compared the outbox with its deliveries; comparing again when open transactions have ended", "inserted", r.comparison.inserted)
+		r.log.Info("compared the outbox with its deliveries; comparing again when open transactions have ended", "inserted", r.inserter.inserted)
 		r.comparison = comparison{}
 		return nil
 	}
@@ -173,11 +153,11 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 		return nil
 	}
 	r.scheduler.Compared(cause)
-	if n := r.comparison.refused; n > 0 {
+	if n := r.inserter.refused; n > 0 {
 		r.log.Error("the database refuses rows of owed deliveries: check the constraints and triggers on webhook_deliveries; to compare again at the next start: "+
 			"UPDATE webhook_state SET reconcile_from = 'epoch'", "count", n)
 	}
-	r.log.Info("reconciled the outbox with its deliveries", "from", r.comparison.from.UTC(), "inserted", r.comparison.inserted)
+	r.log.Info("reconciled the outbox with its deliveries", "from", r.comparison.from.UTC(), "inserted", r.inserter.inserted)
 	r.comparison = comparison{}
 	return nil
 }
@@ -250,118 +230,19 @@ func (r *reconciler) reportBeyondWindow(ctx context.Context, start, from time.Ti
 	}
 }
 
-// insertMissing waits, and inserts the candidates that still have no row. The INSERT is
-// the second check: it finds existing rows, whatever its snapshot shows.
-func (r *reconciler) insertMissing(ctx context.Context, session *webhook.Session, fence webhook.Fence, candidates []store.Candidate) error {
+// insert has the inserter insert what is still missing, and tells the retrier.
+func (r *reconciler) insert(ctx context.Context, session *webhook.Session, fence webhook.Fence, candidates []store.Candidate) error {
 	if len(candidates) == 0 {
 		return nil
 	}
-	if err := r.awaitConfirmed(ctx, session); err != nil {
+	if err := r.inserter.insert(ctx, session, fence, candidates); err != nil {
 		return err
 	}
-	// As the recorder does: rows that are refused are found, logged and passed over.
-	writer := &recorder{scheduler: r.scheduler, heartbeat: r.heartbeat, log: r.log}
-	b := &batch{fence: fence, refused: map[uuid.UUID]bool{}, skip: func(context.Context, webhook.Record) error { return nil },
-		send: func(_ context.Context, _ webhook.Mark, part []webhook.Record) error {
-			return r.insert(ctx, fence, part) // bounds each transaction itself
-		}}
-	records := make([]webhook.Record, 0, min(len(candidates), insertMax))
-	for chunk := range slices.Chunk(candidates, insertMax) {
-		// By endpoint, so that neighbours in the index on (endpoint_id, next_attempt_at)
-		// follow each other: an eighth faster.
-		slices.SortFunc(chunk, func(a, b store.Candidate) int {
-			return cmp.Or(schedule.CompareIDs(a.EndpointID, b.EndpointID), schedule.CompareIDs(a.ID, b.ID))
-		})
-		records = records[:0]
-		for _, c := range chunk {
-			records = append(records, webhook.Record{ID: c.ID, EventID: c.EventID, EndpointID: c.EndpointID,
-				OrganizationID: c.OrganizationID, EventType: c.EventType, Status: webhook.Pending})
-		}
-		if err := writer.write(ctx, b, records); err != nil {
-			return err
-		}
-	}
-	r.comparison.refused += len(b.refused)
 	if time.Since(r.comparison.announced) >= announceEvery {
 		r.comparison.announced = time.Now()
 		r.announce()
 	}
 	return nil
-}
-
-// insert writes rows in transactions that are short enough. A retry skips the rows that
-// the failed try has inserted.
-func (r *reconciler) insert(ctx context.Context, fence webhook.Fence, records []webhook.Record) error {
-	for len(records) > 0 {
-		part := records[:min(r.insertSize, len(records))]
-		for i := range part {
-			part[i].Wait = r.scheduler.PendingWait(part[i].ID)
-		}
-		began := time.Now()
-		err := bounded(ctx, func(ctx context.Context) error {
-			n, err := r.store.InsertMissing(ctx, fence, part)
-			r.comparison.inserted += n
-			r.scheduler.InsertedMissing(n)
-			return err
-		})
-		switch took := time.Since(began); {
-		case err != nil && store.TimedOut(err):
-			r.insertSize = max(r.insertSize/4, 1)
-		case took > insertSlow:
-			r.insertSize = max(r.insertSize/2, min(r.insertSize, insertMin))
-		case err == nil && took < insertQuick && len(part) == r.insertSize:
-			r.insertSize = min(r.insertSize*2, insertMax)
-		}
-		if err != nil {
-			return err
-		}
-		records = records[len(part):]
-	}
-	return nil
-}
-
-// awaitConfirmed waits until everything committed by now is recorded and confirmed. A
-// marker moves the position of an idle database. Deliveries to slow receivers are parked
-// meanwhile. It fails in another session, whose positions may mean something else.
-func (r *reconciler) awaitConfirmed(ctx context.Context, session *webhook.Session) error {
-	lsn, err := r.store.InsertLSN(ctx)
-	if err != nil {
-		return err
-	}
-	if err := r.writeMarker(ctx); err != nil {
-		return err
-	}
-	for {
-		now, confirmed := r.scheduler.Confirmed()
-		if now != session {
-			return errors.New("the stream reconnected meanwhile")
-		}
-		if confirmed >= lsn {
-			return nil
-		}
-		if !r.heartbeat.sleep(ctx, schedule.ParkEvery) {
-			return ctx.Err()
-		}
-	}
-}
-
-// writeMarker retries until the marker is written: without an echo of its number, nothing
-// is confirmed until the next batch.
-func (r *reconciler) writeMarker(ctx context.Context) error {
-	if !r.recorder.lock.acquire(ctx, r.heartbeat) {
-		return ctx.Err()
-	}
-	defer r.recorder.lock.release()
-	seq := r.scheduler.NextSeq()
-	for {
-		err := bounded(ctx, func(ctx context.Context) error { return r.store.Mark(ctx, r.scheduler.Fence(), webhook.Mark{Seq: seq}) })
-		if err == nil || errors.Is(err, store.ErrFenced) {
-			return err
-		}
-		if !r.heartbeat.sleep(ctx, 4*retryPause) {
-			return ctx.Err()
-		}
-	}
 }
 
 // bounded runs a statement within statementTimeout.

@@ -43,8 +43,8 @@ func TestMarkerIsRetriedUntilItIsWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := schedule.New(schedule.Options{Limits: small})
 		db := &refusing{left: 3}
-		r := &reconciler{scheduler: w, store: db, recorder: &recorder{lock: newWriterLock()}, heartbeat: newHeartbeat("reconciler")}
-		if err := r.writeMarker(t.Context()); err != nil {
+		r := &recorder{scheduler: w, store: db, lock: newWriterLock()}
+		if err := r.writeMarker(t.Context(), newHeartbeat("reconciler")); err != nil {
 			t.Fatal(err)
 		}
 		if taken := w.NextSeq() - 1; len(db.written) != 1 || db.written[0] != taken {
@@ -156,8 +156,9 @@ func (o *owing) Reconciled(_ context.Context, fence webhook.Fence) (time.Time, e
 func newReconciler(db Store) *reconciler {
 	s := schedule.New(schedule.Options{Limits: small})
 	s.BeginSession(&webhook.Session{}, webhook.Fence{Epoch: 1, Reconcile: true, ReconcileFrom: time.Unix(0, 0)}, 0, time.Now())
-	return &reconciler{scheduler: s, store: db, recorder: &recorder{lock: newWriterLock()}, heartbeat: newHeartbeat("reconciler"),
-		announce: func() {}, log: slog.New(slog.DiscardHandler), wake: schedule.NewSignal(), window: time.Hour}
+	log, heartbeat := slog.New(slog.DiscardHandler), newHeartbeat("reconciler")
+	return &reconciler{scheduler: s, store: db, heartbeat: heartbeat, announce: func() {}, log: log, wake: schedule.NewSignal(), window: time.Hour,
+		inserter: &inserter{scheduler: s, store: db, recorder: &recorder{scheduler: s, store: db, lock: newWriterLock()}, heartbeat: heartbeat, log: log}}
 }
 
 func TestComparisonOfOneEventForVeryMany(t *testing.T) {

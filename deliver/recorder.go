@@ -28,13 +28,6 @@ const (
 	// tried again: somebody has to fix the cause first.
 	refusedRetry = 5 * time.Second
 
-	// maxDeferred bounds the deferred consequences in memory: some 100 bytes each.
-	maxDeferred = 16 << 10
-
-	// maxConsequenceTries bounds the statements that search for the refused consequences
-	// in one round, so that recording continues.
-	maxConsequenceTries = 64
-
 	// statementTimeout bounds every statement, so that each loop beats within wedgedAfter.
 	statementTimeout = 8 * time.Second
 
@@ -49,7 +42,6 @@ type recorderStore interface {
 	Insert(ctx context.Context, fence webhook.Fence, mark webhook.Mark, records []webhook.Record) (allNew bool, err error)
 	Update(ctx context.Context, fence webhook.Fence, mark webhook.Mark, records []webhook.Record) (locked, replayed []uuid.UUID, err error)
 	NoteMissing(ctx context.Context, fence webhook.Fence, from time.Time) (noted time.Time, err error)
-	WriteConsequence(ctx context.Context, fence webhook.Fence, c store.Consequence) (rest []store.Consequence, err error)
 	Mark(ctx context.Context, fence webhook.Fence, mark webhook.Mark) error
 }
 
@@ -68,11 +60,7 @@ type recorder struct {
 	refusedTried    time.Time            // the last try of refused
 	refusedReported bool                 // refused rows were logged
 	compare         func()               // starts a comparison of outbox and deliveries
-
-	deferring     bool                // consequences are written separately from outcomes
-	deferred      []store.Consequence // consequences that are not written yet
-	deferredTried time.Time           // the last try of deferred
-	dropped       bool                // some were lost, and logged
+	deferred        deferred
 }
 
 // A writerLock is held while a numbered batch is written, from taking the number to
@@ -112,8 +100,8 @@ func (r *recorder) run(ctx context.Context) error {
 			return nil
 		case timerFired:
 			r.retryWaiting()
-			if r.deferring && time.Since(r.deferredTried) >= refusedRetry {
-				if err := r.writeDeferred(ctx); err != nil {
+			if r.deferred.due() {
+				if err := r.deferred.retry(ctx); err != nil {
 					return err
 				}
 			}
@@ -172,7 +160,7 @@ func (r *recorder) recordOnce(ctx context.Context) error {
 }
 
 func (r *recorder) recordNew(ctx context.Context) error {
-	taken := r.scheduler.TakeNew(!r.deferring)
+	taken := r.scheduler.TakeNew(!r.deferred.active)
 	if taken == nil {
 		return nil
 	}
@@ -198,7 +186,7 @@ func (r *recorder) recordNew(ctx context.Context) error {
 }
 
 func (r *recorder) recordExisting(ctx context.Context) error {
-	taken := r.scheduler.TakeExisting(!r.deferring)
+	taken := r.scheduler.TakeExisting(!r.deferred.active)
 	if taken == nil {
 		return nil
 	}
@@ -221,6 +209,25 @@ func (r *recorder) recordExisting(ctx context.Context) error {
 	locked, refused := r.scheduler.Updated(taken, isLocked, b.refused, isReplayed, time.Now())
 	r.locked, r.refused = append(r.locked, locked...), append(r.refused, refused...)
 	return nil
+}
+
+// writeMarker writes a batch without records for another loop. It retries until that is
+// written: without an echo of its number, nothing is confirmed until the next batch.
+func (r *recorder) writeMarker(ctx context.Context, h *heartbeat) error {
+	if !r.lock.acquire(ctx, h) {
+		return ctx.Err()
+	}
+	defer r.lock.release()
+	seq := r.scheduler.NextSeq()
+	for {
+		err := bounded(ctx, func(ctx context.Context) error { return r.store.Mark(ctx, r.scheduler.Fence(), webhook.Mark{Seq: seq}) })
+		if err == nil || errors.Is(err, store.ErrFenced) {
+			return err
+		}
+		if !h.sleep(ctx, 4*retryPause) {
+			return ctx.Err()
+		}
+	}
 }
 
 // A batch is a set of records that is being written.
@@ -301,7 +308,7 @@ func (r *recorder) try(ctx context.Context, b *batch, mark webhook.Mark, part []
 	}
 	consequences := store.Consequences(mark.Health, part)
 	var refused error
-	if !r.deferring {
+	if !r.deferred.active {
 		if refused = send(mark); refused == nil || len(consequences) == 0 || !isRefusal(refused) {
 			return refused
 		}
@@ -310,7 +317,7 @@ func (r *recorder) try(ctx context.Context, b *batch, mark webhook.Mark, part []
 	if err := send(mark); err != nil {
 		return err
 	}
-	return r.deferConsequences(ctx, consequences, refused)
+	return r.deferred.add(ctx, consequences, refused)
 }
 
 // passOver lets a batch commit without a row that the database refuses in every form.
@@ -339,7 +346,7 @@ func (r *recorder) passOver(ctx context.Context, b *batch, of webhook.Record, ca
 	}
 	for _, c := range store.Consequences(nil, []webhook.Record{of}) {
 		if len(c.Endpoints()) > 0 {
-			return r.deferConsequences(ctx, []store.Consequence{c}, cause)
+			return r.deferred.add(ctx, []store.Consequence{c}, cause)
 		}
 	}
 	return nil

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -16,39 +15,11 @@ import (
 	"github.com/walhook/walhook/internal/webhook"
 )
 
-const (
-	// pollEvery is how often the table is polled for rows that have become due: a due row
-	// is to be picked up within a second.
-	pollEvery = 250 * time.Millisecond
-
-	// hintEvery limits change hints: anybody can send them, and each starts a scan of
-	// all endpoints with unfinished rows.
-	hintEvery = 100 * time.Millisecond
-
-	// pollOverlap is how far a poll reaches back beyond the last one: rows that a
-	// transaction made due are visible only after its commit.
-	pollOverlap = time.Second
-
-	// scanEvery and scanPage pace the scan of all endpoints with unfinished rows. It
-	// finds rows that no lane, hint or poll has reported. A page takes PostgreSQL about
-	// 20 ms, on a table with 46 partitions.
-	scanEvery = 2 * time.Second
-	scanPage  = 100
-
-	// scanPages bounds the pages of an immediate scan in one round, so that fetching for
-	// lanes continues.
-	scanPages = 5
-
-	// lanesPerFetch bounds the lanes that one query fetches for.
-	lanesPerFetch = 32
-)
+// lanesPerFetch bounds the lanes that one query fetches for.
+const lanesPerFetch = 32
 
 // A retrierStore has the retrier's statements.
 type retrierStore interface {
-	ClaimVisible(ctx context.Context, fence webhook.Fence) (bool, error)
-	Now(ctx context.Context) (time.Time, error)
-	NewlyDue(ctx context.Context, since time.Time) (endpoints []uuid.UUID, now time.Time, all bool, err error)
-	Waiting(ctx context.Context, after uuid.UUID, limit int) ([]webhook.Waiting, error)
 	Due(ctx context.Context, pages []webhook.Page, take func(*webhook.Due)) error
 	CancelRows(ctx context.Context, fence webhook.Fence, endpoint uuid.UUID, reason string) (cancelled int, more bool, err error)
 	CancelReassigned(ctx context.Context, fence webhook.Fence, ids []uuid.UUID) error
@@ -61,30 +32,17 @@ type retrierStore interface {
 type retrier struct {
 	scheduler  *schedule.Scheduler
 	store      retrierStore
+	claims     *claims
+	finder     *finder
 	heartbeat  *heartbeat
 	log        *slog.Logger
 	changeHint schedule.Signal // somebody else has changed deliveries or endpoints
 	failure    failure
-
-	compare       func()        // starts a comparison of outbox and deliveries
-	visibleAsked  time.Time     // the last check whether the claim is visible
-	comparedEarly bool          // a comparison ran before all was visible; another follows
-	claimed       time.Time     // when the slot was claimed; zero: no comparison waits
-	claim         webhook.Fence // of the session that claimed last
-	mu            sync.Mutex    // guards claimed and comparedEarly, which the fan-out sets
-
 	notVisible map[uuid.UUID]bool // endpoints with rows of transactions that are not visible yet
-	since      time.Time          // by PostgreSQL's clock: rows due by then have been reported
-	polled     time.Time
-	hinted     time.Time
-	rescan     bool      // a second scan is due: the stream brings a hint before the change is visible
-	cursor     uuid.UUID // of the scan: the last endpoint read
-	scanned    time.Time
-	scansDue   int // immediately: one under way, and another for changes since it began
 }
 
 func (r *retrier) run(ctx context.Context) error {
-	r.scansDue = 1
+	r.finder.scanNow()
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
 	failing := false
@@ -109,15 +67,14 @@ func (r *retrier) run(ctx context.Context) error {
 			r.log.Info("polling for due deliveries resumed")
 		}
 		hint := r.changeHint
-		if time.Since(r.hinted) < hintEvery {
+		if !r.finder.mayHint() {
 			hint = nil // the next tick sees it
 		}
 		switch r.heartbeat.wait(ctx, tick.C, hint, r.scheduler.ToFetch) {
 		case stopped:
 			return nil
 		case firstSignal:
-			r.hinted, r.rescan = time.Now(), true
-			r.scanNow()
+			r.finder.hint()
 		case secondSignal:
 			if err != nil && !r.heartbeat.sleep(ctx, pollEvery) {
 				return nil
@@ -131,137 +88,22 @@ func (r *retrier) runOnce(ctx context.Context) error {
 	if !r.scheduler.MayFetch(time.Now()) {
 		return nil
 	}
-	if err := r.compareWhenVisible(ctx); err != nil {
+	if err := r.claims.compareWhenVisible(ctx); err != nil {
 		return err
 	}
-	if time.Since(r.polled) >= pollEvery/2 {
-		if err := r.poll(ctx); err != nil {
+	if r.finder.pollDue() {
+		r.retryNotVisible()
+		if err := r.finder.poll(ctx); err != nil {
 			return err
 		}
 	}
-	if r.rescan && time.Since(r.hinted) >= pollEvery {
-		r.rescan = false
-		r.scanNow()
-	}
-	for range scanPages {
-		if r.scansDue == 0 && time.Since(r.scanned) < scanEvery {
-			break
-		}
-		if err := r.scan(ctx); err != nil {
-			return err
-		}
-	}
-	if r.scansDue > 0 {
-		r.scheduler.ToFetch.Raise()
+	if err := r.finder.scan(ctx); err != nil {
+		return err
 	}
 	if err := r.cancel(ctx); err != nil {
 		return err
 	}
 	return r.fetch(ctx)
-}
-
-// sessionClaimed notes that a session has claimed the slot. A comparison waits if one is
-// due, or if transactions from before the claim may not be visible yet.
-func (r *retrier) sessionClaimed(fence webhook.Fence) {
-	visible := r.scheduler.ClaimVisible(fence)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.claim, r.claimed, r.comparedEarly = fence, time.Time{}, false
-	if fence.Reconcile || !visible {
-		r.claimed = time.Now()
-	}
-}
-
-// visibleWithin bounds how long a comparison waits for transactions from before the
-// claim. If long ones are still open, it compares what is visible, and once more when
-// they have ended.
-const visibleWithin = 3 * time.Second
-
-// visibleEvery is how often the retrier checks whether those have ended.
-const visibleEvery = time.Second
-
-// compareWhenVisible starts the comparison once all transactions are visible that the
-// stream will not bring.
-func (r *retrier) compareWhenVisible(ctx context.Context) error {
-	r.mu.Lock()
-	fence, claimed, early := r.claim, r.claimed, r.comparedEarly
-	r.mu.Unlock()
-	if claimed.IsZero() || early && time.Since(r.visibleAsked) < visibleEvery {
-		return nil
-	}
-	r.visibleAsked = time.Now()
-	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
-	defer cancel()
-	visible, err := r.store.ClaimVisible(ctx, fence)
-	if err != nil {
-		return err
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.claimed != claimed { // another session has claimed
-		return nil
-	}
-	switch {
-	case visible:
-		r.claimed = time.Time{}
-		r.scheduler.SetClaimVisible(fence)
-		r.compare()
-	case !r.comparedEarly && time.Since(claimed) > visibleWithin:
-		r.comparedEarly = true
-		r.compare()
-	}
-	return nil
-}
-
-func (r *retrier) poll(ctx context.Context) error {
-	r.retryNotVisible()
-	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
-	defer cancel()
-	if r.since.IsZero() {
-		now, err := r.store.Now(ctx)
-		if err != nil {
-			return err
-		}
-		r.since = now // the first scan finds older rows
-	}
-	endpoints, now, all, err := r.store.NewlyDue(ctx, r.since.Add(-pollOverlap))
-	if err != nil {
-		return err
-	}
-	r.since, r.polled = now, time.Now()
-	if !all {
-		r.scanNow()
-	}
-	r.scheduler.FoundDue(endpoints, r.polled)
-	return nil
-}
-
-func (r *retrier) scan(ctx context.Context) error {
-	r.heartbeat.beat()
-	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
-	defer cancel()
-	found, err := r.store.Waiting(ctx, r.cursor, scanPage)
-	if err != nil {
-		return err
-	}
-	r.scanned = time.Now()
-	r.scheduler.FoundWaiting(found, r.scanned)
-	if n := len(found); n > 0 {
-		r.cursor = found[n-1].EndpointID
-	}
-	if len(found) < scanPage {
-		r.cursor, r.scansDue = uuid.Nil, max(r.scansDue-1, 0)
-	}
-	return nil
-}
-
-// scanNow starts a scan at once. A scan that is under way has passed some endpoints
-// already, so another one follows it.
-func (r *retrier) scanNow() {
-	r.scansDue = 1
-	if r.cursor != uuid.Nil {
-		r.scansDue = 2
-	}
 }
 
 // fetch reads pages back to back while lanes have room, for at most pollEvery.
