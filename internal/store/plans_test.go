@@ -2,19 +2,13 @@ package store_test
 
 import (
 	"encoding/json"
-	"fmt"
-	"maps"
 	"math"
-	"regexp"
-	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
@@ -22,177 +16,6 @@ import (
 	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
-
-// An explained is the plan of a statement as the store really ran it: in its
-// transaction, with its settings and its parameters. auto_explain reports it.
-type explained struct {
-	Query string   `json:"Query Text"`
-	Plan  planNode `json:"Plan"`
-	Took  time.Duration
-	text  string
-}
-
-type planNode struct {
-	Type     string     `json:"Node Type"`
-	Relation string     `json:"Relation Name"`
-	Index    string     `json:"Index Name"`
-	Rows     float64    `json:"Actual Rows"`
-	Loops    float64    `json:"Actual Loops"`
-	Removed  float64    `json:"Rows Removed by Filter"`
-	Unjoined float64    `json:"Rows Removed by Join Filter"`
-	Hit      int        `json:"Shared Hit Blocks"`
-	Read     int        `json:"Shared Read Blocks"`
-	Plans    []planNode `json:"Plans"`
-}
-
-func (n *planNode) walk(visit func(*planNode)) {
-	visit(n)
-	for i := range n.Plans {
-		n.Plans[i].walk(visit)
-	}
-}
-
-// plans collects what auto_explain says on a pool's connections.
-type plans struct {
-	mu  sync.Mutex
-	all []explained
-	bad []error
-}
-
-var duration = regexp.MustCompile(`^duration: ([0-9.]+) ms +plan:`)
-
-func (p *plans) notice(_ *pgconn.PgConn, n *pgconn.Notice) {
-	match := duration.FindStringSubmatch(n.Message)
-	if match == nil {
-		return
-	}
-	e := explained{text: n.Message}
-	err := json.Unmarshal([]byte(n.Message[len(match[0]):]), &e)
-	e.Took, _ = time.ParseDuration(match[1] + "ms")
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if err != nil {
-		p.bad = append(p.bad, err)
-	}
-	p.all = append(p.all, e)
-}
-
-// take returns the plans of the statements that hold a text, since the last time.
-func (p *plans) take(t testing.TB, holding string) (found []explained) {
-	t.Helper()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, err := range p.bad {
-		t.Error(err)
-	}
-	for _, e := range p.all {
-		if strings.Contains(e.Query, holding) {
-			found = append(found, e)
-		}
-	}
-	p.all = nil
-	return found
-}
-
-// explaining returns a store whose plans can be looked at. mode is plan_cache_mode.
-func explaining(t testing.TB, db *pgtest.DB, mode string) (*store.Store, *plans) {
-	t.Helper()
-	p := &plans{}
-	pool := newPool(t, db, func(c *pgxpool.Config) {
-		c.MaxConns = 1
-		c.ConnConfig.OnNotice = p.notice
-		maps.Copy(c.ConnConfig.RuntimeParams, map[string]string{
-			"session_preload_libraries": "auto_explain", "auto_explain.log_min_duration": "0", "auto_explain.log_analyze": "on", "auto_explain.log_buffers": "on",
-			"auto_explain.log_timing": "off", "auto_explain.log_format": "json", "auto_explain.log_level": "notice", "plan_cache_mode": mode,
-		})
-	})
-	if err := pool.Ping(t.Context()); err != nil {
-		if strings.Contains(err.Error(), "auto_explain") {
-			t.Skip("this server comes without auto_explain: ", err)
-		}
-		t.Fatal(err)
-	}
-	return store.New(pool, db.Slot, disableAfter), p
-}
-
-// A backlog is rows that wait, as they may stand after days with endpoints that do
-// not answer: spread over three weeks of partitions, the DEFAULT one included.
-type backlog struct {
-	endpoints []uuid.UUID
-	waiting   []uuid.UUID // some of the rows, of all days
-	events    []uuid.UUID // theirs
-	disabled  []uuid.UUID // endpoints whose rows are still to be cancelled
-}
-
-const (
-	backlogEndpoints = 200
-	backlogDays      = 20
-	eventsOwedTo     = 4
-)
-
-func newBacklog(t testing.TB, db *pgtest.DB, rows int) *backlog {
-	t.Helper()
-	b := emptyBacklog(t, db)
-	b.fill(t, db, rows)
-	return b
-}
-
-// emptyBacklog has the endpoints and the partitions, and ids that no row has.
-func emptyBacklog(t testing.TB, db *pgtest.DB) *backlog {
-	t.Helper()
-	exec(t, db.Pool, `INSERT INTO webhook_endpoints (organization_id, url) SELECT 'org_1', 'https://example.com' FROM generate_series(1, $1::int) n`, backlogEndpoints)
-	exec(t, db.Pool, `SELECT webhook_add_partition(p, (now() AT TIME ZONE 'UTC')::date - n) FROM generate_series(2, $1::int - 1) n, unnest('{webhook_outbox,webhook_deliveries}'::text[]) p`, backlogDays)
-	b := &backlog{endpoints: column[uuid.UUID](t, db.Pool, `SELECT id FROM webhook_endpoints ORDER BY id`)}
-	for range 1000 {
-		event := uuid.Must(uuid.NewV7())
-		b.events = append(b.events, event)
-		b.waiting = append(b.waiting, outbox.DeliveryID(event, b.endpoints[0]))
-	}
-	return b
-}
-
-// fill inserts rows. It changes no table, for that would have plans made anew.
-func (b *backlog) fill(t testing.TB, db *pgtest.DB, rows int) {
-	t.Helper()
-	exec(t, db.Pool, `WITH e AS (SELECT array_agg(id ORDER BY id) AS ids FROM webhook_endpoints)
-		INSERT INTO webhook_outbox (id, organization_id, event_type, payload, endpoint_ids)
-		SELECT webhook_delivery_id(webhook_uuid_at(now() - n::float8 / $1 * ($2 + 0.5) * interval '1 day'), gen_random_uuid()), 'org_1', 'payment.failed', '{}',
-		       ARRAY(SELECT e.ids[1 + (n * 7 + m * 50) % $3] FROM generate_series(0, $4 - 1) m)
-		FROM e, generate_series(1, $1::int) n`, rows/eventsOwedTo, backlogDays, backlogEndpoints, eventsOwedTo)
-	exec(t, db.Pool, `INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status, attempts, next_attempt_at)
-		SELECT webhook_delivery_id(o.id, e.id), o.id, e.id, 'org_1', 'payment.failed', CASE WHEN random() < 0.5 THEN 'pending' ELSE 'retrying' END, 1, now() + (random() - 0.5) * interval '4 hours'
-		FROM webhook_outbox o, unnest(o.endpoint_ids) e(id)`)
-	b.waiting = column[uuid.UUID](t, db.Pool, `SELECT id FROM webhook_deliveries ORDER BY md5(id::text) LIMIT 1000`)
-	b.events = column[uuid.UUID](t, db.Pool, `SELECT event_id FROM unnest($1::uuid[]) AS r(id) JOIN webhook_deliveries d ON d.id = r.id`, b.waiting)
-	if len(b.waiting) != 1000 || len(b.events) != 1000 {
-		t.Fatalf("picked %d rows", len(b.waiting))
-	}
-}
-
-func (b *backlog) disable(t testing.TB, db *pgtest.DB) {
-	t.Helper()
-	b.disabled = b.endpoints[backlogEndpoints/2:]
-	exec(t, db.Pool, `UPDATE webhook_endpoints SET enabled = false WHERE id = ANY($1)`, b.disabled)
-}
-
-func (b *backlog) records(n int, status webhook.Status, attempts int) []webhook.Record {
-	rs := make([]webhook.Record, n)
-	for i := range rs {
-		rs[i] = webhook.Record{ID: b.waiting[i], EventID: b.events[i], EndpointID: b.endpoints[0], OrganizationID: "org_1", EventType: "payment.failed"}
-		rs[i] = outcome(rs[i], status, attempts, 500)
-	}
-	return rs
-}
-
-// fresh is records of events of now.
-func (b *backlog) fresh(n int) []webhook.Record {
-	rs := b.records(n, webhook.Success, 1)
-	for i := range rs {
-		rs[i].EventID = uuid.Must(uuid.NewV7())
-		rs[i].ID = outbox.DeliveryID(rs[i].EventID, rs[i].EndpointID)
-	}
-	return rs
-}
 
 // A hotStatement is run by walhook all the time, or in a hurry.
 type hotStatement struct {
@@ -288,9 +111,6 @@ var hotStatements = []hotStatement{
 		insert(t, st, fence, rs...)
 	}},
 }
-
-// backlogPartitions is how many partitions the deliveries have: those of the past, two weeks ahead and the DEFAULT one.
-const backlogPartitions = backlogDays + 15 + 1
 
 func TestStorePlans(t *testing.T) {
 	t.Parallel()
@@ -491,26 +311,6 @@ func checkPlans(t *testing.T, s hotStatement, st *store.Store, plans *plans, fen
 			return
 		}
 	}
-}
-
-// problem says why a plan will not do, or nothing.
-func (e *explained) problem(blocks int) string {
-	var problems []string
-	e.Plan.walk(func(n *planNode) {
-		of := strings.HasPrefix(n.Relation, "webhook_deliveries") || strings.HasPrefix(n.Relation, "webhook_outbox") || n.Relation == "webhook_endpoints"
-		switch {
-		case n.Type == "Seq Scan" && of && n.Loops > 0:
-			problems = append(problems, "a sequential scan on "+n.Relation)
-		case n.Relation != "" && n.Removed*n.Loops > 2*n.Rows*n.Loops+1000: // elsewhere it is what was asked
-			problems = append(problems, fmt.Sprintf("%.0f rows of %s are read for %.0f", n.Removed*n.Loops, n.Relation, n.Rows*n.Loops))
-		case n.Unjoined*n.Loops > 2*n.Rows*n.Loops+1000:
-			problems = append(problems, fmt.Sprintf("%.0f pairs of rows are compared for %.0f", n.Unjoined*n.Loops, n.Rows*n.Loops))
-		}
-	})
-	if n := e.Plan.Hit + e.Plan.Read; n > blocks {
-		problems = append(problems, fmt.Sprintf("it touches %d blocks, more than %d", n, blocks))
-	}
-	return strings.Join(slices.Compact(problems), "; ")
 }
 
 // Rows by their id: only the partitions that they are in are touched.
