@@ -79,7 +79,7 @@ type machine interface {
 	remove() error
 }
 
-// Start starts a new server with an empty data directory. The error lists what was tried and how to mend it.
+// Start starts a new server with an empty data directory. The error lists what was tried and how to fix it.
 func Start(ctx context.Context, o Options) (*Server, error) {
 	if major, err := strconv.Atoi(o.Version); o.Version != "" && (err != nil || major < oldestVersion) {
 		return nil, fmt.Errorf("start PostgreSQL: %q is not a major version from %d on", o.Version, oldestVersion)
