@@ -67,7 +67,8 @@ func (d *deferred) add(ctx context.Context, consequences []store.Consequence, re
 			d.keep(c)
 		}
 	}
-	return d.write(ctx, urgent)
+	_, err := d.write(ctx, urgent)
+	return err
 }
 
 // keep keeps a consequence for the next try, and drops the oldest beyond maxDeferred.
@@ -102,10 +103,11 @@ func (d *deferred) retry(ctx context.Context) error {
 		}
 		return nil
 	}
-	if err := d.write(ctx, all); err != nil {
+	kept, err := d.write(ctx, all)
+	if err != nil {
 		return err
 	}
-	if len(d.kept) == 0 && !d.scheduler.HasHealth() {
+	if kept == 0 {
 		d.active, d.dropped = false, false
 		d.log.Info("writing consequences of outcomes resumed; none are deferred")
 	}
@@ -141,8 +143,9 @@ func (d *deferred) flush(ctx context.Context) {
 }
 
 // write writes what the database accepts. It bisects what is refused, and keeps that and
-// the rest after maxConsequenceTries, the rest first for the next round.
-func (d *deferred) write(ctx context.Context, all []store.Consequence) error {
+// the rest after maxConsequenceTries, the rest first for the next round. It returns how
+// many it keeps.
+func (d *deferred) write(ctx context.Context, all []store.Consequence) (kept int, err error) {
 	fence := d.scheduler.Fence()
 	var refused []store.Consequence
 	for tries := 0; len(all) > 0 && tries < maxConsequenceTries; tries++ {
@@ -156,7 +159,7 @@ func (d *deferred) write(ctx context.Context, all []store.Consequence) error {
 		})
 		switch {
 		case errors.Is(err, store.ErrFenced), ctx.Err() != nil:
-			return err
+			return 0, err
 		case err == nil:
 			all = append(rest, all...)
 		case isRefusal(err) && c.Len() > 1:
@@ -166,8 +169,9 @@ func (d *deferred) write(ctx context.Context, all []store.Consequence) error {
 			refused = append(refused, c)
 		}
 	}
-	for _, c := range append(all, refused...) {
+	left := append(all, refused...)
+	for _, c := range left {
 		d.keep(c)
 	}
-	return nil
+	return len(left), nil
 }

@@ -42,7 +42,7 @@ func (d *directory) failing() error {
 	if err := d.lastErr.Load(); err != nil {
 		return *err
 	}
-	if one := d.scheduler.AllUnopenable(); one != nil {
+	if _, one, all := d.scheduler.Unopenable(); all && one != nil {
 		return fmt.Errorf("the signing secrets of all endpoints with work cannot be opened; for example endpoint %s: %s", one.ID, one.Sealed)
 	}
 	return nil
@@ -51,7 +51,7 @@ func (d *directory) failing() error {
 // reportSealed warns about secrets that cannot be opened: once, and again each time
 // that there are ten times as many.
 func (d *directory) reportSealed() {
-	n, one := d.scheduler.Unopenable()
+	n, one, _ := d.scheduler.Unopenable()
 	switch {
 	case n == 0 && d.reported > 0:
 		d.log.Info("all signing secrets can be opened again")
@@ -91,8 +91,10 @@ func (d *directory) lookUpAll(ctx context.Context) {
 			return
 		}
 		attempt, cancel := context.WithTimeout(ctx, statementTimeout)
+		asOf := time.Now()
 		err := d.lookUp(attempt, wanted)
 		cancel()
+		d.scheduler.LookedUp(wanted, err != nil, asOf, time.Now())
 		if err == nil {
 			d.lastErr.Store(nil)
 			continue
@@ -105,7 +107,6 @@ func (d *directory) lookUpAll(ctx context.Context) {
 			warned = true
 			d.log.Warn("cannot look up endpoints; nothing new is sent meanwhile; retrying", "error", err)
 		}
-		d.scheduler.ReturnLookUps(wanted, time.Now())
 		if !d.heartbeat.sleep(ctx, 4*retryPause) {
 			return
 		}
@@ -117,7 +118,6 @@ func (d *directory) lookUp(ctx context.Context, wanted []schedule.LookUp) error 
 	for i := range wanted {
 		ids[i] = wanted[i].EndpointID
 	}
-	asOf := time.Now()
 	found, err := d.store.Endpoints(ctx, ids)
 	if err != nil {
 		return err
@@ -129,7 +129,6 @@ func (d *directory) lookUp(ctx context.Context, wanted []schedule.LookUp) error 
 	for i := range wanted {
 		d.answer(&wanted[i], byID[wanted[i].EndpointID])
 	}
-	d.scheduler.LookedUp(wanted, asOf, time.Now())
 	return nil
 }
 

@@ -223,7 +223,7 @@ func (f *fanOut) begin(ctx context.Context, s *webhook.Session) error {
 		return nil
 	}
 	defer f.recorder.lock.release()
-	marker, before := f.scheduler.NextSession()
+	marker, before := f.scheduler.NextSeq(), f.scheduler.Fence()
 	fence, err := f.acquire(ctx, s, marker)
 	if f.sessionOver = errors.Is(err, store.ErrSessionOver); f.sessionOver {
 		s.Void() // if it has not ended, the stream ends it

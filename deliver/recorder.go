@@ -108,7 +108,7 @@ func (r *recorder) run(ctx context.Context) error {
 		default:
 			r.waitForBatch(ctx)
 		}
-		for r.scheduler.Unwritten() {
+		for some, _ := r.scheduler.Unwritten(); some; some, _ = r.scheduler.Unwritten() {
 			if err := r.recordOnce(ctx); err != nil {
 				if ctx.Err() != nil {
 					return nil
@@ -124,7 +124,7 @@ func (r *recorder) waitForBatch(ctx context.Context) {
 	timer := time.NewTimer(recordEvery)
 	defer timer.Stop()
 	for {
-		if r.scheduler.BatchReady() || r.heartbeat.wait(ctx, timer.C, r.scheduler.ToRecord, nil) != firstSignal {
+		if _, now := r.scheduler.Unwritten(); now || r.heartbeat.wait(ctx, timer.C, r.scheduler.ToRecord, nil) != firstSignal {
 			return
 		}
 	}

@@ -164,7 +164,9 @@ func (r *retrier) cancel(ctx context.Context) error {
 	cancellations, fence := r.scheduler.TakeCancellations(), r.scheduler.Fence()
 	for i, x := range cancellations {
 		if err := r.cancelChunk(ctx, fence, x); err != nil {
-			r.scheduler.ReturnCancellations(cancellations[i:], time.Now())
+			for _, left := range cancellations[i:] {
+				r.scheduler.Cancelled(left, true, time.Now())
+			}
 			return err
 		}
 	}
@@ -175,13 +177,13 @@ func (r *retrier) cancelChunk(ctx context.Context, fence webhook.Fence, x *sched
 	r.heartbeat.beat()
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
-	n, more, err := r.store.CancelRows(ctx, fence, x.EndpointID(), r.scheduler.Refusal(x))
+	n, more, err := r.store.CancelRows(ctx, fence, x.EndpointID, x.Reason)
 	if err != nil {
 		return err
 	}
 	r.scheduler.Cancelled(x, n > 0, time.Now())
 	if n == 0 && more {
-		r.notVisible[x.EndpointID()] = true
+		r.notVisible[x.EndpointID] = true
 	}
 	return nil
 }

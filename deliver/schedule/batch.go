@@ -188,18 +188,12 @@ func (s *Scheduler) done(d *Delivery, now time.Time) {
 	}
 }
 
-// BatchReady reports whether the next batch should be written now.
-func (s *Scheduler) BatchReady() bool {
+// Unwritten reports whether there is something to write, and the right to; and whether it
+// should be written now, because it fills a batch or the process ends.
+func (s *Scheduler) Unwritten() (some, now bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.unwritten() >= recordBatch || s.stopping
-}
-
-// Unwritten reports whether there is something to write, and the right to.
-func (s *Scheduler) Unwritten() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.fence.Epoch != 0 && s.unwritten() > 0
+	return s.fence.Epoch != 0 && s.unwritten() > 0, s.unwritten() >= recordBatch || s.stopping
 }
 
 // A Batch is what one transaction records.

@@ -142,10 +142,3 @@ func (s *Scheduler) ReturnHealth(health []webhook.EndpointHealth, now time.Time)
 	defer s.mu.Unlock()
 	s.returnHealth(health, now)
 }
-
-// HasHealth reports whether there is health to be recorded.
-func (s *Scheduler) HasHealth() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.unreported) > 0
-}

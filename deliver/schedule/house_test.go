@@ -252,7 +252,7 @@ func (h *house) fetch(now time.Time) {
 			h.w.admitDue(&webhook.Due{ID: r.ID, EndpointID: r.EndpointID, Status: r.Status, Attempts: r.Attempts, SeriesStart: r.SeriesStart,
 				Event: outbox.Event{ID: r.EventID, OrganizationID: h.endpoints[r.EndpointID].OrganizationID, Type: r.EventType, Payload: []byte(`{}`)}}, now)
 		}
-		h.w.paged(p, now)
+		h.w.paged(p)
 		h.w.ToFetch.Raise()
 	}
 }

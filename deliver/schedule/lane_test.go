@@ -496,3 +496,29 @@ func holdsRate(t *testing.T, rate float64) {
 		}
 	}
 }
+
+// A lane may prefetch so many rows for each of its permits, fewer while its endpoint is
+// unproven or starts slowly.
+func TestPrefetchSize(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, usual)
+		now := time.Now()
+		l := r.w.lane(r.endpoint(), now)
+		l.limit = 4
+		for _, c := range []struct {
+			proven bool
+			ramp   int
+			want   int
+		}{
+			{false, 0, 4},
+			{true, 0, 4 * prefetchPerPermit},
+			{true, 1, 2},
+		} {
+			l.proven, l.breaker.ramp = c.proven, c.ramp
+			if got := l.mayPrefetch(now); got != c.want {
+				t.Errorf("proven %t, slow start at %d: %d rows, want %d", c.proven, c.ramp, got, c.want)
+			}
+		}
+	})
+}

@@ -123,57 +123,41 @@ func (s *Scheduler) TakeLookUps(n int, now time.Time) []LookUp {
 	return wanted
 }
 
-// ReturnLookUps gives back look-ups that failed.
-func (s *Scheduler) ReturnLookUps(wanted []LookUp, now time.Time) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, x := range wanted {
-		x.lane.asked, x.lane.ask = false, true
-		s.touch(x.lane)
-	}
-	s.reconsiderTouched(now)
-}
-
-// LookedUp takes answers, as of a time before they were asked for.
-func (s *Scheduler) LookedUp(answers []LookUp, asOf, now time.Time) {
+// LookedUp takes the answers of a look-up as of a time before it was asked for, or that it
+// has failed.
+func (s *Scheduler) LookedUp(answers []LookUp, failed bool, asOf, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, x := range answers {
+		if failed {
+			x.lane.asked, x.lane.ask = false, true
+			s.touch(x.lane)
+			continue
+		}
 		s.lookedUp(x.lane, x.Endpoint, x.Target, asOf, now)
 	}
 	s.dispatch(now)
 }
 
-// Unopenable returns how many endpoints have secrets that cannot be opened, and one of them.
-func (s *Scheduler) Unopenable() (n int, one *webhook.Endpoint) {
+// Unopenable returns how many endpoints have secrets that cannot be opened, one of them,
+// and whether that is so for all endpoints that have something to do.
+func (s *Scheduler) Unopenable() (n int, one *webhook.Endpoint, all bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.unopenable == 0 {
-		return 0, nil
+		return 0, nil, false
 	}
-	for _, l := range s.lanes {
-		if l.unopenable {
-			return s.unopenable, l.endpoint
-		}
-	}
-	return s.unopenable, nil
-}
-
-// AllUnopenable returns one of them if that is so for all endpoints that have something to
-// do, or nil.
-func (s *Scheduler) AllUnopenable() (one *webhook.Endpoint) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.unopenable == 0 {
-		return nil
-	}
+	all = true
 	for _, l := range s.lanes {
 		switch {
 		case l.unopenable:
 			one = l.endpoint
 		case l.endpoint != nil && !l.refused:
-			return nil
+			all = false
+		}
+		if one != nil && !all {
+			break
 		}
 	}
-	return one
+	return s.unopenable, one, all
 }

@@ -12,11 +12,10 @@ import (
 // be, and what its end means. The retrier fetches the pages.
 
 const (
-	// A lane's prefetch begins at its limit, so that a slow endpoint's rows stay in the
-	// table and leave the window to others. It doubles up to maxPrefetch times the
-	// limit while a page lasts less than pageFor.
-	maxPrefetch = 16
-	pageFor     = 100 * time.Millisecond
+	// prefetchPerPermit bounds a lane's prefetched rows for each attempt that it may make
+	// at once. With two, an endpoint with one permit that answers within 2 ms waits for its
+	// pages; with more than eight, nothing becomes faster, and slow endpoints hold more rows.
+	prefetchPerPermit = 8
 
 	// ratedFor is how long the prefetch of an endpoint with a rate lasts.
 	ratedFor = 500 * time.Millisecond
@@ -83,7 +82,7 @@ func (l *lane) mayPrefetch(now time.Time) int {
 	if l.unopenable || l.breaker.holds(now) {
 		return max(0, l.may(now)-(l.held-l.prefetched)) // the probe
 	}
-	size := max(l.size, l.limit)
+	size := prefetchPerPermit * l.limit
 	if !l.proven {
 		size = min(l.limit, unprovenPermits)
 	}
@@ -161,8 +160,8 @@ func (s *Scheduler) seeAgain(d *Delivery, due *webhook.Due) {
 }
 
 // paged takes the end of a page. Where that was all, the lane goes direct again.
-func (s *Scheduler) paged(p *Page, now time.Time) {
-	if !p.lane.prefetch.end(p.got, p.size, p.end, p.lane.limit, now) {
+func (s *Scheduler) paged(p *Page) {
+	if !p.lane.prefetch.end(p.got, p.size, p.end) {
 		s.spill(p.lane, false)
 	}
 	s.touch(p.lane)
@@ -236,7 +235,7 @@ func (s *Scheduler) Fetched(pages []*Page, failed bool, now time.Time) {
 			s.hasRows(p.lane)
 			continue
 		}
-		s.paged(p, now)
+		s.paged(p)
 	}
 	s.dispatch(now)
 }

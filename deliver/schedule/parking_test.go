@@ -37,20 +37,25 @@ func TestParking(t *testing.T) {
 			if r.w.ledger.confirmed == 0 {
 				t.Error("parked deliveries keep the slot from moving")
 			}
-			r.event(endpoint)
+			for range 2 * prefetchPerPermit * small.EndpointInFlight {
+				r.event(endpoint)
+			}
 			more, _ := r.commit()
-			if len(more) != 1 || more[0].Status != webhook.Pending {
+			if len(more) != 32 || statuses(more)[webhook.Pending] != 32 {
 				t.Fatalf("a lane that is behind did not park what follows at once: %v", statuses(more))
 			}
 			r.answer(r.started[0], 200)
 			r.answer(r.started[0], 200)
 			r.lookUp(endpoint, true)
 			waits = append(waits, more...)
-			r.page(endpoint, waits...)
-			for len(r.started) > 0 {
-				r.answer(r.started[0], 200)
+			for rest := waits; len(rest) > 0; {
+				if rest = r.page(endpoint, rest...); len(rest) > 0 && !r.w.lanes[endpoint].spilled {
+					t.Error("the lane goes direct, and rows are left")
+				}
+				for len(r.started) > 0 {
+					r.answer(r.started[0], 200)
+				}
 			}
-			r.page(endpoint, waits[2:]...)
 			if r.w.lanes[endpoint].spilled {
 				t.Error("one page held all that was left, and the lane does not go direct again")
 			}
@@ -58,8 +63,8 @@ func TestParking(t *testing.T) {
 				r.answer(r.started[0], 200)
 			}
 			inserts, updates := r.commit()
-			if len(inserts) != 0 || statuses(updates)[webhook.Success] != 5 {
-				t.Errorf("inserts %v, updates %v; want 5 updates", statuses(inserts), statuses(updates))
+			if len(inserts) != 0 || statuses(updates)[webhook.Success] != 36 {
+				t.Errorf("inserts %v, updates %v; want 36 updates", statuses(inserts), statuses(updates))
 			}
 			r.wantEmpty()
 		},

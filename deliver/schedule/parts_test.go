@@ -112,33 +112,26 @@ func TestKnownGrowsOld(t *testing.T) {
 	}
 }
 
-// The size doubles while pages do not last, up to a bound, and falls back to the limit.
-func TestPrefetchSizes(t *testing.T) {
+// A page that was not full is the last, unless something stands before it by then.
+func TestLastPage(t *testing.T) {
 	t.Parallel()
-	const limit = 4
-	now := time.Now()
 	p := &prefetch{rows: true}
 	at := webhook.PageEnd{ID: uuid.New()}
-	for _, want := range []int{8, 16, 32, 64, 64} {
-		if !p.end(10, 10, at, limit, p.pagedAt.Add(pageFor-1)) || p.size != want || p.after != at {
-			t.Errorf("a size of %d, want %d", p.size, want)
-		}
+	if !p.end(10, 10, at) || p.after != at {
+		t.Error("a full page is the last")
 	}
-	if p.end(10, 10, at, limit, p.pagedAt.Add(pageFor)); p.size != limit {
-		t.Errorf("a size of %d after a page that lasted, want %d", p.size, limit)
-	}
-	if left := p.end(9, 10, at, limit, now); left || p.rows || p.after != (webhook.PageEnd{}) {
+	if left := p.end(9, 10, at); left || p.rows || p.after != (webhook.PageEnd{}) {
 		t.Error("a page that was not full is not the last")
 	}
 	p.begin()
 	p.overflown = true
-	if !p.end(9, 10, at, limit, now) {
+	if !p.end(9, 10, at) {
 		t.Error("a page is the last of which some found no room")
 	}
 	p.after = webhook.PageEnd{}
 	p.begin()
 	p.restart() // something was put back meanwhile
-	if left := p.end(0, 10, at, limit, now); left || !p.rows {
+	if left := p.end(0, 10, at); left || !p.rows {
 		t.Error("what was put back while a page was under way is not looked for")
 	}
 }

@@ -1,25 +1,19 @@
 package schedule
 
-import (
-	"time"
+import "github.com/walhook/walhook/internal/webhook"
 
-	"github.com/walhook/walhook/internal/webhook"
-)
-
-// A prefetch is a lane's position in the table, and how many rows it may hold.
+// A prefetch is a lane's position in the table, and which of its rows wait to be cancelled.
 type prefetch struct {
 	spilled       bool
 	rows          bool // rows may be due in the table that are not in memory
 	paging        bool // a page is under way
 	overflown     bool // it had rows that found no room
 	after         webhook.PageEnd
-	size          int       // how much the lane may hold from the table
-	pagedAt       time.Time // when the last page came
-	parking       int       // parked deliveries whose row is not committed
-	parks         uint64    // how many have been committed: tells whether a page is complete
-	passParks     uint64    // as of the first page, when after was the beginning
-	toBeCancelled bool      // rows wait in the table to be cancelled
-	cancelling    bool      // they are just being
+	parking       int    // parked deliveries whose row is not committed
+	parks         uint64 // how many have been committed: tells whether a page is complete
+	passParks     uint64 // as of the first page, when after was the beginning
+	toBeCancelled bool   // rows wait in the table to be cancelled
+	cancelling    bool   // they are just being
 }
 
 // begin begins a page and returns its position.
@@ -34,19 +28,12 @@ func (p *prefetch) begin() webhook.PageEnd {
 // end takes the end of a page and reports whether there may be more. The next page
 // begins there. Fewer rows than asked for are all that is left. But what was parked
 // since the first of these pages may sort before it, and is found from the beginning.
-func (p *prefetch) end(got, size int, at webhook.PageEnd, limit int, now time.Time) (left bool) {
+func (p *prefetch) end(got, size int, at webhook.PageEnd) (left bool) {
 	left = got >= size || p.overflown
 	p.overflown, p.paging = false, false
 	if p.after = at; !left {
 		p.after = webhook.PageEnd{}
 	}
-	p.size = max(p.size, limit)
-	if now.Sub(p.pagedAt) < pageFor {
-		p.size = min(2*p.size, maxPrefetch*limit)
-	} else {
-		p.size = limit
-	}
-	p.pagedAt = now
 	p.rows = left || p.parks != p.passParks
 	return left
 }

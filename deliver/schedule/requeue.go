@@ -89,36 +89,20 @@ func (s *Scheduler) TakeCancellations() []*Cancellation {
 	var cancellations []*Cancellation
 	for l := s.takeFirst(toCancel); l != nil; l = s.takeFirst(toCancel) {
 		l.cancelling = true
-		cancellations = append(cancellations, &Cancellation{l})
+		cancellations = append(cancellations, &Cancellation{EndpointID: l.id, Reason: l.refusal(), lane: l})
 	}
 	return cancellations
 }
 
-// ReturnCancellations gives back endpoints whose rows could not be cancelled.
-func (s *Scheduler) ReturnCancellations(cancellations []*Cancellation, now time.Time) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, x := range cancellations {
-		x.lane.cancelling = false
-		s.touch(x.lane)
-	}
-	s.reconsiderTouched(now)
-}
-
 // A Cancellation is an endpoint with rows to cancel.
-type Cancellation struct{ lane *lane }
-
-// EndpointID returns the endpoint's id.
-func (x *Cancellation) EndpointID() uuid.UUID { return x.lane.id }
-
-// Refusal returns why nothing is sent to the endpoint of a Cancellation.
-func (s *Scheduler) Refusal(x *Cancellation) string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return x.lane.refusal()
+type Cancellation struct {
+	EndpointID uuid.UUID
+	Reason     string // why nothing is sent to it
+	lane       *lane
 }
 
-// Cancelled takes the end of one chunk of a Cancellation, and whether there may be more.
+// Cancelled takes the end of one chunk of a Cancellation, and whether there may be more, as
+// there is if the chunk failed.
 func (s *Scheduler) Cancelled(x *Cancellation, more bool, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

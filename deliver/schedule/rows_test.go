@@ -108,22 +108,21 @@ func TestRows(t *testing.T) {
 			r.w.hasRows(l)
 			full := r.w.toAsk(1, time.Now())[0]
 			full.got, full.end = full.size, (&webhook.Due{ID: uuid.New()}).End()
-			r.w.paged(full, time.Now())
+			r.w.paged(full)
 			l.parks++ // a row that stands before where that page ended
-			r.w.paged(r.w.toAsk(1, time.Now())[0], time.Now())
+			r.w.paged(r.w.toAsk(1, time.Now())[0])
 			if !l.rows || l.after != (webhook.PageEnd{}) {
 				t.Error("the lane does not look from the beginning again")
 			}
 		},
 		"the round of lanes that ask ends where what is free does": func(t *testing.T) {
 			limits := small
-			limits.Window, limits.EndpointInFlight, limits.MaxInFlight = 64*32, 8, 8
+			limits.Window, limits.EndpointInFlight, limits.MaxInFlight = 64*32, 2, 8
 			r := newRig(t, limits)
 			for range 32 {
 				l := r.w.lane(r.endpoint(), time.Now())
 				l.proven, l.prefetched = true, 8 // half of what it may hold before others ask, more than that after
 				r.w.hasRows(l)
-				l.size = 16
 			}
 			r.w.fetched = limits.Window/2 - 16*prefetchShare
 			for _, l := range r.w.lanes {
@@ -144,7 +143,7 @@ func TestRows(t *testing.T) {
 					p.got++
 					r.w.admitDue(&webhook.Due{ID: uuid.New(), EndpointID: p.lane.id, Status: webhook.Pending, Event: outbox.Event{OrganizationID: "org_1", Payload: []byte(`{}`)}}, time.Now())
 				}
-				r.w.paged(p, time.Now())
+				r.w.paged(p)
 			}
 			if r.w.held != small.Window/2 || !r.w.starved {
 				t.Errorf("%d rows in memory, starved %v; want %d and true", r.w.held, r.w.starved, small.Window/2)

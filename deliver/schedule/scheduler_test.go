@@ -104,7 +104,7 @@ func (r *rig) page(endpoint uuid.UUID, rows ...webhook.Record) (rest []webhook.R
 		r.w.admitDue(&webhook.Due{ID: row.ID, EndpointID: endpoint, Status: row.Status, Attempts: row.Attempts,
 			Event: outbox.Event{ID: row.EventID, OrganizationID: "org_1", Payload: []byte(`{}`)}}, time.Now())
 	}
-	r.w.paged(asked[0], time.Now())
+	r.w.paged(asked[0])
 	r.w.dispatch(time.Now())
 	return rows[n:]
 }

@@ -76,14 +76,6 @@ func (s *Scheduler) confirm() {
 	}
 }
 
-// NextSession numbers the marker of a new session, its first batch, and returns the
-// fence of the session before.
-func (s *Scheduler) NextSession() (marker uint64, before webhook.Fence) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.ledger.take(), s.fence
-}
-
 // BeginSession begins a session that has claimed the slot. Until the marker's echo, the stream
 // may repeat events whose deliveries have rows. No batch is under way.
 func (s *Scheduler) BeginSession(session *webhook.Session, fence webhook.Fence, marker uint64, now time.Time) {

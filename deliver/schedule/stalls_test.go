@@ -127,7 +127,7 @@ func TestNoEventWaitsForALookUp(t *testing.T) {
 					for i := range wanted {
 						wanted[i].Endpoint, wanted[i].Target = &webhook.Endpoint{ID: wanted[i].EndpointID, OrganizationID: "org_1", Enabled: true}, &send.Target{}
 					}
-					s.LookedUp(wanted, asOf, time.Now())
+					s.LookedUp(wanted, false, asOf, time.Now())
 				}
 			}
 		}()
@@ -179,7 +179,7 @@ func TestOnlyEndpointsInUseAreLookedUp(t *testing.T) {
 				for i := range wanted {
 					wanted[i].Endpoint, wanted[i].Target = &webhook.Endpoint{ID: wanted[i].EndpointID, OrganizationID: "org_1", Enabled: true}, r.target
 				}
-				r.w.LookedUp(wanted, time.Now(), time.Now())
+				r.w.LookedUp(wanted, false, time.Now(), time.Now())
 			}
 		}
 		var ids []uuid.UUID
