@@ -7,16 +7,16 @@
 // story is also a test: what has to come true is computed from what was
 // committed, and Run returns what did not.
 //
-//	file         responsibility
-//	demo.go      Run: a database, and the story on it
-//	story.go     who starts when, the script performed, and watched until it has come to rest
-//	script.go    the receivers, who subscribes to what, and the application's transactions
-//	walhook.go   walhook beside the database: its environment, start and stop
-//	receiver.go  an HTTP server that plays the receivers, and remembers each request
-//	narrator.go  the deliveries' rows as they change, line by line
-//	promises.go  what has to be true at the end, in SQL
-//	page.go      what the newcomer reads
-//	terminal.go  whether there is a person, and colour
+//	file          responsibility
+//	demo.go       Run: a database, and the story on it
+//	story.go      who starts when, the script performed, and watched until it has come to rest
+//	script.go     the roles, who subscribes to what, and the application's transactions
+//	walhook.go    walhook beside the database: its environment, start and stop
+//	receivers.go  an HTTP server that plays the receivers
+//	narrator.go   the deliveries' rows as they change, line by line
+//	promises.go   what has to be true at the end: the oracle's rules, and a few more
+//	page.go       what the newcomer reads
+//	terminal.go   whether there is a person, and colour
 package demo
 
 import (

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/walhook/walhook/internal/oracle"
 )
 
 // A page is what the newcomer reads. That it can be written is not our concern:
@@ -86,12 +87,12 @@ func (p *page) change(c change, dueIn float64, who string, followed bool) {
 }
 
 // verdict says whether a promise was kept.
-func (p *page) verdict(promise *promise, looked int, err error) {
+func (p *page) verdict(promise *promise, v *oracle.Verdict, err error) {
 	if err != nil {
 		p.line("  %s %s", p.paint(red, "✗"), err)
 		return
 	}
-	p.line("  %s %s %s", p.paint(green, "✓"), promise.says, p.paint(dim, fmt.Sprintf("(%d checks)", looked)))
+	p.line("  %s %s %s", p.paint(green, "✓"), promise.says, p.paint(dim, fmt.Sprintf("(%d %s)", promise.looked(v), promise.unit)))
 }
 
 func (p *page) lookAround(url, admin string, event uuid.UUID) {

@@ -2,15 +2,15 @@ package demo
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/walhook/walhook/internal/oracle"
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -32,17 +32,21 @@ type role struct {
 	name     string
 	does     string // for people
 	fails    int    // so many requests of each delivery get 500 first
-	status   string
+	status   webhook.Status
 	attempts int
+}
+
+func roleOf(roles []role, name string) role {
+	return roles[slices.IndexFunc(roles, func(r role) bool { return r.name == name })]
 }
 
 // forever is the number of failures of who never answers at all.
 const forever = -1
 
 var roles = []role{
-	{steady, "verifies both signatures, answers 204", 0, "success", 1},
-	{flaky, "answers 500 to every delivery 2 times, then 204", 2, "success", 3},
-	{silent, "takes every request, and never answers", forever, "failed", waits + 1},
+	{steady, "verifies both signatures, answers 204", 0, webhook.Success, 1},
+	{flaky, "answers 500 to every delivery 2 times, then 204", 2, webhook.Success, 3},
+	{silent, "takes every request, and never answers", forever, webhook.Failed, waits + 1},
 }
 
 // A subscription is an endpoint to be made: an organization's, at a receiver.
@@ -50,6 +54,17 @@ type subscription struct {
 	organization string
 	receiver     string
 	types        []string
+}
+
+// compare holds a row against what the receiver deserves and takes.
+func (s *subscription) compare(v *oracle.Verdict, row oracle.Row) {
+	r := roleOf(roles, s.receiver)
+	if row.Status != r.status {
+		v.Found(undeserved, "a delivery of %s to %s is %s, want %s", row.Org, r.name, row.Status, r.status)
+	}
+	if row.Attempts != r.attempts {
+		v.Found(miscounted, "a delivery of %s to %s counts %d attempts, want %d", row.Org, r.name, row.Attempts, r.attempts)
+	}
 }
 
 // Every receiver has an endpoint of each organization, and both organizations
@@ -84,22 +99,22 @@ var transactions = []transaction{
 // errRollBack ends a transaction that is rolled back.
 var errRollBack = errors.New("rolled back, as the script says")
 
-// perform runs a transaction, and returns its events' ids in the order of their
-// names. One that is rolled back ends with a given error.
-func (t transaction) perform(ctx context.Context, db *pgx.Conn, rollBack error) (ids []uuid.UUID, err error) {
+// perform runs a transaction, and returns its events in the order of their names.
+// They are numbered from a number on. One that is rolled back ends with a given error.
+func (t transaction) perform(ctx context.Context, db *pgx.Conn, number int, rollBack error) (events []*oracle.Event, err error) {
 	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
 		for i, name := range t.names() {
-			payload, err := json.Marshal(map[string]any{"number": i + 1, "for": t.organization, "demo": true})
-			if err != nil {
+			e := &oracle.Event{Org: t.organization, Type: name, N: int64(number + i), Fate: oracle.Committed}
+			payload := fmt.Appendf(nil, `{"n": %d, "for": %q, "demo": true}`, e.N, e.Org)
+			if e.ID, err = outbox.Enqueue(ctx, tx, outbox.Event{OrganizationID: e.Org, Type: e.Type, Payload: payload}); err != nil {
 				return err
 			}
-			id, err := outbox.Enqueue(ctx, tx, outbox.Event{OrganizationID: t.organization, Type: name, Payload: payload})
-			if err != nil {
-				return err
-			}
-			ids = append(ids, id)
+			events = append(events, e)
 		}
 		if t.rollBack {
+			for _, e := range events {
+				e.Fate = oracle.RolledBack
+			}
 			return rollBack
 		}
 		return nil
@@ -107,7 +122,7 @@ func (t transaction) perform(ctx context.Context, db *pgx.Conn, rollBack error) 
 	if err != nil && !errors.Is(err, errRollBack) {
 		return nil, fmt.Errorf("a transaction of %s: %w", t.organization, err)
 	}
-	return ids, nil
+	return events, nil
 }
 
 func (t transaction) names() (names []string) {

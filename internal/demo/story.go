@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/walhook/walhook/internal/oracle"
 	"github.com/walhook/walhook/internal/process"
 )
 
@@ -42,10 +42,11 @@ type story struct {
 	within   time.Duration
 	rollBack error // ends the transaction that is rolled back
 
-	admin    string
-	db       *pgx.Conn
-	receiver *receiver
-	narrator narrator
+	admin     string
+	db        *pgx.Conn
+	receivers *receivers
+	endpoints []oracle.Endpoint // by subscription
+	narrator  narrator
 }
 
 func newStory(cfg Config, page *page, url string) *story {
@@ -57,10 +58,10 @@ func newStory(cfg Config, page *page, url string) *story {
 func (s *story) tell(ctx context.Context) (err error) {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	if s.receiver, err = openReceiver(ctx); err != nil {
+	if s.receivers, err = openReceivers(ctx, s.roles); err != nil {
 		return cause(ctx, err)
 	}
-	defer func() { err = errors.Join(err, s.receiver.close()) }()
+	defer func() { err = errors.Join(err, s.receivers.close()) }()
 	port, err := process.ForWalhook.FreePort()
 	if err != nil {
 		return err
@@ -123,16 +124,16 @@ func (s *story) play(ctx context.Context) error {
 	if err := s.awaitWalhook(ctx); err != nil {
 		return err
 	}
-	if _, err := s.db.Exec(ctx, remember, pgx.QueryExecModeSimpleProtocol); err != nil {
-		return fmt.Errorf("make room for what has to be remembered: %w", err)
+	if _, err := s.db.Exec(ctx, `SET jit = off`); err != nil { // it would compile for seconds what runs for milliseconds
+		return fmt.Errorf("switch the JIT off: %w", err)
 	}
 	if err := s.subscribe(ctx); err != nil {
 		return err
 	}
-	s.page.receivers(s.roles, s.receiver.url)
+	s.page.receivers(s.roles, s.receivers.url)
 	s.page.heading("The application", "INSERT INTO webhook_outbox (organization_id, event_type, payload), in its own transactions")
-	for i, t := range transactions {
-		if err := s.transact(ctx, t, i == 0); err != nil {
+	for _, t := range transactions {
+		if err := s.transact(ctx, t); err != nil {
 			return err
 		}
 	}
@@ -183,45 +184,52 @@ func (s *story) ask(ctx context.Context, path string) error {
 	return nil
 }
 
-const createEndpoint = `
-WITH made AS MATERIALIZED (SELECT * FROM webhook_create_endpoint(@organization, @url, @types)),
-     noted AS (INSERT INTO expected SELECT endpoint_id, @organization, @receiver, @types, @status, @attempts FROM made)
-SELECT endpoint_id, secret FROM made`
+const createEndpoint = `SELECT endpoint_id, secret FROM webhook_create_endpoint($1, $2, $3)`
 
 func (s *story) subscribe(ctx context.Context) error {
 	for _, sub := range subscriptions {
-		e := endpoint{role: s.roles[slices.IndexFunc(s.roles, func(r role) bool { return r.name == sub.receiver })]}
+		e := oracle.Endpoint{Org: sub.organization, Types: sub.types}
 		path := "/" + sub.receiver + "/" + sub.organization
-		args := pgx.NamedArgs{"organization": sub.organization, "receiver": sub.receiver, "url": s.receiver.url + path,
-			"types": sub.types, "status": e.role.status, "attempts": e.role.attempts}
-		if err := s.db.QueryRow(ctx, createEndpoint, args).Scan(&e.id, &e.secret); err != nil {
-			return fmt.Errorf("create an endpoint of %s: %w", sub.organization, err)
+		if err := s.db.QueryRow(ctx, createEndpoint, e.Org, s.receivers.url+path, e.Types).Scan(&e.ID, &e.Secret); err != nil {
+			return fmt.Errorf("create an endpoint of %s: %w", e.Org, err)
 		}
-		s.receiver.add(path, e)
+		s.endpoints = append(s.endpoints, e)
+		s.receivers.Add(path, e.Secret)
 	}
 	return nil
 }
 
 const countOwed = `
-WITH noted AS (INSERT INTO enqueued SELECT id, $2, name, $4 FROM unnest($1::uuid[], $3::text[]) AS e (id, name))
 SELECT count(*), coalesce(sum(cardinality(endpoint_ids)), 0) FROM webhook_outbox WHERE id = ANY ($1)`
 
 // transact plays the application.
-func (s *story) transact(ctx context.Context, t transaction, follow bool) error {
-	ids, err := t.perform(ctx, s.db, s.rollBack)
+func (s *story) transact(ctx context.Context, t transaction) error {
+	before, _ := s.receivers.Journal.Copy()
+	events, err := t.perform(ctx, s.db, len(before)+1, s.rollBack)
 	if err != nil {
 		return err
 	}
-	if follow {
-		s.narrator.follow = ids[0]
+	s.receivers.Journal.Open(events)
+	if len(before) == 0 {
+		s.narrator.follow = events[0].ID
+	}
+	var ids []uuid.UUID
+	for _, e := range events {
+		ids = append(ids, e.ID)
 	}
 	var stored, owed int
-	if err := s.db.QueryRow(ctx, countOwed, ids, t.organization, t.names(), t.rollBack).Scan(&stored, &owed); err != nil {
+	if err := s.db.QueryRow(ctx, countOwed, ids).Scan(&stored, &owed); err != nil {
 		return fmt.Errorf("count what is owed: %w", err)
 	}
-	s.page.transaction(t, stored, owed, follow)
+	s.page.transaction(t, stored, owed, len(before) == 0)
 	return nil
 }
+
+const atRest = `
+SELECT NOT EXISTS (
+    SELECT FROM webhook_outbox AS o CROSS JOIN unnest(o.endpoint_ids) AS owed (endpoint_id)
+    LEFT JOIN webhook_deliveries AS d ON d.event_id = o.id AND d.endpoint_id = owed.endpoint_id
+    WHERE coalesce(d.status, 'pending') IN ('pending', 'retrying'))`
 
 // watch tells what changes, until nothing has been under way for a while. Without a
 // deadline it goes on.
@@ -249,8 +257,7 @@ func (s *story) watch(ctx context.Context, deadline time.Time) error {
 	}
 }
 
-// conclude judges what everyone knows by now. The rows are read before the requests,
-// so that each attempt that is recorded has arrived.
+// conclude shows the final rows, and judges.
 func (s *story) conclude(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, judgeWithin)
 	defer cancel()
@@ -259,16 +266,14 @@ func (s *story) conclude(ctx context.Context) error {
 		if err := s.showRows(ctx, tx); err != nil {
 			return err
 		}
-		if err := s.collect(ctx, tx); err != nil {
+		verdict, err := s.judge(ctx, tx)
+		if err != nil {
 			return err
 		}
 		s.page.heading("What had to come true", "computed from what was committed, and who it was owed to")
 		for _, p := range promises {
-			looked, err := p.judge(ctx, tx)
-			if err != nil && !errors.Is(err, p) {
-				return err
-			}
-			s.page.verdict(p, looked, err)
+			err := p.judge(verdict)
+			s.page.verdict(p, verdict, err)
 			problems = append(problems, err)
 		}
 		return nil
@@ -279,24 +284,6 @@ func (s *story) conclude(ctx context.Context) error {
 	}
 	s.page.lookAround(s.url, s.admin, s.narrator.follow)
 	return errors.Join(problems...)
-}
-
-// collect gives the database what the receivers remember.
-func (s *story) collect(ctx context.Context, tx pgx.Tx) error {
-	var rows [][]any
-	for i, a := range s.receiver.remembered() {
-		var problem *string
-		if a.Problem != nil {
-			problem = new(a.Problem.Error())
-		}
-		m := a.Message
-		rows = append(rows, []any{i, a.endpoint, a.Delivery, a.Retry, m.ID, m.Event, m.OrganizationID, string(m.Data), string(a.body), a.status, problem})
-	}
-	columns := []string{"n", "endpoint_id", "delivery_id", "retry", "event_id", "event_type", "organization", "data", "body", "status", "problem"}
-	if _, err := tx.CopyFrom(ctx, pgx.Identifier{"arrived"}, columns, pgx.CopyFromRows(rows)); err != nil {
-		return fmt.Errorf("collect what the receivers remember: %w", err)
-	}
-	return nil
 }
 
 const explain = `

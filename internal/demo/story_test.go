@@ -146,7 +146,7 @@ func TestWhatGoesWrongIsNamed(t *testing.T) {
 		}
 	}
 	err := s.tell(t.Context())
-	wantBroken(t, err, isThere, isNowhere, endWell, attempts)
+	wantBroken(t, err, isThere, nowhere, endWell, took)
 }
 
 func TestTimeIsUp(t *testing.T) {
@@ -158,7 +158,7 @@ func TestTimeIsUp(t *testing.T) {
 	if !errors.Is(err, errTooLong) {
 		t.Errorf("got %v, want %v", err, errTooLong)
 	}
-	wantBroken(t, err, endWell, attempts)
+	wantBroken(t, err, endWell, took)
 }
 
 func TestWalhookEndsByItself(t *testing.T) {

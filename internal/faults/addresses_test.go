@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/walhook/walhook/internal/oracle"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/webhook"
 )
@@ -36,11 +37,11 @@ func addresses(t *testing.T, s Setup) {
 	s.Address = receivers
 	s.Env = append(s.Env, "WALHOOK_ALLOW_NETS="+receivers+"/32", "WALHOOK_ALLOW_PORTS=80,443,"+strconv.Itoa(canary.port))
 	s.Schedule = "1s,1s"
-	s.Endpoints = append(threeEndpoints(), Endpoint{Org: "org_1", Types: []string{"org.*"}})
+	s.Endpoints = append(threeEndpoints(), oracle.Endpoint{Org: "org_1", Types: []string{"org.*"}})
 	redirects := len(s.Endpoints) - 1
 	first := len(s.Endpoints)
 	for _, host := range specialHosts {
-		s.Endpoints = append(s.Endpoints, Endpoint{Org: "org_1", Types: []string{"org.*"}, URL: fmt.Sprintf("http://%s:%d/hook?key=secret", host, canary.port)})
+		s.Endpoints = append(s.Endpoints, oracle.Endpoint{Org: "org_1", Types: []string{"org.*"}, URL: fmt.Sprintf("http://%s:%d/hook?key=secret", host, canary.port)})
 	}
 	x := newTrial(t, s)
 	x.receiver.turn(map[int]answer{redirects: says(307, "", fmt.Sprintf("Location: http://127.0.0.1:%d/", canary.port))})

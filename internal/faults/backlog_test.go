@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
+	"github.com/walhook/walhook/internal/oracle"
 )
 
 // passWithin bounds how long so many events may take: 2,000 a second, a quarter of
@@ -24,9 +25,9 @@ func newCrowd(t *testing.T, s Setup, hanging bool) (*Trial, *Tally) {
 	t.Helper()
 	y := newTally(*many, hanging)
 	t.Cleanup(y.close)
-	var endpoints []Endpoint
+	var endpoints []oracle.Endpoint
 	for i := range crowd {
-		endpoints = append(endpoints, Endpoint{Org: fmt.Sprintf("%s%d", tallied, i), Types: []string{"*"}, URL: y.url(i)})
+		endpoints = append(endpoints, oracle.Endpoint{Org: fmt.Sprintf("%s%d", tallied, i), Types: []string{"*"}, URL: y.url(i)})
 	}
 	s.Endpoints = append(endpoints, s.Endpoints...)
 	x := newTrial(t, s)

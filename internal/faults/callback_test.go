@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/walhook/walhook/internal/oracle"
 )
 
 // callingBack has receivers read the database before they answer, by what the
@@ -66,7 +67,7 @@ func (c *Callbacks) judge(x *Trial) string {
 }
 
 // call is what a receiver does with a request before it answers it.
-func (c *Callbacks) call(r *Request) {
+func (c *Callbacks) call(r *oracle.Request) {
 	const callWithin = 4 * time.Second // or the attempt times out
 	ctx, cancel := context.WithTimeout(context.Background(), callWithin)
 	defer cancel()
@@ -92,7 +93,7 @@ func (c *Callbacks) call(r *Request) {
 // see waits until the event is visible. The stream hands a commit on when it is in
 // the WAL, and PostgreSQL shows it to other sessions a moment later: a receiver as
 // near as this one may look in between.
-func (c *Callbacks) see(ctx context.Context, r *Request) (looks int, err error) {
+func (c *Callbacks) see(ctx context.Context, r *oracle.Request) (looks int, err error) {
 	const again, visibleWithin = 200 * time.Microsecond, time.Second
 	for began := time.Now(); ; time.Sleep(again) {
 		looks++
@@ -116,7 +117,7 @@ SELECT id FROM webhook_deliveries WHERE organization_id = (SELECT organization_i
 ORDER BY id FOR UPDATE`
 
 // use does one of the things that a receiver could think of.
-func (c *Callbacks) use(ctx context.Context, r *Request) error {
+func (c *Callbacks) use(ctx context.Context, r *oracle.Request) error {
 	const kinds, statsEvery = 6, 64
 	switch r.N % kinds {
 	case 0:
@@ -144,7 +145,7 @@ func (c *Callbacks) exec(ctx context.Context, sql string, id any) error {
 }
 
 // explain expects that the delivery which the request is for is owed.
-func (c *Callbacks) explain(ctx context.Context, r *Request) error {
+func (c *Callbacks) explain(ctx context.Context, r *oracle.Request) error {
 	var reason string
 	err := c.pool.QueryRow(ctx, `SELECT reason FROM webhook_explain($1) WHERE delivery_id = $2`, r.Event, r.Delivery).Scan(&reason)
 	if err != nil || !strings.HasPrefix(reason, "owed: ") {
@@ -154,7 +155,7 @@ func (c *Callbacks) explain(ctx context.Context, r *Request) error {
 }
 
 // answerFirst locks the delivery's row, where there is one, beyond the answer.
-func (c *Callbacks) answerFirst(ctx context.Context, r *Request) error {
+func (c *Callbacks) answerFirst(ctx context.Context, r *oracle.Request) error {
 	const beyond = 300 * time.Millisecond
 	tx, err := c.pool.Begin(ctx)
 	if err != nil {

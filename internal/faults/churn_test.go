@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/walhook/walhook/internal/oracle"
 	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
@@ -21,7 +22,7 @@ import (
 // changes all the time, so that the oracle cannot know it.
 type Churn struct {
 	trial    *Trial
-	journal  *Journal
+	journal  *oracle.Journal
 	receiver *Receiver
 	driver   *Driver
 
@@ -97,7 +98,7 @@ func endpointsComeAndGo(t *testing.T, s Setup) {
 
 func newChurn(t *testing.T, x *Trial) *Churn {
 	t.Helper()
-	c := &Churn{trial: x, journal: &Journal{}}
+	c := &Churn{trial: x, journal: &oracle.Journal{}}
 	receiver, err := newReceiver(c.journal, "")
 	if err != nil {
 		t.Fatal(err)
@@ -150,7 +151,7 @@ func (c *Churn) create(org string) {
 		x.Fatal(err)
 	}
 	defer tx.Rollback(context.WithoutCancel(x.Context()))
-	e := Endpoint{Org: org, Types: []string{"*"}}
+	e := oracle.Endpoint{Org: org, Types: []string{"*"}}
 	err = tx.QueryRow(x.Context(), `SELECT endpoint_id, secret FROM webhook_create_endpoint($1, $2)`, org, c.receiver.url(len(c.ends))).Scan(&e.ID, &e.Secret)
 	if err != nil {
 		x.Fatal(err)
@@ -160,7 +161,7 @@ func (c *Churn) create(org string) {
 			x.Fatal(err)
 		}
 	}
-	c.receiver.add(e)
+	c.receiver.Add(path(len(c.ends)), e.Secret)
 	c.ends = append(c.ends, &churned{id: e.ID, org: org})
 	if err := tx.Commit(x.Context()); err != nil {
 		x.Fatal(err)
@@ -209,7 +210,7 @@ func (c *Churn) rotate(i int) {
 	if err != nil {
 		x.Fatal(err)
 	}
-	c.receiver.rotate(i, secret)
+	c.receiver.Rotate(i, secret)
 	if err := tx.Commit(x.Context()); err != nil {
 		x.Fatal(err)
 	}
@@ -231,30 +232,30 @@ const (
 func (c *Churn) judge() string {
 	x := c.trial
 	x.Helper()
-	events, requests := c.journal.copy()
-	byID := map[uuid.UUID]*Event{}
+	events, requests := c.journal.Copy()
+	byID := map[uuid.UUID]*oracle.Event{}
 	for i := range events {
 		byID[events[i].ID] = &events[i]
 	}
 	var latest time.Duration
 	var kept signatures
-	var verdict Verdict
-	byDelivery := map[uuid.UUID][]*Request{}
+	var verdict oracle.Verdict
+	byDelivery := map[uuid.UUID][]*oracle.Request{}
 	for i := range requests {
 		r := &requests[i]
 		e, event := c.ends[r.Endpoint], byID[r.Event]
 		if r.Malformed != "" {
-			verdict.found(malformedRequest, "to endpoint %d: %s", r.Endpoint, r.Malformed)
+			verdict.Found(oracle.MalformedRequest, "to endpoint %d: %s", r.Endpoint, r.Malformed)
 		}
-		if event == nil || event.Fate == RolledBack || event.Org != e.org || event.N != r.N {
-			verdict.found(mixed, "event %s to endpoint %d of %s", r.Event, r.Endpoint, e.org)
+		if event == nil || event.Fate == oracle.RolledBack || event.Org != e.org || event.N != r.N {
+			verdict.Found(mixed, "event %s to endpoint %d of %s", r.Event, r.Endpoint, e.org)
 			continue
 		}
 		if r.Delivery != outbox.DeliveryID(r.Event, e.id) {
-			verdict.found(deliveryDiffers, "event %s to endpoint %d as %s", r.Event, r.Endpoint, r.Delivery)
+			verdict.Found(oracle.DeliveryDiffers, "event %s to endpoint %d as %s", r.Event, r.Endpoint, r.Delivery)
 		}
 		if wrong := kept.judge(e.rotations, r); wrong != "" {
-			verdict.found(otherwise, "to endpoint %d, %s", r.Endpoint, wrong)
+			verdict.Found(otherwise, "to endpoint %d, %s", r.Endpoint, wrong)
 		}
 		latest = max(latest, e.after(r.At))
 		byDelivery[r.Delivery] = append(byDelivery[r.Delivery], r)
@@ -299,7 +300,7 @@ type signatures struct {
 // from the newest on that must be in force may be the present one, if its rotation
 // had begun. webhook-signature is made with it, and before the one before expires also
 // with that, which alone makes X-Webhook-Signature then.
-func (s *signatures) judge(rotations []rotation, r *Request) (wrong string) {
+func (s *signatures) judge(rotations []rotation, r *oracle.Request) (wrong string) {
 	oldest, newest := 0, 0
 	for i, o := range rotations {
 		if !r.At.Before(o.committed.Add(inForce)) {
@@ -339,7 +340,7 @@ SELECT id, event_id, endpoint_id, status, attempts, coalesce(completed_at, now()
 // judgeDeliveries lays the requests and the rows side by side: nobody has crashed, so
 // nothing is sent twice, and what did not come was switched off meanwhile, or has had
 // its last attempt. It returns how many came, and how many were cancelled.
-func (c *Churn) judgeDeliveries(v *Verdict, events map[uuid.UUID]*Event, requests map[uuid.UUID][]*Request) (delivered, cancelled int) {
+func (c *Churn) judgeDeliveries(v *oracle.Verdict, events map[uuid.UUID]*oracle.Event, requests map[uuid.UUID][]*oracle.Request) (delivered, cancelled int) {
 	x := c.trial
 	x.Helper()
 	rows, err := x.pool.Query(x.Context(), selectChurned)
@@ -357,7 +358,7 @@ func (c *Churn) judgeDeliveries(v *Verdict, events map[uuid.UUID]*Event, request
 	_, err = pgx.ForEachRow(rows, []any{&id, &event, &endpoint, &status, &attempts, &completed}, func() error {
 		answered, twice := outcome(requests[id])
 		if twice {
-			v.found(again, "delivery %s: %d requests", id, len(requests[id]))
+			v.Found(again, "delivery %s: %d requests", id, len(requests[id]))
 		}
 		if answered {
 			delivered++
@@ -369,9 +370,9 @@ func (c *Churn) judgeDeliveries(v *Verdict, events map[uuid.UUID]*Event, request
 		end, committed := ends[endpoint], events[event]
 		switch {
 		case end == nil || committed == nil || !good:
-			v.found(strangeOutcome, "delivery %s of event %s is %s after %d attempts; %d requests, with a 2xx %t", id, event, status, attempts, len(requests[id]), answered)
+			v.Found(strangeOutcome, "delivery %s of event %s is %s after %d attempts; %d requests, with a 2xx %t", id, event, status, attempts, len(requests[id]), answered)
 		case status == webhook.Cancelled && !end.wasOff(committed.Began, completed):
-			v.found(undelivered, "delivery %s is cancelled at %s, committed at %s", id, completed.Format("15:04:05.000"), committed.Began.Format("15:04:05.000"))
+			v.Found(undelivered, "delivery %s is cancelled at %s, committed at %s", id, completed.Format("15:04:05.000"), committed.Began.Format("15:04:05.000"))
 		}
 		delete(requests, id)
 		return nil
@@ -380,18 +381,18 @@ func (c *Churn) judgeDeliveries(v *Verdict, events map[uuid.UUID]*Event, request
 		x.Fatal(err)
 	}
 	for id := range requests {
-		v.found(rowMissing, "delivery %s, which was sent", id)
+		v.Found(oracle.RowMissing, "delivery %s, which was sent", id)
 	}
 	return delivered, cancelled
 }
 
 // outcome says whether a delivery's requests were answered with a 2xx, and
 // whether one of them came beyond that, or twice.
-func outcome(requests []*Request) (answered, twice bool) {
+func outcome(requests []*oracle.Request) (answered, twice bool) {
 	seen := map[int]bool{}
 	for _, r := range requests {
 		twice = twice || answered || seen[r.Retry]
-		answered = answered || succeeded(r)
+		answered = answered || r.Succeeded()
 		seen[r.Retry] = true
 	}
 	return answered, twice
@@ -474,7 +475,7 @@ func TestSignaturesAreJudged(t *testing.T) {
 		{"a secret that is not made yet", 19, []int{2}, []int{2}, false},
 	} {
 		var s signatures
-		wrong := s.judge(rotations, &Request{At: at(tc.at), Signed: tc.signed, SignedBody: tc.body})
+		wrong := s.judge(rotations, &oracle.Request{At: at(tc.at), Signed: tc.signed, SignedBody: tc.body})
 		if good := wrong == ""; good != tc.good {
 			t.Errorf("%s: good %t, want %t: %s", tc.name, good, tc.good, wrong)
 		}

@@ -76,8 +76,8 @@ func (x *Trial) setClock(by time.Duration) {
 // sends waits until there is another request.
 func (x *Trial) sends(what string, within time.Duration) {
 	x.Helper()
-	n := x.journal.count()
-	x.eventually(within, "something is sent "+what, func() bool { return x.journal.count() > n })
+	n := x.journal.Count()
+	x.eventually(within, "something is sent "+what, func() bool { return x.journal.Count() > n })
 }
 
 // refuses sets the clock wrong under load, and expects that nothing is sent, and that
@@ -88,9 +88,9 @@ func (x *Trial) refuses(p *Process, by time.Duration) {
 	said := p.logged(skewed)
 	x.setClock(by)
 	<-time.After(inForceAfter)
-	from := x.journal.count()
+	from := x.journal.Count()
 	<-time.After(loaded)
-	sent := x.journal.count() - from
+	sent := x.journal.Count() - from
 	x.expect(sent == 0, "%d requests were sent with a clock that is off by %s", sent, by)
 	x.saysSo(p, said)
 }
@@ -103,7 +103,7 @@ func (x *Trial) whileOff(p *Process, said int, by time.Duration, endLoad func())
 	const loaded, measured = 4 * time.Second, 5 * time.Second
 	x.setClock(by)
 	<-time.After(inForceAfter)
-	from, used := x.journal.count(), x.cpu(p)
+	from, used := x.journal.Count(), x.cpu(p)
 	<-time.After(loaded)
 	used = x.cpu(p) - used
 	x.saysSo(p, said)
@@ -116,7 +116,7 @@ func (x *Trial) whileOff(p *Process, said int, by time.Duration, endLoad func())
 	const cpuAtMost, rateAtMost = 0.1, 100 // a few look-ups a second; the trial's own looks are among them
 	x.expect(cpu <= cpuAtMost, "walhook uses %.0f%% of a CPU while it can do nothing", 100*cpu)
 	x.expect(rate <= rateAtMost, "%.0f transactions a second while nothing can be done", rate)
-	sent := x.journal.count() - from
+	sent := x.journal.Count() - from
 	x.expect(sent == 0, "%d requests were sent with a clock that is off by %s", sent, by)
 	lines := p.logged(skewed) - said
 	x.expect(lines == 1, "the log says %d times that the clock is off by %s", lines, by)

@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/walhook/walhook/internal/oracle"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -27,7 +28,7 @@ func serializable(t *testing.T, s Setup)   { contended(t, s, pgx.Serializable) }
 // rows they leave alone must not feel it.
 func contended(t *testing.T, s Setup, isolation pgx.TxIsoLevel) {
 	s.Role = true
-	s.Endpoints = append(threeEndpoints(), Endpoint{Org: fresh, Types: []string{"*"}})
+	s.Endpoints = append(threeEndpoints(), oracle.Endpoint{Org: fresh, Types: []string{"*"}})
 	x := newTrial(t, s)
 	x.exec(fmt.Sprintf(`ALTER ROLE %s SET default_transaction_isolation = '%s'`, roleName, isolation))
 	x.exec(`ALTER SYSTEM SET deadlock_timeout = '50ms'`)
@@ -166,7 +167,7 @@ type record struct{ committed, requested, recorded time.Time }
 func (x *Trial) watchFresh() *Watch {
 	const perSecond, lookEvery = 20, 50 * time.Millisecond
 	w := &Watch{trial: x, seen: map[uuid.UUID]bool{}, waiting: map[uuid.UUID]*record{}, requests: map[uuid.UUID]time.Time{}}
-	w.endpoint = slices.IndexFunc(x.endpoints, func(e Endpoint) bool { return e.Org == fresh })
+	w.endpoint = slices.IndexFunc(x.endpoints, func(e oracle.Endpoint) bool { return e.Org == fresh })
 	driver := &Driver{journal: x.journal, pool: x.pool, orgs: []string{fresh}}
 	ctx, stop := context.WithCancel(x.Context())
 	var both sync.WaitGroup
@@ -229,10 +230,10 @@ func (w *Watch) end(huge time.Time, decodes time.Duration) string {
 // look notes what was committed and requested since the last look, and takes off
 // that whose outcome has its row.
 func (w *Watch) look(ctx context.Context) {
-	for _, e := range w.trial.journal.takeOf(fresh, w.seen) {
+	for _, e := range w.trial.journal.TakeOf(fresh, w.seen) {
 		w.waiting[outbox.DeliveryID(e.ID, w.trial.endpoints[w.endpoint].ID)] = &record{committed: e.Began}
 	}
-	requests := w.trial.journal.since(w.looked)
+	requests := w.trial.journal.Since(w.looked)
 	w.looked += len(requests)
 	for _, r := range requests {
 		if r.Endpoint == w.endpoint && r.Retry == 0 {
@@ -282,7 +283,7 @@ const decodesOne = 5 * time.Microsecond
 
 // massReplay replays a million deliveries by one UPDATE. The endpoints answer at once.
 func massReplay(t *testing.T, s Setup) {
-	s.Endpoints = []Endpoint{{Org: fresh, Types: []string{"*"}}}
+	s.Endpoints = []oracle.Endpoint{{Org: fresh, Types: []string{"*"}}}
 	x, y := newCrowd(t, s, false)
 	const perStatement = 20_000
 	for first := 0; first < *many; first += perStatement {

@@ -210,7 +210,7 @@ func (x *Trial) confirmsNothing(locking pgx.Tx, lasts time.Duration) {
 	confirmed, rowless := 0, 0
 	for began := time.Now(); time.Since(began) < lasts; <-time.After(time.Second) {
 		slot := x.slot()
-		events := x.journal.takeBelow(slot.Safe, map[uuid.UUID]bool{})
+		events := x.journal.TakeBelow(slot.Safe, map[uuid.UUID]bool{})
 		confirmed = len(events)
 		var missing int
 		owed := slices.Collect(maps.Keys(x.monitor.owed(events)))

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/walhook/walhook/internal/oracle"
 )
 
 // columns adds, renames and drops a column of the application's own in the
@@ -128,7 +129,7 @@ func truncated(t *testing.T, s Setup) {
 	<-time.After(before)
 	stop()
 	x.load.Wait()
-	undone := x.goneWith(Committed)
+	undone := x.goneWith(oracle.Committed)
 	x.sameSender()
 	x.expect(undone > 0 && p.Running(), "%d events were truncated; %v", undone, p.Err)
 	x.drain(time.Minute)

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/walhook/walhook/internal/oracle"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -56,7 +57,7 @@ const foreign = "Zo\u00eb \u2603 \u65e5\u672c "
 // A Driver is the application: it writes events in transactions of its own, and
 // notes in the journal what became of them.
 type Driver struct {
-	journal *Journal
+	journal *oracle.Journal
 	pool    *pgxpool.Pool
 	orgs    []string
 	numbers atomic.Int64
@@ -119,14 +120,14 @@ func (d *Driver) transact(ctx context.Context, load Load) {
 }
 
 // newEvents makes events, and opens them in the journal.
-func (d *Driver) newEvents(n int) []*Event {
-	events := make([]*Event, n)
+func (d *Driver) newEvents(n int) []*oracle.Event {
+	events := make([]*oracle.Event, n)
 	for i := range events {
-		events[i] = &Event{
+		events[i] = &oracle.Event{
 			ID: newID(d.age), Org: d.orgs[rand.N(len(d.orgs))], Type: eventTypes[rand.N(len(eventTypes))], N: d.numbers.Add(1),
 		}
 	}
-	d.journal.open(events)
+	d.journal.Open(events)
 	return events
 }
 
@@ -140,10 +141,10 @@ func newID(age time.Duration) uuid.UUID {
 	return id
 }
 
-func (e *Event) payload() string { return fmt.Sprintf(`{"n": %d, "pad": "%s"}`, e.N, padding) }
+func payload(e *oracle.Event) string { return fmt.Sprintf(`{"n": %d, "pad": "%s"}`, e.N, padding) }
 
 // insert runs an ordinary transaction, with a savepoint now and then.
-func (d *Driver) insert(ctx context.Context, events []*Event) error {
+func (d *Driver) insert(ctx context.Context, events []*oracle.Event) error {
 	tx, err := d.pool.Begin(ctx)
 	if err != nil {
 		d.rolledBack(events)
@@ -182,22 +183,22 @@ func (d *Driver) savepoint(ctx context.Context, tx pgx.Tx) error {
 }
 
 // commit ends a transaction. A commit that fails may have happened.
-func (d *Driver) commit(ctx context.Context, tx pgx.Tx, events []*Event) error {
+func (d *Driver) commit(ctx context.Context, tx pgx.Tx, events []*oracle.Event) error {
 	began := time.Now()
 	if err := tx.Commit(ctx); err != nil {
-		d.journal.end(events, Unknown, began, 0)
+		d.journal.End(events, oracle.Unknown, began, 0)
 		return err
 	}
-	d.journal.end(events, Committed, began, insertLSN(ctx, d.pool))
+	d.journal.End(events, oracle.Committed, began, insertLSN(ctx, d.pool))
 	return nil
 }
 
-func (d *Driver) rolledBack(events []*Event) {
-	d.journal.end(events, RolledBack, time.Time{}, 0)
+func (d *Driver) rolledBack(events []*oracle.Event) {
+	d.journal.End(events, oracle.RolledBack, time.Time{}, 0)
 }
 
 // copy uses COPY instead of INSERT, for any number of events.
-func (d *Driver) copy(ctx context.Context, events []*Event, rollBack bool) error {
+func (d *Driver) copy(ctx context.Context, events []*oracle.Event, rollBack bool) error {
 	tx, err := d.pool.Begin(ctx)
 	if err != nil {
 		d.rolledBack(events)
@@ -206,7 +207,7 @@ func (d *Driver) copy(ctx context.Context, events []*Event, rollBack bool) error
 	defer tx.Rollback(ctx)
 	_, err = tx.CopyFrom(ctx, pgx.Identifier{"webhook_outbox"}, []string{"id", "organization_id", "event_type", "payload"},
 		pgx.CopyFromSlice(len(events), func(i int) ([]any, error) {
-			return []any{events[i].ID, events[i].Org, events[i].Type, events[i].payload()}, nil
+			return []any{events[i].ID, events[i].Org, events[i].Type, payload(events[i])}, nil
 		}))
 	if err != nil || rollBack {
 		d.rolledBack(events)
@@ -216,7 +217,7 @@ func (d *Driver) copy(ctx context.Context, events []*Event, rollBack bool) error
 }
 
 // twoPhases prepares a transaction, lets it lie for a moment, and ends it.
-func (d *Driver) twoPhases(ctx context.Context, events []*Event, rollBack bool) error {
+func (d *Driver) twoPhases(ctx context.Context, events []*oracle.Event, rollBack bool) error {
 	d.rolledBack(events) // until it is prepared, nobody else can commit it
 	conn, err := d.pool.Acquire(ctx)
 	if err != nil {
@@ -240,10 +241,10 @@ func (d *Driver) twoPhases(ctx context.Context, events []*Event, rollBack bool) 
 	}
 	began := time.Now()
 	if _, err := conn.Exec(ctx, "COMMIT PREPARED '"+gid+"'"); err != nil {
-		d.journal.end(events, Unknown, began, 0)
+		d.journal.End(events, oracle.Unknown, began, 0)
 		return err
 	}
-	d.journal.end(events, Committed, began, insertLSN(ctx, d.pool))
+	d.journal.End(events, oracle.Committed, began, insertLSN(ctx, d.pool))
 	return nil
 }
 
@@ -251,10 +252,10 @@ type batcher interface {
 	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
 }
 
-func insertRows(ctx context.Context, to batcher, events []*Event) error {
+func insertRows(ctx context.Context, to batcher, events []*oracle.Event) error {
 	var b pgx.Batch
 	for _, e := range events {
-		b.Queue(`INSERT INTO webhook_outbox (id, organization_id, event_type, payload) VALUES ($1, $2, $3, $4)`, e.ID, e.Org, e.Type, e.payload())
+		b.Queue(`INSERT INTO webhook_outbox (id, organization_id, event_type, payload) VALUES ($1, $2, $3, $4)`, e.ID, e.Org, e.Type, payload(e))
 	}
 	return to.SendBatch(ctx, &b).Close()
 }

@@ -73,7 +73,7 @@ func failoverBehind(t *testing.T, s Setup) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	missing, err := withoutRows(t.Context(), standby, x.monitor.owed(x.journal.takeBelow(slot.Confirmed, map[uuid.UUID]bool{})), time.Time{})
+	missing, err := withoutRows(t.Context(), standby, x.monitor.owed(x.journal.TakeBelow(slot.Confirmed, map[uuid.UUID]bool{})), time.Time{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +123,7 @@ func (x *Trial) receiveOnly() (record func()) {
 		if err := tx.Rollback(x.Context()); err != nil {
 			x.Fatal(err)
 		}
-		x.eventually(10*time.Second, "the delivery is recorded", func() bool { return x.allHaveRows(x.journal.committed()) })
+		x.eventually(10*time.Second, "the delivery is recorded", func() bool { return x.allHaveRows(x.journal.Committed()) })
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/walhook/walhook/internal/oracle"
 )
 
 // failoverWithoutSlot loses the primary, and walhook's slot with it.
@@ -71,7 +72,7 @@ func failover(t *testing.T, s Setup, synced bool) {
 	x.eventually(20*time.Second, "walhook streams from the new primary", func() bool { return x.slot().PID != 0 })
 	back := time.Since(promoted)
 	x.expect(back <= backAtMost, "reconnected %s after the promotion", back)
-	undone := x.goneWith(Unknown)
+	undone := x.goneWith(oracle.Unknown)
 	took := x.resynchronised(promoted, resyncAtMost)
 	<-time.After(before)
 	stop()
@@ -95,13 +96,13 @@ func (x *Trial) pendingOnStandby() (n int) {
 }
 
 // goneWith marks events of a fate that the database went on without.
-func (x *Trial) goneWith(fates ...Fate) int {
+func (x *Trial) goneWith(fates ...oracle.Fate) int {
 	x.Helper()
-	var e Evidence
-	if err := e.readTables(x.Context(), x.pool); err != nil {
+	var e oracle.Evidence
+	if err := e.ReadTables(x.Context(), x.pool, judgedApart...); err != nil {
 		x.Fatal(err)
 	}
-	return x.journal.undo(e.Outbox, fates...)
+	return x.journal.Undo(e.Outbox, fates...)
 }
 
 // set changes a setting of the server that takes no restart.

@@ -137,7 +137,7 @@ type death struct {
 
 func (x *Trial) expectDeath(point failpoint.Point) death {
 	x.Helper()
-	return death{point: point, requests: x.journal.count(), recorded: len(x.succeeded()), rows: x.rows()}
+	return death{point: point, requests: x.journal.Count(), recorded: len(x.succeeded()), rows: x.rows()}
 }
 
 // startDying starts a walhook that will die at a point, but not before it is armed.
@@ -211,7 +211,7 @@ func (x *Trial) goesOn(d death) string {
 	x.streams(next)
 	again := 0
 	before, seen, twice := map[uuid.UUID]bool{}, map[uuid.UUID]bool{}, 0
-	for _, r := range x.journal.since(d.requests) {
+	for _, r := range x.journal.Since(d.requests) {
 		if r.Agent != next.Name {
 			before[r.Delivery] = true
 		} else if succeeded[r.Delivery] {

@@ -74,7 +74,7 @@ func (x *Trial) holds(p *Process, within time.Duration) {
 
 // longestGap is how long nothing was received between the first and the last request.
 func longestGap(x *Trial) (gap time.Duration) {
-	_, requests := x.journal.copy()
+	_, requests := x.journal.Copy()
 	for i := 1; i < len(requests); i++ {
 		gap = max(gap, requests[i].At.Sub(requests[i-1].At))
 	}
@@ -112,9 +112,9 @@ func takeover(t *testing.T, s Setup) {
 // firstRequest waits for a process's first request, and says how long after began it came.
 func (x *Trial) firstRequest(p *Process, began time.Time, within time.Duration) (took time.Duration) {
 	x.Helper()
-	from := x.journal.count()
+	from := x.journal.Count()
 	x.eventually(within, p.Name+" sends", func() bool {
-		for _, r := range x.journal.since(from) {
+		for _, r := range x.journal.Since(from) {
 			if r.Agent == p.Name {
 				took = r.At.Sub(began)
 				return true
@@ -165,7 +165,7 @@ func freeze(t *testing.T, s Setup) {
 	took := x.firstRequest(standby, began, frozenFor)
 	x.expect(took <= atMost, "took over after %s", took)
 	<-thaw
-	before, from := x.writtenBy(zombie), x.journal.count()
+	before, from := x.writtenBy(zombie), x.journal.Count()
 	x.expect(before > 0, "what the zombie writes is not seen")
 	if err := zombie.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
@@ -173,7 +173,7 @@ func freeze(t *testing.T, s Setup) {
 	over()
 	<-done
 	sent := 0
-	for _, r := range x.journal.since(from) {
+	for _, r := range x.journal.Since(from) {
 		if r.Agent == zombie.Name {
 			sent++
 		}

@@ -130,7 +130,7 @@ func formerHolder(t *testing.T, s Setup, line *Line, lose func(x *Trial, former,
 		err := x.pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND backend_type = 'walsender'`, former.Name).Scan(&n)
 		return !former.Running() || err == nil && n > 0
 	})
-	wrote, from := x.writtenBy(former), x.journal.count()
+	wrote, from := x.writtenBy(former), x.journal.Count()
 	x.replay(replayed)
 	x.drain(time.Minute)
 	again, byFormer := x.sentAgain(from, former)
@@ -164,7 +164,7 @@ func (x *Trial) replay(n int) {
 // journal, and a process's requests.
 func (x *Trial) sentAgain(from int, p *Process) (twice, by int) {
 	good := map[uuid.UUID]int{}
-	for _, r := range x.journal.since(from) {
+	for _, r := range x.journal.Since(from) {
 		if r.Agent == p.Name {
 			by++
 		}

@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/walhook/walhook/internal/oracle"
 	"github.com/walhook/walhook/internal/webhook"
 )
 
@@ -21,10 +22,10 @@ func hostileReceivers(t *testing.T, s Setup) {
 	t.Cleanup(impostor.server.Close)
 	kinds := hostilities(impostor.server.URL)
 	for i := range healthy {
-		s.Endpoints = append(s.Endpoints, Endpoint{Org: fmt.Sprintf("org_%d", i), Types: []string{"*"}})
+		s.Endpoints = append(s.Endpoints, oracle.Endpoint{Org: fmt.Sprintf("org_%d", i), Types: []string{"*"}})
 	}
 	for i, k := range kinds {
-		s.Endpoints = append(s.Endpoints, Endpoint{Org: fmt.Sprintf("hostile_%d", i), Types: []string{"*"}, Secure: k.https, URL: k.url})
+		s.Endpoints = append(s.Endpoints, oracle.Endpoint{Org: fmt.Sprintf("hostile_%d", i), Types: []string{"*"}, Secure: k.https, URL: k.url})
 	}
 	s.Schedule = "1s,1s" // the last attempt comes soon
 	s.Env = append(s.Env, "WALHOOK_TIMEOUT=2s")
@@ -128,10 +129,10 @@ func (w *windows) judge() string {
 // latencies are how long first attempts to the first endpoints took, from before the
 // commit to the receiver, for events that were committed in a window.
 func (x *Trial) latencies(window [2]time.Time, endpoints int) (found latencies) {
-	events, requests := x.journal.copy()
+	events, requests := x.journal.Copy()
 	began := map[uuid.UUID]time.Time{}
 	for _, e := range events {
-		if e.Fate == Committed && !e.Began.Before(window[0]) && e.Began.Before(window[1]) {
+		if e.Fate == oracle.Committed && !e.Began.Before(window[0]) && e.Began.Before(window[1]) {
 			began[e.ID] = e.Began
 		}
 	}
@@ -163,7 +164,7 @@ func (x *Trial) expectClasses(first int, kinds []hostility) (total int) {
 	var text string
 	var n int
 	_, err = pgx.ForEachRow(rows, []any{&endpoint, &status, &class, &text, &n}, func() error {
-		i := slices.IndexFunc(x.endpoints, func(e Endpoint) bool { return e.ID == endpoint }) - first
+		i := slices.IndexFunc(x.endpoints, func(e oracle.Endpoint) bool { return e.ID == endpoint }) - first
 		switch {
 		case i < 0:
 			x.expect(status == webhook.Success, "%d deliveries to a good receiver are %s", n, status)

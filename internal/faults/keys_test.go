@@ -38,7 +38,7 @@ func keys(t *testing.T, s Setup) {
 	end(p, stop)
 
 	for _, env := range [][]string{nil, {"WALHOOK_SECRET_KEY=" + key(2)}} {
-		from, wrong := x.journal.count(), x.start(env...)
+		from, wrong := x.journal.Count(), x.start(env...)
 		select {
 		case <-wrong.Exited:
 			exit, ok := errors.AsType[*exec.ExitError](wrong.Err)
@@ -47,7 +47,7 @@ func keys(t *testing.T, s Setup) {
 			x.expect(false, "with the wrong key it runs")
 			x.expect(wrong.kill() == nil, "and cannot be killed")
 		}
-		x.expect(x.journal.count() == from, "with the wrong key something was sent")
+		x.expect(x.journal.Count() == from, "with the wrong key something was sent")
 	}
 
 	p, stop = begin("WALHOOK_SECRET_KEY="+key(2), "WALHOOK_SECRET_KEY_OLD="+key(1))
@@ -67,9 +67,9 @@ func keys(t *testing.T, s Setup) {
 		return n
 	}
 	before := attempts()
-	from, failing := x.journal.count(), 0
+	from, failing := x.journal.Count(), 0
 	<-time.After(3 * time.Second)
-	for _, r := range x.journal.since(from) {
+	for _, r := range x.journal.Since(from) {
 		if r.Endpoint == victim {
 			failing++
 		}

@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"testing"
 	"time"
+
+	"github.com/walhook/walhook/internal/oracle"
 )
 
 // noFault wants everything once.
@@ -18,7 +20,7 @@ func noFault(t *testing.T, s Setup) {
 	<-x.drive(load)
 	x.drain(time.Minute)
 	const held = 0.8 // of the rate: less is another load than the one that was asked for
-	committed, want := float64(len(x.journal.committed())), load.Rate*load.Duration.Seconds()*(1-rollbackShare)
+	committed, want := float64(len(x.journal.Committed())), load.Rate*load.Duration.Seconds()*(1-rollbackShare)
 	x.expect(committed >= held*want, "%.0f events were committed, and %.0f would be the rate", committed, want)
 	x.finish(time.Minute, fmt.Sprintf("rate=%.0f%% cpu=%.0f%%", 100*committed/want, 100*x.cpu(p).Seconds()/load.Duration.Seconds()))
 }
@@ -129,9 +131,9 @@ func killMinus9Mixed(t *testing.T, s Setup) {
 // Huge is transactions of thousands of rows, of which every second is rolled back.
 type Huge struct {
 	trial  *Trial
-	left   int     // that are still to come
-	events []Event // of the last that was committed, until the next kill
-	cut    int     // kills when some of its rows were there
+	left   int            // that are still to come
+	events []oracle.Event // of the last that was committed, until the next kill
+	cut    int            // kills when some of its rows were there
 }
 
 // begin runs the next of them, if there is one. It returns after how long walhook

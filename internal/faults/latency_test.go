@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/walhook/walhook/internal/oracle"
 )
 
 // oneOfFiftyHangs measures what the healthy endpoints feel of one that hangs. It
@@ -38,7 +39,7 @@ func (l latencies) at(q float64) time.Duration {
 func latencyOf(t *testing.T, s Setup, hang bool) (found latencies) {
 	const endpoints, lagAtMost = 50, 3 * time.Second
 	for i := range endpoints {
-		s.Endpoints = append(s.Endpoints, Endpoint{Org: fmt.Sprintf("org_%d", i), Types: []string{"*"}})
+		s.Endpoints = append(s.Endpoints, oracle.Endpoint{Org: fmt.Sprintf("org_%d", i), Types: []string{"*"}})
 	}
 	x := newTrial(t, s)
 	x.receiver.failShare = 0
@@ -52,7 +53,7 @@ func latencyOf(t *testing.T, s Setup, hang bool) (found latencies) {
 	<-done
 	before := insertLSN(t.Context(), x.pool)
 	x.eventually(lagAtMost, "the slot has moved past the load", func() bool { return x.slot().Confirmed >= before })
-	events, requests := x.journal.copy()
+	events, requests := x.journal.Copy()
 	began := map[uuid.UUID]time.Time{}
 	for _, e := range events {
 		began[e.ID] = e.Began

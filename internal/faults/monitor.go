@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/walhook/walhook/internal/oracle"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -125,7 +126,7 @@ func (m *Monitor) look(ctx context.Context) {
 func (m *Monitor) judge() (figures string) {
 	x := m.trial
 	x.Helper()
-	known := x.journal.bound()
+	known := x.journal.Bound()
 	for began := time.Now(); !m.hasLooked(known) && time.Since(began) < lookWithin; {
 		time.Sleep(lookEvery)
 	}
@@ -147,7 +148,7 @@ func (m *Monitor) hasLooked(known int) bool {
 
 // lookBelow looks at the rows of events that are confirmed, and were not before.
 func (m *Monitor) lookBelow(ctx context.Context, safe pglogrepl.LSN) {
-	events := m.trial.journal.takeBelow(safe, m.seen)
+	events := m.trial.journal.TakeBelow(safe, m.seen)
 	owed, chunks := m.owed(events), m.chunks
 	sampled := m.sample(safe, owed)
 	missing, err := m.withoutRowsNow(ctx, owed)
@@ -164,7 +165,7 @@ func (m *Monitor) lookBelow(ctx context.Context, safe pglogrepl.LSN) {
 	}
 	m.sampled += sampled
 	for _, what := range missing {
-		m.problems = append(m.problems, fmt.Sprintf("%s: %s is confirmed, and %s", clock(time.Now()), safe, what))
+		m.problems = append(m.problems, fmt.Sprintf("%s: %s is confirmed, and %s", oracle.Clock(time.Now()), safe, what))
 	}
 }
 
@@ -219,11 +220,11 @@ func (m *Monitor) add(c Chunk) {
 }
 
 // owed is the events' deliveries, and what to say where one has no row.
-func (m *Monitor) owed(events []Event) map[uuid.UUID]string {
+func (m *Monitor) owed(events []oracle.Event) map[uuid.UUID]string {
 	owed := map[uuid.UUID]string{}
 	for _, e := range events {
 		for i := range m.trial.endpoints {
-			if endpoint := &m.trial.endpoints[i]; endpoint.owed(e.Org, e.Type) {
+			if endpoint := &m.trial.endpoints[i]; endpoint.Owed(e.Org, e.Type) {
 				id := outbox.DeliveryID(e.ID, endpoint.ID)
 				owed[id] = fmt.Sprintf("event %s, committed at or before %s (%s), has no row for endpoint %d", e.ID, e.Bound, e.Began.Format("15:04:05.000"), i)
 			}

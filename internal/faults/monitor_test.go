@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/walhook/walhook/internal/oracle"
 )
 
 func TestMonitorSeesAMissingRow(t *testing.T) {
@@ -146,9 +147,9 @@ func TestMonitorMustHaveLooked(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
-			x := &Trial{TB: t, journal: &Journal{}, tallied: c.tallied}
+			x := &Trial{TB: t, journal: &oracle.Journal{}, tallied: c.tallied}
 			for range events {
-				x.journal.open([]*Event{{ID: uuid.New(), Fate: Committed, Bound: 1}})
+				x.journal.Open([]*oracle.Event{{ID: uuid.New(), Fate: oracle.Committed, Bound: 1}})
 			}
 			c.m.trial = x
 			c.m.judge()

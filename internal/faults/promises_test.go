@@ -41,7 +41,7 @@ func lease(t *testing.T, s Setup) {
 // with its pending row.
 func (x *Trial) hangParked(n int) (release func()) {
 	x.Helper()
-	before := x.journal.count()
+	before := x.journal.Count()
 	release = x.receiver.hang(0)
 	for range n {
 		x.insertOnce(1)
@@ -49,7 +49,7 @@ func (x *Trial) hangParked(n int) (release func()) {
 	x.eventually(10*time.Second, "every delivery is under way, and parked", func() bool {
 		var rows int
 		err := x.pool.QueryRow(x.Context(), `SELECT count(*) FROM webhook_deliveries WHERE status = 'pending'`).Scan(&rows)
-		return err == nil && rows == n && x.journal.count() == before+n
+		return err == nil && rows == n && x.journal.Count() == before+n
 	})
 	return release
 }
@@ -58,7 +58,7 @@ func (x *Trial) hangParked(n int) (release func()) {
 func (x *Trial) soonestAgain() time.Duration {
 	soonest := time.Hour
 	last := map[uuid.UUID]time.Time{}
-	_, requests := x.journal.copy()
+	_, requests := x.journal.Copy()
 	for _, r := range requests {
 		if before, again := last[r.Delivery]; again {
 			soonest = min(soonest, r.At.Sub(before))

@@ -1,22 +1,16 @@
 package faults
 
 import (
-	"crypto/sha256"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
-	"github.com/walhook/walhook/internal/received"
+	"github.com/walhook/walhook/internal/oracle"
 )
 
 const (
@@ -28,20 +22,16 @@ const (
 	failShare = 0.02
 )
 
-// A Receiver is all endpoints of a trial: one HTTP server, a path for each.
+// A Receiver plays all endpoints of a trial, each at a path of its own.
 type Receiver struct {
-	journal *Journal
-	server  *httptest.Server
+	*oracle.Receiver
+	server *httptest.Server
 
 	mu        sync.Mutex
-	endpoints []Endpoint
-	older     map[int][]string      // endpoint → secrets before its present one
 	hanging   map[int]chan struct{} // endpoint → closed when it answers again
 	hostile   map[int]answer        // endpoint → what it does instead of answering
-	first     func(*Request)        // what it does before it answers; nil: nothing
+	first     func(*oracle.Request) // what it does before it answers; nil: nothing
 	failShare float64
-	strays    []string // requests that are to no endpoint, and went into no journal
-	torn      []string // those whose body broke off
 }
 
 // An answer is what a hostile receiver does with a request that it has read.
@@ -51,8 +41,9 @@ type answer struct {
 }
 
 // newReceiver listens at an address, by default at 127.0.0.1.
-func newReceiver(j *Journal, address string) (*Receiver, error) {
-	r := &Receiver{journal: j, older: map[int][]string{}, hanging: map[int]chan struct{}{}, hostile: map[int]answer{}, failShare: failShare}
+func newReceiver(j *oracle.Journal, address string) (*Receiver, error) {
+	r := &Receiver{Receiver: &oracle.Receiver{Journal: j}, hanging: map[int]chan struct{}{}, failShare: failShare}
+	r.Answer = r.answer
 	r.server = httptest.NewUnstartedServer(r)
 	if address != "" {
 		listener, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
@@ -77,23 +68,9 @@ func (r *Receiver) close() {
 	r.server.Close()
 }
 
-func (r *Receiver) url(endpoint int) string {
-	return fmt.Sprintf("%s/%d", r.server.URL, endpoint)
-}
+func (r *Receiver) url(endpoint int) string { return r.server.URL + path(endpoint) }
 
-func (r *Receiver) add(e Endpoint) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.endpoints = append(r.endpoints, e)
-}
-
-// rotate gives an endpoint a new secret, beside those it had.
-func (r *Receiver) rotate(endpoint int, secret string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.older[endpoint] = append(r.older[endpoint], r.endpoints[endpoint].Secret)
-	r.endpoints[endpoint].Secret = secret
-}
+func path(endpoint int) string { return fmt.Sprintf("/%d", endpoint) }
 
 // turn makes endpoints hostile; nil makes all of them friendly.
 func (r *Receiver) turn(hostile map[int]answer) {
@@ -103,7 +80,7 @@ func (r *Receiver) turn(hostile map[int]answer) {
 }
 
 // does has all endpoints do something before they answer.
-func (r *Receiver) does(first func(*Request)) {
+func (r *Receiver) does(first func(*oracle.Request)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.first = first
@@ -132,33 +109,11 @@ func (r *Receiver) release(endpoint int) {
 	}
 }
 
-// ServeHTTP takes one request, notes it, and answers.
-func (r *Receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	at := time.Now()
-	body, err := io.ReadAll(req.Body)
-	index, wrong := strconv.Atoi(strings.TrimPrefix(req.URL.Path, "/"))
+// answer answers a request that is in the journal.
+func (r *Receiver) answer(w http.ResponseWriter, req *http.Request, noted *oracle.Request) {
 	r.mu.Lock()
-	known := wrong == nil && index >= 0 && index < len(r.endpoints)
-	var endpoint Endpoint
-	if known {
-		endpoint = r.endpoints[index]
-	}
-	hanging, share, first := r.hanging[index], r.failShare, r.first
-	hostile, secrets := r.hostile[index], append(slices.Clone(r.older[index]), endpoint.Secret)
-	switch {
-	case !known:
-		r.strays = append(r.strays, req.URL.Path)
-	case err != nil:
-		r.torn = append(r.torn, fmt.Sprintf("%s after %d bytes: %v", req.URL.Path, len(body), err))
-	}
+	hanging, hostile, share, first := r.hanging[noted.Endpoint], r.hostile[noted.Endpoint], r.failShare, r.first
 	r.mu.Unlock()
-	if err != nil || !known {
-		w.WriteHeader(http.StatusNotFound)
-		return
-	}
-	noted := read(req.Header, body, secrets)
-	noted.Endpoint, noted.At = index, at
-	r.journal.received(noted)
 	if first != nil {
 		first(noted)
 	}
@@ -171,7 +126,7 @@ func (r *Receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	time.Sleep(fastest + rand.N(slowest-fastest))
 	if hostile.write != nil {
-		r.journal.answered(noted, hostile.status)
+		r.Journal.Answered(noted, hostile.status)
 		hijack(w, hostile.write)
 		return
 	}
@@ -179,14 +134,14 @@ func (r *Receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	case roll < share/2:
 		reset(w)
 	case roll < share:
-		r.journal.answered(noted, http.StatusInternalServerError)
+		r.Journal.Answered(noted, http.StatusInternalServerError)
 		w.WriteHeader(http.StatusInternalServerError)
 	default:
-		r.journal.answered(noted, http.StatusOK)
+		r.Journal.Answered(noted, http.StatusOK)
 		w.Header().Set("Content-Length", "0") // or the end of the answer would come with our return
 		w.WriteHeader(http.StatusOK)
 		if http.NewResponseController(w).Flush() == nil {
-			r.journal.answeredWhole(noted)
+			r.Journal.AnsweredWhole(noted)
 		}
 	}
 }
@@ -195,13 +150,12 @@ func (r *Receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 // was killed while it wrote may have no whole body.
 func (x *Trial) expectWhole(r *Receiver, killed bool) {
 	x.Helper()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if len(r.strays) > 0 {
-		x.expect(false, "%d requests came to no endpoint: %s", len(r.strays), r.strays[0])
+	strays, torn := r.Unread()
+	if len(strays) > 0 {
+		x.expect(false, "%d requests came to no endpoint: %s", len(strays), strays[0])
 	}
-	if len(r.torn) > 0 && !killed {
-		x.expect(false, "%d requests broke off, and nobody was killed: %s", len(r.torn), r.torn[0])
+	if len(torn) > 0 && !killed {
+		x.expect(false, "%d requests broke off, and nobody was killed: %s", len(torn), torn[0])
 	}
 }
 
@@ -230,18 +184,4 @@ func hijack(w http.ResponseWriter, then func(net.Conn)) {
 	}
 	defer conn.Close()
 	then(conn)
-}
-
-// read makes a journal entry of a request, with everything that is wrong in it.
-func read(h http.Header, body []byte, secrets []string) *Request {
-	r := received.Read(h, body, secrets...)
-	var data struct{ N int64 }
-	malformed := ""
-	if err := errors.Join(r.Problem, json.Unmarshal(r.Message.Data, &data)); err != nil {
-		malformed = strings.ReplaceAll(err.Error(), "\n", "; ")
-	}
-	return &Request{
-		Delivery: r.Delivery, Event: r.Message.ID, N: data.N, Type: h.Get("X-Webhook-Event"), Retry: r.Retry,
-		Body: sha256.Sum256(body), Agent: h.Get("User-Agent"), Malformed: malformed, Signed: r.Standard, SignedBody: r.Body,
-	}
 }

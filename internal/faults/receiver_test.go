@@ -8,18 +8,19 @@ import (
 	"testing"
 	"time"
 
+	"github.com/walhook/walhook/internal/oracle"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 )
 
 // What goes into no journal is counted: the oracle cannot judge what it does not see.
 func TestReceiverCountsWhatItCannotRead(t *testing.T) {
 	t.Parallel()
-	r, err := newReceiver(&Journal{}, "")
+	r, err := newReceiver(&oracle.Journal{}, "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(r.close)
-	r.add(Endpoint{})
+	r.Add(path(0), "")
 	for _, path := range []string{"/1", "/-1", "/0/x", "/"} {
 		resp, err := http.Post(r.server.URL+path, "application/json", nil)
 		if err != nil {
@@ -47,7 +48,7 @@ func TestReceiverCountsWhatItCannotRead(t *testing.T) {
 	if x.expectWhole(r, true); len(x.faults) != 1 {
 		t.Errorf("where somebody was killed, faults are %q", x.faults)
 	}
-	if n := r.journal.count(); n != 0 {
+	if n := r.Journal.Count(); n != 0 {
 		t.Errorf("%d requests are in the journal", n)
 	}
 }

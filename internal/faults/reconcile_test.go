@@ -6,6 +6,8 @@ import (
 	"net/http/httptest"
 	"testing"
 	"time"
+
+	"github.com/walhook/walhook/internal/oracle"
 )
 
 // comparedWithin bounds a comparison of events with deliveries.
@@ -101,7 +103,7 @@ func (x *Trial) compared(began time.Time) time.Duration {
 func reconcileAtTheHead(t *testing.T, s Setup) {
 	const perSecond, before, slow = 50, 3 * time.Second, 300 * time.Millisecond
 	x := newTrial(t, s)
-	x.receiver.does(func(*Request) { time.Sleep(slow) })
+	x.receiver.does(func(*oracle.Request) { time.Sleep(slow) })
 	p := x.start()
 	x.ready()
 	stop := x.driveOn(Load{Rate: perSecond})

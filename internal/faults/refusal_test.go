@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/walhook/walhook/internal/oracle"
 )
 
 // A Refusal is what keeps walhook from making rows of deliveries.
@@ -71,14 +72,14 @@ func refused(t *testing.T, s Setup, r Refusal) {
 	for _, sql := range r.refuse {
 		x.exec(sql)
 	}
-	from, since, known := x.journal.count(), time.Now().Add(underWay), len(x.journal.committed())
+	from, since, known := x.journal.Count(), time.Now().Add(underWay), len(x.journal.Committed())
 	x.monitor.pause(false)
 	<-time.After(underWay)
 	rows := x.recorded()
 	<-time.After(refusedFor - underWay)
-	owed := len(x.monitor.owed(x.journal.committed()[known:]))
+	owed := len(x.monitor.owed(x.journal.Committed()[known:]))
 	x.expect(owed > maxInFlight+unrecorded, "%d deliveries were owed meanwhile: the load is too small", owed)
-	sent, late := r.counts(x.journal.since(from), time.Now().Add(-stoppedFor))
+	sent, late := r.counts(x.journal.Since(from), time.Now().Add(-stoppedFor))
 	x.expect(sent <= maxInFlight+unrecorded, "%d requests were sent while nothing could be recorded", sent)
 	x.expect(late == 0, "%d requests were sent in the last %s in which nothing could be recorded", late, stoppedFor)
 	written := x.written(since)
@@ -103,7 +104,7 @@ func refused(t *testing.T, s Setup, r Refusal) {
 
 // counts is how many requests were sent that the refusal should stop, and how many of
 // them came late. Where updates are possible, retries go on.
-func (r *Refusal) counts(requests []Request, late time.Time) (n, came int) {
+func (r *Refusal) counts(requests []oracle.Request, late time.Time) (n, came int) {
 	for _, q := range requests {
 		if q.Retry > 0 && !r.updates {
 			continue

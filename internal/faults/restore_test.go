@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/walhook/walhook/internal/oracle"
 )
 
 // restoredSnapshot sets the whole disk back: the slot is there, on the same timeline.
@@ -43,13 +45,13 @@ func restored(t *testing.T, s Setup, snapshot bool) {
 	}
 	over()
 	began := time.Now()
-	sent := x.journal.count()
+	sent := x.journal.Count()
 	x.eventually(20*time.Second, "the database is a primary", func() bool {
 		var recovery bool
 		err := x.pool.QueryRow(t.Context(), `SELECT pg_is_in_recovery()`).Scan(&recovery)
 		return err == nil && !recovery
 	})
-	undone := x.goneWith(Committed, Unknown)
+	undone := x.goneWith(oracle.Committed, oracle.Unknown)
 	x.expect(undone > 0, "nothing was undone")
 	stop = x.driveOn(Load{Rate: *rate})
 	defer stop()
@@ -66,10 +68,10 @@ func restored(t *testing.T, s Setup, snapshot bool) {
 
 // sentUndone counts requests from the n-th on for events that are gone.
 func (x *Trial) sentUndone(n int) (requests int) {
-	events, all := x.journal.copy()
+	events, all := x.journal.Copy()
 	undone := map[string]bool{}
 	for _, e := range events {
-		undone[e.ID.String()] = e.Fate == Undone
+		undone[e.ID.String()] = e.Fate == oracle.Undone
 	}
 	for _, r := range all[n:] {
 		if undone[r.Event.String()] {

@@ -97,7 +97,7 @@ func (x *Trial) blockCreation(atMost time.Duration, walhook func() *Process) (na
 func (x *Trial) resynchronised(began time.Time, atMost time.Duration) time.Duration {
 	x.Helper()
 	<-time.After(time.Second)
-	owing := x.journal.committed()
+	owing := x.journal.Committed()
 	x.eventually(2*atMost, "everything that was committed before has its rows", func() bool { return x.allHaveRows(owing) })
 	took := time.Since(began)
 	x.expect(took <= atMost, "resynchronised after %s", took)

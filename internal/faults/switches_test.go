@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/walhook/walhook/internal/failpoint"
+	"github.com/walhook/walhook/internal/oracle"
 )
 
 var switches = flag.Bool("faults.switches", false, "break each rule in turn, and want a scenario to go red for it")
@@ -46,7 +47,7 @@ var breaches = []breach{
 	{failpoint.NoLease, "Lease", direct, "after an attempt that may take", "", nil},
 	{failpoint.StayOn, "StopPostgresWhileHanging", direct, "PostgreSQL stopped after", "", nil},
 	{failpoint.NoReconciler, "DroppedSlot", direct, "everything that was committed before has its rows", "", nil},
-	{failpoint.CancelUnseen, "InvisibleCommit", direct, lost, "", nil},
+	{failpoint.CancelUnseen, "InvisibleCommit", direct, string(oracle.Lost), "", nil},
 	{failpoint.KeepText, "HostileReceivers", direct, `response of deliveries failed by "NUL" kept: false`, "", nil},
 	{failpoint.TrustSlot, "AdvancedSlot", direct, "everything that was committed before has its rows", "", nil},
 	{failpoint.NoLiveness, "CutHolder", direct, "requests are the former holder's", "", nil},

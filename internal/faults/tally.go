@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/walhook/walhook/internal/oracle"
 	"github.com/walhook/walhook/sign"
 )
 
@@ -32,7 +33,7 @@ type Tally struct {
 	hanging chan struct{}   // closed: it answers; nil: it always does
 
 	mu        sync.Mutex
-	endpoints []Endpoint
+	endpoints []oracle.Endpoint
 	wrong     []string       // requests that must not be
 	repeats   map[string]int // requests beyond the first of each, by the walhook that sent them
 }
@@ -56,7 +57,7 @@ func (y *Tally) close() {
 
 // serve tells which endpoints there are: the number of an event, modulo theirs, is
 // that of the endpoint which it is owed to.
-func (y *Tally) serve(endpoints []Endpoint) {
+func (y *Tally) serve(endpoints []oracle.Endpoint) {
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	y.endpoints = endpoints
@@ -107,7 +108,7 @@ func (y *Tally) count(req *http.Request, body []byte) (uint32, error) {
 	if !strings.HasSuffix(endpoint.URL, req.URL.Path) {
 		return count, fmt.Errorf("event %d came to %s, and is owed to %s", n, req.URL.Path, endpoint.URL)
 	}
-	if wrong := read(req.Header, body, []string{endpoint.Secret}).Malformed; wrong != "" {
+	if wrong := oracle.Read(req.Header, body, endpoint.Secret).Malformed; wrong != "" {
 		return count, fmt.Errorf("event %d, as delivery %s: %s", n, req.Header.Get(sign.HeaderID), wrong)
 	}
 	return count, nil
@@ -130,12 +131,12 @@ func (y *Tally) lost() int { return len(y.counts) - int(y.heard.Load()) }
 // tooMany says which walhooks have repeated more than they may: nothing where none
 // has crashed before them, and else what the last crash has lost. What an earlier
 // one has lost comes first of all in the life after it.
-func (y *Tally) tooMany(crashes []Crash, began map[string]time.Time) (found []string) {
+func (y *Tally) tooMany(crashes []oracle.Crash, began map[string]time.Time) (found []string) {
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	for name, n := range y.repeats {
 		most := 0
-		if slices.ContainsFunc(crashes, func(c Crash) bool { return c.From.Before(began[name]) }) {
+		if slices.ContainsFunc(crashes, func(c oracle.Crash) bool { return c.From.Before(began[name]) }) {
 			most = maxInFlight + unrecorded
 		}
 		if n > most {

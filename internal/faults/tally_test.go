@@ -3,6 +3,8 @@ package faults
 import (
 	"testing"
 	"time"
+
+	"github.com/walhook/walhook/internal/oracle"
 )
 
 func TestTallyAllowsALifeWhatTheCrashBeforeHasLost(t *testing.T) {
@@ -10,7 +12,7 @@ func TestTallyAllowsALifeWhatTheCrashBeforeHasLost(t *testing.T) {
 	const most = maxInFlight + unrecorded
 	start := time.Now()
 	began := map[string]time.Time{"walhook-1": start, "walhook-2": start.Add(10 * time.Second), "walhook-3": start.Add(20 * time.Second)}
-	crashes := []Crash{{From: start.Add(9 * time.Second)}, {From: start.Add(19 * time.Second)}}
+	crashes := []oracle.Crash{{From: start.Add(9 * time.Second)}, {From: start.Add(19 * time.Second)}}
 	for _, c := range []struct {
 		what    string
 		repeats map[string]int

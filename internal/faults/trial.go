@@ -17,6 +17,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/walhook/walhook/internal/oracle"
 	"github.com/walhook/walhook/internal/postgres"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/process"
@@ -39,13 +40,13 @@ type Setup struct {
 	Version   string // of PostgreSQL; "": what is there
 	Broken    bool   // walhook breaks a rule: what does not come soon never will
 	ParkAfter time.Duration
-	Durable   bool       // PostgreSQL itself is killed
-	Local     bool       // walhook's and the oracle's own commits wait for no standby
-	Role      bool       // walhook is no superuser, but the owner of its tables
-	Address   string     // where the receivers listen; "": 127.0.0.1
-	Endpoints []Endpoint // ids and secrets are made; nil: threeEndpoints
-	Schedule  string     // WALHOOK_RETRY_SCHEDULE; "": retrySchedule
-	Env       []string   // more for walhook
+	Durable   bool              // PostgreSQL itself is killed
+	Local     bool              // walhook's and the oracle's own commits wait for no standby
+	Role      bool              // walhook is no superuser, but the owner of its tables
+	Address   string            // where the receivers listen; "": 127.0.0.1
+	Endpoints []oracle.Endpoint // ids and secrets are made; nil: threeEndpoints
+	Schedule  string            // WALHOOK_RETRY_SCHEDULE; "": retrySchedule
+	Env       []string          // more for walhook
 
 	// Standby has a standby follow the server, to which all turn when the server is
 	// away: these are its settings. Nil: there is none.
@@ -58,8 +59,8 @@ type Setup struct {
 }
 
 // threeEndpoints want three quarters, a half and three quarters of the events.
-func threeEndpoints() []Endpoint {
-	return []Endpoint{
+func threeEndpoints() []oracle.Endpoint {
+	return []oracle.Endpoint{
 		{Org: "org_1", Types: []string{"*"}},
 		{Org: "org_1", Types: []string{"payment.*"}},
 		{Org: "org_1", Types: []string{"payment.succeeded", "subscription.*"}},
@@ -74,14 +75,14 @@ type Trial struct {
 	server    *postgres.Server
 	standby   *postgres.Server // nil: there is none
 	pool      *pgxpool.Pool
-	journal   *Journal
+	journal   *oracle.Journal
 	receiver  *Receiver
 	driver    *Driver
 	monitor   *Monitor
-	endpoints []Endpoint
+	endpoints []oracle.Endpoint
 	folder    string
 	line      string // Setup.Line's address, or ""
-	crashes   []Crash
+	crashes   []oracle.Crash
 	faults    []string // what was measured and is not as it must be
 	judged    bool     // finish has said so
 	tallied   int      // events that no journal has
@@ -94,7 +95,7 @@ type Trial struct {
 // newTrial prepares everything but walhook and the load.
 func newTrial(t testing.TB, s Setup) *Trial {
 	t.Helper()
-	x := &Trial{TB: t, setup: s, journal: &Journal{}, folder: t.ArtifactDir()}
+	x := &Trial{TB: t, setup: s, journal: &oracle.Journal{}, folder: t.ArtifactDir()}
 	x.server = pgtest.Server(t, postgres.Options{Version: s.Version, Durable: s.Durable, Settings: map[string]string{
 		"max_prepared_transactions": "20",
 		"checkpoint_timeout":        "30min", // a crash is always minutes after the last checkpoint
@@ -197,7 +198,7 @@ func (x *Trial) initialize() {
 		if err != nil {
 			x.Fatalf("create an endpoint at %s: %v", at, err)
 		}
-		x.receiver.add(*e)
+		x.receiver.Add(path(i), e.Secret)
 	}
 	x.exec(recordAudit)
 	x.exec(`GRANT INSERT ON faults_changed_success, faults_writes TO PUBLIC`)
@@ -395,7 +396,7 @@ func (x *Trial) expect(good bool, format string, args ...any) {
 // crash notes that a fault begins which may have requests repeated, those of a
 // process or those of whichever there is, and returns what notes that it is over.
 func (x *Trial) crash(p *Process) (over func()) {
-	c, i := Crash{From: time.Now()}, len(x.crashes)
+	c, i := oracle.Crash{From: time.Now()}, len(x.crashes)
 	if p != nil {
 		c.Agent = p.Name
 	}
@@ -404,12 +405,12 @@ func (x *Trial) crash(p *Process) (over func()) {
 }
 
 // evidence resolves what is unknown by looking at the tables, which must be at rest.
-func (x *Trial) evidence() *Evidence {
+func (x *Trial) evidence() *oracle.Evidence {
 	x.Helper()
-	e := &Evidence{Endpoints: x.endpoints, Crashes: slices.Clone(x.crashes), PerCrash: maxInFlight + unrecorded,
+	e := &oracle.Evidence{Endpoints: x.endpoints, Crashes: slices.Clone(x.crashes), PerCrash: maxInFlight + unrecorded,
 		LastAttempt: 1 + len(strings.Split(cmp.Or(x.setup.Schedule, retrySchedule), ","))}
-	e.Events, e.Requests = x.journal.copy()
-	if err := e.readTables(x.Context(), x.pool); err != nil {
+	e.Events, e.Requests = x.journal.Copy()
+	if err := e.ReadTables(x.Context(), x.pool, judgedApart...); err != nil {
 		x.Fatal(err)
 	}
 	x.monitor.mu.Lock()
@@ -461,7 +462,7 @@ func (x *Trial) owed() int {
 	x.Helper()
 	e := x.evidence()
 	e.Requests, e.Rows, e.Online = nil, nil, nil
-	return judge(e).Deliveries
+	return oracle.Judge(e).Deliveries
 }
 
 // finish drains, expects that the last walhook is as it was before, stops it,
@@ -475,7 +476,7 @@ func (x *Trial) finish(within time.Duration, figures ...string) {
 		_, err := p.stop(timeout + exitMargin)
 		x.expect(err == nil, "%v", err)
 	}
-	verdict := judge(x.evidence())
+	verdict := oracle.Judge(x.evidence())
 	x.monitor.mu.Lock()
 	peak := x.monitor.peak
 	x.monitor.mu.Unlock()
@@ -496,7 +497,7 @@ func (x *Trial) finish(within time.Duration, figures ...string) {
 }
 
 // allHaveRows says whether all of the events' deliveries have their rows.
-func (x *Trial) allHaveRows(events []Event) bool {
+func (x *Trial) allHaveRows(events []oracle.Event) bool {
 	missing, err := withoutRows(x.Context(), x.pool, x.monitor.owed(events), time.Time{})
 	return err == nil && len(missing) == 0
 }

@@ -1,7 +1,6 @@
-package faults
+package oracle
 
 import (
-	"crypto/sha256"
 	"slices"
 	"sync"
 	"time"
@@ -36,26 +35,6 @@ type Event struct {
 	Bound pglogrepl.LSN // Committed: its commit lies before; 0 where that is not known
 }
 
-// A Request is one HTTP request that a receiver got.
-type Request struct {
-	Endpoint  int // index of the receiver
-	Delivery  uuid.UUID
-	Event     uuid.UUID // in the body
-	N         int64     // in the body's data
-	Type      string    // in the header
-	Retry     int       // in the header
-	Body      [sha256.Size]byte
-	Agent     string // which walhook sent it
-	At        time.Time
-	Status    int       // what was answered; 0: nothing, yet or ever
-	Whole     time.Time // when its answer had been written to the end; zero: never, or nobody knows
-	Malformed string    // what is wrong with the request itself: its signature, its headers
-
-	// Which of its endpoint's secrets, in the order of their making, webhook-signature
-	// and X-Webhook-Signature verify with.
-	Signed, SignedBody []int
-}
-
 // A Journal holds what the driver and the receivers saw, in the order of seeing.
 type Journal struct {
 	mu       sync.Mutex
@@ -63,15 +42,15 @@ type Journal struct {
 	requests []*Request
 }
 
-// open notes events that are about to be inserted.
-func (j *Journal) open(events []*Event) {
+// Open notes events that are about to be inserted.
+func (j *Journal) Open(events []*Event) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.events = append(j.events, events...)
 }
 
-// end notes the fate of a transaction's events.
-func (j *Journal) end(events []*Event, fate Fate, began time.Time, bound pglogrepl.LSN) {
+// End notes the fate of a transaction's events.
+func (j *Journal) End(events []*Event, fate Fate, began time.Time, bound pglogrepl.LSN) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for _, e := range events {
@@ -79,9 +58,9 @@ func (j *Journal) end(events []*Event, fate Fate, began time.Time, bound pglogre
 	}
 }
 
-// undo notes that the database went on with these events alone, of those with
-// the fates, and returns how many are gone.
-func (j *Journal) undo(there map[uuid.UUID][]uuid.UUID, fates ...Fate) (undone int) {
+// Undo notes that of the events with these fates the database kept only those that
+// are there, and returns how many are gone.
+func (j *Journal) Undo(there map[uuid.UUID]Stored, fates ...Fate) (undone int) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for _, e := range j.events {
@@ -93,29 +72,29 @@ func (j *Journal) undo(there map[uuid.UUID][]uuid.UUID, fates ...Fate) (undone i
 	return undone
 }
 
-// received notes a request, before it is answered.
-func (j *Journal) received(r *Request) {
+// Received notes a request, before it is answered.
+func (j *Journal) Received(r *Request) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.requests = append(j.requests, r)
 }
 
-// answered notes what a request is answered with, just before.
-func (j *Journal) answered(r *Request, status int) {
+// Answered notes what a request is answered with, just before.
+func (j *Journal) Answered(r *Request, status int) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	r.Status = status
 }
 
-// answeredWhole notes that the answer is written to its end.
-func (j *Journal) answeredWhole(r *Request) {
+// AnsweredWhole notes that the answer is written to its end.
+func (j *Journal) AnsweredWhole(r *Request) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	r.Whole = time.Now()
 }
 
-// copy returns the journal as it is now.
-func (j *Journal) copy() (events []Event, requests []Request) {
+// Copy returns the journal as it is now.
+func (j *Journal) Copy() (events []Event, requests []Request) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for _, e := range j.events {
@@ -127,8 +106,8 @@ func (j *Journal) copy() (events []Event, requests []Request) {
 	return events, requests
 }
 
-// since returns the requests from the n-th on.
-func (j *Journal) since(n int) []Request {
+// Since returns the requests from the n-th on.
+func (j *Journal) Since(n int) []Request {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	var requests []Request
@@ -138,15 +117,27 @@ func (j *Journal) since(n int) []Request {
 	return requests
 }
 
-// count is how many requests there were so far.
-func (j *Journal) count() int {
+// Count is how many requests there were so far.
+func (j *Journal) Count() int {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return len(j.requests)
 }
 
-// bound is how many events are known to be committed below a position.
-func (j *Journal) bound() (n int) {
+// Requests is how many requests there were for a delivery so far.
+func (j *Journal) Requests(delivery uuid.UUID) (n int) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, r := range j.requests {
+		if r.Delivery == delivery {
+			n++
+		}
+	}
+	return n
+}
+
+// Bound is how many events are known to be committed below a position.
+func (j *Journal) Bound() (n int) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for _, e := range j.events {
@@ -157,9 +148,9 @@ func (j *Journal) bound() (n int) {
 	return n
 }
 
-// takeBelow returns the committed events at or below a position that are not in
+// TakeBelow returns the committed events at or below a position that are not in
 // seen, and adds them to it.
-func (j *Journal) takeBelow(lsn pglogrepl.LSN, seen map[uuid.UUID]bool) []Event {
+func (j *Journal) TakeBelow(lsn pglogrepl.LSN, seen map[uuid.UUID]bool) []Event {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	var events []Event
@@ -172,9 +163,9 @@ func (j *Journal) takeBelow(lsn pglogrepl.LSN, seen map[uuid.UUID]bool) []Event 
 	return events
 }
 
-// takeOf returns an organization's committed events that are not in seen, and adds
+// TakeOf returns an organization's committed events that are not in seen, and adds
 // them to it.
-func (j *Journal) takeOf(org string, seen map[uuid.UUID]bool) []Event {
+func (j *Journal) TakeOf(org string, seen map[uuid.UUID]bool) []Event {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	var events []Event
@@ -187,8 +178,8 @@ func (j *Journal) takeOf(org string, seen map[uuid.UUID]bool) []Event {
 	return events
 }
 
-// committed returns the events that are known to be committed.
-func (j *Journal) committed() []Event {
-	events, _ := j.copy()
+// Committed returns the events that are known to be committed.
+func (j *Journal) Committed() []Event {
+	events, _ := j.Copy()
 	return slices.DeleteFunc(events, func(e Event) bool { return e.Fate != Committed })
 }

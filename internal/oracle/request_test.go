@@ -1,8 +1,10 @@
-package received
+package oracle
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"net/http"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -49,11 +51,11 @@ func TestRead(t *testing.T) {
 			}
 			c.spoil(h, &body)
 			r := Read(h, body, other, secret)
-			if fine := r.Problem == nil; fine != c.fine {
-				t.Errorf("fine %t, want %t: %v", fine, c.fine, r.Problem)
+			if fine := r.Malformed == ""; fine != c.fine {
+				t.Errorf("fine %t, want %t: %s", fine, c.fine, r.Malformed)
 			}
-			if c.fine && (r.Delivery != id || r.Retry != 3 || r.Message.ID != id || r.Message.OrganizationID != "acme" || string(r.Message.Data) != `{"n":1}` ||
-				len(r.Standard) != 1 || r.Standard[0] != 1 || len(r.Body) != 1 || r.Body[0] != 1) {
+			if c.fine && (r.Delivery != id || r.Retry != 3 || r.Event != id || r.Org != "acme" || r.Data != sha256.Sum256([]byte(`{"n":1}`)) || r.N != 1 ||
+				!slices.Equal(r.Signed, []int{1}) || !slices.Equal(r.SignedBody, []int{1})) {
 				t.Errorf("got %+v", r)
 			}
 		})
