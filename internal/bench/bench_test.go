@@ -14,7 +14,7 @@ import (
 func TestPayloadsAreJSONOfOneKiB(t *testing.T) {
 	t.Parallel()
 	for _, i := range []int{0, 9, 10, 49_999, 1_000_000} {
-		if got := payload(i); len(got) != payloadBytes || !json.Valid(got) {
+		if got := payload(i, payloadBytes); len(got) != payloadBytes || !json.Valid(got) {
 			t.Errorf("payload(%d): %d bytes, want %d of valid JSON", i, len(got), payloadBytes)
 		}
 	}

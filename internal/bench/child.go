@@ -22,13 +22,15 @@ type job struct {
 	URL         string
 	DatabaseURL string
 	Secret      string
-	N           int
+	Certificate string // a file: the receiver's, if the URL is https
+	N, Size     int    // requests, and bytes of a payload
 	Parallel    bool   // the poller: the POSTs of a batch at once
 	Profile     string // a file
 }
 
 // An outcome is what a client or poller reports: from the first request to the last.
 type outcome struct {
+	N    int // requests
 	Took time.Duration
 	CPU  time.Duration
 	Err  string
@@ -55,9 +57,11 @@ func child(name, argument string) int {
 	var err error
 	switch name {
 	case "receiver":
-		err = receive(ready)
+		err = receive(j, ready)
 	case "client":
 		err = post(j, ready)
+	case "lean client":
+		err = postLean(j, ready)
 	case "poller":
 		err = poll(j, ready)
 	default:

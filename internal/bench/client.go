@@ -4,7 +4,10 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net/http"
@@ -34,8 +37,39 @@ func newPoster(j job) (*poster, error) {
 	if err != nil {
 		return nil, err
 	}
-	transport := &http.Transport{DisableCompression: true, MaxIdleConns: inFlight, MaxIdleConnsPerHost: inFlight}
+	trust, err := trustOf(j)
+	if err != nil {
+		return nil, err
+	}
+	transport := &http.Transport{DisableCompression: true, MaxIdleConns: inFlight, MaxIdleConnsPerHost: inFlight, TLSClientConfig: trust}
 	return &poster{client: &http.Client{Transport: transport}, url: j.URL, signer: signer}, nil
+}
+
+// trustOf trusts the receiver's certificate.
+func trustOf(j job) (*tls.Config, error) {
+	trust := &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
+	if j.Certificate == "" {
+		return trust, nil
+	}
+	certificate, err := os.ReadFile(j.Certificate)
+	trust.RootCAs.AppendCertsFromPEM(certificate)
+	return trust, err
+}
+
+// headers are walhook's.
+func headers(signer *sign.Signer, id uuid.UUID, body []byte) [9][2]string {
+	text, at := id.String(), time.Now().Unix()
+	return [...][2]string{
+		{"Content-Type", "application/json"},
+		{"User-Agent", "bench"},
+		{"X-Webhook-Event", eventType},
+		{"X-Webhook-Delivery-Id", text},
+		{"X-Webhook-Retry", "0"},
+		{sign.HeaderBodySignature, signer.Body(body)},
+		{sign.HeaderID, text},
+		{sign.HeaderTimestamp, strconv.FormatInt(at, 10)},
+		{sign.HeaderSignature, signer.Standard(text, at, body)},
+	}
 }
 
 func (p *poster) post(id uuid.UUID, body []byte) error {
@@ -43,18 +77,7 @@ func (p *poster) post(id uuid.UUID, body []byte) error {
 	if err != nil {
 		return err
 	}
-	text, at := id.String(), time.Now().Unix()
-	for _, h := range [][2]string{
-		{"Content-Type", "application/json"},
-		{"User-Agent", "bench"},
-		{"X-Webhook-Event", eventType},
-		{"X-Webhook-Delivery-Id", text},
-		{"X-Webhook-Retry", "0"},
-		{sign.HeaderBodySignature, p.signer.Body(body)},
-		{sign.HeaderID, text},
-		{sign.HeaderTimestamp, strconv.FormatInt(at, 10)},
-		{sign.HeaderSignature, p.signer.Standard(text, at, body)},
-	} {
+	for _, h := range headers(p.signer, id, body) {
 		req.Header[h[0]] = []string{h[1]}
 	}
 	resp, err := p.client.Do(req)
@@ -98,14 +121,20 @@ func post(j job, ready func(string) error) error {
 	if err != nil {
 		return err
 	}
-	ids, bodies := make([]uuid.UUID, j.N), make([][]byte, j.N)
-	for i := range bodies {
-		e := event(i)
-		ids[i], bodies[i] = e.ID, send.Body(e)
-	}
+	ids, bodies := requests(j)
 	return timed(j, ready, func() error {
 		return together(j.N, inFlight, func(i int) error { return p.post(ids[i], bodies[i]) })
 	})
+}
+
+// requests are the ids and bodies of a child's requests.
+func requests(j job) ([]uuid.UUID, [][]byte) {
+	ids, bodies := make([]uuid.UUID, j.N), make([][]byte, j.N)
+	for i := range bodies {
+		e := event(i, cmp.Or(j.Size, payloadBytes))
+		ids[i], bodies[i] = e.ID, send.Body(e)
+	}
+	return ids, bodies
 }
 
 // timed does a child's work and reports how long it took and what it cost.
@@ -125,7 +154,7 @@ func timed(j job, ready func(string) error, work func() error) error {
 	}
 	began, cpu := now(), ownCPU()
 	err := work()
-	o := outcome{Took: now() - began, CPU: ownCPU() - cpu}
+	o := outcome{N: j.N, Took: now() - began, CPU: ownCPU() - cpu}
 	pprof.StopCPUProfile()
 	if err != nil {
 		o.Err = err.Error()

@@ -37,8 +37,8 @@ func (b *bench) drain(ctx context.Context) error {
 	var clients []outcome
 	var oneByOne, parallel []polled
 	arms := []arm{
-		{"walhook", func(round int) error { return keep(&walhooks)(b.runWalhook(ctx, round)) }},
-		{"bare client", func(round int) error { return keep(&clients)(b.runClient(ctx, round)) }},
+		{"walhook", func(round int) error { return keep(&walhooks)(b.runWalhook(ctx, plain, round)) }},
+		{"bare client", func(round int) error { return keep(&clients)(b.runClient(ctx, "client", plain, round)) }},
 		{"poller, in parallel", func(int) error { return keep(&parallel)(b.runPoller(ctx, true)) }},
 		{"poller, one by one", func(int) error { return keep(&oneByOne)(b.runPoller(ctx, false)) }},
 	}
@@ -52,9 +52,11 @@ func (b *bench) drain(ctx context.Context) error {
 	return nil
 }
 
-func (b *bench) runClient(ctx context.Context, round int) (outcome, error) {
-	p, err := startChild(ctx, "client", job{
-		URL: b.receiver.url(pathCount), N: b.n, Secret: clientSecret, Profile: b.profileFile("client", round),
+// runClient has the bare client, or the lean one, work off a workload.
+func (b *bench) runClient(ctx context.Context, client string, w workload, round int) (outcome, error) {
+	p, err := startChild(ctx, client, job{
+		URL: w.url(b.receiver), Certificate: b.receiver.certificate, N: w.events(b.n), Size: w.size, Secret: clientSecret,
+		Profile: b.profileFile(client, round),
 	})
 	if err != nil {
 		return outcome{}, err
@@ -90,7 +92,7 @@ type draining struct {
 
 // startDraining makes a backlog on a database that has its endpoints, and starts
 // walhook.
-func (b *bench) startDraining(ctx context.Context, db *database, l backlog, profile string) (*draining, error) {
+func (b *bench) startDraining(ctx context.Context, db *database, l backlog, profile string, env ...string) (*draining, error) {
 	d := &draining{db: db, events: l.events}
 	var err error
 	if d.last, err = l.insert(ctx, db.Conn, "webhook_outbox"); err != nil {
@@ -103,13 +105,13 @@ func (b *bench) startDraining(ctx context.Context, db *database, l backlog, prof
 		return nil, err
 	}
 	d.server = b.server.cpu()
-	d.walhook, err = b.startWalhook(db, profile)
+	d.walhook, err = b.startWalhook(db, profile, env...)
 	return d, err
 }
 
 // drainBacklog has walhook work off a backlog whose requests all make the count.
-func (b *bench) drainBacklog(ctx context.Context, db *database, l backlog, profile string) (drained, error) {
-	w, err := b.startDraining(ctx, db, l, profile)
+func (b *bench) drainBacklog(ctx context.Context, db *database, l backlog, profile string, env ...string) (drained, error) {
+	w, err := b.startDraining(ctx, db, l, profile, env...)
 	if err != nil {
 		return drained{}, err
 	}
@@ -124,13 +126,17 @@ func (b *bench) drainBacklog(ctx context.Context, db *database, l backlog, profi
 	return d, err
 }
 
-func (b *bench) runWalhook(ctx context.Context, round int) (d drained, err error) {
+// runWalhook has walhook work off a workload.
+func (b *bench) runWalhook(ctx context.Context, w workload, round int) (d drained, err error) {
 	err = b.fresh(ctx, func(db *database) error {
-		if err := (audience{n: 1, organization: organization, url: b.receiver.url(pathCount)}).insert(ctx, db); err != nil {
+		if err := (audience{n: w.endpoints, organization: organization, url: w.url(b.receiver)}).insert(ctx, db); err != nil {
 			return err
 		}
-		l := backlog{events: b.n, organizations: 1, perTx: b.perTx}
-		if d, err = b.drainBacklog(ctx, db, l, b.profileFile("walhook", round)); err != nil {
+		if err := db.vacuum(ctx, "webhook_endpoints, webhook_secrets"); err != nil {
+			return err
+		}
+		l := backlog{events: w.events(b.n), organizations: w.endpoints, perTx: b.perTx, size: w.size}
+		if d, err = b.drainBacklog(ctx, db, l, b.profileFile("walhook", round), w.environment(b.receiver)...); err != nil {
 			return err
 		}
 		return b.account(ctx, db, &d)

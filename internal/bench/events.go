@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -25,23 +26,23 @@ const (
 // organizationOf is that of the i-th endpoint, where each has one of its own.
 func organizationOf(endpoint int) string { return fmt.Sprintf("%s_%d", organization, endpoint) }
 
-// payload is the i-th event's: 1 KiB, written as PostgreSQL prints jsonb, so that
-// everybody's bodies have the same bytes.
-func payload(i int) []byte {
+// payload is the i-th event's, of so many bytes, written as PostgreSQL prints jsonb, so
+// that everybody's bodies have the same bytes.
+func payload(i, size int) []byte {
 	const letters = "abcdefghijklmnopqrstuvwxyz0123456789"
 	random := rand.New(rand.NewPCG(1, uint64(i)))
-	text := fmt.Appendf(make([]byte, 0, payloadBytes), `{"n": %d, "note": "`, i)
-	for len(text) < payloadBytes-len(`"}`) {
+	text := fmt.Appendf(make([]byte, 0, size), `{"n": %d, "note": "`, i)
+	for len(text) < size-len(`"}`) {
 		text = append(text, letters[random.IntN(len(letters))])
 	}
 	return append(text, `"}`...)
 }
 
 // event is the i-th event, where no database makes its id.
-func event(i int) *outbox.Event {
+func event(i, size int) *outbox.Event {
 	return &outbox.Event{
 		ID: uuid.Must(uuid.NewV7()), OrganizationID: organizationOf(0), Type: eventType,
-		Payload: payload(i), CreatedAt: time.Now(),
+		Payload: payload(i, size), CreatedAt: time.Now(),
 	}
 }
 
@@ -50,6 +51,7 @@ type backlog struct {
 	events        int
 	organizations int // whose they are, in rotation
 	perTx         int // in one transaction
+	size          int // bytes of a payload; 0: payloadBytes
 }
 
 // insert fills a table that has the outbox's first columns and returns a position
@@ -67,7 +69,7 @@ SELECT e.organization_id, $1, e.payload::jsonb FROM unnest($2::text[], $3::text[
 		organizations, texts := make([]string, 0, l.perTx), make([]string, 0, l.perTx)
 		for ; len(texts) < l.perTx && i < l.events; i++ {
 			organizations = append(organizations, organizationOf(i%l.organizations))
-			texts = append(texts, string(payload(i)))
+			texts = append(texts, string(payload(i, cmp.Or(l.size, payloadBytes))))
 		}
 		var b pgx.Batch // one implicit transaction
 		b.Queue(insert, eventType, organizations, texts)

@@ -115,7 +115,7 @@ func (b *bench) runFanOut(ctx context.Context, path string, until func(context.C
 func (f *fan) insert(ctx context.Context) (took time.Duration, err error) {
 	began := now()
 	_, err = f.conn.Exec(ctx, "INSERT INTO webhook_outbox (id, organization_id, event_type, payload) VALUES ($1, $2, $3, $4)",
-		f.id, others, eventType, string(payload(0)))
+		f.id, others, eventType, string(payload(0, payloadBytes)))
 	f.committed = now()
 	if err == nil {
 		f.end, err = scanLSN(f.conn.QueryRow(ctx, "SELECT pg_current_wal_insert_lsn()::text"))

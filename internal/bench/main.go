@@ -14,6 +14,7 @@
 // are handed on to walhook. It judges nothing: the aims stand beside the figures.
 //
 //	drain      a backlog: how fast, with how much CPU, memory, WAL
+//	workloads  backlogs of other kinds, beside the bare client and a lean one: TLS, 64 KiB, many endpoints, ...
 //	latency    a steady trickle: from COMMIT to the receiver
 //	neighbour  the same, while one of fifty endpoints hangs
 //	bad        the same, while one, ten or twenty-five are bad, in each of four ways
@@ -27,12 +28,12 @@
 //	file         responsibility
 //	main.go      flags, and what is run in which order
 //	turns.go     arms, in turns
-//	drain.go     a backlog: walhook, the bare client and the pollers; endpoints.go, waiting.go and million.go use it
+//	drain.go     a backlog: walhook, the bare client and the pollers; workloads.go, endpoints.go, waiting.go and million.go use it
 //	steady.go    an open loop of events; latency.go, neighbour.go, bad.go, storm.go, replay.go and fanout.go use it
 //	rows.go      endpoints and deliveries made by hand
 //	walhook.go   builds the binary, runs it
 //	server.go    PostgreSQL: databases, positions, counters
-//	receiver.go  client.go poller.go   the other processes; child.go starts them
+//	receiver.go  client.go lean.go poller.go   the other processes; child.go starts them
 //	events.go    the same events for all
 //	proc.go      clock, CPU and memory of processes
 //	report.go    the table
@@ -88,9 +89,9 @@ func main() {
 		os.Exit(child(os.Args[2], os.Args[3]))
 	}
 	var o options
-	flag.IntVar(&o.n, "n", 50_000, "drain, endpoints and waiting: events")
+	flag.IntVar(&o.n, "n", 50_000, "drain, workloads, endpoints and waiting: events")
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds, at most: latency has one, and what follows neighbour two or three")
-	flag.IntVar(&o.perTx, "tx", 10, "drain, endpoints, waiting and million: events in one transaction")
+	flag.IntVar(&o.perTx, "tx", 10, "drain, workloads, endpoints, waiting and million: events in one transaction")
 	flag.IntVar(&o.endpoints, "endpoints", 100_000, "endpoints: the most of them, where -n is less also the events")
 	flag.IntVar(&o.waiting, "waiting", 1_000_000, "waiting: the most deliveries that wait")
 	flag.IntVar(&o.storm, "storm", 1_000_000, "storm: retries that are due")
@@ -140,6 +141,7 @@ type scenario struct {
 
 var scenarios = []scenario{
 	{"drain", (*bench).drain, 0},
+	{"workloads", (*bench).workloads, 0},
 	{"latency", (*bench).latency, 1},
 	{"neighbour", (*bench).neighbour, 0},
 	{"bad", (*bench).bad, 2},
@@ -194,12 +196,12 @@ func measure(ctx context.Context, o options) error {
 		return fmt.Errorf("-profile builds its own binary: leave -walhook out")
 	}
 	b := &bench{options: o, report: newReport(os.Stdout)}
+	folder, err := os.MkdirTemp("", "walhook-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(folder)
 	if b.binary = o.walhook; b.binary == "" {
-		folder, err := os.MkdirTemp("", "walhook-bench-")
-		if err != nil {
-			return err
-		}
-		defer os.RemoveAll(folder)
 		if b.binary, err = build(ctx, folder, o.profile != ""); err != nil {
 			return err
 		}
@@ -208,7 +210,7 @@ func measure(ctx context.Context, o options) error {
 		return err
 	}
 	defer b.server.close()
-	if b.receiver, err = startReceiver(ctx); err != nil {
+	if b.receiver, err = startReceiver(ctx, folder); err != nil {
 		return err
 	}
 	defer b.receiver.stop()

@@ -5,10 +5,14 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,10 +21,11 @@ import (
 )
 
 // The paths of the receiver. All answer with an empty body, and 200 where nothing
-// else is said. The first two make the count; the others are counted apart.
+// else is said. The first three make the count; the others are counted apart.
 const (
 	pathCount  = "/count"  // only counts: as fast as net/http is
 	pathStamp  = "/stamp"  // counts and remembers when each event arrived
+	pathSlow   = "/slow"   // counts after 10 ms
 	pathHang   = "/hang"   // answers when it is reset, or when the client gives up
 	pathAnswer = "/answer" // answers with ?status= after ?after=
 )
@@ -122,13 +127,18 @@ func (s *sink) answer(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(status)
 }
 
-// receive is the receiver's process. What steers it has a port of its own.
-func receive(ready func(string) error) error {
+// receive is the receiver's process. What steers it has a port of its own, and so has
+// TLS.
+func receive(j job, ready func(string) error) error {
 	var current atomic.Pointer[sink]
 	current.Store(newSink())
 	hooks := http.NewServeMux()
 	hooks.HandleFunc(pathCount, func(http.ResponseWriter, *http.Request) { current.Load().arrived(now()) })
 	hooks.HandleFunc(pathStamp, func(_ http.ResponseWriter, r *http.Request) { current.Load().stamp(now(), r.Body) })
+	hooks.HandleFunc(pathSlow, func(http.ResponseWriter, *http.Request) {
+		time.Sleep(10 * time.Millisecond)
+		current.Load().arrived(now())
+	})
 	hooks.HandleFunc(pathHang, func(_ http.ResponseWriter, r *http.Request) { current.Load().hold(r, nil) })
 	hooks.HandleFunc(pathAnswer, func(w http.ResponseWriter, r *http.Request) { current.Load().answer(w, r) })
 	control := http.NewServeMux()
@@ -153,6 +163,13 @@ func receive(ready func(string) error) error {
 		addresses = append(addresses, listener.Addr().String())
 		go func() { died <- http.Serve(listener, handler) }()
 	}
+	secure := httptest.NewUnstartedServer(hooks)
+	secure.StartTLS()
+	certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw})
+	if err := os.WriteFile(j.Certificate, certificate, 0o600); err != nil {
+		return err
+	}
+	addresses = append(addresses, secure.Listener.Addr().String())
 	if err := ready(strings.Join(addresses, " ")); err != nil {
 		return err
 	}
@@ -162,16 +179,18 @@ func receive(ready func(string) error) error {
 // A receiver is the receiver's process as the measurement sees it.
 type receiver struct {
 	*childProcess
-	hooks, control string // addresses
+	hooks, control, secure string // addresses
+	certificate            string // a file: of the secure one
 }
 
-func startReceiver(ctx context.Context) (*receiver, error) {
-	p, err := startChild(context.WithoutCancel(ctx), "receiver", job{})
+func startReceiver(ctx context.Context, folder string) (*receiver, error) {
+	certificate := filepath.Join(folder, "receiver.pem")
+	p, err := startChild(context.WithoutCancel(ctx), "receiver", job{Certificate: certificate})
 	if err != nil {
 		return nil, err
 	}
-	r := &receiver{childProcess: p}
-	if _, err := fmt.Sscan(p.ready, &r.hooks, &r.control); err != nil {
+	r := &receiver{childProcess: p, certificate: certificate}
+	if _, err := fmt.Sscan(p.ready, &r.hooks, &r.control, &r.secure); err != nil {
 		p.stop()
 		return nil, err
 	}
@@ -179,6 +198,8 @@ func startReceiver(ctx context.Context) (*receiver, error) {
 }
 
 func (r *receiver) url(path string) string { return "http://" + r.hooks + path }
+
+func (r *receiver) secureURL(path string) string { return "https://" + r.secure + path }
 
 // reset forgets what has arrived, and lets go what hangs.
 func (r *receiver) reset(ctx context.Context) error { return r.ask(ctx, "/reset", nil) }

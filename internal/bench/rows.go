@@ -82,7 +82,7 @@ func (h history) insert(ctx context.Context, db *database) error {
 	if _, err := db.Exec(ctx, "SET synchronous_commit = off"); err != nil { // as for a backlog
 		return err
 	}
-	text := payload(0)
+	text := payload(0, payloadBytes)
 	args := pgx.NamedArgs{
 		"organization": h.organization, "organizations": h.organizations, "type": eventType, "status": h.status,
 		"from": h.from, "to": h.to, "bytes": payloadBytes, "note": string(text[len(`{"n": 0, "note": "`) : len(text)-len(`"}`)]),

@@ -267,7 +267,7 @@ func insertAll(ctx context.Context, conns []*pgx.Conn, l load, began time.Durati
 }
 
 func insertOne(ctx context.Context, conn *pgx.Conn, e *sent, k int) error {
-	body := string(payload(k))
+	body := string(payload(k, payloadBytes))
 	id := uuid.Must(uuid.NewV7())
 	e.id = id.String()
 	if err := pause(ctx, e.due-now()); err != nil {

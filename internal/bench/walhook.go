@@ -108,10 +108,10 @@ func (b *bench) prepare(ctx context.Context, db *database) error {
 }
 
 // startWalhook starts it on a prepared database.
-func (b *bench) startWalhook(db *database, profile string) (*walhook, error) {
+func (b *bench) startWalhook(db *database, profile string, env ...string) (*walhook, error) {
 	w := &walhook{began: now(), file: profile}
 	cmd := exec.Command(b.binary, "run")
-	cmd.Env = environment(db, "BENCH_PROFILE="+profile)
+	cmd.Env = environment(db, append(env, "BENCH_PROFILE="+profile)...)
 	cmd.Stderr = &w.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	var err error
