@@ -23,6 +23,7 @@ import (
 
 	"github.com/walhook/walhook/internal/postgres"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/internal/process"
 )
 
 // folder is where the walhook is built that the stories are about.
@@ -48,11 +49,7 @@ func TestMain(m *testing.M) {
 
 var build = sync.OnceValues(func() (string, error) {
 	program := filepath.Join(folder, "walhook")
-	output, err := exec.Command("go", "build", "-o", program, "github.com/walhook/walhook").CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("%w: %s", err, output)
-	}
-	return program, nil
+	return program, process.Build(context.Background(), program)
 })
 
 // start runs walhook as a process of its own, as everyone but the demo does.

@@ -1,6 +1,7 @@
 package faults
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/walhook/walhook/internal/failpoint"
+	"github.com/walhook/walhook/internal/process"
 )
 
 // The flags of the suite. WALHOOK_FAULTS=1 is -faults for `go test ./...`, where
@@ -85,11 +87,7 @@ var buildBreakable = sync.OnceValues(func() (string, error) {
 
 func goBuild(name string, flags ...string) (string, error) {
 	path := filepath.Join(folder, name)
-	args := append([]string{"build", "-o", path}, flags...)
-	if output, err := exec.Command("go", append(args, "github.com/walhook/walhook")...).CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build walhook: %w: %s", err, output)
-	}
-	return path, nil
+	return path, process.Build(context.Background(), path, flags...)
 }
 
 // breakable builds a walhook that can be broken.

@@ -10,8 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -73,43 +71,6 @@ func (p *Process) stop(within time.Duration) (time.Duration, error) {
 	case <-time.After(within):
 		return time.Since(began), errors.Join(fmt.Errorf("%s still runs %s after SIGTERM", p.Name, within), p.kill())
 	}
-}
-
-// resident is the process's memory in bytes.
-func (p *Process) resident() (int64, error) {
-	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", p.PID))
-	if err != nil {
-		return 0, err
-	}
-	var size, pages int64
-	if _, err := fmt.Sscan(string(content), &size, &pages); err != nil || pages == 0 {
-		return 0, fmt.Errorf("statm is %q: %w", content, err)
-	}
-	return pages * int64(os.Getpagesize()), nil
-}
-
-// cpu is how much CPU time the process has used.
-func (p *Process) cpu() (time.Duration, error) {
-	const tick = 10 * time.Millisecond // of USER_HZ, which is 100 on every Linux
-	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID))
-	if err != nil {
-		return 0, err
-	}
-	_, text, _ := strings.Cut(string(content), ") ") // behind the name, which may have blanks
-	fields := strings.Fields(text)
-	const user, system = 11, 12
-	if len(fields) <= system {
-		return 0, fmt.Errorf("stat is %q", content)
-	}
-	ticks := time.Duration(0)
-	for _, field := range fields[user : system+1] {
-		n, err := strconv.ParseInt(field, 10, 64)
-		if err != nil {
-			return 0, err
-		}
-		ticks += time.Duration(n)
-	}
-	return ticks * tick, nil
 }
 
 // metric returns a metric without labels, and whether there is one.

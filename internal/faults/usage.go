@@ -2,8 +2,11 @@ package faults
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
+
+	"github.com/walhook/walhook/internal/process"
 )
 
 // Usage is what a walhook uses while it has nothing to do.
@@ -47,8 +50,8 @@ func (p *Process) usage(ctx context.Context) (Usage, error) {
 	if !measured {
 		return Usage{}, fmt.Errorf("%s has no metric %s", p.Name, goroutines)
 	}
-	memory, err := p.resident()
-	return Usage{goroutines: int(n), resident: memory}, err
+	stat, err := p.measure()
+	return Usage{goroutines: int(n), resident: stat.Resident}, err
 }
 
 // idles keeps what a process uses that has nothing to do yet.
@@ -85,21 +88,31 @@ func (x *Trial) idlesAgain() (figures []string) {
 	return figures
 }
 
-// measured is what was measured of a process. One that cannot be measured must have
-// ended, or end at once.
-func measured[T any](x *Trial, p *Process, measure func() (T, error)) T {
+// measure reads what a process uses. One that has ended, and nobody has waited for, uses
+// no memory.
+func (p *Process) measure() (process.Stat, error) {
+	s, err := process.ReadStat(p.PID)
+	if err == nil && s.Resident == 0 {
+		err = errors.New("it has ended")
+	}
+	return s, err
+}
+
+// measure reads what a process uses. One that cannot be measured must have ended, or
+// end at once.
+func (x *Trial) measure(p *Process) process.Stat {
 	const ends = time.Second
-	value, err := measure()
+	s, err := p.measure()
 	if err == nil {
-		return value
+		return s
 	}
 	select {
 	case <-p.Exited:
 	case <-time.After(ends):
 		x.Errorf("measure %s: %v", p.Name, err)
 	}
-	return value
+	return s
 }
 
-func (x *Trial) resident(p *Process) int64    { return measured(x, p, p.resident) }
-func (x *Trial) cpu(p *Process) time.Duration { return measured(x, p, p.cpu) }
+func (x *Trial) resident(p *Process) int64    { return x.measure(p).Resident }
+func (x *Trial) cpu(p *Process) time.Duration { return x.measure(p).CPU }

@@ -35,10 +35,7 @@ func TestWhatHasEndedIsNotMeasuredAsNothing(t *testing.T) {
 	}
 	<-ended.Exited
 	p := &Process{Process: ended}
-	if n, err := p.resident(); err == nil {
-		t.Errorf("its memory is %d", n)
-	}
-	if used, err := p.cpu(); err == nil {
-		t.Errorf("it has used %s", used)
+	if s, err := p.measure(); err == nil {
+		t.Errorf("it uses %+v", s)
 	}
 }

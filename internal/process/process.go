@@ -1,4 +1,4 @@
-// Package process starts programs that die with us, and finds ports for them.
+// Package process starts programs that die with us, finds ports for them, and reads what they use.
 package process
 
 import (

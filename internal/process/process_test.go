@@ -1,10 +1,13 @@
 package process
 
 import (
+	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 func TestStart(t *testing.T) {
@@ -41,5 +44,34 @@ func TestFreePort(t *testing.T) {
 		if port, err := r.FreePort(); err != nil || port < r.lowest || port >= r.lowest+r.count {
 			t.Errorf("%v: port %d, %v", r, port, err)
 		}
+	}
+}
+
+func TestReadStat(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" {
+		t.Skip("/proc is Linux's")
+	}
+	p, err := Start(exec.Command("sleep", "60"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := ReadStat(p.PID)
+	if err != nil || s.PID != p.PID || s.Parent != os.Getpid() || s.Resident <= 0 {
+		t.Errorf("got %+v, %v", s, err)
+	}
+	own, err := ReadStat(os.Getpid())
+	for began := time.Now(); err == nil && own.CPU == 0 && time.Since(began) < time.Minute; { // until it has used a tick
+		own, err = ReadStat(os.Getpid())
+	}
+	if err != nil || own.CPU == 0 {
+		t.Errorf("of this process: %+v, %v", own, err)
+	}
+	if err := p.Signal(syscall.SIGKILL); err != nil {
+		t.Error(err)
+	}
+	<-p.Exited
+	if s, err := ReadStat(p.PID); err == nil {
+		t.Errorf("after its end: %+v", s)
 	}
 }

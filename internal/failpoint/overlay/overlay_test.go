@@ -3,12 +3,12 @@ package main
 import (
 	"bytes"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/walhook/walhook/internal/failpoint"
+	"github.com/walhook/walhook/internal/process"
 )
 
 // TestPatchesApply also holds that no switch and no point is without its call.
@@ -95,9 +95,8 @@ func TestReleaseHoldsNothingOfIt(t *testing.T) {
 func inBinary(t *testing.T, texts []string, flags ...string) map[string]bool {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "walhook")
-	args := append([]string{"build", "-o", path}, flags...)
-	if output, err := exec.CommandContext(t.Context(), "go", append(args, "github.com/walhook/walhook")...).CombinedOutput(); err != nil {
-		t.Fatalf("build walhook: %v: %s", err, output)
+	if err := process.Build(t.Context(), path, flags...); err != nil {
+		t.Fatal(err)
 	}
 	content, err := os.ReadFile(path)
 	if err != nil {
