@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A badness is a way in which endpoints do not answer as they should.
+// A badness is a way in which endpoints misbehave.
 type badness struct {
 	name, url string
 	unseen    bool // the receiver knows nothing of their requests
@@ -19,8 +19,8 @@ type badness struct {
 // healthy is how many endpoints stand beside the bad ones.
 const healthy = 49
 
-// bad measures what bad endpoints do to forty-nine others. Each endpoint has the
-// same rate, whoever else is there.
+// bad measures how bad endpoints affect forty-nine others. Each endpoint gets the same
+// rate, however many there are.
 func (b *bench) bad(ctx context.Context) error {
 	refusing, release, err := refusingAddress()
 	if err != nil {
@@ -55,7 +55,7 @@ func (b *bench) bad(ctx context.Context) error {
 	return nil
 }
 
-// badLoad keeps every endpoint at its fiftieth of the rate.
+// badLoad gives every endpoint a fiftieth of the rate.
 func (b *bench) badLoad(kind *badness, n int) load {
 	l := b.fifty()
 	l.rate = max(1, l.rate*(healthy+n)/l.endpoints)
@@ -103,8 +103,8 @@ func (b *bench) reportBad(kind *badness, numbers []int, none []steady) {
 	r.flush()
 }
 
-// refusingAddress is one that refuses connections, and that nobody else gets: a
-// socket that is bound and never listens.
+// refusingAddress returns an address that refuses connections, and that nobody else can
+// get: a socket that is bound and never listens.
 func refusingAddress() (address string, release func(), err error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

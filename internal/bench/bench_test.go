@@ -60,8 +60,8 @@ func TestRefusingAddressRefuses(t *testing.T) {
 	}
 }
 
-// What the load inserts counts by its endpoint, but not before the warm-up is over
-// nor where it is bad; what never arrived counts as long as it was waited for.
+// Latencies count by endpoint, but not during the warm-up, and not those of bad
+// endpoints. An event that never arrived counts with the time waited for it.
 func TestCompareOfCommitsAndArrivals(t *testing.T) {
 	t.Parallel()
 	l := load{endpoints: 3, bad: 1}

@@ -17,18 +17,18 @@ import (
 // bench -child NAME JSON.
 const childFlag = "-child"
 
-// A job is what a child is told. Not every child needs all of it.
+// A job is a child's argument. No child needs all of it.
 type job struct {
 	URL         string
 	DatabaseURL string
 	Secret      string
 	Certificate string // a file: the receiver's, if the URL is https
 	N, Size     int    // requests, and bytes of a payload
-	Parallel    bool   // the poller: the POSTs of a batch at once
+	Parallel    bool   // the poller sends the POSTs of a batch in parallel
 	Profile     string // a file
 }
 
-// An outcome is what a client or poller reports: from the first request to the last.
+// An outcome is the report of a client or poller, from its first request to its last.
 type outcome struct {
 	N    int // requests
 	Took time.Duration
@@ -36,8 +36,8 @@ type outcome struct {
 	Err  string
 }
 
-// child is main of a child. It says one line when it is ready, waits for a line,
-// does its work, says what came of it, and ends; or at once when its parent does.
+// child is main of a child. It prints a line when it is ready, waits for a line, does
+// its work, reports the outcome, and exits. If its parent dies, it exits at once.
 func child(name, argument string) int {
 	var j job
 	if err := json.Unmarshal([]byte(argument), &j); err != nil {
@@ -49,7 +49,7 @@ func child(name, argument string) int {
 		fmt.Println(line)
 		_, err := in.ReadString('\n')
 		go func() {
-			_, _ = io.Copy(io.Discard, in) // until the parent has gone
+			_, _ = io.Copy(io.Discard, in) // until the parent dies
 			os.Exit(1)
 		}()
 		return err
@@ -65,7 +65,7 @@ func child(name, argument string) int {
 	case "poller":
 		err = poll(j, ready)
 	default:
-		err = fmt.Errorf("there is no %q", name)
+		err = fmt.Errorf("no such child: %q", name)
 	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "bench child %s: %v\n", name, err)
@@ -82,7 +82,7 @@ type childProcess struct {
 	cmd   *exec.Cmd
 	in    io.WriteCloser
 	out   *bufio.Reader
-	ready string // what it said
+	ready string // the line that it printed
 }
 
 // startChild starts a child and waits until it is ready.
@@ -115,13 +115,13 @@ func startChild(ctx context.Context, name string, j job) (*childProcess, error) 
 	return p, nil
 }
 
-// begin lets a child that is ready go on.
+// begin starts the work of a child that is ready.
 func (p *childProcess) begin() error {
 	_, err := fmt.Fprintln(p.in, "go")
 	return err
 }
 
-// run has a client or a poller do its work.
+// run runs a client or a poller to its end.
 func (p *childProcess) run() (outcome, error) {
 	var o outcome
 	if err := p.begin(); err != nil {

@@ -24,8 +24,8 @@ import (
 	"github.com/walhook/walhook/sign"
 )
 
-// A poster makes the requests of the bare client and of the pollers: walhook's
-// headers, both signatures, and nothing else around net/http.
+// A poster sends the requests of the bare client and of the pollers: walhook's headers
+// and both signatures, by net/http as it is.
 type poster struct {
 	client *http.Client
 	url    string
@@ -94,7 +94,7 @@ func (p *poster) post(id uuid.UUID, body []byte) error {
 	return nil
 }
 
-// together calls f for 0 to n-1, at most so many at once, and returns the last error.
+// together calls f for 0 to n-1, with bounded concurrency, and returns the last error.
 func together(n, atOnce int, f func(int) error) error {
 	var next atomic.Int64
 	var wg sync.WaitGroup
@@ -115,7 +115,7 @@ func together(n, atOnce int, f func(int) error) error {
 	return nil
 }
 
-// post is the bare client's process: n bodies from memory, and nothing kept.
+// post is the bare client's process: it sends n bodies from memory and records nothing.
 func post(j job, ready func(string) error) error {
 	p, err := newPoster(j)
 	if err != nil {
@@ -137,7 +137,7 @@ func requests(j job) ([]uuid.UUID, [][]byte) {
 	return ids, bodies
 }
 
-// timed does a child's work and reports how long it took and what it cost.
+// timed does a child's work and reports its duration and CPU time.
 func timed(j job, ready func(string) error, work func() error) error {
 	if err := ready("ready"); err != nil {
 		return err
@@ -162,5 +162,5 @@ func timed(j job, ready func(string) error, work func() error) error {
 	return tell(o)
 }
 
-// clientSecret is as long as those that walhook makes.
+// clientSecret is as long as the secrets that walhook generates.
 const clientSecret = "whsec_YmVuY2ggYmVuY2ggYmVuY2ggYmVuY2ggYmVuY2g="

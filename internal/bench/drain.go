@@ -13,10 +13,10 @@ import (
 	"github.com/jackc/pglogrepl"
 )
 
-// A drained is what working off a backlog came to.
+// A drained is the result of draining a backlog.
 type drained struct {
 	events        int
-	firstRequest  time.Duration // after the start of the process
+	firstRequest  time.Duration // from the start of the process
 	recorded      time.Duration // until all rows are committed
 	confirmed     time.Duration // and the slot has moved beyond the last event
 	cpu, server   time.Duration
@@ -30,8 +30,8 @@ type drained struct {
 	receiverLeads time.Duration // the last request came so long before all was confirmed
 }
 
-// drain lets walhook, the bare client and both pollers work off the same backlog
-// in turns, each round in another order.
+// drain has walhook, the bare client and both pollers drain the same backlog in turns,
+// in another order each round.
 func (b *bench) drain(ctx context.Context) error {
 	var walhooks []drained
 	var clients []outcome
@@ -76,21 +76,21 @@ func (b *bench) profileFile(of string, round int) string {
 	if err != nil {
 		folder = b.profile
 	}
-	_ = os.MkdirAll(folder, 0o755) // creating the file says what is wrong
+	_ = os.MkdirAll(folder, 0o755) // if this fails, creating the file reports why
 	return filepath.Join(folder, fmt.Sprintf("%s-%d.pprof", of, round+1))
 }
 
-// A draining is a walhook that works off a backlog.
+// A draining is a walhook that drains a backlog.
 type draining struct {
 	*walhook
 	db     *database
 	events int
-	from   pglogrepl.LSN // where the WAL ended before walhook was started
-	last   pglogrepl.LSN // of the backlog
+	from   pglogrepl.LSN // the end of the WAL before walhook was started
+	last   pglogrepl.LSN // the end of the backlog
 	server time.Duration // PostgreSQL's CPU by then
 }
 
-// startDraining makes a backlog on a database that has its endpoints, and starts
+// startDraining inserts a backlog into a database that has its endpoints, and starts
 // walhook.
 func (b *bench) startDraining(ctx context.Context, db *database, l backlog, profile string, env ...string) (*draining, error) {
 	d := &draining{db: db, events: l.events}
@@ -109,7 +109,7 @@ func (b *bench) startDraining(ctx context.Context, db *database, l backlog, prof
 	return d, err
 }
 
-// drainBacklog has walhook work off a backlog whose requests all make the count.
+// drainBacklog has walhook drain a backlog whose requests are all counted.
 func (b *bench) drainBacklog(ctx context.Context, db *database, l backlog, profile string, env ...string) (drained, error) {
 	w, err := b.startDraining(ctx, db, l, profile, env...)
 	if err != nil {
@@ -160,12 +160,12 @@ FROM webhook_deliveries WHERE status IN ('pending', 'retrying')`
 	selectSuccess = `SELECT count(*) FROM webhook_deliveries WHERE status = 'success' AND starts_with(organization_id, $1)`
 )
 
-// drainWithin bounds a drain that does not come to its end: a million at a
-// thousand per second.
+// drainWithin bounds a drain that does not end: a million events at a thousand per
+// second.
 const drainWithin = 20 * time.Minute
 
-// awaitDrained waits until all rows say success and the slot has moved beyond
-// the last event.
+// awaitDrained waits until all rows are a success and the slot has passed the last
+// event.
 func (b *bench) awaitDrained(ctx context.Context, w *draining) (drained, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, drainWithin, errors.New("the backlog was not drained in time"))
 	defer cancel()
@@ -200,7 +200,7 @@ func (b *bench) awaitDrained(ctx context.Context, w *draining) (drained, error) 
 	return d, b.verify(ctx, w, &d)
 }
 
-// verify compares what has come to its end with what the rows and the receiver say.
+// verify compares the result with the rows and with the receiver's count.
 func (b *bench) verify(ctx context.Context, w *draining, d *drained) error {
 	a, err := b.receiver.wait(ctx, 0, 0)
 	if err != nil {
@@ -223,7 +223,7 @@ func (b *bench) verify(ctx context.Context, w *draining, d *drained) error {
 	return nil
 }
 
-// awaitArrivals waits for a request per event, as long as walhook lives.
+// awaitArrivals waits for one request per event while walhook lives.
 func (b *bench) awaitArrivals(ctx context.Context, w *draining) error {
 	for {
 		a, err := b.receiver.wait(ctx, w.events, time.Second)

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// A crowd is what a number of endpoints came to.
+// A crowd is the result for a number of endpoints.
 type crowd struct {
 	drained
 	idleStart time.Duration // of a walhook for which nothing waits, until it streams
@@ -17,8 +17,8 @@ type crowd struct {
 	insert    time.Duration // of 10,000 events of one organization
 }
 
-// manyEndpoints measures what the number of endpoints costs, where each has an
-// organization of its own and about as many events as the others.
+// manyEndpoints measures what the number of endpoints costs. Each has an organization
+// of its own, and about as many events as the others.
 func (b *bench) manyEndpoints(ctx context.Context) error {
 	numbers := slices.Compact([]int{10, max(10, b.endpoints/100), max(10, b.endpoints)})
 	crowds := make([][]crowd, len(numbers))
@@ -33,7 +33,7 @@ func (b *bench) manyEndpoints(ctx context.Context) error {
 	return nil
 }
 
-// crowdEvents are enough for every endpoint of the most to get one.
+// crowdEvents gives every endpoint an event, even at the largest number of endpoints.
 func (b *bench) crowdEvents() int { return max(b.n, b.endpoints) }
 
 func (b *bench) runCrowd(ctx context.Context, n, round int) (c crowd, err error) {
@@ -60,8 +60,8 @@ func (b *bench) runCrowd(ctx context.Context, n, round int) (c crowd, err error)
 	return c, err
 }
 
-// startIdle starts walhook where nothing waits. Memory is looked at two seconds
-// later, when all its loops have had their turn.
+// startIdle starts walhook while nothing waits. It reads the memory two seconds later,
+// when every loop has run.
 func (b *bench) startIdle(ctx context.Context, db *database) (streams time.Duration, rss int64, err error) {
 	if err := b.calm(ctx); err != nil {
 		return 0, 0, err
@@ -86,8 +86,8 @@ const insertTenThousand = `
 INSERT INTO webhook_outbox (organization_id, event_type, payload)
 SELECT $1, $2, $3::jsonb FROM generate_series(1, 10000)`
 
-// insertInOne inserts them with one statement, whose time is mostly the trigger's.
-// Of three that follow a first one it returns the median.
+// insertInOne inserts the events with one statement, and returns the median of three,
+// after a first one to warm up. Most of the time is the trigger's.
 func insertInOne(ctx context.Context, db *database) (time.Duration, error) {
 	body := string(payload(0, payloadBytes))
 	took := make([]time.Duration, 4)
@@ -106,7 +106,7 @@ func (b *bench) reportCrowds(numbers []int, crowds [][]crowd) {
 	rate := func(c crowd) float64 { return events / c.confirmed.Seconds() }
 	insert := func(c crowd) float64 { return millis(c.insert) }
 	r := b.report
-	r.title("endpoints: %.0f events of 1 KiB waiting, spread over so many endpoints", events)
+	r.title("endpoints: %.0f events of 1 KiB waiting, spread over a number of endpoints", events)
 	for i, n := range numbers {
 		r.row(fmt.Sprintf("/s from its start, confirmed: %d", n), each(crowds[i], rate), "%.0f", "")
 	}

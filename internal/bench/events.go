@@ -16,18 +16,18 @@ import (
 	"github.com/walhook/walhook/outbox"
 )
 
-// What every event has.
+// These are the same for every event.
 const (
 	eventType    = "payment.succeeded"
 	organization = "org_bench"
 	payloadBytes = 1024
 )
 
-// organizationOf is that of the i-th endpoint, where each has one of its own.
+// organizationOf is the i-th endpoint's, if each has one of its own.
 func organizationOf(endpoint int) string { return fmt.Sprintf("%s_%d", organization, endpoint) }
 
-// payload is the i-th event's, of so many bytes, written as PostgreSQL prints jsonb, so
-// that everybody's bodies have the same bytes.
+// payload is the i-th event's, written as PostgreSQL prints jsonb, so that all arms send
+// the same bytes.
 func payload(i, size int) []byte {
 	const letters = "abcdefghijklmnopqrstuvwxyz0123456789"
 	random := rand.New(rand.NewPCG(1, uint64(i)))
@@ -38,7 +38,7 @@ func payload(i, size int) []byte {
 	return append(text, `"}`...)
 }
 
-// event is the i-th event, where no database makes its id.
+// event is the i-th event for the arms without a database.
 func event(i, size int) *outbox.Event {
 	return &outbox.Event{
 		ID: uuid.Must(uuid.NewV7()), OrganizationID: organizationOf(0), Type: eventType,
@@ -46,18 +46,17 @@ func event(i, size int) *outbox.Event {
 	}
 }
 
-// A backlog is events that wait before somebody starts to deliver them.
+// A backlog is events that are committed before anybody delivers them.
 type backlog struct {
 	events        int
-	organizations int // whose they are, in rotation
-	perTx         int // in one transaction
+	organizations int // that they belong to, in rotation
+	perTx         int // events per transaction
 	size          int // bytes of a payload; 0: payloadBytes
 }
 
-// insert fills a table that has the outbox's first columns and returns a position
-// inside of the last transaction: who has confirmed beyond it has confirmed all.
-// The session does not wait for the disk: a CHECKPOINT follows before anything is
-// measured.
+// insert fills a table that has the outbox's first columns. It returns a position inside
+// the last transaction: a slot that is confirmed beyond it is confirmed beyond them all.
+// The session does not wait for the disk, because a CHECKPOINT precedes the measurement.
 func (l backlog) insert(ctx context.Context, conn *pgx.Conn, table string) (pglogrepl.LSN, error) {
 	if _, err := conn.Exec(ctx, "SET synchronous_commit = off"); err != nil {
 		return 0, err

@@ -13,17 +13,18 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// A fanned is a trickle beside an event that is owed to very many endpoints.
+// A fanned is the result of a trickle beside an event that is owed to very many
+// endpoints.
 type fanned struct {
 	steady
 	insert  time.Duration // of the event
 	arrived time.Duration // from its COMMIT until the last request
-	success time.Duration // until all its rows say so
-	passed  time.Duration // until the slot has moved beyond it
+	success time.Duration // until all its rows are a success
+	passed  time.Duration // until the slot has passed it
 }
 
-// wideFanOut measures an event that is owed to very many endpoints, and what it
-// does to a trickle of another organization.
+// wideFanOut measures an event that is owed to very many endpoints, and how it affects a
+// trickle of another organization.
 func (b *bench) wideFanOut(ctx context.Context) error {
 	var alone, answering, hanging []fanned
 	if err := b.inTurns("fanout", []arm{
@@ -63,12 +64,12 @@ func (b *bench) wideFanOut(ctx context.Context) error {
 	return nil
 }
 
-// trickle is the load of another organization, of one endpoint.
+// trickle is the load of the other organization, which has one endpoint.
 func (b *bench) trickle() load {
 	return load{endpoints: 1, rate: b.rate / 4, warmUp: min(2*time.Second, b.length), length: b.length * 2 / 3}
 }
 
-// A fan is the one event, as it is committed.
+// A fan is the one event when it is committed.
 type fan struct {
 	conn      *pgx.Conn
 	walhook   *walhook
@@ -78,14 +79,14 @@ type fan struct {
 	end       pglogrepl.LSN
 }
 
-// runFanOut measures the trickle. Where there is an until, it inserts the event
-// after the warm-up, and until waits for what is to become of it.
+// runFanOut measures the trickle. If until is not nil, runFanOut inserts the event after
+// the warm-up, and until waits for its end.
 func (b *bench) runFanOut(ctx context.Context, path string, until func(context.Context, fan, *fanned) error) (x fanned, err error) {
 	l := b.trickle()
 	err = b.fresh(ctx, func(db *database) error {
 		if until != nil {
 			l.meanwhile = func(ctx context.Context, conn *pgx.Conn, w *walhook) error {
-				ctx, cancel := context.WithTimeoutCause(ctx, drainWithin, errors.New("the event was not done with in time"))
+				ctx, cancel := context.WithTimeoutCause(ctx, drainWithin, errors.New("the event's deliveries did not end in time"))
 				defer cancel()
 				f := fan{conn: conn, walhook: w, id: uuid.Must(uuid.NewV7()), slot: db.name}
 				if x.insert, err = f.insert(ctx); err != nil {
@@ -121,14 +122,14 @@ func (f *fan) insert(ctx context.Context) (took time.Duration, err error) {
 		f.end, err = scanLSN(f.conn.QueryRow(ctx, "SELECT pg_current_wal_insert_lsn()::text"))
 	}
 	if err != nil {
-		return 0, fmt.Errorf("insert the event of many: %w", err)
+		return 0, fmt.Errorf("insert the event: %w", err)
 	}
 	return f.committed - began, nil
 }
 
 const selectAllSuccess = `SELECT count(*) = $2 FROM webhook_deliveries WHERE event_id = $1 AND status = 'success'`
 
-// awaitFannedOut waits until all requests have arrived, and are recorded.
+// awaitFannedOut waits until all requests have arrived and are recorded.
 func (b *bench) awaitFannedOut(ctx context.Context, f fan, x *fanned) error {
 	for {
 		n, err := b.receiver.elsewhere(ctx)
@@ -150,7 +151,7 @@ func (b *bench) awaitFannedOut(ctx context.Context, f fan, x *fanned) error {
 	return nil
 }
 
-// awaitFanPassed waits until the slot has moved beyond the event.
+// awaitFanPassed waits until the slot has passed the event.
 func awaitFanPassed(ctx context.Context, f fan, x *fanned) error {
 	if err := await(ctx, f.conn, f.walhook, selectPassed, f.slot, f.end.String()); err != nil {
 		return fmt.Errorf("wait for the slot: %w", err)

@@ -7,8 +7,7 @@ import (
 	"time"
 )
 
-// latency measures how long after its COMMIT an event arrives, at a rate that
-// nobody has to hurry for.
+// latency measures the time from an event's COMMIT to its arrival at a low rate.
 func (b *bench) latency(ctx context.Context) error {
 	l := load{endpoints: 3, rate: b.rate, warmUp: min(2*time.Second, b.length), length: b.length}
 	s, err := b.runLoad(ctx, l)

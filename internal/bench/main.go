@@ -1,40 +1,40 @@
 //go:build linux
 
-// Command bench measures walhook's release binary end to end, beside what it is
-// compared with, in the same run and in turns:
+// Command bench measures walhook's release binary end to end, in turns with what it is
+// compared with:
 //
 //	go run ./internal/bench                      the quicker ones, some fifteen minutes
 //	go run ./internal/bench -only drain -n 5000 -rounds 1
 //	go run ./internal/bench -only all            everything, some fifty minutes
 //	go run ./internal/bench -smoke               everything once with small numbers, under two minutes
 //
-// It starts a throwaway PostgreSQL that really writes to the disk, and a receiver
-// in a process of its own, so that CPU can be told apart. Figures mean something
-// only on a machine that does nothing else. WALHOOK_… variables of its environment
-// are handed on to walhook. It judges nothing: the aims stand beside the figures.
+// It starts a throwaway PostgreSQL that really writes to the disk. The receiver is a
+// process of its own, so that its CPU time is counted apart. Run it on a machine that
+// does nothing else, or the figures mean nothing. It hands WALHOOK_… variables of its
+// environment on to walhook. It prints aims beside the figures and judges nothing.
 //
 //	drain      a backlog: how fast, with how much CPU, memory, WAL
 //	workloads  backlogs of other kinds, beside the bare client and a lean one: TLS, 64 KiB, many endpoints, ...
 //	latency    a steady trickle: from COMMIT to the receiver
 //	neighbour  the same, while one of fifty endpoints hangs
 //	bad        the same, while one, ten or twenty-five are bad, in each of four ways
-//	endpoints  a backlog, spread over ten to a hundred thousand endpoints; what these cost besides
-//	waiting    a backlog, while up to a million deliveries of others wait for their time
+//	endpoints  a backlog, spread over ten to a hundred thousand endpoints, and what idle endpoints cost
+//	waiting    a backlog, while up to a million deliveries of other endpoints wait for a retry
 //	storm      the trickle, while a million retries are due
 //	replay     the trickle, while a hundred thousand deliveries of one endpoint are replayed
-//	million    a backlog of a million: memory, and when the WAL is let go
+//	million    a backlog of a million: memory, and how long PostgreSQL keeps the WAL
 //	fanout     an event that is owed to fifty thousand endpoints
 //
 //	file         responsibility
-//	main.go      flags, and what is run in which order
-//	turns.go     arms, in turns
+//	main.go      flags and scenarios
+//	turns.go     runs what is compared in turns
 //	drain.go     a backlog: walhook, the bare client and the pollers; workloads.go, endpoints.go, waiting.go and million.go use it
 //	steady.go    an open loop of events; latency.go, neighbour.go, bad.go, storm.go, replay.go and fanout.go use it
-//	rows.go      endpoints and deliveries made by hand
+//	rows.go      inserts endpoints and deliveries
 //	walhook.go   builds the binary, runs it
 //	server.go    PostgreSQL: databases, positions, counters
 //	receiver.go  client.go lean.go poller.go   the other processes; child.go starts them
-//	events.go    the same events for all
+//	events.go    the events, the same for all
 //	proc.go      clock, CPU and memory of processes
 //	report.go    the table
 package main
@@ -67,10 +67,10 @@ type options struct {
 	smoke            bool
 }
 
-// usual are the scenarios that take minutes, not a quarter of an hour each.
+// usual are the scenarios that take a few minutes each.
 const usual = "drain,latency,neighbour,waiting,replay"
 
-// small are the options with which everything is gone through once.
+// small are the options of -smoke.
 func (o options) small() options {
 	o.n, o.endpoints, o.waiting, o.storm, o.replay, o.million, o.fanout = 500, 10, 500, 500, 500, 5000, 500
 	o.rounds, o.rate, o.length = 1, 40, time.Second
@@ -80,8 +80,8 @@ func (o options) small() options {
 	return o
 }
 
-// inFlight is how many requests are under way at once, for everybody:
-// WALHOOK_ENDPOINT_IN_FLIGHT's default.
+// inFlight is how many requests are in flight at once, for all arms: the default of
+// WALHOOK_ENDPOINT_IN_FLIGHT.
 const inFlight = 32
 
 func main() {
@@ -90,22 +90,22 @@ func main() {
 	}
 	var o options
 	flag.IntVar(&o.n, "n", 50_000, "drain, workloads, endpoints and waiting: events")
-	flag.IntVar(&o.rounds, "rounds", 5, "rounds, at most: latency has one, and what follows neighbour two or three")
-	flag.IntVar(&o.perTx, "tx", 10, "drain, workloads, endpoints, waiting and million: events in one transaction")
-	flag.IntVar(&o.endpoints, "endpoints", 100_000, "endpoints: the most of them, where -n is less also the events")
-	flag.IntVar(&o.waiting, "waiting", 1_000_000, "waiting: the most deliveries that wait")
+	flag.IntVar(&o.rounds, "rounds", 5, "rounds at most: latency has one, and the scenarios after neighbour have two or three")
+	flag.IntVar(&o.perTx, "tx", 10, "drain, workloads, endpoints, waiting and million: events per transaction")
+	flag.IntVar(&o.endpoints, "endpoints", 100_000, "endpoints: the largest number of endpoints, and of events if -n is less")
+	flag.IntVar(&o.waiting, "waiting", 1_000_000, "waiting: the largest number of deliveries that wait")
 	flag.IntVar(&o.storm, "storm", 1_000_000, "storm: retries that are due")
 	flag.IntVar(&o.replay, "replay", 100_000, "replay: deliveries")
 	flag.IntVar(&o.million, "million", 1_000_000, "million: events")
 	flag.IntVar(&o.fanout, "fanout", 50_000, "fanout: endpoints")
 	flag.IntVar(&o.rate, "rate", 200, "latency: events per second (neighbour, bad, storm and replay: 2.5 times that; fanout: a quarter)")
-	flag.DurationVar(&o.length, "length", 30*time.Second, "latency: how long (other loads: two thirds of that, per round and arm)")
-	flag.BoolVar(&o.smoke, "smoke", false, "everything once with small numbers, in under two minutes: whether it runs, not how fast")
-	flag.StringVar(&o.only, "only", usual, "what to measure, of "+names()+"; or all")
+	flag.DurationVar(&o.length, "length", 30*time.Second, "latency: duration (other loads: two thirds of that, per round and arm)")
+	flag.BoolVar(&o.smoke, "smoke", false, "run everything once with small numbers, in under two minutes: shows that it runs, not how fast")
+	flag.StringVar(&o.only, "only", usual, "scenarios to run, of "+names()+"; or all")
 	flag.StringVar(&o.walhook, "walhook", "", "the binary to measure; empty: build it")
 	flag.StringVar(&o.profile, "profile", "", "drain and endpoints: folder for CPU profiles of walhook and the bare client (slows both by some per cent)")
-	flag.BoolVar(&o.pollers, "pollers", true, "drain: the pollers too, which take the most time")
-	flag.StringVar(&o.version, "postgres", "", "major version of PostgreSQL; empty: the first that is found")
+	flag.BoolVar(&o.pollers, "pollers", true, "drain: run the pollers too, which take the most time")
+	flag.StringVar(&o.version, "postgres", "", "major version of PostgreSQL; empty: the first one found")
 	flag.Parse()
 	if o.smoke {
 		o = o.small()
@@ -115,7 +115,7 @@ func main() {
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	err := measure(ctx, o)
 	if ctx.Err() != nil {
-		err = context.Cause(ctx) // what it did to everybody is not worth telling
+		err = context.Cause(ctx) // the errors that follow from it say nothing more
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -123,7 +123,7 @@ func main() {
 	}
 }
 
-// A bench is what all measurements share.
+// A bench is shared by all scenarios.
 type bench struct {
 	options
 	server   *server
@@ -132,11 +132,11 @@ type bench struct {
 	report   *report
 }
 
-// A scenario is what -only names.
+// A scenario can be named with -only.
 type scenario struct {
 	name   string
 	run    func(*bench, context.Context) error
-	rounds int // at most, where a round takes minutes; 0: -rounds
+	rounds int // at most, if a round takes minutes; 0: -rounds
 }
 
 var scenarios = []scenario{
@@ -179,7 +179,7 @@ func choose(only string) ([]scenario, error) {
 		}
 	}
 	for name := range wanted {
-		return nil, fmt.Errorf("-only: there is no %q, but %s", name, names())
+		return nil, fmt.Errorf("-only: unknown scenario %q; there are %s", name, names())
 	}
 	return chosen, nil
 }
@@ -190,7 +190,7 @@ func measure(ctx context.Context, o options) error {
 		return err
 	}
 	if min(o.n, o.rounds, o.perTx, o.endpoints, o.waiting, o.storm, o.replay, o.million, o.fanout) < 1 || o.rate < 4 || o.length < time.Second {
-		return fmt.Errorf("numbers and sizes are at least 1, -rate is at least 4, -length is at least 1s")
+		return fmt.Errorf("numbers must be at least 1, -rate at least 4, -length at least 1s")
 	}
 	if o.profile != "" && o.walhook != "" {
 		return fmt.Errorf("-profile builds its own binary: leave -walhook out")

@@ -9,15 +9,15 @@ import (
 	"time"
 )
 
-// A passage is a backlog that walhook has taken off PostgreSQL's hands.
+// A passage is the result for a backlog that the slot has passed.
 type passage struct {
-	drained               // only where the endpoints answer
-	passed  time.Duration // from its start until the slot had moved beyond the last event
+	drained               // if the endpoints answer
+	passed  time.Duration // from walhook's start until the slot had passed the last event
 	rss     int64
 }
 
-// bigBacklog measures memory, and how long PostgreSQL has to keep the WAL, where
-// far more waits at the start than fits into memory.
+// bigBacklog measures memory, and how long PostgreSQL has to keep the WAL, when far more
+// waits at the start than fits into memory.
 func (b *bench) bigBacklog(ctx context.Context) error {
 	var hanging, answering []passage
 	if err := b.inTurns("million", []arm{
@@ -63,7 +63,7 @@ func (b *bench) runBigBacklog(ctx context.Context, answering bool) (p passage, e
 		if p, err = b.awaitPassage(ctx, w, answering); err != nil {
 			return err
 		}
-		if err := b.receiver.reset(ctx); err != nil { // lets go what hangs
+		if err := b.receiver.reset(ctx); err != nil { // releases hanging requests
 			return err
 		}
 		return w.stop()

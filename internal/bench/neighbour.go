@@ -7,15 +7,14 @@ import (
 	"time"
 )
 
-// fifty is the load of neighbour and of what is measured in its way: 2.5 times
-// the rate of latency, over fifty endpoints, for two thirds of the time.
+// fifty is the load of neighbour and of the scenarios like it: 2.5 times the rate of
+// latency, over fifty endpoints, for two thirds of the time.
 func (b *bench) fifty() load {
 	return load{endpoints: 50, rate: b.rate * 5 / 2, warmUp: min(2*time.Second, b.length), length: b.length * 2 / 3}
 }
 
-// neighbour measures what one endpoint that hangs does to forty-nine others. The
-// last endpoint is left out whether it hangs or not, so that both arms count the
-// same ones.
+// neighbour measures how one hanging endpoint affects forty-nine others. Neither arm
+// counts the last endpoint, whether it hangs or not.
 func (b *bench) neighbour(ctx context.Context) error {
 	l := b.fifty()
 	l.badURL = b.receiver.url(pathHang)

@@ -15,13 +15,12 @@ import (
 )
 
 // The naive poller: one loop, a batch of 100 rows locked in a transaction, POST,
-// UPDATE, COMMIT, at once again while batches are full. It is spared what a real
-// one has besides: the endpoint's URL and secret are in its memory, nobody is
-// fanned out to, and one partial index is all that its table has.
+// UPDATE, COMMIT, without a pause while batches are full. It has it easier than a real
+// one: the endpoint's URL and secret are in memory, there is no fan-out, and its table
+// has only one partial index.
 //
-// "one by one" is the loop as it is mostly written: each row is sent and then
-// updated. "in parallel" sends a batch's rows 32 at a time and updates them with
-// one statement.
+// "one by one" is the usual loop: it sends and updates one row after the other. "in
+// parallel" sends a batch's rows 32 at a time and updates them with one statement.
 const (
 	createJobs = `
 CREATE TABLE jobs (
@@ -103,7 +102,7 @@ func pollOnce(ctx context.Context, tx pgx.Tx, p *poster, parallel bool) (int, er
 	return len(events), nil
 }
 
-// A polled is what one round of a poller came to.
+// A polled is the result of one round of a poller.
 type polled struct {
 	took        time.Duration
 	cpu, server time.Duration

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// now is the monotonic clock that all processes of this machine share.
+// now reads the monotonic clock, which all processes of a machine share.
 func now() time.Duration {
 	var t unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &t); err != nil {
@@ -23,7 +23,7 @@ func now() time.Duration {
 	return time.Duration(t.Nano())
 }
 
-// ownCPU is what this process has used, user and system.
+// ownCPU is the CPU time of this process, user and system.
 func ownCPU() time.Duration {
 	var r unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {
@@ -32,7 +32,7 @@ func ownCPU() time.Duration {
 	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
 
-// cpuOf is what a process has used; 0 where it has ended.
+// cpuOf is the CPU time of a process; 0 if it has ended.
 func cpuOf(pid int) time.Duration {
 	s, err := process.ReadStat(pid)
 	if err != nil {
@@ -41,8 +41,7 @@ func cpuOf(pid int) time.Duration {
 	return s.CPU
 }
 
-// familyCPU is what a process and all its children have used, but not those of
-// the children that are left out.
+// familyCPU is the CPU time of a process and its children, without some of these.
 func familyCPU(pid int, without []int) time.Duration {
 	head, err := process.ReadStat(pid)
 	if err != nil {
@@ -65,7 +64,7 @@ func familyCPU(pid int, without []int) time.Duration {
 	return sum
 }
 
-// peakRSS is the most memory that a process has had resident, in bytes.
+// peakRSS is the largest resident memory of a process so far, in bytes.
 func peakRSS(pid int) int64 {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -80,7 +79,7 @@ func peakRSS(pid int) int64 {
 	return 0
 }
 
-// cpus is how many CPUs this process may use.
+// cpus is the number of CPUs that this process may use.
 func cpus() int {
 	var set unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &set); err != nil {

@@ -20,22 +20,25 @@ import (
 	"time"
 )
 
-// The paths of the receiver. All answer with an empty body, and 200 where nothing
-// else is said. The first three make the count; the others are counted apart.
+// The paths of the receiver. All answer with an empty body, and with 200 unless stated
+// otherwise. The first three count arrivals; the others are counted apart.
+//
+// Unlike the receiver of the demo and the faults, this one neither reads nor verifies
+// requests: that would take CPU time from what is measured.
 const (
-	pathCount  = "/count"  // only counts: as fast as net/http is
-	pathStamp  = "/stamp"  // counts and remembers when each event arrived
+	pathCount  = "/count"  // only counts: as fast as net/http
+	pathStamp  = "/stamp"  // counts, and notes when each event arrived
 	pathSlow   = "/slow"   // counts after 10 ms
-	pathHang   = "/hang"   // answers when it is reset, or when the client gives up
+	pathHang   = "/hang"   // hangs until the receiver is reset or the client gives up
 	pathAnswer = "/answer" // answers with ?status= after ?after=
 )
 
-// arrivals is what the receiver knows.
+// arrivals is the receiver's report.
 type arrivals struct {
 	Count       int64
 	First, Last time.Duration            // by now()
-	Stamps      map[string]time.Duration // of the first arrival, by event id
-	Repeated    int                      // stamped arrivals beyond the first of an event
+	Stamps      map[string]time.Duration // first arrivals, by event id
+	Repeated    int                      // later arrivals of the same events
 }
 
 // A sink is the receiver's state since the last reset.
@@ -60,7 +63,7 @@ func (s *sink) arrived(at time.Duration) {
 	s.last.Store(int64(at))
 }
 
-// stamp takes the event's id from where walhook's body has it.
+// stamp reads the event's id, with which walhook's body begins.
 func (s *sink) stamp(at time.Duration, body io.Reader) {
 	var head [len(`{"id":"`) + 36]byte
 	if _, err := io.ReadFull(body, head[:]); err != nil {
@@ -86,7 +89,7 @@ func (s *sink) arrivals() arrivals {
 	}
 }
 
-// wait returns when so many have arrived, the time is over, or the client has gone.
+// wait returns when n have arrived, the time is over, or the client is gone.
 func (s *sink) wait(ctx context.Context, n int64, within time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
@@ -101,10 +104,10 @@ func (s *sink) wait(ctx context.Context, n int64, within time.Duration) {
 	}
 }
 
-// hold returns after a time, when the sink is reset, or when the client has gone.
+// hold returns after a time, when the sink is reset, or when the client is gone.
 func (s *sink) hold(r *http.Request, after <-chan time.Time) {
 	s.elsewhere.Add(1)
-	_, _ = io.Copy(io.Discard, r.Body) // only then the server notices that the client has gone
+	_, _ = io.Copy(io.Discard, r.Body) // the server notices that the client is gone only after the body was read
 	select {
 	case <-after:
 	case <-s.released:
@@ -112,7 +115,7 @@ func (s *sink) hold(r *http.Request, after <-chan time.Time) {
 	}
 }
 
-// answer does as the URL says.
+// answer answers as the URL's parameters say.
 func (s *sink) answer(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	after, _ := time.ParseDuration(query.Get("after")) // none: at once
@@ -127,8 +130,7 @@ func (s *sink) answer(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(status)
 }
 
-// receive is the receiver's process. What steers it has a port of its own, and so has
-// TLS.
+// receive is the receiver's process. Its control and TLS have ports of their own.
 func receive(j job, ready func(string) error) error {
 	var current atomic.Pointer[sink]
 	current.Store(newSink())
@@ -144,7 +146,7 @@ func receive(j job, ready func(string) error) error {
 	control := http.NewServeMux()
 	control.HandleFunc("/reset", func(http.ResponseWriter, *http.Request) { close(current.Swap(newSink()).released) })
 	control.HandleFunc("/wait", func(w http.ResponseWriter, r *http.Request) {
-		n, _ := strconv.ParseInt(r.FormValue("n"), 10, 64) // 0: as it is
+		n, _ := strconv.ParseInt(r.FormValue("n"), 10, 64) // 0: answer at once
 		within, _ := time.ParseDuration(r.FormValue("within"))
 		s := current.Load()
 		s.wait(r.Context(), n, within)
@@ -176,7 +178,7 @@ func receive(j job, ready func(string) error) error {
 	return <-died
 }
 
-// A receiver is the receiver's process as the measurement sees it.
+// A receiver is the receiver's process as its parent sees it.
 type receiver struct {
 	*childProcess
 	hooks, control, secure string // addresses
@@ -201,10 +203,10 @@ func (r *receiver) url(path string) string { return "http://" + r.hooks + path }
 
 func (r *receiver) secureURL(path string) string { return "https://" + r.secure + path }
 
-// reset forgets what has arrived, and lets go what hangs.
+// reset forgets all arrivals and releases hanging requests.
 func (r *receiver) reset(ctx context.Context) error { return r.ask(ctx, "/reset", nil) }
 
-// wait returns what has arrived when it is n, or when the time is over.
+// wait returns the arrivals when there are n, or when the time is over.
 func (r *receiver) wait(ctx context.Context, n int, within time.Duration) (arrivals, error) {
 	var a arrivals
 	if err := r.ask(ctx, fmt.Sprintf("/wait?n=%d&within=%s", n, within), &a); err != nil {
@@ -213,10 +215,10 @@ func (r *receiver) wait(ctx context.Context, n int, within time.Duration) (arriv
 	return a, nil
 }
 
-// elsewhere returns how many requests the paths have got that are counted apart.
+// elsewhere returns how many requests came to the paths that are counted apart.
 func (r *receiver) elsewhere(ctx context.Context) (n int64, err error) {
 	if err := r.ask(ctx, "/elsewhere", &n); err != nil {
-		return 0, fmt.Errorf("ask for the other requests: %w", err)
+		return 0, fmt.Errorf("ask for the requests to other paths: %w", err)
 	}
 	return n, nil
 }

@@ -10,14 +10,14 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// A replayed is a load beside a replay.
+// A replayed is the result of a load beside a replay.
 type replayed struct {
 	steady
 	update time.Duration // how long the UPDATE took
 	sent   time.Duration // from its end to the arrival of the last
 }
 
-// massReplay measures what fresh events suffer while an operator replays all that
+// massReplay measures how fresh events fare while an operator replays everything that
 // one of their endpoints ever got.
 func (b *bench) massReplay(ctx context.Context) error {
 	var without, with []replayed
@@ -64,12 +64,12 @@ func (b *bench) massReplay(ctx context.Context) error {
 	return nil
 }
 
-// What the load itself has sent by then stays as it is, so that it arrives once.
+// The load's own events are not replayed, so that each arrives once.
 const replayAll = `
 UPDATE webhook_deliveries SET status = 'pending', next_attempt_at = now()
 WHERE endpoint_id = (SELECT id FROM webhook_endpoints WHERE organization_id = $1) AND created_at < $2`
 
-// runReplay has both arms begin with the same rows.
+// runReplay starts both arms with the same rows.
 func (b *bench) runReplay(ctx context.Context, replay bool) (x replayed, err error) {
 	l := b.fifty()
 	h := history{n: b.replay, organization: organization, organizations: 1, events: true, status: "success"}
@@ -90,7 +90,7 @@ func (b *bench) runReplay(ctx context.Context, replay bool) (x replayed, err err
 			return err
 		}
 		if err := b.remember(ctx, db, h); err != nil {
-			return fmt.Errorf("make what is replayed: %w", err)
+			return fmt.Errorf("insert the deliveries to replay: %w", err)
 		}
 		if err := db.QueryRow(ctx, "SELECT now()").Scan(&before); err != nil {
 			return err

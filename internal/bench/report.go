@@ -13,8 +13,7 @@ import (
 	"time"
 )
 
-// A report writes tables: what was measured, the median of the rounds, the aim
-// that it is held against elsewhere, and every round.
+// A report writes tables: figure, median of the rounds, aim, and every round.
 type report struct {
 	out io.Writer
 	*tabwriter.Writer
@@ -24,12 +23,12 @@ func newReport(out io.Writer) *report {
 	return &report{out, tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)}
 }
 
-// progress tells who waits what is going on; it is not part of the result.
+// progress goes to stderr: it is not part of the result.
 func (r *report) progress(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, format+"\n", args...)
 }
 
-// about says what the figures hold for.
+// about describes the machine and the versions.
 func (r *report) about(server string) {
 	load, _ := os.ReadFile("/proc/loadavg") // absent: not shown
 	fmt.Fprintf(r.out, "%s; %d CPUs; load before %s\n", server, cpus(), strings.Join(strings.Fields(string(load))[:min(3, len(strings.Fields(string(load))))], " "))
@@ -39,7 +38,7 @@ func (r *report) title(format string, args ...any) {
 	fmt.Fprintf(r.Writer, "\n"+format+"\n\tmedian\taim\trounds\n", args...)
 }
 
-// row shows one figure of every round.
+// row prints one figure of every round.
 func (r *report) row(name string, rounds []float64, format, aim string) {
 	texts := make([]string, len(rounds))
 	for i, x := range rounds {
@@ -58,7 +57,7 @@ func each[T any](rounds []T, f func(T) float64) []float64 {
 	return all
 }
 
-// ratios are those of each round by itself: what disturbs a round disturbs both.
+// ratios divides round by round: a disturbance of a round affects both.
 func ratios(a, b []float64) []float64 {
 	all := make([]float64, min(len(a), len(b)))
 	for i := range all {
@@ -76,7 +75,7 @@ func median(x []float64) float64 {
 	return (sorted[(n-1)/2] + sorted[n/2]) / 2
 }
 
-// quantile is by nearest rank, of sorted values.
+// quantile is the nearest rank's, of sorted values.
 func quantile(sorted []time.Duration, q float64) time.Duration {
 	if len(sorted) == 0 {
 		return 0

@@ -1,7 +1,7 @@
 //go:build linux
 
-// Rows made by hand: endpoints, and deliveries as a walhook of earlier days would
-// have left them, with a slot that has seen them all.
+// Rows inserted by SQL: endpoints, and deliveries as an earlier walhook would have left
+// them, with a slot that has passed them all.
 
 package main
 
@@ -16,8 +16,8 @@ import (
 // An audience is endpoints.
 type audience struct {
 	n, first     int    // numbered from first on
-	organization string // the i-th's is this, with _i behind it …
-	together     bool   // … unless all are of this one
+	organization string // the i-th belongs to this, with _i appended …
+	together     bool   // … unless all belong to this one
 	url          string
 }
 
@@ -33,18 +33,18 @@ func (a audience) insert(ctx context.Context, db *database) error {
 	return nil
 }
 
-// others is the organization of endpoints that are not those of the load.
+// others is the organization of the endpoints outside the load.
 const others = "org_other"
 
-// A history is deliveries that are in the table before walhook starts, after one
-// attempt, each of an event of its own.
+// A history is deliveries that are in the table before walhook starts. Each has had one
+// attempt, and an event of its own.
 type history struct {
 	n             int
 	organization  string
 	organizations int // in rotation: organization_0 and so on, each with one endpoint
 	status        string
-	from, to      time.Duration // from now on: when those that wait are due, evenly spread
-	events        bool          // their events are in the outbox too; without them nothing of this may become due
+	from, to      time.Duration // from now: waiting deliveries are due in between, evenly spread
+	events        bool          // their events are in the outbox too; without them none of these may become due
 }
 
 const inventEvents = `
@@ -53,7 +53,8 @@ WITH events AS MATERIALIZED (
     FROM generate_series(@first::int, @last::int) AS i
 )`
 
-// Owed to nobody as far as the stream can tell: only the rows below say otherwise.
+// The events are owed to nobody, so that the stream brings nothing; the rows below make
+// them deliveries.
 const insertEvents = `
 WITH events AS (
     INSERT INTO webhook_outbox (organization_id, event_type, payload, endpoint_ids)
@@ -75,7 +76,7 @@ SELECT webhook_delivery_id(v.id, e.id), v.id, e.id, v.organization_id, @type::te
 FROM events AS v JOIN webhook_endpoints AS e USING (organization_id)
 CROSS JOIN (SELECT @status::text = 'retrying' AS waits) AS s`
 
-// historyChunk bounds the rows of one statement, which PostgreSQL holds in memory.
+// historyChunk bounds the rows of one statement, because PostgreSQL holds them in memory.
 const historyChunk = 50_000
 
 func (h history) insert(ctx context.Context, db *database) error {
@@ -100,8 +101,8 @@ func (h history) insert(ctx context.Context, db *database) error {
 	return db.vacuum(ctx, "webhook_outbox, webhook_deliveries")
 }
 
-// remember puts a history into a database without one, where the stream will not
-// bring it: walhook has been there before, and the slot begins behind it.
+// remember inserts a history into a fresh database, with the slot behind it: as if
+// walhook had delivered it long ago.
 func (b *bench) remember(ctx context.Context, db *database, h history) error {
 	if err := b.settle(ctx, db); err != nil {
 		return fmt.Errorf("settle: %w", err)
@@ -112,13 +113,13 @@ func (b *bench) remember(ctx context.Context, db *database, h history) error {
 	return db.skip(ctx)
 }
 
-// skip has the slot begin behind what was written so far: walhook would have read
-// that long ago, and is not to be measured while PostgreSQL decodes it. A slot that
-// is only moved keeps the position from where it decodes.
+// skip makes the slot anew, so that it begins behind everything written so far.
+// PostgreSQL would otherwise decode that during the measurement; a slot that is only
+// advanced still decodes from its old position.
 func (db *database) skip(ctx context.Context) error {
 	for _, again := range []string{"SELECT pg_drop_replication_slot($1)", "SELECT pg_create_logical_replication_slot($1, 'pgoutput')"} {
 		if _, err := db.Exec(ctx, again, db.name); err != nil {
-			return fmt.Errorf("make the slot anew: %w", err)
+			return fmt.Errorf("recreate the slot: %w", err)
 		}
 	}
 	return nil
@@ -130,9 +131,9 @@ const (
 	selectSettled = `SELECT durable_lsn IS NOT NULL AND reconcile_from IS NULL FROM webhook_state WHERE slot = $1`
 )
 
-// settle has walhook deliver an event, to an endpoint that gets no other. Its next
-// start is then one in the middle of its life: at a position that it has recorded,
-// and without a comparison of the whole outbox.
+// settle has walhook deliver one event to an endpoint that gets no other. The next start
+// is then an ordinary one: from a recorded position, without a comparison of the whole
+// outbox.
 func (b *bench) settle(ctx context.Context, db *database) error {
 	const first = "org_first"
 	if err := (audience{n: 1, organization: first, together: true, url: b.receiver.url(pathCount)}).insert(ctx, db); err != nil {

@@ -14,8 +14,8 @@ import (
 	"github.com/walhook/walhook/internal/postgres"
 )
 
-// settings keep checkpoints out of what is measured. Everything else is as
-// PostgreSQL has it, autovacuum included.
+// settings keep checkpoints out of the measurement. Everything else is PostgreSQL's
+// default, autovacuum included.
 var settings = map[string]string{
 	"shared_buffers":     "256MB",
 	"max_wal_size":       "16GB",
@@ -27,9 +27,9 @@ type server struct {
 	*postgres.Server
 	admin     *pgx.Conn
 	about     string
-	walStats  bool  // pg_walinspect is there
-	databases int   // made so far
-	own       []int // backends of the measurement itself, whose CPU is not PostgreSQL's
+	walStats  bool  // pg_walinspect is installed
+	databases int   // created so far
+	own       []int // backends of the measurement itself, whose CPU does not count as PostgreSQL's
 }
 
 func startServer(ctx context.Context, version string) (_ *server, err error) {
@@ -45,7 +45,7 @@ func startServer(ctx context.Context, version string) (_ *server, err error) {
 	if s.admin, err = s.connect(ctx, s.URL()); err != nil {
 		return nil, err
 	}
-	_, extErr := s.admin.Exec(ctx, "CREATE EXTENSION pg_walinspect") // of the contrib modules, from PostgreSQL 15 on
+	_, extErr := s.admin.Exec(ctx, "CREATE EXTENSION pg_walinspect") // a contrib module, from PostgreSQL 15 on
 	s.walStats = extErr == nil
 	err = s.admin.QueryRow(ctx, `SELECT 'PostgreSQL ' || current_setting('server_version') || ', fsync ' || current_setting('fsync')
 		|| ', synchronous_commit ' || current_setting('synchronous_commit')`).Scan(&s.about)
@@ -59,7 +59,7 @@ func (s *server) close() {
 	_ = s.Server.Close()
 }
 
-// connections are some of the measurement itself, and how to close them.
+// connections opens connections of the measurement itself.
 func (s *server) connections(ctx context.Context, url string, n int) (conns []*pgx.Conn, hangUp func(), err error) {
 	hangUp = func() {
 		for _, conn := range conns {
@@ -77,7 +77,7 @@ func (s *server) connections(ctx context.Context, url string, n int) (conns []*p
 	return conns, hangUp, nil
 }
 
-// connect makes a connection of the measurement itself.
+// connect opens a connection of the measurement itself.
 func (s *server) connect(ctx context.Context, url string) (*pgx.Conn, error) {
 	conn, err := pgx.Connect(ctx, url)
 	if err == nil {
@@ -86,8 +86,8 @@ func (s *server) connect(ctx context.Context, url string) (*pgx.Conn, error) {
 	return conn, err
 }
 
-// hangUp closes a connection of the measurement. Its backend's CPU then counts
-// as the server's, so nothing may be measured across this.
+// hangUp closes a connection of the measurement. Its backend's CPU time then counts as
+// the server's, so no measurement may span this.
 func (s *server) hangUp(conn *pgx.Conn) {
 	for i, pid := range s.own {
 		if pid == int(conn.PgConn().PID()) {
@@ -98,8 +98,8 @@ func (s *server) hangUp(conn *pgx.Conn) {
 	_ = conn.Close(context.Background())
 }
 
-// cpu is what all processes of PostgreSQL have used so far, but those that only
-// serve the measurement; 0 where the server runs in a container.
+// cpu is the CPU time of PostgreSQL so far, without the backends that serve the
+// measurement; 0 if the server runs in a container.
 func (s *server) cpu() time.Duration {
 	if s.PID() == 0 {
 		return 0
@@ -107,15 +107,15 @@ func (s *server) cpu() time.Duration {
 	return familyCPU(s.PID(), s.own)
 }
 
-// lsn is where the WAL ends.
+// lsn is the end of the WAL.
 func (s *server) lsn(ctx context.Context) (pglogrepl.LSN, error) {
 	return scanLSN(s.admin.QueryRow(ctx, "SELECT pg_current_wal_insert_lsn()::text"))
 }
 
-// A wal is what was written between two positions.
+// A wal is the WAL between two positions.
 type wal struct {
 	bytes      int64
-	pageImages int64 // bytes of full page images among them, where the server can tell
+	pageImages int64 // bytes of full page images among them, if the server can tell
 }
 
 func (s *server) wal(ctx context.Context, from, to pglogrepl.LSN) (wal, error) {
@@ -123,7 +123,7 @@ func (s *server) wal(ctx context.Context, from, to pglogrepl.LSN) (wal, error) {
 	if !s.walStats {
 		return w, nil
 	}
-	// What is to be read must be flushed: this commit is behind it.
+	// The WAL must be flushed to be read: this commit flushes it.
 	if _, err := s.admin.Exec(ctx, "SELECT pg_logical_emit_message(true, 'bench', '')"); err != nil {
 		return w, err
 	}
@@ -132,7 +132,7 @@ func (s *server) wal(ctx context.Context, from, to pglogrepl.LSN) (wal, error) {
 	return w, err
 }
 
-// A database is a fresh one, with a connection of the measurement.
+// A database is a fresh database, with a connection of the measurement.
 type database struct {
 	*pgx.Conn
 	server *server
@@ -164,17 +164,17 @@ const (
 	countSlots = `SELECT count(*) FROM pg_replication_slots WHERE database = $1`
 )
 
-// dropWithin bounds how long a database of some gigabytes may take to go.
+// dropWithin bounds how long dropping a database of some gigabytes may take.
 const dropWithin = time.Minute
 
-// drop takes the database away, with its slot, which would keep all WAL from then
-// on. What is left of it goes with the server.
+// drop drops the database with its slot, which would keep all WAL from then on. If that
+// fails, the rest goes with the server.
 func (db *database) drop() {
 	ctx, cancel := context.WithTimeout(context.Background(), dropWithin)
 	defer cancel()
 	s := db.server
 	s.hangUp(db.Conn)
-	for left := 1; left > 0 && ctx.Err() == nil; { // PostgreSQL takes a moment to notice that walhook has gone
+	for left := 1; left > 0 && ctx.Err() == nil; { // PostgreSQL takes a moment to notice that walhook is gone
 		_, _ = s.admin.Exec(ctx, dropSlots, db.name)
 		if s.admin.QueryRow(ctx, countSlots, db.name).Scan(&left) != nil || left > 0 && pause(ctx, 50*time.Millisecond) != nil {
 			break
@@ -183,7 +183,7 @@ func (db *database) drop() {
 	_, _ = s.admin.Exec(ctx, "DROP DATABASE "+db.name+" WITH (FORCE)")
 }
 
-// fresh has f work on a database of its own, on which walhook init has been.
+// fresh calls f with a database of its own, after walhook init.
 func (b *bench) fresh(ctx context.Context, f func(*database) error) error {
 	db, err := b.server.newDatabase(ctx)
 	if err != nil {
@@ -196,7 +196,7 @@ func (b *bench) fresh(ctx context.Context, f func(*database) error) error {
 	return f(db)
 }
 
-// vacuum does what autovacuum would have done some time after so much was written.
+// vacuum does what autovacuum would have done by now.
 func (db *database) vacuum(ctx context.Context, tables string) error {
 	if _, err := db.Exec(ctx, "VACUUM (ANALYZE) "+tables); err != nil {
 		return fmt.Errorf("vacuum %s: %w", tables, err)
@@ -204,7 +204,7 @@ func (db *database) vacuum(ctx context.Context, tables string) error {
 	return nil
 }
 
-// calm writes out what is behind, so that it is not paid for by what follows.
+// calm writes out dirty pages, so that the next measurement does not pay for them.
 func (b *bench) calm(ctx context.Context) error {
 	if _, err := b.server.admin.Exec(ctx, "CHECKPOINT"); err != nil {
 		return err

@@ -16,52 +16,51 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// A load is an open loop: events are inserted when it is their time, one in a
-// transaction, whether or not those before are done.
+// A load is an open loop: each event is inserted at its time, in a transaction of its
+// own, whether or not those before it have been delivered.
 type load struct {
 	endpoints int    // each with an organization of its own, in rotation
-	bad       int    // so many of them, the last ones, do not answer as the others do
-	badURL    string // but as this does
+	bad       int    // how many of them, the last ones, have another URL
+	badURL    string // that of the bad ones
 	rate      int    // events per second
 	warmUp    time.Duration
 	length    time.Duration // after the warm-up
 
-	// meanwhile, where there is one, is called a second after the warm-up, with a
-	// connection of its own. The load is over when it has returned.
+	// meanwhile, if not nil, is called a second after the warm-up, with a connection of
+	// its own. The load does not end before it has returned.
 	meanwhile func(context.Context, *pgx.Conn, *walhook) error
-	arrivals  int // that meanwhile makes, beside those of the load's events
+	arrivals  int // that meanwhile causes, beside those of the load's events
 }
 
-// audience makes the load's endpoints.
+// audience is the load's endpoints.
 func (l load) audience(ctx context.Context, b *bench, db *database) error {
 	good := audience{n: l.endpoints - l.bad, organization: organization, url: b.receiver.url(pathStamp)}
 	bad := audience{n: l.bad, first: good.n, organization: organization, url: l.badURL}
 	return errors.Join(good.insert(ctx, db), bad.insert(ctx, db))
 }
 
-// A steady is what a load came to. Events of the warm-up and of bad endpoints do
-// not count.
+// A steady is the result of a load, without the warm-up and without bad endpoints.
 type steady struct {
 	byEndpoint  [][]time.Duration // from COMMIT's return to the receiver
-	missing     int               // had not arrived when that was given up: they count with the time until then
-	late        time.Duration     // the 99th percentile of how late the driver inserted: its own trouble
+	missing     int               // events that had not arrived in time: they count with the time waited
+	late        time.Duration     // how late the driver inserted, 99th percentile: this is not walhook's doing
 	cpu, server time.Duration     // after the warm-up
 	wal         int64             // bytes written after the warm-up, the application's included
-	lag         time.Duration     // the greatest age of a WAL position that was not confirmed
-	rss         int64             // the most
+	lag         time.Duration     // the greatest age of an unconfirmed WAL position
+	rss         int64             // peak
 	repeated    int
 	elsewhere   int64         // requests to the receiver's other paths, from the start to the last event
 	elsewhereIn int64         // those of them after the warm-up
-	others      int           // events that arrived beside the load's, as meanwhile made them
-	lastOther   time.Duration // when the last of them did
+	others      int           // arrivals that meanwhile caused
+	lastOther   time.Duration // the last of them
 }
 
-// latencies are those of the endpoints from one to before another, sorted.
+// latencies returns the sorted latencies of a range of endpoints.
 func (s steady) latencies(from, to int) []time.Duration {
 	return slices.Sorted(slices.Values(slices.Concat(s.byEndpoint[from:to]...)))
 }
 
-// at returns a quantile of the endpoints from one to before another, in ms.
+// at returns a quantile of the latencies of a range of endpoints, in ms.
 func at(q float64, from, to int) func(steady) float64 {
 	return func(s steady) float64 { return millis(quantile(s.latencies(from, to), q)) }
 }
@@ -74,10 +73,10 @@ func (l load) serverCPU(s steady) float64  { return 100 * s.server.Seconds() / l
 func (l load) walPerSecond(s steady) float64 { return mebi(s.wal) / l.length.Seconds() }
 
 const (
-	// inserters bounds the INSERTs at once. At 500 a second each may take 16 ms.
+	// inserters bounds the concurrent INSERTs. At 500 a second each may take 16 ms.
 	inserters = 8
 
-	// arriveWithin bounds the wait for what has not arrived when the load is over.
+	// arriveWithin bounds the wait for the last arrivals after the load.
 	arriveWithin = time.Minute
 )
 
@@ -110,7 +109,7 @@ func (b *bench) measureLoad(ctx context.Context, db *database, l load) (steady, 
 	if err != nil {
 		return s, err
 	}
-	if err := b.receiver.reset(ctx); err != nil { // lets go what hangs
+	if err := b.receiver.reset(ctx); err != nil { // releases hanging requests
 		return s, err
 	}
 	return s, w.stop()
@@ -134,7 +133,7 @@ type sent struct {
 	committed time.Duration
 }
 
-// drive inserts the events, and puts commits and arrivals together.
+// drive inserts the events and matches commits with arrivals.
 func (b *bench) drive(ctx context.Context, db *database, w *walhook, l load) (steady, error) {
 	conns, hangUp, err := b.server.connections(ctx, db.url, inserters+1)
 	if err != nil {
@@ -184,7 +183,7 @@ func (b *bench) drive(ctx context.Context, db *database, w *walhook, l load) (st
 	return s, errors.Join(fromErr, meanwhileErr)
 }
 
-// answered is how many of the events go to endpoints that are not bad.
+// answered is how many of the events go to good endpoints.
 func (l load) answered(events []sent) (n int) {
 	for _, e := range events {
 		if e.endpoint < l.endpoints-l.bad {
@@ -194,7 +193,7 @@ func (l load) answered(events []sent) (n int) {
 	return n
 }
 
-// compare puts commits and arrivals together.
+// compare matches commits with arrivals.
 func (s *steady) compare(l load, events []sent, a arrivals, counts time.Duration) {
 	s.byEndpoint = make([][]time.Duration, l.endpoints-l.bad)
 	s.repeated = a.Repeated
@@ -223,7 +222,7 @@ func (s *steady) compare(l load, events []sent, a arrivals, counts time.Duration
 	s.late = quantile(late, 0.99)
 }
 
-// A sample is what was used, written, and sent elsewhere, by a moment.
+// A sample is the counters at a moment: CPU time, WAL, requests to other paths.
 type sample struct {
 	cpu, server time.Duration
 	elsewhere   int64
@@ -239,7 +238,7 @@ func (b *bench) sample(ctx context.Context, w *walhook) (s sample, err error) {
 	return s, err
 }
 
-// insertAll inserts on schedule and returns what was committed.
+// insertAll inserts on schedule and returns the committed events.
 func insertAll(ctx context.Context, conns []*pgx.Conn, l load, began time.Duration) ([]sent, error) {
 	n := int((l.warmUp + l.length).Seconds() * float64(l.rate))
 	events := make([]sent, n)
@@ -283,8 +282,8 @@ func insertOne(ctx context.Context, conn *pgx.Conn, e *sent, k int) error {
 const selectLag = `
 SELECT pg_current_wal_flush_lsn() - '0/0', confirmed_flush_lsn - '0/0' FROM pg_replication_slots WHERE slot_name = $1`
 
-// watchLag returns how old a flushed WAL position became, at most, before it was
-// confirmed, as seen by a look every 50 ms. It has the database's own connection.
+// watchLag returns the greatest age of a flushed WAL position before it was confirmed.
+// It polls every 50 ms, on the database's own connection.
 func watchLag(ctx context.Context, db *database, from time.Duration) (worst time.Duration) {
 	type position struct{ lsn, at time.Duration } // lsn only sorts
 	var waiting []position
@@ -311,8 +310,7 @@ func watchLag(ctx context.Context, db *database, from time.Duration) (worst time
 	}
 }
 
-// soundness shows what has to be as it should before a load's figures mean
-// something.
+// soundness prints the figures that must be right before the others mean anything.
 func (r *report) soundness(rounds []steady) {
 	r.row("requests beyond one per event", each(rounds, func(s steady) float64 { return float64(s.repeated) }), "%.0f", "0")
 	r.row("events that did not arrive", each(rounds, func(s steady) float64 { return float64(s.missing) }), "%.0f", "0")

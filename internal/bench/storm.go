@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// retryStorm measures what fresh events suffer while retries of other endpoints
-// are due, as after an outage: with nothing due, with endpoints that are well
-// again, and with endpoints that still fail.
+// retryStorm measures how fresh events fare while retries of other endpoints are due, as
+// after an outage: with nothing due, with endpoints that work again, and with endpoints
+// that still fail.
 func (b *bench) retryStorm(ctx context.Context) error {
 	var nothing, well, failing []steady
 	url := func(query string) string { return b.receiver.url(pathAnswer + query) }
@@ -51,9 +51,8 @@ func (b *bench) retryStorm(ctx context.Context) error {
 	return nil
 }
 
-// runStorm measures the fresh events beside retries that became due in the last
-// hour. They are made by hand behind walhook's back, and it finds them at its
-// start, as after an outage of its own.
+// runStorm measures fresh events beside retries that became due in the last hour.
+// walhook finds them at its start, as after an outage of its own.
 func (b *bench) runStorm(ctx context.Context, due int, url string) (s steady, err error) {
 	l := b.fifty()
 	h := history{
@@ -68,7 +67,7 @@ func (b *bench) runStorm(ctx context.Context, due int, url string) (s steady, er
 			return err
 		}
 		if err := b.remember(ctx, db, h); err != nil {
-			return fmt.Errorf("make the storm: %w", err)
+			return fmt.Errorf("insert the due retries: %w", err)
 		}
 		s, err = b.measureLoad(ctx, db, l)
 		return err

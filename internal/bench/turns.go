@@ -10,8 +10,8 @@ type arm struct {
 	run  func(round int) error
 }
 
-// inTurns runs all arms in every round, each round beginning with another one:
-// what changes on the machine meanwhile is nobody's advantage.
+// inTurns runs all arms in every round, and begins each round with another one: a change
+// of the machine's speed then favours no arm.
 func (b *bench) inTurns(scenario string, arms []arm) error {
 	for round := range b.rounds {
 		for i := range arms {
@@ -26,7 +26,7 @@ func (b *bench) inTurns(scenario string, arms []arm) error {
 	return nil
 }
 
-// keep appends a result where there is no error.
+// keep appends a result unless there was an error.
 func keep[T any](to *[]T) func(T, error) error {
 	return func(result T, err error) error {
 		if err == nil {

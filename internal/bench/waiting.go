@@ -8,11 +8,11 @@ import (
 	"time"
 )
 
-// otherEndpoints is how many endpoints have the deliveries that wait.
+// otherEndpoints is the number of endpoints whose deliveries wait.
 const otherEndpoints = 200
 
-// manyWaiting measures what deliveries of other endpoints cost that wait for
-// their next attempt, an hour and more from now.
+// manyWaiting measures what it costs that deliveries of other endpoints wait for their
+// next attempt, which is an hour or more away.
 func (b *bench) manyWaiting(ctx context.Context) error {
 	numbers := []int{max(1, b.waiting/1000), max(1, b.waiting/10), b.waiting}
 	results := make([][]drained, len(numbers))
@@ -25,7 +25,7 @@ func (b *bench) manyWaiting(ctx context.Context) error {
 	}
 	rate := func(d drained) float64 { return float64(b.n) / d.confirmed.Seconds() }
 	r := b.report
-	r.title("waiting: %d events of 1 KiB for 10 endpoints, while so many deliveries of %d others wait for their time", b.n, otherEndpoints)
+	r.title("waiting: %d events of 1 KiB for 10 endpoints, while deliveries of %d others wait for a retry", b.n, otherEndpoints)
 	for i, n := range numbers {
 		r.row(fmt.Sprintf("/s from its start, confirmed: %d", n), each(results[i], rate), "%.0f", "")
 	}
@@ -60,7 +60,7 @@ func (b *bench) runBesideWaiting(ctx context.Context, waiting int) (d drained, e
 			return err
 		}
 		if err := b.remember(ctx, db, h); err != nil {
-			return fmt.Errorf("make what waits: %w", err)
+			return fmt.Errorf("insert the waiting deliveries: %w", err)
 		}
 		d, err = b.drainBacklog(ctx, db, l, "")
 		return err

@@ -21,13 +21,13 @@ import (
 	"github.com/walhook/walhook/internal/process"
 )
 
-// profiling is added to package main of walhook for -profile, and only there: a
-// profile of the release code, without a way to ask for one in the release.
+// profiling is added to walhook's package main for -profile alone: it profiles the
+// release's code, and the release has no switch for it.
 //
 //go:embed profiling.txt
 var profiling string
 
-// build makes the release binary of the module that we are run in.
+// build builds the release binary of the module in the working directory.
 func build(ctx context.Context, folder string, profiled bool) (string, error) {
 	root, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
@@ -64,7 +64,7 @@ func profilingOverlay(folder, root string) (string, error) {
 	return overlay, os.WriteFile(overlay, text, 0o600)
 }
 
-// A walhook is a running one.
+// A walhook is a running walhook.
 type walhook struct {
 	*process.Process
 	began time.Duration // by now(), before the process was started
@@ -72,8 +72,8 @@ type walhook struct {
 	file  string        // of the profile
 }
 
-// environment is what walhook finds: its defaults, but for what lets it send to
-// this machine, and what was handed to us.
+// environment leaves walhook its defaults, allows receivers on this machine, and passes
+// on our own WALHOOK_ and GO variables.
 func environment(db *database, more ...string) []string {
 	env := []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"),
@@ -88,7 +88,8 @@ func environment(db *database, more ...string) []string {
 	return append(env, more...)
 }
 
-// adminAddress is empty, which is no admin server, where there is no free port.
+// adminAddress returns a free address; without a free port it is empty, and there is no
+// admin server.
 func adminAddress() string {
 	port, err := process.ForWalhook.FreePort()
 	if err != nil {
@@ -97,7 +98,7 @@ func adminAddress() string {
 	return fmt.Sprintf("127.0.0.1:%d", port)
 }
 
-// prepare applies the schema and makes the slot.
+// prepare applies the schema and creates the slot.
 func (b *bench) prepare(ctx context.Context, db *database) error {
 	cmd := exec.CommandContext(ctx, b.binary, "init")
 	cmd.Env = environment(db)
@@ -107,7 +108,7 @@ func (b *bench) prepare(ctx context.Context, db *database) error {
 	return nil
 }
 
-// startWalhook starts it on a prepared database.
+// startWalhook starts walhook on a prepared database.
 func (b *bench) startWalhook(db *database, profile string, env ...string) (*walhook, error) {
 	w := &walhook{began: now(), file: profile}
 	cmd := exec.Command(b.binary, "run")
@@ -119,7 +120,7 @@ func (b *bench) startWalhook(db *database, profile string, env ...string) (*walh
 	return w, err
 }
 
-// await asks every 10 ms until the answer is true, as long as walhook lives.
+// await polls every 10 ms until the answer is true, while walhook lives.
 func await(ctx context.Context, conn *pgx.Conn, w *walhook, question string, args ...any) error {
 	for {
 		var yes bool
@@ -133,20 +134,20 @@ func await(ctx context.Context, conn *pgx.Conn, w *walhook, question string, arg
 	}
 }
 
-// soon bounds what walhook needs only a moment for.
+// soon bounds what should take walhook a moment.
 const soon = 30 * time.Second
 
-// awaitSoon asks about the database's slot.
+// awaitSoon polls a question about the database's slot.
 func awaitSoon(ctx context.Context, db *database, w *walhook, question string) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, soon, errors.New("walhook did not get there in time"))
+	ctx, cancel := context.WithTimeoutCause(ctx, soon, errors.New("timed out waiting for walhook"))
 	defer cancel()
 	return await(ctx, db.Conn, w, question, db.name)
 }
 
-// stopWithin bounds a graceful stop: the timeout of an attempt and five seconds.
+// stopWithin bounds a graceful stop: the timeout of an attempt, and five seconds.
 const stopWithin = 15 * time.Second
 
-// stop ends walhook as an operator would, and passes on what it complained of.
+// stop stops walhook as an operator would, and prints its warnings and errors.
 func (w *walhook) stop() error {
 	if w.file != "" {
 		w.signal(syscall.SIGUSR1) // the profile ends here
@@ -169,16 +170,16 @@ func (w *walhook) stop() error {
 	return nil
 }
 
-// kill ends walhook where something has gone wrong. Afterwards it does nothing.
+// kill kills walhook after a failure. If walhook has ended, it does nothing.
 func (w *walhook) kill() {
 	w.signal(syscall.SIGKILL)
 	<-w.Exited
 }
 
-// signal leaves alone who ends at this moment.
+// signal ignores errors: the process may just have ended.
 func (w *walhook) signal(s syscall.Signal) { _ = w.Signal(s) }
 
-// gone is an error where walhook has ended by itself.
+// gone returns an error if walhook has ended by itself.
 func (w *walhook) gone() error {
 	select {
 	case <-w.Exited:

@@ -1,22 +1,22 @@
-// Package demo tells walhook's story on a throwaway PostgreSQL: two
-// organizations' transactions, three receivers of which one is well and two are
-// not, and what becomes of every delivery.
+// Package demo tells walhook's story on a throwaway PostgreSQL: two organizations
+// commit events, one receiver works and two do not, and every delivery comes to an
+// end.
 //
-// It plays everyone around walhook (the application, the receivers, an operator
-// with psql), so the SQL in it is theirs. The caller starts walhook itself. The
-// story is also a test: what has to come true is computed from what was
-// committed, and Run returns what did not.
+// The demo plays everyone around walhook: the application, the receivers, an operator
+// with psql. So its SQL is theirs. The caller starts walhook. The story is also a
+// test: it computes from the committed events what must be true at the end, and Run
+// returns what is not.
 //
 //	file          responsibility
 //	demo.go       Run: a database, and the story on it
-//	story.go      who starts when, the script performed, and watched until it has come to rest
+//	story.go      starts everyone, performs the script, watches until nothing is under way
 //	script.go     the roles, who subscribes to what, and the application's transactions
 //	walhook.go    walhook beside the database: its environment, start and stop
 //	receivers.go  an HTTP server that plays the receivers
-//	narrator.go   the deliveries' rows as they change, line by line
-//	promises.go   what has to be true at the end: the oracle's rules, and a few more
-//	page.go       what the newcomer reads
-//	terminal.go   whether there is a person, and colour
+//	narrator.go   reports each change in the deliveries' rows
+//	promises.go   what must be true at the end: the oracle's rules, and four more
+//	page.go       the output
+//	terminal.go   detects a terminal; colours
 package demo
 
 import (
@@ -28,24 +28,24 @@ import (
 	"github.com/walhook/walhook/internal/postgres"
 )
 
-// A Start runs walhook with an environment in the form of os.Environ, until the
-// context ends; it then drains.
+// A Start runs walhook with an environment in the form of os.Environ. When the context
+// ends, it drains and returns.
 type Start func(ctx context.Context, environ []string, log io.Writer) error
 
-// Config is what a demo needs from outside.
+// Config is what the caller provides.
 type Config struct {
 	Start Start
 	Out   io.Writer
-	Log   io.Writer // walhook's log; nil: only its end, and only when something went wrong
+	Log   io.Writer // for walhook's log; nil: the demo shows the end of it if something fails
 	Color bool
-	Stay  bool // when the story is told, leave everything running until the context ends
+	Stay  bool // after the story, keep everything running until the context ends
 }
 
 // ErrInterrupted means that the context ended before the story did.
-var ErrInterrupted = errors.New("interrupted before the story was told")
+var ErrInterrupted = errors.New("interrupted before the demo finished")
 
-// Run tells the story, and takes everything away again: the database, walhook,
-// the receivers. The error names what did not come true.
+// Run tells the story and removes everything again: the database, walhook, the
+// receivers. The error names what was not true at the end.
 func Run(ctx context.Context, cfg Config) (err error) {
 	page := &page{out: cfg.Out, color: cfg.Color, begun: time.Now()}
 	page.title()
@@ -60,8 +60,8 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	return newStory(cfg, page, inSchema(server.URL())).tell(ctx)
 }
 
-// schema is walhook's own, as the README advises.
+// schema holds walhook's tables, as the README advises.
 const schema = "webhooks"
 
-// inSchema is a database's URL, for psql too, with which its names are found.
+// inSchema adds the search path to a database's URL, for psql too.
 func inSchema(url string) string { return url + "&options=-csearch_path%3D" + schema }

@@ -12,21 +12,21 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// gather is how long rows that say the same are collected into one line. Jitter
-// spreads the first retries, a second after the attempt, over a fifth of that.
+// gather is how long equal changes are collected into one line. Jitter spreads the
+// first retries over 200 ms.
 const gather = 400 * time.Millisecond
 
-// A narrator tells what has changed in webhook_deliveries: of the event that is
-// followed every row by itself, of the others how many say the same.
+// A narrator reports changes in webhook_deliveries. Each row of the followed event
+// gets its own line; equal changes of other rows share one.
 type narrator struct {
 	page   *page
 	follow uuid.UUID
 
-	told   map[uuid.UUID]change // what was said last of each row
+	told   map[uuid.UUID]change // the last report of each row
 	groups []*group             // in order of their first row
 }
 
-// A row is one of webhook_deliveries.
+// A row is a row of webhook_deliveries.
 type row struct {
 	ID, EventID        uuid.UUID
 	Organization, Type string
@@ -34,16 +34,16 @@ type row struct {
 	change
 }
 
-// A change is what a line says of a row.
+// A change is the part of a row that a line reports.
 type change struct {
 	Receiver string
-	OwnType  string // the type of an event of walhook's own
+	OwnType  string // the event's type, if walhook wrote the event
 	Status   string
 	Attempts int
 	Outcome  string // of the last attempt
 }
 
-// A group is rows that changed in the same way.
+// A group is rows with the same change.
 type group struct {
 	change
 	since   time.Time
@@ -60,7 +60,7 @@ SELECT d.id, d.event_id, d.organization_id, d.event_type, coalesce(extract(epoch
 FROM webhook_deliveries AS d LEFT JOIN webhook_endpoints AS e ON e.id = d.endpoint_id
 ORDER BY d.id`
 
-// tell says what is new.
+// tell reports what is new.
 func (n *narrator) tell(ctx context.Context, db *pgx.Conn) error {
 	rows, err := db.Query(ctx, selectRows)
 	if err != nil {
@@ -96,7 +96,7 @@ func (n *narrator) gather(r row) {
 	g.dueIn = min(g.dueIn, r.DueIn)
 }
 
-// say says what has been gathered for so long.
+// say reports the groups that are at least so old.
 func (n *narrator) say(since time.Duration) {
 	n.groups = slices.DeleteFunc(n.groups, func(g *group) bool {
 		if time.Since(g.since) < since {

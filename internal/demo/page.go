@@ -10,15 +10,15 @@ import (
 	"github.com/walhook/walhook/internal/oracle"
 )
 
-// A page is what the newcomer reads. That it can be written is not our concern:
-// who closed the pipe has seen enough.
+// A page is the output. Write errors are ignored: whoever closed the pipe has seen
+// enough.
 type page struct {
 	out   io.Writer
 	color bool
 	begun time.Time
 }
 
-// paint colours a text that has its width already.
+// paint colours a text that is already padded to its width.
 func (p *page) paint(c color, text string) string {
 	if !p.color || c == plain {
 		return text
@@ -32,17 +32,17 @@ func (p *page) heading(text, aside string) {
 	p.line("\n%s  %s", p.paint(bold, text), p.paint(dim, aside))
 }
 
-// said is a line with the time since the beginning.
+// said prints a line with the time since the beginning.
 func (p *page) said(format string, args ...any) {
 	p.line("%s  %s", p.paint(dim, fmt.Sprintf("%6.1fs", time.Since(p.begun).Seconds())), fmt.Sprintf(format, args...))
 }
 
-// name is a receiver's, in the width of all of them.
+// name pads a receiver's name to the width of the longest.
 func (p *page) name(receiver string) string { return p.paint(cyan, fmt.Sprintf("%-7s", receiver)) }
 
 func (p *page) title() {
 	p.line("%s  %s", p.paint(bold, "walhook demo"), p.paint(dim, "a throwaway PostgreSQL, walhook and three receivers, all on this machine"))
-	p.said("starting PostgreSQL (where it has to be fetched first, that takes a minute)")
+	p.said("starting PostgreSQL (if it has to be downloaded first, this takes a minute)")
 }
 
 func (p *page) receivers(roles []role, url string) {
@@ -86,13 +86,13 @@ func (p *page) change(c change, dueIn float64, who string, followed bool) {
 		p.paint(statusColors[c.Status], fmt.Sprintf("%-16s", status)), who)
 }
 
-// verdict says whether a promise was kept.
+// verdict prints whether a promise was kept.
 func (p *page) verdict(promise *promise, v *oracle.Verdict, err error) {
 	if err != nil {
 		p.line("  %s %s", p.paint(red, "✗"), err)
 		return
 	}
-	p.line("  %s %s %s", p.paint(green, "✓"), promise.says, p.paint(dim, fmt.Sprintf("(%d %s)", promise.looked(v), promise.unit)))
+	p.line("  %s %s %s", p.paint(green, "✓"), promise.says, p.paint(dim, fmt.Sprintf("(%d %s)", promise.judged(v), promise.unit)))
 }
 
 func (p *page) lookAround(url, admin string, event uuid.UUID) {
@@ -110,7 +110,7 @@ func (p *page) lookAround(url, admin string, event uuid.UUID) {
 	p.line(`  curl -s http://%s/api/test-webhook -d '{"event":"payment.succeeded","organizationId":"%s"}'`, admin, acme)
 }
 
-// log shows the end of walhook's log, when something went wrong.
+// log shows the end of walhook's log after a failure.
 func (p *page) log(end string) {
 	if end == "" {
 		return

@@ -11,21 +11,21 @@ import (
 	"github.com/walhook/walhook/internal/oracle"
 )
 
-// The story's own rules, beside the oracle's.
+// The demo's own rules, beside the oracle's.
 const (
-	undeserved oracle.Rule = "a row with another status than its receiver deserves"
-	miscounted oracle.Rule = "a row with more or fewer attempts than its receiver takes"
-	unlisted   oracle.Rule = "webhook_attempts lists more or fewer attempts than the row counts"
-	untold     oracle.Rule = "webhook.delivery.exhausted does not tell exactly of what failed"
+	undeserved oracle.Rule = "a row whose status is not what its receiver deserves"
+	miscounted oracle.Rule = "a row whose number of attempts is not what its receiver takes"
+	unlisted   oracle.Rule = "a row whose attempts are not all in webhook_attempts"
+	untold     oracle.Rule = "a delivery that failed without one webhook.delivery.exhausted, or did not fail and has one"
 )
 
-// A promise has to be true at the end. It was kept where none of its rules was broken
-// and there was something to look at. As an error it was not kept.
+// A promise must be true at the end. It is kept if none of its rules was broken and
+// there was something to judge. As an error it means that it was not kept.
 type promise struct {
 	says   string
 	rules  []oracle.Rule
-	unit   string // of what was looked at
-	looked func(*oracle.Verdict) int
+	unit   string // of what was judged
+	judged func(*oracle.Verdict) int
 }
 
 func (p *promise) Error() string { return p.says }
@@ -35,39 +35,39 @@ func deliveries(v *oracle.Verdict) int { return v.Deliveries }
 func requests(v *oracle.Verdict) int   { return v.Requests }
 
 var promises = []*promise{
-	{"what was committed, and nothing else, is in the outbox", []oracle.Rule{oracle.OutboxDiffers}, "events", events},
-	{"an event is owed to who subscribes to it, and to nobody else", []oracle.Rule{oracle.OwedDiffers}, "deliveries", deliveries},
-	{"nothing came that is not owed: what was rolled back to nobody, and no event to another organization",
+	{"the outbox holds exactly what was committed", []oracle.Rule{oracle.OutboxDiffers}, "events", events},
+	{"every event is owed to its subscribers, and to nobody else", []oracle.Rule{oracle.OwedDiffers}, "deliveries", deliveries},
+	{"no receiver got what it is not owed: nothing rolled back, nothing of another organization",
 		[]oracle.Rule{oracle.Phantom, oracle.RowBeyond, oracle.Online}, "requests", requests},
-	{"every owed delivery has its row, with the status that its receiver deserves",
+	{"every delivery has its row, with the status that its receiver deserves",
 		[]oracle.Rule{oracle.RowMissing, oracle.NotFinal, oracle.Lost, undeserved}, "deliveries", deliveries},
 	{"the steady receiver took one attempt, the flaky three, the silent all four", []oracle.Rule{miscounted, unlisted}, "deliveries", deliveries},
-	{"every attempt was one request, and no delivery came again",
+	{"every attempt was one request, and no delivery was repeated",
 		[]oracle.Rule{oracle.AttemptsWrong, oracle.Repeated, oracle.TooMany}, "requests", requests},
 	{"both signatures of every request verify", []oracle.Rule{oracle.MalformedRequest}, "requests", requests},
-	{"every request brought the event as it was committed, each time the same bytes",
+	{"every request carried the event as committed, and every retry the same bytes",
 		[]oracle.Rule{oracle.ContentWrong, oracle.BytesDiffer, oracle.DeliveryDiffers}, "requests", requests},
-	{"whose delivery failed for good was told so by webhook.delivery.exhausted", []oracle.Rule{untold}, "deliveries", deliveries},
+	{"every delivery that failed was announced once by webhook.delivery.exhausted", []oracle.Rule{untold}, "deliveries", deliveries},
 }
 
-// problemsShown bounds the list: when everything is wrong, the first few say why.
+// problemsShown bounds the list: if everything is wrong, the first few say why.
 const problemsShown = 3
 
-// judge names the first of what broke the promise; nil: it was kept.
+// judge returns the first problems that broke the promise; nil: it was kept.
 func (p *promise) judge(v *oracle.Verdict) error {
 	problems := v.Problems(p.rules...)
 	switch more := len(problems) - problemsShown; {
-	case len(problems) == 0 && p.looked(v) > 0:
+	case len(problems) == 0 && p.judged(v) > 0:
 		return nil
 	case len(problems) == 0:
-		problems = []string{"there was nothing to look at"}
+		problems = []string{"there was nothing to judge"}
 	case more > 0:
 		problems = append(problems[:problemsShown], fmt.Sprintf("and %d more", more))
 	}
 	return fmt.Errorf("%w: %s", p, strings.Join(problems, "; "))
 }
 
-// What the oracle does not compare, as queries for problems.
+// queries find the problems that the oracle does not look for.
 var queries = map[oracle.Rule]string{
 	unlisted: `
 		SELECT format('%s of %s: webhook_attempts lists %s of %s attempts', d.event_type, d.organization_id, count(a.delivery_id), d.attempts)
@@ -80,8 +80,8 @@ var queries = map[oracle.Rule]string{
 		GROUP BY d.id, d.event_type, d.organization_id, d.status, t.id HAVING count(t.id) <> coalesce((d.status = 'failed')::int, 0)`,
 }
 
-// judge compares what everyone knows. The rows are read before the requests, so that
-// each attempt that is recorded has arrived.
+// judge compares the application's events, the tables and the requests. It reads the
+// rows first: the request of each recorded attempt has then arrived.
 func (s *story) judge(ctx context.Context, tx pgx.Tx) (*oracle.Verdict, error) {
 	e := &oracle.Evidence{Endpoints: s.endpoints, LastAttempt: waits + 1}
 	if err := e.ReadTables(ctx, tx); err != nil {
@@ -102,7 +102,7 @@ func (s *story) judge(ctx context.Context, tx pgx.Tx) (*oracle.Verdict, error) {
 	return v, query(ctx, tx, v)
 }
 
-// query asks for what the oracle does not compare.
+// query adds what the queries find.
 func query(ctx context.Context, tx pgx.Tx, v *oracle.Verdict) error {
 	for rule, sql := range queries {
 		rows, err := tx.Query(ctx, sql)

@@ -15,10 +15,10 @@ import (
 	"github.com/walhook/walhook/outbox"
 )
 
-// Words of the promises, by which the tests know them.
+// Parts of the promises, by which the tests know them.
 const (
-	isThere = "is in the outbox"
-	nowhere = "nothing came that is not owed"
+	isThere = "outbox holds exactly"
+	nowhere = "no receiver got what it is not owed"
 	endWell = "has its row"
 	took    = "took one attempt"
 )
@@ -42,10 +42,10 @@ func TestPromises(t *testing.T) {
 	for _, p := range promises {
 		v := &oracle.Verdict{Events: 1, Deliveries: 1, Requests: 1}
 		if err := p.judge(v); err != nil {
-			t.Errorf("nothing was found, and it says %v", err)
+			t.Errorf("nothing was broken, got %v", err)
 		}
 		if err := p.judge(&oracle.Verdict{}); !errors.Is(err, p) {
-			t.Errorf("kept, with nothing to look at: %s", p.says)
+			t.Errorf("kept, with nothing to judge: %s", p.says)
 		}
 		for _, rule := range p.rules {
 			v := *v
@@ -59,7 +59,7 @@ func TestPromises(t *testing.T) {
 	}
 }
 
-// No rule of the oracle's is left out.
+// Every rule belongs to a promise.
 func TestPromisesHaveAllRules(t *testing.T) {
 	t.Parallel()
 	var rules []oracle.Rule
@@ -104,8 +104,8 @@ func TestSubscriptionsCompare(t *testing.T) {
 	}
 }
 
-// tables stand in front of walhook's own, so that anything can be written into them.
-// A delivery has failed after two attempts, and one was a success after one.
+// tables hide walhook's own, so that a test can write anything into them. One delivery
+// failed after two attempts, one succeeded after one.
 const tables = `
 CREATE TEMP TABLE webhook_outbox (id uuid, event_type text, payload jsonb, endpoint_ids uuid[]);
 CREATE TEMP TABLE webhook_deliveries (id uuid, event_id uuid, endpoint_id uuid, organization_id text, event_type text, status text, attempts int);
@@ -117,7 +117,7 @@ INSERT INTO webhook_outbox SELECT event_id, event_type, '{}', ARRAY[endpoint_id]
 INSERT INTO webhook_outbox SELECT gen_random_uuid(), 'webhook.delivery.exhausted', jsonb_build_object('deliveryId', id), '{}'
 	FROM webhook_deliveries WHERE status = 'failed'`
 
-// withTables returns a connection that sees the tables.
+// withTables returns a connection on which the tables exist.
 func withTables(t *testing.T) *pgx.Conn {
 	t.Helper()
 	db, err := pgx.Connect(t.Context(), pgtest.New(t).URL)

@@ -14,8 +14,8 @@ import (
 	"github.com/walhook/walhook/internal/oracle"
 )
 
-// receivers is an HTTP server on the loopback interface that plays all roles, at a
-// path for each endpoint: /receiver/organization.
+// receivers is an HTTP server on the loopback interface that plays all roles. Each
+// endpoint has a path of its own: /receiver/organization.
 type receivers struct {
 	oracle.Receiver
 	url    string
@@ -23,8 +23,8 @@ type receivers struct {
 	server *http.Server
 }
 
-// receiverPatience bounds how long a receiver waits for a request: walhook is
-// on the same machine.
+// receiverPatience bounds how long a receiver reads a request: walhook is on the same
+// machine.
 const receiverPatience = 10 * time.Second
 
 func openReceivers(ctx context.Context, roles []role) (*receivers, error) {
@@ -39,7 +39,7 @@ func openReceivers(ctx context.Context, roles []role) (*receivers, error) {
 	return r, nil
 }
 
-// close hangs up, also on requests that are held.
+// close closes all connections, held requests included.
 func (r *receivers) close() error {
 	if err := r.server.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("close the receivers: %w", err)
@@ -47,7 +47,7 @@ func (r *receivers) close() error {
 	return nil
 }
 
-// answer does as the role at the path does.
+// answer plays the role at the request's path.
 func (r *receivers) answer(w http.ResponseWriter, req *http.Request, got *oracle.Request) {
 	name, _, _ := strings.Cut(req.URL.Path[1:], "/")
 	role, status := roleOf(r.roles, name), http.StatusNoContent

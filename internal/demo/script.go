@@ -27,11 +27,11 @@ const (
 	silent = "silent"
 )
 
-// A role is how a receiver behaves, and what a delivery's row has to say at the end.
+// A role is a receiver's behaviour, and what its deliveries' rows must say at the end.
 type role struct {
 	name     string
 	does     string // for people
-	fails    int    // so many requests of each delivery get 500 first
+	fails    int    // the first so many requests of each delivery get 500
 	status   webhook.Status
 	attempts int
 }
@@ -40,7 +40,7 @@ func roleOf(roles []role, name string) role {
 	return roles[slices.IndexFunc(roles, func(r role) bool { return r.name == name })]
 }
 
-// forever is the number of failures of who never answers at all.
+// forever, as a number of failures, means that the receiver never answers.
 const forever = -1
 
 var roles = []role{
@@ -49,14 +49,14 @@ var roles = []role{
 	{silent, "takes every request, and never answers", forever, webhook.Failed, waits + 1},
 }
 
-// A subscription is an endpoint to be made: an organization's, at a receiver.
+// A subscription is an organization's endpoint at a receiver.
 type subscription struct {
 	organization string
 	receiver     string
 	types        []string
 }
 
-// compare holds a row against what the receiver deserves and takes.
+// compare compares a row with the receiver's role.
 func (s *subscription) compare(v *oracle.Verdict, row oracle.Row) {
 	r := roleOf(roles, s.receiver)
 	if row.Status != r.status {
@@ -67,8 +67,8 @@ func (s *subscription) compare(v *oracle.Verdict, row oracle.Row) {
 	}
 }
 
-// Every receiver has an endpoint of each organization, and both organizations
-// want everything at the one that is well: were they mixed, it would show.
+// Each organization has an endpoint at every receiver. Both want everything at the
+// steady one: if walhook mixed them up, it would show there.
 var subscriptions = []subscription{
 	{acme, steady, []string{"*", outbox.TypeDeliveryExhausted}},
 	{globex, steady, []string{"*", outbox.TypeDeliveryExhausted}},
@@ -78,16 +78,15 @@ var subscriptions = []subscription{
 	{globex, silent, []string{"security.*"}},
 }
 
-// A transaction is one of the application's, with an event of each type that
-// matches.
+// A transaction of the application inserts an event of each matching type.
 type transaction struct {
 	organization string
 	types        []string
 	rollBack     bool
 }
 
-// The first event is the one that is followed to its end: every receiver gets
-// it. What is rolled back would have reached all of them too.
+// The first event is the followed one: every receiver gets it. The events that are
+// rolled back would have reached every receiver too.
 var transactions = []transaction{
 	{organization: acme, types: []string{"payment.failed"}},
 	{organization: globex, types: []string{"org.*"}},
@@ -99,8 +98,8 @@ var transactions = []transaction{
 // errRollBack ends a transaction that is rolled back.
 var errRollBack = errors.New("rolled back, as the script says")
 
-// perform runs a transaction, and returns its events in the order of their names.
-// They are numbered from a number on. One that is rolled back ends with a given error.
+// perform runs the transaction and returns its events, numbered from a number on. The
+// error rollBack ends a transaction that is rolled back.
 func (t transaction) perform(ctx context.Context, db *pgx.Conn, number int, rollBack error) (events []*oracle.Event, err error) {
 	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
 		for i, name := range t.names() {

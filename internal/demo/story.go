@@ -15,24 +15,23 @@ import (
 )
 
 const (
-	// tellWithin bounds the story from the moment that the database is up. It takes
-	// about 20 seconds.
+	// tellWithin bounds the story once the database is up. It takes about 20 seconds.
 	tellWithin = 90 * time.Second
 
-	// lookEvery is how often the rows are looked at.
+	// lookEvery is the interval at which the rows are read.
 	lookEvery = 100 * time.Millisecond
 
-	// quiet is how long everything has to be at rest before it is believed: what
-	// comes twice has the time to come.
+	// quiet is how long nothing may be under way before the story ends: a request that
+	// is wrongly repeated has this time to arrive.
 	quiet = time.Second
 
-	// judgeWithin bounds the last look, which takes some tens of milliseconds.
+	// judgeWithin bounds the judgement, which takes some tens of milliseconds.
 	judgeWithin = 5 * time.Second
 )
 
-var errTooLong = errors.New("the story did not come to its end in time")
+var errTooLong = errors.New("the demo did not finish in time")
 
-// A story is one telling: everyone in it, and what they know.
+// A story is one run of the demo.
 type story struct {
 	cfg      Config
 	page     *page
@@ -40,7 +39,7 @@ type story struct {
 	slot     string
 	roles    []role
 	within   time.Duration
-	rollBack error // ends the transaction that is rolled back
+	rollBack error // ends the transaction that is rolled back; nil in the test in which it commits
 
 	admin     string
 	db        *pgx.Conn
@@ -54,7 +53,7 @@ func newStory(cfg Config, page *page, url string) *story {
 		narrator: narrator{page: page, told: map[uuid.UUID]change{}}}
 }
 
-// tell runs everyone, from the receivers to walhook, and ends them in reverse.
+// tell starts everyone, from the receivers to walhook, and stops them in reverse.
 func (s *story) tell(ctx context.Context) (err error) {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
@@ -70,7 +69,7 @@ func (s *story) tell(ctx context.Context) (err error) {
 	if s.db, err = pgx.Connect(ctx, s.url); err != nil {
 		return cause(ctx, fmt.Errorf("connect to the database: %w", err))
 	}
-	defer func() { _ = s.db.Close(context.WithoutCancel(ctx)) }() // the server goes away next
+	defer func() { _ = s.db.Close(context.WithoutCancel(ctx)) }() // the server is removed next
 	w := startWalhook(ctx, s.cfg, environ(s.url, s.slot, s.admin), end)
 	err = cause(ctx, s.perform(ctx))
 	interrupted := errors.Is(err, ErrInterrupted)
@@ -80,8 +79,8 @@ func (s *story) tell(ctx context.Context) (err error) {
 	return err
 }
 
-// cause says what ended the context, where that has ended: whatever fails then
-// fails because of it.
+// cause replaces an error by the context's cause, if the context has ended: it is why
+// things fail then.
 func cause(ctx context.Context, err error) error {
 	cause := context.Cause(ctx)
 	switch {
@@ -94,7 +93,7 @@ func cause(ctx context.Context, err error) error {
 	}
 }
 
-// perform is the story itself, and what follows it where somebody stays.
+// perform plays the script, watches, judges, and stays if the caller wants that.
 func (s *story) perform(ctx context.Context) error {
 	began := time.Now()
 	inTime, cancel := context.WithTimeoutCause(ctx, s.within, errTooLong)
@@ -111,20 +110,20 @@ func (s *story) perform(ctx context.Context) error {
 	if err := errors.Join(late, s.conclude(ctx)); err != nil || !s.cfg.Stay {
 		return err
 	}
-	s.page.line("\n%s", s.page.paint(bold, "Everything keeps running, and what you do shows here. Ctrl-C takes it all away."))
+	s.page.line("\n%s", s.page.paint(bold, "Everything keeps running, and what you do shows here. Ctrl-C stops and removes it all."))
 	if err := s.watch(ctx, time.Time{}); !errors.Is(cause(ctx, err), ErrInterrupted) {
 		return err
 	}
-	s.page.line("\nTaking everything away.")
+	s.page.line("\nRemoving everything.")
 	return nil
 }
 
-// play does what everyone but walhook does.
+// play plays everyone but walhook.
 func (s *story) play(ctx context.Context) error {
 	if err := s.awaitWalhook(ctx); err != nil {
 		return err
 	}
-	if _, err := s.db.Exec(ctx, `SET jit = off`); err != nil { // it would compile for seconds what runs for milliseconds
+	if _, err := s.db.Exec(ctx, `SET jit = off`); err != nil { // compiling would take seconds, the queries take milliseconds
 		return fmt.Errorf("switch the JIT off: %w", err)
 	}
 	if err := s.subscribe(ctx); err != nil {
@@ -140,7 +139,7 @@ func (s *story) play(ctx context.Context) error {
 	return nil
 }
 
-// awaitWalhook asks as an orchestrator would.
+// awaitWalhook polls /readyz, as an orchestrator does.
 func (s *story) awaitWalhook(ctx context.Context) error {
 	var version string
 	if err := s.db.QueryRow(ctx, `SELECT split_part(current_setting('server_version'), ' ', 1)`).Scan(&version); err != nil {
@@ -156,7 +155,7 @@ func (s *story) awaitWalhook(ctx context.Context) error {
 	return nil
 }
 
-// pause waits until the next look.
+// pause waits for one interval.
 func pause(ctx context.Context) error {
 	select {
 	case <-time.After(lookEvery):
@@ -166,7 +165,7 @@ func pause(ctx context.Context) error {
 	}
 }
 
-// ask wants 200 from walhook's admin server.
+// ask expects 200 from walhook's admin server.
 func (s *story) ask(ctx context.Context, path string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.admin+path, nil)
 	if err != nil {
@@ -231,8 +230,8 @@ SELECT NOT EXISTS (
     LEFT JOIN webhook_deliveries AS d ON d.event_id = o.id AND d.endpoint_id = owed.endpoint_id
     WHERE coalesce(d.status, 'pending') IN ('pending', 'retrying'))`
 
-// watch tells what changes, until nothing has been under way for a while. Without a
-// deadline it goes on.
+// watch reports changes until nothing has been under way for a while. Without a
+// deadline it goes on until the context ends.
 func (s *story) watch(ctx context.Context, deadline time.Time) error {
 	for underWay := time.Now(); ; {
 		if err := s.narrator.tell(ctx, s.db); err != nil {
@@ -240,7 +239,7 @@ func (s *story) watch(ctx context.Context, deadline time.Time) error {
 		}
 		var rest bool
 		if err := s.db.QueryRow(ctx, atRest).Scan(&rest); err != nil {
-			return fmt.Errorf("look what is under way: %w", err)
+			return fmt.Errorf("query what is under way: %w", err)
 		}
 		switch {
 		case !rest:
@@ -257,7 +256,7 @@ func (s *story) watch(ctx context.Context, deadline time.Time) error {
 	}
 }
 
-// conclude shows the final rows, and judges.
+// conclude shows the final rows and the judgement.
 func (s *story) conclude(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, judgeWithin)
 	defer cancel()
@@ -270,7 +269,7 @@ func (s *story) conclude(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		s.page.heading("What had to come true", "computed from what was committed, and who it was owed to")
+		s.page.heading("What must be true now", "computed from what the application committed, and who had subscribed to it")
 		for _, p := range promises {
 			err := p.judge(verdict)
 			s.page.verdict(p, verdict, err)
@@ -295,7 +294,7 @@ FROM webhook_deliveries AS d JOIN webhook_endpoints AS e ON e.id = d.endpoint_id
 GROUP BY 1, 2, d.status, d.attempts
 ORDER BY 1 DESC, 2, d.status, d.attempts`
 
-// showRows shows the final rows, as an operator would look at them.
+// showRows shows the final rows, with an operator's queries.
 func (s *story) showRows(ctx context.Context, tx pgx.Tx) error {
 	s.page.heading("The event that was followed", fmt.Sprintf("SELECT * FROM webhook_explain('%s')", s.narrator.follow))
 	if err := s.show(ctx, tx, explain, s.narrator.follow); err != nil {

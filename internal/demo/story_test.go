@@ -26,7 +26,7 @@ import (
 	"github.com/walhook/walhook/internal/process"
 )
 
-// folder is where the walhook is built that the stories are about.
+// folder holds the walhook that the tests run.
 var folder string
 
 func TestMain(m *testing.M) {
@@ -52,7 +52,7 @@ var build = sync.OnceValues(func() (string, error) {
 	return program, process.Build(context.Background(), program)
 })
 
-// start runs walhook as a process of its own, as everyone but the demo does.
+// start runs walhook as a process of its own: the demo itself runs it in its own process.
 func start(ctx context.Context, environ []string, log io.Writer) error {
 	program, err := build()
 	if err != nil {
@@ -64,12 +64,12 @@ func start(ctx context.Context, environ []string, log io.Writer) error {
 	cmd.WaitDelay = stopWithin
 	err = cmd.Run()
 	if ctx.Err() != nil && cmd.ProcessState != nil && cmd.ProcessState.Success() {
-		return nil // it ended as it was told to
+		return nil // a graceful stop
 	}
 	return err
 }
 
-// rehearse returns a story on a database of the test's own.
+// rehearse returns a story on a database of its own.
 func rehearse(t *testing.T) (*story, *bytes.Buffer) {
 	t.Helper()
 	db := pgtest.Empty(t)
@@ -113,7 +113,7 @@ func TestTheStoryComesTrue(t *testing.T) {
 	nothingIsLeft(t, out.String())
 }
 
-// nothingIsLeft tries the addresses that a story mentions.
+// nothingIsLeft tries the addresses in the output.
 func nothingIsLeft(t *testing.T, out string) {
 	t.Helper()
 	url := regexp.MustCompile(`postgres://\S+`).FindString(out)
@@ -148,7 +148,7 @@ func TestWhatGoesWrongIsNamed(t *testing.T) {
 
 func TestTimeIsUp(t *testing.T) {
 	t.Parallel()
-	// On a server of its own: another test's open transaction would hold up the slot for all that time.
+	// On a server of its own: on a shared one another test's open transaction could delay the slot.
 	s, _ := rehearseOn(t, pgtest.Server(t, postgres.Options{Settings: map[string]string{"wal_level": "logical"}}).URL())
 	s.within = 5 * time.Second
 	err := s.tell(t.Context())
@@ -189,7 +189,7 @@ func TestInterrupted(t *testing.T) {
 				t.Errorf("got %v, want %v", err, ErrInterrupted)
 			}
 			if ctx.Err() == nil {
-				t.Errorf("the story never says %q", moment)
+				t.Errorf("the demo never says %q", moment)
 			}
 			nothingIsLeft(t, out.String())
 		})
@@ -215,7 +215,7 @@ func TestStaysUntilInterrupted(t *testing.T) {
 	t.Log("\n" + out.String())
 }
 
-// replay is what the page invites to.
+// replay does what the page suggests.
 func (s *story) replay(t *testing.T) {
 	db, err := pgx.Connect(t.Context(), s.url)
 	if err != nil {
@@ -228,7 +228,7 @@ func (s *story) replay(t *testing.T) {
 	}
 }
 
-// A trigger is pulled when a word is written.
+// A trigger is pulled when its word is written.
 type trigger struct {
 	bytes.Buffer
 	word string

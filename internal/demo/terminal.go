@@ -7,16 +7,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Terminal reports whether there is somebody who types, and reads what is written.
+// Terminal reports whether a person types the input and reads the output.
 func Terminal(in *os.File, out io.Writer) bool { return isTerminal(in) && isTerminal(out) }
 
-// Color reports whether a writer is a terminal whose owner does not mind colour.
+// Color reports whether a writer is a terminal, and colour is not switched off.
 func Color(out io.Writer) bool {
 	return isTerminal(out) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 }
 
-// isTerminal asks for the window's size, which only terminals have: /dev/null is
-// a character device too.
+// isTerminal asks for the window's size, which only terminals have. A check for a
+// character device would accept /dev/null.
 func isTerminal(stream any) bool {
 	file, ok := stream.(*os.File)
 	if !ok {

@@ -11,21 +11,22 @@ import (
 	"time"
 )
 
-// The schedule and the timeout make a dead receiver's whole life last about 16
-// seconds: four attempts of 2 s, and 1 + 2 + 3 s with at most a fifth of jitter.
+// With this schedule and timeout a delivery to a receiver that never answers fails
+// after about 16 seconds: four attempts of 2 s, and waits of 1 + 2 + 3 s with at most a
+// fifth of jitter.
 const (
 	schedule = "1s,2s,3s"
 	waits    = 3
 	timeout  = 2 * time.Second
 
-	// stopWithin bounds the drain, which itself is bounded by the timeout and 5 s.
+	// stopWithin bounds the stop. walhook bounds its own drain by the timeout and 5 s.
 	stopWithin = timeout + 8*time.Second
 
-	// logKept is how many lines of walhook's log are shown when something went wrong.
+	// logKept is how many lines of walhook's log are shown after a failure.
 	logKept = 30
 )
 
-// A walhook is the one that the story is about, while it runs.
+// A walhook is the running walhook.
 type walhook struct {
 	stop  context.CancelFunc
 	ended chan error
@@ -34,7 +35,8 @@ type walhook struct {
 
 var errEnded = errors.New("walhook ended by itself")
 
-// environ is complete: no WALHOOK_ variable of the caller's steers the demo.
+// environ returns the complete environment: no WALHOOK_ variable of the caller has an
+// effect on the demo.
 func environ(databaseURL, slot, adminAddr string) []string {
 	return []string{
 		"WALHOOK_DATABASE_URL=" + databaseURL,
@@ -49,8 +51,8 @@ func environ(databaseURL, slot, adminAddr string) []string {
 	}
 }
 
-// startWalhook runs walhook in the background. When it ends by itself, failed is
-// told why.
+// startWalhook runs walhook in the background. If it ends by itself, failed gets the
+// reason.
 func startWalhook(ctx context.Context, cfg Config, environ []string, failed func(error)) *walhook {
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	w := &walhook{stop: stop, ended: make(chan error, 1)}
@@ -69,7 +71,7 @@ func startWalhook(ctx context.Context, cfg Config, environ []string, failed func
 	return w
 }
 
-// end stops walhook as SIGTERM would.
+// end stops walhook as SIGTERM does.
 func (w *walhook) end() error {
 	w.stop()
 	select {
@@ -83,7 +85,7 @@ func (w *walhook) end() error {
 	}
 }
 
-// A tail keeps the last lines of a log, each of which is written by itself.
+// A tail keeps the last lines of a log. Each Write is one line.
 type tail struct {
 	mu    sync.Mutex
 	lines []string
