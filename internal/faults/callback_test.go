@@ -3,11 +3,13 @@ package faults
 import (
 	"context"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/walhook/walhook/internal/oracle"
@@ -17,7 +19,9 @@ import (
 // request tells, and lock and replay what it is about.
 func callingBack(t *testing.T, s Setup) {
 	x := newTrial(t, s)
+	x.set("max_slot_wal_keep_size", "10GB") // or the preflight warns
 	c := newCallbacks(t, x)
+	x.replays = c.replayed
 	x.receiver.does(c.call)
 	p := x.start()
 	x.ready()
@@ -42,6 +46,7 @@ type Callbacks struct {
 	hidden   time.Duration // the longest that one of them was not
 	slowest  time.Duration // of the calls
 	problems []string
+	replays  map[uuid.UUID]int
 }
 
 func newCallbacks(t *testing.T, x *Trial) *Callbacks {
@@ -51,7 +56,7 @@ func newCallbacks(t *testing.T, x *Trial) *Callbacks {
 		t.Fatal(err)
 	}
 	t.Cleanup(pool.Close)
-	return &Callbacks{pool: pool}
+	return &Callbacks{pool: pool, replays: map[uuid.UUID]int{}}
 }
 
 // judge notes what went wrong, and tells the figures.
@@ -121,7 +126,7 @@ func (c *Callbacks) use(ctx context.Context, r *oracle.Request) error {
 	const kinds, statsEvery = 6, 64
 	switch r.N % kinds {
 	case 0:
-		return c.exec(ctx, `SELECT webhook_replay($1)`, r.Delivery)
+		return c.replay(ctx, r)
 	case 1:
 		return c.explain(ctx, r)
 	case 2:
@@ -142,6 +147,34 @@ func (c *Callbacks) exec(ctx context.Context, sql string, id any) error {
 		return fmt.Errorf("%s: %w", sql, err)
 	}
 	return nil
+}
+
+// replay replays the delivery that is under way. It does so once: what is replayed is
+// sent again, and comes here again.
+func (c *Callbacks) replay(ctx context.Context, r *oracle.Request) error {
+	c.mu.Lock()
+	before := c.replays[r.Delivery]
+	c.mu.Unlock()
+	if before > 0 {
+		return nil
+	}
+	var there bool
+	if err := c.pool.QueryRow(ctx, `SELECT webhook_replay($1)`, r.Delivery).Scan(&there); err != nil {
+		return fmt.Errorf("replay delivery %s: %w", r.Delivery, err)
+	}
+	if there {
+		c.mu.Lock()
+		c.replays[r.Delivery]++
+		c.mu.Unlock()
+	}
+	return nil
+}
+
+// replayed is how often each delivery that had a row was replayed.
+func (c *Callbacks) replayed() map[uuid.UUID]int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.replays)
 }
 
 // explain expects that the delivery which the request is for is owed.

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/walhook/walhook/internal/oracle"
@@ -83,9 +84,10 @@ type Trial struct {
 	folder    string
 	line      string // Setup.Line's address, or ""
 	crashes   []oracle.Crash
-	faults    []string // what was measured and is not as it must be
-	judged    bool     // finish has said so
-	tallied   int      // events that no journal has
+	faults    []string                 // what was measured and is not as it must be
+	judged    bool                     // finish has said so
+	tallied   int                      // events that no journal has
+	replays   func() map[uuid.UUID]int // of each delivery; nil: nobody replays
 
 	mu        sync.Mutex
 	processes []*Process
@@ -410,6 +412,9 @@ func (x *Trial) evidence() *oracle.Evidence {
 	e := &oracle.Evidence{Endpoints: x.endpoints, Crashes: slices.Clone(x.crashes), PerCrash: maxInFlight + unrecorded,
 		LastAttempt: 1 + len(strings.Split(cmp.Or(x.setup.Schedule, retrySchedule), ","))}
 	e.Events, e.Requests = x.journal.Copy()
+	if x.replays != nil {
+		e.Replays = x.replays()
+	}
 	if err := e.ReadTables(x.Context(), x.pool, judgedApart...); err != nil {
 		x.Fatal(err)
 	}

@@ -20,7 +20,8 @@ type Evidence struct {
 	Requests  []Request
 	Outbox    map[uuid.UUID]Stored // by the event's id
 	Rows      []Row
-	Online    []string // what was seen to be wrong while walhook ran
+	Replays   map[uuid.UUID]int // how often each delivery was replayed: each excuses one request
+	Online    []string          // what was seen to be wrong while walhook ran
 
 	Crashes     []Crash // in the order of their beginning
 	PerCrash    int     // W: how many duplicates each may cause

@@ -249,17 +249,22 @@ func Clock(at time.Time) string { return at.Format("15:04:05.000") }
 // those with the Retry of one before. Each counts for the first crash that lies
 // between the last request which made it unnecessary and itself: an outcome that
 // outlived a crash is lost in none that comes later. For each crash a delivery counts
-// once: what was sent again and refused this time is retried.
+// once: what was sent again and refused this time is retried. Each replay excuses one
+// request.
 func (c *comparison) judgeRepeats(d *delivery) {
 	var last *Request // with a 2xx
 	same := map[int]*Request{}
 	crashes := map[int]bool{}
+	replays := c.Replays[d.id]
 	for _, r := range d.requests {
 		before := last
 		if other := same[r.Retry]; before == nil || other != nil && other.At.After(before.At) {
 			before = other
 		}
-		if before != nil {
+		switch {
+		case before != nil && replays > 0:
+			replays--
+		case before != nil:
 			if crash := c.blame(d, before, r); crash >= 0 {
 				crashes[crash] = true
 			}

@@ -115,6 +115,13 @@ func (e *Evidence) store(event int, change func(*Stored)) {
 	e.Outbox[e.Events[event].ID] = s
 }
 
+// replay sends the last delivery again, because an operator wants it.
+func (e *Evidence) replay() {
+	e.Replays = map[uuid.UUID]int{e.last().Delivery: 1}
+	e.repeat(func(r *Request) { r.Retry = 1 })
+	e.Rows[len(e.Rows)-1].Attempts = 2
+}
+
 // undo lets the database go on without the last delivery's event.
 func (e *Evidence) undo() {
 	for i := range e.Events {
@@ -251,6 +258,11 @@ func TestOracleGoesRed(t *testing.T) {
 			e.repeat(unchanged)
 			e.repeat(func(r *Request) { r.At = r.At.Add(time.Second) })
 		}},
+		"a second repeat after a replay": {Repeated, func(e *Evidence) {
+			e.replay()
+			e.repeat(func(r *Request) { r.Retry = 2 })
+			e.Rows[len(e.Rows)-1].Attempts = 3
+		}},
 		"more duplicates than one of two crashes allows": {TooMany, func(e *Evidence) {
 			e.crash(time.Second, 0, "")
 			e.crash(repeatsAfter+time.Second, 0, "")
@@ -337,6 +349,7 @@ func TestOracleAccepts(t *testing.T) {
 			e.repeat(func(r *Request) { r.Status = 500 })
 			e.repeat(func(r *Request) { r.At, r.Retry = r.At.Add(time.Second), 1 })
 		},
+		"a repeat after a replay":          func(e *Evidence) { e.replay() },
 		"a failure after the last attempt": func(e *Evidence) { e.fail() },
 		"a failure whose last 2xx was cut": func(e *Evidence) {
 			e.fail()
