@@ -18,50 +18,49 @@ import (
 	"github.com/walhook/walhook/outbox"
 )
 
-// Load says what the driver does.
+// A Load describes what the driver does.
 type Load struct {
-	Rate     float64       // events per second, those that are rolled back included
+	Rate     float64       // events per second, including those that are rolled back
 	Duration time.Duration // 0: until the context ends
-	Mixed    bool          // also COPY and two-phase commits
+	Mixed    bool          // with COPY and two-phase commits
 }
 
 const (
-	// writers bounds the transactions that run at once: at 500 events/s about one does.
+	// writers bounds the concurrent transactions. At 500 events/s about one runs at a time.
 	writers = 8
 
-	// mostRows is how many events a transaction inserts at most.
+	// mostRows bounds the events of a transaction.
 	mostRows = 5
 
 	rollbackShare  = 0.1 // of the transactions
 	savepointShare = 0.1 // have a savepoint that is rolled back
-	copyShare      = 0.1 // use COPY, where the load is mixed
-	preparedShare  = 0.2 // are committed in two phases, where the load is mixed
+	copyShare      = 0.1 // use COPY in a mixed load
+	preparedShare  = 0.2 // are committed in two phases in a mixed load
 
-	// preparedFor bounds how long a prepared transaction stays prepared.
+	// preparedFor bounds how long a transaction stays prepared.
 	preparedFor = 500 * time.Millisecond
 
-	// payloadBytes is how much one event carries.
+	// payloadBytes is the size of a payload.
 	payloadBytes = 1024
 )
 
-// eventTypes are owed to three, two, two and one of the endpoints of
-// threeEndpoints: two on average.
+// eventTypes are owed to three, two, two and one of threeEndpoints: two on average.
 var eventTypes = []string{"payment.succeeded", "payment.failed", "subscription.created", "org.created"}
 
-// padding makes a payload of payloadBytes. It has characters that other encodings have
-// in other bytes, and some that they have not.
+// padding fills a payload up to payloadBytes. It has characters that other encodings
+// write in other bytes or do not have.
 var padding = foreign + strings.Repeat("x", payloadBytes-len(foreign)-len(`{"n": 1000000, "pad": ""}`))
 
 const foreign = "Zo\u00eb \u2603 \u65e5\u672c "
 
-// A Driver is the application: it writes events in transactions of its own, and
-// notes in the journal what became of them.
+// A Driver is the application: it writes events in its own transactions, and notes in
+// the journal how these ended.
 type Driver struct {
 	journal *oracle.Journal
 	pool    *pgxpool.Pool
 	orgs    []string
 	numbers atomic.Int64
-	age     time.Duration // of the events' ids when they are inserted
+	age     time.Duration // how old the events' ids are at the insert
 }
 
 // drive runs a load until its end.
@@ -99,11 +98,11 @@ func (d *Driver) drive(ctx context.Context, load Load) {
 	}
 }
 
-// transactWithin bounds a transaction: a database that is away ends it sooner.
+// transactWithin bounds a transaction. If the database is away, it fails sooner.
 const transactWithin = 30 * time.Second
 
-// transact runs one transaction of a random kind. What it fails for is the
-// fault's business: the journal tells what became of the events.
+// transact runs one transaction of a random kind. Its error does not matter, because
+// faults cause them: the journal has the events' fate.
 func (d *Driver) transact(ctx context.Context, load Load) {
 	ctx, cancel := context.WithTimeout(ctx, transactWithin)
 	defer cancel()
@@ -131,7 +130,7 @@ func (d *Driver) newEvents(n int) []*oracle.Event {
 	return events
 }
 
-// newID makes an id of a while ago.
+// newID makes an id that is as old as age.
 func newID(age time.Duration) uuid.UUID {
 	id := uuid.Must(uuid.NewV7())
 	if age > 0 {
@@ -168,7 +167,7 @@ func (d *Driver) insert(ctx context.Context, events []*oracle.Event) error {
 	return d.commit(ctx, tx, events)
 }
 
-// savepoint inserts events behind a savepoint, and rolls back to it.
+// savepoint inserts events after a savepoint and rolls back to it.
 func (d *Driver) savepoint(ctx context.Context, tx pgx.Tx) error {
 	events := d.newEvents(1 + rand.N(2))
 	d.rolledBack(events)
@@ -182,7 +181,7 @@ func (d *Driver) savepoint(ctx context.Context, tx pgx.Tx) error {
 	return inner.Rollback(ctx)
 }
 
-// commit ends a transaction. A commit that fails may have happened.
+// commit commits a transaction. A commit that returns an error may have happened.
 func (d *Driver) commit(ctx context.Context, tx pgx.Tx, events []*oracle.Event) error {
 	began := time.Now()
 	if err := tx.Commit(ctx); err != nil {
@@ -216,9 +215,9 @@ func (d *Driver) copy(ctx context.Context, events []*oracle.Event, rollBack bool
 	return d.commit(ctx, tx, events)
 }
 
-// twoPhases prepares a transaction, lets it lie for a moment, and ends it.
+// twoPhases prepares a transaction, waits a moment, and ends it.
 func (d *Driver) twoPhases(ctx context.Context, events []*oracle.Event, rollBack bool) error {
-	d.rolledBack(events) // until it is prepared, nobody else can commit it
+	d.rolledBack(events) // the fate unless the PREPARE succeeds
 	conn, err := d.pool.Acquire(ctx)
 	if err != nil {
 		return err
@@ -260,8 +259,8 @@ func insertRows(ctx context.Context, to batcher, events []*oracle.Event) error {
 	return to.SendBatch(ctx, &b).Close()
 }
 
-// insertLSN returns where the WAL ends now; 0 where the database does not say.
-// Everything that was committed before ends before it.
+// insertLSN returns the end of the WAL; 0 if the database does not answer. Every earlier
+// commit ends before it.
 func insertLSN(ctx context.Context, pool *pgxpool.Pool) pglogrepl.LSN {
 	var text string
 	if err := pool.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&text); err != nil {

@@ -9,9 +9,9 @@ import (
 	"strings"
 )
 
-// This file keeps docs/faults.md: a row for each scenario, major version of PostgreSQL
-// and mode, as it was last measured. A run replaces the rows that it measured and leaves
-// the others, so that one scenario can be measured again by itself.
+// This file writes docs/faults.md: a row for each scenario, major version of PostgreSQL
+// and mode. A run replaces the rows that it measured and leaves the others, so that one
+// scenario can be measured by itself.
 
 const figuresHead = `# Figures of the fault suite
 
@@ -32,21 +32,21 @@ type figure struct {
 	number, scenario, postgres, mode, measured, result, figures string
 }
 
-// never stands in the row of a scenario that has not been measured.
+// never marks the row of a scenario that has not been measured.
 const never = "not yet"
 
 func (f figure) String() string {
 	return "| " + strings.Join([]string{f.number, f.scenario, f.postgres, f.mode, f.measured, f.result, f.figures}, " | ") + " |\n"
 }
 
-// major is the version of PostgreSQL without what comes after the first dot.
+// major returns PostgreSQL's major version.
 func (f figure) major() int {
 	text, _, _ := strings.Cut(f.postgres, ".")
 	version, _ := strconv.Atoi(text) // 0: none
 	return version
 }
 
-// sameRun says whether one replaces the other.
+// sameRun reports whether one figure replaces the other.
 func (f figure) sameRun(g figure) bool {
 	return f.scenario == g.scenario && f.mode == g.mode && f.major() == g.major()
 }
@@ -71,8 +71,8 @@ func parseFigures(page string) ([]figure, error) {
 	return all, nil
 }
 
-// renderFigures makes the page: rows in the order of the scenarios, versions and modes,
-// and one for each scenario that has none. Rows of scenarios that are gone go too.
+// renderFigures returns the page: rows in the order of scenarios, versions and modes, and
+// a row for each scenario that was not measured. Rows of removed scenarios are removed.
 func renderFigures(scenarios []Report, rows []figure) string {
 	var b strings.Builder
 	b.WriteString(figuresHead)
@@ -97,8 +97,8 @@ func renderFigures(scenarios []Report, rows []figure) string {
 	return b.String()
 }
 
-// mergeFigures replaces the rows that reports measured. A scenario that was skipped has
-// measured nothing.
+// mergeFigures replaces the rows that reports measured. Skipped scenarios measured
+// nothing.
 func mergeFigures(rows []figure, reports []*Report, measured string) []figure {
 	for _, r := range reports {
 		if r.Result == "skip" {
@@ -110,7 +110,7 @@ func mergeFigures(rows []figure, reports []*Report, measured string) []figure {
 	return rows
 }
 
-// writeFigures puts what this run has measured into the page.
+// writeFigures puts this run's figures into the page.
 func writeFigures(path string, scenarios []Report, measured string) error {
 	reports.mu.Lock()
 	defer reports.mu.Unlock()

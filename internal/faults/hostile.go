@@ -16,23 +16,24 @@ import (
 	"github.com/walhook/walhook/internal/webhook"
 )
 
-// A hostility is one way not to be a good receiver, and what walhook is to make of it.
+// A hostility is a receiver's bad behaviour, and what walhook must record for it.
 type hostility struct {
 	name   string
 	answer answer
 	class  webhook.ErrorClass // "": it is a success
-	text   string             // of the answer, as it is stored where that is a failure
-	https  bool               // the endpoint's URL says https, and the receiver does not
-	url    string             // of a server of its own; "": it is a path of the receiver
+	text   string             // the stored answer, if that is a failure
+	https  bool               // the endpoint's URL is https, and the receiver speaks plain HTTP
+	url    string             // of a server of its own; "": a path of the receiver
 }
 
-// always says that the hostility cannot be switched off.
+// always reports whether the hostility cannot be switched off.
 func (h *hostility) always() bool { return h.https || h.url != "" }
 
-// hostileFor bounds how long a receiver goes on: much longer than any timeout of walhook.
+// hostileFor bounds how long a receiver goes on: much longer than walhook's timeouts.
 const hostileFor = time.Minute
 
-// hostilities are all of them. The impostor is a TLS server that nobody vouches for.
+// hostilities returns all of them. The impostor is a TLS server with an untrusted
+// certificate.
 func hostilities(impostor string) []hostility {
 	bomb := gzipBomb(64 << 20)
 	endless := strings.Repeat("endless ", 4<<10)
@@ -58,8 +59,8 @@ func hostilities(impostor string) []hostility {
 	}
 }
 
-// An Impostor speaks TLS with a certificate that no authority has signed. What comes
-// through is a request that should never have been sent.
+// An Impostor speaks TLS with a certificate that no authority has signed. A request that
+// reaches it should never have been sent.
 type Impostor struct {
 	server   *httptest.Server
 	requests atomic.Int64
@@ -68,7 +69,7 @@ type Impostor struct {
 func newImpostor() *Impostor {
 	i := &Impostor{}
 	i.server = httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { i.requests.Add(1) }))
-	i.server.Config.ErrorLog = log.New(io.Discard, "", 0) // it would print every handshake that walhook breaks off
+	i.server.Config.ErrorLog = log.New(io.Discard, "", 0) // it would report every handshake that walhook aborts
 	i.server.StartTLS()
 	return i
 }
@@ -76,7 +77,7 @@ func newImpostor() *Impostor {
 // begin bounds what follows.
 func begin(conn net.Conn) { _ = conn.SetDeadline(time.Now().Add(hostileFor)) }
 
-// says answers with a status and a body, in one piece.
+// says writes a status and a body at once.
 func says(status int, body string, headers ...string) answer {
 	var b strings.Builder
 	fmt.Fprintf(&b, "HTTP/1.1 %d Whatever\r\nContent-Length: %d\r\nConnection: close\r\n", status, len(body))
@@ -90,8 +91,8 @@ func says(status int, body string, headers ...string) answer {
 	}}
 }
 
-// goesOn writes a head, and then the same again and again, until the other side
-// has had enough.
+// goesOn writes a head and then the same bytes again and again, until the other side
+// closes the connection.
 func goesOn(status int, head, again string, every time.Duration) answer {
 	return answer{status, func(conn net.Conn) {
 		begin(conn)
@@ -103,7 +104,7 @@ func goesOn(status int, head, again string, every time.Duration) answer {
 	}}
 }
 
-// flood writes a head, and then the same again until there are that many bytes.
+// flood writes a head and then the same bytes again, up to a number of bytes.
 func flood(conn net.Conn, head, again string, size int) {
 	_, err := io.WriteString(conn, head)
 	for ; err == nil && size > 0; size -= len(again) {
@@ -111,7 +112,7 @@ func flood(conn net.Conn, head, again string, size int) {
 	}
 }
 
-// gzipBomb is some KiB that become size bytes.
+// gzipBomb is some KiB that decompress to size bytes.
 func gzipBomb(size int) []byte {
 	var b bytes.Buffer
 	w := gzip.NewWriter(&b)

@@ -18,41 +18,41 @@ import (
 )
 
 const (
-	// lookEvery is how often the monitor looks.
+	// lookEvery is the monitor's interval.
 	lookEvery = 200 * time.Millisecond
 
-	// lookWithin bounds one look: a database that is away is no finding.
+	// lookWithin bounds one check. A database that does not answer is not a finding.
 	lookWithin = 3 * time.Second
 
-	// visibleWithin is how long a commit may take from the WAL, where the stream has
-	// it, to be visible: PostgreSQL does that next, but on a busy machine it waits for
-	// a CPU in between.
+	// visibleWithin bounds the time from a commit's record in the WAL, where the stream
+	// sees it, until other sessions see it. PostgreSQL does that next, but on a busy
+	// machine it has to wait for a CPU.
 	visibleWithin = time.Second
 )
 
-// A Monitor looks, while the load runs, whether everything at or below what is
-// confirmed has its rows: that is what a crash at this moment would need. It
-// also keeps who held the slot, and the most memory that a process used.
+// A Monitor checks during the load that every event up to the confirmed position has its
+// rows: a crash at this moment must lose nothing. It also notes who held the slot, and
+// the processes' peak memory.
 type Monitor struct {
 	trial *Trial
 
 	mu       sync.Mutex
-	paused   bool               // rows are not looked at
-	seen     map[uuid.UUID]bool // events that have been looked at, and need not be again
-	chunks   []Chunk            // of tallied events, that were not confirmed at the last look
-	sampled  int                // tallied deliveries that have been looked at
+	paused   bool               // rows are not checked
+	seen     map[uuid.UUID]bool // events that need no further check
+	chunks   []Chunk            // of tallied events, not confirmed at the last check
+	sampled  int                // checked tallied deliveries
 	problems []string
-	looks    int                // at rows
-	events   map[uuid.UUID]bool // whose rows they have been at
-	watched  time.Duration      // in which looks could be made: the database answered, and rows were to be looked at
-	since    time.Time          // until when that is known
+	looks    int                // checks of rows
+	events   map[uuid.UUID]bool // whose rows were checked
+	watched  time.Duration      // in which checks were possible: the database answered, and the monitor was not paused
+	since    time.Time          // the end of what watched covers
 	senders  []int32
 	peak     int64
 	unseen   time.Duration // the longest time that rows were durable and not visible
 
 	confirmed pglogrepl.LSN
-	moved     time.Time     // when it was last seen to have moved
-	stall     time.Duration // the longest time that it did not
+	moved     time.Time     // when it was last seen to move
+	stall     time.Duration // the longest time without a move
 }
 
 func newMonitor(t *Trial) *Monitor {
@@ -72,23 +72,23 @@ func (m *Monitor) run(ctx context.Context) {
 	}
 }
 
-// pause keeps the monitor from looking at rows: they are locked, or a fault
-// makes the slot's position mean nothing.
+// pause stops the checks of rows: the rows are locked, or a fault makes the slot's
+// position meaningless.
 func (m *Monitor) pause(paused bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.paused = paused
 }
 
-// forget has everything looked at again, after the database has crashed.
+// forget makes the monitor check everything again, after a crash of the database.
 func (m *Monitor) forget() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	clear(m.seen)
 }
 
-// look makes one look. Positions are read before the time and that before rows, so
-// that what was confirmed must have been committed by then.
+// look makes one check. It reads the position before the time, and the time before the
+// rows: what was confirmed must have been committed by then.
 func (m *Monitor) look(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, lookWithin)
 	defer cancel()
@@ -121,8 +121,9 @@ func (m *Monitor) look(ctx context.Context) {
 	}
 }
 
-// judge expects that the monitor did look, most of the time and at most of what was
-// committed, and says what it saw. The last of it was confirmed a moment ago.
+// judge expects that the monitor has checked most of the time, and most of the committed
+// events, and returns its figures. The last events were confirmed a moment ago, so it
+// waits for one more check.
 func (m *Monitor) judge() (figures string) {
 	x := m.trial
 	x.Helper()
@@ -130,23 +131,23 @@ func (m *Monitor) judge() (figures string) {
 	for began := time.Now(); !m.hasLooked(known) && time.Since(began) < lookWithin; {
 		time.Sleep(lookEvery)
 	}
-	x.expect(m.hasLooked(known), "the monitor has hardly looked at events")
+	x.expect(m.hasLooked(known), "the monitor has checked too few events")
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	x.expect(m.looks > 0 && 2*m.looks >= int(m.watched/lookEvery), "the monitor could look for %s, and has looked %d times", m.watched, m.looks)
+	x.expect(m.looks > 0 && 2*m.looks >= int(m.watched/lookEvery), "the monitor could check for %s, and has checked %d times", m.watched, m.looks)
 	return fmt.Sprintf("stall=%.1fs looks=%d in %.1fs at %d of %d events and %d of %d tallied unseen=%s", m.stall.Seconds(), m.looks, m.watched.Seconds(),
 		len(m.events), known, m.sampled, x.tallied, m.unseen.Round(100*time.Microsecond))
 }
 
-// hasLooked says whether it has looked at half of so many events, and at some of the
-// tallied ones.
+// hasLooked reports whether half of so many events were checked, and some of the tallied
+// ones.
 func (m *Monitor) hasLooked(known int) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return 2*len(m.events) >= known && (m.sampled > 0 || m.trial.tallied == 0)
 }
 
-// lookBelow looks at the rows of events that are confirmed, and were not before.
+// lookBelow checks the rows of the events that were confirmed since the last check.
 func (m *Monitor) lookBelow(ctx context.Context, safe pglogrepl.LSN) {
 	events := m.trial.journal.TakeBelow(safe, m.seen)
 	owed, chunks := m.owed(events), m.chunks
@@ -169,10 +170,10 @@ func (m *Monitor) lookBelow(ctx context.Context, safe pglogrepl.LSN) {
 	}
 }
 
-// withoutRowsNow leaves those of the deliveries that have no row which was committed by
-// now. It looks again where a row cannot be seen: a commit is streamed when it is in
-// the WAL, and is visible a moment later. Its time is taken before it is in the WAL:
-// rows that were only being written are no excuse.
+// withoutRowsNow returns the deliveries without a row that was committed by now. If a row
+// is not visible, it tries again for a moment, because a commit is streamed when it is in
+// the WAL and is visible only then. Commit timestamps are taken before that, so this does
+// not excuse a row that was still being written.
 func (m *Monitor) withoutRowsNow(ctx context.Context, owed map[uuid.UUID]string) (missing map[uuid.UUID]string, err error) {
 	var now time.Time
 	if err := m.trial.pool.QueryRow(ctx, `SELECT pg_catalog.statement_timestamp()`).Scan(&now); err != nil {
@@ -187,15 +188,14 @@ func (m *Monitor) withoutRowsNow(ctx context.Context, owed map[uuid.UUID]string)
 	return missing, err
 }
 
-// A Chunk is some deliveries of tallied events of one transaction, which no journal has.
+// A Chunk is a sample of the tallied deliveries of one transaction.
 type Chunk struct {
 	deliveries []uuid.UUID
 	bound      pglogrepl.LSN // its commit lies before
 }
 
-// sample adds deliveries of tallied events that are confirmed: of the chunk that came
-// last, because what is confirmed too early is in it. All of a million would take the
-// machine from what is tested.
+// sample adds confirmed tallied deliveries: those of the last chunk, in which any that
+// were confirmed too early are. To check a million would take too much of the machine.
 func (m *Monitor) sample(safe pglogrepl.LSN, owed map[uuid.UUID]string) (n int) {
 	passed := 0
 	for passed < len(m.chunks) && m.chunks[passed].bound <= safe {
@@ -212,14 +212,15 @@ func (m *Monitor) sample(safe pglogrepl.LSN, owed map[uuid.UUID]string) (n int) 
 	return len(c.deliveries)
 }
 
-// add has a chunk looked at when it is confirmed; chunks come in the order of their commits.
+// add adds a chunk, to be checked when it is confirmed. Chunks come in the order of their
+// commits.
 func (m *Monitor) add(c Chunk) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.chunks = append(m.chunks, c)
 }
 
-// owed is the events' deliveries, and what to say where one has no row.
+// owed returns the events' deliveries, each with the problem to report if it has no row.
 func (m *Monitor) owed(events []oracle.Event) map[uuid.UUID]string {
 	owed := map[uuid.UUID]string{}
 	for _, e := range events {
@@ -233,15 +234,15 @@ func (m *Monitor) owed(events []oracle.Event) map[uuid.UUID]string {
 	return owed
 }
 
-// A row keeps the id of the transaction that inserted it in a column of the trial's
-// own, because an update changes xmin. Without a time, whatever can be seen counts.
+// faults_inserted, a column of the trial's own, has the transaction that inserted the
+// row. Without a time, every visible row counts.
 const selectMissing = `
 SELECT r.id FROM unnest($1::uuid[]) AS r(id)
 LEFT JOIN webhook_deliveries d ON d.id = r.id AND ($2::timestamptz IS NULL OR pg_xact_commit_timestamp(d.faults_inserted::xid) <= $2)
 WHERE d.id IS NULL`
 
-// withoutRows leaves those of the deliveries that have no row in a database which was
-// committed by a time, of its clock; the zero time is none.
+// withoutRows returns the deliveries without a row that was committed by a time of the
+// database's clock; zero: any time.
 func withoutRows(ctx context.Context, pool *pgxpool.Pool, owed map[uuid.UUID]string, by time.Time) (missing map[uuid.UUID]string, err error) {
 	missing = map[uuid.UUID]string{}
 	if len(owed) == 0 {
@@ -263,11 +264,11 @@ func withoutRows(ctx context.Context, pool *pgxpool.Pool, owed map[uuid.UUID]str
 	return missing, err
 }
 
-// A Slot is where the replication slot stands.
+// A Slot is the state of the replication slot.
 type Slot struct {
 	PID       int32         // of the walsender; 0: nobody streams
-	Confirmed pglogrepl.LSN // what PostgreSQL was told
-	Safe      pglogrepl.LSN // the greater of that and of webhook_state's: what a restart will not stream again
+	Confirmed pglogrepl.LSN // by PostgreSQL's account
+	Safe      pglogrepl.LSN // the greater of that and webhook_state's: a restart streams only what is beyond
 	Epoch     int64         // 0: never acquired
 	Holder    string
 }
@@ -282,7 +283,7 @@ func readSlot(ctx context.Context, pool *pgxpool.Pool) (Slot, error) {
 	var s Slot
 	var confirmed, safe string
 	if err := pool.QueryRow(ctx, selectSlot).Scan(&s.PID, &confirmed, &safe, &s.Epoch, &s.Holder); err != nil {
-		return Slot{}, fmt.Errorf("look at the slot: %w", err)
+		return Slot{}, fmt.Errorf("read the slot: %w", err)
 	}
 	var err error
 	if s.Confirmed, err = pglogrepl.ParseLSN(confirmed); err != nil {

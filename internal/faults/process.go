@@ -19,24 +19,24 @@ import (
 	"github.com/walhook/walhook/internal/process"
 )
 
-// A Process is one running walhook. It does not outlive the test process.
+// A Process is a walhook process. It dies with the test process.
 type Process struct {
 	*process.Process
 	Name  string // its User-Agent and its application_name
 	log   string // file
 	admin string // address; "": off
 	began time.Time
-	idle  *Usage // when it held the slot and had nothing to do yet; nil: it had, or nobody looked
+	idle  *Usage // while it held the slot and had nothing to do yet; nil: not measured
 }
 
-// startProcess starts a walhook whose environment is env and nothing else.
+// startProcess starts a walhook with no other environment than env.
 func startProcess(binary, folder, name, admin string, env []string) (*Process, error) {
 	p := &Process{Name: name, admin: admin, log: filepath.Join(folder, name+".log"), began: time.Now()}
 	log, err := os.Create(p.log)
 	if err != nil {
 		return nil, err
 	}
-	defer log.Close() // the process has its own
+	defer log.Close() // the process has its own descriptor
 	cmd := exec.Command(binary, "run")
 	cmd.Env = append(env, "WALHOOK_ADMIN_ADDR="+admin, "WALHOOK_USER_AGENT="+name)
 	cmd.Stdout, cmd.Stderr = log, log
@@ -54,8 +54,8 @@ func (p *Process) kill() error {
 	return nil
 }
 
-// stop is a graceful one. It returns how long it took, and an error where that
-// was too long or the exit code is not 0.
+// stop stops the process gracefully. It returns how long that took, and an error if it
+// took too long or the exit code is not 0.
 func (p *Process) stop(within time.Duration) (time.Duration, error) {
 	began := time.Now()
 	if err := p.Signal(syscall.SIGTERM); err != nil {
@@ -73,7 +73,7 @@ func (p *Process) stop(within time.Duration) (time.Duration, error) {
 	}
 }
 
-// metric returns a metric without labels, and whether there is one.
+// metric returns a metric that has no labels, and whether it exists.
 func (p *Process) metric(ctx context.Context, name string) (float64, bool) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
@@ -96,7 +96,7 @@ func (p *Process) metric(ctx context.Context, name string) (float64, bool) {
 	return m.GetGauge().GetValue() + m.GetCounter().GetValue() + m.GetUntyped().GetValue(), true
 }
 
-// ready asks GET /readyz for its status and what it says; 0: no answer.
+// ready returns the status and body of GET /readyz; 0: no answer.
 func (p *Process) ready(ctx context.Context) (status int, says string) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
@@ -116,7 +116,7 @@ func (p *Process) ready(ctx context.Context) (status int, says string) {
 	return resp.StatusCode, string(bytes.TrimSpace(body))
 }
 
-// logged counts the lines of the log that hold a text.
+// logged counts the lines of the log that contain a text.
 func (p *Process) logged(text string) (lines int) {
 	content, err := os.ReadFile(p.log)
 	if err != nil {

@@ -18,7 +18,7 @@ const (
 	fastest = 5 * time.Millisecond
 	slowest = 50 * time.Millisecond
 
-	// failShare of the requests are answered with 500, or with a reset.
+	// failShare is the share of requests that are answered with 500 or a reset.
 	failShare = 0.02
 )
 
@@ -30,13 +30,13 @@ type Receiver struct {
 	mu        sync.Mutex
 	hanging   map[int]chan struct{} // endpoint → closed when it answers again
 	hostile   map[int]answer        // endpoint → what it does instead of answering
-	first     func(*oracle.Request) // what it does before it answers; nil: nothing
+	first     func(*oracle.Request) // called before each answer; nil: nothing
 	failShare float64
 }
 
-// An answer is what a hostile receiver does with a request that it has read.
+// An answer is a hostile receiver's reaction to a request that it has read.
 type answer struct {
-	status int // that was answered, as far as that can be said; 0: none
+	status int // as far as the answer has one; 0: none
 	write  func(net.Conn)
 }
 
@@ -57,7 +57,7 @@ func newReceiver(j *oracle.Journal, address string) (*Receiver, error) {
 	return r, nil
 }
 
-// close ends what hangs, and the server.
+// close releases hanging requests and closes the server.
 func (r *Receiver) close() {
 	r.mu.Lock()
 	for i := range r.hanging {
@@ -79,7 +79,7 @@ func (r *Receiver) turn(hostile map[int]answer) {
 	r.hostile = hostile
 }
 
-// does has all endpoints do something before they answer.
+// does makes all endpoints call a function before they answer.
 func (r *Receiver) does(first func(*oracle.Request)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -138,7 +138,7 @@ func (r *Receiver) answer(w http.ResponseWriter, req *http.Request, noted *oracl
 		w.WriteHeader(http.StatusInternalServerError)
 	default:
 		r.Journal.Answered(noted, http.StatusOK)
-		w.Header().Set("Content-Length", "0") // or the end of the answer would come with our return
+		w.Header().Set("Content-Length", "0") // or the answer would end only when we return
 		w.WriteHeader(http.StatusOK)
 		if http.NewResponseController(w).Flush() == nil {
 			r.Journal.AnsweredWhole(noted)
@@ -146,8 +146,8 @@ func (r *Receiver) answer(w http.ResponseWriter, req *http.Request, noted *oracl
 	}
 }
 
-// expectWhole expects that every request went into the journal. Only one whose sender
-// was killed while it wrote may have no whole body.
+// expectWhole expects that every request is in the journal. Only a request whose sender
+// was killed may have an incomplete body.
 func (x *Trial) expectWhole(r *Receiver, killed bool) {
 	x.Helper()
 	strays, torn := r.Unread()
@@ -159,7 +159,7 @@ func (x *Trial) expectWhole(r *Receiver, killed bool) {
 	}
 }
 
-// killed says whether a process has ended otherwise than by its own will.
+// killed reports whether a process has ended with an error or a signal.
 func (x *Trial) killed() bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()

@@ -7,7 +7,7 @@ import (
 	"text/tabwriter"
 )
 
-// A Report is what one run of a scenario measured, and what came of it.
+// A Report is the result and the figures of one run of a scenario.
 type Report struct {
 	Number   string // of the fault, as the table of scenarios has it
 	Name     string
@@ -17,14 +17,14 @@ type Report struct {
 	figures  []string
 }
 
-// add adds figures. A nil Report takes none.
+// add adds figures. On a nil Report it does nothing.
 func (r *Report) add(format string, args ...any) {
 	if r != nil {
 		r.figures = append(r.figures, fmt.Sprintf(format, args...))
 	}
 }
 
-// on notes the server that it runs on, by its server_version: "17.6 (Debian ...)".
+// on notes the server by its server_version: "17.6 (Debian ...)".
 func (r *Report) on(version string) {
 	if r != nil {
 		r.Postgres, _, _ = strings.Cut(version, " ")
@@ -36,13 +36,13 @@ func (r *Report) String() string {
 	return fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%s", r.Number, r.Name, r.Postgres, r.Mode, r.Result, strings.Join(r.figures, "; "))
 }
 
-// reports are those of all scenarios that have ended.
+// reports holds the reports of all scenarios that have ended.
 var reports struct {
 	mu  sync.Mutex
 	all []*Report
 }
 
-// keep prints a report's line, and keeps it for the table.
+// keep prints a report's line and keeps it for the table.
 func (r *Report) keep() {
 	reports.mu.Lock()
 	defer reports.mu.Unlock()
@@ -50,7 +50,7 @@ func (r *Report) keep() {
 	fmt.Println("fault " + strings.ReplaceAll(r.String(), "\t", " "))
 }
 
-// table is a line for each of the reports; "" where there is none.
+// table returns a line for each report; "": there is none.
 func table() string {
 	reports.mu.Lock()
 	defer reports.mu.Unlock()

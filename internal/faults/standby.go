@@ -12,7 +12,7 @@ import (
 // standbyName is the standby's application_name and its physical slot.
 const standbyName = "standby"
 
-// follow makes a standby of a server, with settings of its own.
+// follow starts a standby of a server, with settings of its own.
 func follow(t testing.TB, primary *postgres.Server, settings map[string]string) *postgres.Server {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), primary.URL())
@@ -21,7 +21,7 @@ func follow(t testing.TB, primary *postgres.Server, settings map[string]string) 
 	}
 	defer conn.Close(t.Context())
 	if version := conn.PgConn().ParameterStatus("server_version"); settings["sync_replication_slots"] == "on" && version < "17" {
-		t.Skipf("slots are synchronized from PostgreSQL 17 on, and this is %s: WALHOOK_TEST_POSTGRES_VERSION chooses another", version)
+		t.Skipf("PostgreSQL synchronizes slots from version 17 on, and this is %s: set WALHOOK_TEST_POSTGRES_VERSION", version)
 	}
 	if _, err := conn.Exec(t.Context(), `SELECT pg_create_physical_replication_slot($1, true)`, standbyName); err != nil {
 		t.Fatal(err)
@@ -39,7 +39,7 @@ func follow(t testing.TB, primary *postgres.Server, settings map[string]string) 
 	return standby
 }
 
-// backUp copies a running server for the time of the test.
+// backUp copies a running server. The copy lives as long as the test.
 func backUp(t testing.TB, server *postgres.Server, slots bool) *postgres.Backup {
 	t.Helper()
 	backup, err := server.Backup(t.Context(), slots)

@@ -18,27 +18,28 @@ import (
 	"github.com/walhook/walhook/sign"
 )
 
-// verifiedEvery is how many requests a Tally looks at one of in full: to verify all
-// of them would slow down what is measured.
+// verifiedEvery is how often a Tally verifies a request in full: to verify every one
+// would slow down the measurement.
 const verifiedEvery = 64
 
-// A Tally is the endpoints of a million events: it answers at once, and counts the
-// requests for each event, by the number in its payload. A journal of them all
-// would take more memory and time than what is tested.
+// A Tally plays the endpoints of a million events. It answers at once, and counts each
+// event's requests by the number in the payload. A journal would take more memory and
+// time than walhook.
 type Tally struct {
 	server  *httptest.Server
 	counts  []atomic.Uint32 // of requests, by the event's number
 	heard   atomic.Int64    // events with a request
 	beyond  atomic.Int64    // requests beyond the first of each
-	hanging chan struct{}   // closed: it answers; nil: it always does
+	hanging chan struct{}   // closed to release the requests; nil: they do not hang
 
 	mu        sync.Mutex
 	endpoints []oracle.Endpoint
-	wrong     []string       // requests that must not be
-	repeats   map[string]int // requests beyond the first of each, by the walhook that sent them
+	wrong     []string       // requests that are not as promised
+	repeats   map[string]int // requests beyond the first of each, by their sender
 }
 
-// newTally counts events with numbers below n. It hangs until it is released.
+// newTally counts events with numbers below n. If hanging, it does not answer until it is
+// released.
 func newTally(n int, hanging bool) *Tally {
 	y := &Tally{counts: make([]atomic.Uint32, n), repeats: map[string]int{}}
 	if hanging {
@@ -55,8 +56,7 @@ func (y *Tally) close() {
 	y.server.Close()
 }
 
-// serve tells which endpoints there are: the number of an event, modulo theirs, is
-// that of the endpoint which it is owed to.
+// serve sets the endpoints. Event n is owed to endpoint n modulo their number.
 func (y *Tally) serve(endpoints []oracle.Endpoint) {
 	y.mu.Lock()
 	defer y.mu.Unlock()
@@ -92,11 +92,11 @@ func (y *Tally) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	w.WriteHeader(http.StatusOK)
 }
 
-// count returns how many requests there were for the event, with this one.
+// count counts a request, and returns its event's count.
 func (y *Tally) count(req *http.Request, body []byte) (uint32, error) {
 	n, err := numberOf(body)
 	if err != nil || n >= len(y.counts) {
-		return 0, fmt.Errorf("a body that no event of these has: %.200s", body)
+		return 0, fmt.Errorf("a body of no event: %.200s", body)
 	}
 	count := y.counts[n].Add(1)
 	if n%verifiedEvery != 0 {
@@ -114,7 +114,7 @@ func (y *Tally) count(req *http.Request, body []byte) (uint32, error) {
 	return count, nil
 }
 
-// numberOf reads the number from a body, as PostgreSQL prints the payload.
+// numberOf reads the event's number from a body.
 func numberOf(body []byte) (int, error) {
 	const before = `"data":{"n": `
 	_, text, found := bytes.Cut(body, []byte(before))
@@ -125,12 +125,12 @@ func numberOf(body []byte) (int, error) {
 	return strconv.Atoi(string(text))
 }
 
-// lost is how many events no request came for.
+// lost is the number of events without a request.
 func (y *Tally) lost() int { return len(y.counts) - int(y.heard.Load()) }
 
-// tooMany says which walhooks have repeated more than they may: nothing where none
-// has crashed before them, and else what the last crash has lost. What an earlier
-// one has lost comes first of all in the life after it.
+// tooMany returns the walhooks that repeated more than they may: none before a crash, W
+// after one. A walhook makes up for the last crash before its start: what an earlier
+// crash lost was repeated by the one before it.
 func (y *Tally) tooMany(crashes []oracle.Crash, began map[string]time.Time) (found []string) {
 	y.mu.Lock()
 	defer y.mu.Unlock()

@@ -26,40 +26,41 @@ import (
 
 const slotName = "walhook"
 
-// roleName is the role of a walhook that is no superuser.
+// roleName is walhook's role if it is not to be a superuser.
 const roleName = "walhook"
 
-// createRole makes it, as the README does.
+// createRole creates it as the docs advise.
 const createRole = `
 CREATE ROLE ` + roleName + ` LOGIN REPLICATION;
 GRANT CREATE ON DATABASE postgres TO ` + roleName + `;
 GRANT CREATE, USAGE ON SCHEMA public TO ` + roleName
 
-// Setup says what a trial stands on.
+// A Setup configures a trial.
 type Setup struct {
 	Binary    string
-	Version   string // of PostgreSQL; "": what is there
-	Broken    bool   // walhook breaks a rule: what does not come soon never will
+	Version   string // of PostgreSQL; "": the first one found
+	Broken    bool   // walhook breaks a rule on purpose: shorter waits suffice
 	ParkAfter time.Duration
 	Durable   bool              // PostgreSQL itself is killed
-	Local     bool              // walhook's and the oracle's own commits wait for no standby
-	Role      bool              // walhook is no superuser, but the owner of its tables
+	Local     bool              // the commits of walhook and of the trial wait for no standby
+	Role      bool              // walhook is not a superuser, but owns its tables
 	Address   string            // where the receivers listen; "": 127.0.0.1
-	Endpoints []oracle.Endpoint // ids and secrets are made; nil: threeEndpoints
+	Endpoints []oracle.Endpoint // without ids and secrets; nil: threeEndpoints
 	Schedule  string            // WALHOOK_RETRY_SCHEDULE; "": retrySchedule
 	Env       []string          // more for walhook
 
-	// Standby has a standby follow the server, to which all turn when the server is
-	// away: these are its settings. Nil: there is none.
+	// Standby is the settings of a standby, to which everybody connects when the server
+	// is away; nil: there is no standby.
 	Standby map[string]string
 
-	Report *Report // nil: nobody wants one
+	Report *Report // nil: none is wanted
 
-	// Line returns the address through which walhook connects to PostgreSQL's; nil: it connects straight.
+	// Line returns an address that leads to PostgreSQL's: walhook connects to it; nil:
+	// walhook connects directly.
 	Line func(upstream string) (string, error)
 }
 
-// threeEndpoints want three quarters, a half and three quarters of the events.
+// threeEndpoints subscribe to all, a half and a half of eventTypes.
 func threeEndpoints() []oracle.Endpoint {
 	return []oracle.Endpoint{
 		{Org: "org_1", Types: []string{"*"}},
@@ -68,8 +69,8 @@ func threeEndpoints() []oracle.Endpoint {
 	}
 }
 
-// A Trial is the parts of one scenario. Its methods end the test where the
-// trial itself cannot go on; what walhook did wrong is for the oracle.
+// A Trial is the parts of one scenario. Its methods end the test if the trial cannot go
+// on. walhook's mistakes are for the oracle, and do not end it.
 type Trial struct {
 	testing.TB
 	setup     Setup
@@ -84,9 +85,9 @@ type Trial struct {
 	folder    string
 	line      string // Setup.Line's address, or ""
 	crashes   []oracle.Crash
-	faults    []string                 // what was measured and is not as it must be
-	judged    bool                     // finish has said so
-	tallied   int                      // events that no journal has
+	faults    []string                 // failed expectations
+	judged    bool                     // finish has reported them
+	tallied   int                      // events that are in no journal
 	replays   func() map[uuid.UUID]int // of each delivery; nil: nobody replays
 
 	mu        sync.Mutex
@@ -100,9 +101,9 @@ func newTrial(t testing.TB, s Setup) *Trial {
 	x := &Trial{TB: t, setup: s, journal: &oracle.Journal{}, folder: t.ArtifactDir()}
 	x.server = pgtest.Server(t, postgres.Options{Version: s.Version, Durable: s.Durable, Settings: map[string]string{
 		"max_prepared_transactions": "20",
-		"checkpoint_timeout":        "30min", // a crash is always minutes after the last checkpoint
+		"checkpoint_timeout":        "30min", // so that a crash is always minutes after the last checkpoint
 		"max_wal_size":              "4GB",
-		"track_commit_timestamp":    "on", // the monitor asks when rows were committed
+		"track_commit_timestamp":    "on", // for the monitor
 	}})
 	if s.Standby != nil {
 		x.standby = follow(t, x.server, s.Standby)
@@ -148,9 +149,9 @@ func newTrial(t testing.TB, s Setup) *Trial {
 	return x
 }
 
-// recordAudit notes in the database what walhook must never do, who writes, and by
-// which transaction a row was inserted, which no update changes. An
-// operator may change a success: that is a replay.
+// recordAudit makes the database note who writes deliveries, and whether walhook changes
+// a success, which it must never do (an operator may: that is a replay). It also keeps
+// the transaction that inserted each row, because an update changes xmin.
 const recordAudit = `
 ALTER TABLE webhook_deliveries ADD COLUMN faults_inserted xid8 DEFAULT pg_current_xact_id();
 
@@ -174,7 +175,7 @@ CREATE TRIGGER faults_inserts AFTER INSERT ON webhook_deliveries REFERENCING NEW
 CREATE TRIGGER faults_updates AFTER UPDATE ON webhook_deliveries REFERENCING NEW TABLE AS written
     FOR EACH STATEMENT EXECUTE FUNCTION faults_writes()`
 
-// initialize lets walhook make its tables, and adds endpoints and the audit.
+// initialize runs walhook init, and adds endpoints and the audit.
 func (x *Trial) initialize() {
 	x.Helper()
 	if x.setup.Role {
@@ -220,7 +221,7 @@ func (x *Trial) url() string {
 	return x.applicationURL()
 }
 
-// applicationURL is that of the server, or of whichever of the two is the primary.
+// applicationURL leads to the server; with a standby, to the primary of the two.
 func (x *Trial) applicationURL() string {
 	if x.standby == nil {
 		return x.server.URL()
@@ -232,7 +233,7 @@ func (x *Trial) applicationURL() string {
 	return strings.Replace(x.server.URL(), "/postgres?", ","+standby.Host+"/postgres?", 1) + "&target_session_attrs=read-write"
 }
 
-// walhookURL is url as walhook gets it.
+// walhookURL is the URL for a walhook whose connections have a name.
 func (x *Trial) walhookURL(name string) string {
 	u, err := url.Parse(x.url())
 	if err != nil {
@@ -248,7 +249,7 @@ func (x *Trial) walhookURL(name string) string {
 	return u.String()
 }
 
-// env is a walhook's environment, for one whose connections bear a name.
+// env is the environment of a walhook whose connections have a name.
 func (x *Trial) env(name string) []string {
 	return append([]string{
 		"WALHOOK_DATABASE_URL=" + x.walhookURL(name),
@@ -263,7 +264,7 @@ func (x *Trial) env(name string) []string {
 	}, x.setup.Env...)
 }
 
-// start starts a walhook, with more in its environment.
+// start starts a walhook with more variables in its environment.
 func (x *Trial) start(more ...string) *Process {
 	x.Helper()
 	x.mu.Lock()
@@ -277,7 +278,7 @@ func (x *Trial) start(more ...string) *Process {
 	return p
 }
 
-// adminAddress is for an admin server.
+// adminAddress returns a free address for an admin server.
 func adminAddress(t testing.TB) string {
 	port, err := process.ForWalhook.FreePort()
 	if err != nil {
@@ -293,7 +294,7 @@ func (x *Trial) living() []*Process {
 	return slices.DeleteFunc(slices.Clone(x.processes), func(p *Process) bool { return !p.Running() })
 }
 
-// began is when each process was started.
+// began returns when each process was started.
 func (x *Trial) began() map[string]time.Time {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -304,7 +305,7 @@ func (x *Trial) began() map[string]time.Time {
 	return began
 }
 
-// end kills what still runs, and shows the logs of a trial that failed.
+// end kills the processes that still run. After a failure it shows the logs.
 func (x *Trial) end() {
 	for _, p := range x.living() {
 		_ = p.Signal(syscall.SIGCONT)
@@ -325,10 +326,10 @@ func (x *Trial) end() {
 	}
 }
 
-// slot looks at the slot, until the database answers.
+// slot reads the slot, and waits until the database answers.
 func (x *Trial) slot() (s Slot) {
 	x.Helper()
-	x.eventually(20*time.Second, "the database tells of the slot", func() bool {
+	x.eventually(20*time.Second, "the slot can be read", func() bool {
 		var err error
 		s, err = readSlot(x.Context(), x.pool)
 		return err == nil
@@ -341,7 +342,8 @@ func (x *Trial) eventually(within time.Duration, what string, cond func() bool) 
 	pgtest.Eventually(x, x.patient(within), what, cond)
 }
 
-// patient is how long something is waited for that has to come within a time.
+// patient returns how long to wait for something that has to happen within a time. From
+// a walhook that breaks a rule it will not come at all.
 func (x *Trial) patient(within time.Duration) time.Duration {
 	const hopeless = 20 * time.Second
 	if x.setup.Broken {
@@ -350,8 +352,8 @@ func (x *Trial) patient(within time.Duration) time.Duration {
 	return within
 }
 
-// ready waits until a walhook that was just started holds the slot. One that finds
-// nothing to do has its usage measured.
+// ready waits until a walhook that was just started holds the slot. If there is nothing
+// to do yet, ready measures what the idle walhook uses.
 func (x *Trial) ready() {
 	x.Helper()
 	before := x.slot().Epoch
@@ -381,22 +383,22 @@ func (x *Trial) drive(load Load) <-chan struct{} {
 	return done
 }
 
-// driveOn loads until it is stopped.
+// driveOn runs a load until stop is called.
 func (x *Trial) driveOn(load Load) (stop func()) {
 	ctx, stop := context.WithCancel(x.Context())
 	x.load.Go(func() { x.driver.drive(ctx, load) })
 	return stop
 }
 
-// expect notes a measurement that is not as it must be, and goes on.
+// expect notes a failed expectation, and goes on.
 func (x *Trial) expect(good bool, format string, args ...any) {
 	if !good {
 		x.faults = append(x.faults, fmt.Sprintf(format, args...))
 	}
 }
 
-// crash notes that a fault begins which may have requests repeated, those of a
-// process or those of whichever there is, and returns what notes that it is over.
+// crash notes the beginning of a fault that may cause requests to be repeated: those of
+// a process, or of any if p is nil. over notes its end.
 func (x *Trial) crash(p *Process) (over func()) {
 	c, i := oracle.Crash{From: time.Now()}, len(x.crashes)
 	if p != nil {
@@ -406,7 +408,7 @@ func (x *Trial) crash(p *Process) (over func()) {
 	return func() { x.crashes[i].Until = time.Now() }
 }
 
-// evidence resolves what is unknown by looking at the tables, which must be at rest.
+// evidence reads journal and tables. Nothing may be under way.
 func (x *Trial) evidence() *oracle.Evidence {
 	x.Helper()
 	e := &oracle.Evidence{Endpoints: x.endpoints, Crashes: slices.Clone(x.crashes), PerCrash: maxInFlight + unrecorded,
@@ -461,8 +463,8 @@ func (x *Trial) drain(within time.Duration) time.Duration {
 	return time.Since(began)
 }
 
-// owed is how many deliveries are owed, as the outbox and the oracle's own
-// reading of the subscriptions tell.
+// owed counts the owed deliveries, by the outbox and by the oracle's own reading of the
+// subscriptions.
 func (x *Trial) owed() int {
 	x.Helper()
 	e := x.evidence()
@@ -470,8 +472,8 @@ func (x *Trial) owed() int {
 	return oracle.Judge(e).Deliveries
 }
 
-// finish drains, expects that the last walhook is as it was before, stops it,
-// judges, and prints the trial's line.
+// finish drains, expects that the last walhook uses no more than before the load, stops
+// it, judges, and reports the figures.
 func (x *Trial) finish(within time.Duration, figures ...string) {
 	x.Helper()
 	drained := x.drain(within)
@@ -501,7 +503,7 @@ func (x *Trial) finish(within time.Duration, figures ...string) {
 	x.judged = true
 }
 
-// allHaveRows says whether all of the events' deliveries have their rows.
+// allHaveRows reports whether all deliveries of the events have their rows.
 func (x *Trial) allHaveRows(events []oracle.Event) bool {
 	missing, err := withoutRows(x.Context(), x.pool, x.monitor.owed(events), time.Time{})
 	return err == nil && len(missing) == 0

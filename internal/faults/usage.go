@@ -9,30 +9,30 @@ import (
 	"github.com/walhook/walhook/internal/process"
 )
 
-// Usage is what a walhook uses while it has nothing to do.
+// A Usage is what an idle walhook uses.
 type Usage struct {
 	goroutines int
 	resident   int64 // bytes of memory
 }
 
 const (
-	// moreGoroutines bounds how many a walhook may have more after a load than before:
-	// those of database connections, which pools keep. Each attempt has several, so that
-	// a leak of them is beyond it within a second.
+	// moreGoroutines bounds how many more goroutines an idle walhook may have after a load
+	// than before: those of pooled database connections. A leak of one per attempt exceeds
+	// it within a second.
 	moreGoroutines = 20
 
-	// moreResident bounds how much more memory it may keep: WALHOOK_MAX_MEMORY, its
-	// default. The payloads of a full window may be garbage that is not collected yet,
-	// because nothing is allocated any more, and what is collected goes back to the
-	// system slowly. So what leaks in small pieces is not seen here, but by goroutines.
+	// moreResident bounds how much more memory it may have: the default of
+	// WALHOOK_MAX_MEMORY. The payloads of a full window may be garbage that is not yet
+	// collected, because nothing is allocated any more, and freed memory returns to the
+	// system slowly. So this does not find small leaks; the count of goroutines does.
 	moreResident = 64 << 20
 
-	// returnsWithin is how soon after the last outcome that must be so: those who make
-	// attempts stay for ten seconds without one, by design.
+	// returnsWithin bounds how soon after the last outcome both must hold: idle workers
+	// stay for ten seconds by design.
 	returnsWithin = 15 * time.Second
 )
 
-// more says what is used beyond what was before; "": nothing that counts.
+// more describes what is used beyond the bounds; "": nothing.
 func (u Usage) more(before Usage) string {
 	switch {
 	case u.goroutines > before.goroutines+moreGoroutines:
@@ -43,7 +43,7 @@ func (u Usage) more(before Usage) string {
 	return ""
 }
 
-// usage measures what a process uses.
+// usage measures an idle process.
 func (p *Process) usage(ctx context.Context) (Usage, error) {
 	const goroutines = "walhook_go_goroutines"
 	n, measured := p.metric(ctx, goroutines)
@@ -54,10 +54,10 @@ func (p *Process) usage(ctx context.Context) (Usage, error) {
 	return Usage{goroutines: int(n), resident: stat.Resident}, err
 }
 
-// idles keeps what a process uses that has nothing to do yet.
+// idles measures a process that has nothing to do yet.
 func (x *Trial) idles(p *Process) {
 	x.Helper()
-	x.eventually(5*time.Second, p.Name+" tells what it uses", func() bool {
+	x.eventually(5*time.Second, p.Name+" can be measured", func() bool {
 		u, err := p.usage(x.Context())
 		if err == nil {
 			p.idle = &u
@@ -66,9 +66,9 @@ func (x *Trial) idles(p *Process) {
 	})
 }
 
-// idlesAgain expects that the processes use no more than before the load, and says
-// what they use. Connections to the receivers are closed: walhook would keep them
-// for a while.
+// idlesAgain expects that the processes use no more than before the load, and returns
+// the figures. It closes the connections to the receivers, which walhook would keep for
+// a while.
 func (x *Trial) idlesAgain() (figures []string) {
 	x.Helper()
 	x.receiver.server.CloseClientConnections()
@@ -88,8 +88,7 @@ func (x *Trial) idlesAgain() (figures []string) {
 	return figures
 }
 
-// measure reads what a process uses. One that has ended, and nobody has waited for, uses
-// no memory.
+// measure reads what a process uses. A zombie has no memory: it has ended.
 func (p *Process) measure() (process.Stat, error) {
 	s, err := process.ReadStat(p.PID)
 	if err == nil && s.Resident == 0 {
@@ -98,8 +97,8 @@ func (p *Process) measure() (process.Stat, error) {
 	return s, err
 }
 
-// measure reads what a process uses. One that cannot be measured must have ended, or
-// end at once.
+// measure reads what a process uses. A process that cannot be measured must have ended,
+// or end at once.
 func (x *Trial) measure(p *Process) process.Stat {
 	const ends = time.Second
 	s, err := p.measure()
