@@ -16,12 +16,12 @@ import (
 const figuresHead = `# Figures of the fault suite
 
 "make faults" writes this page; do not edit it by hand. A run replaces the rows that it measured: of a scenario, a major
-version of PostgreSQL, and a mode, which is the value of WALHOOK_PARK_AFTER. [The faults](guarantees.md#the-faults) says
-which fault a scenario is, and what has to hold.
+version of PostgreSQL, and a mode, which is the value of WALHOOK_PARK_AFTER. [The faults](guarantees.md#the-faults)
+describes each scenario and what must hold.
 
 PostgreSQL, walhook, the receivers and the driver share the cores; the rate is events per second. A duplicate is a request
-that would not have been necessary; CutHolder and FrozenHolder replay 2,000 deliveries, which count as duplicates there.
-Each crash may repeat 3,072 deliveries (WALHOOK_MAX_IN_FLIGHT + 2,048).
+that was not necessary; in CutHolder and FrozenHolder 2,000 replayed deliveries count as duplicates. One crash may repeat
+3,072 deliveries (WALHOOK_MAX_IN_FLIGHT + 2,048).
 
 | # | scenario | PostgreSQL | mode | measured | result | figures |
 |---|---|---|---|---|---|---|

@@ -9,9 +9,9 @@ import (
 
 // A Report is the result and the figures of one run of a scenario.
 type Report struct {
-	Number   string // of the fault, as the table of scenarios has it
+	Number   string // of the fault, in the table of scenarios
 	Name     string
-	Postgres string // the version that it ran on
+	Postgres string // the version
 	Mode     string
 	Result   string // "pass", "skip" or "FAIL"
 	figures  []string
