@@ -16,8 +16,8 @@ import (
 	"github.com/walhook/walhook/internal/webhook"
 )
 
-// specialHosts lead, or would lead in some reading, to this machine or to what
-// stands beside it. All of them are URLs to the schema.
+// specialHosts lead, or lead by some reading, to this machine or its neighbours. The
+// schema accepts all of them as URLs.
 var specialHosts = []string{
 	"127.0.0.1", "127.1.2.3", "0.0.0.0", "localhost", "LOCALHOST",
 	"2130706433", "0", "127.1", "0177.0.0.1", "0x7f000001", "0x7f.0.0.1", "017700000001", "127.0.0.1.",
@@ -28,10 +28,10 @@ var specialHosts = []string{
 	"[fe80::1]", "[fc00::1]", "[fd00:ec2::254]", "[ff02::1]", "[2001:db8::1]", "[::ffff:169.254.169.254]", "[::ffff:0:127.0.0.1]",
 }
 
-// addresses has endpoints at places that are none of a customer's business, and a
-// good one that redirects there.
+// addresses has endpoints at addresses that no customer may reach, and a good one that
+// redirects there.
 func addresses(t *testing.T, s Setup) {
-	const receivers = "127.0.0.9" // the only one of this machine's that is allowed
+	const receivers = "127.0.0.9" // the only allowed address of this machine
 	const eventsPerSecond = 20
 	canary := listenEverywhere(t)
 	s.Address = receivers
@@ -51,7 +51,7 @@ func addresses(t *testing.T, s Setup) {
 	x.drain(time.Minute)
 	blocked := x.expectBlocked(first)
 	connections := canary.connections.Load()
-	x.expect(connections == 0, "%d connections were made to where none may be", connections)
+	x.expect(connections == 0, "%d connections were made to forbidden addresses", connections)
 	x.finish(time.Minute, fmt.Sprintf("hosts=%d blocked=%d connections=%d", len(specialHosts), blocked, connections))
 }
 
@@ -60,8 +60,8 @@ SELECT e.url, d.status, coalesce(d.error_class, ''), count(*), coalesce(bool_or(
 FROM webhook_deliveries d JOIN webhook_endpoints e ON e.id = d.endpoint_id
 WHERE d.endpoint_id = ANY($1) GROUP BY 1, 2, 3`
 
-// expectBlocked wants all deliveries to the endpoints from first on to be
-// blocked, and says how many there are.
+// expectBlocked expects that all deliveries to the endpoints from first on are blocked,
+// and returns their number.
 func (x *Trial) expectBlocked(first int) (blocked int) {
 	x.Helper()
 	ids := make([]uuid.UUID, 0, len(x.endpoints))
@@ -90,7 +90,7 @@ func (x *Trial) expectBlocked(first int) (blocked int) {
 	return blocked
 }
 
-// A Canary counts the connections to a port of all addresses of this machine.
+// A Canary counts the connections to a port on all addresses of this machine.
 type Canary struct {
 	port        int
 	connections atomic.Int64

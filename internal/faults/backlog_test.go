@@ -9,18 +9,17 @@ import (
 	"github.com/walhook/walhook/internal/oracle"
 )
 
-// passWithin bounds how long so many events may take: 2,000 a second, a quarter of
-// what two cores do with PostgreSQL and the receivers on them too.
+// passWithin bounds how long a backlog may take: 2,000 events a second, a quarter of what
+// two cores do that PostgreSQL and the receivers share.
 func passWithin() time.Duration {
 	const perSecond, beside = 2000, time.Minute
 	return beside + time.Duration(*many)*time.Second/perSecond
 }
 
-// crowd is how many organizations the events of a tally are of, each with an endpoint.
+// crowd is the number of organizations in a tally. Each has one endpoint.
 const crowd = 50
 
-// newCrowd makes a trial of a crowd, with a tally for all of it, and of what more the
-// setup says.
+// newCrowd makes a trial with a crowd, a tally for all of it, and the setup's endpoints.
 func newCrowd(t *testing.T, s Setup, hanging bool) (*Trial, *Tally) {
 	t.Helper()
 	y := newTally(*many, hanging)
@@ -44,10 +43,10 @@ WITH inserted AS (
 )
 SELECT array_agg(webhook_delivery_id(id, endpoint_ids[1])) FROM (SELECT * FROM inserted ORDER BY id DESC LIMIT $5) AS last`
 
-// insertMany inserts the tally's events, so many in one transaction.
+// insertMany inserts the tally's events, perTransaction at a time.
 func (x *Trial) insertMany(perTransaction int) (took time.Duration) {
 	x.Helper()
-	const sampled = 500 // of each transaction, the last, for the monitor
+	const sampled = 500 // the last ones of each transaction, for the monitor
 	began := time.Now()
 	for first := 0; first < *many; first += perTransaction {
 		var c Chunk
@@ -61,8 +60,8 @@ func (x *Trial) insertMany(perTransaction int) (took time.Duration) {
 	return time.Since(began)
 }
 
-// What must not be: an event that is owed and has no row. With as many rows as are
-// owed, there is then none beyond.
+// Deliveries that are owed and have no row: there must be none. If the numbers agree,
+// there is then no row beyond.
 const (
 	selectTalliedRows = `
 SELECT count(*), count(*) FILTER (WHERE status = 'success'), count(*) FILTER (WHERE status IN ('pending', 'retrying'))
@@ -73,8 +72,8 @@ LEFT JOIN webhook_deliveries d ON d.id = webhook_delivery_id(o.id, owed.endpoint
 WHERE starts_with(o.organization_id, '` + tallied + `') AND d.id IS NULL`
 )
 
-// talliedRows expects a row for each of the tally's events, and returns how many of
-// them are a success, and how many wait.
+// talliedRows expects a row for each of the tally's events, and returns how many are a
+// success and how many wait.
 func (x *Trial) talliedRows() (success, waiting int) {
 	x.Helper()
 	var rows, missing int
@@ -88,7 +87,7 @@ func (x *Trial) talliedRows() (success, waiting int) {
 	return success, waiting
 }
 
-// judge expects that every event was sent and recorded, and by no life more often
+// judge expects that every event was sent and recorded, and that no process repeated more
 // than the crash before it allows.
 func (y *Tally) judge(x *Trial) {
 	x.Helper()
@@ -110,17 +109,17 @@ func (y *Tally) judgeRequests(x *Trial) {
 	}
 }
 
-// perTransaction is what a busy application commits at once.
+// perTransaction is the size of a busy application's transactions.
 const perTransaction = 1000
 
-// backlogHealthy has far more events wait at the start than fit into memory.
+// backlogHealthy starts walhook with far more waiting events than fit into memory.
 func backlogHealthy(t *testing.T, s Setup) {
 	x, y := newCrowd(t, s, false)
 	inserted := x.insertMany(perTransaction)
 	began := time.Now()
 	x.start()
 	x.ready()
-	x.eventually(passWithin(), "every event has come", func() bool { return y.lost() == 0 })
+	x.eventually(passWithin(), "every event has arrived", func() bool { return y.lost() == 0 })
 	came := time.Since(began)
 	x.drain(time.Minute)
 	y.judge(x)
@@ -128,18 +127,18 @@ func backlogHealthy(t *testing.T, s Setup) {
 		float64(*many)/came.Seconds(), y.beyond.Load()))
 }
 
-// movesWithin bounds how long the slot may take past a backlog that nobody answers:
-// two minutes for a million events, and what a start takes.
+// movesWithin bounds how long the slot may take to pass a backlog that nobody answers:
+// two minutes for a million events, and the time of a start.
 func movesWithin() time.Duration {
 	const aMillion, million, start = 2 * time.Minute, 1_000_000, 20 * time.Second
 	return max(start, aMillion*time.Duration(*many)/million)
 }
 
-// backlogHanging wants the slot to move past a backlog for endpoints none of which
-// answers. What waits in the table is cancelled in the end.
+// backlogHanging expects that the slot passes a backlog whose endpoints never answer. In
+// the end, what waits in the table is cancelled.
 func backlogHanging(t *testing.T, s Setup) {
 	const stoodAtMost = time.Minute
-	s.Schedule = "1h" // nothing is exhausted meanwhile
+	s.Schedule = "1h" // so that nothing fails for good meanwhile
 	x, y := newCrowd(t, s, true)
 	inserted := x.insertMany(perTransaction)
 	end := insertLSN(t.Context(), x.pool)
@@ -161,9 +160,9 @@ func backlogHanging(t *testing.T, s Setup) {
 		float64(*many)/passed.Seconds(), stood.Seconds(), sent, cancelled.Seconds()))
 }
 
-// passes waits until the slot has passed a position, and returns the longest time
-// that it did not move: what proves the first rows durable lies in the WAL behind
-// all that waited.
+// passes waits until the slot has passed a position, and returns the longest time without
+// a move: the echo that proves the first rows durable lies in the WAL behind the whole
+// backlog.
 func (x *Trial) passes(end pglogrepl.LSN) (stood time.Duration) {
 	x.Helper()
 	confirmed, moved := x.slot().Confirmed, time.Now()
@@ -177,8 +176,8 @@ func (x *Trial) passes(end pglogrepl.LSN) (stood time.Duration) {
 	return stood
 }
 
-// hugeTransaction kills walhook in the midst of one transaction of a million rows.
-// Each life reads it from its beginning.
+// hugeTransaction kills walhook in the middle of a transaction of a million rows. Each
+// new process reads it from its beginning.
 func hugeTransaction(t *testing.T, s Setup) {
 	x, y := newCrowd(t, s, false)
 	p := x.start()
@@ -198,14 +197,14 @@ func hugeTransaction(t *testing.T, s Setup) {
 		p = x.start()
 		killed = append(killed, fmt.Sprintf("%.0f%%", float64(at)*100/float64(*many)))
 	}
-	x.eventually(passWithin(), "every event has come", func() bool { return y.lost() == 0 })
+	x.eventually(passWithin(), "every event has arrived", func() bool { return y.lost() == 0 })
 	came := time.Since(began)
 	x.drain(time.Minute)
 	y.judge(x)
 	x.finish(time.Minute, fmt.Sprintf("many=%d inserted=%.0fs killed at %v came=%.1fs duplicates=%d", *many, inserted.Seconds(), killed, came.Seconds(), y.beyond.Load()))
 }
 
-// recorded is how many deliveries have a row.
+// recorded is the number of deliveries that have a row.
 func (x *Trial) recorded() (rows int) {
 	x.Helper()
 	if err := x.pool.QueryRow(x.Context(), `SELECT count(*) FROM webhook_deliveries`).Scan(&rows); err != nil {

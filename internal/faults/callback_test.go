@@ -15,8 +15,8 @@ import (
 	"github.com/walhook/walhook/internal/oracle"
 )
 
-// callingBack has receivers read the database before they answer, by what the
-// request tells, and lock and replay what it is about.
+// callingBack has receivers use the database before they answer: they read the event and
+// the delivery of the request, lock rows, and replay the delivery.
 func callingBack(t *testing.T, s Setup) {
 	x := newTrial(t, s)
 	x.set("max_slot_wal_keep_size", "10GB") // or the preflight warns
@@ -25,7 +25,7 @@ func callingBack(t *testing.T, s Setup) {
 	x.receiver.does(c.call)
 	p := x.start()
 	x.ready()
-	const calm = 3 // times less: beyond it the receivers mostly wait for each other's locks
+	const calm = 3 // times less load: with more, the receivers mostly wait for each other's locks
 	<-x.drive(Load{Rate: *rate / calm, Duration: lasting(20 * time.Second)})
 	x.drain(time.Minute)
 	for _, level := range []string{"level=WARN", "level=ERROR"} {
@@ -35,15 +35,15 @@ func callingBack(t *testing.T, s Setup) {
 	x.finish(time.Minute, c.judge(x))
 }
 
-// Callbacks are what receivers do before they answer.
+// Callbacks is what receivers do before they answer.
 type Callbacks struct {
 	pool *pgxpool.Pool
 
 	mu       sync.Mutex
 	held     sync.WaitGroup // locks that outlive the answer
 	calls    int
-	unseen   int           // events that were not visible at the first look
-	hidden   time.Duration // the longest that one of them was not
+	unseen   int           // events that were not visible at first
+	hidden   time.Duration // the longest time until one was visible
 	slowest  time.Duration // of the calls
 	problems []string
 	replays  map[uuid.UUID]int
@@ -59,7 +59,7 @@ func newCallbacks(t *testing.T, x *Trial) *Callbacks {
 	return &Callbacks{pool: pool, replays: map[uuid.UUID]int{}}
 }
 
-// judge notes what went wrong, and tells the figures.
+// judge notes what went wrong, and returns the figures.
 func (c *Callbacks) judge(x *Trial) string {
 	c.held.Wait()
 	c.mu.Lock()
@@ -71,7 +71,7 @@ func (c *Callbacks) judge(x *Trial) string {
 	return fmt.Sprintf("calls=%d slowest=%s not visible at once=%d, for at most %s", c.calls, c.slowest.Round(time.Millisecond), c.unseen, c.hidden.Round(10*time.Microsecond))
 }
 
-// call is what a receiver does with a request before it answers it.
+// call is called for a request before it is answered.
 func (c *Callbacks) call(r *oracle.Request) {
 	const callWithin = 4 * time.Second // or the attempt times out
 	ctx, cancel := context.WithTimeout(context.Background(), callWithin)
@@ -95,9 +95,9 @@ func (c *Callbacks) call(r *oracle.Request) {
 	}
 }
 
-// see waits until the event is visible. The stream hands a commit on when it is in
-// the WAL, and PostgreSQL shows it to other sessions a moment later: a receiver as
-// near as this one may look in between.
+// see waits until the event is visible. PostgreSQL streams a commit when it is in the WAL,
+// and shows it to other sessions a moment later: a receiver as near as this one may query
+// in between.
 func (c *Callbacks) see(ctx context.Context, r *oracle.Request) (looks int, err error) {
 	const again, visibleWithin = 200 * time.Microsecond, time.Second
 	for began := time.Now(); ; time.Sleep(again) {
@@ -115,13 +115,12 @@ func (c *Callbacks) see(ctx context.Context, r *oracle.Request) (looks int, err 
 	}
 }
 
-// The rows that a receiver locks: the last of its organization, in one order for
-// all who do so.
+// The receivers lock the latest rows of an organization, all in the same order.
 const lockOrganization = `
 SELECT id FROM webhook_deliveries WHERE organization_id = (SELECT organization_id FROM webhook_outbox WHERE id = $1) AND id >= webhook_uuid_at(now() - interval '2 seconds')
 ORDER BY id FOR UPDATE`
 
-// use does one of the things that a receiver could think of.
+// use does one of the things that a receiver might do.
 func (c *Callbacks) use(ctx context.Context, r *oracle.Request) error {
 	const kinds, statsEvery = 6, 64
 	switch r.N % kinds {
@@ -136,7 +135,7 @@ func (c *Callbacks) use(ctx context.Context, r *oracle.Request) error {
 	case 4:
 		return c.answerFirst(ctx, r)
 	}
-	if r.N%statsEvery < kinds { // it reads all of an organization's day
+	if r.N%statsEvery < kinds { // not more often: it reads all of an organization's day
 		return c.exec(ctx, `SELECT webhook_stats(organization_id) FROM webhook_outbox WHERE id = $1`, r.Event)
 	}
 	return c.exec(ctx, `SELECT * FROM webhook_attempts WHERE delivery_id = $1`, r.Delivery)
@@ -149,8 +148,8 @@ func (c *Callbacks) exec(ctx context.Context, sql string, id any) error {
 	return nil
 }
 
-// replay replays the delivery that is under way. It does so once: what is replayed is
-// sent again, and comes here again.
+// replay replays the delivery that is under way. It does so once, because the replayed
+// delivery comes here again.
 func (c *Callbacks) replay(ctx context.Context, r *oracle.Request) error {
 	c.mu.Lock()
 	before := c.replays[r.Delivery]
@@ -170,14 +169,14 @@ func (c *Callbacks) replay(ctx context.Context, r *oracle.Request) error {
 	return nil
 }
 
-// replayed is how often each delivery that had a row was replayed.
+// replayed returns how often each delivery was replayed that had a row.
 func (c *Callbacks) replayed() map[uuid.UUID]int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return maps.Clone(c.replays)
 }
 
-// explain expects that the delivery which the request is for is owed.
+// explain expects that webhook_explain calls the request's delivery owed.
 func (c *Callbacks) explain(ctx context.Context, r *oracle.Request) error {
 	var reason string
 	err := c.pool.QueryRow(ctx, `SELECT reason FROM webhook_explain($1) WHERE delivery_id = $2`, r.Event, r.Delivery).Scan(&reason)
@@ -187,7 +186,7 @@ func (c *Callbacks) explain(ctx context.Context, r *oracle.Request) error {
 	return nil
 }
 
-// answerFirst locks the delivery's row, where there is one, beyond the answer.
+// answerFirst locks the delivery's row, if there is one, until after the answer.
 func (c *Callbacks) answerFirst(ctx context.Context, r *oracle.Request) error {
 	const beyond = 300 * time.Millisecond
 	tx, err := c.pool.Begin(ctx)
@@ -202,7 +201,7 @@ func (c *Callbacks) answerFirst(ctx context.Context, r *oracle.Request) error {
 		_ = tx.Rollback(ctx)
 		return fmt.Errorf("lock delivery %s: %w", r.Delivery, err)
 	}
-	const holdAtMost = 4 // connections: the others are for those who answer
+	const holdAtMost = 4 // the share of connections that may hold locks is a quarter: the answers need the others
 	if int(c.pool.Stat().AcquiredConns()) > int(c.pool.Config().MaxConns)/holdAtMost {
 		return tx.Commit(ctx)
 	}

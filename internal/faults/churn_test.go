@@ -17,9 +17,9 @@ import (
 	"github.com/walhook/walhook/outbox"
 )
 
-// Churn is endpoints that come and go, in organizations of their own, with a
-// driver, a journal and receivers beside those of the trial: who is owed what
-// changes all the time, so that the oracle cannot know it.
+// A Churn is endpoints that come and go. They have organizations, a driver, a journal and
+// a receiver of their own, because the oracle cannot judge them: who is owed what changes
+// all the time.
 type Churn struct {
 	trial    *Trial
 	journal  *oracle.Journal
@@ -30,44 +30,45 @@ type Churn struct {
 	done [4]int     // operations, by kind
 }
 
-// churned is one endpoint that comes and goes.
+// churned is one of the endpoints.
 type churned struct {
 	id        uuid.UUID
 	org       string
 	offs      []off
-	rotations []rotation // each made the next of its secrets
+	rotations []rotation // each made a new secret
 	deleted   bool
 }
 
-// An off is a time in which an endpoint is disabled or deleted. It begins and ends
-// at some moment between the two that are noted.
+// An off is a time in which an endpoint is disabled or deleted. Its beginning and its end
+// each lie between two noted moments.
 type off struct {
 	begins, begun time.Time
 	ends, ended   time.Time // zero: not yet
 }
 
-// A rotation was committed between two times. The secret before is live until it expires.
+// A rotation was committed between two noted moments. The secret before it is valid until
+// expires.
 type rotation struct{ begins, committed, expires time.Time }
 
-// isOff says whether the endpoint is disabled or deleted now.
+// isOff reports whether the endpoint is disabled or deleted now.
 func (e *churned) isOff() bool { return len(e.offs) > 0 && e.offs[len(e.offs)-1].ended.IsZero() }
 
 const (
 	churnOrgs  = 4
 	churnEvery = 100 * time.Millisecond
 
-	// churnFailShare is how much of what comes to them fails, and one of narrowEvery
-	// gets one request at a time: what waits for its retry, or in the lane, is what
-	// could still be sent after a disable.
+	// churnFailShare of the requests fail, and one endpoint of narrowEvery gets one request
+	// at a time: deliveries then wait for a retry or in the lane, and could be sent after a
+	// disable.
 	churnFailShare = 0.2
 	narrowEvery    = 3
 
-	// inForce is how soon after its commit a change holds, and nothing is sent any
-	// more that does not know it.
+	// inForce bounds how long after the commit of a change something may be sent without
+	// knowledge of it.
 	inForce = time.Second
 )
 
-// overlaps are how long two secrets are live: many are over while the load runs.
+// overlaps are how long two secrets are valid. Many of them end during the load.
 var overlaps = []time.Duration{0, time.Second, 3 * time.Second, 24 * time.Hour}
 
 // endpointsComeAndGo creates, disables, enables and deletes endpoints and rotates
@@ -122,7 +123,7 @@ func newChurn(t *testing.T, x *Trial) *Churn {
 	return c
 }
 
-// change does one thing to some endpoint.
+// change changes an endpoint at random.
 func (c *Churn) change() {
 	var living []int
 	for i, e := range c.ends {
@@ -142,7 +143,7 @@ func (c *Churn) change() {
 	}
 }
 
-// create makes an endpoint. Its receiver knows it before others can see it.
+// create creates an endpoint. The receiver knows it before it is visible to others.
 func (c *Churn) create(org string) {
 	x := c.trial
 	x.Helper()
@@ -219,7 +220,7 @@ func (c *Churn) rotate(i int) {
 	c.done[3]++
 }
 
-// What must not be, as the oracle's rules: it leaves these organizations out.
+// Rules like the oracle's, for these organizations.
 const (
 	mixed          = "a request for an event that was not committed, or is another organization's"
 	otherwise      = "a request that is signed otherwise than the rotations say"
@@ -228,7 +229,7 @@ const (
 	strangeOutcome = "a row that does not tell what became of the delivery"
 )
 
-// judge looks at what the endpoints got, and at the rows, and tells the figures.
+// judge judges requests and rows, and returns the figures.
 func (c *Churn) judge() string {
 	x := c.trial
 	x.Helper()
@@ -273,7 +274,7 @@ func (c *Churn) judge() string {
 		len(requests), delivered, cancelled, latest.Round(time.Millisecond), kept.newest, kept.both, kept.expired, kept.late.Round(time.Millisecond))
 }
 
-// after is how long an endpoint has been off at a time; 0: it may be on.
+// after returns for how long the endpoint has been off at a time; 0: it may be on.
 func (e *churned) after(at time.Time) time.Duration {
 	for _, o := range e.offs {
 		if at.After(o.begun) && (o.ended.IsZero() || at.Before(o.ends)) {
@@ -283,23 +284,23 @@ func (e *churned) after(at time.Time) time.Duration {
 	return 0
 }
 
-// wasOff says whether an endpoint may have been off at some time from one to another.
+// wasOff reports whether the endpoint may have been off at some time in an interval.
 func (e *churned) wasOff(from, to time.Time) bool {
 	return slices.ContainsFunc(e.offs, func(o off) bool { return o.begins.Before(to) && (o.ended.IsZero() || o.ended.After(from)) })
 }
 
-// Signatures counts requests by the secrets that they had to be signed with.
+// signatures counts requests by the secrets that had to sign them.
 type signatures struct {
 	newest  int           // by a secret that is not the endpoint's first
 	both    int           // also by the one before it
-	expired int           // by one alone, because the one before has expired
-	late    time.Duration // after which what had expired still signed
+	expired int           // by one alone, because the one before it had expired
+	late    time.Duration // how long after its expiry a secret still signed
 }
 
-// judge says what is wrong with a request's signatures; "": nothing. Every secret
-// from the newest on that must be in force may be the present one, if its rotation
-// had begun. webhook-signature is made with it, and before the one before expires also
-// with that, which alone makes X-Webhook-Signature then.
+// judge returns what is wrong with a request's signatures; "": nothing. The present
+// secret may be any from the newest whose rotation must be in force to the newest whose
+// rotation had begun. It signs webhook-signature. Until the secret before it expires,
+// that one signs webhook-signature too, and alone signs X-Webhook-Signature.
 func (s *signatures) judge(rotations []rotation, r *oracle.Request) (wrong string) {
 	oldest, newest := 0, 0
 	for i, o := range rotations {
@@ -337,9 +338,9 @@ func (s *signatures) judge(rotations []rotation, r *oracle.Request) (wrong strin
 const selectChurned = `
 SELECT id, event_id, endpoint_id, status, attempts, coalesce(completed_at, now()) FROM webhook_deliveries WHERE starts_with(organization_id, '` + comingAndGoing + `')`
 
-// judgeDeliveries lays the requests and the rows side by side: nobody has crashed, so
-// nothing is sent twice, and what did not come was switched off meanwhile, or has had
-// its last attempt. It returns how many came, and how many were cancelled.
+// judgeDeliveries compares requests and rows. Nobody has crashed, so nothing may be sent
+// twice; and a delivery without a 2xx was switched off, or has had its last attempt. It
+// returns how many were delivered and how many were cancelled.
 func (c *Churn) judgeDeliveries(v *oracle.Verdict, events map[uuid.UUID]*oracle.Event, requests map[uuid.UUID][]*oracle.Request) (delivered, cancelled int) {
 	x := c.trial
 	x.Helper()
@@ -386,8 +387,8 @@ func (c *Churn) judgeDeliveries(v *oracle.Verdict, events map[uuid.UUID]*oracle.
 	return delivered, cancelled
 }
 
-// outcome says whether a delivery's requests were answered with a 2xx, and
-// whether one of them came beyond that, or twice.
+// outcome reports whether one of a delivery's requests got a 2xx, and whether any came
+// after that, or twice.
 func outcome(requests []*oracle.Request) (answered, twice bool) {
 	seen := map[int]bool{}
 	for _, r := range requests {
@@ -398,9 +399,9 @@ func outcome(requests []*oracle.Request) (answered, twice bool) {
 	return answered, twice
 }
 
-// What must not be: a delivery that is owed and has no row, one that has not
-// ended, one that is cancelled at an endpoint that was never switched off, and
-// one of another organization than its event.
+// What must not exist: a delivery that is owed and has no row; one that has not ended; one
+// that was cancelled at an endpoint that was never switched off; and one of another
+// organization than its event's.
 const (
 	selectRowless = `
 SELECT count(*) FROM webhook_outbox o CROSS JOIN unnest(o.endpoint_ids) AS owed(endpoint_id)
@@ -449,7 +450,7 @@ func TestSignaturesAreJudged(t *testing.T) {
 	t.Parallel()
 	start := time.Now()
 	at := func(seconds float64) time.Time { return start.Add(time.Duration(seconds * float64(time.Second))) }
-	rotations := []rotation{ // the second before the first's overlap is over, without one of its own
+	rotations := []rotation{ // the second one falls into the first one's overlap, and has none
 		{at(10), at(10.1), at(13)},
 		{at(20), at(20.1), at(20)},
 	}

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// shadowClock gives this database another clock than walhook has itself: the function
-// that tells it is another.
+// shadowClock replaces the function that tells this database's time, so that its clock
+// can differ from walhook's.
 const shadowClock = `
 CREATE SCHEMA faults_clock;
 CREATE TABLE faults_clock.off (by interval NOT NULL);
@@ -23,19 +23,18 @@ CREATE FUNCTION pg_catalog.clock_timestamp() RETURNS timestamptz LANGUAGE sql VO
 RESET allow_system_table_mods`
 
 const (
-	// far is by how much the clock is off; near is by how much it may be, and beyond
-	// is more than that.
+	// far is how much the clock is off. near is still allowed, and beyond is not.
 	far, near, beyond = 10 * time.Minute, 110 * time.Second, 130 * time.Second
 
-	// inForceAfter is how long walhook may rely on what it has read, and how long a
-	// request may take on top.
+	// inForceAfter is how long walhook may rely on what it has read, plus the time of a
+	// request.
 	inForceAfter = time.Second + 500*time.Millisecond
 
-	skewed = "more than two minutes apart" // says walhook
+	skewed = "more than two minutes apart" // in walhook's log
 )
 
-// clockOff sets the clock wrong, both ways, and right again; and starts a walhook
-// while it is wrong.
+// clockOff sets the clock wrong in both directions, and right again. It also starts a
+// walhook while the clock is wrong.
 func clockOff(t *testing.T, s Setup) {
 	const goesOnWithin = 3 * time.Second
 	s.Role = true
@@ -67,21 +66,21 @@ func clockOff(t *testing.T, s Setup) {
 	x.finish(time.Minute, ahead, behind, started)
 }
 
-// setClock sets by how much PostgreSQL's clock is ahead of walhook's.
+// setClock sets how far PostgreSQL's clock is ahead of walhook's.
 func (x *Trial) setClock(by time.Duration) {
 	x.Helper()
 	x.exec(`UPDATE faults_clock.off SET by = $1`, by)
 }
 
-// sends waits until there is another request.
+// sends waits for another request.
 func (x *Trial) sends(what string, within time.Duration) {
 	x.Helper()
 	n := x.journal.Count()
 	x.eventually(within, "something is sent "+what, func() bool { return x.journal.Count() > n })
 }
 
-// refuses sets the clock wrong under load, and expects that nothing is sent, and that
-// walhook says why.
+// refuses sets the clock wrong under load, and expects that walhook sends nothing and says
+// why.
 func (x *Trial) refuses(p *Process, by time.Duration) {
 	x.Helper()
 	const loaded = 2 * time.Second
@@ -95,9 +94,9 @@ func (x *Trial) refuses(p *Process, by time.Duration) {
 	x.saysSo(p, said)
 }
 
-// whileOff sets the clock wrong under load, expects that nothing is sent while the
-// slot moves on, measures what walhook does when the load has ended, and sets the
-// clock right. So often the process had said before that a clock is wrong.
+// whileOff sets the clock wrong under load, and expects that walhook sends nothing while
+// the slot moves on. It ends the load, measures what walhook still does, and sets the
+// clock right. said is how often the log had reported a wrong clock before.
 func (x *Trial) whileOff(p *Process, said int, by time.Duration, endLoad func()) (figures string) {
 	x.Helper()
 	const loaded, measured = 4 * time.Second, 5 * time.Second
@@ -110,10 +109,10 @@ func (x *Trial) whileOff(p *Process, said int, by time.Duration, endLoad func())
 	endLoad()
 	x.load.Wait()
 	end := insertLSN(x.Context(), x.pool)
-	x.eventually(3*time.Second, "what nobody gets is parked and confirmed", func() bool { return x.slot().Confirmed >= end })
+	x.eventually(3*time.Second, "unsent deliveries are parked and confirmed", func() bool { return x.slot().Confirmed >= end })
 
 	cpu, rate := x.idleRates(p, measured)
-	const cpuAtMost, rateAtMost = 0.1, 100 // a few look-ups a second; the trial's own looks are among them
+	const cpuAtMost, rateAtMost = 0.1, 100 // a few look-ups a second, including the trial's own
 	x.expect(cpu <= cpuAtMost, "walhook uses %.0f%% of a CPU while it can do nothing", 100*cpu)
 	x.expect(rate <= rateAtMost, "%.0f transactions a second while nothing can be done", rate)
 	sent := x.journal.Count() - from
@@ -125,17 +124,16 @@ func (x *Trial) whileOff(p *Process, said int, by time.Duration, endLoad func())
 	return fmt.Sprintf("by %s: cpu=%.1f%% (with the load %.0f%%) transactions=%.0f/s", by, 100*cpu, 100*used.Seconds()/loaded.Seconds(), rate)
 }
 
-// saysSo expects that GET /readyz tells of the clock, and that the process's log has
-// told of it once more.
+// saysSo expects that GET /readyz and one more line of the log report the clock.
 func (x *Trial) saysSo(p *Process, said int) {
 	x.Helper()
 	status, says := p.ready(x.Context())
 	x.expect(status == http.StatusServiceUnavailable && strings.Contains(says, skewed), "readyz says %d: %s", status, says)
 	lines := p.logged(skewed) - said
-	x.expect(lines == 1, "the log of %s has told %d times of the clock", p.Name, lines)
+	x.expect(lines == 1, "the log of %s reports the clock %d times", p.Name, lines)
 }
 
-// idleRates measures walhook's share of a CPU, and how many transactions a second there are.
+// idleRates measures walhook's share of a CPU, and the transactions per second.
 func (x *Trial) idleRates(p *Process, over time.Duration) (cpu, transactions float64) {
 	x.Helper()
 	used, committed, began := x.cpu(p), x.transactions(), time.Now()

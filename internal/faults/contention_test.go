@@ -23,9 +23,9 @@ func deadlocks(t *testing.T, s Setup)      { contended(t, s, pgx.ReadCommitted) 
 func repeatableRead(t *testing.T, s Setup) { contended(t, s, pgx.RepeatableRead) }
 func serializable(t *testing.T, s Setup)   { contended(t, s, pgx.Serializable) }
 
-// contended has operators lock and change deliveries in every order, and keeps
-// walhook's role and them at an isolation level. Events of an organization whose
-// rows they leave alone must not feel it.
+// contended has operators lock and change deliveries in every order. They and walhook's
+// role have an isolation level. Events of an organization whose rows the operators leave
+// alone must not be slowed down.
 func contended(t *testing.T, s Setup, isolation pgx.TxIsoLevel) {
 	s.Role = true
 	s.Endpoints = append(threeEndpoints(), oracle.Endpoint{Org: fresh, Types: []string{"*"}})
@@ -34,15 +34,15 @@ func contended(t *testing.T, s Setup, isolation pgx.TxIsoLevel) {
 	x.exec(`ALTER SYSTEM SET deadlock_timeout = '50ms'`)
 	x.exec(`SELECT pg_reload_conf()`)
 	p := x.start()
-	x.streams(p) // what is committed before waits for the start
+	x.streams(p) // events before that would wait for the start
 	w := x.watchFresh()
 	o := newOperators(t, x, isolation)
 	x.driver.orgs = []string{"org_1"}
 	<-x.drive(Load{Rate: *rate, Duration: lasting(20 * time.Second)})
 	o.end()
 	recorded := w.end(time.Time{}, 0)
-	x.expect(o.deadlocks > 0, "there was no deadlock in %d transactions", o.transactions)
-	x.expect(isolation == pgx.ReadCommitted || o.serialization > 0, "nothing could not be serialized in %d transactions", o.transactions)
+	x.expect(o.deadlocks > 0, "no deadlock in %d transactions", o.transactions)
+	x.expect(isolation == pgx.ReadCommitted || o.serialization > 0, "no serialization failure in %d transactions", o.transactions)
 	for _, err := range o.problems[:min(1, len(o.problems))] {
 		x.expect(false, "%d of an operator's statements failed: %v", len(o.problems), err)
 	}
@@ -90,9 +90,9 @@ func newOperators(t *testing.T, x *Trial, isolation pgx.TxIsoLevel) *Operators {
 	return o
 }
 
-// transact runs one transaction, and counts what it came to.
+// transact runs one transaction, and counts how it ended.
 func (o *Operators) transact(ctx context.Context, work func(context.Context, pgx.Tx) error) {
-	const pause = 20 * time.Millisecond // between two, for walhook's turn
+	const pause = 20 * time.Millisecond // between two transactions, so that walhook gets a turn
 	err := pgx.BeginTxFunc(ctx, o.pool, pgx.TxOptions{IsoLevel: o.isolation}, func(tx pgx.Tx) error { return work(ctx, tx) })
 	time.Sleep(rand.N(pause))
 	pg, _ := errors.AsType[*pgconn.PgError](err)
@@ -110,7 +110,7 @@ func (o *Operators) transact(ctx context.Context, work func(context.Context, pgx
 	}
 }
 
-// lockSome locks deliveries of the last seconds one after the other, in random order.
+// lockSome locks recent deliveries one after the other, in random order.
 func lockSome(ctx context.Context, tx pgx.Tx) error {
 	const some = 30
 	rows, err := tx.Query(ctx, `
@@ -131,7 +131,7 @@ SELECT id FROM (SELECT id FROM webhook_deliveries WHERE organization_id = 'org_1
 	return nil
 }
 
-// changeMany changes half of the deliveries of the last seconds, and thinks about it.
+// changeMany changes half of the recent deliveries, and waits before it commits.
 func changeMany(ctx context.Context, tx pgx.Tx) error {
 	const thinks = 300 * time.Millisecond
 	_, err := tx.Exec(ctx, `
@@ -144,9 +144,8 @@ WHERE organization_id = 'org_1' AND id >= webhook_uuid_at(now() - interval '5 se
 // fresh is the organization of events whose rows nobody but walhook touches.
 const fresh = "org_fresh"
 
-// A Watch measures how long after their commit the outcomes of fresh events are
-// recorded, and how long after their request: so it sees a stall of the stream, of
-// sending and of recording.
+// A Watch measures how long after the commit, and after the request, the outcomes of fresh
+// events are recorded. So it finds a stall of the stream, of sending, and of recording.
 type Watch struct {
 	trial    *Trial
 	endpoint int
@@ -155,15 +154,15 @@ type Watch struct {
 	waiting  map[uuid.UUID]*record // deliveries
 	done     []*record
 	requests map[uuid.UUID]time.Time // the first of each delivery
-	looked   int                     // at so many of the journal's requests
+	looked   int                     // how many of the journal's requests are in requests
 	err      error
 }
 
-// A record is when a delivery's event was about to be committed, when its first
-// request came, and when its outcome was seen in its row.
+// A record is the times of a delivery: before its event's commit, at its first request,
+// and when its row was seen to have an outcome.
 type record struct{ committed, requested, recorded time.Time }
 
-// watchFresh commits fresh events until its end, and looks for their outcomes.
+// watchFresh commits fresh events until it is ended, and watches their outcomes.
 func (x *Trial) watchFresh() *Watch {
 	const perSecond, lookEvery = 20, 50 * time.Millisecond
 	w := &Watch{trial: x, seen: map[uuid.UUID]bool{}, waiting: map[uuid.UUID]*record{}, requests: map[uuid.UUID]time.Time{}}
@@ -187,9 +186,10 @@ func (x *Trial) watchFresh() *Watch {
 	return w
 }
 
-// end expects that no outcome took longer than a second after the commit, the answer
-// included. Those just after a huge transaction, where there was one, may take as much
-// longer as PostgreSQL decodes it, because it sends nothing meanwhile: but not to be recorded. It tells how long the median and the slowest took.
+// end expects that every outcome was recorded within a second of the commit. Events just
+// after a huge transaction may wait longer for their request, because PostgreSQL sends
+// nothing while it decodes that; but not for their record. end returns the median and the
+// slowest.
 func (w *Watch) end(huge time.Time, decodes time.Duration) string {
 	const stallAtMost, before = time.Second, time.Second
 	w.stop()
@@ -227,8 +227,8 @@ func (w *Watch) end(huge time.Time, decodes time.Duration) string {
 	return text
 }
 
-// look notes what was committed and requested since the last look, and takes off
-// that whose outcome has its row.
+// look notes the events and requests since the last time, and moves the recorded ones to
+// done.
 func (w *Watch) look(ctx context.Context) {
 	for _, e := range w.trial.journal.TakeOf(fresh, w.seen) {
 		w.waiting[outbox.DeliveryID(e.ID, w.trial.endpoints[w.endpoint].ID)] = &record{committed: e.Began}
@@ -261,8 +261,8 @@ SELECT d.id FROM unnest($1::uuid[]) AS r(id) CROSS JOIN LATERAL (SELECT id, atte
 	}
 }
 
-// A history is deliveries of earlier days. Their events are owed to nobody, as far
-// as the stream can tell: only the rows say otherwise.
+// A history is deliveries of earlier days. Their events are owed to nobody, so that the
+// stream brings nothing.
 const insertHistory = `
 WITH events AS (
     INSERT INTO webhook_outbox (organization_id, event_type, payload, endpoint_ids)
@@ -277,8 +277,8 @@ FROM events AS v JOIN webhook_endpoints AS e USING (organization_id)`
 const replayAll = `
 UPDATE webhook_deliveries SET status = 'pending', next_attempt_at = now() WHERE starts_with(organization_id, '` + tallied + `')`
 
-// decodesOne is what PostgreSQL may take to decode one row of a transaction, even if
-// nobody wants it: five times what it took.
+// decodesOne bounds the time in which PostgreSQL decodes one row of a transaction, even if
+// nobody subscribes to it: five times what was measured.
 const decodesOne = 5 * time.Microsecond
 
 // massReplay replays a million deliveries by one UPDATE. The endpoints answer at once.
@@ -290,7 +290,7 @@ func massReplay(t *testing.T, s Setup) {
 		x.exec(insertHistory, crowd, padding, first, min(first+perStatement, *many))
 	}
 	x.exec(`VACUUM ANALYZE webhook_outbox, webhook_deliveries`)
-	x.exec(`SELECT pg_drop_replication_slot($1)`, slotName) // or the history is streamed
+	x.exec(`SELECT pg_drop_replication_slot($1)`, slotName) // or it would stream the history
 	p := x.start()
 	x.ready()
 	x.eventually(time.Minute, "walhook has reconciled", func() bool {
@@ -306,7 +306,7 @@ func massReplay(t *testing.T, s Setup) {
 	updated := committed.Sub(began)
 	var pace []string
 	for _, percent := range []int{10, 25, 50, 75, 100} {
-		x.eventually(passWithin(), "the replayed have come", func() bool { return len(y.counts)-y.lost() >= *many/100*percent })
+		x.eventually(passWithin(), "the replayed deliveries have arrived", func() bool { return len(y.counts)-y.lost() >= *many/100*percent })
 		pace = append(pace, fmt.Sprintf("%d%%:%.1fs", percent, (time.Since(began)-updated).Seconds()))
 	}
 	recorded := w.end(committed, time.Duration(*many)*decodesOne)

@@ -14,8 +14,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// killPostgres kills all of PostgreSQL with everything that a checkpoint would have
-// saved: once minutes after the last one, and twice soon after the recovery's.
+// killPostgres kills all of PostgreSQL, so that everything since the last checkpoint has
+// to be recovered: once minutes after the last checkpoint, and twice soon after a
+// recovery.
 func killPostgres(t *testing.T, s Setup) {
 	const soon = 8 * time.Second
 	s.Durable = true
@@ -30,7 +31,7 @@ func killPostgres(t *testing.T, s Setup) {
 	x.finish(time.Minute, fmt.Sprintf("checkpoint=%s before", oldest.Round(time.Second)))
 }
 
-// sinceCheckpoint is how old the last checkpoint is.
+// sinceCheckpoint is the age of the last checkpoint.
 func (x *Trial) sinceCheckpoint() time.Duration {
 	x.Helper()
 	var seconds float64
@@ -40,8 +41,8 @@ func (x *Trial) sinceCheckpoint() time.Duration {
 	return time.Duration(seconds * float64(time.Second))
 }
 
-// immediateStops has PostgreSQL drop everything, again and again, while
-// checkpoints write the slot's older positions down.
+// immediateStops stops PostgreSQL at once, again and again, while checkpoints write down
+// older positions of the slot.
 func immediateStops(t *testing.T, s Setup) {
 	const apart, enough = 4 * time.Second, 20
 	s.Durable = true
@@ -71,7 +72,8 @@ func immediateStops(t *testing.T, s Setup) {
 	x.finish(time.Minute, fmt.Sprintf("checkpoints=%d", n))
 }
 
-// crashPostgres ends PostgreSQL under load, after each of the spans, and starts it at once.
+// crashPostgres crashes PostgreSQL under load after each of the spans, and starts it at
+// once.
 func crashPostgres(x *Trial, spans []time.Duration, crash func() error) {
 	x.Helper()
 	const backAtMost, after = 5 * time.Second, 5 * time.Second
@@ -102,7 +104,8 @@ func crashPostgres(x *Trial, spans []time.Duration, crash func() error) {
 	x.setup.Report.add("reconnect=%s", slowest.Round(time.Millisecond))
 }
 
-// postgresDown stops PostgreSQL for long: walhook waits, and does not grow.
+// postgresDown stops PostgreSQL for a long time: walhook waits, and its memory must not
+// grow.
 func postgresDown(t *testing.T, s Setup) {
 	const before, growsAtMost, backAtMost, drainedAtMost = 5 * time.Second, 32 << 20, 5 * time.Second, time.Minute
 	downFor := lasting(3 * time.Minute)
@@ -116,7 +119,7 @@ func postgresDown(t *testing.T, s Setup) {
 	if err := x.server.Stop("fast"); err != nil {
 		t.Fatal(err)
 	}
-	<-time.After(before) // what was under way has ended
+	<-time.After(before) // until attempts under way have ended
 	was, most := x.resident(p), int64(0)
 	for range int(downFor / time.Second) {
 		<-time.After(time.Second)
@@ -141,7 +144,7 @@ func postgresDown(t *testing.T, s Setup) {
 	x.finish(time.Minute, fmt.Sprintf("down=%s memory=%d..%dMiB reconnect=%s drained=%.1fs", downFor+before, was>>20, most>>20, back.Round(time.Millisecond), drained.Seconds()))
 }
 
-// stopPostgresWhileHanging wants a fast shutdown not to wait for walhook.
+// stopPostgresWhileHanging expects that a fast shutdown does not wait for walhook.
 func stopPostgresWhileHanging(t *testing.T, s Setup) {
 	const downFor, stopAtMost = 2 * time.Second, 10 * time.Second
 	hangingFor := either(6*time.Second, 3*time.Second)
@@ -171,8 +174,8 @@ func stopPostgresWhileHanging(t *testing.T, s Setup) {
 	x.finish(2*time.Minute, fmt.Sprintf("stop=%s", took.Round(time.Millisecond)))
 }
 
-// lockedDeliveries keeps walhook from writing, and in the end from reading, for longer
-// than any timeout of the stream: the server's, and the one of walhook's session.
+// lockedDeliveries keeps walhook from writing, and in the end from reading, for longer than
+// the stream's timeouts: the server's, and that of walhook's session.
 func lockedDeliveries(t *testing.T, s Setup) {
 	const before = 3 * time.Second
 	lockedFor := either(time.Minute, 14*time.Second) // the session's wal_sender_timeout is 10 s
@@ -203,8 +206,8 @@ func lockedDeliveries(t *testing.T, s Setup) {
 	x.finish(time.Minute, "the same walsender")
 }
 
-// confirmsNothing looks, for a time, whether what is confirmed has its rows, with
-// the eyes of the transaction that has locked them: the monitor's would have to wait.
+// confirmsNothing checks for a while that everything confirmed has its rows. It does so in
+// the transaction that has locked them, because the monitor would have to wait.
 func (x *Trial) confirmsNothing(locking pgx.Tx, lasts time.Duration) {
 	x.Helper()
 	confirmed, rowless := 0, 0

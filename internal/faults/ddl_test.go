@@ -10,9 +10,9 @@ import (
 	"github.com/walhook/walhook/internal/oracle"
 )
 
-// columns adds, renames and drops a column of the application's own in the
-// outbox, and moves today's partitions out and in, under load: nothing is lost,
-// and nothing even noticed.
+// columns adds, renames and drops a column of the application's own in the outbox, and
+// detaches and attaches today's partitions, under load: nothing is lost, and walhook stays
+// ready.
 func columns(t *testing.T, s Setup) {
 	const apart = 2 * time.Second
 	x := newTrial(t, s)
@@ -48,7 +48,7 @@ const selectToday = `
 SELECT c.oid::regclass::text, pg_get_expr(c.relpartbound, c.oid) FROM pg_class c
 WHERE c.oid = (SELECT tableoid FROM %s ORDER BY id DESC LIMIT 1)`
 
-// reattach detaches the partition that rows go to now, and attaches it again.
+// reattach detaches today's partition of a table and attaches it again.
 func (x *Trial) reattach(table string) {
 	x.Helper()
 	err := pgx.BeginFunc(x.Context(), x.pool, func(tx pgx.Tx) error {
@@ -68,18 +68,18 @@ func (x *Trial) reattach(table string) {
 	}
 }
 
-// renamedColumn renames a column that walhook needs: the application's
-// transactions fail.
+// renamedColumn renames a column that walhook needs. The application's transactions fail
+// meanwhile.
 func renamedColumn(t *testing.T, s Setup) {
 	blinded(t, s, `ALTER TABLE webhook_outbox RENAME COLUMN created_at TO made_at`, `ALTER TABLE webhook_outbox RENAME COLUMN made_at TO created_at`)
 }
 
-// rewritten inserts all of the outbox anew, under the same ids: the stream brings
-// old events once more, and none is sent again.
+// rewritten deletes and reinserts the whole outbox: the stream brings old events again,
+// and none is sent again.
 func rewritten(t *testing.T, s Setup) {
 	const before = 3 * time.Second
 	x := newTrial(t, s)
-	x.driver.age = 2 * time.Minute // younger ones are not looked up when they come
+	x.driver.age = 2 * time.Minute // younger events are not looked up when they are streamed
 	p := x.start()
 	x.ready()
 	stop := x.driveOn(Load{Rate: *rate})
@@ -113,8 +113,8 @@ func rewritten(t *testing.T, s Setup) {
 	x.finish(time.Minute, fmt.Sprintf("rewritten=%d", rewrote))
 }
 
-// truncated empties the outbox while deliveries wait: they can never be sent, and
-// end; what is committed afterwards is delivered as ever.
+// truncated truncates the outbox while deliveries wait. These are cancelled; later events
+// are delivered.
 func truncated(t *testing.T, s Setup) {
 	const before = 4 * time.Second
 	x := newTrial(t, s)

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// roleDefaults are settings that somebody has made for people, or for another program.
+// roleDefaults are settings that somebody has set on the role for other purposes.
 var roleDefaults = []string{
 	"client_encoding = 'LATIN1'", "standard_conforming_strings = off", "statement_timeout = '1ms'", "lock_timeout = '1ms'",
 	"idle_in_transaction_session_timeout = '1ms'", "idle_session_timeout = '1s'", "default_transaction_isolation = 'serializable'",
@@ -19,15 +19,15 @@ var roleDefaults = []string{
 	"jit = on", "jit_above_cost = 0", "search_path = nowhere, public", "plpgsql.extra_errors = 'all'", "synchronous_commit = off",
 }
 
-// databaseDefaults are the same of an application, for its own sessions.
+// databaseDefaults are settings that an application has set on the database for itself.
 var databaseDefaults = []string{
 	"standard_conforming_strings = off", "DateStyle = 'SQL, DMY'", "IntervalStyle = 'sql_standard'", "TimeZone = 'Asia/Kathmandu'",
 	"extra_float_digits = -15", "bytea_output = 'escape'", "default_transaction_isolation = 'repeatable read'", "array_nulls = off",
 	"transform_null_equals = on", "plpgsql.extra_errors = 'all'", "quote_all_identifiers = on",
 }
 
-// defaults lets walhook live with what others have set for sessions, and with a table
-// whose rows are hidden from its owner for a while: what it cannot see is an error.
+// defaults runs walhook with such settings, and hides each table's rows for a while, even
+// from the owner: walhook must treat that as an error, and not as an empty table.
 func defaults(t *testing.T, s Setup) {
 	const hiddenFor, across = 4 * time.Second, 6 * time.Second
 	s.Role = true
@@ -38,7 +38,7 @@ func defaults(t *testing.T, s Setup) {
 	for _, setting := range databaseDefaults {
 		x.exec(`ALTER DATABASE postgres SET ` + setting)
 	}
-	x.pool.Reset() // the application has them too
+	x.pool.Reset() // so that the application has the settings too
 	p := x.start()
 	x.ready()
 	stop := x.driveOn(Load{Rate: *rate, Mixed: true})
@@ -63,7 +63,7 @@ func defaults(t *testing.T, s Setup) {
 	x.finish(time.Minute, fmt.Sprintf("settings=%d", len(roleDefaults)+len(databaseDefaults)))
 }
 
-// look reads one value.
+// look queries one value.
 func (x *Trial) look(sql string, into any) {
 	x.Helper()
 	if err := x.pool.QueryRow(x.Context(), sql).Scan(into); err != nil {
@@ -71,9 +71,9 @@ func (x *Trial) look(sql string, into any) {
 	}
 }
 
-// passwordRotated changes the password of walhook's role under load and ends its
-// sessions, and writes the new one only later to where walhook reads it: to the file of
-// the connection string, to the password file. Last it is the other way around.
+// passwordRotated changes the password of walhook's role under load and ends its sessions.
+// Only later does the new password reach walhook, by the file with the connection string
+// or by the password file. The last time it reaches walhook first.
 func passwordRotated(t *testing.T, s Setup) {
 	const across, unknownFor, backAtMost = 4 * time.Second, 4 * time.Second, 10 * time.Second
 	s.Role = true
@@ -100,7 +100,7 @@ func passwordRotated(t *testing.T, s Setup) {
 		x.Helper()
 		<-time.After(across)
 		before()
-		over := x.crash(p) // sessions end between an answer and its record
+		over := x.crash(p) // sessions may end between an answer and its record
 		x.exec(`ALTER ROLE ` + roleName + ` PASSWORD '` + password + `'`)
 		x.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '` + roleName + `'`)
 		<-time.After(unknownFor)
@@ -113,15 +113,15 @@ func passwordRotated(t *testing.T, s Setup) {
 	}
 	nothing := func() {}
 	rotate("second", nothing, func() { write(inURL, urlWith("second")) })
-	x.expect(p.logged("password authentication failed") > 0, "nobody has said that the password is wrong")
-	rotate("third", nothing, func() { // away from the string, into the password file
+	x.expect(p.logged("password authentication failed") > 0, "the log does not say that the password is wrong")
+	rotate("third", nothing, func() { // from the string into the password file
 		write(passFile, "*:*:*:"+roleName+":third\n")
 		write(inURL, x.walhookURL("walhook-1")+"&passfile="+url.QueryEscape(passFile))
 	})
 	rotate("fourth", nothing, func() { write(passFile, "*:*:*:"+roleName+":fourth\n") })
 	rotate("fifth", func() { write(passFile, "*:*:*:"+roleName+":fifth\n") }, nothing)
 	stop()
-	x.expect(slowest <= backAtMost, "what was committed meanwhile was delivered %s after the password was there", slowest)
+	x.expect(slowest <= backAtMost, "caught up %s after the new password was in place", slowest)
 	x.expect(p.Running(), "%s has ended by itself: %v", p.Name, p.Err)
 	x.finish(time.Minute, fmt.Sprintf("back=%s", slowest.Round(time.Millisecond)))
 	charged := 0
@@ -131,7 +131,7 @@ func passwordRotated(t *testing.T, s Setup) {
 	}
 }
 
-// wantPassword has PostgreSQL ask walhook's role for a password.
+// wantPassword makes PostgreSQL ask walhook's role for a password.
 func (x *Trial) wantPassword(password string) {
 	x.Helper()
 	x.exec(`ALTER ROLE ` + roleName + ` PASSWORD '` + password + `'`)

@@ -14,12 +14,12 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// unechoedFor is longer than walhook goes without telling PostgreSQL what it confirms.
+// unechoedFor is longer than walhook's interval of confirmations.
 const unechoedFor = 6 * time.Second
 
-// unechoedOutcome has a standby that must have everything first fall behind: the
-// stream waits for it, and so does the echo of what is recorded meanwhile. Until
-// then nothing may be confirmed by it, or a failover loses it.
+// unechoedOutcome has a standby fall behind that must have everything first. The stream
+// waits for it, and so do the echoes of new records. Until these come, the records must
+// not count as durable, or a failover loses them.
 func unechoedOutcome(t *testing.T, s Setup) {
 	const standby = "behind"
 	x := newTrial(t, s)
@@ -29,7 +29,7 @@ func unechoedOutcome(t *testing.T, s Setup) {
 	x.exec(`SELECT pg_create_physical_replication_slot($1, true)`, standby)
 	release := x.receiveOnly()
 	x.set("synchronized_standby_slots", standby)
-	<-time.After(time.Second) // the walsender reads the setting, and sends what it has
+	<-time.After(time.Second) // until the walsender has read the setting, and sent what it had
 	stood := x.slot().Confirmed
 	release()
 	<-time.After(unechoedFor)
@@ -39,9 +39,9 @@ func unechoedOutcome(t *testing.T, s Setup) {
 	x.finish(time.Minute, fmt.Sprintf("stood=%s", stood))
 }
 
-// failoverBehind loses the primary when its standby has the event, and not what
-// was recorded of it. The standby's slot has to bring the event again: what it is
-// beyond must have its rows there.
+// failoverBehind loses the primary when the standby has an event but not its row. The
+// standby's slot must bring the event again: everything before the slot's position must
+// have its rows there.
 func failoverBehind(t *testing.T, s Setup) {
 	s.Local = true
 	s.Standby = map[string]string{"primary_slot_name": standbyName, "hot_standby_feedback": "on"}
@@ -56,7 +56,7 @@ func failoverBehind(t *testing.T, s Setup) {
 	}
 	t.Cleanup(standby.Close)
 	x.eventually(time.Minute, "the standby has synchronized the slot", func() bool {
-		x.exec(`SELECT pg_log_standby_snapshot()`) // what makes walhook's slot as young as the standby's
+		x.exec(`SELECT pg_log_standby_snapshot()`) // brings walhook's slot level with the standby's
 		x.synchronize(standby)
 		return x.slotIsSynchronized()
 	})
@@ -99,8 +99,8 @@ func (x *Trial) needsStandbySlots() {
 	}
 }
 
-// receiveOnly has walhook receive an event that it cannot record. Then it returns
-// what lets it, and waits until it has.
+// receiveOnly makes walhook receive an event that it cannot record. It returns a function
+// that lets it, and waits for the record.
 func (x *Trial) receiveOnly() (record func()) {
 	x.Helper()
 	tx, err := x.pool.Begin(x.Context())
@@ -108,7 +108,7 @@ func (x *Trial) receiveOnly() (record func()) {
 		x.Fatal(err)
 	}
 	x.Cleanup(func() { _ = tx.Rollback(context.WithoutCancel(x.Context())) })
-	if _, err := tx.Exec(x.Context(), `LOCK TABLE webhook_deliveries IN EXCLUSIVE MODE`); err != nil { // reading goes on, and standbys are not told
+	if _, err := tx.Exec(x.Context(), `LOCK TABLE webhook_deliveries IN EXCLUSIVE MODE`); err != nil { // this mode allows reading, and is not replicated
 		x.Fatal(err)
 	}
 	x.insertOnce(1)
@@ -127,7 +127,7 @@ func (x *Trial) receiveOnly() (record func()) {
 	}
 }
 
-// cutOffStandby has the standby get nothing more, though the primary answers what it asks.
+// cutOffStandby stops the replication to the standby, which can still query the primary.
 func (x *Trial) cutOffStandby() {
 	x.Helper()
 	var pid int
@@ -139,7 +139,7 @@ func (x *Trial) cutOffStandby() {
 	}
 }
 
-// synchronize has a standby copy the primary's slots, once.
+// synchronize makes a standby copy the primary's slots once.
 func (x *Trial) synchronize(standby *pgxpool.Pool) {
 	x.Helper()
 	if _, err := standby.Exec(x.Context(), `SELECT pg_sync_replication_slots()`); err != nil {

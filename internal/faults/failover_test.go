@@ -14,14 +14,14 @@ import (
 // failoverWithoutSlot loses the primary, and walhook's slot with it.
 func failoverWithoutSlot(t *testing.T, s Setup) { failover(t, s, false) }
 
-// failoverWithSlot loses the primary; the standby has synchronized walhook's slot.
+// failoverWithSlot loses the primary, but the standby has synchronized walhook's slot.
 func failoverWithSlot(t *testing.T, s Setup) {
 	failover(t, s, true)
 }
 
-// failover kills the primary under load and promotes the standby. The
-// application's commits wait for the standby, so that nothing it knows to be
-// committed is lost; walhook's own do not.
+// failover kills the primary under load and promotes the standby. The application's
+// commits wait for the standby, so that none it knows of is lost. walhook's commits do
+// not.
 func failover(t *testing.T, s Setup, synced bool) {
 	const before, hangingFor, headless, backAtMost, resyncAtMost = 4 * time.Second, 2 * time.Second, lookWithin + time.Second, 5 * time.Second, 30 * time.Second
 	s.Local = true
@@ -81,7 +81,7 @@ func failover(t *testing.T, s Setup, synced bool) {
 	x.finish(time.Minute, fmt.Sprintf("pending=%d reconnect=%s resync=%s undone=%d", pending, back.Round(time.Millisecond), took.Round(time.Millisecond), undone))
 }
 
-// pendingOnStandby counts the pending rows that are all a promoted standby would know of.
+// pendingOnStandby counts the pending rows on the standby.
 func (x *Trial) pendingOnStandby() (n int) {
 	x.Helper()
 	conn, err := pgx.Connect(x.Context(), x.standby.URL())
@@ -95,7 +95,7 @@ func (x *Trial) pendingOnStandby() (n int) {
 	return n
 }
 
-// goneWith marks events of a fate that the database went on without.
+// goneWith marks the events of these fates that the database has lost.
 func (x *Trial) goneWith(fates ...oracle.Fate) int {
 	x.Helper()
 	var e oracle.Evidence
@@ -105,14 +105,14 @@ func (x *Trial) goneWith(fates ...oracle.Fate) int {
 	return x.journal.Undo(e.Outbox, fates...)
 }
 
-// set changes a setting of the server that takes no restart.
+// set changes a setting of the server that needs no restart.
 func (x *Trial) set(name, value string) {
 	x.Helper()
 	x.exec(fmt.Sprintf(`ALTER SYSTEM SET %s = '%s'`, name, value))
 	x.exec(`SELECT pg_reload_conf()`)
 }
 
-// slotIsSynchronized says whether the standby has walhook's slot, for good.
+// slotIsSynchronized reports whether the standby has a permanent copy of walhook's slot.
 func (x *Trial) slotIsSynchronized() bool {
 	x.Helper()
 	conn, err := pgx.Connect(x.Context(), x.standby.URL())

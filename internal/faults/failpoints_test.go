@@ -18,17 +18,17 @@ const (
 	// nothing else is under way.
 	fewEvents = 1
 
-	// manyEvents is a transaction that comes in many pieces and is recorded in many
-	// batches, so that a death leaves it recorded in part.
+	// manyEvents is a transaction that is received and recorded in many pieces, so that a
+	// death leaves it recorded in part.
 	manyEvents = 2000
 
-	// aPart of its deliveries is recorded when a death comes in the middle.
+	// aPart of its deliveries is recorded before a death in the middle.
 	aPart = 400
 )
 
-// failpoints has walhook die at moments that a kill by the clock hits once in a
-// thousand times, with nothing under way but one transaction. What has its
-// outcome by then is never sent again.
+// failpoints makes walhook die at moments that a kill by the clock hits once in a thousand
+// times, while a single transaction is under way. A delivery that has its outcome by then
+// must never be sent again.
 func failpoints(t *testing.T, s Setup) {
 	s.Binary = breakable(t)
 	x := newTrial(t, s)
@@ -43,7 +43,7 @@ func failpoints(t *testing.T, s Setup) {
 	}
 	if s.ParkAfter > 0 {
 		figures = append(figures, x.dieInTheMiddle(failpoint.Recorded), x.dieInTheMiddle(failpoint.Echoed))
-	} else { // new rows are there long before the first outcome, and no outcome is a new row
+	} else { // every row is inserted long before its outcome, as pending
 		figures = append(figures, x.dieAt(failpoint.Recorded, manyEvents), x.dieAt(failpoint.Echoed, manyEvents), x.dieInTheMiddle(failpoint.Updated))
 	}
 	x.start()
@@ -51,7 +51,7 @@ func failpoints(t *testing.T, s Setup) {
 	x.finish(time.Minute, figures...)
 }
 
-// dieAt has a walhook die when it first gets to a point, and the next one go on.
+// dieAt makes a walhook die when it first reaches a point, and starts the next one.
 func (x *Trial) dieAt(point failpoint.Point, events int) string {
 	x.Helper()
 	p, arm := x.startDying(point)
@@ -62,7 +62,7 @@ func (x *Trial) dieAt(point failpoint.Point, events int) string {
 	return x.goesOn(d)
 }
 
-// dieInTheMiddle has a walhook die when a part of a transaction is recorded.
+// dieInTheMiddle makes a walhook die when a part of a transaction is recorded.
 func (x *Trial) dieInTheMiddle(point failpoint.Point) string {
 	x.Helper()
 	p, arm := x.startDying(point)
@@ -74,14 +74,14 @@ func (x *Trial) dieInTheMiddle(point failpoint.Point) string {
 	return x.goesOn(d)
 }
 
-// recordsAPart waits until a part of the transaction under way is recorded.
+// recordsAPart waits until a part of the transaction is recorded.
 func (x *Trial) recordsAPart(d death) {
 	x.Helper()
 	x.eventually(10*time.Second, "a part of it is recorded", func() bool { return len(x.succeeded()) > d.recorded+aPart })
 }
 
-// dieAtParkedOutcome has a walhook die when it has recorded the outcome of a
-// delivery that was parked before.
+// dieAtParkedOutcome makes a walhook die when it has recorded the outcome of a delivery
+// that was parked before.
 func (x *Trial) dieAtParkedOutcome() string {
 	x.Helper()
 	p, arm := x.startDying(failpoint.Updated)
@@ -93,7 +93,7 @@ func (x *Trial) dieAtParkedOutcome() string {
 	return x.goesOn(d)
 }
 
-// dieWhileParking has an endpoint hang, so that what is owed to it is parked.
+// dieWhileParking makes an endpoint hang, so that its deliveries are parked.
 func (x *Trial) dieWhileParking() string {
 	x.Helper()
 	p, arm := x.startDying(failpoint.Parking)
@@ -106,8 +106,8 @@ func (x *Trial) dieWhileParking() string {
 	return x.goesOn(d)
 }
 
-// dieInTakeover has a standby die when it has claimed the slot, in the middle of
-// a transaction that was recorded in part.
+// dieInTakeover makes a standby die when it has claimed the slot, in the middle of a
+// transaction that was recorded in part.
 func (x *Trial) dieInTakeover() string {
 	x.Helper()
 	active := x.start()
@@ -127,7 +127,7 @@ func (x *Trial) dieInTakeover() string {
 	return x.goesOn(d)
 }
 
-// A death is how things stood before it.
+// A death is the state before it.
 type death struct {
 	point    failpoint.Point
 	requests int
@@ -140,7 +140,7 @@ func (x *Trial) expectDeath(point failpoint.Point) death {
 	return death{point: point, requests: x.journal.Count(), recorded: len(x.succeeded()), rows: x.rows()}
 }
 
-// startDying starts a walhook that will die at a point, but not before it is armed.
+// startDying starts a walhook that dies at a point once it is armed.
 func (x *Trial) startDying(point failpoint.Point) (p *Process, arm func()) {
 	x.Helper()
 	file := filepath.Join(x.folder, fmt.Sprintf("armed-%d", len(x.crashes)))
@@ -154,23 +154,24 @@ func (x *Trial) startDying(point failpoint.Point) (p *Process, arm func()) {
 	}
 }
 
-// streams waits until a process has claimed the slot, and has nothing left to do: its
-// claim's own echo has come too, since what is confirmed is behind it.
+// streams waits until a process has claimed the slot and has nothing left to do. Its
+// claim's own echo has come too, because the confirmed position is beyond it.
 func (x *Trial) streams(p *Process) {
 	x.Helper()
 	x.holds(p, 20*time.Second)
 	x.claims(p, 20*time.Second)
-	x.drain(30 * time.Second) // what was parked with a lease comes when that ends
+	x.drain(30 * time.Second) // longer than a lease: parked deliveries wait for its end
 }
 
-// claims waits until nobody but a process may write: it holds the slot a moment before.
+// claims waits until a process has claimed the slot: it holds the slot a moment before
+// that, and only then may nobody else write.
 func (x *Trial) claims(p *Process, within time.Duration) {
 	x.Helper()
 	x.eventually(within, p.Name+" has claimed the slot", func() bool { return p.logged("claimed the slot") > 0 })
 }
 
-// insertOnce commits events in one transaction: of a type that only the first
-// endpoint wants where it is one, of any where there are more.
+// insertOnce commits events in one transaction: a single one is of a type that only the
+// first endpoint wants, several are of any type.
 func (x *Trial) insertOnce(n int) {
 	x.Helper()
 	events := x.driver.newEvents(n)
@@ -182,8 +183,8 @@ func (x *Trial) insertOnce(n int) {
 	}
 }
 
-// dies waits for the end of a process whose crash has begun, and for that of its transactions: PostgreSQL streams
-// a commit before others can see it.
+// dies waits for the end of a process whose crash was noted, and of its transactions:
+// PostgreSQL streams a commit before others can see it.
 func (x *Trial) dies(p *Process, point failpoint.Point) {
 	x.Helper()
 	x.eventually(20*time.Second, p.Name+" dies at "+string(point), func() bool { return !p.Running() })
@@ -195,8 +196,8 @@ func (x *Trial) dies(p *Process, point failpoint.Point) {
 	})
 }
 
-// goesOn lets a walhook finish what another has begun, and judges what came twice:
-// what had been sent and has no outcome comes once more, and nothing else.
+// goesOn lets a walhook finish the work of another, and judges what was sent twice: the
+// deliveries that had been sent and had no outcome, and no others.
 func (x *Trial) goesOn(d death) string {
 	x.Helper()
 	succeeded := x.succeeded()
@@ -204,7 +205,7 @@ func (x *Trial) goesOn(d death) string {
 	switch d.point {
 	case failpoint.Updated, failpoint.TakeOver:
 		x.expect(recorded > 0, "at %s nothing had its outcome", d.point)
-	case failpoint.Recorded, failpoint.Echoed: // a new row is an outcome, or where everything is parked says so
+	case failpoint.Recorded, failpoint.Echoed: // a new row has an outcome, unless everything is parked first
 		x.expect(rows > 0 && (recorded > 0 || x.setup.ParkAfter == 0), "at %s %d deliveries had their rows, and %d their outcome", d.point, rows, recorded)
 	}
 	next := x.start()
@@ -229,7 +230,7 @@ func (x *Trial) goesOn(d death) string {
 	return fmt.Sprintf("%s: sent=%d of %d recorded=%d of %d rows twice=%d", d.point, len(before), len(seen), recorded, rows, twice)
 }
 
-// rows counts the deliveries that have one.
+// rows counts the deliveries that have a row.
 func (x *Trial) rows() (n int) {
 	x.Helper()
 	if err := x.pool.QueryRow(x.Context(), `SELECT count(*) FROM webhook_deliveries`).Scan(&n); err != nil {
@@ -238,7 +239,7 @@ func (x *Trial) rows() (n int) {
 	return n
 }
 
-// succeeded are the deliveries whose row is a success.
+// succeeded returns the deliveries whose row is a success.
 func (x *Trial) succeeded() map[uuid.UUID]bool {
 	x.Helper()
 	rows, err := x.pool.Query(x.Context(), `SELECT id FROM webhook_deliveries WHERE status = 'success'`)

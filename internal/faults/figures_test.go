@@ -8,7 +8,7 @@ import (
 
 const figuresPage = "../../docs/faults.md"
 
-// named are the scenarios, as reports name them.
+// named returns the scenarios as reports.
 func named() []Report {
 	all := make([]Report, len(scenarios))
 	for i, s := range scenarios {
@@ -17,8 +17,8 @@ func named() []Report {
 	return all
 }
 
-// The page is what the suite would write: it has a row for each scenario, and none that
-// somebody has edited.
+// The page is as the suite writes it: it has a row for each scenario, and nobody has
+// edited it.
 func TestPageOfFigures(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile(figuresPage)
@@ -37,7 +37,7 @@ func TestPageOfFigures(t *testing.T) {
 	}
 }
 
-// line is one of lines, or "" beyond their end.
+// line returns the i-th line; "" beyond the end.
 func line(lines []string, i int) string {
 	if i < len(lines) {
 		return lines[i]
@@ -45,7 +45,7 @@ func line(lines []string, i int) string {
 	return ""
 }
 
-// Every scenario is in the table of faults, with what has to hold.
+// Every scenario is in the table of faults.
 func TestGuaranteesNameTheScenarios(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("../../docs/guarantees.md")

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// rollingRestart replaces walhook by a new one that stands by already: the last
-// time while an endpoint hangs, whose requests are waited for.
+// rollingRestart replaces walhook by one that already stands by; the last time while an
+// endpoint hangs, so that the stop waits for its requests.
 func rollingRestart(t *testing.T, s Setup) {
 	const apart, gapAtMost, hangingFor = 3 * time.Second, 2 * time.Second, time.Second
 	restarts := either(6, 3)
@@ -32,7 +32,7 @@ func rollingRestart(t *testing.T, s Setup) {
 	release := x.receiver.hang(0)
 	<-time.After(hangingFor)
 	_, hanging := x.handOver(p)
-	x.expect(hanging >= time.Second, "it stopped within %s: no request was waited for", hanging)
+	x.expect(hanging >= time.Second, "it stopped within %s, and did not wait for the requests", hanging)
 	release()
 	<-ticker.C
 	stop()
@@ -40,7 +40,7 @@ func rollingRestart(t *testing.T, s Setup) {
 		hanging.Round(time.Millisecond)))
 }
 
-// handOver stops a process when the next one stands by, and says how long that took.
+// handOver stops a process when the next one stands by, and returns how long that took.
 func (x *Trial) handOver(p *Process) (next *Process, took time.Duration) {
 	x.Helper()
 	next = x.start()
@@ -51,7 +51,7 @@ func (x *Trial) handOver(p *Process) (next *Process, took time.Duration) {
 	return next, took
 }
 
-// standingBy waits until a process waits for the slot.
+// standingBy waits until a process stands by.
 func (x *Trial) standingBy(p *Process) {
 	x.Helper()
 	x.eventually(20*time.Second, p.Name+" stands by", func() bool {
@@ -61,7 +61,7 @@ func (x *Trial) standingBy(p *Process) {
 	})
 }
 
-// holds waits until a process streams from the slot.
+// holds waits until a process holds the slot.
 func (x *Trial) holds(p *Process, within time.Duration) {
 	x.Helper()
 	x.eventually(within, p.Name+" holds the slot", func() bool {
@@ -72,7 +72,7 @@ func (x *Trial) holds(p *Process, within time.Duration) {
 	})
 }
 
-// longestGap is how long nothing was received between the first and the last request.
+// longestGap is the longest time between two requests.
 func longestGap(x *Trial) (gap time.Duration) {
 	_, requests := x.journal.Copy()
 	for i := 1; i < len(requests); i++ {
@@ -109,7 +109,8 @@ func takeover(t *testing.T, s Setup) {
 	x.finish(time.Minute, fmt.Sprintf("takeover=%s", slowest.Round(time.Millisecond)))
 }
 
-// firstRequest waits for a process's first request, and says how long after began it came.
+// firstRequest waits for a process's first request, and returns how long after began it
+// came.
 func (x *Trial) firstRequest(p *Process, began time.Time, within time.Duration) (took time.Duration) {
 	x.Helper()
 	from := x.journal.Count()
@@ -126,7 +127,7 @@ func (x *Trial) firstRequest(p *Process, began time.Time, within time.Duration) 
 	return took
 }
 
-// watchWrites notes who writes into the other tables of walhook's, too.
+// watchWrites makes the database note who writes into walhook's other tables.
 func (x *Trial) watchWrites() {
 	x.Helper()
 	for _, table := range []string{"webhook_state", "webhook_outbox", "webhook_endpoints"} {
@@ -137,7 +138,7 @@ func (x *Trial) watchWrites() {
 	}
 }
 
-// writtenBy counts the rows that a process has written.
+// writtenBy counts the rows written by a process.
 func (x *Trial) writtenBy(p *Process) (rows int) {
 	x.Helper()
 	if err := x.pool.QueryRow(x.Context(), `SELECT coalesce(sum(rows), 0) FROM faults_writes WHERE application = $1`, p.Name).Scan(&rows); err != nil {
@@ -146,7 +147,7 @@ func (x *Trial) writtenBy(p *Process) (rows int) {
 	return rows
 }
 
-// freeze halts the active one of two, and lets it go on after the other has taken over.
+// freeze freezes the active one of two, and thaws it after the other has taken over.
 func freeze(t *testing.T, s Setup) {
 	const frozenFor, afterwards, atMost = time.Minute, 8 * time.Second, 15 * time.Second
 	x := newTrial(t, s)
@@ -166,7 +167,7 @@ func freeze(t *testing.T, s Setup) {
 	x.expect(took <= atMost, "took over after %s", took)
 	<-thaw
 	before, from := x.writtenBy(zombie), x.journal.Count()
-	x.expect(before > 0, "what the zombie writes is not seen")
+	x.expect(before > 0, "writes are not noted")
 	if err := zombie.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}

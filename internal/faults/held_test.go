@@ -14,24 +14,24 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// moved is what the log says of a slot that is not where it was left.
+// moved is in the log if somebody else has moved the slot.
 const moved = "the replication slot is beyond everything that is known to be recorded"
 
-// advanceSlot moves the slot to the end of the WAL, and remakeSlot drops it and makes
-// it again, as our own messages say: by somebody else, while nobody streams.
+// advanceSlot moves the slot to the end of the WAL. remakeSlot drops and recreates it, as
+// our own messages advise. Both work while nobody streams.
 const (
 	advanceSlot = `SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())`
 	remakeSlot  = `SELECT pg_create_logical_replication_slot($1, 'pgoutput') FROM (SELECT pg_drop_replication_slot($1)) dropped`
 )
 
-// advancedSlot and remadeSlot have somebody else move the slot under load: in the
-// moment in which walhook's connection is lost, and while it is stopped.
+// advancedSlot and remadeSlot move the slot under load: at the moment in which walhook
+// loses its connection, and while walhook is stopped.
 func advancedSlot(t *testing.T, s Setup) { movedSlot(t, s, advanceSlot) }
 func remadeSlot(t *testing.T, s Setup)   { movedSlot(t, s, remakeSlot) }
 
 func movedSlot(t *testing.T, s Setup, move string) {
 	const before, atMost, without = 3 * time.Second, 30 * time.Second, time.Second
-	s.Env = append(s.Env, "WALHOOK_AUTO_INIT=false") // or walhook itself makes the slot first
+	s.Env = append(s.Env, "WALHOOK_AUTO_INIT=false") // or walhook itself might recreate the slot first
 	x := newTrial(t, s)
 	p := x.start()
 	x.ready()
@@ -50,8 +50,8 @@ func movedSlot(t *testing.T, s Setup, move string) {
 	})
 	over()
 	running := x.resynchronised(time.Now(), atMost)
-	said := p.logged(moved) + p.logged("slot "+slotName+" does not exist") // whoever comes in between finds none
-	x.expect(said == 1, "it was said %d times that the slot was moved", said)
+	said := p.logged(moved) + p.logged("slot "+slotName+" does not exist") // walhook may connect between drop and create
+	x.expect(said == 1, "the log says %d times that the slot was moved", said)
 	<-time.After(before)
 
 	x.monitor.pause(true)
@@ -63,13 +63,13 @@ func movedSlot(t *testing.T, s Setup, move string) {
 	p = x.start()
 	x.ready()
 	stopped := x.resynchronised(time.Now(), atMost)
-	x.expect(p.logged(moved) == 1, "after a start it was said %d times that the slot was moved", p.logged(moved))
+	x.expect(p.logged(moved) == 1, "after a start the log says %d times that the slot was moved", p.logged(moved))
 	<-time.After(before)
 	stop()
 	x.finish(time.Minute, fmt.Sprintf("resync=%s, %s", running.Round(time.Millisecond), stopped.Round(time.Millisecond)))
 }
 
-// replayed is how many deliveries are replayed while a former holder stands by.
+// replayed is the number of deliveries that are replayed while a former holder stands by.
 const replayed = 2000
 
 // cutHolder cuts the replication connection of the active one of two for a while.
@@ -87,7 +87,7 @@ func cutHolder(t *testing.T, s Setup) {
 	})
 }
 
-// frozenHolder freezes it.
+// frozenHolder freezes the active one.
 func frozenHolder(t *testing.T, s Setup) {
 	const frozenFor, atMost = 10 * time.Second, 20 * time.Second
 	formerHolder(t, s, &Line{t: t}, func(x *Trial, former, standby *Process) {
@@ -103,8 +103,8 @@ func frozenHolder(t *testing.T, s Setup) {
 	})
 }
 
-// formerHolder takes the slot from the active one of two, has two thousand
-// deliveries replayed while that stands by, and kills the other.
+// formerHolder takes the slot from the active one of two, replays two thousand deliveries
+// while that one stands by, and kills the other.
 func formerHolder(t *testing.T, s Setup, line *Line, lose func(x *Trial, former, standby *Process)) {
 	const takeover = 5 * time.Second
 	x := newTrial(t, s)
@@ -152,7 +152,7 @@ func formerHolder(t *testing.T, s Setup, line *Line, lose func(x *Trial, former,
 	x.finish(time.Minute, fmt.Sprintf("survived=%t takeover=%s", survived, took.Round(time.Millisecond)))
 }
 
-// replay replays deliveries by hand, which has each of them sent once more.
+// replay replays deliveries.
 func (x *Trial) replay(n int) {
 	x.Helper()
 	defer x.crash(nil)()
@@ -160,8 +160,8 @@ func (x *Trial) replay(n int) {
 		WHERE id IN (SELECT id FROM webhook_deliveries WHERE status = 'success' ORDER BY id LIMIT $1)`, n)
 }
 
-// sentAgain counts deliveries with more than one good answer since a place in the
-// journal, and a process's requests.
+// sentAgain counts the deliveries with more than one 2xx from the n-th request on, and a
+// process's requests.
 func (x *Trial) sentAgain(from int, p *Process) (twice, by int) {
 	good := map[uuid.UUID]int{}
 	for _, r := range x.journal.Since(from) {
@@ -177,8 +177,8 @@ func (x *Trial) sentAgain(from int, p *Process) (twice, by int) {
 	return twice, by
 }
 
-// hugeMessage has a role without any right write huge logical messages into the WAL,
-// with walhook's own prefix and with another.
+// hugeMessage has a role without rights write huge logical messages into the WAL, with
+// walhook's own prefix and with another.
 func hugeMessage(t *testing.T, s Setup) {
 	const bytes, mayGrow, lateAtMost = 400 << 20, 64 << 20, 10 * time.Second
 	x := newTrial(t, s)

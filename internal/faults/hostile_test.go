@@ -13,9 +13,9 @@ import (
 	"github.com/walhook/walhook/internal/webhook"
 )
 
-// hostileReceivers has receivers of other organizations answer as none should.
-// Their rows say what it was; the good ones hardly feel it. Calm and hostile
-// windows take turns, so that what else the machine does is in both.
+// hostileReceivers has receivers of other organizations answer as none should. Their rows
+// must name the fault, and the good ones must hardly be slowed down. Calm and hostile
+// windows take turns, so that other load on the machine affects both.
 func hostileReceivers(t *testing.T, s Setup) {
 	const healthy = 6
 	impostor := newImpostor()
@@ -27,7 +27,7 @@ func hostileReceivers(t *testing.T, s Setup) {
 	for i, k := range kinds {
 		s.Endpoints = append(s.Endpoints, oracle.Endpoint{Org: fmt.Sprintf("hostile_%d", i), Types: []string{"*"}, Secure: k.https, URL: k.url})
 	}
-	s.Schedule = "1s,1s" // the last attempt comes soon
+	s.Schedule = "1s,1s" // so that the last attempt comes soon
 	s.Env = append(s.Env, "WALHOOK_TIMEOUT=2s")
 	x := newTrial(t, s)
 	x.receiver.failShare = 0
@@ -39,24 +39,24 @@ func hostileReceivers(t *testing.T, s Setup) {
 	felt := w.judge()
 	failed := x.expectClasses(healthy, kinds)
 	came := impostor.requests.Load()
-	x.expect(came == 0, "%d requests were sent to a receiver whose certificate nobody has signed", came)
+	x.expect(came == 0, "%d requests were sent to a receiver with an untrusted certificate", came)
 	x.finish(time.Minute, fmt.Sprintf("failed as they should=%d %s", failed, felt))
 }
 
-// Windows are spans of load, in turn with calm receivers and with hostile ones.
+// A windows is spans of load, in turns with calm and with hostile receivers.
 type windows struct {
 	trial   *Trial
-	healthy int // endpoints, which come first
+	healthy int // how many endpoints are healthy: the first ones
 	kinds   []hostility
 
 	calm, hostile [][2]time.Time // from when to when
 }
 
-// run has each kind of window several times. A calm one begins when nothing is left
-// of what was hostile before; the last hostile one goes on until all has failed.
+// run runs each kind of window several times. A calm one begins when no hostile delivery
+// is left; the last hostile one goes on until all have failed.
 func (w *windows) run() {
 	const lasts = 2 * time.Second
-	rounds := either(9, 3) // odd: there is one in the middle
+	rounds := either(9, 3) // odd, for the median
 	x := w.trial
 	x.Helper()
 	answers := map[int]answer{}
@@ -72,7 +72,7 @@ func (w *windows) run() {
 	}
 }
 
-// one loads for one window.
+// one runs one window.
 func (w *windows) one(lasts time.Duration, hostile bool) (window [2]time.Time) {
 	w.trial.driver.orgs = w.organizations(hostile)
 	window[0] = time.Now()
@@ -81,8 +81,8 @@ func (w *windows) one(lasts time.Duration, hostile bool) (window [2]time.Time) {
 	return window
 }
 
-// organizations are those that get events: mostly the healthy ones, because what a
-// hostile receiver holds until the timeout, eight at a time, has to end within a drain.
+// organizations returns those that get events. Most are healthy ones, because the drain
+// waits for the deliveries that hostile receivers hold until the timeout, eight at a time.
 func (w *windows) organizations(hostile bool) (orgs []string) {
 	more := either(4, 2)
 	for i := range w.healthy {
@@ -96,13 +96,12 @@ func (w *windows) organizations(hostile bool) (orgs []string) {
 	return orgs
 }
 
-// judge compares each hostile window with the calm one before it, because the same
-// machine was then as busy with other things, and wants the median to be within a
-// fifth. What hostile receivers cost themselves is no neighbour's in life, and is
-// here: kernel and runtime copy what they flood, and shake hands, on the two cores
-// on which everything runs. So an event may find both cores taken, and wait for a time
-// slice of the scheduler, which is some milliseconds. With -faults.quick other
-// scenarios run at the same time, and what they do is in one window and not in the other.
+// judge compares each hostile window with the calm one before it, when the machine was as
+// busy with other things, and bounds the median of the differences. In production hostile
+// receivers use their own CPU; here their floods and handshakes take the two cores on which
+// everything runs. So an event may have to wait for a time slice of the kernel, which is
+// some milliseconds. With -faults.quick other scenarios run at the same time, and may fall
+// into one window of a pair.
 func (w *windows) judge() string {
 	times := either(1.2, 5)
 	slice := either(5*time.Millisecond, 200*time.Millisecond)
@@ -126,8 +125,8 @@ func (w *windows) judge() string {
 		p99.at(0.5), p99Hostile.at(0.5), excess.at(0.5), times, len(calm), len(hostile))
 }
 
-// latencies are how long first attempts to the first endpoints took, from before the
-// commit to the receiver, for events that were committed in a window.
+// latencies returns the times from before the commit to the first request, for the healthy
+// endpoints' events in a window.
 func (x *Trial) latencies(window [2]time.Time, endpoints int) (found latencies) {
 	events, requests := x.journal.Copy()
 	began := map[uuid.UUID]time.Time{}
@@ -149,8 +148,8 @@ const selectClasses = `
 SELECT endpoint_id, status, coalesce(error_class, ''), coalesce(CASE WHEN status = 'failed' THEN response END, ''), count(*)
 FROM webhook_deliveries GROUP BY 1, 2, 3, 4`
 
-// expectClasses compares the rows of hostile receivers with what they did. It
-// returns how many deliveries have failed for it.
+// expectClasses compares the rows of hostile receivers with their behaviour. It returns
+// how many deliveries have failed.
 func (x *Trial) expectClasses(first int, kinds []hostility) (total int) {
 	x.Helper()
 	rows, err := x.pool.Query(x.Context(), selectClasses)

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// keys changes WALHOOK_SECRET_KEY, wrongly and as docs/operations.md says, and has a secret that
-// cannot be opened while walhook runs.
+// keys changes WALHOOK_SECRET_KEY wrongly, and as docs/operations.md says. It also makes a
+// secret unreadable while walhook runs.
 func keys(t *testing.T, s Setup) {
 	const deliversWithin, exitsWithin = 10 * time.Second, 10 * time.Second
 	key := func(b byte) string { return base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{b}, 32)) }
@@ -51,7 +51,7 @@ func keys(t *testing.T, s Setup) {
 	}
 
 	p, stop = begin("WALHOOK_SECRET_KEY="+key(2), "WALHOOK_SECRET_KEY_OLD="+key(1))
-	x.eventually(30*time.Second, "all is sealed anew", func() bool { return p.logged("resealed signing secrets") > 0 })
+	x.eventually(30*time.Second, "all secrets are resealed", func() bool { return p.logged("resealed signing secrets") > 0 })
 	end(p, stop)
 
 	p, stop = begin("WALHOOK_SECRET_KEY=" + key(2))

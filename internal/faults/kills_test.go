@@ -11,7 +11,7 @@ import (
 	"github.com/walhook/walhook/internal/oracle"
 )
 
-// noFault wants everything once.
+// noFault breaks nothing.
 func noFault(t *testing.T, s Setup) {
 	x := newTrial(t, s)
 	p := x.start()
@@ -19,9 +19,9 @@ func noFault(t *testing.T, s Setup) {
 	load := Load{Rate: *rate, Duration: lasting(20 * time.Second)}
 	<-x.drive(load)
 	x.drain(time.Minute)
-	const held = 0.8 // of the rate: less is another load than the one that was asked for
+	const held = 0.8 // the least share of the rate, or the load was not the one asked for
 	committed, want := float64(len(x.journal.Committed())), load.Rate*load.Duration.Seconds()*(1-rollbackShare)
-	x.expect(committed >= held*want, "%.0f events were committed, and %.0f would be the rate", committed, want)
+	x.expect(committed >= held*want, "%.0f events were committed, and the rate means %.0f", committed, want)
 	x.finish(time.Minute, fmt.Sprintf("rate=%.0f%% cpu=%.0f%%", 100*committed/want, 100*x.cpu(p).Seconds()/load.Duration.Seconds()))
 }
 
@@ -31,13 +31,13 @@ func killMinus9(t *testing.T, s Setup) {
 }
 
 const (
-	// shortestLife and longestLife bound how far kills are apart, and leastLives how
-	// many a short load has all the same.
+	// shortestLife and longestLife bound the time between kills; leastLives bounds their
+	// number in a short load.
 	shortestLife, longestLife = 500 * time.Millisecond, 5 * time.Second
 	leastLives                = 6
 )
 
-// lifetimes are at random, by a seed that is printed.
+// lifetimes are random, by a seed that is printed.
 func lifetimes(t *testing.T, load time.Duration) (next func() time.Duration) {
 	t.Helper()
 	chosen := cmp.Or(*seed, rand.Uint64())
@@ -59,19 +59,19 @@ func kills(x *Trial, load Load, lifetime func() time.Duration) {
 	x.finish(time.Minute, fmt.Sprintf("moved=%d/%d", l.moved, l.lives))
 }
 
-// Lives are those of walhooks that were killed one after the other.
+// Lives is the lives of walhooks that are killed one after the other.
 type Lives struct {
 	lives    int
 	moved    int // lives in which the confirmed position moved
-	long     int // lives of longEnough
-	recorded int // long lives in which it moved, or rows came to be there
+	long     int // lives that are longEnough
+	recorded int // long lives in which it moved, or rows were inserted
 }
 
-// longEnough is a life in which walhook must record something, whatever it has to read
-// and to look up before.
+// longEnough is the length of a life in which walhook must record something, whatever it
+// has to read and to look up first.
 const longEnough = 2 * time.Second
 
-// killUntil kills until done, each time when the life ends that has just begun.
+// killUntil kills until done.
 func killUntil(x *Trial, p *Process, done <-chan struct{}, end func() <-chan time.Time) (l Lives) {
 	x.Helper()
 	confirmed, rows := x.slot().Confirmed, x.recorded()
@@ -106,11 +106,11 @@ func killUntil(x *Trial, p *Process, done <-chan struct{}, end func() <-chan tim
 	}
 }
 
-// killMinus9Mixed kills under two-phase commits, COPY, and huge transactions, of
-// which every second is rolled back. Each of the others is cut: walhook is killed as
-// soon as some of its rows are there. Until all of them are, the confirmed position
-// stands; so what must move in 9 of 10 lives is what has its rows, if they are long
-// enough to read and look up again what was cut.
+// killMinus9Mixed kills under two-phase commits, COPY, and huge transactions, of which
+// every second is rolled back. Each of the others is cut: walhook is killed as soon as some
+// of its rows are inserted. The confirmed position stands until all of them are, so it is
+// the number of rows that must move, in 9 of 10 lives that are long enough to read and look
+// up the cut transaction again.
 func killMinus9Mixed(t *testing.T, s Setup) {
 	x := newTrial(t, s)
 	p := x.start()
@@ -123,21 +123,21 @@ func killMinus9Mixed(t *testing.T, s Setup) {
 		h.count()
 		return time.After(min(h.begin(), lifetime()))
 	})
-	x.expect(h.cut > 0, "no kill came while some of a huge transaction's rows were there")
-	x.expect(10*l.recorded >= 9*l.long, "something was recorded in %d of %d long lives", l.recorded, l.long)
+	x.expect(h.cut > 0, "no kill came while a huge transaction was recorded in part")
+	x.expect(10*l.recorded >= 9*l.long, "rows were recorded in %d of %d long lives", l.recorded, l.long)
 	x.finish(2*time.Minute, fmt.Sprintf("moved=%d/%d recorded=%d/%d cut=%d", l.moved, l.lives, l.recorded, l.long, h.cut))
 }
 
-// Huge is transactions of thousands of rows, of which every second is rolled back.
+// A Huge is transactions of thousands of rows, of which every second is rolled back.
 type Huge struct {
 	trial  *Trial
-	left   int            // that are still to come
-	events []oracle.Event // of the last that was committed, until the next kill
-	cut    int            // kills when some of its rows were there
+	left   int            // transactions still to come
+	events []oracle.Event // of the last committed one, until the next kill
+	cut    int            // kills while a part of its rows was inserted
 }
 
-// begin runs the next of them, if there is one. It returns after how long walhook
-// should be killed at the latest: at once where some of its rows are there.
+// begin runs the next transaction, if there is one. It returns the time until the kill:
+// none for one that commits, because begin waits until some of its rows are inserted.
 func (h *Huge) begin() (life time.Duration) {
 	const rows = 10_000
 	x := h.trial
@@ -161,11 +161,11 @@ func (h *Huge) begin() (life time.Duration) {
 	for _, e := range events {
 		h.events = append(h.events, *e)
 	}
-	x.eventually(longestLife, "some of a huge transaction's rows are there", func() bool { there, _ := h.rows(); return there > 0 })
+	x.eventually(longestLife, "some of a huge transaction's rows are inserted", func() bool { there, _ := h.rows(); return there > 0 })
 	return 0
 }
 
-// rows is how many of the last transaction's deliveries have a row, of how many.
+// rows returns how many of the last transaction's deliveries have a row, of how many.
 func (h *Huge) rows() (there, owed int) {
 	x := h.trial
 	x.Helper()

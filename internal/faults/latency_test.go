@@ -10,9 +10,8 @@ import (
 	"github.com/walhook/walhook/internal/oracle"
 )
 
-// oneOfFiftyHangs measures what the healthy endpoints feel of one that hangs. It
-// prints the figures; the bound is loose, because other load on the machine is
-// in both of them.
+// oneOfFiftyHangs measures how one hanging endpoint affects forty-nine healthy ones. The
+// bound is loose, because other load on the machine affects both figures.
 func oneOfFiftyHangs(t *testing.T, s Setup) {
 	healthy := latencyOf(t, s, false)
 	hanging := latencyOf(t, s, true)
@@ -34,8 +33,8 @@ func (l latencies) at(q float64) time.Duration {
 	return l[int(q*float64(len(l)-1))].Round(10 * time.Microsecond)
 }
 
-// latencyOf runs fifty organizations with an endpoint each, and returns how long
-// first attempts took from before the commit to the receiver, without endpoint 0.
+// latencyOf runs fifty organizations with an endpoint each. It returns the times from
+// before the commit to the first request, without those of endpoint 0.
 func latencyOf(t *testing.T, s Setup, hang bool) (found latencies) {
 	const endpoints, lagAtMost = 50, 3 * time.Second
 	for i := range endpoints {

@@ -13,8 +13,7 @@ import (
 	zerologger "github.com/rs/zerolog/log"
 )
 
-// A Line is what walhook's connections to PostgreSQL go through, SQL and
-// replication alike.
+// A Line is a proxy between walhook and PostgreSQL, for SQL and replication.
 type Line struct {
 	proxy *toxiproxy.Proxy
 	t     *testing.T
@@ -44,7 +43,7 @@ func (l *Line) poison(name, direction, kind, attributes string) {
 // heal makes the line good again.
 func (l *Line) heal() { l.proxy.Toxics.ResetToxics(context.WithoutCancel(l.t.Context())) }
 
-// newLine makes a trial whose walhook connects through a line.
+// newLine makes a trial in which walhook connects through a line.
 func newLine(t *testing.T, s Setup) (*Trial, *Line) {
 	t.Helper()
 	line := &Line{t: t}
@@ -52,15 +51,15 @@ func newLine(t *testing.T, s Setup) (*Trial, *Line) {
 	return newTrial(t, s), line
 }
 
-// resettable readies the line for resets: toxiproxy resets only what was
-// connected when it knew that it would.
+// resettable prepares the line for resets: toxiproxy resets only connections that were
+// made after it learned of the reset.
 func (l *Line) resettable() {
 	for _, direction := range []string{"upstream", "downstream"} {
 		l.poison(direction, direction, "reset_peer", `{"timeout": 0}, "toxicity": 0`)
 	}
 }
 
-// resetAll resets every connection on which something is said within a moment.
+// resetAll resets every connection that carries something within a moment.
 func (l *Line) resetAll() {
 	l.t.Helper()
 	const moment = 100 * time.Millisecond
@@ -115,10 +114,10 @@ func lineResets(t *testing.T, s Setup) {
 	x.finish(time.Minute, fmt.Sprintf("walsenders=%d", senders))
 }
 
-// lineLatency delays all that PostgreSQL and walhook say to each other, so that an
-// answer takes half a second: with a whole one nothing could be sent, because what is
-// known of an endpoint may not be older. Nothing is lost, so many deliveries end all
-// the same, and nothing is left behind once the line is good again.
+// lineLatency delays everything between PostgreSQL and walhook, so that an answer takes
+// half a second. (With a second nothing could be sent, because a look-up of an endpoint may
+// not be older.) Nothing is lost, deliveries end at a lower rate, and none is left behind
+// once the line is good again.
 func lineLatency(t *testing.T, s Setup) {
 	const latency, settles = 250 * time.Millisecond, 10 * time.Second
 	const perSecond = 20
@@ -141,7 +140,7 @@ func lineLatency(t *testing.T, s Setup) {
 	x.finish(time.Minute, fmt.Sprintf("ended per second=%.0f, then %.0f, %d of %d", whileLoaded, afterwards, after, owed))
 }
 
-// ended is how many deliveries have ended.
+// ended is the number of deliveries that have ended.
 func (x *Trial) ended() (ended int) {
 	x.Helper()
 	var open int
@@ -159,8 +158,8 @@ func (x *Trial) sameSender() {
 	x.expect(senders == 1, "there were %d walsenders", senders)
 }
 
-// lineNarrow lets 32 KB/s through, each way and for each connection. What is
-// streamed during the load fits, and one big transaction takes its time.
+// lineNarrow lets 32 KB/s through, for each connection and direction. The load's stream
+// fits into that; one big transaction takes its time.
 func lineNarrow(t *testing.T, s Setup) {
 	const kilobytes, fits, big, perSecond = 32, 10, 500, 15
 	x, line := newLine(t, s)

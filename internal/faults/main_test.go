@@ -32,7 +32,7 @@ var (
 	binary   = flag.String("faults.binary", "", "the walhook to be tested; empty: it is built")
 )
 
-// folder is for what all tests share: the binary.
+// folder holds the binary, which all tests share.
 var folder string
 
 func TestMain(m *testing.M) {
@@ -65,7 +65,7 @@ func runTests(m *testing.M) (code int, err error) {
 	return code, writeFigures(*page, named(), measured)
 }
 
-// build builds walhook, once.
+// build builds walhook once.
 var build = sync.OnceValues(func() (string, error) {
 	if *binary != "" {
 		return filepath.Abs(*binary)
@@ -76,7 +76,7 @@ var build = sync.OnceValues(func() (string, error) {
 	return goBuild("walhook")
 })
 
-// buildBreakable builds a walhook that internal/failpoint can break, once.
+// buildBreakable builds, once, a walhook that internal/failpoint can break.
 var buildBreakable = sync.OnceValues(func() (string, error) {
 	overlay := filepath.Join(folder, "overlay")
 	if output, err := exec.Command("go", "run", "github.com/walhook/walhook/internal/failpoint/overlay", overlay).CombinedOutput(); err != nil {
@@ -100,12 +100,12 @@ func breakable(t *testing.T) string {
 	return path
 }
 
-// breaking is the environment of a walhook that breaks in one more way.
+// breaking is the environment of a walhook that breaks one more rule.
 func breaking(how string) string {
 	return failpoint.Variable + "=" + strings.Trim(*broken+","+how, ",")
 }
 
-// setup is the stand of a scenario.
+// setup returns a scenario's setup.
 func setup(t *testing.T, park time.Duration) Setup {
 	t.Helper()
 	path, err := build()
@@ -119,7 +119,7 @@ func setup(t *testing.T, park time.Duration) Setup {
 	return s
 }
 
-// lasting is how long a scenario's load runs.
+// lasting is the duration of a scenario's load.
 func lasting(usual time.Duration) time.Duration {
 	if *duration > 0 {
 		return *duration
@@ -127,11 +127,10 @@ func lasting(usual time.Duration) time.Duration {
 	return either(usual, usual/quickly)
 }
 
-// quickly is by how much -faults.quick shortens the load, and slower by how much it
-// lowers the rate.
+// With -faults.quick the load is quickly times shorter, and the rate slower times lower.
 const quickly, slower = 3, 5
 
-// either is what a scenario does in full, or with -faults.quick.
+// either returns the value for a full run, or for -faults.quick.
 func either[T any](full, shorter T) T {
 	if *quick {
 		return shorter

@@ -39,8 +39,8 @@ func TestMonitorSeesAMissingRow(t *testing.T) {
 	}
 }
 
-// A row that becomes visible a moment after the look is an excuse where its commit was
-// in the WAL before, and none where its transaction had only begun.
+// A row that becomes visible a moment after the check counts if its commit was in the WAL
+// before, and not if its transaction had only begun.
 func TestMonitorWaitsForWhatIsCommitted(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -55,11 +55,11 @@ func TestMonitorWaitsForWhatIsCommitted(t *testing.T) {
 		t.Fatal(err)
 	}
 	x.drain(20 * time.Second)
-	if err := p.kill(); err != nil { // it would hold the row
+	if err := p.kill(); err != nil { // it would lock the row
 		t.Fatal(err)
 	}
 	x.exec(`CREATE TABLE kept AS SELECT * FROM webhook_deliveries`)
-	x.exec(`ALTER TABLE kept DROP COLUMN faults_inserted`) // the last one: inserted anew, a row has its own
+	x.exec(`ALTER TABLE kept DROP COLUMN faults_inserted`) // the last column: a reinserted row gets a new one
 	for what, inWAL := range map[string]bool{"committed, and waits for a standby": true, "inserted": false} {
 		var tx pgx.Tx
 		appears := make(chan error, 1)
@@ -83,7 +83,7 @@ func TestMonitorWaitsForWhatIsCommitted(t *testing.T) {
 			go commit()
 			x.eventually(time.Minute, "the commit waits", func() bool {
 				select {
-				case err := <-appears: // the checkpointer, which tells commits to wait, has not read the setting yet
+				case err := <-appears: // the checkpointer, which makes commits wait, has not read the setting yet
 					if err != nil {
 						t.Fatal(err)
 					}

@@ -12,9 +12,9 @@ import (
 )
 
 // movedDatabase moves everything to another database by pg_dump and pg_restore, as
-// docs/operations.md says, with events that nobody has read and retries that wait. walhook is
-// started on the copy, makes its slot, and sends what is owed with the ids and the
-// secrets of before, and nothing that has been delivered.
+// docs/operations.md says, with unread events and waiting retries. walhook on the copy
+// makes its slot and sends what is owed, with the same ids and secrets, and nothing that
+// was delivered before.
 func movedDatabase(t *testing.T, s Setup) {
 	const before, unread = 3 * time.Second, time.Second
 	x := newTrial(t, s)
@@ -24,7 +24,7 @@ func movedDatabase(t *testing.T, s Setup) {
 	x.stopped(p)
 	<-x.drive(Load{Rate: *rate, Duration: unread})
 	x.monitor.pause(true)
-	x.dropSlot() // of the database that is left
+	x.dropSlot() // of the old database
 
 	dump := filepath.Join(x.folder, "moved.dump")
 	old, moved := x.url(), strings.Replace(x.url(), "/postgres?", "/moved?", 1)
@@ -42,7 +42,7 @@ func movedDatabase(t *testing.T, s Setup) {
 	x.finish(time.Minute, fmt.Sprintf("resync=%s", took.Round(time.Millisecond)))
 }
 
-// rename gives the copy the name of the database, which goes away from under the pool.
+// rename gives the copy the database's name, so that the pool reconnects to the copy.
 func (x *Trial) rename(old, moved string) {
 	x.Helper()
 	maintenance := strings.Replace(old, "/postgres?", "/template1?", 1)
@@ -51,7 +51,7 @@ func (x *Trial) rename(old, moved string) {
 		x.Fatal(err)
 	}
 	defer conn.Close(x.Context())
-	if _, err := conn.Exec(x.Context(), `ALTER DATABASE postgres ALLOW_CONNECTIONS false`); err != nil { // the pool would come back
+	if _, err := conn.Exec(x.Context(), `ALTER DATABASE postgres ALLOW_CONNECTIONS false`); err != nil { // or the pool would reconnect
 		x.Fatal(err)
 	}
 	x.eventually(10*time.Second, "nobody is connected to the old database", func() bool {
@@ -67,7 +67,7 @@ func (x *Trial) rename(old, moved string) {
 	x.pool.Reset()
 }
 
-// tool runs one of PostgreSQL's programs, where there is one that fits the server.
+// tool runs one of PostgreSQL's programs, if there is one of the server's version.
 func (x *Trial) tool(name string, args ...string) {
 	x.Helper()
 	path, err := exec.LookPath(name)

@@ -18,7 +18,7 @@ const (
 	strayDays   = 29
 )
 
-// dropDays is weeks without a walhook: no day has partitions any more.
+// dropDays leaves no day with partitions, as after weeks without walhook.
 const dropDays = `
 DO $$
 DECLARE part regclass;
@@ -29,7 +29,7 @@ BEGIN
     END LOOP;
 END $$`
 
-// Events of many days, whose deliveries have failed once and are due again.
+// The events are of many days. Their deliveries have failed once and are due again.
 const (
 	insertStrays = `
 INSERT INTO webhook_outbox (id, organization_id, event_type, payload)
@@ -41,8 +41,8 @@ SELECT webhook_delivery_id(o.id, e.id), o.id, e.id, o.organization_id, o.event_t
 FROM webhook_outbox o CROSS JOIN unnest(o.endpoint_ids) AS e(id) WHERE o.organization_id = '` + tallied + `stray'`
 )
 
-// movedRows has the upkeep move rows of four weeks into partitions of their own, while
-// their deliveries are due and applications insert events of the same days.
+// movedRows has the upkeep move the rows of four weeks into new partitions, while their
+// deliveries are due and applications insert events of the same days.
 func movedRows(t *testing.T, s Setup) {
 	const clients, waitsAtMost, movedWithin = 8, time.Second, 4 * time.Minute
 	x := newTrial(t, s)

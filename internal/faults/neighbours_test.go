@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// exits waits for a process that ends by itself, and returns its exit code.
+// exits waits until a process ends by itself, and returns its exit code.
 func (x *Trial) exits(p *Process) (code int) {
 	x.Helper()
 	select {
@@ -22,8 +22,8 @@ func (x *Trial) exits(p *Process) (code int) {
 	return 0
 }
 
-// secondSlot starts a walhook with another slot on the same tables: beside one that
-// delivers, and both at the same moment.
+// secondSlot starts a walhook with another slot on the same tables: both at the same
+// moment, and later beside one that delivers.
 func secondSlot(t *testing.T, s Setup) {
 	const heldBack = 4
 	other := "WALHOOK_SLOT=" + slotName + "_2"
@@ -37,7 +37,7 @@ func secondSlot(t *testing.T, s Setup) {
 	code := x.exits(loser)
 	x.expect(code == heldBack, "it ended with exit code %d, not %d", code, heldBack)
 	x.expect(winner.Running(), "both have ended")
-	if winner == second { // the oracle looks at the other slot
+	if winner == second { // the trial watches the other slot
 		if _, err := winner.stop(timeout + exitMargin); err != nil {
 			t.Fatal(err)
 		}
@@ -50,14 +50,14 @@ func secondSlot(t *testing.T, s Setup) {
 	late := x.start(other)
 	code = x.exits(late)
 	x.expect(code == heldBack, "the later one ended with exit code %d, not %d", code, heldBack)
-	x.expect(late.logged(slotName) > 0, "it did not say which slot is in use")
+	x.expect(late.logged(slotName) > 0, "its log does not name the slot in use")
 	<-time.After(3 * time.Second)
 	stop()
 	x.finish(time.Minute)
 }
 
-// secondInstallation is refused; a stranger's table of the outbox's name is passed over
-// also where somebody publishes it with ours.
+// secondInstallation expects that a second installation is refused, and that a foreign
+// table of the outbox's name is ignored even if it is in our publication.
 func secondInstallation(t *testing.T, s Setup) {
 	const notPrepared = 3
 	x := newTrial(t, s)

@@ -9,9 +9,9 @@ import (
 	"github.com/google/uuid"
 )
 
-// lease has the next walhook leave alone what the one before it may still be
-// sending: a row that was parked while its attempt ran is not due before that
-// attempt is over, whatever has become of the process.
+// lease expects that a walhook leaves alone what the one before it may still be sending: a
+// row that was parked during its attempt is not due before the attempt must be over, even
+// if the process has died.
 func lease(t *testing.T, s Setup) {
 	if s.ParkAfter == 0 {
 		t.Skip("everything is parked before its first attempt, and not while one runs")
@@ -37,8 +37,8 @@ func lease(t *testing.T, s Setup) {
 	x.finish(time.Minute, fmt.Sprintf("again=%s", soonest.Round(time.Millisecond)))
 }
 
-// hangParked has deliveries under way that are not answered until the release, each
-// with its pending row.
+// hangParked starts deliveries that are not answered before the release, and waits until
+// each has its pending row.
 func (x *Trial) hangParked(n int) (release func()) {
 	x.Helper()
 	before := x.journal.Count()
@@ -54,7 +54,7 @@ func (x *Trial) hangParked(n int) (release func()) {
 	return release
 }
 
-// soonestAgain is the shortest time between two requests of one delivery.
+// soonestAgain is the shortest time between two requests for one delivery.
 func (x *Trial) soonestAgain() time.Duration {
 	soonest := time.Hour
 	last := map[uuid.UUID]time.Time{}
@@ -68,8 +68,8 @@ func (x *Trial) soonestAgain() time.Duration {
 	return soonest
 }
 
-// thawed freezes a walhook that waits for answers. They come, and another takes
-// over; then it goes on, and has outcomes to write for rows that are no longer its.
+// thawed freezes a walhook that waits for answers. They come, and another walhook takes
+// over. Thawed, the first has outcomes for rows that are no longer its own.
 func thawed(t *testing.T, s Setup) {
 	const events = 5
 	x := newTrial(t, s)
@@ -85,7 +85,7 @@ func thawed(t *testing.T, s Setup) {
 		t.Fatal(err)
 	}
 	answer()
-	release := x.receiver.hang(0) // what the other sends has no outcome yet
+	release := x.receiver.hang(0) // the other's deliveries must not have an outcome yet
 	x.holds(standby, 15*time.Second)
 	x.claims(standby, 10*time.Second)
 	before := x.writtenBy(zombie)

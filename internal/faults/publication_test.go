@@ -7,25 +7,24 @@ import (
 	"time"
 )
 
-// droppedPublication takes away what the stream is about.
+// droppedPublication drops the publication.
 func droppedPublication(t *testing.T, s Setup) {
 	blinded(t, s, `DROP PUBLICATION walhook`,
 		`CREATE PUBLICATION walhook FOR TABLE webhook_outbox WITH (publish = 'insert', publish_via_partition_root = true)`)
 }
 
-// unpublishedTable leaves the publication, without the outbox.
+// unpublishedTable takes the outbox out of the publication.
 func unpublishedTable(t *testing.T, s Setup) {
 	blinded(t, s, `ALTER PUBLICATION walhook DROP TABLE webhook_outbox`, `ALTER PUBLICATION walhook ADD TABLE webhook_outbox`)
 }
 
-// renamedTable renames the outbox: the application's transactions fail.
+// renamedTable renames the outbox. The application's transactions fail meanwhile.
 func renamedTable(t *testing.T, s Setup) {
 	blinded(t, s, `ALTER TABLE webhook_outbox RENAME TO webhook_outbox_elsewhere`, `ALTER TABLE webhook_outbox_elsewhere RENAME TO webhook_outbox`)
 }
 
-// blinded takes something away without which PostgreSQL streams nothing, under
-// load, and gives it back. Meanwhile events are committed that the stream never
-// brings.
+// blinded takes away, under load, something without which PostgreSQL streams nothing, and
+// gives it back. The stream never brings the events that are committed meanwhile.
 func blinded(t *testing.T, s Setup, take, giveBack string) {
 	const before, saidAtMost, blindFor, resyncAtMost = 4 * time.Second, 30 * time.Second, 10 * time.Second, 30 * time.Second
 	x := newTrial(t, s)
@@ -34,7 +33,7 @@ func blinded(t *testing.T, s Setup, take, giveBack string) {
 	stop := x.driveOn(Load{Rate: *rate})
 	defer stop()
 	<-time.After(before)
-	x.monitor.pause(true) // until this is noticed, what is confirmed means nothing
+	x.monitor.pause(true) // the confirmed position means nothing until walhook notices
 	logged := func() int {
 		return p.logged("confirming suspended") + p.logged("stream interrupted")
 	}
@@ -49,8 +48,8 @@ func blinded(t *testing.T, s Setup, take, giveBack string) {
 		return status == http.StatusServiceUnavailable && logged() > known
 	})
 	said := time.Since(began)
-	x.expect(said <= saidAtMost, "it was said after %s", said)
-	<-time.After(2 * time.Second) // what was on its way
+	x.expect(said <= saidAtMost, "readyz and the log said so after %s", said)
+	<-time.After(2 * time.Second) // for confirmations that were on their way
 	stood := x.slot().Confirmed
 	<-time.After(blindFor)
 	moved := x.slot().Confirmed
@@ -58,7 +57,7 @@ func blinded(t *testing.T, s Setup, take, giveBack string) {
 	x.exec(giveBack)
 	took := x.resynchronised(time.Now(), resyncAtMost)
 	over()
-	x.eventually(resyncAtMost, "readyz is content again", func() bool {
+	x.eventually(resyncAtMost, "readyz says 200 again", func() bool {
 		status, _ := p.ready(t.Context())
 		return status == http.StatusOK
 	})

@@ -12,7 +12,7 @@ import (
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 )
 
-// What goes into no journal is counted: the oracle cannot judge what it does not see.
+// Requests that go into no journal are counted, because the oracle does not see them.
 func TestReceiverCountsWhatItCannotRead(t *testing.T) {
 	t.Parallel()
 	r, err := newReceiver(&oracle.Journal{}, "")

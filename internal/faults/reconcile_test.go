@@ -13,15 +13,15 @@ import (
 // comparedWithin bounds a comparison of events with deliveries.
 const comparedWithin = time.Minute
 
-// The comparison that is counted by what is owed: so many endpoints of one organization,
-// and so many events for all of them.
+// The comparison is between many endpoints of one organization and many events for all
+// of them.
 const (
 	comparedEndpoints = 1000
 	comparedEvents    = 2500
 )
 
-// Endpoints that get almost nothing: what is measured is the comparison, and not how
-// fast two million requests are sent.
+// The endpoints get almost nothing, because the scenario measures the comparison and not
+// two million requests.
 const insertCompared = `
 WITH organization AS (SELECT '` + tallied + `compared' AS id), endpoints AS (
     INSERT INTO webhook_endpoints (organization_id, url, rate_per_second)
@@ -33,8 +33,8 @@ const insertComparedEvents = `
 INSERT INTO webhook_outbox (organization_id, event_type, payload)
 SELECT '` + tallied + `compared', 'payment.succeeded', jsonb_build_object('n', n) FROM generate_series(1, $1::int) AS n`
 
-// reconcileMany loses the slot with very many owed deliveries that have no row, and once
-// more when they all have one.
+// reconcileMany loses the slot while very many owed deliveries have no row, and again when
+// they all have one.
 func reconcileMany(t *testing.T, s Setup) {
 	const events = comparedEvents
 	endpoints := either(comparedEndpoints, comparedEndpoints/slower)
@@ -76,7 +76,7 @@ func (x *Trial) stopped(p *Process) {
 	}
 }
 
-// pending is what the metric says; -1: nothing.
+// pending is the metric's value; -1: none.
 func (x *Trial) pending(p *Process) float64 {
 	value, there := p.metric(x.Context(), "walhook_reconcile_pending")
 	if !there {
@@ -85,7 +85,7 @@ func (x *Trial) pending(p *Process) float64 {
 	return value
 }
 
-// compared waits until a walhook that makes its slot anew has compared all events.
+// compared waits until a walhook that has recreated its slot has compared all events.
 func (x *Trial) compared(began time.Time) time.Duration {
 	x.Helper()
 	x.eventually(3*comparedWithin, "walhook has compared everything", func() bool {
@@ -99,7 +99,7 @@ func (x *Trial) compared(began time.Time) time.Duration {
 	return took
 }
 
-// reconcileAtTheHead loses the slot while there always is something in flight.
+// reconcileAtTheHead loses the slot while there is always something in flight.
 func reconcileAtTheHead(t *testing.T, s Setup) {
 	const perSecond, before, slow = 50, 3 * time.Second, 300 * time.Millisecond
 	x := newTrial(t, s)

@@ -9,13 +9,13 @@ import (
 	"github.com/walhook/walhook/internal/oracle"
 )
 
-// A Refusal is what keeps walhook from making rows of deliveries.
+// A Refusal keeps walhook from inserting rows of deliveries.
 type Refusal struct {
 	refuse, permit []string
-	updates        bool // are refused too
+	updates        bool // updates are refused too
 }
 
-// readOnly makes every new transaction read-only, but the application's.
+// readOnly makes every new transaction read-only, except the application's.
 func readOnly(t *testing.T, s Setup) {
 	refused(t, s, Refusal{
 		[]string{`ALTER SYSTEM SET default_transaction_read_only = on`, `SELECT pg_reload_conf()`},
@@ -35,7 +35,7 @@ CREATE TRIGGER faults_disk_full BEFORE INSERT OR UPDATE ON webhook_deliveries FO
 	})
 }
 
-// revoked takes walhook's right to write deliveries.
+// revoked revokes walhook's right to write deliveries.
 func revoked(t *testing.T, s Setup) {
 	s.Role = true
 	refused(t, s, Refusal{
@@ -44,8 +44,8 @@ func revoked(t *testing.T, s Setup) {
 	})
 }
 
-// insertRevoked takes the right to insert alone: what has its row is sent and
-// recorded as ever.
+// insertRevoked revokes the right to insert alone: deliveries that have a row are sent and
+// recorded as usual.
 func insertRevoked(t *testing.T, s Setup) {
 	s.Role = true
 	refused(t, s, Refusal{
@@ -54,11 +54,11 @@ func insertRevoked(t *testing.T, s Setup) {
 	})
 }
 
-// refused keeps walhook from making rows. What it may send for the first time
-// meanwhile is what it can hold; then it stops.
+// refused keeps walhook from inserting rows. Meanwhile it may send as many deliveries as it
+// can hold, and must then stop.
 func refused(t *testing.T, s Setup, r Refusal) {
 	const before, recoversAtMost, stoppedFor = 3 * time.Second, 10 * time.Second, 3 * time.Second
-	const enough = 400 // events per second, so that W is less than what is owed meanwhile
+	const enough = 400 // events per second, so that more than W deliveries are owed meanwhile
 	const underWay = time.Second
 	refusedFor := either(15*time.Second, 10*time.Second)
 	x := newTrial(t, s)
@@ -68,7 +68,7 @@ func refused(t *testing.T, s Setup, r Refusal) {
 	stop := x.driveOn(Load{Rate: max(*rate, enough)})
 	defer stop()
 	<-time.After(before)
-	x.monitor.pause(true) // it must not wait for a lock
+	x.monitor.pause(true) // or it would wait for a lock
 	for _, sql := range r.refuse {
 		x.exec(sql)
 	}
@@ -85,13 +85,13 @@ func refused(t *testing.T, s Setup, r Refusal) {
 	written := x.written(since)
 	x.expect(!r.updates || written == 0, "%d rows were written while that was refused", written)
 	made := x.recorded() - rows
-	x.expect(made == 0, "%d rows were made while that was refused", made)
+	x.expect(made == 0, "%d rows were inserted while that was refused", made)
 	for _, sql := range r.permit {
 		x.exec(sql)
 	}
 	began := time.Now()
 	end := insertLSN(t.Context(), x.pool)
-	x.eventually(time.Minute, "walhook makes rows again", func() bool { return x.recorded() > rows })
+	x.eventually(time.Minute, "walhook inserts rows again", func() bool { return x.recorded() > rows })
 	records := time.Since(began)
 	x.expect(records <= recoversAtMost, "recorded again after %s", records)
 	x.eventually(time.Minute, "what was committed meanwhile is confirmed", func() bool { return x.slot().Confirmed >= end })
@@ -102,8 +102,8 @@ func refused(t *testing.T, s Setup, r Refusal) {
 		records.Round(time.Millisecond), caughtUp.Round(time.Millisecond)))
 }
 
-// counts is how many requests were sent that the refusal should stop, and how many of
-// them came late. Where updates are possible, retries go on.
+// counts counts the requests that the refusal should have stopped, and those of them that
+// came late. If updates are possible, retries go on.
 func (r *Refusal) counts(requests []oracle.Request, late time.Time) (n, came int) {
 	for _, q := range requests {
 		if q.Retry > 0 && !r.updates {
@@ -117,7 +117,7 @@ func (r *Refusal) counts(requests []oracle.Request, late time.Time) (n, came int
 	return n, came
 }
 
-// writable makes a pool for the application and the oracle that may always write.
+// writable makes a pool that may always write, for the application and the trial.
 func (x *Trial) writable(t *testing.T) {
 	t.Helper()
 	pool, err := pgxpool.New(t.Context(), x.url()+"&pool_max_conns=24&default_transaction_read_only=off")
@@ -130,7 +130,7 @@ func (x *Trial) writable(t *testing.T) {
 	x.pool, x.driver.pool = pool, pool
 }
 
-// written is how many rows of deliveries were written after a time.
+// written is the number of rows of deliveries that were written after a time.
 func (x *Trial) written(after time.Time) (n int) {
 	x.Helper()
 	if err := x.pool.QueryRow(x.Context(), `SELECT coalesce(sum(rows), 0) FROM faults_writes WHERE at >= $1`, after).Scan(&n); err != nil {

@@ -6,10 +6,10 @@ import (
 	"time"
 )
 
-// repeatedEvents kills all of PostgreSQL a moment after what was committed since a
-// checkpoint is recorded: the slot that comes back is as old as the checkpoint, and
-// a stream from there would bring all of it again. Nothing of that would be sent
-// again, since it has its rows: what grows is the time until anything new is sent.
+// repeatedEvents kills all of PostgreSQL a moment after everything since a checkpoint is
+// recorded. The recovered slot is as old as the checkpoint, and a stream from there would
+// bring it all again. None of it would be sent again, because it has its rows, but new
+// events would have to wait.
 func repeatedEvents(t *testing.T, s Setup) {
 	const transactions, atMost = 400, 100
 	const counter = "walhook_events_total"
@@ -36,7 +36,7 @@ func repeatedEvents(t *testing.T, s Setup) {
 	x.pool.Reset() // its connections are dead
 	x.monitor.forget()
 	x.insertOnce(1)
-	x.drain(20 * time.Second) // behind everything that is repeated
+	x.drain(20 * time.Second) // until everything repeated is read
 	after, _ := p.metric(t.Context(), counter)
 	repeated := int(after-before) - 1
 	x.expect(repeated >= 0 && repeated <= atMost, "%d of %.0f events came by the stream once more", repeated, before)

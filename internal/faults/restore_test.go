@@ -8,22 +8,21 @@ import (
 	"github.com/walhook/walhook/internal/oracle"
 )
 
-// restoredSnapshot sets the whole disk back: the slot is there, on the same timeline.
+// restoredSnapshot restores the whole disk: the slot is there, on the same timeline.
 func restoredSnapshot(t *testing.T, s Setup) { restored(t, s, true) }
 
-// restoredToAPoint recovers to a point in time from a base backup: there is no
-// slot, and a new timeline.
+// restoredToAPoint recovers to a point in time from a base backup: there is no slot, and
+// a new timeline.
 func restoredToAPoint(t *testing.T, s Setup) { restored(t, s, false) }
 
-// restored sets the database back to a moment ago, under a walhook that goes on
-// running. What was committed since is gone, and has been sent before the database is
-// back: all are answered at once, so that walhook holds nothing, and neither stream
-// nor rows bring it any more. What was delivered since and is still there is sent
-// again, under the same ids.
+// restored restores the database to a moment ago while walhook runs. Later events are gone.
+// walhook has sent them before the restore, because the receivers answer at once, and must
+// not send them again. Earlier events whose outcomes are gone are sent again, with the same
+// ids.
 func restored(t *testing.T, s Setup, snapshot bool) {
 	const before, since, resyncAtMost = 4 * time.Second, 3 * time.Second, 30 * time.Second
 	x := newTrial(t, s)
-	x.receiver.failShare = 0 // attempts of what is gone would count
+	x.receiver.failShare = 0 // or the restored rows would count fewer attempts than the receivers got requests
 	p := x.start()
 	x.ready()
 	stop := x.driveOn(Load{Rate: *rate})
@@ -62,11 +61,11 @@ func restored(t *testing.T, s Setup, snapshot bool) {
 	x.expect(p.Running(), "%s has ended: %v", p.Name, p.Err)
 	x.drain(time.Minute)
 	again := x.sentUndone(sent)
-	x.expect(again == 0, "%d requests were sent for what is gone, when the database was back", again)
+	x.expect(again == 0, "%d requests were sent for lost events after the restore", again)
 	x.finish(time.Minute, fmt.Sprintf("resync=%s undone=%d, sent afterwards=%d", took.Round(time.Millisecond), undone, again))
 }
 
-// sentUndone counts requests from the n-th on for events that are gone.
+// sentUndone counts the requests from the n-th on for lost events.
 func (x *Trial) sentUndone(n int) (requests int) {
 	events, all := x.journal.Copy()
 	undone := map[string]bool{}

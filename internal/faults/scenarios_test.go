@@ -12,26 +12,26 @@ import (
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 )
 
-// A Scenario is one fault. It runs with both values of WALHOOK_PARK_AFTER, on the
-// PostgreSQL that is there, and where versions matter on others.
+// A Scenario is one fault. It runs with both values of WALHOOK_PARK_AFTER on the
+// PostgreSQL that is found, and on other versions if these matter.
 type Scenario struct {
-	number string // docs and reports name faults so
+	number string // of the fault, in docs and reports
 	name   string // in -run
 	how    how
 	run    func(*testing.T, Setup)
 }
 
-// A how is what is special about running a scenario.
+// A how is a set of flags for running a scenario.
 type how int
 
 const (
 	inQuick how = 1 << iota // it runs with -faults.quick too
-	alone                   // its modes run one after the other: it takes all of the machine, or compares latencies
+	alone                   // its modes run one after the other: it needs all of the machine, or compares latencies
 	on14                    // it runs on PostgreSQL 14 too
 	on17
 	on18
-	from17 // it needs what came with PostgreSQL 17: on that one, and not on what is there, which may be older
-	from18 // the same of 18
+	from17 // it needs PostgreSQL 17, and runs on that alone
+	from18 // the same for 18
 )
 
 var scenarios = []Scenario{
@@ -121,7 +121,7 @@ func TestFaults(t *testing.T) {
 		t.Run(s.name, func(t *testing.T) {
 			chosen++
 			if *quick && s.how&inQuick == 0 {
-				t.Skipf("not of the quick ones: make faults RUN=%s", s.name)
+				t.Skipf("not one of the quick ones: make faults RUN=%s", s.name)
 			}
 			for _, version := range s.versions() {
 				if version == "" {
@@ -137,8 +137,8 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// versions are the major versions of PostgreSQL that a scenario runs on; "" is
-// what is there. One that the environment names is the only one.
+// versions returns the major versions of PostgreSQL that a scenario runs on; "" is the
+// first one found. A version in the environment is the only one.
 func (s *Scenario) versions() []string {
 	if wanted := os.Getenv(versionVariable); wanted != "" {
 		return []string{wanted}
@@ -168,14 +168,14 @@ func (s *Scenario) inBothModes(t *testing.T, version string) {
 	for _, park := range parkAfter {
 		t.Run("park="+park.String(), func(t *testing.T) {
 			if *quick || s.how&alone == 0 {
-				t.Parallel() // both modes at once: a scenario mostly waits
+				t.Parallel() // both modes at once, because a scenario mostly waits
 			}
 			s.in(t, version, park)
 		})
 	}
 }
 
-// in runs a scenario in one mode, and reports what came of it.
+// in runs a scenario in one mode, and reports the result.
 func (s *Scenario) in(t *testing.T, version string, park time.Duration) {
 	stand := setup(t, park)
 	stand.Version = version
@@ -200,15 +200,15 @@ func (s *Scenario) in(t *testing.T, version string, park time.Duration) {
 	s.run(t, stand)
 }
 
-// had are the versions of PostgreSQL that were asked for, and why there is none.
+// had holds the requested versions of PostgreSQL, and why they are not available.
 var had = struct {
 	mu  sync.Mutex
 	why map[string]error
 }{why: map[string]error{}}
 
-// canHave says why there is no PostgreSQL of a version; nil: there is, or it was fetched.
+// canHave returns why there is no PostgreSQL of a version; nil: there is one now.
 func canHave(version string) error {
-	const within = 5 * time.Minute // it may have to be fetched
+	const within = 5 * time.Minute // it may have to be downloaded
 	had.mu.Lock()
 	defer had.mu.Unlock()
 	err, asked := had.why[version]

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// droppedSlot takes the slot away under load.
+// droppedSlot drops the slot under load.
 func droppedSlot(t *testing.T, s Setup) {
 	const before, atMost = 4 * time.Second, 30 * time.Second
 	x := newTrial(t, s)
@@ -29,7 +29,7 @@ func droppedSlot(t *testing.T, s Setup) {
 	x.finish(time.Minute, fmt.Sprintf("resync=%s", took.Round(time.Millisecond)))
 }
 
-// dropSlot takes the slot from whoever streams from it.
+// dropSlot drops the slot, and ends the session that streams from it.
 func (x *Trial) dropSlot() {
 	x.Helper()
 	x.eventually(10*time.Second, "the slot is dropped", func() bool {
@@ -41,9 +41,9 @@ func (x *Trial) dropSlot() {
 	})
 }
 
-// blockedCreation takes the slot away while a transaction is open that holds up
-// its making: at walhook's first start, and again in the running process. What
-// that transaction commits is what a slot made too early would not bring.
+// blockedCreation drops the slot while an open transaction delays its creation: before
+// walhook's first start, and again under the running process. A slot that was created too
+// early would not bring what that transaction commits.
 func blockedCreation(t *testing.T, s Setup) {
 	const before, atMost = 3 * time.Second, 30 * time.Second
 	x := newTrial(t, s)
@@ -63,8 +63,8 @@ func blockedCreation(t *testing.T, s Setup) {
 		resyncFirst.Round(time.Millisecond), resyncAgain.Round(time.Millisecond)))
 }
 
-// blockCreation drops the slot under an open transaction, and returns after how
-// long walhook named it, and was level again after its commit.
+// blockCreation drops the slot under an open transaction. It returns after how long
+// walhook named the transaction, and how long after its commit walhook had caught up.
 func (x *Trial) blockCreation(atMost time.Duration, walhook func() *Process) (named, resync time.Duration) {
 	x.Helper()
 	const namedAtMost = 10 * time.Second
@@ -92,8 +92,8 @@ func (x *Trial) blockCreation(atMost time.Duration, walhook func() *Process) (na
 	return named, x.resynchronised(time.Now(), atMost)
 }
 
-// resynchronised waits until all that was committed until a second from now has
-// its rows, and the slot means something again.
+// resynchronised waits until everything that is committed before a second from now has its
+// rows, and the slot's position means something again.
 func (x *Trial) resynchronised(began time.Time, atMost time.Duration) time.Duration {
 	x.Helper()
 	<-time.After(time.Second)
@@ -105,11 +105,11 @@ func (x *Trial) resynchronised(began time.Time, atMost time.Duration) time.Durat
 	return took
 }
 
-// invalidated is the alarm for a slot that PostgreSQL has given up.
+// invalidated is walhook's alarm for a slot that PostgreSQL has invalidated.
 const invalidated = "the replication slot was invalidated by PostgreSQL"
 
-// invalidatedSlot has PostgreSQL give up the slot for the WAL that it holds, while
-// walhook cannot record anything.
+// invalidatedSlot makes PostgreSQL invalidate the slot because of the WAL that it holds,
+// while walhook cannot record anything.
 func invalidatedSlot(t *testing.T, s Setup) {
 	const segments = 6
 	losesSlot(t, s, func(x *Trial, _ *Process) (restore func()) {
@@ -137,7 +137,7 @@ func invalidatedSlot(t *testing.T, s Setup) {
 	})
 }
 
-// idleSlot has PostgreSQL give up the slot because nobody streams from it, while
+// idleSlot makes PostgreSQL invalidate the slot because nobody streams from it, while
 // walhook is frozen.
 func idleSlot(t *testing.T, s Setup) {
 	const givenUpWithin = 30 * time.Second // walhook's wal_sender_timeout is 10 s
@@ -148,7 +148,7 @@ func idleSlot(t *testing.T, s Setup) {
 			t.Fatal(err)
 		}
 		if unit == "" {
-			t.Skip("slots are given up for idling from PostgreSQL 18 on: WALHOOK_TEST_POSTGRES_VERSION chooses another")
+			t.Skip("PostgreSQL invalidates idle slots from version 18 on: set WALHOOK_TEST_POSTGRES_VERSION")
 		}
 		x.exec(`ALTER SYSTEM SET idle_replication_slot_timeout = '1` + unit + `'`)
 		x.exec(`SELECT pg_reload_conf()`)
@@ -171,8 +171,8 @@ func idleSlot(t *testing.T, s Setup) {
 	})
 }
 
-// losesSlot has PostgreSQL give up the slot under load, and expects one alarm and
-// a new slot.
+// losesSlot makes PostgreSQL invalidate the slot under load, and expects one alarm and a
+// new slot.
 func losesSlot(t *testing.T, s Setup, lose func(*Trial, *Process) (restore func())) {
 	t.Helper()
 	const before, atMost = 4 * time.Second, 30 * time.Second

@@ -15,10 +15,10 @@ import (
 
 const (
 	outsider = "faults_outsider" // may connect, and make temporary tables
-	creator  = "faults_creator"  // may create in walhook's schema, too
+	creator  = "faults_creator"  // may also create in walhook's schema
 )
 
-// createStrangers makes them, and a schema where what they get hold of is noted.
+// createStrangers creates the roles, and a schema that notes what they get hold of.
 const createStrangers = `
 REVOKE CREATE ON SCHEMA public FROM PUBLIC; -- PostgreSQL 14 grants it
 CREATE ROLE ` + outsider + ` LOGIN;
@@ -29,7 +29,8 @@ GRANT ALL ON SCHEMA lair TO PUBLIC;
 CREATE TABLE lair.loot (as_role text, what text);
 GRANT ALL ON lair.loot TO PUBLIC`
 
-// plantedOverloads fit better than what pg_catalog has, answer as that does, and note as whom they were called.
+// plantedOverloads fit better than pg_catalog's functions, answer like them, and note the
+// role that called them.
 const plantedOverloads = `
 CREATE FUNCTION public.hashtextextended(text, int) RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN
 	INSERT INTO lair.loot VALUES (current_user, 'hashtextextended'); RETURN pg_catalog.hashtextextended($1, $2::bigint); END $$;
@@ -50,9 +51,9 @@ CREATE FUNCTION public.times(bigint, interval) RETURNS interval LANGUAGE plpgsql
 	INSERT INTO lair.loot VALUES (current_user, '*'); RETURN $1::float8 OPERATOR(pg_catalog.*) $2; END $$;
 CREATE OPERATOR public.* (FUNCTION = public.times, LEFTARG = bigint, RIGHTARG = interval)`
 
-// strangers have roles without rights try what they can, under load: one with TEMP
-// only, one that creates in walhook's schema. Neither gets a right, neither's code
-// runs with walhook's, and nothing is lost or late.
+// strangers has roles without rights try what they can, under load: one with TEMP only, one
+// that may create in walhook's schema. Neither gets a right, neither's code runs as
+// walhook, and nothing is lost or late.
 func strangers(t *testing.T, s Setup) {
 	lasts := lasting(15 * time.Second)
 	s.Role = true
@@ -72,7 +73,7 @@ func strangers(t *testing.T, s Setup) {
 	if _, err := first.stop(time.Minute); err != nil {
 		t.Fatal(err)
 	}
-	again := exec.CommandContext(t.Context(), s.Binary, "init") // applied again, with the overloads there
+	again := exec.CommandContext(t.Context(), s.Binary, "init") // again, now that the overloads exist
 	again.Env = x.env("init")
 	if output, err := again.CombinedOutput(); err != nil {
 		t.Fatalf("walhook init: %v: %s", err, output)
@@ -108,8 +109,8 @@ func (x *Trial) connectAs(t *testing.T, role string) *pgx.Conn {
 }
 
 // tryEverything has a role try to read and write each table and view, to call each
-// function that has its owner's rights, and to put each trigger function on a table
-// of its own, with casts of its own. It returns how much that was.
+// SECURITY DEFINER function, and to put each trigger function on a table of its own, with
+// casts of its own. It returns the number of tries.
 func (x *Trial) tryEverything(t *testing.T, role string) (tried int) {
 	t.Helper()
 	conn := x.connectAs(t, role)
@@ -157,9 +158,9 @@ func (x *Trial) tryEverything(t *testing.T, role string) (tried int) {
 	return tried
 }
 
-// noisyStrangers has a role that may only connect hold the locks that any role can have,
-// notify ten thousand times a second, and say as often in the WAL what walhook's own
-// triggers say, while walhook starts and delivers.
+// noisyStrangers has a role that may only connect hold every lock that it can get, notify
+// ten thousand times a second, and write as many messages like those of walhook's own
+// triggers into the WAL, while walhook starts and delivers.
 func noisyStrangers(t *testing.T, s Setup) {
 	const perSecond, times, mayGrow, lateAtMost = 10_000, 50, 64 << 20, 10 * time.Second
 	x := newTrial(t, s)

@@ -23,14 +23,14 @@ import (
 
 var switches = flag.Bool("faults.switches", false, "break each rule in turn, and want a scenario to go red for it")
 
-// A breach is a rule that walhook breaks, and the scenario that shows it.
+// A breach is a rule that walhook breaks, and the scenario that detects it.
 type breach struct {
 	how      failpoint.Switch
 	scenario string
-	park     time.Duration // WALHOOK_PARK_AFTER: mostly that with which walhook holds more that has no row yet
-	says     string        // a part of what it finds: red for any other reason proves nothing
+	park     time.Duration // WALHOOK_PARK_AFTER: mostly the one with which more deliveries have no row yet
+	says     string        // a part of the finding: red for another reason proves nothing
 	postgres string        // the major version that the scenario needs; "": any
-	flags    []string      // shorten it
+	flags    []string      // that shorten it
 }
 
 var breaches = []breach{
@@ -60,8 +60,8 @@ var breaches = []breach{
 // direct is the WALHOOK_PARK_AFTER with which deliveries go straight from the stream.
 var direct = parkAfter[0]
 
-// TestSwitches shows that the suite can fail: with a rule broken, the scenario
-// that is there for it goes red, and says what is wrong.
+// TestSwitches shows that the suite can fail: if a rule is broken, its scenario goes red
+// for that reason.
 func TestSwitches(t *testing.T) {
 	if !*switches {
 		t.Skip("-faults.switches runs it: make faults-switches")
@@ -108,7 +108,7 @@ func (b *breach) run(t *testing.T, walhook string) []byte {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), atMost+time.Minute)
 	defer cancel()
-	runtime.LockOSThread() // Pdeathsig means this thread
+	runtime.LockOSThread() // Pdeathsig is bound to this thread
 	defer runtime.UnlockOSThread()
 	child := exec.CommandContext(ctx, os.Args[0], slices.Concat(kind, b.flags, []string{
 		"-test.run=" + strings.Join(names, "/"), "-test.v", "-test.timeout=" + atMost.String(),
@@ -123,8 +123,8 @@ func (b *breach) run(t *testing.T, walhook string) []byte {
 	return output
 }
 
-// judge reads what the scenario printed: it is red where it failed for the breach's
-// reason, which is quoted.
+// judge reads the scenario's output. The result is red if it failed for the breach's
+// reason; why quotes that.
 func (b *breach) judge(output []byte) (result, why string) {
 	ended := ""
 	for line := range bytes.Lines(output) {
@@ -164,7 +164,7 @@ func TestBreachIsJudged(t *testing.T) {
 	}
 }
 
-// redAndGreen is the table of what became of the breaches.
+// redAndGreen is the table of results.
 func redAndGreen(results, whys []string) string {
 	var text strings.Builder
 	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)

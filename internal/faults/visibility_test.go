@@ -9,13 +9,13 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// invisibleCommit makes the application's commits wait for a synchronous standby
-// that does not exist. Their commit records are in the WAL, so the stream brings
-// the events; but no other session can see the rows until the wait is over. The
-// same happens for microseconds in every commit, and more often on a busy machine.
+// invisibleCommit makes the application's commits wait for a synchronous standby that does
+// not exist. Their commit records are in the WAL, so the stream brings the events, but no
+// other session sees the rows until the wait is over. Every commit does the same for
+// microseconds, and for longer on a busy machine.
 func invisibleCommit(t *testing.T, s Setup) {
 	const unseenFor = 4 * time.Second
-	const failing = 0.5 // so that retries, too, come before the row is seen
+	const failing = 0.5 // so that retries, too, come before the row is visible
 	s.Local = true
 	x := newTrial(t, s)
 	x.receiver.failShare = failing
@@ -36,7 +36,7 @@ func invisibleCommit(t *testing.T, s Setup) {
 	x.finish(2*time.Minute, fmt.Sprintf("unseen=%s", unseenFor))
 }
 
-// synchronousStandby makes commits wait for a standby's confirmation, or not.
+// synchronousStandby switches the wait for a standby on or off.
 func (x *Trial) synchronousStandby(name string) {
 	x.Helper()
 	x.exec(fmt.Sprintf(`ALTER SYSTEM SET synchronous_standby_names = '%s'`, name))

@@ -11,10 +11,9 @@ import (
 	"github.com/walhook/walhook/internal/failpoint"
 )
 
-// wedged has each of walhook's loops stand still in turn, with the rest of the
-// process alive and a standby waiting. The slot is given up, and the process
-// ends: whoever watches it starts it anew. The stream's own goroutine cannot give
-// the slot up: PostgreSQL takes it.
+// wedged stops each of walhook's loops in turn, while the rest of the process lives and
+// another walhook stands by. walhook must give up the slot and exit, so that its supervisor
+// restarts it. If the stream's own goroutine is wedged, PostgreSQL takes the slot away.
 func wedged(t *testing.T, s Setup) {
 	const givenUpAtMost = 30 * time.Second
 	loops := []string{"fan-out", "recorder", "retrier", "directory", "clock", "stream"}
@@ -61,7 +60,7 @@ func (x *Trial) ends(p *Process, loop string) {
 	}
 }
 
-// startWedging starts a walhook of which one loop will stand still, when it is armed.
+// startWedging starts a walhook of which one loop stops once it is armed.
 func (x *Trial) startWedging(loop string) (p *Process, arm func()) {
 	x.Helper()
 	file := filepath.Join(x.folder, "wedge-"+loop)

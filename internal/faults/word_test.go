@@ -14,8 +14,8 @@ import (
 	"github.com/google/uuid"
 )
 
-// A Side is endpoints that a scenario looks after by itself, beside the trial's: the
-// oracle leaves their organization out.
+// A Side is endpoints that the scenario judges, beside the trial's: the oracle leaves their
+// organization out.
 type Side struct {
 	trial  *Trial
 	server *httptest.Server
@@ -37,7 +37,7 @@ func newSide(x *Trial) *Side {
 	return s
 }
 
-// ServeHTTP answers as the path's function says.
+// ServeHTTP answers by the path's function.
 func (s *Side) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	_, _ = io.Copy(io.Discard, req.Body)
 	retry, err := strconv.Atoi(req.Header.Get("X-Webhook-Retry"))
@@ -61,7 +61,7 @@ func (s *Side) came(name string) int {
 	return s.requests[name]
 }
 
-// endpoint makes one whose requests are answered so.
+// endpoint makes an endpoint with an answer.
 func (s *Side) endpoint(name string, answer func(retry int) (int, string)) (id uuid.UUID) {
 	x := s.trial
 	x.Helper()
@@ -74,13 +74,13 @@ func (s *Side) endpoint(name string, answer func(retry int) (int, string)) (id u
 	return id
 }
 
-// send commits an event that is owed to one of them.
+// send commits an event for one of them.
 func (s *Side) send(endpoint uuid.UUID) {
 	s.trial.Helper()
 	s.trial.exec(`INSERT INTO webhook_outbox (organization_id, event_type, payload, endpoint_ids) VALUES ($1, 'payment.succeeded', '{"n": 1}', ARRAY[$2::uuid])`, sideOrg, endpoint)
 }
 
-// rows waits until an endpoint's rows, in words of SQL, are so.
+// rows waits until a query of an endpoint's rows returns a text.
 func (s *Side) rows(what string, within time.Duration, endpoint uuid.UUID, expression, want string) {
 	x := s.trial
 	x.Helper()
@@ -94,14 +94,14 @@ func (s *Side) rows(what string, within time.Duration, endpoint uuid.UUID, expre
 	x.expect(got == want, "%s: %q, want %q within %s", what, got, want, within)
 }
 
-// What an operator says of a delivery.
+// What an operator does to a delivery.
 const (
 	saysReplay = `SELECT webhook_replay(id) FROM webhook_deliveries WHERE endpoint_id = $1`
 	saysCancel = `UPDATE webhook_deliveries SET status = 'cancelled', next_attempt_at = NULL WHERE endpoint_id = $1`
 )
 
-// theLaterWord has an operator replay and cancel deliveries while their first, or their
-// last attempt is under way.
+// theLaterWord has an operator replay and cancel deliveries during their first or last
+// attempt.
 func theLaterWord(t *testing.T, s Setup) {
 	s.Schedule = "200ms,300ms"
 	x := newTrial(t, s)
@@ -110,7 +110,7 @@ func theLaterWord(t *testing.T, s Setup) {
 	x.ready()
 	stop := x.driveOn(Load{Rate: *rate / 2})
 	cases := []struct {
-		at, answer int // of the attempt that is under way
+		at, answer int // the attempt under way, and its answer
 		says, want string
 		requests   int
 	}{
@@ -164,9 +164,9 @@ func theLaterWord(t *testing.T, s Setup) {
 	x.finish(time.Minute, fmt.Sprintf("words=%d", len(cases)))
 }
 
-// refusedConsequences has walhook's own event types deleted, and a deployment's constraint and
-// trigger on its tables: outcomes are recorded, and 410 disables; what was refused is
-// written when it can be.
+// refusedConsequences deletes walhook's own event types, and adds a constraint and a
+// trigger of a deployment to its tables. Outcomes must still be recorded and 410 must
+// disable; the refused consequences are written as soon as they can be.
 func refusedConsequences(t *testing.T, s Setup) {
 	s.Schedule = "200ms,300ms"
 	x := newTrial(t, s)
@@ -176,7 +176,7 @@ func refusedConsequences(t *testing.T, s Setup) {
 	x.exec(`CREATE TRIGGER faults_no_failures BEFORE INSERT OR UPDATE ON webhook_deliveries FOR EACH ROW
 		WHEN (new.status = 'failed' AND new.organization_id = '` + sideOrg + `' AND new.status_code IS DISTINCT FROM 410) EXECUTE FUNCTION faults_no_failures()`)
 	x.start()
-	x.ready() // a start puts back what is missing
+	x.ready() // before the deletion, because a start puts back missing event types
 	x.exec(`BEGIN; SET LOCAL session_replication_role = replica; DELETE FROM webhook_event_types WHERE category = 'webhook'; COMMIT`)
 	stop := x.driveOn(Load{Rate: *rate / 2})
 	const each = 3
@@ -198,7 +198,7 @@ func refusedConsequences(t *testing.T, s Setup) {
 	})
 	x.eventually(20*time.Second, "the last attempts are made", func() bool { return side.came("failing") >= 3*each })
 	side.rows("outcomes that are refused wait", time.Second, failing, `status || ' ' || attempts`, three("retrying 2"))
-	<-time.After(2 * time.Second) // a walhook that had dropped them would send them again
+	<-time.After(2 * time.Second) // a walhook that had dropped the outcomes would send again
 	got := side.came("failing")
 	x.expect(got == 3*each, "%d requests came while their outcomes were refused, want %d", got, 3*each)
 
@@ -213,7 +213,7 @@ func refusedConsequences(t *testing.T, s Setup) {
 			count(*) FILTER (WHERE event_type = 'webhook.delivery.exhausted')) FROM webhook_outbox WHERE organization_id = $1`, sideOrg).Scan(&told)
 		return err == nil && told == fmt.Sprintf("1 %d", each)
 	})
-	x.eventually(20*time.Second, "how the endpoint stands is noted", func() bool {
+	x.eventually(20*time.Second, "the endpoint's health is recorded", func() bool {
 		var noted bool
 		err := x.pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM webhook_endpoint_failures WHERE endpoint_id = $1)`, failing).Scan(&noted)
 		return err == nil && noted
