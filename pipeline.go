@@ -65,15 +65,30 @@ func (p *pipelines) run(ctx, live context.Context) error {
 func (p *pipeline) run(ctx, live context.Context, log *slog.Logger) error {
 	ended := make(chan struct{})
 	defer close(ended)
-	streams, streamEnded := context.WithCancelCause(context.WithoutCancel(ctx))
+	ending, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	exitAfter(ending, p.within, ended, log)
 	engine := func(ctx, _ context.Context) error {
-		exitAfter(ctx, p.within, ended, log)
-		exitAfter(streams, p.within, ended, log) // the engine ends its stream when it fails, and then itself
-		return p.engine.Run(ctx, p.stream)
+		defer context.AfterFunc(ctx, func() { end(context.Cause(ctx)) })()
+		return p.engine.Run(ctx, endingSource{p.stream, end})
 	}
 	return alongside(ctx, live, engine, func(live context.Context) error {
 		err := p.refused(p.stream.Run(live))
-		streamEnded(err)
+		end(err)
 		return err
 	})
+}
+
+// An endingSource tells when the engine stops its stream. It does so first, however it ends,
+// and only then waits for its loops, of which one may hang.
+type endingSource struct {
+	*cdc.Stream
+	end context.CancelCauseFunc
+}
+
+var errEngineEnded = errors.New("the engine has ended: another process has taken over the slot, or a loop failed")
+
+// Stop is deliver.Source's.
+func (s endingSource) Stop() {
+	s.end(errEngineEnded)
+	s.Stream.Stop()
 }

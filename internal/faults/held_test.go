@@ -103,19 +103,26 @@ func frozenHolder(t *testing.T, s Setup) {
 	})
 }
 
+// replicationThrough returns the setting that sends a process's replication connection
+// through a line.
+func (x *Trial) replicationThrough(line *Line, name string) string {
+	x.Helper()
+	cc := x.pool.Config().ConnConfig
+	direct := net.JoinHostPort(cc.Host, strconv.Itoa(int(cc.Port)))
+	through, err := line.connect(direct)
+	if err != nil {
+		x.Fatal(err)
+	}
+	return "WALHOOK_REPLICATION_URL=" + strings.Replace(x.walhookURL(name), direct, through, 1)
+}
+
 // formerHolder takes the slot from the active one of two, replays two thousand deliveries
 // while that one stands by, and kills the other.
 func formerHolder(t *testing.T, s Setup, line *Line, lose func(x *Trial, former, standby *Process)) {
 	const takeover = 5 * time.Second
 	x := newTrial(t, s)
 	x.watchWrites()
-	cc := x.pool.Config().ConnConfig
-	through, err := line.connect(net.JoinHostPort(cc.Host, strconv.Itoa(int(cc.Port))))
-	if err != nil {
-		t.Fatal(err)
-	}
-	host := x.walhookURL("walhook-1")
-	former := x.start("WALHOOK_REPLICATION_URL=" + strings.Replace(host, net.JoinHostPort(cc.Host, strconv.Itoa(int(cc.Port))), through, 1))
+	former := x.start(x.replicationThrough(line, "walhook-1"))
 	x.ready()
 	standby := x.start()
 	x.standingBy(standby)

@@ -56,6 +56,7 @@ var scenarios = []Scenario{
 	{"14", "Freeze", 0, freeze},
 	{"14", "Thawed", 0, thawed},
 	{"15", "Wedged", inQuick, wedged},
+	{"15", "FencedWhileWedged", 0, fencedWhileWedged},
 	{"16", "DroppedSlot", inQuick, droppedSlot},
 	{"17", "InvalidatedSlot", on18, invalidatedSlot},
 	{"17", "IdleSlot", from18, idleSlot},

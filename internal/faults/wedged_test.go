@@ -35,7 +35,7 @@ func wedged(t *testing.T, s Setup) {
 		arm()
 		given := x.firstRequest(standby, began, 2*givenUpAtMost)
 		x.expect(given <= givenUpAtMost, "with the %s wedged, the slot was given up after %s", loop, given)
-		x.ends(active, loop)
+		x.ends(active, loop, timeout+exitMargin+time.Second)
 		over()
 		x.expect(active.logged("the "+loop+" has not turned") > 0, "with the %s wedged, the log does not say so", loop)
 		took = append(took, fmt.Sprintf("%s=%s/%s", loop, given.Round(100*time.Millisecond), time.Since(began).Round(100*time.Millisecond)))
@@ -46,9 +46,8 @@ func wedged(t *testing.T, s Setup) {
 }
 
 // ends waits until a process has ended by itself.
-func (x *Trial) ends(p *Process, loop string) {
+func (x *Trial) ends(p *Process, loop string, within time.Duration) {
 	x.Helper()
-	const within = timeout + exitMargin + time.Second
 	select {
 	case <-p.Exited:
 		x.expect(p.Err != nil, "with the %s wedged, %s ended as if nothing were wrong", loop, p.Name)
@@ -61,13 +60,53 @@ func (x *Trial) ends(p *Process, loop string) {
 }
 
 // startWedging starts a walhook of which one loop stops once it is armed.
-func (x *Trial) startWedging(loop string) (p *Process, arm func()) {
+func (x *Trial) startWedging(loop string, env ...string) (p *Process, arm func()) {
 	x.Helper()
 	file := filepath.Join(x.folder, "wedge-"+loop)
-	p = x.start(breaking(failpoint.Wedge(loop)), failpoint.Armed+"="+file)
+	p = x.start(append(env, breaking(failpoint.Wedge(loop)), failpoint.Armed+"="+file)...)
 	return p, func() {
 		if err := os.WriteFile(file, nil, 0o600); err != nil {
 			x.Fatal(err)
 		}
 	}
+}
+
+// fencedWhileWedged returns the slot to a walhook that had lost it to another and whose
+// clock has stopped. Such a process cannot start another pipeline, so it must exit.
+func fencedWhileWedged(t *testing.T, s Setup) {
+	const loop, takeover = "clock", 20 * time.Second
+	s.Binary = breakable(t)
+	x := newTrial(t, s)
+	line := &Line{t: t}
+	former, arm := x.startWedging(loop, x.replicationThrough(line, "walhook-1"))
+	x.ready()
+	other := x.start()
+	x.standingBy(other)
+	events := func() {
+		if err := x.driver.copy(t.Context(), x.driver.newEvents(100), false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	events()
+	x.drain(time.Minute) // or a write would tell it at once that the slot is another's
+
+	line.proxy.Stop()
+	x.holds(other, takeover)
+	if err := line.proxy.Start(); err != nil {
+		t.Fatal(err)
+	}
+	x.standingBy(former)
+	arm()
+	began, over := time.Now(), x.crash(other)
+	if err := other.kill(); err != nil {
+		t.Fatal(err)
+	}
+	over()
+	x.ends(former, loop, takeover+timeout+exitMargin)
+	took := time.Since(began)
+	x.expect(former.logged("did not stop in time") == 1, "the log does not say why it ended")
+	x.expect(former.logged("has not turned") == 0, "it was not the fence that ended it")
+	x.start()
+	events()
+	x.finish(time.Minute, fmt.Sprintf("ended=%s", took.Round(100*time.Millisecond)))
 }
