@@ -15,7 +15,7 @@ import (
 
 func TestAStreamThatStandsStillEndsTheProcess(t *testing.T) {
 	t.Parallel()
-	wedged := errors.New("the stream has not turned for 8s")
+	wedged := errors.New("the stream has made no progress for 8s")
 	for name, looks := range map[string][]error{
 		"after two looks":                          {nil, wedged, wedged},
 		"and not after one, which a thaw explains": {wedged, nil, wedged, nil, wedged, wedged},

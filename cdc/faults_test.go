@@ -341,7 +341,7 @@ func TestAWedgedProcessLosesTheSlot(t *testing.T) {
 	t.Parallel()
 	d := newDatabase(t)
 	var wedged atomic.Bool
-	errWedged := errors.New("the recorder has not turned for 10s")
+	errWedged := errors.New("the recorder has made no progress for 10s")
 	config := d.config()
 	config.Alive = func() error {
 		if wedged.Load() {
@@ -384,7 +384,7 @@ func TestAStreamThatNoLongerTurnsIsSeen(t *testing.T) {
 		t.Errorf("while it streams: %v", err)
 	}
 	wedged.Store(true)
-	r.eventually(5*time.Second, "it says that it has not turned", func() bool { return r.Alive() != nil })
+	r.eventually(5*time.Second, "it says that it makes no progress", func() bool { return r.Alive() != nil })
 	r.eventually(5*time.Second, "PostgreSQL takes the slot away", func() bool { return db.walsender() == "" })
 	wedged.Store(false)
 	close(goOn)

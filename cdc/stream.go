@@ -94,7 +94,7 @@ func (s *Stream) Alive() error {
 		return nil
 	}
 	if silent := time.Since(*last); silent > s.walSenderTimeout*4/5 { // a write may take half, and the error should come before the slot is lost
-		return fmt.Errorf("the stream has not turned for %s", silent.Round(time.Second))
+		return fmt.Errorf("the stream has made no progress for %s", silent.Round(time.Second))
 	}
 	return nil
 }

@@ -73,7 +73,7 @@ func (h *heartbeat) beat() {
 
 func (h *heartbeat) check(now time.Time) error {
 	if silent := now.Sub(started) - time.Duration(h.at.Load()); silent > wedgedAfter {
-		return fmt.Errorf("the %s has not turned for %s", h.name, silent.Round(time.Second))
+		return fmt.Errorf("the %s has made no progress for %s", h.name, silent.Round(time.Second))
 	}
 	return nil
 }

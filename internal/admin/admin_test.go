@@ -97,7 +97,7 @@ func TestHealth(t *testing.T) {
 		t.Errorf("readyz: %d %q", w.Code, w.Body)
 	}
 
-	o.Alive = func() error { return errors.New("the recorder has not turned for 13s") }
+	o.Alive = func() error { return errors.New("the recorder has made no progress for 13s") }
 	o.Ready = func(context.Context) (string, error) {
 		return "", &Reason{Class: "database unreachable", Err: errors.New("no route to db.internal for user walhook")}
 	}

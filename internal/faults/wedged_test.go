@@ -37,7 +37,7 @@ func wedged(t *testing.T, s Setup) {
 		x.expect(given <= givenUpAtMost, "with the %s wedged, the slot was given up after %s", loop, given)
 		x.ends(active, loop, timeout+exitMargin+time.Second)
 		over()
-		x.expect(active.logged("the "+loop+" has not turned") > 0, "with the %s wedged, the log does not say so", loop)
+		x.expect(active.logged("the "+loop+" has made no progress") > 0, "with the %s wedged, the log does not say so", loop)
 		took = append(took, fmt.Sprintf("%s=%s/%s", loop, given.Round(100*time.Millisecond), time.Since(began).Round(100*time.Millisecond)))
 		active, arm = standby, armNext
 	}
@@ -105,7 +105,7 @@ func fencedWhileWedged(t *testing.T, s Setup) {
 	x.ends(former, loop, takeover+timeout+exitMargin)
 	took := time.Since(began)
 	x.expect(former.logged("did not stop in time") == 1, "the log does not say why it ended")
-	x.expect(former.logged("has not turned") == 0, "it was not the fence that ended it")
+	x.expect(former.logged("has made no progress") == 0, "it was not the fence that ended it")
 	x.start()
 	events()
 	x.finish(time.Minute, fmt.Sprintf("ended=%s", took.Round(100*time.Millisecond)))
