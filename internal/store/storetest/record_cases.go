@@ -95,6 +95,38 @@ func updatesLater(b *bench) {
 	b.has(gone.ID, "none")
 }
 
+// A word is what an operator does to a row during an attempt, and what the attempt's
+// outcome then makes of it.
+type word struct {
+	said     webhook.Status // "": nothing
+	due      time.Duration  // from now
+	end      webhook.Status // of the attempt
+	want     webhook.Status
+	replayed bool
+	quick    bool // the case holds only if it takes less time than the clocks may differ by
+}
+
+// lateWords are for rows that the process has seen, unseenWords for those it has not.
+var lateWords, unseenWords = []word{
+	{end: webhook.Success, want: webhook.Success},
+	{end: webhook.Retrying, want: webhook.Retrying},
+	{end: webhook.Failed, want: webhook.Failed},
+	{said: webhook.Pending, end: webhook.Success, want: webhook.Pending, replayed: true},
+	{said: webhook.Pending, end: webhook.Retrying, want: webhook.Pending, replayed: true},
+	{said: webhook.Pending, end: webhook.Failed, want: webhook.Pending, replayed: true},
+	{said: webhook.Pending, due: time.Hour, end: webhook.Success, want: webhook.Pending, replayed: true},
+	{said: webhook.Pending, due: -30 * time.Second, end: webhook.Success, want: webhook.Success}, // before the attempt began: it has had it
+	{said: webhook.Pending, due: -30 * time.Second, end: webhook.Failed, want: webhook.Pending, replayed: true},
+	{said: webhook.Pending, due: -attemptTime - 100*time.Millisecond, end: webhook.Success, want: webhook.Pending, replayed: true, quick: true}, // the clocks cannot tell
+	{said: webhook.Cancelled, end: webhook.Success, want: webhook.Success},
+	{said: webhook.Cancelled, end: webhook.Retrying, want: webhook.Cancelled},
+	{said: webhook.Cancelled, end: webhook.Failed, want: webhook.Cancelled},
+}, []word{
+	{said: webhook.Pending, end: webhook.Success, want: webhook.Success},
+	{said: webhook.Pending, end: webhook.Failed, want: webhook.Failed},
+	{said: webhook.Cancelled, end: webhook.Failed, want: webhook.Cancelled},
+}
+
 func laterWordCounts(b *bench) {
 	const lease = 20 * time.Second
 	leased := func(r webhook.Record) webhook.Record {
@@ -119,67 +151,44 @@ func laterWordCounts(b *bench) {
 		b.insert(r)
 		return r
 	}
-	rows := map[string]func(webhook.Record) webhook.Record{"leased": leased, "parked": parked, "fetched": fetched}
-	for _, c := range []struct {
-		row      string // "": each
-		said     webhook.Status
-		due      time.Duration // from now
-		end      webhook.Status
-		want     webhook.Status
-		replayed bool
-		quick    bool // where it took longer than the clocks allow for, it tells nothing
-	}{
-		{end: webhook.Success, want: webhook.Success},
-		{end: webhook.Retrying, want: webhook.Retrying},
-		{end: webhook.Failed, want: webhook.Failed},
-		{said: webhook.Pending, end: webhook.Success, want: webhook.Pending, replayed: true},
-		{said: webhook.Pending, end: webhook.Retrying, want: webhook.Pending, replayed: true},
-		{said: webhook.Pending, end: webhook.Failed, want: webhook.Pending, replayed: true},
-		{said: webhook.Pending, due: time.Hour, end: webhook.Success, want: webhook.Pending, replayed: true},
-		{said: webhook.Pending, due: -30 * time.Second, end: webhook.Success, want: webhook.Success}, // before the attempt began: it has had it
-		{said: webhook.Pending, due: -30 * time.Second, end: webhook.Failed, want: webhook.Pending, replayed: true},
-		{said: webhook.Pending, due: -attemptTime - 100*time.Millisecond, end: webhook.Success, want: webhook.Pending, replayed: true, quick: true}, // the clocks cannot tell
-		{said: webhook.Cancelled, end: webhook.Success, want: webhook.Success},
-		{said: webhook.Cancelled, end: webhook.Retrying, want: webhook.Cancelled},
-		{said: webhook.Cancelled, end: webhook.Failed, want: webhook.Cancelled},
-		{row: "unseen", said: webhook.Pending, end: webhook.Success, want: webhook.Success},
-		{row: "unseen", said: webhook.Pending, end: webhook.Failed, want: webhook.Failed},
-		{row: "unseen", said: webhook.Cancelled, end: webhook.Failed, want: webhook.Cancelled},
-	} {
-		each := rows
-		if c.row != "" {
-			each = map[string]func(webhook.Record) webhook.Record{c.row: unseen}
-		}
-		for name, row := range each {
-			var r webhook.Record
-			var said time.Time
-			var locked, replayed []uuid.UUID
-			for {
-				r = row(b.owed(b.NewEndpoint(organization)))
-				end := outcome(r, c.end, r.Attempts+1)
-				if c.said == webhook.Pending {
-					said = time.Now().Add(c.due).Truncate(time.Microsecond)
-				}
-				if c.said != "" {
-					b.Say(r.ID, c.said, said)
-				}
-				var err error
-				locked, replayed, err = b.Update(b.Context(), b.fence, webhook.Mark{}, []webhook.Record{end})
-				b.ok(err)
-				if !c.quick || time.Since(end.Attempt.EndedAt) < 100*time.Millisecond {
-					break
-				}
-			}
-			what := fmt.Sprintf("%s, said %q due in %s, then %s", name, c.said, c.due, c.end)
-			got, _ := b.Row(r.ID)
-			if got.Status != c.want || got.Attempts != r.Attempts+1 || len(replayed) == 1 != c.replayed || len(locked) > 0 {
-				b.Errorf("%s: %s %d, replayed %v, locked %v; want %s %d, replayed %t", what, got.Status, got.Attempts, replayed, locked, c.want, r.Attempts+1, c.replayed)
-			}
-			if c.replayed && (!got.DueAt.Equal(said) || got.SeriesStart != got.Attempts) {
-				b.Errorf("%s: due at %s, series from %d; want %s, %d", what, got.DueAt, got.SeriesStart, said, got.Attempts)
-			}
-		}
+	for _, w := range lateWords {
+		w.check(b, "leased", leased)
+		w.check(b, "parked", parked)
+		w.check(b, "fetched", fetched)
 	}
+	for _, w := range unseenWords {
+		w.check(b, "unseen", unseen)
+	}
+}
+
+func (w word) check(b *bench, name string, row func(webhook.Record) webhook.Record) {
+	r, said, locked, replayed, in := w.say(b, row)
+	for w.quick && in >= 100*time.Millisecond {
+		r, said, locked, replayed, in = w.say(b, row)
+	}
+	what := fmt.Sprintf("%s, said %q due in %s, then %s", name, w.said, w.due, w.end)
+	got, _ := b.Row(r.ID)
+	if got.Status != w.want || got.Attempts != r.Attempts+1 || len(replayed) == 1 != w.replayed || len(locked) > 0 {
+		b.Errorf("%s: %s %d, replayed %v, locked %v; want %s %d, replayed %t", what, got.Status, got.Attempts, replayed, locked, w.want, r.Attempts+1, w.replayed)
+	}
+	if w.replayed && (!got.DueAt.Equal(said) || got.SeriesStart != got.Attempts) {
+		b.Errorf("%s: due at %s, series from %d; want %s, %d", what, got.DueAt, got.SeriesStart, said, got.Attempts)
+	}
+}
+
+// say says the word of a new row, and writes the outcome.
+func (w word) say(b *bench, row func(webhook.Record) webhook.Record) (r webhook.Record, said time.Time, locked, replayed []uuid.UUID, in time.Duration) {
+	r = row(b.owed(b.NewEndpoint(organization)))
+	end := outcome(r, w.end, r.Attempts+1)
+	if w.said == webhook.Pending {
+		said = time.Now().Add(w.due).Truncate(time.Microsecond)
+	}
+	if w.said != "" {
+		b.Say(r.ID, w.said, said)
+	}
+	locked, replayed, err := b.Update(b.Context(), b.fence, webhook.Mark{}, []webhook.Record{end})
+	b.ok(err)
+	return r, said, locked, replayed, time.Since(end.Attempt.EndedAt)
 }
 
 func returnsLocked(b *bench) {
