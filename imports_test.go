@@ -97,6 +97,7 @@ func TestModulesInTheBinary(t *testing.T) {
 		"github.com/prometheus/common",
 		"github.com/prometheus/procfs",
 		"github.com/sethvargo/go-envconfig",
+		"golang.org/x/net",
 		"golang.org/x/sync",
 		"golang.org/x/sys",
 		"golang.org/x/text",

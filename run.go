@@ -29,9 +29,10 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 		return err
 	}
 	defer db.close()
-	metrics, readiness, current := admin.NewMetrics(), newReadiness(), &pipelines{log: log}
+	readiness, current := newReadiness(), &pipelines{log: log}
 	sender := newSender(cfg, func() bool { return current.engine().Live() })
 	defer sender.Close()
+	metrics := admin.NewMetrics(sender.Resent)
 	current.begin(func(resumed bool) pipeline { return newPipeline(db, sender, metrics, log, resumed) })
 	serve, err := serveAdmin(ctx, cfg, adminOptions(cfg, readiness, db.store, current, metrics), log)
 	if err != nil {

@@ -10,28 +10,21 @@ type Counts struct {
 	Events    uint64 // that came by the stream
 	Delivered uint64 // attempts that were answered with 2xx
 	Errors    map[webhook.ErrorClass]uint64
-	OwnFaults map[OwnFault]uint64 // that kept deliveries waiting
-	Recorded  uint64              // outcomes committed
-	Parked    uint64              // deliveries written before they had an outcome, without an attempt under way
-	Leased    uint64              // and with one
-	Fetched   uint64              // rows that were due
-	Found     uint64              // rows that the reconciler had to insert
+	OwnFaults map[webhook.OwnFault]uint64 // that kept deliveries waiting
+	Recorded  uint64                      // outcomes committed
+	Parked    uint64                      // deliveries written before they had an outcome, without an attempt under way
+	Leased    uint64                      // and with one
+	Fetched   uint64                      // rows that were due
+	Found     uint64                      // rows that the reconciler had to insert
 }
 
-// An OwnFault keeps walhook from sending and is not the endpoint's fault: no attempt is
-// counted.
-type OwnFault string
+// OwnFaults lists those that are counted. A secret counts at each look-up: once a second
+// for each endpoint that waits for it.
+var OwnFaults = []webhook.OwnFault{webhook.FaultSecret}
 
-// secretFault is a secret that cannot be opened. It is counted at each look-up: once a
-// second for each endpoint that waits for it.
-const secretFault OwnFault = "secret"
-
-// OwnFaults lists them all.
-var OwnFaults = []OwnFault{secretFault}
-
-func (c *Counts) ownFault(f OwnFault) {
+func (c *Counts) ownFault(f webhook.OwnFault) {
 	if c.OwnFaults == nil {
-		c.OwnFaults = map[OwnFault]uint64{}
+		c.OwnFaults = map[webhook.OwnFault]uint64{}
 	}
 	c.OwnFaults[f]++
 }

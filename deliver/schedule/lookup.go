@@ -64,7 +64,7 @@ func (s *Scheduler) setUnopenable(l *lane, shut bool, now time.Time) {
 		s.unopenable += oneUp(shut)
 	}
 	if shut {
-		s.counts.ownFault(secretFault)
+		s.counts.ownFault(webhook.FaultSecret)
 		s.holdBack(l, now)
 	}
 }

@@ -33,7 +33,7 @@ func TestReservedHeadersAreTheDatabases(t *testing.T) {
 			if err := db.Pool.QueryRow(t.Context(), `SELECT webhook_headers_problem($1::text::jsonb)`, string(headers)).Scan(&problem); err != nil {
 				t.Fatalf("%q: %v", spelled, err)
 			}
-			sent := len(customFields(map[string]string{spelled: "x"})) == 1
+			sent := len(customHeaders(map[string]string{spelled: "x"})) == 1
 			if sent != (problem == nil) {
 				text := "nothing"
 				if problem != nil {

@@ -2,12 +2,11 @@ package send
 
 import (
 	"bytes"
-	"context"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
-	"io"
 	"maps"
+	"net"
 	"net/http"
 	"net/textproto"
 	"net/url"
@@ -15,9 +14,11 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
+	"golang.org/x/net/idna"
 
 	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
@@ -96,14 +97,15 @@ func quotedLen(s string) int {
 	return n
 }
 
-// The headers of every request, besides those of package sign. net/http writes a map's
-// key as it is, so the spelling here is the spelling that receivers see.
+// The headers of every request, besides those of package sign, spelled as receivers see
+// them.
 const (
 	headerEvent      = "X-Webhook-Event"
 	headerDeliveryID = "X-Webhook-Delivery-ID"
 	headerRetry      = "X-Webhook-Retry"
 	headerUserAgent  = "User-Agent"
 	headerType       = "Content-Type"
+	headerLength     = "Content-Length"
 )
 
 // reserved has the headers that an endpoint cannot set, in lower case: ours, those that
@@ -122,17 +124,11 @@ func isReserved(name string) bool {
 	return slices.Contains(reserved, lower) || slices.ContainsFunc(reservedPrefixes, func(p string) bool { return strings.HasPrefix(lower, p) })
 }
 
-// A field is a header that is the same in all requests to a target.
-type field struct {
-	name   string
-	values []string
-}
-
-// customFields returns an endpoint's own headers, sorted. The database refuses reserved
-// and invalid ones at INSERT; any that got past it are left out. Of two spellings of one
+// customHeaders returns an endpoint's own headers. The database refuses reserved and
+// invalid ones at INSERT; any that got past it are left out. Of two spellings of one
 // name, the first in byte order counts.
-func customFields(headers map[string]string) []field {
-	var fields []field
+func customHeaders(headers map[string]string) http.Header {
+	custom := http.Header{}
 	seen := map[string]bool{}
 	for _, name := range slices.Sorted(maps.Keys(headers)) {
 		canonical := textproto.CanonicalMIMEHeaderKey(name)
@@ -140,18 +136,9 @@ func customFields(headers map[string]string) []field {
 			continue
 		}
 		seen[canonical] = true
-		fields = append(fields, field{unreplayable(name), []string{headers[name]}})
+		custom[name] = []string{headers[name]}
 	}
-	return fields
-}
-
-// unreplayable lower-cases the two names that make net/http repeat a POST that was partly
-// written: it looks for exactly these keys. Only the retry schedule repeats requests.
-func unreplayable(name string) string {
-	if name == "Idempotency-Key" || name == "X-Idempotency-Key" {
-		return strings.ToLower(name)
-	}
-	return name
+	return custom
 }
 
 // validName reports whether a header's name is a token (RFC 9110, section 5.6.2).
@@ -179,8 +166,9 @@ func validValue(value string) bool {
 // If the endpoint cannot be sent to, its target has a refusal, and attempts fail without
 // a connection. A Target prints without path, query and secrets.
 type Target struct {
-	request http.Request // the parts common to all requests
-	fields  []field
+	request *http.Request // method and URL: what its responses are read for
+	key     key
+	head    []byte // the request line, and the headers that are the same in all requests
 	signer  *sign.Signer
 	refusal refusal
 }
@@ -193,7 +181,7 @@ type refusal struct {
 
 // String returns scheme and host.
 func (t *Target) String() string {
-	if t.request.URL == nil {
+	if t.request == nil {
 		return "[invalid URL]"
 	}
 	return t.request.URL.Scheme + "://" + t.request.URL.Host
@@ -216,8 +204,8 @@ func (s *Sender) Target(e *webhook.Endpoint) *Target {
 		t.refusal = refusal{webhook.ErrBadRequest, err.Error()}
 		return t
 	}
-	t.request = http.Request{Method: http.MethodPost, URL: u, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
-	if err := s.guard.allowedURL(u, s.proxied); err != nil {
+	t.request = &http.Request{Method: http.MethodPost, URL: u}
+	if err := s.guard.allowedURL(u, s.dialer.proxy != nil); err != nil {
 		t.refusal = refusal{webhook.ErrBlocked, cutText(err.Error())}
 		return t
 	}
@@ -225,7 +213,9 @@ func (s *Sender) Target(e *webhook.Endpoint) *Target {
 		t.refusal = refusal{webhook.ErrBadRequest, "the endpoint has no live secret: webhook_set_secret gives it one"}
 		return t
 	}
-	t.fields = s.fields(u, e.Headers)
+	if t.key, t.head, err = prepare(u, s.headers(u, e.Headers)); err != nil {
+		t.refusal = refusal{webhook.ErrBadRequest, errHostName.Error()}
+	}
 	return t
 }
 
@@ -234,6 +224,8 @@ var (
 	errScheme = errors.New("the endpoint's URL begins with neither https:// nor http://")
 	errHost   = errors.New("the endpoint's URL has no host")
 	errPort   = errors.New("the endpoint's URL has no valid port")
+
+	errHostName = errors.New("the endpoint's URL has a host that is no valid name")
 )
 
 func endpointURL(text string) (*url.URL, error) {
@@ -260,16 +252,41 @@ func newSigner(secrets []webhook.Secret) (*sign.Signer, error) {
 	return sign.New(texts...)
 }
 
-// fields returns the headers that are the same in all requests to an endpoint.
-func (s *Sender) fields(u *url.URL, headers map[string]string) []field {
-	fields := append(customFields(headers),
-		field{headerType, []string{"application/json"}},
-		field{headerUserAgent, []string{s.userAgent}})
-	authorized := slices.ContainsFunc(fields, func(f field) bool { return strings.EqualFold(f.name, "Authorization") })
+// headers returns the headers that are the same in all requests to an endpoint.
+func (s *Sender) headers(u *url.URL, custom map[string]string) http.Header {
+	h := customHeaders(custom)
+	authorized := slices.ContainsFunc(slices.Collect(maps.Keys(h)), func(name string) bool { return strings.EqualFold(name, "Authorization") })
 	if u.User != nil && !authorized {
-		fields = append(fields, field{"Authorization", []string{basicAuth(u.User)}})
+		h["Authorization"] = []string{basicAuth(u.User)}
 	}
-	return fields
+	h[headerType] = []string{"application/json"}
+	h[headerUserAgent] = []string{s.userAgent}
+	return h
+}
+
+// prepare returns the first part of the head of all requests to a URL, and which
+// connections may carry them. net/http writes that part once: the request line, Host,
+// User-Agent and the other headers, sorted. It knows how a host is spelled there.
+func prepare(u *url.URL, h http.Header) (key, []byte, error) {
+	var b bytes.Buffer
+	get := http.Request{Method: http.MethodGet, URL: u, Header: h} // which has no length, as opposed to a POST
+	if err := get.Write(&b); err != nil {
+		return key{}, nil, err
+	}
+	head := append([]byte(http.MethodPost), bytes.TrimPrefix(b.Bytes(), []byte(http.MethodGet))...)
+	head = bytes.TrimSuffix(head, []byte("\r\n"))
+	host, err := lookupHost(u)
+	return key{u.Scheme == "https", net.JoinHostPort(host, strconv.Itoa(int(urlPort(u))))}, head, err
+}
+
+// lookupHost returns a URL's host as it is looked up. Only international names are spelled
+// differently there; an IPv6 address keeps its zone, which Host does not have.
+func lookupHost(u *url.URL) (string, error) {
+	host := u.Hostname()
+	if !strings.ContainsFunc(host, func(r rune) bool { return r > unicode.MaxASCII }) {
+		return host, nil
+	}
+	return idna.Lookup.ToASCII(host)
 }
 
 func basicAuth(user *url.Userinfo) string {
@@ -277,29 +294,15 @@ func basicAuth(user *url.Userinfo) string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user.Username()+":"+password))
 }
 
-// A call has the parts of one HTTP request that differ from others, in one allocation.
-type call struct {
-	body   bytes.Reader
-	values [callHeaders]string
-}
-
-// begun reports whether any of the body was read. It may be called once the request has
-// failed.
-func (c *call) begun() bool { return int64(c.body.Len()) < c.body.Size() }
-
-const callHeaders = 7 // the headers that differ between requests to a target
-
-// newCall returns the request of an attempt, signed for the time at.
-func newCall(ctx context.Context, r Request, at time.Time) (*http.Request, *call) {
-	t, unix, id := r.Endpoint, at.Unix(), r.DeliveryID.String()
-	c := &call{}
-	c.body.Reset(r.Body)
-	h := make(http.Header, callHeaders+len(t.fields))
-	for _, f := range t.fields {
-		h[f.name] = f.values
-	}
-	for i, f := range [callHeaders]struct{ name, value string }{
-		{headerEvent, r.EventType},
+// appendHead appends the head of the request of an attempt, signed for the time at. It is
+// a pure function, so that a request can be sent again.
+func (r *Request) appendHead(b []byte, at time.Time) []byte {
+	t, unix := r.Endpoint, at.Unix()
+	id := r.DeliveryID.String()
+	b = append(b, t.head...)
+	for _, f := range [...]struct{ name, value string }{
+		{headerLength, strconv.Itoa(len(r.Body))},
+		{headerEvent, textproto.TrimString(r.EventType)},
 		{headerDeliveryID, id},
 		{headerRetry, strconv.Itoa(r.Retry)},
 		{sign.HeaderBodySignature, t.signer.Body(r.Body)},
@@ -307,14 +310,10 @@ func newCall(ctx context.Context, r Request, at time.Time) (*http.Request, *call
 		{sign.HeaderTimestamp, strconv.FormatInt(unix, 10)},
 		{sign.HeaderSignature, t.signer.Standard(id, unix, r.Body)},
 	} {
-		c.values[i] = f.value
-		h[f.name] = c.values[i : i+1 : i+1]
+		b = append(b, f.name...)
+		b = append(b, ": "...)
+		b = append(b, f.value...)
+		b = append(b, "\r\n"...)
 	}
-	req := t.request.WithContext(ctx)
-	req.Header = h
-	req.ContentLength = int64(len(r.Body))
-	// net/http knows that this type is in memory, and writes headers and body together.
-	req.Body = io.NopCloser(&c.body)
-	req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(r.Body)), nil }
-	return req, c
+	return append(b, "\r\n"...)
 }

@@ -1,14 +1,97 @@
 package send
 
 import (
+	"bufio"
 	"bytes"
+	"errors"
 	"io"
+	"math"
 	"net/http"
 	"strings"
 	"sync"
 	"time"
 	"unicode/utf8"
+
+	"github.com/walhook/walhook/internal/webhook"
 )
+
+const (
+	// maxResponseHead bounds a response's status line and headers, including those of
+	// all 1xx responses. Servers send 8 to 32 KiB at most by default.
+	maxResponseHead = 64 << 10
+
+	// readSize is the size of the buffer that most responses fit in.
+	readSize = 4 << 10
+)
+
+// A reader reads one response. It counts the bytes of the head, and remembers the error
+// that the connection ended with, which http.ReadResponse does not always return.
+type reader struct {
+	conn  *conn
+	buf   *bufio.Reader // over the reader itself
+	left  int           // bytes that may still come
+	began bool          // any byte has come
+	err   error         // of the connection
+}
+
+var readers = sync.Pool{New: func() any {
+	r := &reader{}
+	r.buf = bufio.NewReaderSize(r, readSize)
+	return r
+}}
+
+// newReader returns a reader for a connection's next response. It must be released.
+func newReader(c *conn) *reader {
+	r := readers.Get().(*reader)
+	r.conn, r.left, r.began, r.err = c, maxResponseHead, false, nil
+	r.buf.Reset(r)
+	return r
+}
+
+func (r *reader) release() {
+	r.conn, r.err = nil, nil
+	readers.Put(r)
+}
+
+var errHeadTooLong = errors.New("the response's head is too long")
+
+// Read is for buf.
+func (r *reader) Read(b []byte) (int, error) {
+	if r.left <= 0 {
+		return 0, errHeadTooLong
+	}
+	n, err := r.conn.Read(b[:min(len(b), r.left)])
+	r.left -= n
+	r.began = r.began || n > 0
+	r.err = err
+	return n, err
+}
+
+// head reads the head of the final response. A 101 is final: no request asks for it.
+func (r *reader) head(req *http.Request) (*http.Response, error) {
+	for {
+		resp, err := http.ReadResponse(r.buf, req)
+		if err != nil {
+			return nil, err
+		}
+		if resp.StatusCode/100 != 1 || resp.StatusCode == http.StatusSwitchingProtocols {
+			r.left = math.MaxInt // keep bounds the body
+			return resp, nil
+		}
+	}
+}
+
+// failure classifies an error of head: where the connection broke, or else what came is
+// not HTTP. It does not use the parser's text: that quotes the response, where a receiver
+// may have echoed our URL's query.
+func (r *reader) failure(err error) *failure {
+	if r.err != nil && (isEnd(err) || !isEnd(r.err)) {
+		return r.conn.brokenFailure(r.err)
+	}
+	return &failure{class: webhook.ErrProtocol, err: errNotHTTP}
+}
+
+var errNotHTTP = errors.New("the response is not valid HTTP, or its headers are larger than 64 KiB")
 
 // Bounds of texts that others wrote, in bytes.
 const (
@@ -23,34 +106,32 @@ const drainLimit = 64 << 10
 
 var keepBuffers = sync.Pool{New: func() any { return new([maxResponse]byte) }}
 
-// keep returns the first maxResponse bytes of a response body as storable text. It
-// drains up to drainLimit more, and closes the body. It never fails: the status line has
-// decided the attempt, so an unreadable part is left out.
-func keep(body io.ReadCloser, length int64) string {
+// keep returns the first maxResponse bytes of a response body as storable text, and
+// reports whether the body was read to its end. It drains up to drainLimit more. It never
+// fails: the status line has decided the attempt, so an unreadable part is left out.
+func keep(body io.Reader, length int64) (text string, ended bool) {
 	if body == http.NoBody {
-		return ""
+		return "", true
 	}
-	defer body.Close()
 	buf := keepBuffers.Get().(*[maxResponse]byte)
 	defer keepBuffers.Put(buf)
-	n, ended := fill(body, buf[:])
-	if !ended && length <= maxResponse+drainLimit { // or the length is unknown: -1
-		_, _ = io.CopyN(io.Discard, body, drainLimit)
+	n, err := fill(body, buf[:])
+	whole := err != nil || int64(n) == length           // an error ends it, too
+	if err == nil && length <= maxResponse+drainLimit { // or the length is unknown: -1
+		_, err = io.CopyN(io.Discard, body, drainLimit)
 	}
-	return storable(buf[:n], maxResponse, ended || int64(n) == length)
+	return storable(buf[:n], maxResponse, whole), errors.Is(err, io.EOF)
 }
 
-// fill reads until the buffer is full or the body ends, and reports whether it ended. A
-// read error ends it, too.
-func fill(body io.Reader, buf []byte) (n int, ended bool) {
-	for n < len(buf) {
-		m, err := body.Read(buf[n:])
+// fill reads until the buffer is full or the body ends, and returns the error that ended
+// it.
+func fill(body io.Reader, buf []byte) (n int, err error) {
+	for n < len(buf) && err == nil {
+		var m int
+		m, err = body.Read(buf[n:])
 		n += m
-		if err != nil {
-			return n, true
-		}
 	}
-	return n, false
+	return n, err
 }
 
 // storable returns text that PostgreSQL can store: valid UTF-8 without NUL, of at most

@@ -55,19 +55,13 @@ func FuzzStorable(f *testing.F) {
 // A watchedBody counts the bytes read from it.
 type watchedBody struct {
 	io.Reader
-	read   int
-	closed bool
+	read int
 }
 
 func (b *watchedBody) Read(p []byte) (int, error) {
 	n, err := b.Reader.Read(p)
 	b.read += n
 	return n, err
-}
-
-func (b *watchedBody) Close() error {
-	b.closed = true
-	return nil
 }
 
 func TestKeep(t *testing.T) {
@@ -79,27 +73,28 @@ func TestKeep(t *testing.T) {
 		length   int64
 		want     string
 		readMost int
+		ended    bool
 	}{
-		{"a short body", strings.NewReader("ok"), 2, "ok", 2},
-		{"a short body of unknown length", strings.NewReader("ok"), -1, "ok", 2},
-		{"a body a byte at a time", iotest.OneByteReader(strings.NewReader("ok")), -1, "ok", 2},
-		{"a body that breaks is kept so far", io.MultiReader(strings.NewReader("half"), iotest.ErrReader(errors.New("reset"))), 100, "half", 4},
-		{"a body of exactly what is kept", strings.NewReader(long[:maxResponse]), maxResponse, long[:maxResponse], maxResponse},
-		{"a body that can be drained is", strings.NewReader(long[:maxResponse+100]), maxResponse + 100, long[:maxResponse], maxResponse + 100},
-		{"an endless body is drained for a while", strings.NewReader(long), -1, long[:maxResponse], maxResponse + drainLimit},
-		{"a body that says it is long is not drained", strings.NewReader(long), int64(len(long)), long[:maxResponse], maxResponse},
+		{"a short body", strings.NewReader("ok"), 2, "ok", 2, true},
+		{"a short body of unknown length", strings.NewReader("ok"), -1, "ok", 2, true},
+		{"a body a byte at a time", iotest.OneByteReader(strings.NewReader("ok")), -1, "ok", 2, true},
+		{"a body that tells its end early", iotest.DataErrReader(strings.NewReader(long[:maxResponse])), maxResponse, long[:maxResponse], maxResponse, true},
+		{"a body that breaks is kept so far", io.MultiReader(strings.NewReader("half"), iotest.ErrReader(errors.New("reset"))), 100, "half", 4, false},
+		{"a body that is cut off is kept so far", io.MultiReader(strings.NewReader("half"), iotest.ErrReader(io.ErrUnexpectedEOF)), 100, "half", 4, false},
+		{"a body of exactly what is kept", strings.NewReader(long[:maxResponse]), maxResponse, long[:maxResponse], maxResponse, true},
+		{"a body that can be drained is", strings.NewReader(long[:maxResponse+100]), maxResponse + 100, long[:maxResponse], maxResponse + 100, true},
+		{"an endless body is drained for a while", strings.NewReader(long), -1, long[:maxResponse], maxResponse + drainLimit, false},
+		{"a body that says it is long is not drained", strings.NewReader(long), int64(len(long)), long[:maxResponse], maxResponse, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			body := &watchedBody{Reader: tc.body}
-			if got := keep(body, tc.length); got != tc.want {
+			got, ended := keep(body, tc.length)
+			if got != tc.want {
 				t.Errorf("keep = %d bytes %.20q…, want %d bytes %.20q…", len(got), got, len(tc.want), tc.want)
 			}
-			if body.read != tc.readMost {
-				t.Errorf("%d bytes were read, want %d", body.read, tc.readMost)
-			}
-			if !body.closed {
-				t.Error("the body is left open")
+			if body.read != tc.readMost || ended != tc.ended {
+				t.Errorf("%d bytes were read, want %d; ended %v, want %v", body.read, tc.readMost, ended, tc.ended)
 			}
 		})
 	}

@@ -38,7 +38,7 @@ func options(t *testing.T, pool *pgxpool.Pool) Options {
 		Version: "v1.2.3",
 		Alive:   func() error { return nil },
 		Ready:   func(context.Context) (string, error) { return "active", nil },
-		Metrics: NewMetrics(),
+		Metrics: NewMetrics(func() uint64 { return 4 }),
 		Stats:   func() schedule.Stats { return schedule.Stats{Window: 7} },
 		Stream:  func() cdc.Status { return cdc.Status{Role: cdc.Streaming} },
 		Store:   store.New(pool, "walhook", 0),
@@ -355,6 +355,7 @@ func TestMetrics(t *testing.T) {
 	got := w.Body.String()
 	for _, line := range []string{
 		"walhook_events_total 5",
+		"walhook_requests_resent_total 4",
 		`walhook_attempts_total{class="success"} 3`,
 		`walhook_attempts_total{class="timeout"} 2`,
 		`walhook_attempts_total{class="dns"} 0`,

@@ -17,16 +17,25 @@ import (
 
 // Metrics are those that are measured and not looked up: hand Observe to the
 // engine, and the Metrics to New.
-type Metrics struct{ durations *prometheus.HistogramVec }
+type Metrics struct {
+	durations *prometheus.HistogramVec
+	resent    prometheus.CounterFunc
+}
 
-// NewMetrics returns Metrics that have seen nothing yet.
-func NewMetrics() *Metrics {
-	return &Metrics{prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name: "walhook_attempt_duration_seconds",
-		Help: "How long attempts took, by outcome.",
-		// From a receiver next door to the longest timeouts that people set.
-		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
-	}, []string{"outcome"})}
+// NewMetrics returns Metrics that have seen nothing yet. resent is the sender's count.
+func NewMetrics(resent func() uint64) *Metrics {
+	return &Metrics{
+		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "walhook_attempt_duration_seconds",
+			Help: "How long attempts took, by outcome.",
+			// From a receiver next door to the longest timeouts that people set.
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
+		}, []string{"outcome"}),
+		resent: prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "walhook_requests_resent_total",
+			Help: "Requests that went out twice within their attempt, because a reused connection broke before any byte of an answer came. The receiver may have seen both.",
+		}, func() float64 { return float64(resent()) }),
+	}
 }
 
 // Observe counts an attempt. Event types are left out: a deployment may have hundreds.
@@ -46,7 +55,7 @@ const scrapesAtOnce = 3
 // walhook_, those of the Go runtime and the process too.
 func metricsHandler(o Options, db *database) http.Handler {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(o.Metrics.durations, &snapshots{o, db}, collectors.NewProcessCollector(collectors.ProcessCollectorOpts{Namespace: "walhook"}))
+	registry.MustRegister(o.Metrics.durations, o.Metrics.resent, &snapshots{o, db}, collectors.NewProcessCollector(collectors.ProcessCollectorOpts{Namespace: "walhook"}))
 	prometheus.WrapRegistererWithPrefix("walhook_", registry).MustRegister(collectors.NewGoCollector())
 	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: scrapesAtOnce})
 }

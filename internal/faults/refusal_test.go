@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/walhook/walhook/internal/oracle"
 )
@@ -80,7 +81,7 @@ func refused(t *testing.T, s Setup, r Refusal) {
 	owed := len(x.monitor.owed(x.journal.Committed()[known:]))
 	x.expect(owed > maxInFlight+unrecorded, "%d deliveries were owed meanwhile: the load is too small", owed)
 	sent, late := r.counts(x.journal.Since(from), time.Now().Add(-stoppedFor))
-	x.expect(sent <= maxInFlight+unrecorded, "%d requests were sent while nothing could be recorded", sent)
+	x.expect(sent <= maxInFlight+unrecorded, "%d attempts were made while nothing could be recorded", sent)
 	x.expect(late == 0, "%d requests were sent in the last %s in which nothing could be recorded", late, stoppedFor)
 	written := x.written(since)
 	x.expect(!r.updates || written == 0, "%d rows were written while that was refused", written)
@@ -102,19 +103,24 @@ func refused(t *testing.T, s Setup, r Refusal) {
 		records.Round(time.Millisecond), caughtUp.Round(time.Millisecond)))
 }
 
-// counts counts the requests that the refusal should have stopped, and those of them that
+// counts counts the attempts that the refusal should have stopped, and the requests that
 // came late. If updates are possible, retries go on.
 func (r *Refusal) counts(requests []oracle.Request, late time.Time) (n, came int) {
+	type attempt struct {
+		delivery uuid.UUID
+		retry    int
+	}
+	attempts := map[attempt]bool{}
 	for _, q := range requests {
 		if q.Retry > 0 && !r.updates {
 			continue
 		}
-		n++
+		attempts[attempt{q.Delivery, q.Retry}] = true
 		if q.At.After(late) {
 			came++
 		}
 	}
-	return n, came
+	return len(attempts), came
 }
 
 // writable makes a pool that may always write, for the application and the trial.

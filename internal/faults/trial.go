@@ -490,8 +490,8 @@ func (x *Trial) finish(within time.Duration, figures ...string) {
 	x.expectWhole(x.receiver, x.killed())
 	x.expect(peak > 0 && peak < maxMemory, "a walhook used %d MiB", peak>>20)
 	figures = append([]string{
-		fmt.Sprintf("events=%d deliveries=%d requests=%d duplicates=%d failed=%d crashes=%d", verdict.Events,
-			verdict.Deliveries, verdict.Requests, verdict.Duplicates, verdict.Failed, len(x.crashes)),
+		fmt.Sprintf("events=%d deliveries=%d requests=%d duplicates=%d resent=%d failed=%d crashes=%d", verdict.Events,
+			verdict.Deliveries, verdict.Requests, verdict.Duplicates, verdict.Resent, verdict.Failed, len(x.crashes)),
 	}, figures...)
 	x.setup.Report.add("%s drain=%.1fs %s rss=%dMiB", strings.Join(figures, " "), drained.Seconds(), watched, peak>>20)
 	if err := verdict.Err(); err != nil {

@@ -19,6 +19,7 @@ type Verdict struct {
 	Deliveries int // owed
 	Requests   int
 	Duplicates int   // requests beyond what was necessary
+	Resent     int   // requests that went out twice within their attempt
 	Failed     int   // rows that ended without success
 	perCrash   []int // deliveries with requests that were repeated for it
 	problems   map[Rule][]string
@@ -250,10 +251,10 @@ func Clock(at time.Time) string { return at.Format("15:04:05.000") }
 // between the last request which made it unnecessary and itself: an outcome that
 // outlived a crash is lost in none that comes later. For each crash a delivery counts
 // once: what was sent again and refused this time is retried. Each replay excuses one
-// request.
+// request. An attempt whose request was never answered may send it once more.
 func (c *comparison) judgeRepeats(d *delivery) {
 	var last *Request // with a 2xx
-	same := map[int]*Request{}
+	same, resent := map[int]*Request{}, map[int]bool{}
 	crashes := map[int]bool{}
 	replays := c.Replays[d.id]
 	for _, r := range d.requests {
@@ -262,6 +263,9 @@ func (c *comparison) judgeRepeats(d *delivery) {
 			before = other
 		}
 		switch {
+		case before != nil && before == same[r.Retry] && !resent[r.Retry] && resends(before, r):
+			resent[r.Retry] = true
+			c.verdict.Resent++
 		case before != nil && replays > 0:
 			replays--
 		case before != nil:
@@ -277,6 +281,16 @@ func (c *comparison) judgeRepeats(d *delivery) {
 	for crash := range crashes {
 		c.verdict.perCrash[crash]++
 	}
+}
+
+// resendWithin bounds the time between the two requests of an attempt: the receiver broke
+// the connection, so it did not hold the request for longer than an attempt lasts.
+const resendWithin = 5 * time.Second
+
+// resends reports whether a request may be the second one of an attempt: the same process
+// sent both, and the first got no answer.
+func resends(before, again *Request) bool {
+	return before.Status == 0 && before.Agent == again.Agent && again.At.Sub(before.At) < resendWithin
 }
 
 // blame returns the crash that a request was repeated for.

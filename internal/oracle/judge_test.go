@@ -84,6 +84,12 @@ func (e *Evidence) repeat(change func(*Request)) {
 	e.Requests = append(e.Requests, again)
 }
 
+// resend has the last delivery's request go unanswered, and come again at once.
+func (e *Evidence) resend() {
+	e.repeat(func(again *Request) { again.At = again.At.Add(-repeatsAfter + time.Second) })
+	e.last().Status, e.last().Whole = 0, time.Time{}
+}
+
 // repeatsAfter is how much later a repeated request comes.
 const repeatsAfter = 10 * time.Second
 
@@ -172,6 +178,22 @@ func TestOracleGoesRed(t *testing.T) {
 		}},
 		"a delivery that was never answered":             {Lost, func(e *Evidence) { e.last().Status = 0 }},
 		"a delivery whose event nobody heard of, unsent": {Lost, func(e *Evidence) { e.Events[1].Fate = Committed; e.dropRequests(e.Events[1].ID) }},
+		"an attempt whose request came three times": {Repeated, func(e *Evidence) {
+			e.resend()
+			e.repeat(func(again *Request) { again.At, again.Status = again.At.Add(-repeatsAfter+2*time.Second), 200 })
+		}},
+		"an unanswered request, repeated by another process": {Repeated, func(e *Evidence) {
+			e.resend()
+			e.Requests[len(e.Requests)-1].Agent = "walhook-2"
+		}},
+		"an unanswered request, repeated later than its attempt lasts": {Repeated, func(e *Evidence) {
+			e.resend()
+			e.Requests[len(e.Requests)-1].At = e.last().At.Add(resendWithin)
+		}},
+		"an answered request, repeated at once": {Repeated, func(e *Evidence) {
+			e.resend()
+			e.last().Status = 500
+		}},
 		"an event that was rolled back and sent": {Phantom, func(e *Evidence) {
 			e.repeat(func(r *Request) { r.Event = e.Events[2].ID })
 		}},
@@ -349,8 +371,9 @@ func TestOracleAccepts(t *testing.T) {
 			e.repeat(func(r *Request) { r.Status = 500 })
 			e.repeat(func(r *Request) { r.At, r.Retry = r.At.Add(time.Second), 1 })
 		},
-		"a repeat after a replay":          func(e *Evidence) { e.replay() },
-		"a failure after the last attempt": func(e *Evidence) { e.fail() },
+		"a request without an answer, sent again within its attempt": func(e *Evidence) { e.resend() },
+		"a repeat after a replay":                                    func(e *Evidence) { e.replay() },
+		"a failure after the last attempt":                           func(e *Evidence) { e.fail() },
 		"a failure whose last 2xx was cut": func(e *Evidence) {
 			e.fail()
 			e.Requests[len(e.Requests)-1].Status = 200

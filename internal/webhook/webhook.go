@@ -86,4 +86,20 @@ type Attempt struct {
 	Error      string        // at most 512 bytes
 	Response   string        // at most 4 KiB of the body
 	RetryAfter time.Duration // from the receiver's Retry-After header; 0: none
+	OwnFault   OwnFault      // why it failed, if that says nothing about the endpoint; "": none
 }
+
+// An OwnFault keeps walhook from sending, and is not the endpoint's.
+type OwnFault string
+
+// The own faults.
+const (
+	FaultSecret      OwnFault = "secret"      // it cannot be opened
+	FaultProxy       OwnFault = "proxy"       // away, no proxy at all, or it refuses
+	FaultDescriptors OwnFault = "descriptors" // the process or the machine has none left
+	FaultPorts       OwnFault = "ports"       // the machine has none left towards the address
+
+	// FaultResolver: it is away or refuses. It looks the same from here if a domain's
+	// own name servers are broken; only the names of several endpoints tell.
+	FaultResolver OwnFault = "resolver"
+)

@@ -1,0 +1,91 @@
+package send
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// dnsServer returns a resolver that knows some names and their addresses.
+func dnsServer(t *testing.T, names map[string][]string) *net.Resolver {
+	t.Helper()
+	return dnsServerOf(t, func(name string, _ uint16) []string { return names[name] })
+}
+
+// What a query asks for (RFC 1035, section 3.2.2, and RFC 3596).
+const (
+	kindA    = 1
+	kindAAAA = 28
+)
+
+// dnsServerOf returns a resolver that calls a function for each query.
+func dnsServerOf(t *testing.T, addresses func(name string, kind uint16) []string) *net.Resolver {
+	t.Helper()
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		buf := make([]byte, 1500)
+		for {
+			n, from, err := conn.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			conn.WriteTo(dnsAnswer(buf[:n], addresses), from)
+		}
+	})
+	t.Cleanup(func() {
+		conn.Close()
+		wg.Wait()
+	})
+	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "udp", conn.LocalAddr().String())
+	}}
+}
+
+// dnsAnswer answers a query for one name (RFC 1035, section 4).
+func dnsAnswer(query []byte, addresses func(name string, kind uint16) []string) []byte {
+	var labels []string
+	at := 12
+	for query[at] != 0 {
+		labels = append(labels, string(query[at+1:at+1+int(query[at])]))
+		at += 1 + int(query[at])
+	}
+	question := query[12 : at+5]
+	asked := binary.BigEndian.Uint16(query[at+1:])
+	found := addresses(strings.ToLower(strings.Join(labels, ".")), asked)
+	flags := uint16(0x8180)
+	if len(found) == 0 {
+		flags |= 3 // no such name
+	}
+	var answers []byte
+	count := uint16(0)
+	for _, text := range found {
+		addr := netip.MustParseAddr(text)
+		kind := uint16(kindA)
+		if addr.Is6() {
+			kind = kindAAAA
+		}
+		if kind != asked {
+			continue
+		}
+		count++
+		answers = append(answers, 0xc0, 12)
+		answers = binary.BigEndian.AppendUint16(answers, kind)
+		answers = append(answers, 0, 1, 0, 0, 0, 0)
+		answers = binary.BigEndian.AppendUint16(answers, uint16(addr.BitLen()/8))
+		answers = append(answers, addr.AsSlice()...)
+	}
+	msg := binary.BigEndian.AppendUint16(bytes.Clone(query[:2]), flags)
+	msg = binary.BigEndian.AppendUint16(msg, 1)
+	msg = binary.BigEndian.AppendUint16(msg, count)
+	msg = append(append(msg, 0, 0, 0, 0), question...)
+	return append(msg, answers...)
+}
