@@ -22,7 +22,7 @@ import (
 type leanPoster struct {
 	conn   net.Conn
 	reader *bufio.Reader
-	head   []byte // that is the same in all requests
+	head   []byte // the same in all requests
 	buffer []byte
 	signer *sign.Signer
 }

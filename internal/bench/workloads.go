@@ -9,7 +9,7 @@ type workload struct {
 	name      string
 	endpoints int
 	size      int // bytes of a payload; 0: payloadBytes
-	share     int // the part of -n that it has, where it is slow; 0: all
+	share     int // it has this part of -n, because it is slow; 0: all
 	secure    bool
 	path      string
 	env       []string // of walhook
@@ -47,14 +47,14 @@ func (w workload) environment(r *receiver) []string {
 
 func (w workload) events(n int) int { return max(n/max(w.share, 1), w.endpoints) }
 
-// A comparison is what the rounds of a workload came to. The clients know nothing of
+// A comparison is the result of a workload's rounds. The clients know nothing of
 // endpoints and of walhook's settings: there, plain's figures stand beside walhook's.
 type comparison struct {
 	walhook      []drained
 	client, lean []outcome
 }
 
-// workloads has walhook, the bare client and the lean one work off each kind, in turns.
+// workloads has walhook, the bare client and the lean one drain each kind in turns.
 func (b *bench) workloads(ctx context.Context) error {
 	results := make([]comparison, len(kinds))
 	var arms []arm
@@ -80,7 +80,7 @@ func (b *bench) workloads(ctx context.Context) error {
 	return nil
 }
 
-// forClients reports whether a workload is another one for the clients, too.
+// forClients reports whether the clients, too, see a difference from plain.
 func (w workload) forClients() bool { return w.endpoints == 1 && w.env == nil }
 
 func (b *bench) reportWorkload(w workload, c comparison) {
