@@ -238,7 +238,8 @@ func TestUpkeepBesideAnInsertOfThatDay(t *testing.T) {
 			case <-done:
 				return true
 			default:
-				return query[bool](t, db.Pool, `SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'webhook_outbox_default'::regclass)`)
+				return query[bool](t, db.Pool, `SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation IN ('webhook_outbox'::regclass, 'webhook_outbox_default'::regclass)
+					AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`)
 			}
 		})
 		if err := tx.Commit(t.Context()); err != nil {
