@@ -141,8 +141,8 @@ BEGIN
 
     IF to_regprocedure('webhook_schema_version()') IS NOT NULL THEN
         EXECUTE 'SELECT webhook_schema_version()' INTO have;
-        IF have > 5 THEN
-            RAISE EXCEPTION 'this schema is version %, made by a newer walhook; this file is version 5', have
+        IF have > 6 THEN
+            RAISE EXCEPTION 'this schema is version %, made by a newer walhook; this file is version 6', have
                 USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Use the newer walhook, and its schema.sql.';
         END IF;
     END IF;
@@ -896,17 +896,37 @@ BEGIN
         CREATE INDEX webhook_deliveries_dead_idx ON webhook_deliveries (endpoint_id, id) WHERE status IN ('failed', 'cancelled');
         COMMENT ON INDEX webhook_deliveries_dead_idx IS 'Dead letters of one endpoint by time, see webhook_replay_failed.';
     END IF;
-    IF to_regclass('webhook_deliveries_event_idx') IS NULL AND strpos(large, 'webhook_deliveries') = 0 THEN
-        CREATE INDEX webhook_deliveries_event_idx ON webhook_deliveries (event_id);
-        COMMENT ON INDEX webhook_deliveries_event_idx IS 'For people: the deliveries of one event.';
-    END IF;
     IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_deliveries'::regclass::oid AND tgname = 'webhook_deliveries_notify') THEN
         -- walhook's own transactions set walhook.recording, so that its batches emit no hint.
         CREATE TRIGGER webhook_deliveries_notify AFTER UPDATE ON webhook_deliveries
             FOR EACH STATEMENT WHEN (current_setting('walhook.recording', true) IS DISTINCT FROM 'on')
             EXECUTE FUNCTION webhook_deliveries_notify();
     END IF;
+
+    -- For people's queries by event_id: walhook's own use the time that an event and its deliveries share. The B-tree of versions 1
+    -- to 5 cost each row 76 bytes of WAL, BRIN costs next to none. Retries put rows of old events among new ones: 128 values keep
+    -- such groups apart, where one minimum and maximum would cover half of the day. Ranges smaller than the usual 128 pages would
+    -- fill autovacuum's queue of 256 requests sooner, and the server logs each request that finds it full.
+    IF strpos(large, 'webhook_deliveries') = 0 OR to_regclass('webhook_deliveries_event_brin_idx') IS NOT NULL THEN
+        PERFORM set_config('lock_timeout', '50ms', true);
+        FOR try IN 1..3 LOOP
+            BEGIN
+                DROP INDEX IF EXISTS webhook_deliveries_event_idx;
+                IF to_regclass('webhook_deliveries_event_brin_idx') IS NULL THEN
+                    CREATE INDEX webhook_deliveries_event_brin_idx ON webhook_deliveries
+                        USING brin (event_id uuid_minmax_multi_ops (values_per_range = 128)) WITH (autosummarize = on);
+                    COMMENT ON INDEX webhook_deliveries_event_brin_idx IS 'For people: the deliveries of one event.';
+                END IF;
+                EXIT;
+            EXCEPTION WHEN lock_not_available THEN
+                IF try = 3 THEN
+                    RAISE WARNING 'the index on webhook_deliveries (event_id) was not replaced, because the table was in use; deliveries go on, and walhook init tries again';
+                END IF;
+            END;
+        END LOOP;
+    END IF;
 END $do$;
+SET LOCAL lock_timeout = '500ms';
 SET LOCAL statement_timeout = '5min';
 CREATE TABLE IF NOT EXISTS webhook_deliveries_default PARTITION OF webhook_deliveries DEFAULT;
 COMMENT ON TABLE webhook_deliveries_default IS 'Deliveries of days without a partition. Normally empty.';
@@ -1067,6 +1087,9 @@ BEGIN
     -- DEFAULT partition; locking it first makes the move complete, and avoids a lock upgrade.
     EXECUTE pg_catalog.format('CREATE TABLE %I (LIKE %I INCLUDING ALL EXCLUDING COMMENTS, CONSTRAINT attach CHECK (id >= %L AND id < %L))',
         part, parent, low, high);
+    -- A BRIN index of an empty table has a summary of its first range, and the first 128 pages of rows would each rewrite it.
+    PERFORM brin_desummarize_range(i.indexrelid::regclass, 0::bigint) FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
+        JOIN pg_am AS a ON a.oid = c.relam WHERE i.indrelid = to_regclass(part)::oid AND a.amname = 'brin';
     PERFORM webhook_revoke_default_privileges('pg_class'::regclass::oid, to_regclass(part)::oid);
     -- pg_dump reads each partition by itself. So whoever may read both the table and its DEFAULT partition may read this one too.
     -- Whoever may read the table alone may not. Under row security, which a partition does not inherit, nobody may.
@@ -1168,8 +1191,9 @@ COMMENT ON FUNCTION webhook_drop_day(date) IS
 
 CREATE OR REPLACE FUNCTION webhook_delete_old(before timestamptz, most int, OUT events bigint, OUT deliveries bigint)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '200ms'
-    -- A plan that was cached while the DEFAULT partitions were empty must use the indexes when they are not.
-    SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $fn$
+    -- A plan that was cached while the DEFAULT partitions were empty must use the indexes when they are not. JIT compiling
+    -- takes ten times as long as running it.
+    SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $fn$
 DECLARE
     old uuid := webhook_uuid_at(before);
 BEGIN
@@ -1177,11 +1201,11 @@ BEGIN
     DELETE FROM webhook_outbox_default AS o
     WHERE o.id IN (SELECT o.id FROM webhook_outbox_default AS o
                    WHERE o.id < old
-                     AND NOT EXISTS (SELECT FROM webhook_deliveries AS d
-                                     WHERE d.event_id = o.id AND d.status IN ('pending', 'retrying')
-                                       -- All deliveries of an event have its time, so they are in one partition.
-                                       AND d.id >= webhook_uuid_at(webhook_uuid_time(o.id))
-                                       AND d.id < webhook_uuid_at(webhook_uuid_time(o.id) + interval '1 millisecond'))
+                     -- All deliveries of an event have its time. OFFSET 0 makes the plan look that up in the primary keys.
+                     AND NOT EXISTS (SELECT FROM (SELECT d.event_id, d.status FROM webhook_deliveries AS d
+                                                  WHERE d.id >= webhook_uuid_at(webhook_uuid_time(o.id))
+                                                    AND d.id < webhook_uuid_at(webhook_uuid_time(o.id) + interval '1 millisecond') OFFSET 0) AS d
+                                     WHERE d.event_id = o.id AND d.status IN ('pending', 'retrying'))
                      -- Nor an event that walhook has not recorded yet: an id may be late.
                      AND NOT EXISTS (SELECT FROM pg_catalog.unnest(o.endpoint_ids) AS e(id)
                                      WHERE NOT EXISTS (SELECT FROM webhook_deliveries AS d WHERE d.id = webhook_delivery_id(o.id, e.id) OFFSET 0))
@@ -1737,12 +1761,12 @@ END $do$;
 
 
 -- --- 11. Version ----------------------------------------------------------------------------------------------------
--- If this function returns 5, all of this file was applied, because the file is one transaction. (Except indexes of large tables:
+-- If this function returns 6, all of this file was applied, because the file is one transaction. (Except indexes of large tables:
 -- see section 3.)
 
 CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN 5;
+    RETURN 6;
 COMMENT ON FUNCTION webhook_schema_version() IS 'The version of the schema.sql that was applied. walhook applies its own if this is older or missing.';
 
 

@@ -127,7 +127,9 @@ func (f *fan) insert(ctx context.Context) (took time.Duration, err error) {
 	return f.committed - began, nil
 }
 
-const selectAllSuccess = `SELECT count(*) = $2 FROM webhook_deliveries WHERE event_id = $1 AND status = 'success'`
+const selectAllSuccess = `
+SELECT count(*) = $2 FROM webhook_deliveries
+WHERE event_id = $1 AND status = 'success' AND id >= webhook_uuid_at(webhook_uuid_time($1)) AND id < webhook_uuid_at(webhook_uuid_time($1) + interval '1 ms')`
 
 // awaitFannedOut waits until all requests have arrived and are recorded.
 func (b *bench) awaitFannedOut(ctx context.Context, f fan, x *fanned) error {

@@ -28,7 +28,7 @@ func find(t testing.TB, checks []store.Check, name string) store.Check {
 func TestWhatIsForPeopleStopsNothing(t *testing.T) {
 	t.Parallel()
 	for damage, want := range map[string]string{
-		`DROP INDEX webhook_deliveries_event_idx`:                   "webhook_deliveries_event_idx is missing",
+		`DROP INDEX webhook_deliveries_event_brin_idx`:              "webhook_deliveries_event_brin_idx is missing",
 		`DROP INDEX webhook_deliveries_lane_idx`:                    "webhook_deliveries_lane_idx is missing",
 		`DROP VIEW webhook_attempts`:                                "webhook_attempts is missing",
 		`DROP FUNCTION webhook_explain(uuid)`:                       "webhook_explain is missing",
@@ -64,20 +64,20 @@ func TestMigrateMakesNoIndexOfALargeTable(t *testing.T) {
 	st := store.New(db.Pool, db.Slot, 0)
 	st.Expects(schema)
 	exec(t, db.Pool, `UPDATE pg_class SET reltuples = 100001 WHERE oid = 'webhook_deliveries_default'::regclass`)
-	exec(t, db.Pool, `DROP INDEX webhook_deliveries_event_idx`)
+	exec(t, db.Pool, `DROP INDEX webhook_deliveries_event_brin_idx`)
 	exec(t, db.Pool, `DROP INDEX webhook_secrets_endpoint_idx`)
 	exec(t, db.Pool, `DROP VIEW webhook_attempts`)
 	if err := st.Migrate(t.Context(), schema); err != nil {
 		t.Fatal(err)
 	}
-	if found, err := st.Beside(t.Context()); err != nil || strings.Join(found, ", ") != "webhook_deliveries_event_idx is missing" {
+	if found, err := st.Beside(t.Context()); err != nil || strings.Join(found, ", ") != "webhook_deliveries_event_brin_idx is missing" {
 		t.Errorf("after a start %q, %v; want the index of the large table alone", found, err)
 	}
 	checks, err := st.Preflight(t.Context(), store.Intent{Apply: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c := find(t, checks, "indexes"); c.State != store.CheckWarn || !strings.Contains(c.Found, "webhook_deliveries_event_idx") || !strings.Contains(c.Fix, "CONCURRENTLY") {
+	if c := find(t, checks, "indexes"); c.State != store.CheckWarn || !strings.Contains(c.Found, "webhook_deliveries_event_brin_idx") || !strings.Contains(c.Fix, "CONCURRENTLY") {
 		t.Errorf("got %+v, want a warning of the index", c)
 	}
 	// Nothing is applied in vain at each start.
@@ -109,7 +109,7 @@ func TestASuperuserAppliesAsTheOwner(t *testing.T) {
 	if err := store.New(newPool(t, db, asRole(role)), db.Slot, 0).Migrate(t.Context(), schema); err != nil {
 		t.Fatal(err)
 	}
-	exec(t, db.Pool, `DROP VIEW webhook_attempts; DROP INDEX webhook_deliveries_event_idx; DROP TABLE webhook_retries CASCADE`)
+	exec(t, db.Pool, `DROP VIEW webhook_attempts; DROP INDEX webhook_deliveries_event_brin_idx; DROP TABLE webhook_retries CASCADE`)
 	exec(t, db.Pool, `CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int LANGUAGE sql IMMUTABLE RETURN 4`)
 	st := store.New(db.Pool, db.Slot, 0)
 	st.Expects(schema)

@@ -161,18 +161,17 @@ func TestStorePlans(t *testing.T) {
 	})
 }
 
-// blocks says how many a statement touches, with the functions that it calls.
+// blocks says how many a statement touches, with the functions that it calls. What it changes is rolled back.
 func blocks(t testing.TB, pool *pgxpool.Pool, sql string) int {
 	t.Helper()
-	conn, err := pool.Acquire(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Release()
 	fewest := math.MaxInt
 	for range 3 { // a session that plans for the first time, or after a vacuum, reads catalogues too
+		tx := begin(t, pool)
 		var explained []explained
-		if err := json.Unmarshal([]byte(query[string](t, conn, `EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) `+sql)), &explained); err != nil {
+		if err := json.Unmarshal([]byte(query[string](t, tx, `EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) `+sql)), &explained); err != nil {
+			t.Fatal(err)
+		}
+		if err := tx.Rollback(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		fewest = min(fewest, explained[0].Plan.Hit+explained[0].Plan.Read)
