@@ -37,6 +37,7 @@ type planNode struct {
 	Unjoined float64    `json:"Rows Removed by Join Filter"`
 	Hit      int        `json:"Shared Hit Blocks"`
 	Read     int        `json:"Shared Read Blocks"`
+	WALBytes int        `json:"WAL Bytes"`
 	Plans    []planNode `json:"Plans"`
 }
 
@@ -97,7 +98,7 @@ func explaining(t testing.TB, db *pgtest.DB, mode string) (*store.Store, *plans)
 		c.MaxConns = 1
 		c.ConnConfig.OnNotice = p.notice
 		maps.Copy(c.ConnConfig.RuntimeParams, map[string]string{
-			"session_preload_libraries": "auto_explain", "auto_explain.log_min_duration": "0", "auto_explain.log_analyze": "on", "auto_explain.log_buffers": "on",
+			"session_preload_libraries": "auto_explain", "auto_explain.log_min_duration": "0", "auto_explain.log_analyze": "on", "auto_explain.log_buffers": "on", "auto_explain.log_wal": "on",
 			"auto_explain.log_timing": "off", "auto_explain.log_format": "json", "auto_explain.log_level": "notice", "plan_cache_mode": mode,
 		})
 	})

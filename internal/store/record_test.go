@@ -119,6 +119,30 @@ func TestInsert(t *testing.T) {
 	})
 }
 
+// A delivery that succeeds at once costs its row and its entry in the primary key.
+func TestInsertCostsFewBytes(t *testing.T) {
+	t.Parallel()
+	const rows, most = 500, 270
+	db := pgtest.New(t)
+	st, plans := explaining(t, db, "auto")
+	fence := acquire(t, st)
+	endpoint := newEndpoint(t, db.Pool, "org_1")
+	fewest := math.MaxInt
+	for range 5 { // a page's first change after a checkpoint writes the page
+		rs := owed(t, db, endpoint, rows)
+		for i := range rs {
+			rs[i] = outcome(rs[i], webhook.Success, 1, 200)
+		}
+		insert(t, st, fence, rs...)
+		for _, e := range plans.take(t, "INSERT INTO webhook_deliveries") {
+			fewest = min(fewest, e.Plan.WALBytes/rows)
+		}
+	}
+	if fewest > most {
+		t.Errorf("%d bytes of WAL for a delivery, want %d at most", fewest, most)
+	}
+}
+
 // What fails as late as the commit has failed.
 func TestInsertFailsAtCommit(t *testing.T) {
 	t.Parallel()
