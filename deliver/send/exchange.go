@@ -39,7 +39,7 @@ func (s *Sender) exchange(ctx context.Context, c *conn, r *Request, begun time.T
 	defer in.release()
 
 	w := c.send(r, begun)
-	resp, f := in.answer(r.Endpoint.request, w.err) //nolint:bodyclose // there is nothing to close but the connection
+	resp, f := in.answer(r.Endpoint.request, w.err) //nolint:bodyclose // closing reads all of it, and keep decides how much is read
 	if f != nil {
 		stop()
 		c.abort()
@@ -48,7 +48,7 @@ func (s *Sender) exchange(ctx context.Context, c *conn, r *Request, begun time.T
 		}
 		return webhook.Attempt{}, f
 	}
-	c.hurryBody(ctx, in, resp, deadline)
+	c.boundBody(ctx, in, resp, deadline)
 	a, whole := answeredAttempt(begun, resp)
 	whole = w.finish(c) && whole && in.buf.Buffered() == 0
 	switch {
@@ -77,8 +77,8 @@ func (r *reader) answer(req *http.Request, wrote error) (*http.Response, *failur
 	return nil, f
 }
 
-// hurryBody bounds what is read of the body, unless it is here already.
-func (c *conn) hurryBody(ctx context.Context, in *reader, resp *http.Response, deadline time.Time) {
+// boundBody sets the deadline for reading the body, unless it is here already.
+func (c *conn) boundBody(ctx context.Context, in *reader, resp *http.Response, deadline time.Time) {
 	if length := resp.ContentLength; resp.Body == http.NoBody || length >= 0 && length <= int64(in.buf.Buffered()) {
 		return
 	}

@@ -93,7 +93,7 @@ func (p *proxy) connect(c *conn) *failure {
 	}
 	r := newReader(c)
 	defer r.release()
-	resp, err := r.head(&http.Request{Method: http.MethodConnect}) //nolint:bodyclose // there is nothing to close but the connection
+	resp, err := r.head(&http.Request{Method: http.MethodConnect}) //nolint:bodyclose // closing reads all of it, and nobody wants it
 	switch {
 	case err != nil && r.err != nil:
 		return noTunnel(r.err)

@@ -1,13 +1,16 @@
 // Package send makes one attempt to deliver. It has no state of deliveries, retries or
-// rows.
+// rows. Of net/http it uses the writer of a head and the parser of a response, and no
+// client.
 //
-//	sender     one attempt: on an idle connection, otherwise on a new one
-//	request    an endpoint's row → target; body, headers and signature
-//	exchange   one request and its response on a connection
-//	response   how a response is read, and the part of it that is kept
+//	sender     one attempt: on an idle connection or a new one, and once more if that breaks unanswered
+//	exchange   one request and its response on one connection
 //	pool       idle connections
-//	dial       new connections: TCP, proxy, TLS; guard says which addresses may be dialled
-//	failure    where an attempt broke, and so the class of its error
+//	dial       new connections: TCP, TLS, and the right to write
+//	proxy      tunnels: CONNECT and SOCKS5
+//	failure    why there is no status line: its class, and whose fault it is
+//	request    an endpoint's row → target; body, headers and signature
+//	response   reading a response, and the part of it that is kept
+//	guard      which addresses may be dialled
 //	verdict    the meaning of an attempt for its delivery
 package send
 

@@ -388,13 +388,18 @@ func (c *Churn) judgeDeliveries(v *oracle.Verdict, events map[uuid.UUID]*oracle.
 }
 
 // outcome reports whether one of a delivery's requests got a 2xx, and whether any came
-// after that, or twice.
+// after that, or twice; a request that the receiver broke may come twice.
 func outcome(requests []*oracle.Request) (answered, twice bool) {
-	seen := map[int]bool{}
+	seen, resent := map[int]*oracle.Request{}, map[int]bool{}
 	for _, r := range requests {
-		twice = twice || answered || seen[r.Retry]
+		switch before := seen[r.Retry]; {
+		case before != nil && !resent[r.Retry] && oracle.Resends(before, r):
+			resent[r.Retry] = true
+		default:
+			twice = twice || answered || before != nil
+		}
 		answered = answered || r.Succeeded()
-		seen[r.Retry] = true
+		seen[r.Retry] = r
 	}
 	return answered, twice
 }

@@ -42,17 +42,17 @@ func hostilities(impostor string) []hostility {
 		{name: "NUL", class: webhook.ErrHTTP5xx, text: "ab", answer: says(500, "a\x00b\x00")},
 		{name: "invalid UTF-8", class: webhook.ErrHTTP4xx, text: "\uFFFD \uFFFD(", answer: says(400, "\xff\xfe\xed\xa0\x80 \xc3\x28")},
 		{name: "endless body", answer: goesOn(200, "HTTP/1.1 200 OK\r\n\r\n", endless, 0)},
-		{name: "50 MB body", answer: answer{200, func(c net.Conn) {
+		{name: "50 MB body", answer: answer{status: 200, write: func(c net.Conn) {
 			begin(c)
 			flood(c, "HTTP/1.1 200 OK\r\nContent-Length: 50000000\r\n\r\n", endless, 50_000_000)
 		}}},
 		{name: "gzip bomb", answer: says(200, string(bomb), "Content-Encoding: gzip")},
 		{name: "body that trickles", answer: goesOn(200, "HTTP/1.1 200 OK\r\n\r\n", ".", 200*time.Millisecond)},
 		{name: "head that trickles", class: webhook.ErrTimeout, answer: goesOn(0, "HTTP/1.1 200 OK\r\nX-Slow: ", ".", 200*time.Millisecond)},
-		{name: "10 MB of headers", class: webhook.ErrProtocol, answer: answer{0, func(c net.Conn) { begin(c); flood(c, "HTTP/1.1 200 OK\r\n", header, 10<<20) }}},
+		{name: "10 MB of headers", class: webhook.ErrProtocol, answer: answer{write: func(c net.Conn) { begin(c); flood(c, "HTTP/1.1 200 OK\r\n", header, 10<<20) }}},
 		{name: "1xx flood", class: webhook.ErrProtocol, answer: goesOn(0, "", "HTTP/1.1 103 Early Hints\r\nLink: </>\r\n\r\n", 0)},
-		{name: "no HTTP", class: webhook.ErrProtocol, answer: answer{0, func(c net.Conn) { begin(c); _, _ = io.WriteString(c, "220 mail.example ESMTP\r\n") }}},
-		{name: "reset", class: webhook.ErrReset, answer: answer{0, breakOff}},
+		{name: "no HTTP", class: webhook.ErrProtocol, answer: answer{write: func(c net.Conn) { begin(c); _, _ = io.WriteString(c, "220 mail.example ESMTP\r\n") }}},
+		{name: "reset", class: webhook.ErrReset, answer: answer{breaks: true}},
 		{name: "redirect loop", class: webhook.ErrRedirect, answer: says(302, "", "Location: .")},
 		{name: "no TLS", class: webhook.ErrTLS, https: true},
 		{name: "a certificate of its own making", class: webhook.ErrTLS, url: impostor},
@@ -85,7 +85,7 @@ func says(status int, body string, headers ...string) answer {
 		b.WriteString(h + "\r\n")
 	}
 	b.WriteString("\r\n" + body)
-	return answer{status, func(conn net.Conn) {
+	return answer{status: status, write: func(conn net.Conn) {
 		begin(conn)
 		_, _ = io.WriteString(conn, b.String())
 	}}
@@ -94,7 +94,7 @@ func says(status int, body string, headers ...string) answer {
 // goesOn writes a head and then the same bytes again and again, until the other side
 // closes the connection.
 func goesOn(status int, head, again string, every time.Duration) answer {
-	return answer{status, func(conn net.Conn) {
+	return answer{status: status, write: func(conn net.Conn) {
 		begin(conn)
 		_, err := io.WriteString(conn, head)
 		for err == nil {

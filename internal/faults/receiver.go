@@ -38,6 +38,7 @@ type Receiver struct {
 type answer struct {
 	status int // as far as the answer has one; 0: none
 	write  func(net.Conn)
+	breaks bool // it breaks the connection instead
 }
 
 // newReceiver listens at an address, by default at 127.0.0.1.
@@ -125,6 +126,10 @@ func (r *Receiver) answer(w http.ResponseWriter, req *http.Request, noted *oracl
 		}
 	}
 	time.Sleep(fastest + rand.N(slowest-fastest))
+	if hostile.breaks {
+		r.reset(w, noted)
+		return
+	}
 	if hostile.write != nil {
 		r.Journal.Answered(noted, hostile.status)
 		hijack(w, hostile.write)
@@ -132,7 +137,7 @@ func (r *Receiver) answer(w http.ResponseWriter, req *http.Request, noted *oracl
 	}
 	switch roll := rand.Float64(); {
 	case roll < share/2:
-		reset(w)
+		r.reset(w, noted)
 	case roll < share:
 		r.Journal.Answered(noted, http.StatusInternalServerError)
 		w.WriteHeader(http.StatusInternalServerError)
@@ -167,7 +172,10 @@ func (x *Trial) killed() bool {
 }
 
 // reset breaks the connection without an answer.
-func reset(w http.ResponseWriter) { hijack(w, breakOff) }
+func (r *Receiver) reset(w http.ResponseWriter, noted *oracle.Request) {
+	r.Journal.Broke(noted)
+	hijack(w, breakOff)
+}
 
 // breakOff ends a connection with a reset.
 func breakOff(conn net.Conn) {

@@ -86,6 +86,13 @@ func (j *Journal) Answered(r *Request, status int) {
 	r.Status = status
 }
 
+// Broke notes that a request's connection is broken without an answer, just before.
+func (j *Journal) Broke(r *Request) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	r.Broken = true
+}
+
 // AnsweredWhole notes that the answer is written to its end.
 func (j *Journal) AnsweredWhole(r *Request) {
 	j.mu.Lock()

@@ -19,7 +19,7 @@ type Verdict struct {
 	Deliveries int // owed
 	Requests   int
 	Duplicates int   // requests beyond what was necessary
-	Resent     int   // requests that went out twice within their attempt
+	Resent     int   // requests that came again within their attempt, because the receiver had broken the connection
 	Failed     int   // rows that ended without success
 	perCrash   []int // deliveries with requests that were repeated for it
 	problems   map[Rule][]string
@@ -251,7 +251,8 @@ func Clock(at time.Time) string { return at.Format("15:04:05.000") }
 // between the last request which made it unnecessary and itself: an outcome that
 // outlived a crash is lost in none that comes later. For each crash a delivery counts
 // once: what was sent again and refused this time is retried. Each replay excuses one
-// request. An attempt whose request was never answered may send it once more.
+// request and what follows it until the next 2xx, and each attempt's first broken
+// connection excuses one.
 func (c *comparison) judgeRepeats(d *delivery) {
 	var last *Request // with a 2xx
 	same, resent := map[int]*Request{}, map[int]bool{}
@@ -263,11 +264,12 @@ func (c *comparison) judgeRepeats(d *delivery) {
 			before = other
 		}
 		switch {
-		case before != nil && before == same[r.Retry] && !resent[r.Retry] && resends(before, r):
+		case before != nil && Resends(before, r) && !resent[r.Retry]:
 			resent[r.Retry] = true
 			c.verdict.Resent++
 		case before != nil && replays > 0:
 			replays--
+			last = nil // it begins a series of its own
 		case before != nil:
 			if crash := c.blame(d, before, r); crash >= 0 {
 				crashes[crash] = true
@@ -283,14 +285,14 @@ func (c *comparison) judgeRepeats(d *delivery) {
 	}
 }
 
-// resendWithin bounds the time between the two requests of an attempt: the receiver broke
-// the connection, so it did not hold the request for longer than an attempt lasts.
-const resendWithin = 5 * time.Second
+// resentWithin bounds when a request that goes out again at once arrives, on a busy
+// machine.
+const resentWithin = 2 * time.Second
 
-// resends reports whether a request may be the second one of an attempt: the same process
-// sent both, and the first got no answer.
-func resends(before, again *Request) bool {
-	return before.Status == 0 && before.Agent == again.Agent && again.At.Sub(before.At) < resendWithin
+// Resends reports whether a request may be a broken one that its sender has sent again
+// at once. A second one may not.
+func Resends(broken, again *Request) bool {
+	return broken.Broken && broken.Retry == again.Retry && broken.Agent == again.Agent && again.At.Sub(broken.At) < resentWithin
 }
 
 // blame returns the crash that a request was repeated for.

@@ -84,10 +84,12 @@ func (e *Evidence) repeat(change func(*Request)) {
 	e.Requests = append(e.Requests, again)
 }
 
-// resend has the last delivery's request go unanswered, and come again at once.
+// breaks has the connection of a request break.
+func (r *Request) breaks() { r.Status, r.Broken, r.Whole = 0, true, time.Time{} }
+
+// resend sends the last delivery again at once.
 func (e *Evidence) resend() {
-	e.repeat(func(again *Request) { again.At = again.At.Add(-repeatsAfter + time.Second) })
-	e.last().Status, e.last().Whole = 0, time.Time{}
+	e.repeat(func(r *Request) { r.At, r.Status, r.Broken = e.last().At.Add(time.Second), 200, false })
 }
 
 // repeatsAfter is how much later a repeated request comes.
@@ -178,22 +180,6 @@ func TestOracleGoesRed(t *testing.T) {
 		}},
 		"a delivery that was never answered":             {Lost, func(e *Evidence) { e.last().Status = 0 }},
 		"a delivery whose event nobody heard of, unsent": {Lost, func(e *Evidence) { e.Events[1].Fate = Committed; e.dropRequests(e.Events[1].ID) }},
-		"an attempt whose request came three times": {Repeated, func(e *Evidence) {
-			e.resend()
-			e.repeat(func(again *Request) { again.At, again.Status = again.At.Add(-repeatsAfter+2*time.Second), 200 })
-		}},
-		"an unanswered request, repeated by another process": {Repeated, func(e *Evidence) {
-			e.resend()
-			e.Requests[len(e.Requests)-1].Agent = "walhook-2"
-		}},
-		"an unanswered request, repeated later than its attempt lasts": {Repeated, func(e *Evidence) {
-			e.resend()
-			e.Requests[len(e.Requests)-1].At = e.last().At.Add(resendWithin)
-		}},
-		"an answered request, repeated at once": {Repeated, func(e *Evidence) {
-			e.resend()
-			e.last().Status = 500
-		}},
 		"an event that was rolled back and sent": {Phantom, func(e *Evidence) {
 			e.repeat(func(r *Request) { r.Event = e.Events[2].ID })
 		}},
@@ -260,7 +246,32 @@ func TestOracleGoesRed(t *testing.T) {
 		"a duplicate without a crash":         {Repeated, func(e *Evidence) { e.repeat(unchanged) }},
 		"a duplicate attempt without a crash": {Repeated, func(e *Evidence) { e.last().Status = 500; e.repeat(func(r *Request) { r.Status = 200 }) }},
 		"an attempt after a 2xx":              {Repeated, func(e *Evidence) { e.repeat(func(r *Request) { r.Retry++ }) }},
-		"a duplicate before the crash":        {Repeated, func(e *Evidence) { e.crash(repeatsAfter+time.Second, 0, ""); e.repeat(unchanged) }},
+		"a request that went out again, and not because its connection broke": {Repeated, func(e *Evidence) { e.last().Status = 0; e.resend() }},
+		"a request that went out again twice at once": {Repeated, func(e *Evidence) {
+			e.last().breaks()
+			e.resend()
+			e.Requests[len(e.Requests)-1].breaks()
+			e.resend()
+		}},
+		"a repeat after a replay that succeeded": {Repeated, func(e *Evidence) {
+			e.replay()
+			e.repeat(func(r *Request) { r.Retry, r.At = 2, r.At.Add(time.Second) })
+			e.Rows[len(e.Rows)-1].Attempts = 3
+		}},
+		"a broken request, repeated by another process": {Repeated, func(e *Evidence) {
+			e.last().breaks()
+			e.resend()
+			e.Requests[len(e.Requests)-1].Agent = "walhook-2"
+		}},
+		"an answered request, repeated at once": {Repeated, func(e *Evidence) {
+			e.resend()
+			e.last().Status = 500
+		}},
+		"a request that went out again late": {Repeated, func(e *Evidence) {
+			e.last().breaks()
+			e.repeat(func(r *Request) { r.Status, r.Broken = 200, false })
+		}},
+		"a duplicate before the crash": {Repeated, func(e *Evidence) { e.crash(repeatsAfter+time.Second, 0, ""); e.repeat(unchanged) }},
 		"a duplicate of what came after the crash": {Repeated, func(e *Evidence) {
 			e.crash(-time.Second, 0, "")
 			e.repeat(unchanged)
@@ -346,6 +357,10 @@ func TestOracleAccepts(t *testing.T) {
 			e.crash(time.Second, 0, "")
 			e.repeat(func(*Request) {})
 		},
+		"a request that goes out again at once because its connection broke": func(e *Evidence) {
+			e.last().breaks()
+			e.resend()
+		},
 		"a duplicate after its sender's crash": func(e *Evidence) {
 			e.crash(time.Second, 0, "walhook-1")
 			e.repeat(func(r *Request) { r.Agent = "walhook-2" })
@@ -371,9 +386,14 @@ func TestOracleAccepts(t *testing.T) {
 			e.repeat(func(r *Request) { r.Status = 500 })
 			e.repeat(func(r *Request) { r.At, r.Retry = r.At.Add(time.Second), 1 })
 		},
-		"a request without an answer, sent again within its attempt": func(e *Evidence) { e.resend() },
-		"a repeat after a replay":                                    func(e *Evidence) { e.replay() },
-		"a failure after the last attempt":                           func(e *Evidence) { e.fail() },
+		"a repeat after a replay": func(e *Evidence) { e.replay() },
+		"a retry after a replay that failed": func(e *Evidence) {
+			e.replay()
+			e.Requests[len(e.Requests)-1].Status = 500
+			e.repeat(func(r *Request) { r.Retry, r.At = 2, r.At.Add(time.Second) })
+			e.Rows[len(e.Rows)-1].Attempts = 3
+		},
+		"a failure after the last attempt": func(e *Evidence) { e.fail() },
 		"a failure whose last 2xx was cut": func(e *Evidence) {
 			e.fail()
 			e.Requests[len(e.Requests)-1].Status = 200

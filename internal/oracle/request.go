@@ -40,6 +40,7 @@ type Request struct {
 	Signed, SignedBody []int
 
 	Status int       // the answer; 0: none, yet or ever
+	Broken bool      // the receiver broke the connection without one
 	Whole  time.Time // when the answer had been written to the end; zero: never, or nobody knows
 }
 
