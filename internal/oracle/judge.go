@@ -255,7 +255,11 @@ func Clock(at time.Time) string { return at.Format("15:04:05.000") }
 // connection excuses one.
 func (c *comparison) judgeRepeats(d *delivery) {
 	var last *Request // with a 2xx
-	same, resent := map[int]*Request{}, map[int]bool{}
+	type attempt struct {
+		agent string // after a crash the next process makes it anew
+		retry int
+	}
+	same, resent := map[int]*Request{}, map[attempt]bool{}
 	crashes := map[int]bool{}
 	replays := c.Replays[d.id]
 	for _, r := range d.requests {
@@ -264,8 +268,8 @@ func (c *comparison) judgeRepeats(d *delivery) {
 			before = other
 		}
 		switch {
-		case before != nil && Resends(before, r) && !resent[r.Retry]:
-			resent[r.Retry] = true
+		case before != nil && Resends(before, r) && !resent[attempt{r.Agent, r.Retry}]:
+			resent[attempt{r.Agent, r.Retry}] = true
 			c.verdict.Resent++
 		case before != nil && replays > 0:
 			replays--

@@ -357,6 +357,14 @@ func TestOracleAccepts(t *testing.T) {
 			e.crash(time.Second, 0, "")
 			e.repeat(func(*Request) {})
 		},
+		"requests of two processes, whose connections both broke, and that both went out again": func(e *Evidence) {
+			e.last().breaks()
+			e.resend()
+			e.Requests[len(e.Requests)-1].breaks()
+			e.crash(5*time.Second, 0, "")
+			e.repeat(func(r *Request) { r.Agent = "walhook-2" })
+			e.repeat(func(r *Request) { r.Agent, r.At, r.Status, r.Broken = "walhook-2", r.At.Add(time.Second), 200, false })
+		},
 		"a request that goes out again at once because its connection broke": func(e *Evidence) {
 			e.last().breaks()
 			e.resend()
