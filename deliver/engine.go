@@ -4,7 +4,7 @@
 //	schedule       a package: when each delivery is sent, and which LSN may be confirmed
 //	clock          whatever depends on time alone: parking, rate limits, probes
 //	workers        attempts under way; package send makes each of them
-//	recorder       outcomes → rows, in batches
+//	recorder       outcomes → rows, in batches; the writer finds rows that the database refuses
 //	consequences   effects of outcomes beyond their rows, if the database refuses them
 //	retrier        due rows → lanes; the finder finds which endpoints have some
 //	claims         when a comparison may start after a session has claimed the slot
@@ -96,8 +96,8 @@ func New(c Config) *Engine {
 func newEngine(c Config, s *schedule.Scheduler) *Engine {
 	e := &Engine{scheduler: s, send: c.Sender.Send, observe: c.Observe, log: c.Log, timeout: c.Timeout, stopped: make(chan struct{})}
 	recording, retrying, reconciling := e.newHeartbeat("recorder"), e.newHeartbeat("retrier"), newHeartbeat("reconciler")
-	e.recorder = &recorder{scheduler: s, store: c.Store, heartbeat: recording, log: c.Log, lock: newWriterLock(),
-		deferred: deferred{scheduler: s, store: c.Store, heartbeat: recording, log: c.Log}}
+	e.recorder = &recorder{store: c.Store, lock: newWriterLock(), writer: writer{scheduler: s, heartbeat: recording, log: c.Log,
+		deferred: deferred{scheduler: s, store: c.Store, heartbeat: recording, log: c.Log}}}
 	e.retrier = &retrier{scheduler: s, store: c.Store, heartbeat: retrying, log: c.Log, changeHint: s.ToScan, notVisible: map[uuid.UUID]bool{},
 		claims: &claims{scheduler: s, store: c.Store}, finder: &finder{scheduler: s, store: c.Store, heartbeat: retrying}}
 	e.directory = &directory{scheduler: s, store: c.Store, sender: c.Sender, heartbeat: e.newHeartbeat("directory"), log: c.Log}

@@ -60,7 +60,7 @@ func (i *inserter) insert(ctx context.Context, session *webhook.Session, fence w
 		return err
 	}
 	// As the recorder does: rows that are refused are found, logged and passed over.
-	writer := &recorder{scheduler: i.scheduler, heartbeat: i.heartbeat, log: i.log}
+	w := &writer{scheduler: i.scheduler, heartbeat: i.heartbeat, log: i.log}
 	b := &batch{fence: fence, refused: map[uuid.UUID]bool{}, skip: func(context.Context, webhook.Record) error { return nil },
 		send: func(_ context.Context, _ webhook.Mark, part []webhook.Record) error {
 			return i.write(ctx, fence, part) // bounds each transaction itself
@@ -77,7 +77,7 @@ func (i *inserter) insert(ctx context.Context, session *webhook.Session, fence w
 			records = append(records, webhook.Record{ID: c.ID, EventID: c.EventID, EndpointID: c.EndpointID,
 				OrganizationID: c.OrganizationID, EventType: c.EventType, Status: webhook.Pending})
 		}
-		if err := writer.write(ctx, b, records); err != nil {
+		if err := w.write(ctx, b, records); err != nil {
 			return err
 		}
 	}

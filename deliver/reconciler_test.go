@@ -43,7 +43,7 @@ func TestMarkerIsRetriedUntilItIsWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := schedule.New(schedule.Options{Limits: small})
 		db := &refusing{left: 3}
-		r := &recorder{scheduler: w, store: db, lock: newWriterLock()}
+		r := &recorder{writer: writer{scheduler: w}, store: db, lock: newWriterLock()}
 		if err := r.writeMarker(t.Context(), newHeartbeat("reconciler")); err != nil {
 			t.Fatal(err)
 		}
@@ -158,7 +158,7 @@ func newReconciler(db Store) *reconciler {
 	s.BeginSession(&webhook.Session{}, webhook.Fence{Epoch: 1, Reconcile: true, ReconcileFrom: time.Unix(0, 0)}, 0, time.Now())
 	log, heartbeat := slog.New(slog.DiscardHandler), newHeartbeat("reconciler")
 	return &reconciler{scheduler: s, store: db, heartbeat: heartbeat, announce: func() {}, log: log, wake: schedule.NewSignal(), window: time.Hour,
-		inserter: &inserter{scheduler: s, store: db, recorder: &recorder{scheduler: s, store: db, lock: newWriterLock()}, heartbeat: heartbeat, log: log}}
+		inserter: &inserter{scheduler: s, store: db, recorder: &recorder{writer: writer{scheduler: s}, store: db, lock: newWriterLock()}, heartbeat: heartbeat, log: log}}
 }
 
 func TestComparisonOfOneEventForVeryMany(t *testing.T) {

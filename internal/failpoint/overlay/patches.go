@@ -28,7 +28,7 @@ func patches() []patch {
 		{"internal/store/cancel.go", `b.Queue(orphans+eventGone+cancelMissing, args)`, `if ` + on(failpoint.CancelUnseen) + ` { b.Queue(orphans+cancelMissing, args) } else { $ }`},
 		{"internal/webhook/session.go", `max(s.Confirmed, confirmed) > known`, `$ && !` + on(failpoint.TrustSlot)},
 		{"internal/webhook/session.go", `Live(now time.Time) bool {`, `$ if ` + on(failpoint.NoLiveness) + ` { return true }`},
-		{"deliver/recorder.go", `err := r.try(ctx, b, m, part)`, `for i := range part { if ` + on(failpoint.EarlierWord) + ` { part[i].Seen = webhook.Seen{} } }; $`},
+		{"deliver/writer.go", `err := w.try(ctx, b, m, part)`, `for i := range part { if ` + on(failpoint.EarlierWord) + ` { part[i].Seen = webhook.Seen{} } }; $`},
 		{"deliver/schedule/lookup.go", `e.Sealed != ""`, `$ && !` + on(failpoint.ChargeOwnFaults)},
 
 		{"deliver/workers.go", `a, completed := e.send(ctx, r)`, `$; ` + reach(failpoint.Answered)},
