@@ -42,7 +42,7 @@ func (d *directory) failing() error {
 	if err := d.lastErr.Load(); err != nil {
 		return *err
 	}
-	if _, one, all := d.scheduler.Unopenable(); all && one != nil {
+	if _, one := d.scheduler.Unopenable(); one != nil && d.scheduler.AllUnopenable() {
 		return fmt.Errorf("the signing secrets of all endpoints with work cannot be opened; for example endpoint %s: %s", one.ID, one.Sealed)
 	}
 	return nil
@@ -51,7 +51,7 @@ func (d *directory) failing() error {
 // reportSealed warns about secrets that cannot be opened: once, and again each time
 // that there are ten times as many.
 func (d *directory) reportSealed() {
-	n, one, _ := d.scheduler.Unopenable()
+	n, one := d.scheduler.Unopenable()
 	switch {
 	case n == 0 && d.reported > 0:
 		d.log.Info("all signing secrets can be opened again")

@@ -139,25 +139,32 @@ func (s *Scheduler) LookedUp(answers []LookUp, failed bool, asOf, now time.Time)
 	s.dispatch(now)
 }
 
-// Unopenable returns how many endpoints have secrets that cannot be opened, one of them,
-// and whether that is so for all endpoints that have something to do.
-func (s *Scheduler) Unopenable() (n int, one *webhook.Endpoint, all bool) {
+// Unopenable returns how many endpoints have secrets that cannot be opened, and one of them.
+func (s *Scheduler) Unopenable() (n int, one *webhook.Endpoint) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unopenable > 0 {
+		for _, l := range s.lanes {
+			if l.unopenable {
+				return s.unopenable, l.endpoint
+			}
+		}
+	}
+	return s.unopenable, nil
+}
+
+// AllUnopenable reports whether that is so for all endpoints that have something to do. It
+// may look at every lane, so a loop that is in a hurry does not ask.
+func (s *Scheduler) AllUnopenable() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.unopenable == 0 {
-		return 0, nil, false
+		return false
 	}
-	all = true
 	for _, l := range s.lanes {
-		switch {
-		case l.unopenable:
-			one = l.endpoint
-		case l.endpoint != nil && !l.refused:
-			all = false
-		}
-		if one != nil && !all {
-			break
+		if !l.unopenable && l.endpoint != nil && !l.refused {
+			return false
 		}
 	}
-	return s.unopenable, one, all
+	return true
 }

@@ -334,3 +334,37 @@ func TestNoLaneStandsStill(t *testing.T) {
 		})
 	}
 }
+
+// A receiver comes back with room for one request at once, and one more every 2 ms, while
+// 3,000 deliveries wait. Slow start keeps within that room: without it, some hundred of them
+// fail once more.
+func TestSlowStartSparesAReceiver(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const waiting, mostRefused = 3000, 10
+		h := newHouse(t, usual)
+		back, refused := time.Now().Add(20*time.Second), 0
+		var first time.Time // request since it is back
+		endpoint := h.open(nil)
+		h.receivers[endpoint] = func(at time.Time) (int, time.Duration) {
+			if at.Before(back) {
+				return 503, 5 * time.Millisecond
+			}
+			if first.IsZero() {
+				first = at
+			}
+			if h.underWay[endpoint] > 1+int(at.Sub(first)/(2*time.Millisecond)) {
+				refused++
+				return 503, 5 * time.Millisecond
+			}
+			return 200, 10 * time.Millisecond
+		}
+		h.waiting(endpoint, waiting, 0)
+		for end := time.Now().Add(5 * time.Minute); h.statuses(endpoint)[webhook.Success] < waiting && time.Now().Before(end); {
+			h.sleep(time.Second)
+		}
+		if done := h.statuses(endpoint)[webhook.Success]; done < waiting || refused > mostRefused {
+			t.Errorf("%d of %d delivered, the receiver refused %d requests, want at most %d", done, waiting, refused, mostRefused)
+		}
+	})
+}
