@@ -4,6 +4,7 @@
 //
 //	Stream      connects, reconnects, decides what an operator is told
 //	slot        identifies the server; finds the slot, or waits for it as a standby
+//	connect     makes connections, and runs simple queries on them
 //	create      creates the slot, and recreates it
 //	connection  the one goroutine that reads, passes events on, and answers
 //	lease       checks on a second connection that the slot is still ours

@@ -109,6 +109,14 @@ func serveOn(t testing.TB, l net.Listener, play script) *receiver {
 	t.Helper()
 	r := &receiver{l, make(chan string, 100)}
 	ctx, cancel := context.WithCancel(context.Background())
+	accept(t, l, func(conn net.Conn) { r.converse(ctx, conn, play) })
+	t.Cleanup(cancel) // before accept's
+	return r
+}
+
+// accept runs play on each connection to a listener, until the test has ended.
+func accept(t testing.TB, l net.Listener, play func(net.Conn)) {
+	t.Helper()
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -116,19 +124,19 @@ func serveOn(t testing.TB, l net.Listener, play script) *receiver {
 			if err != nil {
 				return
 			}
-			wg.Go(func() { r.converse(ctx, conn, play) })
+			wg.Go(func() {
+				defer conn.Close()
+				play(conn)
+			})
 		}
 	})
 	t.Cleanup(func() {
 		l.Close()
-		cancel()
 		wg.Wait()
 	})
-	return r
 }
 
 func (r *receiver) converse(ctx context.Context, conn net.Conn, play script) {
-	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	var raw bytes.Buffer
 	br := bufio.NewReader(io.TeeReader(conn, &raw))
@@ -208,22 +216,6 @@ func listen(t *testing.T, play func(net.Conn)) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() {
-				defer conn.Close()
-				play(conn)
-			})
-		}
-	})
-	t.Cleanup(func() {
-		l.Close()
-		wg.Wait()
-	})
+	accept(t, l, play)
 	return l.Addr().String()
 }

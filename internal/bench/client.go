@@ -84,6 +84,11 @@ func (p *poster) post(id uuid.UUID, body []byte) error {
 	if err != nil {
 		return err
 	}
+	return accepted(resp)
+}
+
+// accepted reads a response to its end, and returns an error unless it says 200.
+func accepted(resp *http.Response) error {
 	defer resp.Body.Close()
 	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
 		return err

@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"crypto/tls"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -66,14 +65,7 @@ func (p *leanPoster) post(id uuid.UUID, body []byte) error {
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close()
-	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
-		return err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("the receiver answered %s", resp.Status)
-	}
-	return nil
+	return accepted(resp)
 }
 
 // postLean is the lean client's process. Its connections are open before it begins.

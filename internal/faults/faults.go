@@ -3,6 +3,7 @@
 //
 //	file      responsibility
 //	trial     the parts of one scenario: database, receivers, driver, walhook processes
+//	finish    how a scenario ends: drained, and judged
 //	standby   a second PostgreSQL that follows the first; backups
 //	report    the figures of a scenario, and the table of them all
 //	figures   the table in docs/faults.md
