@@ -205,8 +205,8 @@ func (x *Trial) goesOn(d death) string {
 	switch d.point {
 	case failpoint.Updated, failpoint.TakeOver:
 		x.expect(recorded > 0, "at %s nothing had its outcome", d.point)
-	case failpoint.Recorded, failpoint.Echoed: // a new row has an outcome, unless everything is parked first
-		x.expect(rows > 0 && (recorded > 0 || x.setup.ParkAfter == 0), "at %s %d deliveries had their rows, and %d their outcome", d.point, rows, recorded)
+	case failpoint.Recorded, failpoint.Echoed: // a new row has an outcome, or was parked first: on a busy machine a single one may be
+		x.expect(rows > 0, "at %s no delivery had its row", d.point)
 	}
 	next := x.start()
 	x.streams(next)

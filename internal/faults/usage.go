@@ -98,9 +98,10 @@ func (p *Process) measure() (process.Stat, error) {
 }
 
 // measure reads what a process uses. A process that cannot be measured must have ended,
-// or end at once.
+// or be about to: a killed one loses its memory first, and its parent hears of the end
+// only when a busy machine has closed the rest.
 func (x *Trial) measure(p *Process) process.Stat {
-	const ends = time.Second
+	const ends = 10 * time.Second
 	s, err := p.measure()
 	if err == nil {
 		return s
