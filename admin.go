@@ -83,22 +83,30 @@ func ready(ctx context.Context, r *readiness, st *store.Store, current *pipeline
 
 // serveAdmin listens, and returns what serves until the context ends. Without an address that
 // returns at once.
-func serveAdmin(ctx context.Context, cfg *config.Config, o admin.Options, log *slog.Logger) (func(context.Context) error, error) {
+func serveAdmin(ctx context.Context, cfg *config.Config, o admin.Options) (func(context.Context) error, error) {
 	if cfg.AdminAddr == "" {
 		return func(context.Context) error { return nil }, nil
+	}
+	var certificate *admin.Certificate
+	if cfg.AdminTLSCertFile != "" {
+		var err error
+		if certificate, err = admin.LoadCertificate(cfg.AdminTLSCertFile, cfg.AdminTLSKeyFile, o.Log); err != nil {
+			return nil, fmt.Errorf("%w: WALHOOK_ADMIN_TLS_CERT_FILE: %w", errConfig, err)
+		}
 	}
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.AdminAddr)
 	if err != nil {
 		return nil, fmt.Errorf("WALHOOK_ADMIN_ADDR: %w", err)
 	}
-	return func(ctx context.Context) error { return admin.Serve(ctx, listener, admin.New(o), log) }, nil
+	return func(ctx context.Context) error { return admin.Serve(ctx, listener, certificate, admin.New(o), o.Log) }, nil
 }
 
 // adminOptions wires the admin server to the other parts.
-func adminOptions(cfg *config.Config, r *readiness, st *store.Store, current *pipelines, metrics *admin.Metrics) admin.Options {
+func adminOptions(cfg *config.Config, r *readiness, st *store.Store, current *pipelines, metrics *admin.Metrics, log *slog.Logger) admin.Options {
 	return admin.Options{
 		Version: version,
 		Tokens:  cfg.AdminTokens(),
+		Log:     log,
 		Alive:   current.alive,
 		Ready:   func(ctx context.Context) (string, error) { return ready(ctx, r, st, current) },
 		Metrics: metrics,

@@ -2,11 +2,22 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/walhook/walhook/internal/admin"
+	"github.com/walhook/walhook/internal/config"
+	"github.com/walhook/walhook/internal/process"
 )
 
 // typed runs a command, as from the command line.
@@ -105,4 +116,62 @@ func TestAHealthCheckNeedsNoDatabase(t *testing.T) {
 	if code, _, stderr := typed(t, "healthcheck"); code != exitConfig || !strings.Contains(stderr, "no admin server to ask") {
 		t.Errorf("no admin server: exit %d, %s", code, stderr)
 	}
+}
+
+// With a certificate the admin server speaks TLS alone, and the health check too, whatever
+// name the certificate has.
+func TestTheHealthCheckByTLS(t *testing.T) {
+	port, err := process.ForWalhook.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	unset(t)
+	t.Setenv("WALHOOK_DATABASE_URL", "postgres://walhook@127.0.0.1:1/none")
+	t.Setenv("WALHOOK_ADMIN_ADDR", fmt.Sprintf(":%d", port))
+	t.Setenv("WALHOOK_ADMIN_TOKEN", "a-token-of-16-and-more")
+	cert, key := certificate(t)
+	t.Setenv("WALHOOK_ADMIN_TLS_CERT_FILE", cert)
+	t.Setenv("WALHOOK_ADMIN_TLS_KEY_FILE", key)
+	cfg, err := config.Load(os.Environ())
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	serve, err := serveAdmin(t.Context(), cfg, admin.Options{Log: log, Alive: func() error { return nil }, Metrics: admin.NewMetrics(nil)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- serve(ctx) }()
+	if code, _, stderr := typed(t, "healthcheck"); code != exitClean {
+		t.Errorf("exit %d, %s", code, stderr)
+	}
+	t.Setenv("WALHOOK_ADMIN_TLS_CERT_FILE", "")
+	if code, _, _ := typed(t, "healthcheck"); code != exitFailure {
+		t.Errorf("without TLS: exit %d", code)
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// certificate writes that of httptest, which is of example.com, and its key.
+func certificate(t *testing.T) (certFile, keyFile string) {
+	t.Helper()
+	server := httptest.NewTLSServer(http.NotFoundHandler())
+	defer server.Close()
+	pair := server.TLS.Certificates[0]
+	private, err := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certFile, keyFile = filepath.Join(t.TempDir(), "tls.crt"), filepath.Join(t.TempDir(), "tls.key")
+	for path, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: pair.Certificate[0]}, keyFile: {Type: "PRIVATE KEY", Bytes: private}} {
+		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return certFile, keyFile
 }

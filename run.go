@@ -34,7 +34,7 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	defer sender.Close()
 	metrics := admin.NewMetrics(sender.Resent)
 	current.begin(func(resumed bool) pipeline { return newPipeline(db, sender, metrics, log, resumed) })
-	serve, err := serveAdmin(ctx, cfg, adminOptions(cfg, readiness, db.store, current, metrics), log)
+	serve, err := serveAdmin(ctx, cfg, adminOptions(cfg, readiness, db.store, current, metrics, log))
 	if err != nil {
 		return err
 	}

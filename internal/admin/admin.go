@@ -2,7 +2,10 @@
 // webhook, a status page.
 //
 //	admin        the routes, and the server
+//	crowd        how many connections there may be
+//	certificate  TLS
 //	guard        who may ask
+//	throttle     how often the log says what anybody can bring about
 //	database     one statement at a time
 //	health       /healthz and /readyz, for everybody
 //	metrics      /metrics
@@ -15,9 +18,11 @@ package admin
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
+	stdlog "log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -32,8 +37,9 @@ import (
 type Options struct {
 	Version string
 	Tokens  []string // each will do, for everything but health; none: only requests to a loopback name are answered
+	Log     *slog.Logger
 
-	// Alive returns an error where a loop no longer turns.
+	// Alive returns an error where a loop no longer turns. See Reason.
 	Alive func() error
 	// Ready returns the role, "active" or "standby", or an error that says why
 	// there is none: the database is away, or not prepared. See Reason.
@@ -58,26 +64,31 @@ func New(o Options) http.Handler {
 	restricted.Handle("POST /api/test-webhook", testWebhook(db))
 	restricted.Handle("/api/test-webhook", onlyPost())
 
+	g := &guard{tokens: o.Tokens, log: o.Log}
 	all := http.NewServeMux()
-	all.Handle("GET /healthz", healthz(o.Alive))
-	all.Handle("GET /readyz", readyz(o.Tokens, o.Ready))
-	all.Handle("/", guard(o.Tokens, restricted))
-	return all
+	all.Handle("GET /healthz", healthz(g, o.Alive))
+	all.Handle("GET /readyz", readyz(g, o.Ready))
+	all.Handle("/", g.operators(restricted))
+	return http.MaxBytesHandler(g.everybody(all), maxTestBody)
 }
 
 // These bound what a client can hold of the process, which has better things to do.
 const (
-	headerPatience = 5 * time.Second  // for the request's head
+	headerPatience = 5 * time.Second  // for the request's head, and the TLS handshake before it
 	readPatience   = 10 * time.Second // for its body, at most maxTestBody
-	writePatience  = 15 * time.Second // to answer: databasePatience and more
-	idlePatience   = time.Minute
+	writePatience  = 15 * time.Second // to answer: twice databasePatience, and more
+	idlePatience   = 5 * time.Second  // until the next request: to connect again costs little
 	maxHeader      = 16 << 10
 	stopPatience   = 2 * time.Second // for the requests under way at the end
 )
 
 // Serve answers on a listener until the context ends, and then lets the requests
-// under way end. It closes the listener.
-func Serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
+// under way end. It closes the listener. Without a certificate it speaks plain HTTP.
+func Serve(ctx context.Context, l net.Listener, c *Certificate, h http.Handler, log *slog.Logger) error {
+	l = &crowd{Listener: l}
+	if c != nil {
+		l = tls.NewListener(l, c.config())
+	}
 	server := &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: headerPatience,
@@ -85,7 +96,8 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger
 		WriteTimeout:      writePatience,
 		IdleTimeout:       idlePatience,
 		MaxHeaderBytes:    maxHeader,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		ConnState:         noteState,
+		ErrorLog:          stdlog.New(&troubleLog{log: log}, "", 0),
 	}
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(l) }()

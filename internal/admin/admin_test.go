@@ -15,7 +15,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/uuid"
@@ -36,6 +38,7 @@ func options(t *testing.T, pool *pgxpool.Pool) Options {
 	t.Helper()
 	return Options{
 		Version: "v1.2.3",
+		Log:     slog.New(slog.DiscardHandler),
 		Alive:   func() error { return nil },
 		Ready:   func(context.Context) (string, error) { return "active", nil },
 		Metrics: NewMetrics(func() uint64 { return 4 }),
@@ -97,39 +100,73 @@ func TestHealth(t *testing.T) {
 		t.Errorf("readyz: %d %q", w.Code, w.Body)
 	}
 
-	o.Alive = func() error { return errors.New("the recorder has made no progress for 13s") }
+	const wedged, text = "the recorder has made no progress for 13s", "no route to db.internal for user walhook"
+	o.Alive = func() error { return errors.New(wedged) }
 	o.Ready = func(context.Context) (string, error) {
-		return "", &Reason{Class: "database unreachable", Err: errors.New("no route to db.internal for user walhook")}
+		return "", &Reason{Class: "database unreachable", Err: errors.New(text)}
 	}
 	h = New(o)
-	if w := ask(h, "GET", "/healthz", ""); w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "the recorder") {
-		t.Errorf("healthz, wedged: %d %q", w.Code, w.Body)
-	}
-	const text = "no route to db.internal for user walhook"
 	for _, tt := range []struct {
-		who, want string
-		header    string
+		who, header    string
+		health, notYet string
 	}{
-		{"everybody", "database unreachable", "Host: walhook.internal"},
-		{"who asks on this machine, with a token elsewhere", "database unreachable", "Host: localhost"},
-		{"a wrong token", "database unreachable", "Authorization: Bearer t0kem"},
-		{"the token", text, "Authorization: Bearer t0ken"},
-		{"the token in a browser", text, "Authorization: Basic " + basic("me:t0ken-to-come")},
+		{"everybody", "Host: walhook.internal", "not working", "database unreachable"},
+		{"who asks on this machine, with a token elsewhere", "Host: localhost", "not working", "database unreachable"},
+		{"a wrong token", "Authorization: Bearer t0kem", "not working", "database unreachable"},
+		{"the token", "Authorization: Bearer t0ken", wedged, text},
+		{"the token in a browser", "Authorization: Basic " + basic("me:t0ken-to-come"), wedged, text},
 	} {
-		if w := ask(h, "GET", "/readyz", "", tt.header); w.Code != http.StatusServiceUnavailable || reason(t, w) != tt.want {
-			t.Errorf("readyz, not ready, to %s: %d %q, want %q", tt.who, w.Code, w.Body, tt.want)
+		if w := ask(h, "GET", "/healthz", "", tt.header); w.Code != http.StatusServiceUnavailable || w.Body.String() != tt.health {
+			t.Errorf("healthz, wedged, to %s: %d %q, want %q", tt.who, w.Code, w.Body, tt.health)
+		}
+		if w := ask(h, "GET", "/readyz", "", tt.header); w.Code != http.StatusServiceUnavailable || reason(t, w) != tt.notYet {
+			t.Errorf("readyz, not ready, to %s: %d %q, want %q", tt.who, w.Code, w.Body, tt.notYet)
 		}
 	}
 	o.Tokens = nil
-	for host, want := range map[string]string{"localhost:8080": text, "walhook.internal": "database unreachable"} {
-		if w := ask(New(o), "GET", "/readyz", "", "Host: "+host); reason(t, w) != want {
-			t.Errorf("readyz without a token, to %s: %q, want %q", host, w.Body, want)
+	for host, want := range map[string]int{"localhost:8080": http.StatusServiceUnavailable, "rebound.example:8080": http.StatusForbidden} {
+		health, ready := ask(New(o), "GET", "/healthz", "", "Host: "+host), ask(New(o), "GET", "/readyz", "", "Host: "+host)
+		if health.Code != want || ready.Code != want || strings.Contains(health.Body.String()+ready.Body.String(), "13s") || strings.Contains(ready.Body.String(), text) {
+			t.Errorf("without a token, to %s: %d %q and %d %q, want %d and a class", host, health.Code, health.Body, ready.Code, ready.Body, want)
 		}
 	}
 	o.Ready = func(context.Context) (string, error) { return "", errors.New(text) }
-	if w := ask(New(o), "GET", "/readyz", "", "Host: walhook.internal"); reason(t, w) != "not ready" {
+	if w := ask(New(o), "GET", "/readyz", ""); reason(t, w) != "not ready" {
 		t.Errorf("readyz, for a reason that nobody has classed: %q", w.Body)
 	}
+}
+
+// However many ask, the database is asked once a second, for all of them.
+func TestHealthIsLookedUpOnceASecond(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var looks atomic.Int32
+		check := newCheckup(func(ctx context.Context) (string, error) {
+			looks.Add(1)
+			time.Sleep(2 * time.Second)
+			return "active", ctx.Err()
+		})
+		gone, leave := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { _, _ = check.result(gone) })
+		synctest.Wait()
+		leave()
+		for range 100 {
+			wg.Go(func() {
+				if role, err := check.result(t.Context()); role != "active" || err != nil {
+					t.Errorf("got %q, %v, because the first one to ask has gone", role, err)
+				}
+			})
+		}
+		wg.Wait()
+		if n := looks.Load(); n != 1 {
+			t.Errorf("looked %d times for 101 at once", n)
+		}
+		time.Sleep(healthEvery)
+		if _, err := check.result(t.Context()); err != nil || looks.Load() != 2 {
+			t.Errorf("a second later: looked %d times, %v", looks.Load(), err)
+		}
+	})
 }
 
 func TestWhoMayAsk(t *testing.T) {
@@ -469,7 +506,7 @@ func TestServeEndsWithItsContext(t *testing.T) {
 	})
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- Serve(ctx, l, h, slog.New(slog.DiscardHandler)) }()
+	go func() { ended <- Serve(ctx, l, nil, h, slog.New(slog.DiscardHandler)) }()
 	answered := make(chan error, 1)
 	client := &http.Client{Transport: &http.Transport{}}
 	go func() {
@@ -509,7 +546,7 @@ func TestServeSaysWhyItFailed(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := Serve(t.Context(), l, http.NotFoundHandler(), slog.New(slog.DiscardHandler)); !errors.Is(err, net.ErrClosed) {
+	if err := Serve(t.Context(), l, nil, http.NotFoundHandler(), slog.New(slog.DiscardHandler)); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("got %v, want net.ErrClosed", err)
 	}
 }

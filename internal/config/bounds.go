@@ -1,6 +1,7 @@
 package config
 
 import (
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net"
@@ -91,6 +92,7 @@ func (l *loader) bounds(c *Config) {
 	}
 	l.adminAddr(c)
 	l.adminTokens(c)
+	l.adminTLS(c)
 	l.between("WALHOOK_PARK_AFTER", c.ParkAfter, 0, maxParkAfter)
 	l.between("WALHOOK_TIMEOUT", c.Timeout, minTimeout, maxTimeout)
 	l.between("WALHOOK_DISABLE_AFTER", c.DisableAfter, 0, maxAge)
@@ -188,6 +190,22 @@ func (l *loader) adminAddr(c *Config) {
 	}
 	if c.AdminToken == "" && !l.isWrong("WALHOOK_ADMIN_TOKEN") && !isLoopback(host) {
 		l.wrong("WALHOOK_ADMIN_TOKEN", "required, because WALHOOK_ADMIN_ADDR %q is not a loopback address: who reaches it could send test webhooks", c.AdminAddr)
+	}
+}
+
+// adminTLS reads the files: a certificate that cannot be used now would not be used later.
+func (l *loader) adminTLS(c *Config) {
+	const cert, key = "WALHOOK_ADMIN_TLS_CERT_FILE", "WALHOOK_ADMIN_TLS_KEY_FILE"
+	switch {
+	case c.AdminTLSCertFile == "" && c.AdminTLSKeyFile == "":
+	case c.AdminTLSKeyFile == "":
+		l.wrong(key, "required, because %s is given", cert)
+	case c.AdminTLSCertFile == "":
+		l.wrong(cert, "required, because %s is given", key)
+	default:
+		if _, err := tls.LoadX509KeyPair(c.AdminTLSCertFile, c.AdminTLSKeyFile); err != nil {
+			l.wrong(cert, "it and %s cannot be used: %s", key, err)
+		}
 	}
 }
 

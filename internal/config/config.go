@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/url"
 	"reflect"
 	"time"
@@ -33,6 +34,9 @@ type Config struct {
 
 	AdminAddr  string `env:"WALHOOK_ADMIN_ADDR"`  // "": no admin server
 	AdminToken Secret `env:"WALHOOK_ADMIN_TOKEN"` // see AdminTokens
+
+	AdminTLSCertFile string `env:"WALHOOK_ADMIN_TLS_CERT_FILE"` // "": no TLS
+	AdminTLSKeyFile  string `env:"WALHOOK_ADMIN_TLS_KEY_FILE"`
 
 	ParkAfter        time.Duration `env:"WALHOOK_PARK_AFTER"`
 	MaxInFlight      int           `env:"WALHOOK_MAX_IN_FLIGHT"`
@@ -78,9 +82,9 @@ func Load(env Environ) (*Config, error) {
 	return c, nil
 }
 
-// AdminAddr returns where the admin server listens; a health check needs to know
-// nothing else.
-func AdminAddr(env Environ) (string, error) {
+// AdminURL returns where the admin server of this machine is reached, "" if there is none; a
+// health check needs to know nothing else.
+func AdminURL(env Environ) (string, error) {
 	l := &loader{env: env}
 	c := new(Config)
 	c.AdminAddr, _ = l.lookup("WALHOOK_ADMIN_ADDR")
@@ -89,7 +93,18 @@ func AdminAddr(env Environ) (string, error) {
 	if len(l.problems) > 0 {
 		return "", l.problems
 	}
-	return c.AdminAddr, nil
+	if c.AdminAddr == "" {
+		return "", nil
+	}
+	scheme := "http"
+	if _, encrypted := env.set("WALHOOK_ADMIN_TLS_CERT_FILE"); encrypted {
+		scheme = "https"
+	}
+	host, port, _ := net.SplitHostPort(c.AdminAddr) // adminAddr has split it before
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "localhost"
+	}
+	return scheme + "://" + net.JoinHostPort(host, port), nil
 }
 
 // LogFormat returns the format of the log and whether it was chosen; for what has to be

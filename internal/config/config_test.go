@@ -346,6 +346,31 @@ func TestTokenIsRequiredOffLoopback(t *testing.T) {
 	}
 }
 
+// A certificate that cannot be used is told at the start.
+func TestAdminTLSNeedsBothFiles(t *testing.T) {
+	t.Parallel()
+	const cert, key = "WALHOOK_ADMIN_TLS_CERT_FILE", "WALHOOK_ADMIN_TLS_KEY_FILE"
+	broken := filepath.Join(t.TempDir(), "tls.crt")
+	if err := os.WriteFile(broken, []byte("hunter2"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		env      []string
+		variable string
+		says     string
+	}{
+		{[]string{cert + "=" + broken}, key, "required, because WALHOOK_ADMIN_TLS_CERT_FILE is given"},
+		{[]string{key + "=" + broken}, cert, "required, because WALHOOK_ADMIN_TLS_KEY_FILE is given"},
+		{[]string{cert + "=/nowhere", key + "=" + broken}, cert, "no such file"},
+		{[]string{cert + "=" + broken, key + "=" + broken}, cert, "failed to find any PEM data"},
+	} {
+		ps := problems(t, append(tt.env, someURL)...)
+		if len(ps) != 1 || ps[0].Variable != tt.variable || !strings.Contains(ps[0].Wrong, tt.says) || strings.Contains(ps.Error(), "hunter2") {
+			t.Errorf("%q: got %v, want one problem of %s that says %q", tt.env, ps, tt.variable, tt.says)
+		}
+	}
+}
+
 func TestLimitsFitTogether(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

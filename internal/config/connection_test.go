@@ -185,12 +185,19 @@ func TestFilesAreReadAgainBeforeEachConnection(t *testing.T) {
 
 func TestWhereTheAdminServerIsNeedsNoDatabase(t *testing.T) {
 	t.Parallel()
-	for env, want := range map[string]string{"": "127.0.0.1:8080", "WALHOOK_ADMIN_ADDR=": "", "WALHOOK_ADMIN_ADDR=:9000": ":9000"} {
-		if got, err := AdminAddr(Environ{env, "WALHOOK_DATABASE_URL_FILE=/nowhere"}); err != nil || got != want {
+	for env, want := range map[string]string{
+		"":                             "http://127.0.0.1:8080",
+		"WALHOOK_ADMIN_ADDR=":          "",
+		"WALHOOK_ADMIN_ADDR=:9000":     "http://localhost:9000",
+		"WALHOOK_ADMIN_ADDR=[::]:9000": "http://localhost:9000",
+		"WALHOOK_ADMIN_ADDR=[::1]:80":  "http://[::1]:80",
+		"WALHOOK_ADMIN_TLS_CERT_FILE=/etc/tls.crt": "https://127.0.0.1:8080",
+	} {
+		if got, err := AdminURL(Environ{env, "WALHOOK_DATABASE_URL_FILE=/nowhere"}); err != nil || got != want {
 			t.Errorf("%q: got %q, %v, want %q", env, got, err, want)
 		}
 	}
-	if _, err := AdminAddr(Environ{"WALHOOK_ADMIN_ADDR=8080"}); err == nil || !strings.Contains(err.Error(), "WALHOOK_ADMIN_ADDR") {
+	if _, err := AdminURL(Environ{"WALHOOK_ADMIN_ADDR=8080"}); err == nil || !strings.Contains(err.Error(), "WALHOOK_ADMIN_ADDR") {
 		t.Errorf("got %v", err)
 	}
 }

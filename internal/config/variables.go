@@ -46,6 +46,14 @@ var Variables = []Variable{
 		Meaning: "token of at least 16 characters for everything but health, as `Bearer` or as the password of Basic; two, with a comma, during a change; required off loopback", Example: "what openssl rand -hex 32 prints",
 	},
 	{
+		Name: "WALHOOK_ADMIN_TLS_CERT_FILE", Shown: "none",
+		Meaning: "PEM: certificate of the admin server, which then speaks TLS. Read again when it is renewed", Example: "/etc/walhook/tls.crt",
+	},
+	{
+		Name: "WALHOOK_ADMIN_TLS_KEY_FILE", Shown: "none",
+		Meaning: "PEM: the key of that certificate; both or none", Example: "/etc/walhook/tls.key",
+	},
+	{
 		Name: "WALHOOK_PARK_AFTER", Default: "500ms",
 		Meaning: "a delivery without an outcome after this time becomes a `pending` row; `0`: every delivery does, before its first attempt", Example: "500ms",
 	},

@@ -38,7 +38,7 @@ func startProcess(binary, folder, name, admin string, env []string) (*Process, e
 	}
 	defer log.Close() // the process has its own descriptor
 	cmd := exec.Command(binary, "run")
-	cmd.Env = append(env, "WALHOOK_ADMIN_ADDR="+admin, "WALHOOK_USER_AGENT="+name)
+	cmd.Env = append(env, "WALHOOK_ADMIN_ADDR="+admin, "WALHOOK_ADMIN_TOKEN="+adminToken, "WALHOOK_USER_AGENT="+name)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	p.Process, err = process.Start(cmd)
@@ -73,21 +73,35 @@ func (p *Process) stop(within time.Duration) (time.Duration, error) {
 	}
 }
 
-// metric returns a metric that has no labels, and whether it exists.
-func (p *Process) metric(ctx context.Context, name string) (float64, bool) {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
+// adminToken is every process's WALHOOK_ADMIN_TOKEN.
+const adminToken = "the-operators-own-token"
+
+// ask asks the admin server with the token, and returns the status and the body.
+func (p *Process) ask(ctx context.Context, path string, within time.Duration) (status int, body []byte, err error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.admin+"/metrics", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.admin+path, nil)
 	if err != nil {
-		return 0, false
+		return 0, nil, err
 	}
+	req.SetBasicAuth("", adminToken)
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return 0, false
+		return 0, nil, err
 	}
 	defer resp.Body.Close()
+	body, err = io.ReadAll(resp.Body)
+	return resp.StatusCode, body, err
+}
+
+// metric returns a metric that has no labels, and whether it exists.
+func (p *Process) metric(ctx context.Context, name string) (float64, bool) {
+	_, body, err := p.ask(ctx, "/metrics", time.Second)
+	if err != nil {
+		return 0, false
+	}
 	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(resp.Body)
+	families, err := parser.TextToMetricFamilies(bytes.NewReader(body))
 	family := families[name]
 	if err != nil || family == nil || len(family.Metric) == 0 {
 		return 0, false
@@ -98,22 +112,11 @@ func (p *Process) metric(ctx context.Context, name string) (float64, bool) {
 
 // ready returns the status and body of GET /readyz; 0: no answer.
 func (p *Process) ready(ctx context.Context) (status int, says string) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.admin+"/readyz", nil)
+	status, body, err := p.ask(ctx, "/readyz", 2*time.Second)
 	if err != nil {
 		return 0, err.Error()
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0, err.Error()
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return 0, err.Error()
-	}
-	return resp.StatusCode, string(bytes.TrimSpace(body))
+	return status, string(bytes.TrimSpace(body))
 }
 
 // logged counts the lines of the log that contain a text.
