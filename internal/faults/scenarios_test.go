@@ -105,6 +105,7 @@ var scenarios = []Scenario{
 	{"40", "PasswordRotated", on14 | on18, passwordRotated},
 	{"40", "Keys", on14 | on18, keys},
 	{"41", "Moved", on14 | on18, movedDatabase},
+	{"42", "AdminFlood", alone, adminFlood},
 	{"", "InvisibleCommit", 0, invisibleCommit},
 	{"", "Lease", 0, lease},
 	{"", "UnechoedOutcome", from17, unechoedOutcome},
