@@ -10,6 +10,7 @@ import (
 
 	"github.com/walhook/walhook/cdc"
 	"github.com/walhook/walhook/deliver/schedule"
+	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/admin"
 	"github.com/walhook/walhook/internal/config"
 	"github.com/walhook/walhook/internal/store"
@@ -82,8 +83,8 @@ func ready(ctx context.Context, r *readiness, st *store.Store, current *pipeline
 }
 
 // serveAdmin listens, and returns what serves until the context ends. Without an address that
-// returns at once.
-func serveAdmin(ctx context.Context, cfg *config.Config, o admin.Options) (func(context.Context) error, error) {
+// returns at once. Endpoints cannot have the address.
+func serveAdmin(ctx context.Context, cfg *config.Config, o admin.Options, protected *send.Protected) (func(context.Context) error, error) {
 	if cfg.AdminAddr == "" {
 		return func(context.Context) error { return nil }, nil
 	}
@@ -97,6 +98,9 @@ func serveAdmin(ctx context.Context, cfg *config.Config, o admin.Options) (func(
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.AdminAddr)
 	if err != nil {
 		return nil, fmt.Errorf("WALHOOK_ADMIN_ADDR: %w", err)
+	}
+	if addr, ok := listener.Addr().(*net.TCPAddr); ok {
+		protected.Add(addr.AddrPort())
 	}
 	return func(ctx context.Context) error { return admin.Serve(ctx, listener, certificate, admin.New(o), o.Log) }, nil
 }

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/admin"
 	"github.com/walhook/walhook/internal/config"
 	"github.com/walhook/walhook/internal/process"
@@ -137,7 +138,7 @@ func TestTheHealthCheckByTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
-	serve, err := serveAdmin(t.Context(), cfg, admin.Options{Log: log, Alive: func() error { return nil }, Metrics: admin.NewMetrics(nil)})
+	serve, err := serveAdmin(t.Context(), cfg, admin.Options{Log: log, Alive: func() error { return nil }, Metrics: admin.NewMetrics(nil)}, new(send.Protected))
 	if err != nil {
 		t.Fatal(err)
 	}

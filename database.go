@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/walhook/walhook/cdc"
+	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/config"
 	"github.com/walhook/walhook/internal/store"
 )
@@ -25,13 +27,15 @@ type database struct {
 	pool  *pgxpool.Pool
 	store *store.Store // on the pool
 
+	protected *send.Protected // what endpoints cannot have, the addresses of the database among it
+
 	mu     sync.Mutex
 	schema string // "": WALHOOK_SCHEMA is not set, and there was no session yet
 }
 
 // openDatabase does not connect, because the database may not be up yet.
 func openDatabase(ctx context.Context, cfg *config.Config) (*database, error) {
-	d := &database{cfg: cfg, schema: cfg.Schema}
+	d := &database{cfg: cfg, schema: cfg.Schema, protected: new(send.Protected)}
 	pc, err := cfg.SQL()
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errConfig, err)
@@ -110,6 +114,7 @@ func (d *database) beforeConnect(_ context.Context, cc *pgx.ConnConfig) error {
 // setUp adds the settings of an SQL connection. A pooler refuses most parameters, and loses
 // prepared statements.
 func (d *database) setUp(cc *pgx.ConnConfig) {
+	d.protect(&cc.Config)
 	cc.ConnectTimeout = cmp.Or(cc.ConnectTimeout, connectTimeout)
 	if d.cfg.Pooled() {
 		store.Override(cc.RuntimeParams, map[string]string{"client_encoding": "UTF8"})
@@ -153,7 +158,29 @@ func (d *database) replication() (*pgconn.Config, error) {
 		return nil, err
 	}
 	cc.ConnectTimeout = cmp.Or(cc.ConnectTimeout, connectTimeout)
+	d.protect(&cc.Config)
 	return cc.Config.Copy(), nil
+}
+
+// protect has endpoints denied every address that a connection may be made to. Connecting
+// resolves the names of all hosts. So after a failover the new address is known as soon as
+// walhook is connected to it.
+func (d *database) protect(cc *pgconn.Config) {
+	ports := map[string][]uint16{cc.Host: {cc.Port}}
+	for _, other := range cc.Fallbacks {
+		ports[other.Host] = append(ports[other.Host], other.Port)
+	}
+	lookup := cc.LookupFunc
+	cc.LookupFunc = func(ctx context.Context, host string) ([]string, error) {
+		found, err := lookup(ctx, host)
+		for _, text := range found {
+			addr, _ := netip.ParseAddr(text) // one that is invalid protects nothing
+			for _, port := range ports[host] {
+				d.protected.Add(netip.AddrPortFrom(addr, port))
+			}
+		}
+		return found, err
+	}
 }
 
 // refused classifies an error of connecting: a rejection that will not go away by itself becomes

@@ -30,11 +30,11 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	}
 	defer db.close()
 	readiness, current := newReadiness(), &pipelines{log: log}
-	sender := newSender(cfg, func() bool { return current.engine().Live() })
+	sender := newSender(cfg, db.protected, func() bool { return current.engine().Live() })
 	defer sender.Close()
 	metrics := admin.NewMetrics(sender.Resent)
 	current.begin(func(resumed bool) pipeline { return newPipeline(db, sender, metrics, log, resumed) })
-	serve, err := serveAdmin(ctx, cfg, adminOptions(cfg, readiness, db.store, current, metrics, log))
+	serve, err := serveAdmin(ctx, cfg, adminOptions(cfg, readiness, db.store, current, metrics, log), db.protected)
 	if err != nil {
 		return err
 	}
@@ -73,10 +73,13 @@ func alongside(ctx, live context.Context, work func(ctx, live context.Context) e
 	return parts.Wait()
 }
 
-func newSender(cfg *config.Config, live func() bool) *send.Sender {
+func newSender(cfg *config.Config, protected *send.Protected, live func() bool) *send.Sender {
 	return send.NewSender(send.SenderConfig{
 		Timeout: cfg.Timeout, UserAgent: cfg.UserAgent, ProxyURL: cfg.Proxy(), MaxInFlight: cfg.MaxInFlight, Live: live,
-		Guard: send.GuardConfig{AllowHTTP: cfg.AllowHTTP, Ports: cfg.AllowPorts, Nets: cfg.AllowNets},
+		RootCAs: cfg.RootCAs(),
+		Guard: send.GuardConfig{
+			AllowHTTP: cfg.AllowHTTP, Ports: cfg.AllowPorts, Nets: cfg.AllowNets, Deny: cfg.DenyNets, Protected: protected,
+		},
 	})
 }
 

@@ -18,6 +18,8 @@ type GuardConfig struct {
 	AllowHTTP bool           // WALHOOK_ALLOW_HTTP
 	Ports     []uint16       // WALHOOK_ALLOW_PORTS: on the public internet; nil: 80 and 443
 	Nets      []netip.Prefix // WALHOOK_ALLOW_NETS: beyond the public internet, on any port
+	Deny      []netip.Prefix // WALHOOK_DENY_NETS: never dialled, whatever the others allow
+	Protected *Protected     // never dialled either; nil: none
 }
 
 // A Guard decides which addresses may be dialled, so that a tenant's URL cannot reach
@@ -27,6 +29,8 @@ type Guard struct {
 	allowHTTP bool
 	ports     []uint16
 	nets      []netip.Prefix
+	deny      []netip.Prefix
+	protected *Protected
 	public    *ssrf.Guardian
 }
 
@@ -38,6 +42,7 @@ const (
 	ReasonScheme  Reason = "scheme"  // WALHOOK_ALLOW_HTTP
 	ReasonPort    Reason = "port"    // WALHOOK_ALLOW_PORTS
 	ReasonAddress Reason = "address" // WALHOOK_ALLOW_NETS
+	ReasonDenied  Reason = "denied"  // WALHOOK_DENY_NETS, unless it is the database's or the admin server's
 	ReasonHost    Reason = "host"    // no setting: the URL has to be spelled differently
 )
 
@@ -64,57 +69,88 @@ func NewGuard(cfg GuardConfig) *Guard {
 	g := &Guard{
 		allowHTTP: cfg.AllowHTTP,
 		ports:     cfg.Ports,
+		nets:      unmapPrefixes(cfg.Nets),
+		deny:      unmapPrefixes(cfg.Deny),
+		protected: cfg.Protected,
 		public:    ssrf.New(ssrf.WithDeniedV4Prefixes(hostServices...)),
 	}
 	if g.ports == nil {
 		g.ports = []uint16{80, 443}
 	}
-	for _, p := range cfg.Nets {
-		g.nets = append(g.nets, unmapPrefix(p))
-	}
 	return g
 }
 
-// unmapPrefix turns a prefix of IPv4-mapped IPv6 addresses into the IPv4 prefix.
-func unmapPrefix(p netip.Prefix) netip.Prefix {
-	if p.Addr().Is4In6() && p.Bits() >= 96 {
-		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+// unmapPrefixes turns prefixes of IPv4-mapped IPv6 addresses into IPv4 prefixes.
+func unmapPrefixes(prefixes []netip.Prefix) (plain []netip.Prefix) {
+	for _, p := range prefixes {
+		if p.Addr().Is4In6() && p.Bits() >= 96 {
+			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+		}
+		plain = append(plain, p.Masked())
 	}
-	return p.Masked()
+	return plain
+}
+
+func contains(prefixes []netip.Prefix, addr netip.Addr) bool {
+	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(addr) })
 }
 
 // Allowed returns nil if an address may be dialled, and a *BlockedError otherwise. It
-// depends only on its argument and the guard's configuration.
+// depends only on its argument, the configuration and what is protected.
+//
+// The denial comes last, so that its text tells nothing about an address that is not
+// allowed anyway: it would tell where the database is.
 func (g *Guard) Allowed(ap netip.AddrPort) error {
-	addr := ap.Addr().WithZone("").Unmap()
-	if g.inNets(addr) {
-		return nil
+	addr := plain(ap.Addr())
+	if !g.inNets(addr) {
+		if err := g.public.SafeAddr(addr); err != nil || !addr.IsValid() {
+			return blocked(ReasonAddress, "%s is not on the public internet: WALHOOK_ALLOW_NETS would allow it", ap.Addr())
+		}
+		if err := g.allowedPort(ap.Port()); err != nil {
+			return err
+		}
 	}
-	if err := g.public.SafeAddr(addr); err != nil || !addr.IsValid() {
-		return blocked(ReasonAddress, "%s is not on the public internet: WALHOOK_ALLOW_NETS would allow it", ap.Addr())
+	if g.denied(addr, ap.Port()) {
+		return blocked(ReasonDenied, "the address is never dialled: it is in WALHOOK_DENY_NETS, or walhook's own")
 	}
-	return g.allowedPort(ap.Port())
+	return nil
 }
 
 // inNets reports whether WALHOOK_ALLOW_NETS allows an address. If the address embeds an
 // IPv4 address for a translator, that one must be allowed or public, too: an operator
 // who allows the NAT64 prefix for a network without IPv4 does not mean 127.0.0.1.
 func (g *Guard) inNets(addr netip.Addr) bool {
-	if !slices.ContainsFunc(g.nets, func(p netip.Prefix) bool { return p.Contains(addr) }) {
+	if !contains(g.nets, addr) {
 		return false
 	}
 	inner, ok := embeddedV4(addr)
 	return !ok || g.inNets(inner) || g.public.SafeAddr(inner) == nil
 }
 
-var sixToFour = netip.MustParsePrefix("2002::/16")
+// denied reports whether an address, or the one that it leads to, is never dialled.
+func (g *Guard) denied(addr netip.Addr, port uint16) bool {
+	if contains(g.deny, addr) || g.protected.covers(netip.AddrPortFrom(addr, port)) {
+		return true
+	}
+	inner, ok := embeddedV4(addr)
+	return ok && g.denied(inner, port)
+}
 
-// embeddedV4 returns the IPv4 address that a NAT64 (RFC 6052) or 6to4 (RFC 3056)
-// address leads to.
+var (
+	sixToFour  = netip.MustParsePrefix("2002::/16")
+	localNAT64 = netip.MustParsePrefix("64:ff9b:1::/48")
+)
+
+// embeddedV4 returns the IPv4 address that a NAT64 (RFC 6052, RFC 8215) or 6to4 (RFC
+// 3056) address leads to. Of the prefix for local use, networks take a part of 96 bits
+// with the address behind it, or all 48 with the address around bits 64 to 71 and zeros
+// behind it.
 func embeddedV4(addr netip.Addr) (netip.Addr, bool) {
 	b := addr.As16()
 	switch {
-	case ssrf.IPv6NAT64Prefix.Contains(addr):
+	case localNAT64.Contains(addr) && [4]byte(b[12:16]) == [4]byte{}:
+		return netip.AddrFrom4([4]byte{b[6], b[7], b[9], b[10]}), true
+	case ssrf.IPv6NAT64Prefix.Contains(addr), localNAT64.Contains(addr):
 		return netip.AddrFrom4([4]byte(b[12:16])), true
 	case sixToFour.Contains(addr):
 		return netip.AddrFrom4([4]byte(b[2:6])), true

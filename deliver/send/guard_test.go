@@ -96,7 +96,7 @@ func checkReason(t *testing.T, err error, want Reason) {
 		t.Fatalf("got %v, want reason %q", err, want)
 	}
 	setting := map[Reason]string{
-		ReasonScheme: "WALHOOK_ALLOW_HTTP", ReasonPort: "WALHOOK_ALLOW_PORTS", ReasonAddress: "WALHOOK_ALLOW_NETS",
+		ReasonScheme: "WALHOOK_ALLOW_HTTP", ReasonPort: "WALHOOK_ALLOW_PORTS", ReasonAddress: "WALHOOK_ALLOW_NETS", ReasonDenied: "WALHOOK_DENY_NETS",
 	}[want]
 	if !strings.Contains(err.Error(), setting) {
 		t.Errorf("%q does not name %s", err, setting)
@@ -136,12 +136,80 @@ func TestAllowedWithNetsAndPorts(t *testing.T) {
 		{"takes the place of the default", GuardConfig{Ports: []uint16{8443}}, "93.184.215.14:443", ReasonPort},
 		{"an allowed port does not allow an address", GuardConfig{Ports: []uint16{8443}}, "10.0.0.1:8443", ReasonAddress},
 		{"no port at all", GuardConfig{Ports: []uint16{}}, "93.184.215.14:443", ReasonPort},
+		{"the local NAT64 net does not lead home", GuardConfig{Nets: nets("64:ff9b:1::/48")}, "[64:ff9b:1:fffe::7f00:1]:443", ReasonAddress},
+		{"nor by all of its bits", GuardConfig{Nets: nets("64:ff9b:1::/48")}, "[64:ff9b:1:a00:0:100::]:443", ReasonAddress},
+		{"it leads to the public internet", GuardConfig{Nets: nets("64:ff9b:1::/48")}, "[64:ff9b:1:fffe::5db8:d70e]:443", ""},
+		{"by all of its bits as well", GuardConfig{Nets: nets("64:ff9b:1::/48")}, "[64:ff9b:1:5db8:d7:e00::]:443", ""},
+		{"a network's own NAT64 prefix looks like any other", GuardConfig{}, "[2a00:1:2:3::a00:1]:443", ""},
+		{"so it has to be denied", GuardConfig{Deny: nets("2a00:1:2:3::/96")}, "[2a00:1:2:3::a00:1]:443", ReasonDenied},
+		{"a denied net", GuardConfig{Deny: nets("93.184.0.0/16")}, "93.184.215.14:443", ReasonDenied},
+		{"its mapped form", GuardConfig{Deny: nets("93.184.0.0/16")}, "[::ffff:93.184.215.14]:443", ReasonDenied},
+		{"a denied net in mapped form", GuardConfig{Deny: nets("::ffff:93.184.0.0/112")}, "93.184.215.14:443", ReasonDenied},
+		{"not beside it", GuardConfig{Deny: nets("93.184.0.0/24")}, "93.184.215.14:443", ""},
+		{"a denied net wins over an allowed one", GuardConfig{Nets: nets("10.0.0.0/8"), Deny: nets("10.1.0.0/16")}, "10.1.2.3:443", ReasonDenied},
+		{"also if it is the larger one", GuardConfig{Nets: nets("10.1.0.0/16"), Deny: nets("10.0.0.0/8")}, "10.1.2.3:443", ReasonDenied},
+		{"beside it, the allowed one holds", GuardConfig{Nets: nets("10.0.0.0/8"), Deny: nets("10.1.0.0/16")}, "10.2.0.1:443", ""},
+		{"NAT64 does not lead around a denied net", GuardConfig{Nets: nets("64:ff9b::/96"), Deny: nets("93.184.0.0/16")}, "[64:ff9b::5db8:d70e]:443", ReasonDenied},
+		{"nor to an allowed one that is denied", GuardConfig{Nets: nets("64:ff9b::/96", "10.0.0.0/8"), Deny: nets("10.1.0.0/16")}, "[64:ff9b::a01:203]:443", ReasonDenied},
+		{"a denied address with a zone", GuardConfig{Nets: nets("fe80::/10"), Deny: nets("fe80::1/128")}, "[fe80::1%eth0]:443", ReasonDenied},
+		{"what is not allowed anyway does not tell that it is denied", GuardConfig{Deny: nets("10.0.0.0/8")}, "10.1.2.3:443", ReasonAddress},
 		{"Azure's service, where it is wanted", GuardConfig{Nets: nets("168.63.129.16/32")}, "168.63.129.16:80", ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			checkReason(t, NewGuard(tc.cfg).Allowed(netip.MustParseAddrPort(tc.address)), tc.want)
 		})
+	}
+}
+
+func TestProtectedAddressesAreDenied(t *testing.T) {
+	t.Parallel()
+	own, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		name, protected, address string
+		want                     Reason
+	}{
+		{"an address", "10.0.0.7:5432", "10.0.0.7:5432", ReasonDenied},
+		{"its mapped form", "10.0.0.7:5432", "[::ffff:10.0.0.7]:5432", ReasonDenied},
+		{"a mapped address", "[::ffff:10.0.0.7]:5432", "10.0.0.7:5432", ReasonDenied},
+		{"its NAT64 form", "10.0.0.7:5432", "[64:ff9b::a00:7]:5432", ReasonDenied},
+		{"its 6to4 form", "10.0.0.7:5432", "[2002:a00:7::]:5432", ReasonDenied},
+		{"an address with a zone", "[fe80::1%eth0]:5432", "[fe80::1]:5432", ReasonDenied},
+		{"another service of the machine may be a receiver", "10.0.0.7:5432", "10.0.0.7:8080", ""},
+		{"another machine", "10.0.0.7:5432", "10.0.0.8:5432", ""},
+		{"another address of this machine", "127.0.0.1:5432", "127.0.0.2:5432", ReasonDenied},
+		{"this machine over IPv6", "127.0.0.1:5432", "[::1]:5432", ReasonDenied},
+		{"what is dialled as this machine", "127.0.0.1:5432", "0.0.0.0:5432", ReasonDenied},
+		{"a server that listens everywhere", "[::]:8080", "127.0.0.1:8080", ReasonDenied},
+		{"it leaves other machines alone", "[::]:8080", "10.0.0.7:8080", ""},
+		{"another service of this machine", "[::]:8080", "127.0.0.1:8081", ""},
+		{"an address of an interface", "[::]:8080", netip.AddrPortFrom(netip.MustParsePrefix(own[len(own)-1].String()).Addr(), 8080).String(), ReasonDenied},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			protected := new(Protected)
+			protected.Add(netip.MustParseAddrPort(tc.protected))
+			g := NewGuard(GuardConfig{Nets: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}, Protected: protected})
+			checkReason(t, g.Allowed(netip.MustParseAddrPort(tc.address)), tc.want)
+		})
+	}
+}
+
+func TestTheOldestProtectedAddressIsForgotten(t *testing.T) {
+	t.Parallel()
+	p := new(Protected)
+	at := func(i int) netip.AddrPort {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 5432)
+	}
+	for i := range maxProtected + 1 {
+		p.Add(at(i))
+		p.Add(at(1))
+	}
+	if p.covers(at(0)) || !p.covers(at(1)) || !p.covers(at(2)) || !p.covers(at(maxProtected)) {
+		t.Error("not the address that was added longest ago was forgotten")
 	}
 }
 

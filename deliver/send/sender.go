@@ -11,6 +11,7 @@
 //	request    an endpoint's row → target; body, headers and signature
 //	response   reading a response, and the part of it that is kept
 //	guard      which addresses may be dialled
+//	protected  those of walhook itself, which never are
 //	verdict    the meaning of an attempt for its delivery
 package send
 

@@ -111,6 +111,7 @@ func (l *loader) bounds(c *Config) {
 	if c.Environment != "" && !printable(c.Environment, maxEnvironment) {
 		l.wrong("WALHOOK_ENVIRONMENT", "has to be printable, at most %d characters, without blanks around it", maxEnvironment)
 	}
+	l.authorities(c)
 	l.proxy(c)
 	if len(c.OldKey) > 0 && len(c.SecretKey) == 0 {
 		l.wrong("WALHOOK_SECRET_KEY_OLD", "what it sealed is sealed anew with WALHOOK_SECRET_KEY, which is not given")

@@ -13,6 +13,7 @@ package config
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -51,6 +52,8 @@ type Config struct {
 	AllowHTTP  bool   `env:"WALHOOK_ALLOW_HTTP"`
 	AllowPorts Ports  `env:"WALHOOK_ALLOW_PORTS"` // never nil
 	AllowNets  Nets   `env:"WALHOOK_ALLOW_NETS"`
+	DenyNets   Nets   `env:"WALHOOK_DENY_NETS"`
+	CAFile     string `env:"WALHOOK_CA_FILE"`   // see RootCAs
 	ProxyURL   Secret `env:"WALHOOK_PROXY_URL"` // see Proxy
 	SecretKey  Key    `env:"WALHOOK_SECRET_KEY"`
 	OldKey     Key    `env:"WALHOOK_SECRET_KEY_OLD"`
@@ -64,6 +67,7 @@ type Config struct {
 
 	databaseFile, replicationFile string   // to be read again before each connection; "": the values are above
 	dropped                       []string // see Dropped
+	rootCAs                       *x509.CertPool
 }
 
 // Load reads the configuration out of an environment in the form of os.Environ.

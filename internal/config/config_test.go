@@ -1,6 +1,7 @@
 package config
 
 import (
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -122,6 +123,8 @@ func TestValues(t *testing.T) {
 			func(c *Config) any { return c.AllowNets },
 			nets("10.0.0.0/8", "127.0.0.1/32", "::1/128", "fd00::/8"),
 		},
+		{"WALHOOK_DENY_NETS=10.1.2.3/8, ::1", func(c *Config) any { return c.DenyNets }, nets("10.0.0.0/8", "::1/128")},
+		{"WALHOOK_CA_FILE=", func(c *Config) any { return c.RootCAs() }, (*x509.CertPool)(nil)},
 		{"WALHOOK_ENVIRONMENT=production eu", func(c *Config) any { return c.Environment }, "production eu"},
 		{"WALHOOK_LOG_LEVEL=debug", func(c *Config) any { return c.LogLevel }, slog.LevelDebug},
 		{"WALHOOK_LOG_FORMAT=text", func(c *Config) any { return c.LogFormat }, "text"},
@@ -180,6 +183,11 @@ func TestWrongValues(t *testing.T) {
 		{"WALHOOK_ALLOW_PORTS=65536", `"65536" is not a port`},
 		{"WALHOOK_ALLOW_NETS=10.0.0.0/8,10.0.0.0/33", `"10.0.0.0/33" is neither a CIDR nor an IP address`},
 		{"WALHOOK_ALLOW_NETS=internal", "neither a CIDR"},
+		{"WALHOOK_DENY_NETS=10.0.0.0/33", `"10.0.0.0/33" is neither a CIDR nor an IP address`},
+		{"WALHOOK_CA_FILE=/nowhere", "the file cannot be read: no such file"},
+		{"WALHOOK_CA_FILE=/", "the file cannot be read: is a directory"},
+		{"WALHOOK_CA_FILE=/dev/zero", "larger than 1024 KiB"},
+		{"WALHOOK_CA_FILE=/dev/null", "there is no certificate in it"},
 		{"WALHOOK_PROXY_URL=ftp://u:hunter2@proxy", "http, https or socks5"},
 		{"WALHOOK_PROXY_URL=proxy:3128", "not a URL with a host"},
 		{"WALHOOK_SECRET_KEY=hunter2!", "not base64"},

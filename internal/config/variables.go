@@ -103,6 +103,14 @@ var Variables = []Variable{
 		Meaning: "CIDRs allowed beyond the public internet, on any port", Example: "10.0.0.0/8,192.0.2.7",
 	},
 	{
+		Name: "WALHOOK_DENY_NETS", Shown: "none",
+		Meaning: "CIDRs that are never dialled; wins over `WALHOOK_ALLOW_NETS`. The database's addresses and the admin listener are always denied", Example: "10.0.5.0/24,192.0.2.7",
+	},
+	{
+		Name: "WALHOOK_CA_FILE", Shown: "none",
+		Meaning: "PEM: certificate authorities trusted beside the system's", Example: "/etc/ssl/internal-ca.pem",
+	},
+	{
 		Name: "WALHOOK_PROXY_URL", Shown: "none", Secret: true,
 		Meaning: "egress proxy (`http`, `https` or `socks5`); the environment's `HTTP_PROXY` is ignored", Example: "http://proxy.internal:3128",
 	},
