@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
+	"net/netip"
+	"strings"
 	"sync/atomic"
 	"syscall"
 )
@@ -16,6 +18,7 @@ const tlsSessions = 1024
 // receiver speaks it.
 type dialer struct {
 	tcp   net.Dialer
+	label net.Dialer // for names without a dot
 	tls   *tls.Config
 	proxy *proxy // nil: none
 	live  func() bool
@@ -40,10 +43,14 @@ func newDialer(cfg *SenderConfig, guard *Guard) *dialer {
 	if d.live == nil {
 		d.live = func() bool { return true }
 	}
+	if d.tcp.Resolver == nil { // that of libc does not find a name with a final dot in /etc/hosts
+		d.tcp.Resolver = &net.Resolver{PreferGo: true}
+	}
+	d.label = d.tcp
 	if cfg.ProxyURL != nil {
 		d.proxy = newProxy(cfg.ProxyURL) // and no guard: only the proxy is dialled, which the operator chose
 	} else {
-		d.tcp.Control = guard.control
+		d.tcp.Control, d.label.Control = guard.control, guard.controlLabel
 	}
 	return d
 }
@@ -66,14 +73,30 @@ func (d *dialer) dial(ctx context.Context, k key) (*conn, *failure) {
 
 // connect dials the receiver, or has the proxy dial it.
 func (d *dialer) connect(ctx context.Context, c *conn) *failure {
-	if d.proxy == nil {
-		return d.dialTCP(ctx, c, c.key.address)
+	if d.proxy != nil {
+		return d.dialProxy(ctx, c)
 	}
-	return d.dialProxy(ctx, c)
+	host, port, err := net.SplitHostPort(c.key.address)
+	if err != nil {
+		return dialFailure(ctx, err)
+	}
+	if isLabel(host) { // a final dot would keep it out of /etc/hosts
+		return d.dialTCP(ctx, c, &d.label, c.key.address)
+	}
+	return d.dialTCP(ctx, c, &d.tcp, net.JoinHostPort(absolute(host), port))
 }
 
-func (d *dialer) dialTCP(ctx context.Context, c *conn, address string) *failure {
-	tcp, err := d.tcp.DialContext(ctx, "tcp", address)
+// absolute returns a name with a final dot, so that the resolver takes it as it is: with
+// the search domains of /etc/resolv.conf, a tenant's name might mean an internal one.
+func absolute(host string) string {
+	if _, err := netip.ParseAddr(host); err == nil || strings.HasSuffix(host, ".") {
+		return host
+	}
+	return host + "."
+}
+
+func (d *dialer) dialTCP(ctx context.Context, c *conn, by *net.Dialer, address string) *failure {
+	tcp, err := by.DialContext(ctx, "tcp", address)
 	if err != nil {
 		return dialFailure(ctx, err)
 	}

@@ -43,6 +43,7 @@ const (
 	ReasonPort    Reason = "port"    // WALHOOK_ALLOW_PORTS
 	ReasonAddress Reason = "address" // WALHOOK_ALLOW_NETS
 	ReasonDenied  Reason = "denied"  // WALHOOK_DENY_NETS, unless it is the database's or the admin server's
+	ReasonLabel   Reason = "label"   // WALHOOK_ALLOW_NETS: a name without a dot
 	ReasonHost    Reason = "host"    // no setting: the URL has to be spelled differently
 )
 
@@ -176,6 +177,23 @@ func (g *Guard) control(network, address string, _ syscall.RawConn) error {
 	return g.Allowed(ap)
 }
 
+// controlLabel is control for a name without a dot. It is a name of the operator's own
+// network, so its addresses must be in WALHOOK_ALLOW_NETS.
+func (g *Guard) controlLabel(network, address string, raw syscall.RawConn) error {
+	if ap, err := netip.ParseAddrPort(address); err == nil && !g.inNets(plain(ap.Addr())) {
+		return errLabel
+	}
+	return g.control(network, address, raw)
+}
+
+var errLabel = blocked(ReasonLabel, "the host has no dot, so it is no name of the public internet: WALHOOK_ALLOW_NETS would allow it")
+
+// isLabel reports whether a host is a name without a dot, apart from the final one.
+func isLabel(host string) bool {
+	_, err := netip.ParseAddr(host)
+	return err != nil && !strings.Contains(strings.TrimSuffix(host, "."), ".")
+}
+
 // allowedURL checks what is known before a name is resolved: the scheme, and a host that
 // is an address. A proxy resolves names itself, so then this is the only check. It then
 // also checks a name's port, and refuses spellings of addresses that a proxy might
@@ -190,6 +208,9 @@ func (g *Guard) allowedURL(u *url.URL, proxied bool) error {
 	}
 	if looksNumeric(host) {
 		return blocked(ReasonHost, "the host looks like a number: write an IP address in its usual form, for example 192.0.2.1")
+	}
+	if isLabel(host) && len(g.nets) == 0 {
+		return errLabel
 	}
 	if !proxied {
 		return nil

@@ -97,6 +97,7 @@ func checkReason(t *testing.T, err error, want Reason) {
 	}
 	setting := map[Reason]string{
 		ReasonScheme: "WALHOOK_ALLOW_HTTP", ReasonPort: "WALHOOK_ALLOW_PORTS", ReasonAddress: "WALHOOK_ALLOW_NETS", ReasonDenied: "WALHOOK_DENY_NETS",
+		ReasonLabel: "WALHOOK_ALLOW_NETS",
 	}[want]
 	if !strings.Contains(err.Error(), setting) {
 		t.Errorf("%q does not name %s", err, setting)
@@ -259,8 +260,10 @@ func TestAllowedURL(t *testing.T) {
 		{"an address with a final dot", "https://127.0.0.1./", ReasonHost, ReasonHost},
 		{"a name that ends in a number", "https://example.1/", ReasonHost, ReasonHost},
 		{"a name with a number", "https://1.example.com/", "", ""},
-		{"localhost is for the dialler to judge", "https://localhost/", "", ReasonAddress},
-		{"localhost with a final dot", "https://LOCALHOST./", "", ReasonAddress},
+		{"localhost", "https://localhost/", ReasonLabel, ReasonLabel},
+		{"localhost with a final dot", "https://LOCALHOST./", ReasonLabel, ReasonLabel},
+		{"another name without a dot", "https://db:443/", ReasonLabel, ReasonLabel},
+		{"a top-level domain", "https://com./", ReasonLabel, ReasonLabel},
 		{"below localhost", "https://a.localhost/", "", ReasonAddress},
 		{"full-width digits are for the dialler to judge", "https://１２７.0.0.１/", "", ReasonHost},
 	} {
@@ -274,5 +277,32 @@ func TestAllowedURL(t *testing.T) {
 			checkReason(t, g.allowedURL(u, false), tc.direct)
 			checkReason(t, g.allowedURL(u, true), tc.proxied)
 		})
+	}
+}
+
+func TestAllowedNetsAllowNamesWithoutADot(t *testing.T) {
+	t.Parallel()
+	g := NewGuard(GuardConfig{Nets: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}})
+	for _, text := range []string{"https://db/", "https://db./", "https://localhost/"} {
+		u, err := url.Parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkReason(t, g.allowedURL(u, false), "")
+	}
+	for address, want := range map[string]Reason{"10.0.0.1:80": "", "93.184.215.14:443": ReasonLabel, "192.168.0.1:443": ReasonLabel, "[::ffff:10.0.0.1]:80": ""} {
+		checkReason(t, g.controlLabel("tcp4", address, nil), want)
+	}
+}
+
+func TestNamesAreResolvedAsTheyAre(t *testing.T) {
+	t.Parallel()
+	for host, want := range map[string]string{
+		"example.com": "example.com.", "example.com.": "example.com.",
+		"192.0.2.1": "192.0.2.1", "::1": "::1", "fe80::1%eth0": "fe80::1%eth0",
+	} {
+		if got := absolute(host); got != want {
+			t.Errorf("absolute(%q) = %q, want %q", host, got, want)
+		}
 	}
 }

@@ -3,9 +3,11 @@ package send
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -88,4 +90,54 @@ func dnsAnswer(query []byte, addresses func(name string, kind uint16) []string) 
 	msg = binary.BigEndian.AppendUint16(msg, count)
 	msg = append(append(msg, 0, 0, 0, 0), question...)
 	return append(msg, answers...)
+}
+
+// Only the resolver gets the absolute name: TLS and the receiver see the URL's spelling.
+func TestTheURLsSpellingIsSent(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	var asked, named []string
+	names := dnsServerOf(t, func(name string, _ uint16) []string {
+		mu.Lock()
+		defer mu.Unlock()
+		asked = append(asked, name)
+		return []string{"127.0.0.1"}
+	})
+	r, trusted := newSecureReceiverThat(t, func(hello *tls.ClientHelloInfo) {
+		mu.Lock()
+		defer mu.Unlock()
+		named = append(named, hello.ServerName)
+	}, respond("HTTP/1.1 204 No Content\r\n\r\n"))
+	_, port, _ := net.SplitHostPort(r.addr())
+	s := testSender(t, func(c *SenderConfig) { c.Resolver, c.RootCAs = names, trusted })
+	for _, host := range []string{"Example.com", "a.example.com."} {
+		a, _ := s.Send(t.Context(), testRequest(s, "https://"+host+":"+port))
+		if Judge(a) != Delivered {
+			t.Fatalf("Send to %s = %+v", host, a)
+		}
+		if head := <-r.requests; !strings.Contains(head, "\r\nHost: "+host+":"+port+"\r\n") {
+			t.Errorf("%s: the head is %q", host, head)
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if want := []string{"Example.com", "a.example.com"}; !slices.Equal(named, want) { // TLS has no final dot
+		t.Errorf("TLS named %q, want %q", named, want)
+	}
+	for _, name := range asked {
+		if name != "example.com" && name != "a.example.com" {
+			t.Errorf("the resolver was asked for %q", name)
+		}
+	}
+}
+
+// It is found in /etc/hosts.
+func TestLocalhostIsReachedIfItsNetIsAllowed(t *testing.T) {
+	t.Parallel()
+	r := newReceiver(t, respond("HTTP/1.1 204 No Content\r\n\r\n"))
+	_, port, _ := net.SplitHostPort(r.addr())
+	s := testSender(t, func(c *SenderConfig) { c.Guard.Nets = append(c.Guard.Nets, netip.MustParsePrefix("::1/128")) })
+	if a, _ := s.Send(t.Context(), testRequest(s, "http://localhost:"+port)); Judge(a) != Delivered {
+		t.Errorf("Send = %+v", a)
+	}
 }

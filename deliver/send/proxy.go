@@ -39,7 +39,7 @@ func newProxy(u *url.URL) *proxy {
 
 // dialProxy has the proxy open a tunnel to the receiver.
 func (d *dialer) dialProxy(ctx context.Context, c *conn) *failure {
-	f := d.dialTCP(ctx, c, d.proxy.address)
+	f := d.dialTCP(ctx, c, &d.tcp, d.proxy.address) // as the operator wrote it
 	if f == nil && d.proxy.scheme == "https" {
 		f = d.handshake(ctx, c, d.proxy.address)
 	}

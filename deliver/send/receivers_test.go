@@ -42,6 +42,12 @@ func serve(t testing.TB, address string, play script) *receiver {
 // newSecureReceiver speaks TLS. It also returns who vouches for its certificate.
 func newSecureReceiver(t testing.TB, play script) (*receiver, *x509.CertPool) {
 	t.Helper()
+	return newSecureReceiverThat(t, func(*tls.ClientHelloInfo) {}, play)
+}
+
+// newSecureReceiverThat also shows each client's greeting.
+func newSecureReceiverThat(t testing.TB, greeted func(*tls.ClientHelloInfo), play script) (*receiver, *x509.CertPool) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -50,7 +56,10 @@ func newSecureReceiver(t testing.TB, play script) (*receiver, *x509.CertPool) {
 	own.Close()
 	trusted := x509.NewCertPool()
 	trusted.AddCert(own.Certificate())
-	config := &tls.Config{Certificates: own.TLS.Certificates}
+	config := &tls.Config{Certificates: own.TLS.Certificates, GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		greeted(hello)
+		return nil, nil
+	}}
 	return serveOn(t, secureListener{l, config}, play), trusted
 }
 
