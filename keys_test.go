@@ -24,7 +24,7 @@ func (w *world) sealWith(b byte) {
 	}
 	st := store.New(w.db.Pool, w.db.Slot, 0)
 	st.Sealing(sealer)
-	if _, err := st.SealSecrets(w.t.Context()); err != nil {
+	if _, err := st.SealAll(w.t.Context()); err != nil {
 		w.t.Fatal(err)
 	}
 }

@@ -12,7 +12,7 @@
 //	admin.go        what the admin server asks of the parts
 //	database.go     how walhook connects, and what it makes of a refusal
 //	prepare.go      what has to be true before anything is delivered
-//	init.go doctor.go uninstall.go healthcheck.go demo.go   the other commands
+//	init.go doctor.go secret.go uninstall.go healthcheck.go demo.go   the other commands
 package main
 
 import (
@@ -56,6 +56,9 @@ const usage = `walhook delivers webhooks from a transactional outbox in PostgreS
   walhook doctor       check whether run can start, and print how to fix what cannot work
   walhook demo         show how it works, on a throwaway PostgreSQL
                        --verbose: with walhook's log
+  walhook secret       show ENDPOINT: print its signing secrets
+                       check: count the secrets and headers that are sealed, and with which key
+                       reseal: seal all of them with WALHOOK_SECRET_KEY
   walhook healthcheck  check whether a running walhook is healthy
   walhook uninstall    drop the slot and the publication
                        --tables: drop all tables and their contents too, after asking
@@ -90,6 +93,8 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		err = runInit(ctx, args, stdout, stderr)
 	case "doctor":
 		err = runDoctor(ctx, args, stdout, stderr)
+	case "secret":
+		err = runSecret(ctx, args, stdout, stderr)
 	case "uninstall":
 		err = runUninstall(ctx, args, stdout, stderr)
 	case "healthcheck":

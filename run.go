@@ -48,7 +48,7 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	return alongside(ctx, context.WithoutCancel(ctx), work, serve,
 		func(live context.Context) error { return watch(live, current.streamAlive) },
 		func(live context.Context) error { return keepPartitions(live, db.store, cfg, current, log) },
-		func(live context.Context) error { return sealSecrets(live, db.store, current, log) })
+		func(live context.Context) error { return seal(live, db.store, current, log) })
 }
 
 // alongside runs work, and everything that work needs until it has returned.

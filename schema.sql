@@ -141,8 +141,8 @@ BEGIN
 
     IF to_regprocedure('webhook_schema_version()') IS NOT NULL THEN
         EXECUTE 'SELECT webhook_schema_version()' INTO have;
-        IF have > 6 THEN
-            RAISE EXCEPTION 'this schema is version %, made by a newer walhook; this file is version 6', have
+        IF have > 7 THEN
+            RAISE EXCEPTION 'this schema is version %, made by a newer walhook; this file is version 7', have
                 USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Use the newer walhook, and its schema.sql.';
         END IF;
     END IF;
@@ -336,7 +336,7 @@ COMMENT ON COLUMN webhook_endpoints.organization_id IS 'The organization whose e
 COMMENT ON COLUMN webhook_endpoints.url IS 'http:// or https:// with a host; no user, no fragment, no blanks.';
 COMMENT ON COLUMN webhook_endpoints.event_types IS 'Exact names, payment.* for every type that begins with payment., or * for all types except walhook''s own (webhook.*). At most 100.';
 COMMENT ON COLUMN webhook_endpoints.description IS 'For people. At most 1 KiB.';
-COMMENT ON COLUMN webhook_endpoints.headers IS 'Extra request headers: a JSON object of name to text. At most 32, 4 KiB in all.';
+COMMENT ON COLUMN webhook_endpoints.headers IS 'Extra request headers: a JSON object of name to text. At most 32, 4 KiB in all. The texts are sealed:v2:<id of the key>:... where WALHOOK_SECRET_KEY seals them at rest.';
 COMMENT ON COLUMN webhook_endpoints.enabled IS 'false: no new event is owed to it, nothing is sent, and waiting deliveries are cancelled.';
 COMMENT ON COLUMN webhook_endpoints.disabled_at IS 'Since when it is disabled. Set by a trigger; null while enabled.';
 COMMENT ON COLUMN webhook_endpoints.disabled_reason IS 'Why it is disabled, if walhook or somebody gave a reason; null while enabled.';
@@ -354,7 +354,7 @@ CREATE TABLE IF NOT EXISTS webhook_secrets (
     expires_at  timestamptz,
     CONSTRAINT webhook_secrets_secret_16_to_256_printable_characters CHECK (
         CASE WHEN starts_with(secret, 'sealed:')
-             THEN secret ~ '^sealed:v1:[A-Za-z0-9+/]+={0,2}$' AND length(secret) <= 1024
+             THEN secret ~ '^sealed:v(1|2:[0-9a-f]{8}):[A-Za-z0-9+/]+={0,2}$' AND length(secret) <= 1024
              ELSE secret ~ E'^[\\x20-\\x7e]+$' AND length(secret) BETWEEN 16 AND 256 END)
 );
 COMMENT ON TABLE webhook_secrets IS
@@ -363,7 +363,7 @@ COMMENT ON COLUMN webhook_secrets.id IS
     'Random, so that rows moved to another database do not collide. Negative: made for a restored endpoint, and replaced by the secret that is restored after it.';
 COMMENT ON COLUMN webhook_secrets.endpoint_id IS 'The endpoint whose requests it signs. Deleting the endpoint deletes its secrets.';
 COMMENT ON COLUMN webhook_secrets.secret IS
-    '16 to 256 printable ASCII characters: your own (see webhook_set_secret), or whsec_ and base64. sealed:v1:... where WALHOOK_SECRET_KEY seals secrets at rest.';
+    '16 to 256 printable ASCII characters: your own (see webhook_set_secret), or whsec_ and base64. sealed:v2:<id of the key>:... where WALHOOK_SECRET_KEY seals secrets at rest.';
 COMMENT ON COLUMN webhook_secrets.created_at IS 'The time of the INSERT. Of two live secrets, the older one makes X-Webhook-Signature.';
 COMMENT ON COLUMN webhook_secrets.expires_at IS 'When it stops being used. Null: never.';
 
@@ -437,6 +437,13 @@ BEGIN
         seen := pg_catalog.array_append(seen, lowered);
         count := count + 1;
         bytes := bytes + octet_length(name) + octet_length(content);
+        IF starts_with(content, 'sealed:'::text) THEN
+            IF content !~ '^sealed:v2:[0-9a-f]{8}:[A-Za-z0-9+/]+={0,2}$' THEN
+                RETURN 'the value of ' || name || ' begins with sealed:, which is how walhook marks what it has sealed';
+            END IF;
+            -- What is sealed counts as the text in it: 19 characters come before the base64 of it and 28 bytes more.
+            bytes := bytes - octet_length(content) + greatest(0, (octet_length(rtrim(content, '='::text)) - 19) * 3 / 4 - 28);
+        END IF;
         IF count > 32 THEN RETURN 'there are more than 32'; END IF;
         IF bytes > 4096 THEN RETURN 'they are longer than 4 KiB in all'; END IF;
     END LOOP;
@@ -570,7 +577,7 @@ BEGIN
         RAISE EXCEPTION 'webhook_secrets.endpoint_id is null: give the id of an endpoint, or call webhook_set_secret' USING ERRCODE = 'check_violation';
     END IF;
     IF is_new OR new.secret IS DISTINCT FROM old.secret THEN
-        IF new.secret !~ '^sealed:v1:[A-Za-z0-9+/]+={0,2}$' OR length(new.secret) > 1024 OR new.secret IS NULL THEN
+        IF new.secret !~ '^sealed:v(1|2:[0-9a-f]{8}):[A-Za-z0-9+/]+={0,2}$' OR length(new.secret) > 1024 OR new.secret IS NULL THEN
             problem := webhook_secret_problem(new.secret);
         END IF;
         IF problem IS NOT NULL THEN
@@ -580,12 +587,12 @@ BEGIN
     IF new.created_at IS NULL THEN
         new.created_at := clock_timestamp();
     END IF;
-    -- Each live secret adds a signature to every request. A rotation keeps two.
-    IF (new.expires_at IS NULL OR new.expires_at > now())
+    -- A rotation keeps two. A restore brings what was there.
+    IF NOT webhook_restoring() AND (new.expires_at IS NULL OR new.expires_at > now())
        AND (is_new OR old.expires_at <= now() OR new.endpoint_id <> old.endpoint_id)
        AND (SELECT count(*) FROM webhook_secrets AS s
-            WHERE s.endpoint_id = new.endpoint_id AND s.id <> new.id AND (s.expires_at IS NULL OR s.expires_at > now())) >= 10::bigint THEN
-        RAISE EXCEPTION 'endpoint % has 10 live secrets, and more are not allowed: set expires_at of old ones, or call webhook_rotate_secret', new.endpoint_id
+            WHERE s.endpoint_id = new.endpoint_id AND s.id <> new.id AND (s.expires_at IS NULL OR s.expires_at > now())) >= 2::bigint THEN
+        RAISE EXCEPTION 'endpoint % has two live secrets, and more are not allowed: set expires_at of one of them, or call webhook_set_secret', new.endpoint_id
             USING ERRCODE = 'check_violation';
     END IF;
     RETURN new;
@@ -648,6 +655,19 @@ BEGIN
     IF to_regclass('webhook_secrets_unsealed_idx') IS NULL AND strpos(large, 'webhook_secrets') = 0 THEN
         CREATE INDEX webhook_secrets_unsealed_idx ON webhook_secrets (id) WHERE NOT starts_with(secret, 'sealed:');
         COMMENT ON INDEX webhook_secrets_unsealed_idx IS 'With WALHOOK_SECRET_KEY, what is to be sealed is found here.';
+    END IF;
+    IF to_regclass('webhook_endpoints_unsealed_idx') IS NULL AND strpos(large, 'webhook_endpoints') = 0 THEN
+        CREATE INDEX webhook_endpoints_unsealed_idx ON webhook_endpoints (id)
+            WHERE pg_catalog.jsonb_path_exists(headers, '$.* ? (!(@ starts with "sealed:"))'::jsonpath);
+        COMMENT ON INDEX webhook_endpoints_unsealed_idx IS 'With WALHOOK_SECRET_KEY, headers that are to be sealed are found here.';
+    END IF;
+    IF EXISTS (SELECT FROM pg_constraint AS c WHERE c.conrelid = 'webhook_secrets'::regclass::oid AND c.conname = 'webhook_secrets_secret_16_to_256_printable_characters'
+               AND strpos(pg_get_constraintdef(c.oid), '(1|2:'::text) = 0) THEN -- versions 1 to 6 knew sealed:v1: alone
+        ALTER TABLE webhook_secrets DROP CONSTRAINT webhook_secrets_secret_16_to_256_printable_characters,
+            ADD CONSTRAINT webhook_secrets_secret_16_to_256_printable_characters CHECK (
+                CASE WHEN starts_with(secret, 'sealed:')
+                     THEN secret ~ '^sealed:v(1|2:[0-9a-f]{8}):[A-Za-z0-9+/]+={0,2}$' AND length(secret) <= 1024
+                     ELSE secret ~ E'^[\\x20-\\x7e]+$' AND length(secret) BETWEEN 16 AND 256 END);
     END IF;
     IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_secrets'::regclass::oid AND tgname = 'webhook_secrets_before_write') THEN
         CREATE TRIGGER webhook_secrets_before_write BEFORE INSERT OR UPDATE ON webhook_secrets
@@ -1761,12 +1781,12 @@ END $do$;
 
 
 -- --- 11. Version ----------------------------------------------------------------------------------------------------
--- If this function returns 6, all of this file was applied, because the file is one transaction. (Except indexes of large tables:
+-- If this function returns 7, all of this file was applied, because the file is one transaction. (Except indexes of large tables:
 -- see section 3.)
 
 CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN 6;
+    RETURN 7;
 COMMENT ON FUNCTION webhook_schema_version() IS 'The version of the schema.sql that was applied. walhook applies its own if this is older or missing.';
 
 

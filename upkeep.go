@@ -111,24 +111,29 @@ func errorText(err error) string {
 	return err.Error()
 }
 
-// sealEvery bounds how long a secret that was inserted as text stays unsealed.
+// sealEvery bounds how long a secret or a header that was inserted as text stays unsealed.
 const sealEvery = 10 * time.Second
 
-// sealSecrets seals new signing secrets while this process is the active one.
-func sealSecrets(ctx context.Context, st *store.Store, current *pipelines, log *slog.Logger) error {
+// seal seals new signing secrets and headers while this process is the active one. First it
+// seals anew what another key or an earlier version has sealed.
+func seal(ctx context.Context, st *store.Store, current *pipelines, log *slog.Logger) error {
+	if !st.Seals() {
+		<-ctx.Done()
+		return nil
+	}
 	var walk store.Resealing
 	for wait := sealEvery; pause(ctx, wait); {
 		wait = sealEvery
 		current.engine().WhileLive(ctx, func(held context.Context) {
 			if !walk.Done {
-				reseal(held, st, &walk, log)
+				resealAll(held, st, &walk, log)
 			}
-			n, err := st.SealSecrets(held)
+			n, err := st.SealAll(held)
 			if err != nil && held.Err() == nil {
-				log.WarnContext(ctx, "cannot seal signing secrets; retrying", "error", err)
+				log.WarnContext(ctx, "cannot seal signing secrets and headers; retrying", "error", err)
 			}
 			if n > 0 {
-				log.InfoContext(ctx, "sealed signing secrets", "count", n)
+				log.InfoContext(ctx, "sealed signing secrets and headers", "count", n)
 				wait = time.Millisecond // there may be more
 			}
 		})
@@ -136,22 +141,27 @@ func sealSecrets(ctx context.Context, st *store.Store, current *pipelines, log *
 	return nil
 }
 
-// reseal reseals with WALHOOK_SECRET_KEY what WALHOOK_SECRET_KEY_OLD had sealed: one pass over
-// all secrets per process, in chunks.
-func reseal(ctx context.Context, st *store.Store, walk *store.Resealing, log *slog.Logger) {
-	for !walk.Done {
+// resealProgress is how often a long pass says how far it is.
+const resealProgress = 10 * time.Second
+
+// resealAll makes one pass over all signing secrets and headers, in chunks.
+func resealAll(ctx context.Context, st *store.Store, walk *store.Resealing, log *slog.Logger) {
+	for said := time.Now(); !walk.Done; {
 		err := st.Reseal(ctx, walk)
 		switch {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
-			log.WarnContext(ctx, "cannot reseal signing secrets; retrying", "error", err)
+			log.WarnContext(ctx, "cannot reseal signing secrets and headers; retrying", "error", err)
 			return
+		case time.Since(said) > resealProgress:
+			said = time.Now()
+			log.InfoContext(ctx, "resealing signing secrets and headers with WALHOOK_SECRET_KEY", "seen", walk.Seen, "count", walk.Stale)
 		}
 	}
-	if walk.Resealed+walk.Unopened > 0 {
-		log.InfoContext(ctx, "resealed signing secrets with WALHOOK_SECRET_KEY; if cannot_be_opened is 0, WALHOOK_SECRET_KEY_OLD can be removed",
-			"count", walk.Resealed, "cannot_be_opened", walk.Unopened)
+	if walk.Stale+walk.Unopened > 0 {
+		log.InfoContext(ctx, "resealed signing secrets and headers with WALHOOK_SECRET_KEY; if cannot_be_opened is 0, WALHOOK_SECRET_KEY_OLD can be removed",
+			"count", walk.Stale, "cannot_be_opened", walk.Unopened)
 	}
 }
 

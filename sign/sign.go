@@ -33,6 +33,13 @@ const (
 	HeaderSignature     = "webhook-signature"
 )
 
+// Fingerprint returns the first 8 hex digits of a secret's SHA-256. It tells secrets apart
+// where they must not be shown.
+func Fingerprint(secret string) string {
+	sum := sha256.Sum256([]byte(secret))
+	return hex.EncodeToString(sum[:4])
+}
+
 // ErrNoSecret means that there is no secret to sign or verify with. An empty secret does
 // not count: anyone can compute its signature.
 var ErrNoSecret = errors.New("no signing secret")

@@ -116,7 +116,7 @@ var Variables = []Variable{
 	},
 	{
 		Name: "WALHOOK_SECRET_KEY", Shown: "none", Secret: true,
-		Meaning: "32 bytes, base64: seals signing secrets in the table", Example: "what openssl rand -base64 32 prints",
+		Meaning: "32 bytes, base64: seals signing secrets and endpoints' headers in the tables", Example: "what openssl rand -base64 32 prints",
 	},
 	{
 		Name: "WALHOOK_SECRET_KEY_OLD", Shown: "none", Secret: true,

@@ -66,10 +66,10 @@ func TestTenantsChooseWithinBounds(t *testing.T) {
 	}
 
 	exec(t, db.Pool, `UPDATE webhook_endpoints SET event_types = array_fill('payment.*'::text, '{100}'), description = repeat('x', 1024), max_in_flight = 1000, rate_per_second = 0.1`)
-	exec(t, db.Pool, `INSERT INTO webhook_secrets (endpoint_id, secret, created_at) SELECT $1, 'a secret of one''s own', NULL FROM generate_series(1, 9)`, endpoint)
-	refused(t, db.Pool, "has 10 live secrets", `INSERT INTO webhook_secrets (endpoint_id, secret) VALUES ($1, 'a secret of one''s own')`, endpoint)
+	exec(t, db.Pool, `INSERT INTO webhook_secrets (endpoint_id, secret, created_at) SELECT $1, 'a secret of one''s own', NULL`, endpoint)
+	refused(t, db.Pool, "has two live secrets", `INSERT INTO webhook_secrets (endpoint_id, secret) VALUES ($1, 'a secret of one''s own')`, endpoint)
 	exec(t, db.Pool, `INSERT INTO webhook_secrets (endpoint_id, secret, expires_at) VALUES ($1, 'a secret of one''s own', now())`, endpoint)
-	refused(t, db.Pool, "has 10 live secrets", `UPDATE webhook_secrets SET expires_at = NULL WHERE endpoint_id = $1`, endpoint)
+	refused(t, db.Pool, "has two live secrets", `UPDATE webhook_secrets SET expires_at = NULL WHERE endpoint_id = $1`, endpoint)
 	exec(t, db.Pool, `SELECT webhook_rotate_secret($1)`, endpoint)
 	if n := query[int](t, db.Pool, `SELECT count(*) FROM webhook_secrets WHERE expires_at IS NULL OR expires_at > now()`); n != 2 {
 		t.Errorf("after a rotation %d secrets are live", n)

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -62,16 +61,7 @@ func (s *Store) Endpoints(ctx context.Context, ids []uuid.UUID) ([]webhook.Endpo
 			if err == nil && json.Unmarshal(headers, &e.Headers) != nil {
 				e.Problem = "the endpoint's headers are not a JSON object of name to text"
 			}
-			for _, stored := range secrets {
-				text, _, problem := s.sealer.open(e.ID, stored)
-				if problem != nil {
-					e.Sealed = problem.Error()
-					continue
-				}
-				if !slices.Contains(e.Secrets, text) { // SQL cannot tell that two sealed ones are equal
-					e.Secrets = append(e.Secrets, text)
-				}
-			}
+			s.sealer.openEndpoint(&e, secrets)
 			return e, err
 		})
 		return err

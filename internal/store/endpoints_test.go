@@ -187,9 +187,11 @@ func TestSecrets(t *testing.T) {
 	refused(t, db.Pool, "null or negative", `SELECT webhook_rotate_secret($1, '-1 second')`, endpoint)
 
 	add := `INSERT INTO webhook_secrets (endpoint_id, secret) VALUES ($1, $2)`
-	for _, secret := range []string{"16 characters ok", strings.Repeat("x", 256), strings.Repeat("0a", 32), "sealed:v1:" + strings.Repeat("A", 1012) + "=="} {
+	for _, secret := range []string{"16 characters ok", strings.Repeat("x", 256), strings.Repeat("0a", 32), "sealed:v1:" + strings.Repeat("A", 1012) + "==", "sealed:v2:0123abcd:AAAA"} {
+		exec(t, db.Pool, `DELETE FROM webhook_secrets WHERE endpoint_id = $1`, endpoint)
 		exec(t, db.Pool, add, endpoint, secret)
 	}
+	exec(t, db.Pool, `DELETE FROM webhook_secrets WHERE endpoint_id = $1`, endpoint)
 	for _, secret := range []string{"", "fifteen chars..", strings.Repeat("x", 257), "sixteen and a line\n", "sixteen and an ümlaut", "sealed:v1:!!!!!!!!!!!!!", "sealed:v2:AAAAAAAAAAAAAAA", "sealed:v1:" + strings.Repeat("A", 1015)} {
 		refused(t, db.Pool, "webhook_secrets.secret is not usable", add, endpoint, secret)
 	}

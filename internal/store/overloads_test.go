@@ -281,6 +281,7 @@ func walkThrough(t *testing.T, db *pgtest.DB) {
 	one(`SELECT public.webhook_rotate_secret($1, '1 hour')`, endpoint)
 	run(`SELECT public.webhook_set_secret($1, '0123456789abcdef0123456789abcdef')`, endpoint)
 	run(`SELECT public.webhook_set_secret($1, '0123456789abcdef0123456789abcdee', '1 hour')`, endpoint)
+	run(`SELECT public.webhook_set_secret($1, '0123456789abcdef0123456789abcdee')`, endpoint)
 	run(`INSERT INTO public.webhook_secrets (endpoint_id, secret) VALUES ($1, '0123456789abcdef')`, endpoint)
 	refuse(`INSERT INTO public.webhook_secrets (endpoint_id, secret) SELECT $1, '0123456789abcdef' FROM pg_catalog.generate_series(1, 20)`, endpoint)
 	refuse(`SELECT public.webhook_rotate_secret($1, '-1 hour')`, endpoint)
@@ -422,7 +423,7 @@ func storeWalk(t *testing.T, st *store.Store, pool *pgxpool.Pool, fine func(stri
 	sealer, err := store.NewSealer(make([]byte, 32), nil)
 	fine("sealer", err)
 	st.Sealing(sealer)
-	_, err = st.SealSecrets(ctx)
+	_, err = st.SealAll(ctx)
 	fine("seal", err)
 	partitions := store.NewPartitions(st, 24*time.Hour)
 	for range 3 {

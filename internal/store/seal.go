@@ -1,85 +1,20 @@
 package store
 
 import (
+	"cmp"
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/rand"
-	"encoding/base64"
 	"errors"
 	"fmt"
-	"strings"
+	"math"
+	"strconv"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/walhook/walhook/internal/webhook"
 )
-
-// sealedPrefix marks a sealed secret. It is followed by the base64 of a 12-byte nonce and the
-// AES-256-GCM ciphertext. The endpoint's id is authenticated with it, so a sealed secret
-// cannot be opened in the row of another endpoint.
-const sealedPrefix = "sealed:v1:"
-
-// A Sealer seals signing secrets with WALHOOK_SECRET_KEY, and opens those sealed with that key
-// or with WALHOOK_SECRET_KEY_OLD.
-type Sealer struct{ keys []cipher.AEAD }
-
-// NewSealer returns a Sealer for a key of 32 bytes, and a former key, which may be empty.
-func NewSealer(key, old []byte) (*Sealer, error) {
-	s := &Sealer{}
-	for i, key := range [][]byte{key, old} {
-		if i > 0 && len(key) == 0 {
-			break
-		}
-		if len(key) != 32 {
-			return nil, fmt.Errorf("the secret key has %d bytes, not 32", len(key))
-		}
-		block, err := aes.NewCipher(key)
-		if err != nil {
-			return nil, err
-		}
-		aead, err := cipher.NewGCM(block)
-		if err != nil {
-			return nil, err
-		}
-		s.keys = append(s.keys, aead)
-	}
-	return s, nil
-}
-
-func (s *Sealer) seal(endpoint uuid.UUID, text string) string {
-	aead := s.keys[0]
-	nonce := make([]byte, aead.NonceSize())
-	_, _ = rand.Read(nonce) // never fails
-	return sealedPrefix + base64.StdEncoding.EncodeToString(aead.Seal(nonce, nonce, []byte(text), endpoint[:]))
-}
-
-// open returns the text of a stored secret, and whether it was sealed with the former key. A
-// secret that is not sealed is its own text: it was just inserted, or there is no key.
-func (s *Sealer) open(endpoint uuid.UUID, stored string) (text webhook.Secret, former bool, err error) {
-	encoded, sealed := strings.CutPrefix(stored, sealedPrefix)
-	if !sealed {
-		return webhook.Secret(stored), false, nil
-	}
-	rotate := fmt.Sprintf("SELECT webhook_rotate_secret('%s', '0')", endpoint)
-	if s == nil {
-		return "", false, errors.New("its secret is sealed, and WALHOOK_SECRET_KEY is not set; set it to the key that sealed the secrets, or make a new secret: " + rotate)
-	}
-	box, err := base64.StdEncoding.DecodeString(encoded)
-	if err != nil {
-		return "", false, errors.New("its sealed secret is damaged; make a new one: " + rotate)
-	}
-	for i, aead := range s.keys {
-		if len(box) < aead.NonceSize() {
-			break
-		}
-		if text, err := aead.Open(nil, box[:aead.NonceSize()], box[aead.NonceSize():], endpoint[:]); err == nil {
-			return webhook.Secret(text), i > 0, nil
-		}
-	}
-	return "", false, errors.New("its secret was sealed with another key than WALHOOK_SECRET_KEY, or is damaged; set WALHOOK_SECRET_KEY_OLD to that key, or make a new secret: " + rotate)
-}
 
 // ErrSecretKey means that the keys open none of the sealed secrets that were tried.
 var ErrSecretKey = errors.New("the signing secrets in webhook_secrets are sealed, and none of those tried can be opened")
@@ -97,13 +32,17 @@ WHERE starts_with(secret, 'sealed:') AND (expires_at IS NULL OR expires_at > now
 // damaged secret concerns its endpoint only.
 func (s *Store) CheckSecrets(ctx context.Context) error {
 	tried, opened := 0, 0
+	var failed error
 	err := s.read(ctx, selectSealed, pgx.NamedArgs{"limit": checkedSecrets}, func(rows pgx.Rows) error {
 		var endpoint uuid.UUID
 		var stored string
 		_, err := pgx.ForEachRow(rows, []any{&endpoint, &stored}, func() error {
 			tried++
-			if _, _, err := s.sealer.open(endpoint, stored); err == nil {
+			_, _, err := s.sealer.open(place{endpoint: endpoint}, stored)
+			if err == nil {
 				opened++
+			} else {
+				failed = err
 			}
 			return nil
 		})
@@ -114,111 +53,180 @@ func (s *Store) CheckSecrets(ctx context.Context) error {
 		return fmt.Errorf("check whether signing secrets can be opened: %w", err)
 	case tried == 0 || opened > 0:
 		return nil
-	case s.sealer == nil:
-		return fmt.Errorf("%w: WALHOOK_SECRET_KEY is not set; %s", ErrSecretKey, fixKey)
 	default:
-		return fmt.Errorf("%w: WALHOOK_SECRET_KEY is another key; %s", ErrSecretKey, fixKey)
+		return fmt.Errorf("%w: for example, %w; %s", ErrSecretKey, failed, fixKey)
 	}
 }
 
 const fixKey = "set it to the key that sealed them, or set WALHOOK_SECRET_KEY_OLD to that key and WALHOOK_SECRET_KEY to a new one; " +
 	"if the key is lost, make new secrets: SELECT id, webhook_rotate_secret(id, '0') FROM webhook_endpoints"
 
-// sealChunk bounds one transaction that seals.
-const sealChunk = 100
+// sealLimit bounds one transaction that seals.
+const sealLimit = 100
 
-const selectUnsealed = `
-SELECT id, endpoint_id, secret, xmin::text FROM webhook_secrets WHERE NOT starts_with(secret, 'sealed:') ORDER BY id LIMIT @limit`
+// A sealedTable is a table with texts that are sealed at rest. all reads a chunk of it,
+// unsealed what an index knows to be text. xmin identifies a row's version: comparing the text
+// would make the text a parameter, which PostgreSQL may log.
+type sealedTable struct{ all, unsealed, update, first string }
 
-const selectSecrets = `
-SELECT id, endpoint_id, secret, xmin::text FROM webhook_secrets WHERE id > @after::bigint ORDER BY id LIMIT @limit`
+// Of an endpoint, texts has its headers; of a secret, itself under "".
+var sealedTables = []sealedTable{{
+	all: `
+SELECT id::text AS key, endpoint_id, pg_catalog.jsonb_build_object('', secret), xmin::text FROM webhook_secrets WHERE id > @after::text::bigint ORDER BY id LIMIT @limit`,
+	unsealed: `
+SELECT id::text AS key, endpoint_id, pg_catalog.jsonb_build_object('', secret), xmin::text FROM webhook_secrets WHERE NOT starts_with(secret, 'sealed:') ORDER BY id LIMIT @limit`,
+	update: `UPDATE webhook_secrets SET secret = @sealed::jsonb ->> ''::text WHERE id = @id::text::bigint AND xmin = @version::text::xid`,
+	first:  strconv.Itoa(math.MinInt64),
+}, {
+	all: `
+SELECT id::text AS key, id, headers, xmin::text FROM webhook_endpoints WHERE id > @after::text::uuid AND headers <> '{}'::jsonb ORDER BY id LIMIT @limit`,
+	unsealed: `
+SELECT id::text AS key, id, headers, xmin::text FROM webhook_endpoints WHERE ` + unsealedHeaders + ` ORDER BY id LIMIT @limit`,
+	update: `UPDATE webhook_endpoints SET headers = @sealed::jsonb WHERE id = @id::text::uuid AND xmin = @version::text::xid`,
+	first:  uuid.Nil.String(),
+}}
 
-// xmin identifies the row's version. Comparing the text would make the secret a parameter,
-// which PostgreSQL may log.
-const updateSealed = `UPDATE webhook_secrets SET secret = @sealed WHERE id = @id::bigint AND xmin = @version::text::xid`
+// unsealedHeaders is the predicate of webhook_endpoints_unsealed_idx.
+const unsealedHeaders = `pg_catalog.jsonb_path_exists(headers, '$.* ? (!(@ starts with "sealed:"))'::jsonpath)`
 
-// A storedSecret is a row of webhook_secrets.
-type storedSecret struct {
-	ID       int64
+// A sealedRow is a row of a sealedTable.
+type sealedRow struct {
+	ID       string
 	Endpoint uuid.UUID
-	Text     string
+	Texts    map[string]string // by the header's name; "": the signing secret
 	Version  string
 }
 
-// SealSecrets seals a chunk of the secrets that are not sealed, and returns how many. Fewer
-// than sealChunk means that all are sealed. Without a Sealer it does nothing.
-func (s *Store) SealSecrets(ctx context.Context) (sealed int, err error) {
+// SealAll seals a chunk of the signing secrets, and one of the headers, that are not sealed,
+// and returns how many it has sealed: 0 means that all are. Without a Sealer it does nothing.
+func (s *Store) SealAll(ctx context.Context) (sealed int, err error) {
 	if s.sealer == nil {
 		return 0, nil
 	}
-	found, err := s.secrets(ctx, selectUnsealed, 0)
-	if err == nil {
-		err = s.sealAll(ctx, found)
+	for i := range sealedTables {
+		t := &sealedTables[i]
+		var walk Resealing
+		if _, err := s.sealChunk(ctx, t, t.unsealed, "", &walk); err != nil {
+			return sealed, fmt.Errorf("seal signing secrets and headers: %w", err)
+		}
+		sealed += walk.Stale
 	}
-	if err != nil {
-		return 0, fmt.Errorf("seal signing secrets: %w", err)
-	}
-	return len(found), nil
+	return sealed, nil
 }
 
-// A Resealing is a pass over all secrets, which reseals those sealed with
-// WALHOOK_SECRET_KEY_OLD.
+// A Resealing is a pass over all signing secrets and headers. What is not sealed with
+// WALHOOK_SECRET_KEY in the present form is sealed anew.
 type Resealing struct {
-	Resealed int  // so far
-	Unopened int  // neither key opens them
-	Done     bool // all secrets were seen
-	after    int64
+	Look     bool // only count
+	Seen     int  // texts so far
+	Stale    int  // of them, that were sealed anew, or would be
+	Unopened int  // that no key opens
+	Done     bool
+	table    int
+	after    string
 }
 
-// Reseal continues a pass by one chunk. Without a former key there is nothing to do.
+// Reseal continues a pass by one chunk. Without a Sealer it only counts.
 func (s *Store) Reseal(ctx context.Context, walk *Resealing) error {
-	if s.sealer == nil || len(s.sealer.keys) < 2 {
-		walk.Done = true
+	t := &sealedTables[walk.table]
+	found, err := s.sealChunk(ctx, t, t.all, cmp.Or(walk.after, t.first), walk)
+	if err != nil {
+		return fmt.Errorf("reseal signing secrets and headers: %w", err)
+	}
+	if len(found) == sealLimit {
+		walk.after = found[len(found)-1].ID
 		return nil
 	}
-	found, err := s.secrets(ctx, selectSecrets, walk.after)
-	var former []storedSecret
-	unopened := 0
-	for _, f := range found {
-		text, old, err := s.sealer.open(f.Endpoint, f.Text)
-		if f.Text = string(text); old {
-			former = append(former, f)
-		}
-		if err != nil {
-			unopened++
-		}
-	}
-	if err == nil {
-		err = s.sealAll(ctx, former)
-	}
-	if err != nil {
-		return fmt.Errorf("reseal signing secrets: %w", err)
-	}
-	walk.Resealed += len(former)
-	walk.Unopened += unopened
-	if walk.Done = len(found) < sealChunk; !walk.Done {
-		walk.after = found[len(found)-1].ID
-	}
+	walk.table, walk.after = walk.table+1, ""
+	walk.Done = walk.table == len(sealedTables)
 	return nil
 }
 
-func (s *Store) secrets(ctx context.Context, sql string, after int64) (found []storedSecret, err error) {
-	err = s.read(ctx, sql, pgx.NamedArgs{"limit": sealChunk, "after": after}, func(rows pgx.Rows) error {
-		found, err = pgx.CollectRows(rows, pgx.RowToStructByPos[storedSecret])
+// sealChunk seals the rows that a statement finds as they should be sealed, and counts them.
+// What has changed since it was read stays as it is.
+func (s *Store) sealChunk(ctx context.Context, t *sealedTable, sql, after string, walk *Resealing) (found []sealedRow, err error) {
+	args := pgx.NamedArgs{"limit": sealLimit}
+	if after != "" {
+		args["after"] = after
+	}
+	err = s.read(ctx, sql, args, func(rows pgx.Rows) error {
+		found, err = pgx.CollectRows(rows, pgx.RowToStructByPos[sealedRow])
 		return err
 	})
-	return found, err
-}
-
-// sealAll seals what has not changed since it was read.
-func (s *Store) sealAll(ctx context.Context, plain []storedSecret) error {
-	if len(plain) == 0 {
-		return nil
+	if err != nil {
+		return nil, err
 	}
 	var b pgx.Batch
 	b.Queue(prepareWrite)
-	for _, p := range plain {
-		b.Queue(updateSealed, pgx.NamedArgs{"id": p.ID, "version": p.Version, "sealed": s.sealer.seal(p.Endpoint, p.Text)})
+	seen, stale, unopened := 0, 0, 0
+	for i := range found {
+		row := &found[i]
+		n, bad := s.sealer.sealRow(row)
+		seen, stale, unopened = seen+len(row.Texts), stale+n, unopened+bad
+		if n > 0 {
+			b.Queue(t.update, pgx.NamedArgs{"id": row.ID, "version": row.Version, "sealed": row.Texts})
+		}
 	}
-	return s.send(ctx, &b)
+	if stale > 0 && !walk.Look && s.sealer != nil {
+		if err := s.send(ctx, &b); err != nil {
+			return nil, err
+		}
+	}
+	walk.Seen, walk.Stale, walk.Unopened = walk.Seen+seen, walk.Stale+stale, walk.Unopened+unopened
+	return found, nil
 }
+
+// sealRow seals the texts of a row that are not sealed as they should be, and counts them and
+// those that no key opens.
+func (s *Sealer) sealRow(row *sealedRow) (stale, unopened int) {
+	for name, stored := range row.Texts {
+		at := place{row.Endpoint, name}
+		text, current, err := s.open(at, stored)
+		switch {
+		case err != nil:
+			unopened++
+		case !current:
+			stale++
+			if s != nil {
+				row.Texts[name] = s.seal(at, text)
+			}
+		}
+	}
+	return stale, unopened
+}
+
+const selectLive = `
+SELECT secret, created_at, expires_at FROM webhook_secrets
+WHERE endpoint_id = @endpoint::uuid AND (expires_at IS NULL OR expires_at > now()) ORDER BY created_at, id`
+
+// A LiveSecret is a signing secret of an endpoint. Of two, the first makes
+// X-Webhook-Signature.
+type LiveSecret struct {
+	Text      webhook.Secret
+	CreatedAt time.Time
+	ExpiresAt *time.Time // nil: never
+	Err       error      // why it cannot be opened
+}
+
+// LiveSecrets returns an endpoint's live signing secrets.
+func (s *Store) LiveSecrets(ctx context.Context, endpoint uuid.UUID) (live []LiveSecret, err error) {
+	err = s.read(ctx, selectLive, pgx.NamedArgs{"endpoint": pgtype.UUID{Bytes: endpoint, Valid: true}}, func(rows pgx.Rows) error {
+		live, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (l LiveSecret, err error) {
+			var stored string
+			err = row.Scan(&stored, &l.CreatedAt, &l.ExpiresAt)
+			if err == nil {
+				stored, _, l.Err = s.sealer.open(place{endpoint: endpoint}, stored)
+				l.Text = webhook.Secret(stored)
+			}
+			return l, err
+		})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read signing secrets: %w", err)
+	}
+	return live, nil
+}
+
+// Keys says which keys are at hand, by their ids.
+func (s *Store) Keys() string { return s.sealer.have() }

@@ -3,8 +3,13 @@ package store_test
 import (
 	"bytes"
 	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
@@ -50,20 +55,20 @@ func TestSecretsAreSealedAtRest(t *testing.T) {
 		return found[0]
 	}
 
-	if n, err := store.New(db.Pool, db.Slot, 0).SealSecrets(t.Context()); n != 0 || err != nil {
+	if n, err := store.New(db.Pool, db.Slot, 0).SealAll(t.Context()); n != 0 || err != nil {
 		t.Fatalf("without a key: sealed %d, error %v", n, err)
 	}
-	if n, err := st(1).SealSecrets(t.Context()); n != 2 || err != nil {
+	if n, err := st(1).SealAll(t.Context()); n != 2 || err != nil {
 		t.Fatalf("sealed %d, error %v; want 2", n, err)
 	}
-	if n, err := st(1).SealSecrets(t.Context()); n != 0 || err != nil {
+	if n, err := st(1).SealAll(t.Context()); n != 0 || err != nil {
 		t.Errorf("sealed %d again, error %v", n, err)
 	}
 	var stored string
 	if err := db.Pool.QueryRow(t.Context(), `SELECT secret FROM webhook_secrets WHERE endpoint_id = $1`, endpoint).Scan(&stored); err != nil {
 		t.Fatal(err)
 	}
-	if !strings.HasPrefix(stored, "sealed:v1:") || strings.Contains(stored, plain) {
+	if !strings.HasPrefix(stored, "sealed:v2:72cd6e84:") || strings.Contains(stored, plain) {
 		t.Errorf("stored as %q", stored)
 	}
 	if e := look(st(1), endpoint); e.Problem+e.Sealed != "" || len(e.Secrets) != 1 || string(e.Secrets[0]) != plain {
@@ -78,7 +83,7 @@ func TestSecretsAreSealedAtRest(t *testing.T) {
 	if _, err := db.Pool.Exec(t.Context(), `DELETE FROM webhook_secrets WHERE endpoint_id = $1 AND secret = $2`, endpoint, plain); err != nil {
 		t.Fatal(err)
 	}
-	if e := look(st(2), endpoint); !strings.Contains(e.Sealed, "another key than WALHOOK_SECRET_KEY") || len(e.Secrets) != 0 || e.Problem != "" {
+	if e := look(st(2), endpoint); !strings.Contains(e.Sealed, "the key 72cd6e84 has sealed it, and WALHOOK_SECRET_KEY is the key 75877bb4") || len(e.Secrets) != 0 || e.Problem != "" {
 		t.Errorf("with another key: %q, problem %q", e.Sealed, e.Problem)
 	}
 	if e := look(store.New(db.Pool, db.Slot, time.Hour), endpoint); !strings.Contains(e.Sealed, "WALHOOK_SECRET_KEY is not set") || e.Problem != "" {
@@ -121,14 +126,14 @@ func TestCheckSecrets(t *testing.T) {
 	if err := check(0, 0); err != nil {
 		t.Errorf("nothing is sealed, no key: %v", err)
 	}
-	if _, err := sealedStore(t, db.Pool, db.Slot, 1, 0).SealSecrets(t.Context()); err != nil {
+	if _, err := sealedStore(t, db.Pool, db.Slot, 1, 0).SealAll(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	newEndpoint(t, db.Pool, "org_1") // one that is not sealed yet
 	for _, c := range []struct {
 		key, old byte
 		says     string
-	}{{1, 0, ""}, {1, 2, ""}, {2, 1, ""}, {0, 0, "WALHOOK_SECRET_KEY is not set"}, {2, 0, "another key"}, {2, 3, "another key"}} {
+	}{{1, 0, ""}, {1, 2, ""}, {2, 1, ""}, {0, 0, "WALHOOK_SECRET_KEY is not set"}, {2, 0, "the key 72cd6e84 has sealed it"}, {2, 3, "the key 72cd6e84 has sealed it"}} {
 		err := check(c.key, c.old)
 		if wrong := errors.Is(err, store.ErrSecretKey); wrong != (c.says != "") || wrong && (!strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), "webhook_rotate_secret")) {
 			t.Errorf("keys %d and %d: %v, want %q", c.key, c.old, err, c.says)
@@ -159,7 +164,7 @@ func TestReseal(t *testing.T) {
 	seal := func(key byte) {
 		t.Helper()
 		for s := sealedStore(t, db.Pool, db.Slot, key, 0); ; {
-			if n, err := s.SealSecrets(t.Context()); err != nil || n == 0 {
+			if n, err := s.SealAll(t.Context()); err != nil || n == 0 {
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -178,14 +183,14 @@ func TestReseal(t *testing.T) {
 		}
 		return walk
 	}
-	if walk := walked(2, 0); walk.Resealed != 0 {
-		t.Errorf("without a former key: %d sealed anew", walk.Resealed)
+	if walk := walked(2, 0); walk.Stale != 0 || walk.Unopened != 250 {
+		t.Errorf("without the former key: %d sealed anew, %d cannot be opened", walk.Stale, walk.Unopened)
 	}
-	if walk := walked(2, 1); walk.Resealed != 249 || walk.Unopened != 1 {
-		t.Errorf("%d sealed anew, %d cannot be opened; want 249 and 1", walk.Resealed, walk.Unopened)
+	if walk := walked(2, 1); walk.Stale != 249 || walk.Unopened != 1 {
+		t.Errorf("%d sealed anew, %d cannot be opened; want 249 and 1", walk.Stale, walk.Unopened)
 	}
-	if walk := walked(2, 1); walk.Resealed != 0 {
-		t.Errorf("%d sealed anew once more", walk.Resealed)
+	if walk := walked(2, 1); walk.Stale != 0 {
+		t.Errorf("%d sealed anew once more", walk.Stale)
 	}
 	ids := make([]uuid.UUID, 0, len(plain))
 	for id := range plain {
@@ -194,6 +199,9 @@ func TestReseal(t *testing.T) {
 	found, err := sealedStore(t, db.Pool, db.Slot, 2, 0).Endpoints(t.Context(), ids)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if n := query[int](t, db.Pool, `SELECT count(*) FROM webhook_secrets WHERE starts_with(secret, 'sealed:v2:72cd6e84:')`); n != 0 {
+		t.Errorf("%d secrets have the id of the former key", n)
 	}
 	closed := 0
 	for _, e := range found {
@@ -205,6 +213,135 @@ func TestReseal(t *testing.T) {
 	}
 	if closed != 1 {
 		t.Errorf("with the new key alone %d cannot be opened, want the damaged one", closed)
+	}
+}
+
+// sealedByVersion1 seals a secret as it was sealed before the key had an id.
+func sealedByVersion1(t *testing.T, key byte, endpoint uuid.UUID, text string) string {
+	t.Helper()
+	block, err := aes.NewCipher(bytes.Repeat([]byte{key}, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	aead, err := cipher.NewGCM(block)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nonce := make([]byte, aead.NonceSize())
+	_, _ = rand.Read(nonce)
+	return "sealed:v1:" + base64.StdEncoding.EncodeToString(aead.Seal(nonce, nonce, []byte(text), endpoint[:]))
+}
+
+func TestSecretsOfVersion1AreSealedAnew(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	for _, key := range []byte{1, 2} { // the first is the former one
+		id := uuid.MustParse(newEndpoint(t, db.Pool, "org_1"))
+		plain := query[string](t, db.Pool, `SELECT secret FROM webhook_secrets WHERE endpoint_id = $1`, id)
+		exec(t, db.Pool, `UPDATE webhook_secrets SET secret = $2 WHERE endpoint_id = $1`, id, sealedByVersion1(t, key, id, plain))
+		st := sealedStore(t, db.Pool, db.Slot, 2, 1)
+		opens := func() {
+			t.Helper()
+			if found, err := st.Endpoints(t.Context(), []uuid.UUID{id}); err != nil || found[0].Sealed != "" || string(found[0].Secrets[0]) != plain {
+				t.Errorf("key %d: it opens as %+v, error %v", key, found, err)
+			}
+		}
+		opens()
+		var walk store.Resealing
+		for !walk.Done {
+			if err := st.Reseal(t.Context(), &walk); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if stored := query[string](t, db.Pool, `SELECT secret FROM webhook_secrets WHERE endpoint_id = $1`, id); walk.Stale != 1 || !strings.HasPrefix(stored, "sealed:v2:75877bb4:") {
+			t.Errorf("key %d: %d sealed anew, it is %s", key, walk.Stale, stored)
+		}
+		opens()
+	}
+}
+
+func TestHeadersAreSealedAtRest(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	id, other := uuid.MustParse(newEndpoint(t, db.Pool, "org_1")), uuid.MustParse(newEndpoint(t, db.Pool, "org_1"))
+	const name, value = "Authorization", `Bearer a"b\c`
+	exec(t, db.Pool, `UPDATE webhook_endpoints SET headers = jsonb_build_object($2::text, $3::text, 'X-Empty', '') WHERE id = $1`, id, name, value)
+	stored := func(id uuid.UUID) map[string]string {
+		return query[map[string]string](t, db.Pool, `SELECT headers FROM webhook_endpoints WHERE id = $1`, id)
+	}
+	look := func(st *store.Store, id uuid.UUID) webhook.Endpoint {
+		t.Helper()
+		found, err := st.Endpoints(t.Context(), []uuid.UUID{id})
+		if err != nil || len(found) != 1 {
+			t.Fatalf("%d endpoints, error %v", len(found), err)
+		}
+		return found[0]
+	}
+	one, both := sealedStore(t, db.Pool, db.Slot, 1, 0), sealedStore(t, db.Pool, db.Slot, 2, 1)
+	if n, err := one.SealAll(t.Context()); n != 4 || err != nil {
+		t.Fatalf("sealed %d, error %v; want two secrets and two headers", n, err)
+	}
+	if n, err := one.SealAll(t.Context()); n != 0 || err != nil {
+		t.Errorf("sealed %d again, error %v", n, err)
+	}
+	sealed := stored(id)
+	for name, text := range sealed {
+		if !strings.HasPrefix(text, "sealed:v2:72cd6e84:") || strings.Contains(text, value) {
+			t.Errorf("%s is stored as %q", name, text)
+		}
+	}
+	want := map[string]string{name: value, "X-Empty": ""}
+	if e := look(one, id); e.Sealed != "" || !maps.Equal(e.Headers, want) {
+		t.Errorf("opened as %q, problem %q", e.Headers, e.Sealed)
+	}
+	if e := look(sealedStore(t, db.Pool, db.Slot, 2, 0), id); !strings.Contains(e.Sealed, "72cd6e84") || strings.Contains(e.Sealed, value) {
+		t.Errorf("with another key: %q", e.Sealed)
+	}
+	var walk store.Resealing
+	for !walk.Done {
+		if err := both.Reseal(t.Context(), &walk); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if walk.Seen != 4 || walk.Stale != 4 || walk.Unopened != 0 {
+		t.Errorf("of %d texts %d were sealed anew, and %d cannot be opened", walk.Seen, walk.Stale, walk.Unopened)
+	}
+	if e := look(sealedStore(t, db.Pool, db.Slot, 2, 0), id); !maps.Equal(e.Headers, want) {
+		t.Errorf("with the new key alone: %q, problem %q", e.Headers, e.Sealed)
+	}
+	t.Run("it opens nowhere else", func(t *testing.T) {
+		sealed := stored(id)
+		for place, sql := range map[string]string{
+			"another endpoint": `UPDATE webhook_endpoints SET headers = jsonb_build_object('Authorization', $2::text) WHERE id = $1`,
+			"another header":   `UPDATE webhook_endpoints SET headers = jsonb_build_object('X-Echo', $2::text) WHERE id = $1`,
+			"the secret":       `UPDATE webhook_secrets SET secret = $2 WHERE endpoint_id = $1`,
+		} {
+			at := id
+			if place == "another endpoint" {
+				at = other
+			}
+			exec(t, db.Pool, sql, at, sealed[name])
+			if e := look(both, at); e.Sealed == "" {
+				t.Errorf("in the place of %s it is %q", place, e.Headers)
+			}
+		}
+	})
+}
+
+// What is sealed is longer, and is bounded as the text in it is.
+func TestSealedHeadersFit(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	id := newEndpoint(t, db.Pool, "org_1")
+	for _, n := range []int{1, 2, 3, 32} { // headers, of 4 KiB in all
+		exec(t, db.Pool, `UPDATE webhook_endpoints SET headers = (SELECT jsonb_object_agg('X-' || lpad(i::text, 2, '0'), repeat('x', 4096 / $2::int - 4)) FROM generate_series(1, $2::int) i) WHERE id = $1`, id, n)
+		if sealed, err := sealedStore(t, db.Pool, db.Slot, 1, 0).SealAll(t.Context()); err != nil || sealed < n {
+			t.Errorf("%d headers: sealed %d, error %v", n, sealed, err)
+		}
+	}
+	refused(t, db.Pool, "longer than 4 KiB in all", `UPDATE webhook_endpoints SET headers = jsonb_build_object('X-00', 'sealed:v2:00000000:' || translate(encode(decode(repeat('00', 4093 + 28), 'hex'), 'base64'), E'=\n', ''), 'X-01', '') WHERE id = $1`, id)
+	for _, bad := range []string{"sealed:", "sealed:v1:AAAA", "sealed:v2:0000000:AAAA", "sealed:v2:00000000:AA AA"} {
+		refused(t, db.Pool, "begins with sealed:", `UPDATE webhook_endpoints SET headers = jsonb_build_object('X-A', $2::text) WHERE id = $1`, id, bad)
 	}
 }
 
@@ -250,14 +387,49 @@ func TestNoStatementHoldsAPlainSecret(t *testing.T) {
 	plain := query[string](t, db.Pool, `SELECT secret FROM webhook_secrets WHERE endpoint_id = $1`, id)
 	tr := &tracer{}
 	pool := newPool(t, db, func(c *pgxpool.Config) { c.ConnConfig.Tracer = tr })
-	if n, err := sealedStore(t, pool, db.Slot, 1, 0).SealSecrets(t.Context()); err != nil || n != 1 {
+	if n, err := sealedStore(t, pool, db.Slot, 1, 0).SealAll(t.Context()); err != nil || n != 1 {
 		t.Fatalf("sealed %d, error %v", n, err)
 	}
 	walk := store.Resealing{}
-	if err := sealedStore(t, pool, db.Slot, 2, 1).Reseal(t.Context(), &walk); err != nil || walk.Resealed != 1 {
-		t.Fatalf("sealed anew %d, error %v", walk.Resealed, err)
+	if err := sealedStore(t, pool, db.Slot, 2, 1).Reseal(t.Context(), &walk); err != nil || walk.Stale != 1 {
+		t.Fatalf("sealed anew %d, error %v", walk.Stale, err)
 	}
-	if seen := tr.seen.String(); strings.Contains(seen, plain) || !strings.Contains(seen, "sealed:v1:") {
+	if seen := tr.seen.String(); strings.Contains(seen, plain) || !strings.Contains(seen, "sealed:v2:") {
 		t.Errorf("a plain secret is a parameter, or nothing was seen: %s", seen)
+	}
+}
+
+// Looking for what is to be sealed comes every few seconds: it must not read all endpoints.
+func TestPlansOfSealing(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	exec(t, db.Pool, `INSERT INTO webhook_endpoints (organization_id, url, headers) SELECT 'org_1', 'https://example.com/' || i, jsonb_build_object('X-A', 'sealed:v2:00000000:AAAA')
+		FROM generate_series(1, 5000) i`)
+	exec(t, db.Pool, `UPDATE webhook_secrets SET secret = 'sealed:v2:00000000:AAAA'`)
+	exec(t, db.Pool, `UPDATE webhook_endpoints SET headers = '{"X-A": "a", "X-B": "b"}' WHERE url = 'https://example.com/7'`)
+	exec(t, db.Pool, `VACUUM ANALYZE webhook_endpoints, webhook_secrets`)
+	sealer, err := store.NewSealer(bytes.Repeat([]byte{1}, 32), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
+		st, plans := explaining(t, db, mode)
+		st.Sealing(sealer)
+		if n, err := st.SealAll(t.Context()); err != nil || mode == "force_custom_plan" && n != 2 {
+			t.Errorf("%s: sealed %d, error %v", mode, n, err)
+		}
+		looks := 0
+		for _, e := range plans.take(t, "sealed:") {
+			if !strings.Contains(e.Query, "SELECT") {
+				continue // an UPDATE
+			}
+			looks++
+			if problem := e.problem(50); problem != "" {
+				t.Errorf("%s: %s: %s", mode, e.Query, problem)
+			}
+		}
+		if looks != 2 {
+			t.Errorf("%s: %d plans were seen, want 2", mode, looks)
+		}
 	}
 }

@@ -228,7 +228,7 @@ func TestRoleOfRun(t *testing.T) {
 			t.Fatal(err)
 		}
 		st.Sealing(sealer)
-		if n, err := st.SealSecrets(t.Context()); err != nil || n == 0 {
+		if n, err := st.SealAll(t.Context()); err != nil || n == 0 {
 			t.Errorf("sealed %d, %v", n, err)
 		}
 		exec(t, pool, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, db.Slot)

@@ -19,7 +19,7 @@ type Store struct {
 	pool         *pgxpool.Pool
 	slot         string
 	disableAfter time.Duration
-	sealer       *Sealer // nil: signing secrets are stored as text
+	sealer       *Sealer // nil: signing secrets and headers are stored as text
 	open         openSince
 	made         manifest      // the objects that schema.sql makes
 	applyFor     time.Duration // how long applying schema.sql is retried
@@ -32,5 +32,9 @@ func New(pool *pgxpool.Pool, slot string, disableAfter time.Duration) *Store {
 	return &Store{pool: pool, slot: slot, disableAfter: disableAfter, made: readManifest(""), applyFor: applyFor, nonce: rand.Text()}
 }
 
-// Sealing makes the Store seal signing secrets at rest. Call it before the Store is used.
+// Sealing makes the Store seal signing secrets and headers at rest. Call it before the Store
+// is used.
 func (s *Store) Sealing(sealer *Sealer) { s.sealer = sealer }
+
+// Seals reports whether the Store has a key to seal with.
+func (s *Store) Seals() bool { return s.sealer != nil }
