@@ -23,7 +23,7 @@ import (
 // pages are those that people read, in the order in which they read them.
 var pages = []string{
 	"README.md", "docs/sending.md", "docs/configuration.md", "docs/operations.md", "docs/guarantees.md", "docs/faults.md",
-	"docs/design.md", "docs/performance.md", "CONTRIBUTING.md", "CHANGELOG.md",
+	"docs/design.md", "docs/performance.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md",
 }
 
 // read returns a file of the repository.

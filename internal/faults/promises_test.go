@@ -96,7 +96,7 @@ func thawed(t *testing.T, s Setup) {
 	written := 0
 	x.eventually(15*time.Second, "the zombie stands by, has ended, or has written", func() bool {
 		written = x.writtenBy(zombie) - before
-		return written > 0 || !zombie.Running() || zombie.logged("begins anew") > 0
+		return written > 0 || !zombie.Running() || zombie.logged("starting again as a standby") > 0
 	})
 	x.expect(written == 0, "the zombie wrote %d rows", written)
 	release()
