@@ -30,7 +30,7 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	}
 	defer db.close()
 	readiness, current := newReadiness(), &pipelines{log: log}
-	sender := newSender(cfg, db.protected, func() bool { return current.engine().Live() })
+	sender := newSender(cfg, db.protected, log, func() bool { return current.engine().Live() })
 	defer sender.Close()
 	metrics := admin.NewMetrics(sender.Resent)
 	current.begin(func(resumed bool) pipeline { return newPipeline(db, sender, metrics, log, resumed) })
@@ -73,10 +73,10 @@ func alongside(ctx, live context.Context, work func(ctx, live context.Context) e
 	return parts.Wait()
 }
 
-func newSender(cfg *config.Config, protected *send.Protected, live func() bool) *send.Sender {
+func newSender(cfg *config.Config, protected *send.Protected, log *slog.Logger, live func() bool) *send.Sender {
 	return send.NewSender(send.SenderConfig{
 		Timeout: cfg.Timeout, UserAgent: cfg.UserAgent, ProxyURL: cfg.Proxy(), MaxInFlight: cfg.MaxInFlight, Live: live,
-		RootCAs: cfg.RootCAs(),
+		RootCAs: cfg.RootCAs(), Log: log,
 		Guard: send.GuardConfig{
 			AllowHTTP: cfg.AllowHTTP, Ports: cfg.AllowPorts, Nets: cfg.AllowNets, Deny: cfg.DenyNets, Protected: protected,
 		},

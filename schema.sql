@@ -878,7 +878,7 @@ COMMENT ON COLUMN webhook_deliveries.next_attempt_at IS
 COMMENT ON COLUMN webhook_deliveries.status_code IS 'HTTP status of the last attempt; null: no response came.';
 COMMENT ON COLUMN webhook_deliveries.error_class IS
     'The class of the last attempt''s failure: dns, connect, tls, timeout, reset, protocol, redirect, http_4xx, http_5xx, blocked_address, bad_request. Null: it succeeded.';
-COMMENT ON COLUMN webhook_deliveries.error IS 'The failure in words. Never has a secret or a URL''s query.';
+COMMENT ON COLUMN webhook_deliveries.error IS 'The failure in words. Never has a secret, a URL''s query, or an address that a name resolved to.';
 COMMENT ON COLUMN webhook_deliveries.response IS 'The first 4 KiB of the last response''s body.';
 COMMENT ON COLUMN webhook_deliveries.duration_ms IS 'How long the last attempt took.';
 COMMENT ON COLUMN webhook_deliveries.attempt_log IS

@@ -24,10 +24,10 @@ type failure struct {
 }
 
 // Reasons why our side ends an attempt.
-var (
-	errTimeout = errors.New("no response within the timeout")
-	errNotLive = errors.New("another process may hold the slot")
-	errClosed  = errors.New("the receiver closed the connection before its response was complete")
+const (
+	errTimeout = words("no response within the timeout")
+	errNotLive = words("another process may hold the slot")
+	errClosed  = words("the receiver closed the connection before its response was complete")
 )
 
 // timeout is the failure of an attempt whose time is over.

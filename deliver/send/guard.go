@@ -48,7 +48,7 @@ const (
 )
 
 // A BlockedError is the guard's refusal. Its text names the setting that would allow the
-// address, if there is one.
+// address, if there is one, and never the address: a name has resolved to it.
 type BlockedError struct {
 	Reason Reason
 	text   string
@@ -105,7 +105,7 @@ func (g *Guard) Allowed(ap netip.AddrPort) error {
 	addr := plain(ap.Addr())
 	if !g.inNets(addr) {
 		if err := g.public.SafeAddr(addr); err != nil || !addr.IsValid() {
-			return blocked(ReasonAddress, "%s is not on the public internet: WALHOOK_ALLOW_NETS would allow it", ap.Addr())
+			return blocked(ReasonAddress, "the address is not on the public internet: WALHOOK_ALLOW_NETS would allow it")
 		}
 		if err := g.allowedPort(ap.Port()); err != nil {
 			return err
@@ -172,7 +172,7 @@ func (g *Guard) allowedPort(port uint16) error {
 func (g *Guard) control(network, address string, _ syscall.RawConn) error {
 	ap, err := netip.ParseAddrPort(address)
 	if err != nil || network != "tcp4" && network != "tcp6" {
-		return blocked(ReasonAddress, "%s over %s is not a TCP address", address, network)
+		return blocked(ReasonAddress, "the address is not one of TCP")
 	}
 	return g.Allowed(ap)
 }
@@ -207,7 +207,7 @@ func (g *Guard) allowedURL(u *url.URL, proxied bool) error {
 		return g.Allowed(netip.AddrPortFrom(addr, port))
 	}
 	if looksNumeric(host) {
-		return blocked(ReasonHost, "the host looks like a number: write an IP address in its usual form, for example 192.0.2.1")
+		return blocked(ReasonHost, "the host looks like a number: write an IP address in its usual form")
 	}
 	if isLabel(host) && len(g.nets) == 0 {
 		return errLabel

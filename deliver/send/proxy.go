@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -61,7 +60,7 @@ func (d *dialer) dialProxy(ctx context.Context, c *conn) *failure {
 
 // viaProxy is a failure of the proxy, whatever the receiver is like.
 func viaProxy(class webhook.ErrorClass, err error) *failure {
-	return &failure{class: class, fault: webhook.FaultProxy, err: fmt.Errorf("the proxy: %w", err)}
+	return &failure{class: class, fault: webhook.FaultProxy, err: &proxyError{err}}
 }
 
 // noTunnel classifies an error of talking to the proxy. A proxy that does not answer may
@@ -71,7 +70,7 @@ func noTunnel(err error) *failure {
 	case isTimeout(err):
 		return timeout()
 	case isEnd(err):
-		return viaProxy(webhook.ErrConnect, errors.New("it closed the connection"))
+		return viaProxy(webhook.ErrConnect, words("it closed the connection"))
 	default:
 		return viaProxy(webhook.ErrConnect, err)
 	}
@@ -79,7 +78,7 @@ func noTunnel(err error) *failure {
 
 // unreachable is the failure of a receiver that the proxy could not connect to.
 func unreachable(format string, args ...any) *failure {
-	return &failure{class: webhook.ErrConnect, err: fmt.Errorf("the proxy: "+format, args...)}
+	return &failure{class: webhook.ErrConnect, err: &proxyError{words(fmt.Sprintf(format, args...))}}
 }
 
 // connect asks an HTTP proxy (RFC 9110, section 9.3.6).
@@ -98,13 +97,13 @@ func (p *proxy) connect(c *conn) *failure {
 	case err != nil && r.err != nil:
 		return noTunnel(r.err)
 	case err != nil || resp.StatusCode < 200:
-		return viaProxy(webhook.ErrConnect, errors.New("its answer to CONNECT is not valid HTTP"))
+		return viaProxy(webhook.ErrConnect, words("its answer to CONNECT is not valid HTTP"))
 	case resp.StatusCode >= 500: // so proxies say that the receiver is the trouble
 		return unreachable("it answered CONNECT with %s", statusText(resp.StatusCode))
 	case resp.StatusCode >= 300:
-		return viaProxy(webhook.ErrConnect, fmt.Errorf("it answered CONNECT with %s", statusText(resp.StatusCode)))
+		return viaProxy(webhook.ErrConnect, words("it answered CONNECT with "+statusText(resp.StatusCode)))
 	case r.buf.Buffered() > 0: // a receiver waits for the request, so these bytes are not its own
-		return viaProxy(webhook.ErrConnect, errors.New("it went on after its answer to CONNECT"))
+		return viaProxy(webhook.ErrConnect, words("it went on after its answer to CONNECT"))
 	default:
 		return nil
 	}
@@ -123,7 +122,7 @@ const (
 // socksUnreachable are the replies that blame the receiver.
 var socksUnreachable = map[byte]string{3: "network unreachable", 4: "host unreachable", 5: "connection refused", 6: "TTL expired"}
 
-var errNotSocks = errors.New("it does not speak SOCKS5")
+const errNotSocks = words("it does not speak SOCKS5")
 
 // socks asks a SOCKS5 proxy, which resolves names itself. It reads no byte too many.
 func (p *proxy) socks(c *conn) *failure {
@@ -142,10 +141,10 @@ func (p *proxy) socks(c *conn) *failure {
 		if status, err := socksAsk(c, login, 2); err != nil {
 			return noTunnel(err)
 		} else if status[1] != 0 {
-			return viaProxy(webhook.ErrConnect, errors.New("it refused the user and password of WALHOOK_PROXY_URL"))
+			return viaProxy(webhook.ErrConnect, words("it refused the user and password of WALHOOK_PROXY_URL"))
 		}
 	case method[1] != 0:
-		return viaProxy(webhook.ErrConnect, errors.New("it wants an authentication that walhook does not have"))
+		return viaProxy(webhook.ErrConnect, words("it wants an authentication that walhook does not have"))
 	}
 	return p.socksConnect(c)
 }
@@ -167,7 +166,7 @@ func (p *proxy) socksConnect(c *conn) *failure {
 		return viaProxy(webhook.ErrConnect, errNotSocks)
 	}
 	if reply[1] != 0 {
-		return viaProxy(webhook.ErrConnect, fmt.Errorf("it refused, with reply %d", reply[1]))
+		return viaProxy(webhook.ErrConnect, words(fmt.Sprintf("it refused, with reply %d", reply[1])))
 	}
 	if _, err := socksAsk(c, nil, rest+2); err != nil { // the rest of the address, and the port
 		return noTunnel(err)
@@ -207,7 +206,7 @@ func socksRequest(address string) ([]byte, error) {
 	case err == nil:
 		b = append(append(b, socksIPv6), addr.AsSlice()...)
 	case len(host) > math.MaxUint8:
-		return nil, errors.New("the host's name is too long for a SOCKS5 proxy")
+		return nil, words("the host's name is too long for a SOCKS5 proxy")
 	default:
 		b = append(append(b, socksName), socksText(host)...)
 	}

@@ -91,7 +91,7 @@ func (r *reader) failure(err error) *failure {
 	return &failure{class: webhook.ErrProtocol, err: errNotHTTP}
 }
 
-var errNotHTTP = errors.New("the response is not valid HTTP, or its headers are larger than 64 KiB")
+const errNotHTTP = words("the response is not valid HTTP, or its headers are larger than 64 KiB")
 
 // Bounds of texts that others wrote, in bytes.
 const (

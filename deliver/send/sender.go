@@ -8,6 +8,7 @@
 //	dial       new connections: TCP, TLS, and the right to write
 //	proxy      tunnels: CONNECT and SOCKS5
 //	failure    why there is no status line: its class, and whose fault it is
+//	words      what a tenant may read of it
 //	request    an endpoint's row → target; body, headers and signature
 //	response   reading a response, and the part of it that is kept
 //	guard      which addresses may be dialled
@@ -20,6 +21,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -27,6 +29,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+	"unicode"
 
 	"github.com/google/uuid"
 
@@ -42,6 +45,7 @@ type SenderConfig struct {
 	MaxInFlight int            // concurrent attempts, which bounds the idle connections; 0: 1024
 	RootCAs     *x509.CertPool // nil: the system's
 	Resolver    *net.Resolver  // nil: net.DefaultResolver
+	Log         *slog.Logger   // nil: none; gets the technical text of failures, at debug
 
 	// Live reports whether this process may still send. It is asked before each write to
 	// a receiver. Nil: always.
@@ -60,6 +64,7 @@ type Sender struct {
 	pool      *pool
 	timeout   time.Duration
 	userAgent string
+	log       *slog.Logger
 	resent    atomic.Uint64
 }
 
@@ -77,6 +82,7 @@ func NewSender(cfg SenderConfig) *Sender {
 		pool:      newPool(cmp.Or(cfg.MaxInFlight, defaultMaxInFlight)),
 		timeout:   cfg.Timeout,
 		userAgent: cmp.Or(cfg.UserAgent, defaultUserAgent),
+		log:       cmp.Or(cfg.Log, slog.New(slog.DiscardHandler)),
 	}
 }
 
@@ -119,7 +125,8 @@ func (s *Sender) Send(ctx context.Context, r Request) (webhook.Attempt, bool) {
 	case errors.Is(f.err, errNotLive), ctx.Err() != nil:
 		return webhook.Attempt{}, false
 	default:
-		a = failed(begun, f.class, cutText(f.err.Error()))
+		s.log.DebugContext(ctx, "attempt failed", "delivery", r.DeliveryID, "class", f.class, "reason", f.err)
+		a = failed(begun, f.class, cutText(inWords(f.class, f.err)))
 		a.OwnFault = f.fault
 		return a, true
 	}
@@ -207,5 +214,15 @@ func failed(begun time.Time, class webhook.ErrorClass, text string) webhook.Atte
 	return webhook.Attempt{EndedAt: now, Duration: now.Sub(begun), Class: class, Error: text}
 }
 
-// cutText makes an error's text storable.
-func cutText(text string) string { return storable([]byte(text), maxError, true) }
+// cutText makes an error's text storable, and safe to show: a control character, or one
+// that turns the direction of the text, becomes U+FFFD.
+func cutText(text string) string {
+	return storable([]byte(strings.Map(shown, text)), maxError, true)
+}
+
+func shown(r rune) rune {
+	if unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
+		return unicode.ReplacementChar
+	}
+	return r
+}

@@ -77,7 +77,7 @@ const (
 
 // An Attempt is the result of one HTTP request. A failed attempt is data, not a Go error.
 // Every text in it is storable (valid UTF-8, no NUL, cut) and free of secrets and URL
-// queries.
+// queries. Tenants read Error, so it has no addresses either.
 type Attempt struct {
 	EndedAt    time.Time     // with Go's monotonic clock; the database converts the age into its own time
 	Duration   time.Duration // from dialling to the end of the response, or to the failure
