@@ -363,7 +363,7 @@ COMMENT ON COLUMN webhook_secrets.id IS
     'Random, so that rows moved to another database do not collide. Negative: made for a restored endpoint, and replaced by the secret that is restored after it.';
 COMMENT ON COLUMN webhook_secrets.endpoint_id IS 'The endpoint whose requests it signs. Deleting the endpoint deletes its secrets.';
 COMMENT ON COLUMN webhook_secrets.secret IS
-    '16 to 256 printable ASCII characters: your own (see webhook_set_secret), or whsec_ and base64. sealed:v2:<id of the key>:... where WALHOOK_SECRET_KEY seals secrets at rest.';
+    '16 to 256 printable ASCII characters: your own (see webhook_set_secret), or whsec_ and base64; or an Ed25519 key, whsk_ and base64. sealed:v2:<id of the key>:... where WALHOOK_SECRET_KEY seals secrets at rest.';
 COMMENT ON COLUMN webhook_secrets.created_at IS 'The time of the INSERT. Of two live secrets, the older one makes X-Webhook-Signature.';
 COMMENT ON COLUMN webhook_secrets.expires_at IS 'When it stops being used. Null: never.';
 
@@ -559,6 +559,8 @@ CREATE OR REPLACE FUNCTION webhook_secret_problem(secret text) RETURNS text
         WHEN secret IS NULL THEN 'it is null'
         WHEN starts_with(secret, 'sealed:') THEN 'it begins with sealed:, which is how walhook marks what it has sealed'
         WHEN secret !~ E'^[\\x20-\\x7e]+$' OR length(secret) NOT BETWEEN 16 AND 256 THEN 'it is not 16 to 256 printable ASCII characters'
+        WHEN starts_with(secret, 'whpk_') THEN 'it is a public key: give the secret key, which begins with whsk_'
+        WHEN starts_with(secret, 'whsk_') AND secret !~ '^whsk_([A-Za-z0-9+/]{43}=|[A-Za-z0-9+/]{86}==)$' THEN 'it begins with whsk_, and is not the base64 of an Ed25519 key of 32 or 64 bytes'
     END;
 COMMENT ON FUNCTION webhook_secret_problem(text) IS 'Returns what is wrong with a given signing secret, or null.';
 

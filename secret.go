@@ -92,6 +92,9 @@ func showSecrets(ctx context.Context, st *store.Store, endpoint uuid.UUID, out i
 		if i == 0 {
 			signs = sign.HeaderBodySignature + " and " + signs
 		}
+		if public, err := sign.PublicKey(string(secret.Text)); err == nil {
+			signs += " (v1a), for the public key " + public
+		}
 		until := "until it is replaced"
 		if secret.ExpiresAt != nil {
 			until = "until " + secret.ExpiresAt.UTC().Format(time.RFC3339)

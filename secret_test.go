@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/base64"
 	"errors"
 	"strings"
 	"testing"
@@ -100,5 +101,25 @@ func TestSealedHeadersAreSent(t *testing.T) {
 	w.eventually("it is delivered", `SELECT count(*) = 1 FROM webhook_deliveries WHERE endpoint_id = $1 AND status = 'success'`, id)
 	if got := r.requests()[0].header.Get("Authorization"); got != "Bearer me" {
 		t.Errorf("the receiver got %q", got)
+	}
+}
+
+// A receiver with the public key alone verifies what it gets, also where the key is sealed.
+func TestRequestsVerifyByThePublicKey(t *testing.T) {
+	w := newWorld(t)
+	r := newReceiver(t, always(200))
+	id, _ := w.endpoint(r.URL)
+	secret := "whsk_" + base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{7}, 32))
+	public, err := sign.PublicKey(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.exec(`SELECT webhook_set_secret($1, $2)`, id, secret)
+	w.sealWith(1)
+	w.run("WALHOOK_SECRET_KEY=" + key(1))
+	w.insert("payment.succeeded")
+	w.eventually("it is delivered", `SELECT count(*) = 1 FROM webhook_deliveries WHERE endpoint_id = $1 AND status = 'success'`, id)
+	if got := r.requests()[0]; sign.Verify(got.header, []byte(got.body), public) != nil {
+		t.Errorf("it does not verify: %s", got.header.Get(sign.HeaderSignature))
 	}
 }

@@ -20,7 +20,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"hash"
-	"strconv"
 	"strings"
 	"sync"
 )
@@ -48,14 +47,20 @@ var ErrNoSecret = errors.New("no signing secret")
 // secrets: it computes the hash states of the keys in advance. It is safe for concurrent
 // use.
 type Signer struct {
-	body     *key   // the oldest secret's text
-	standard []*key // all live secrets as Standard Webhooks reads them, oldest first
+	body     *key             // the oldest secret's text
+	standard []standardSigner // all live secrets as Standard Webhooks reads them, oldest first
+}
+
+// A standardSigner appends a Standard Webhooks signature to dst.
+type standardSigner interface {
+	standard(dst []byte, id string, unix int64, body []byte) []byte
 }
 
 // New returns a Signer for the live secrets, oldest first. While two overlap in a
 // rotation, X-Webhook-Signature is made with the older one, so that its single value
 // still verifies at receivers that have not switched. webhook-signature carries one
-// signature per secret.
+// signature per secret. A secret that begins with whsk_ is an Ed25519 key (see PublicKey), and
+// its signature there is v1a; the error wraps ErrKey if it is none.
 func New(secrets ...string) (*Signer, error) {
 	live := nonEmpty(secrets)
 	if len(live) == 0 {
@@ -63,7 +68,15 @@ func New(secrets ...string) (*Signer, error) {
 	}
 	s := &Signer{body: newKey([]byte(live[0]))}
 	for _, secret := range live {
-		s.standard = append(s.standard, newKey(standardKey(secret)))
+		if !isSecretKey(secret) {
+			s.standard = append(s.standard, newKey(standardKey(secret)))
+			continue
+		}
+		key, err := secretKey(secret)
+		if err != nil {
+			return nil, err
+		}
+		s.standard = append(s.standard, key)
 	}
 	return s, nil
 }
@@ -82,7 +95,7 @@ func (s *Signer) Body(body []byte) string {
 // Standard returns the value of webhook-signature for a message id, the
 // attempt's time in Unix seconds and a raw body.
 func (s *Signer) Standard(id string, unix int64, body []byte) string {
-	var room [2 * (standardLen + 1)]byte // for the two secrets of a rotation; more are allocated
+	var room [2 * (standardLen + 1)]byte // for the two HMACs of a rotation; more is allocated
 	all := room[:0]
 	for i, k := range s.standard {
 		if i > 0 {
@@ -185,10 +198,7 @@ const (
 func (k *key) standard(dst []byte, id string, unix int64, body []byte) []byte {
 	m := macs.Get().(*mac)
 	defer macs.Put(m)
-	m.text = append(m.text[:0], id...)
-	m.text = append(m.text, '.')
-	m.text = strconv.AppendInt(m.text, unix, 10)
-	m.text = append(m.text, '.')
+	m.text = signedPrefix(m.text[:0], id, unix)
 	k.begin(m)
 	m.hash.Write(m.text)
 	m.hash.Write(body)

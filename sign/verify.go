@@ -2,6 +2,7 @@ package sign
 
 import (
 	"cmp"
+	"crypto/ed25519"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
@@ -29,7 +30,7 @@ const DefaultTolerance = 5 * time.Minute
 // A Verifier checks that requests were signed with one of a receiver's secrets. It is
 // safe for concurrent use.
 type Verifier struct {
-	Secrets   []string      // one match is enough; during a rotation, give the old and the new one
+	Secrets   []string      // or public keys (whpk_...); one match is enough; during a rotation, give the old and the new one
 	Tolerance time.Duration // 0: DefaultTolerance; negative: the timestamp is not checked
 
 	// StandardOnly refuses requests that carry X-Webhook-Signature alone. That scheme
@@ -53,13 +54,18 @@ func Verify(h http.Header, body []byte, secrets ...string) error {
 // because during a rotation it is made with the older secret only. If webhook-signature
 // is absent, X-Webhook-Signature decides.
 //
-// The error is nil, ErrNoSecret, ErrNoSignature, ErrMalformed, ErrMismatch or
+// The error is nil, ErrNoSecret, ErrKey, ErrNoSignature, ErrMalformed, ErrMismatch or
 // ErrStale, possibly wrapped. A request that is stale is authentic: the
 // signature is checked first.
 func (v Verifier) Verify(h http.Header, body []byte) error {
 	secrets := nonEmpty(v.Secrets)
 	if len(secrets) == 0 {
 		return ErrNoSecret
+	}
+	for _, secret := range secrets {
+		if _, _, err := verifyingKey(secret); err != nil {
+			return err
+		}
 	}
 	if signatures := values(h, HeaderSignature); len(signatures) > 0 {
 		return v.verifyStandard(h, signatures, body, secrets)
@@ -99,11 +105,33 @@ func (v Verifier) verifyStandard(h http.Header, signatures []string, body []byte
 	return nil
 }
 
-// matchStandard reports whether any v1 signature was made with any secret. How long it
+// verifyingKey returns the public key of an Ed25519 pair, given either of the two, and whether
+// it is one. Its text must never be the key of an HMAC: everybody may have it.
+func verifyingKey(secret string) (key ed25519.PublicKey, is bool, err error) {
+	switch {
+	case isPublicKey(secret):
+		key, err = publicKey(secret)
+		return key, true, err
+	case isSecretKey(secret):
+		pair, err := secretKey(secret)
+		if err != nil {
+			return nil, true, err
+		}
+		return ed25519.PublicKey(pair[ed25519.SeedSize:]), true, nil
+	default:
+		return nil, false, nil
+	}
+}
+
+// matchStandard reports whether any signature was made with any secret. How long it
 // takes depends on the request and the number of secrets, not on which of them match.
 func matchStandard(signatures []string, id string, unix int64, body []byte, secrets []string) bool {
 	matched := false
 	for _, secret := range secrets {
+		if key, is, _ := verifyingKey(secret); is { // Verify has seen the error
+			matched = matchesEd25519(key, signatures, id, unix, body) || matched
+			continue
+		}
 		want := newKey(standardKey(secret)).standard(nil, id, unix, body)
 		for _, list := range signatures {
 			for got := range strings.FieldsSeq(list) {
@@ -127,6 +155,9 @@ func verifyBody(signatures []string, body []byte, secrets []string) error {
 	}
 	matched := false
 	for _, secret := range secrets {
+		if isPublicKey(secret) {
+			continue
+		}
 		h := hmac.New(sha256.New, []byte(secret))
 		h.Write(body)
 		matched = hmac.Equal(got[:], h.Sum(nil)) || matched

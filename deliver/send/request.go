@@ -210,7 +210,7 @@ func (s *Sender) Target(e *webhook.Endpoint) *Target {
 		return t
 	}
 	if t.signer, err = newSigner(e.Secrets); err != nil {
-		t.refusal = refusal{webhook.ErrBadRequest, "the endpoint has no live secret: webhook_set_secret gives it one"}
+		t.refusal = refusal{webhook.ErrBadRequest, signerProblem(err)}
 		return t
 	}
 	if t.key, t.head, err = prepare(u, s.headers(u, e.Headers)); err != nil {
@@ -242,6 +242,13 @@ func endpointURL(text string) (*url.URL, error) {
 	}
 	u.Fragment, u.RawFragment = "", ""
 	return u, nil
+}
+
+func signerProblem(err error) string {
+	if errors.Is(err, sign.ErrKey) {
+		return "a secret of the endpoint begins with whsk_, and is no Ed25519 key: webhook_set_secret replaces it"
+	}
+	return "the endpoint has no live secret: webhook_set_secret gives it one"
 }
 
 func newSigner(secrets []webhook.Secret) (*sign.Signer, error) {

@@ -187,7 +187,7 @@ func TestSecrets(t *testing.T) {
 	refused(t, db.Pool, "null or negative", `SELECT webhook_rotate_secret($1, '-1 second')`, endpoint)
 
 	add := `INSERT INTO webhook_secrets (endpoint_id, secret) VALUES ($1, $2)`
-	for _, secret := range []string{"16 characters ok", strings.Repeat("x", 256), strings.Repeat("0a", 32), "sealed:v1:" + strings.Repeat("A", 1012) + "==", "sealed:v2:0123abcd:AAAA"} {
+	for _, secret := range []string{"16 characters ok", strings.Repeat("x", 256), strings.Repeat("0a", 32), "sealed:v1:" + strings.Repeat("A", 1012) + "==", "sealed:v2:0123abcd:AAAA", "whsk_" + strings.Repeat("A", 43) + "=", "whsk_" + strings.Repeat("A", 86) + "=="} {
 		exec(t, db.Pool, `DELETE FROM webhook_secrets WHERE endpoint_id = $1`, endpoint)
 		exec(t, db.Pool, add, endpoint, secret)
 	}
@@ -258,6 +258,7 @@ func TestSecretsOfOnesOwn(t *testing.T) {
 	for _, c := range []struct{ secret, want string }{
 		{"fifteen chars..", "not 16 to 256 printable ASCII"}, {long, "not 16 to 256 printable ASCII"}, {"sixteen and an ümlaut", "not 16 to 256 printable ASCII"},
 		{"sixteen and a line\n", "not 16 to 256 printable ASCII"}, {"sealed:v1:AAAAAAAAAAAA", "begins with sealed:"}, {"", "not 16 to 256"},
+		{"whpk_" + strings.Repeat("A", 43) + "=", "it is a public key"}, {"whsk_" + strings.Repeat("A", 40) + "=", "Ed25519 key of 32 or 64 bytes"}, {"whsk_" + strings.Repeat("A", 86) + "=", "Ed25519 key of 32 or 64 bytes"},
 	} {
 		for _, sql := range []string{`SELECT webhook_set_secret('` + endpoint + `', $1)`, `SELECT webhook_create_endpoint('org_1', 'https://example.com', secret => $1)`} {
 			_, err := db.Pool.Exec(t.Context(), sql, c.secret)
