@@ -389,6 +389,10 @@ BEGIN
     IF parts IS NULL THEN RETURN 'its host cannot be read'; END IF;
     IF parts[1] IN ('', '[]') THEN RETURN 'it has no host'; END IF;
     IF starts_with(parts[1], '[') THEN
+        -- inet also takes IPv4 addresses, and at an IPv6 address's end a shorter one than [::192.0.2.1].
+        IF strpos(parts[1], '.') > 0 AND parts[1] !~ E':((25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])(\\.|\\]$)){4}$' THEN
+            RETURN 'its host is not an IPv6 address';
+        END IF;
         BEGIN
             PERFORM btrim(parts[1], '[]')::inet;
         EXCEPTION WHEN invalid_text_representation THEN

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"maps"
 	"net"
 	"net/http"
@@ -241,6 +242,7 @@ func endpointURL(text string) (*url.URL, error) {
 		return nil, errPort
 	}
 	u.Fragment, u.RawFragment = "", ""
+	u.RawQuery = escapeQuery(u.RawQuery)
 	return u, nil
 }
 
@@ -249,6 +251,21 @@ func signerProblem(err error) string {
 		return "a secret of the endpoint begins with whsk_, and is no Ed25519 key: webhook_set_secret replaces it"
 	}
 	return "the endpoint has no live secret: webhook_set_secret gives it one"
+}
+
+// escapeQuery percent-encodes the bytes that RFC 3986 does not allow in a query, as it is
+// done for a path. net/url takes a query as it is, and a blank would end the request's
+// target. The database refuses such a URL, but a row may have come past it.
+func escapeQuery(query string) string {
+	var b strings.Builder
+	for _, c := range []byte(query) {
+		if c <= ' ' || c >= 0x7f || strings.IndexByte("\"<>\\^`{|}", c) >= 0 {
+			fmt.Fprintf(&b, "%%%02X", c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
 }
 
 func newSigner(secrets []webhook.Secret) (*sign.Signer, error) {

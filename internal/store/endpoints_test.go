@@ -32,6 +32,11 @@ func TestEndpointsRefuse(t *testing.T) {
 		"https://[]/":                          "no host",
 		"https://[::zz]/":                      "cannot be read",
 		"https://[1:2]/":                       "not an IPv6 address",
+		"https://[1.2.3.4]/":                   "not an IPv6 address",
+		"https://[::1.2.3]/":                   "not an IPv6 address",
+		"https://[::1.2.3.04]/":                "not an IPv6 address",
+		"https://[::1.2.3.256]/":               "not an IPv6 address",
+		"https://[1.2.3.4::]/":                 "not an IPv6 address",
 		"https://::1/":                         "no host",
 		"https://user@example.com/":            "user or password",
 		"https://user:pw@example.com/":         "user or password",
@@ -53,7 +58,7 @@ func TestEndpointsRefuse(t *testing.T) {
 		refused(t, db.Pool, want, `INSERT INTO webhook_endpoints (organization_id, url) VALUES ('o', $1)`, url)
 	}
 	for _, url := range []string{
-		"https://example.com", "http://example.com:8080/a/b?c=d&e=%20", "HTTPS://EXAMPLE.COM/", "https://[::1]:9/x", "https://10.0.0.1/", "http://localhost:65535",
+		"https://example.com", "http://example.com:8080/a/b?c=d&e=%20", "HTTPS://EXAMPLE.COM/", "https://[::1]:9/x", "https://[::ffff:192.0.2.1]/", "https://[1:2:3:4:5:6:255.0.10.9]/", "https://10.0.0.1/", "http://localhost:65535",
 		"https://my_host.internal./x", "https://xn--exmple-cua.com/~a/@b?u=x@y", "https://example.com?x",
 	} {
 		exec(t, db.Pool, `INSERT INTO webhook_endpoints (organization_id, url) VALUES ('o', $1)`, url)
