@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/walhook/walhook/cdc"
+	"github.com/walhook/walhook/deliver"
 	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/admin"
@@ -66,7 +67,11 @@ func ready(ctx context.Context, r *readiness, st *store.Store, current *pipeline
 		return "", err
 	}
 	if err := current.engine().Ready(); err != nil {
-		return "", unready(notWorking, err)
+		class := notWorking
+		if ours, ok := errors.AsType[*deliver.OwnFaultError](err); ok {
+			class += ": " + string(ours.Kind)
+		}
+		return "", unready(class, err)
 	}
 	if err := st.CheckSchema(ctx); err != nil {
 		return "", unready(unreachable, err)

@@ -24,6 +24,7 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	ended := make(chan struct{})
 	defer close(ended)
 	sayDropped(ctx, cfg, log)
+	sayProxy(ctx, cfg, log)
 	db, err := openDatabase(ctx, cfg)
 	if err != nil {
 		return err
@@ -71,6 +72,14 @@ func alongside(ctx, live context.Context, work func(ctx, live context.Context) e
 		return work(ctx, live)
 	})
 	return parts.Wait()
+}
+
+// sayProxy says which part of the guard is the proxy's, if there is one.
+func sayProxy(ctx context.Context, cfg *config.Config, log *slog.Logger) {
+	if p := cfg.Proxy(); p != nil {
+		log.InfoContext(ctx, "a proxy dials endpoints and resolves their names, so it has to keep names from leading into networks of your own; "+
+			"walhook checks schemes, ports, and hosts that are addresses", "proxy", p.Scheme+"://"+p.Host)
+	}
 }
 
 func newSender(cfg *config.Config, protected *send.Protected, log *slog.Logger, live func() bool) *send.Sender {

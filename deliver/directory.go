@@ -2,7 +2,6 @@ package deliver
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"reflect"
 	"sync/atomic"
@@ -34,33 +33,15 @@ type directory struct {
 	heartbeat *heartbeat
 	log       *slog.Logger
 	lastErr   atomic.Pointer[error] // of the last look-up; nil if it succeeded
-	reported  int                   // the number of endpoints with sealed secrets in the last warning
+	faults    faultLog
 }
 
-// failing returns why nothing can be sent, or nil.
+// failing returns why no endpoint can be looked up, or nil.
 func (d *directory) failing() error {
 	if err := d.lastErr.Load(); err != nil {
 		return *err
 	}
-	if _, one := d.scheduler.Unopenable(); one != nil && d.scheduler.AllUnopenable() {
-		return fmt.Errorf("the signing secrets of all endpoints with work cannot be opened; for example endpoint %s: %s", one.ID, one.Sealed)
-	}
 	return nil
-}
-
-// reportSealed warns about secrets that cannot be opened: once, and again each time
-// that there are ten times as many.
-func (d *directory) reportSealed() {
-	n, one := d.scheduler.Unopenable()
-	switch {
-	case n == 0 && d.reported > 0:
-		d.log.Info("all signing secrets can be opened again")
-		d.reported = 0
-	case one != nil && n >= 10*d.reported:
-		d.log.Warn("signing secrets cannot be opened: deliveries to these endpoints wait, and no attempt is counted",
-			"endpoints", n, "endpoint", one.ID, "error", one.Sealed)
-		d.reported = n
-	}
 }
 
 func (d *directory) run(ctx context.Context) error {
@@ -72,6 +53,7 @@ func (d *directory) run(ctx context.Context) error {
 			return nil
 		case timerFired:
 			d.scheduler.DropIdle(time.Now())
+			d.faults.update(d.scheduler.Faults(), time.Now())
 		default:
 			d.lookUpAll(ctx)
 		}
@@ -87,7 +69,6 @@ func (d *directory) lookUpAll(ctx context.Context) {
 		d.heartbeat.beat()
 		wanted := d.scheduler.TakeLookUps(directoryPage, time.Now())
 		if len(wanted) == 0 {
-			d.reportSealed()
 			return
 		}
 		attempt, cancel := context.WithTimeout(ctx, statementTimeout)

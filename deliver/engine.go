@@ -100,7 +100,8 @@ func newEngine(c Config, s *schedule.Scheduler) *Engine {
 		deferred: deferred{scheduler: s, store: c.Store, heartbeat: recording, log: c.Log}}}
 	e.retrier = &retrier{scheduler: s, store: c.Store, heartbeat: retrying, log: c.Log, changeHint: s.ToScan, notVisible: map[uuid.UUID]bool{},
 		claims: &claims{scheduler: s, store: c.Store}, finder: &finder{scheduler: s, store: c.Store, heartbeat: retrying}}
-	e.directory = &directory{scheduler: s, store: c.Store, sender: c.Sender, heartbeat: e.newHeartbeat("directory"), log: c.Log}
+	e.directory = &directory{scheduler: s, store: c.Store, sender: c.Sender, heartbeat: e.newHeartbeat("directory"), log: c.Log,
+		faults: faultLog{c.Log, map[webhook.OwnFault]time.Time{}}}
 	e.clock = &clock{scheduler: s, heartbeat: e.newHeartbeat("clock")}
 	e.reconciler = &reconciler{scheduler: s, store: c.Store, window: c.RecoveryWindow,
 		announce: e.retrier.changeHint.Raise, log: c.Log, wake: schedule.NewSignal(), heartbeat: reconciling,
@@ -175,11 +176,12 @@ func (e *Engine) Alive() error {
 }
 
 // Ready returns why nothing can be sent or recorded, or nil: endpoints cannot be
-// looked up, the clock is off, or no secret can be opened; or for notReadyAfter
+// looked up; or for notReadyAfter a fault of ours has kept everything waiting, or
 // recording, claiming the slot, or polling for due deliveries has failed.
 func (e *Engine) Ready() error {
 	return errors.Join(
 		e.directory.failing(),
+		stuck(e.scheduler),
 		e.fanOut.failure.lasting("the slot cannot be claimed, or deliveries cannot be looked up"),
 		e.recorder.failure.lasting("outcomes cannot be recorded"),
 		e.retrier.failure.lasting("due deliveries cannot be polled for"),

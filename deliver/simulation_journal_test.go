@@ -211,6 +211,11 @@ func (p *process) send(_ context.Context, r send.Request) (webhook.Attempt, bool
 	if !p.engine.Live() { // as a Sender asks before it writes
 		return webhook.Attempt{}, false
 	}
+	if d := s.journal.known[r.DeliveryID]; d != nil && s.ownFault.met(d.endpoint) {
+		s.pass(s.within(s.limits.Timeout))
+		s.note("own fault %s: %s", r.DeliveryID, s.ownFault.kind)
+		return webhook.Attempt{EndedAt: time.Now(), Duration: time.Since(begun), Class: webhook.ErrConnect, OwnFault: s.ownFault.kind}, true
+	}
 	status, after := s.journal.request(p, r)
 	s.pass(after)
 	s.journal.answered(r, p)

@@ -113,6 +113,7 @@ type simulation struct {
 	tasks      []*task
 	running    *task
 	faultRates faultRates
+	ownFault   ownFault
 	db         *database
 	processes  []*process
 	births     int

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/walhook/walhook/internal/store/storetest"
 	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
@@ -82,7 +84,25 @@ var faults = []fault{
 			}
 		}
 	}},
+	{"own fault", func(s *simulation) {
+		s.ownFault = ownFault{pick(s, webhook.OwnFaults[1:]), uuid.Nil, time.Now().Add(s.within(5 * time.Second))}
+		if s.chance(30) {
+			s.ownFault.only = pick(s, s.db.EndpointRows).ID
+		}
+	}},
 	{"consequences refused", func(s *simulation) { s.db.RefuseConsequences = time.Now().Add(s.within(3 * time.Second)) }},
+}
+
+// An ownFault keeps walhook from sending for a while.
+type ownFault struct {
+	kind  webhook.OwnFault
+	only  uuid.UUID // to this endpoint; Nil: to all
+	until time.Time
+}
+
+// met reports whether an attempt meets it.
+func (f *ownFault) met(endpoint uuid.UUID) bool {
+	return time.Now().Before(f.until) && (f.only == uuid.Nil || f.only == endpoint)
 }
 
 func (s *simulation) drawFaultRates() faultRates {

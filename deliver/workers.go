@@ -56,7 +56,8 @@ func (e *Engine) work(ctx context.Context, d *schedule.Delivery) {
 func (e *Engine) attempt(ctx context.Context, d *schedule.Delivery) *schedule.Delivery {
 	r := d.Request()
 	a, completed := e.send(ctx, r)
-	if completed && e.observe != nil {
+	ours := completed && a.OwnFault != ""
+	if completed && !ours && e.observe != nil {
 		e.observe(r.EventType, a)
 	}
 	now := time.Now()
@@ -67,6 +68,8 @@ func (e *Engine) attempt(ctx context.Context, d *schedule.Delivery) *schedule.De
 	case !completed: // the right to send was lost: no receiver can have acted on it
 		e.scheduler.Unsent(d, now)
 		return nil
+	case ours:
+		return e.scheduler.MetFault(d, a, now)
 	}
 	return e.scheduler.Finish(d, a, now)
 }

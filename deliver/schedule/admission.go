@@ -115,7 +115,7 @@ func (s *Scheduler) admit(e *event, endpoint, id uuid.UUID, received, patience, 
 // not wait for a lane that its own limits hold back. Nor does it wait for a full queue
 // while another lane has no work: its events may stand behind.
 func (s *Scheduler) worthWaiting(l *lane, now time.Time) bool {
-	if l.unopenable || l.breaker.holds(now) || l.rate != nil {
+	if l.onlyProbes(now) || l.rate != nil {
 		return false
 	}
 	if len(l.first) < s.limits.laneQueue() {

@@ -18,10 +18,8 @@ type Counts struct {
 	Found     uint64                      // rows that the reconciler had to insert
 }
 
-// OwnFaults lists those that are counted. A secret counts at each look-up: once a second
-// for each endpoint that waits for it.
-var OwnFaults = []webhook.OwnFault{webhook.FaultSecret}
-
+// ownFault counts a fault: a secret at each look-up, once a second for each endpoint that
+// waits for it; others at each attempt that meets them.
 func (c *Counts) ownFault(f webhook.OwnFault) {
 	if c.OwnFaults == nil {
 		c.OwnFaults = map[webhook.OwnFault]uint64{}

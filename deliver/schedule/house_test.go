@@ -203,6 +203,8 @@ func (h *house) attempt(d *Delivery) {
 	}
 	a := webhook.Attempt{StatusCode: status, EndedAt: time.Now(), Duration: time.Since(begun)}
 	switch {
+	case status == ownFaulted:
+		a.StatusCode, a.OwnFault = 0, webhook.FaultProxy
 	case status == 0:
 		a.Class = webhook.ErrTimeout
 	case status > 299:
@@ -211,8 +213,23 @@ func (h *house) attempt(d *Delivery) {
 	h.w.mu.Lock()
 	defer h.w.mu.Unlock()
 	h.underWay[endpoint]--
-	h.w.finish(d, a, time.Now())
+	if a.OwnFault != "" {
+		h.w.unsent(d, time.Now())
+		h.w.met(d.lane, &a, time.Now())
+	} else {
+		h.w.finish(d, a, time.Now())
+	}
 	h.w.dispatch(time.Now())
+}
+
+// ownFaulted is the status of an attempt that met a fault of ours.
+const ownFaulted = -1
+
+// stuck is Stuck, for who has the mutex.
+func (h *house) stuck() (Fault, bool) {
+	h.w.mu.Unlock()
+	defer h.w.mu.Lock()
+	return h.w.Stuck()
 }
 
 func (h *house) lookUp(now time.Time) {

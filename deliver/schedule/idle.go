@@ -39,10 +39,7 @@ func (s *Scheduler) drop(l *lane) {
 		delete(s.lanes, l.id)
 	}
 	s.changeBreaker(l, func(b *breaker) { *b = breaker{} })
-	if l.unopenable {
-		l.unopenable = false
-		s.unopenable--
-	}
+	s.unshut(l)
 }
 
 // DropIdle drops lanes that have been idle for a while, a few at a time.

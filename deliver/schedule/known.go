@@ -16,7 +16,6 @@ type known struct {
 	ask          bool      // it has to be looked up, whatever its age
 	asked        bool      // it is just being
 	refused      bool      // disabled or deleted: what is owed is cancelled
-	unopenable   bool      // its secret cannot be opened, which is our own fault: what is owed waits
 	gone         bool      // answered 410, which is not committed yet: nothing more is sent
 	notBefore    time.Time // a look-up from before is not to be relied on
 }

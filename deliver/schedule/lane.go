@@ -36,6 +36,7 @@ type lane struct {
 	known
 	prefetch
 	health
+	fault fault
 	ended int       // attempts whose outcome is not committed
 	used  time.Time // when it was last asked for
 
@@ -63,16 +64,16 @@ func (l *lane) idle() bool {
 
 // may returns how many attempts may be under way at once, by the lane's own limits.
 func (l *lane) may(now time.Time) int {
-	if l.unopenable {
-		return 0
-	}
-	return l.permits.may(now)
+	return min(l.permits.may(now), l.fault.may(now))
 }
+
+// onlyProbes reports whether the lane gets only attempts that find out whether it may go on.
+func (l *lane) onlyProbes(now time.Time) bool { return l.fault.shut() || l.breaker.holds(now) }
 
 // queueRoom returns how many deliveries from the stream the lane may queue: as many as
 // it can send within ParkAfter, because the rest would be parked anyway.
 func (s *Scheduler) queueRoom(l *lane, now time.Time) int {
-	if l.unopenable || l.breaker.holds(now) {
+	if l.onlyProbes(now) {
 		return min(l.may(now)-l.held, 1) // the probe
 	}
 	// Half of what is free: however many lanes are behind, there is room for one more.

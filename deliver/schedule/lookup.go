@@ -49,24 +49,16 @@ func (s *Scheduler) lookedUp(l *lane, e *webhook.Endpoint, target *send.Target, 
 			s.holdBack(l, now)
 		}
 	}
-	s.setUnopenable(l, !refused && e.Sealed != "", now)
+	switch {
+	case !refused && e.Sealed != "":
+		s.shut(l, webhook.FaultSecret, e.Sealed, now)
+	case refused || l.fault.kind == webhook.FaultSecret:
+		s.unshut(l)
+	}
 	if refused && (!l.refused || !l.empty()) {
 		s.emptyQueue(l, now)
 	}
 	l.refused = refused
-}
-
-// setUnopenable keeps an endpoint's deliveries in the table while its secret cannot be
-// opened. That is walhook's own fault: no attempt is counted.
-func (s *Scheduler) setUnopenable(l *lane, shut bool, now time.Time) {
-	if shut != l.unopenable {
-		l.unopenable = shut
-		s.unopenable += oneUp(shut)
-	}
-	if shut {
-		s.counts.ownFault(webhook.FaultSecret)
-		s.holdBack(l, now)
-	}
 }
 
 // retryNow closes a lane's breaker if webhook_retry_now was called since the last
@@ -137,34 +129,4 @@ func (s *Scheduler) LookedUp(answers []LookUp, failed bool, asOf, now time.Time)
 		s.lookedUp(x.lane, x.Endpoint, x.Target, asOf, now)
 	}
 	s.dispatch(now)
-}
-
-// Unopenable returns how many endpoints have secrets that cannot be opened, and one of them.
-func (s *Scheduler) Unopenable() (n int, one *webhook.Endpoint) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.unopenable > 0 {
-		for _, l := range s.lanes {
-			if l.unopenable {
-				return s.unopenable, l.endpoint
-			}
-		}
-	}
-	return s.unopenable, nil
-}
-
-// AllUnopenable reports whether that is so for all endpoints that have something to do. It
-// may look at every lane, so a loop that is in a hurry does not ask.
-func (s *Scheduler) AllUnopenable() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.unopenable == 0 {
-		return false
-	}
-	for _, l := range s.lanes {
-		if !l.unopenable && l.endpoint != nil && !l.refused {
-			return false
-		}
-	}
-	return true
 }

@@ -79,7 +79,7 @@ func (s *Scheduler) fitting(l *lane) int {
 
 // mayPrefetch returns how many prefetched deliveries a lane may have queued.
 func (l *lane) mayPrefetch(now time.Time) int {
-	if l.unopenable || l.breaker.holds(now) {
+	if l.onlyProbes(now) {
 		return max(0, l.may(now)-(l.held-l.prefetched)) // the probe
 	}
 	size := prefetchPerPermit * l.limit
@@ -129,7 +129,7 @@ func (s *Scheduler) admitDue(due *webhook.Due, now time.Time) {
 	}
 	e := newEvent(&due.Event)
 	if l.overflown = !s.fetchRoom() || !s.fits(e) || !s.bytesFit(l, s.limits.MaxMemory/2) ||
-		l.breaker.holds(now) && l.held >= l.may(now); l.overflown {
+		l.onlyProbes(now) && l.held >= l.may(now); l.overflown {
 		return
 	}
 	d := &Delivery{id: due.ID, event: e, lane: l, inTable: true, fetched: true}

@@ -1,6 +1,10 @@
 package schedule
 
-import "time"
+import (
+	"time"
+
+	"github.com/walhook/walhook/internal/webhook"
+)
 
 // Which lanes wait for what. Only this file puts lanes into lists.
 
@@ -106,11 +110,11 @@ func (s *Scheduler) wants(l *lane, now time.Time) (want [lists]bool, again time.
 	if l.rows && !l.paging {
 		want[toFetch] = s.page(l, s.limits.rowsShare()-s.fetched, now) > 0
 		// Where nothing may be fetched, the endpoint's limits may have been raised.
-		lookUp = lookUp || !want[toFetch] && l.stale(now) && (l.unopenable || !l.breaker.holds(now))
+		lookUp = lookUp || !want[toFetch] && l.stale(now) && (l.fault.kind == webhook.FaultSecret || !l.onlyProbes(now))
 		switch {
 		case want[toFetch]:
-		case l.unopenable:
-			next.by(now.Add(staleAfter))
+		case l.fault.shut():
+			next.by(l.fault.again(now))
 		case l.breaker.holds(now) && now.Before(l.breaker.next):
 			next.by(l.breaker.next)
 		default:

@@ -18,6 +18,7 @@
 //	health       what attempts say of their endpoints
 //	verify       the books, compared with what they count: for tests
 //	ledger       pure: what may be confirmed
+//	fault        what keeps deliveries waiting and is no endpoint's doing
 //	breaker      pure: how much a failing endpoint is still asked; backoff: when to try again
 package schedule
 
@@ -71,18 +72,22 @@ type Scheduler struct {
 	unprovenOf map[string]int     // unproven permits, by organization
 	removed    map[uuid.UUID]bool // gone since the page under way was asked for; nil: none is
 
-	held       int   // deliveries that are queued, running or ended
-	fetched    int   // those of them that came from the table
-	bytes      int64 // of the bodies of the queued and running
-	running    int
-	low        int // retries and replays that are under way or not recorded
-	unproven   int // permits that unproven lanes hold
-	ended      int // attempts whose outcome is not committed
-	parked     int // deliveries without a body whose row is not committed
-	aside      int // outcomes whose row someone else has locked
-	spilled    int // lanes that are fed from the table
-	open       int // lanes whose breaker is open
-	unopenable int // lanes whose endpoint's secret cannot be opened
+	held     int   // deliveries that are queued, running or ended
+	fetched  int   // those of them that came from the table
+	bytes    int64 // of the bodies of the queued and running
+	running  int
+	low      int // retries and replays that are under way or not recorded
+	unproven int // permits that unproven lanes hold
+	ended    int // attempts whose outcome is not committed
+	parked   int // deliveries without a body whose row is not committed
+	aside    int // outcomes whose row someone else has locked
+	spilled  int // lanes that are fed from the table
+	open     int // lanes whose breaker is open
+
+	faults    map[webhook.OwnFault]*faultOf
+	shutInRow int       // lanes that attempts have shut, with none since that met no fault
+	shutSince time.Time // the first of them was
+	tryNext   time.Time // while all lanes are held, no attempt begins before
 
 	newRows    []*Delivery // to be recorded by INSERT
 	toBeParked []*Delivery // likewise, but without an outcome
@@ -117,6 +122,7 @@ func New(o Options) *Scheduler {
 		deliveries: map[uuid.UUID]*Delivery{},
 		lanes:      map[uuid.UUID]*lane{},
 		unprovenOf: map[string]int{},
+		faults:     map[webhook.OwnFault]*faultOf{},
 		aging:      list.New(),
 		RoomFreed:  NewSignal(),
 		ToRecord:   NewSignal(),
@@ -124,6 +130,9 @@ func New(o Options) *Scheduler {
 		ToScan:     NewSignal(),
 		ToLookUp:   NewSignal(),
 		ToPace:     NewSignal(),
+	}
+	for _, kind := range webhook.OwnFaults {
+		s.faults[kind] = &faultOf{}
 	}
 	if s.jitter == nil {
 		s.jitter = rand.Float64

@@ -240,7 +240,7 @@ func TestManyUnprovenEndpointsStartQuickly(t *testing.T) {
 // could reports whether a lane could start something by its facts.
 func (h *house) could(l *lane, now time.Time) bool {
 	s := h.w
-	if l.empty() || l.gone || l.refused || l.unopenable || s.running >= s.limits.MaxInFlight || s.running+s.ended >= s.limits.MaxInFlight+unrecordedRoom {
+	if l.empty() || l.gone || l.refused || l.fault.shut() || s.running >= s.limits.MaxInFlight || s.running+s.ended >= s.limits.MaxInFlight+unrecordedRoom {
 		return false
 	}
 	l.trim()

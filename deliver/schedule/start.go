@@ -8,7 +8,7 @@ import (
 // nothing may start: the slot may be another process's, or all permits are taken, or
 // there is no room for another outcome. That room is reserved before the request.
 func (s *Scheduler) next(now time.Time) *Delivery {
-	for s.reconsiderTouched(now); !s.stopping && s.live(now) &&
+	for s.reconsiderTouched(now); !s.stopping && s.live(now) && s.mayTry(now) &&
 		s.running < s.limits.MaxInFlight && s.running+s.ended < s.limits.MaxInFlight+unrecordedRoom; s.reconsiderTouched(now) {
 		l := s.takeFirst(toStart)
 		if l == nil {
@@ -16,6 +16,7 @@ func (s *Scheduler) next(now time.Time) *Delivery {
 		}
 		if d := s.start(l, now); d != nil {
 			s.touch(l)
+			s.tried(now)
 			return d
 		}
 	}

@@ -7,8 +7,8 @@ import (
 
 // A tally is what is counted all along, to be compared with what it counts.
 type tally struct {
-	held, fetched, running, low, ended, parked, unproven, spilled, open, unopenable, aging int
-	bytes                                                                                  int64
+	held, fetched, running, low, ended, parked, unproven, spilled, open, shut, aging int
+	bytes                                                                            int64
 }
 
 // Verify returns an error where a count is not that of what it counts, or where a lane
@@ -18,7 +18,10 @@ func (s *Scheduler) Verify(now time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	counted := tally{held: s.held, fetched: s.fetched, running: s.running, low: s.low, ended: s.ended, parked: s.parked, unproven: s.unproven,
-		spilled: s.spilled, open: s.open, unopenable: s.unopenable, aging: s.aging.Len(), bytes: s.bytes}
+		spilled: s.spilled, open: s.open, aging: s.aging.Len(), bytes: s.bytes}
+	for _, of := range s.faults {
+		counted.shut += of.lanes.Len()
+	}
 	var found tally
 	lanes := map[*lane]*lane{}
 	bodies := map[*event]int{}
@@ -54,7 +57,7 @@ func (s *Scheduler) Verify(now time.Time) error {
 		}
 		found.spilled += one(l.spilled)
 		found.open += one(l.breaker.open)
-		found.unopenable += one(l.unopenable)
+		found.shut += one(l.fault.shut())
 	}
 	for organization, n := range s.unprovenOf {
 		if organizations[organization] != n {

@@ -107,6 +107,7 @@ func (s *Scheduler) finish(d *Delivery, a webhook.Attempt, now time.Time) {
 	s.ended++
 	l.ended++
 	s.counts.attempt(a)
+	s.worked(l, &a, now)
 	s.judge(d, &a, now)
 	s.enlist(d)
 	s.touch(l)

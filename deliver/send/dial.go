@@ -3,11 +3,14 @@ package send
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"net"
 	"net/netip"
 	"strings"
 	"sync/atomic"
 	"syscall"
+	"time"
 )
 
 // tlsSessions bounds the cached TLS sessions, one for each host. Resuming a session
@@ -22,6 +25,8 @@ type dialer struct {
 	tls   *tls.Config
 	proxy *proxy // nil: none
 	live  func() bool
+
+	resolver *resolver
 }
 
 // newDialer returns a dialer. It offers HTTP/1.1 only, on purpose: every receiver speaks
@@ -29,22 +34,24 @@ type dialer struct {
 // packet or a full flow-control window delays all of them, the receiver's stream limit
 // caps them, and a GOAWAY leaves the fate of many requests unknown.
 func newDialer(cfg *SenderConfig, guard *Guard) *dialer {
+	names := newResolver(cfg.Resolver)
 	d := &dialer{
 		// No keep-alive probes: deadlines bound attempts, and the pool bounds idling.
-		tcp: net.Dialer{Resolver: cfg.Resolver, KeepAlive: -1},
+		tcp: net.Dialer{Resolver: names.Resolver, KeepAlive: -1},
 		tls: &tls.Config{
 			MinVersion:         tls.VersionTLS12,
 			NextProtos:         []string{"http/1.1"},
 			ClientSessionCache: tls.NewLRUClientSessionCache(tlsSessions),
 			RootCAs:            cfg.RootCAs,
 		},
-		live: cfg.Live,
+		live:     cfg.Live,
+		resolver: names,
+	}
+	if cfg.RootCAs == nil {
+		_, _ = x509.SystemCertPool() // loads it for good: without descriptors, a handshake could not; it tells what is wrong
 	}
 	if d.live == nil {
 		d.live = func() bool { return true }
-	}
-	if d.tcp.Resolver == nil { // that of libc does not find a name with a final dot in /etc/hosts
-		d.tcp.Resolver = &net.Resolver{PreferGo: true}
 	}
 	d.label = d.tcp
 	if cfg.ProxyURL != nil {
@@ -96,9 +103,14 @@ func absolute(host string) string {
 }
 
 func (d *dialer) dialTCP(ctx context.Context, c *conn, by *net.Dialer, address string) *failure {
+	begun := time.Now()
 	tcp, err := by.DialContext(ctx, "tcp", address)
 	if err != nil {
-		return dialFailure(ctx, err)
+		f := dialFailure(ctx, err)
+		if dns, ok := errors.AsType[*net.DNSError](err); ok {
+			f.fault = d.resolver.blame(ctx, dns, begun)
+		}
+		return f
 	}
 	raw, err := tcp.(syscall.Conn).SyscallConn()
 	if err != nil {

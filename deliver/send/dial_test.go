@@ -74,6 +74,9 @@ func TestDialFailure(t *testing.T) {
 	t.Parallel()
 	op := func(err error) error { return &net.OpError{Op: "dial", Net: "tcp", Err: err} }
 	system := func(errno syscall.Errno) error { return op(os.NewSyscallError("connect", errno)) }
+	toward := func(ip string) error {
+		return &net.OpError{Op: "dial", Net: "tcp", Addr: &net.TCPAddr{IP: net.ParseIP(ip), Port: 443}, Err: os.NewSyscallError("connect", syscall.EADDRNOTAVAIL)}
+	}
 	for _, tc := range []struct {
 		name  string
 		err   error
@@ -81,8 +84,7 @@ func TestDialFailure(t *testing.T) {
 		fault webhook.OwnFault
 	}{
 		{"no such name", op(&net.DNSError{IsNotFound: true}), webhook.ErrDNS, ""},
-		{"a name that did not resolve in time", op(&net.DNSError{IsTimeout: true}), webhook.ErrDNS, webhook.FaultResolver},
-		{"a resolver that is away", op(&net.DNSError{IsTemporary: true}), webhook.ErrDNS, webhook.FaultResolver},
+		{"a name that did not resolve in time", op(&net.DNSError{IsTimeout: true}), webhook.ErrDNS, ""}, // see TestWhoseFaultItIsThatANameDoesNotResolve
 		{"no route", system(syscall.EHOSTUNREACH), webhook.ErrConnect, ""},
 		{"no network", system(syscall.ENETUNREACH), webhook.ErrConnect, ""},
 		{"refused", system(syscall.ECONNREFUSED), webhook.ErrConnect, ""},
@@ -90,6 +92,9 @@ func TestDialFailure(t *testing.T) {
 		{"no descriptors of the process", system(syscall.EMFILE), webhook.ErrConnect, webhook.FaultDescriptors},
 		{"no descriptors of the machine", system(syscall.ENFILE), webhook.ErrConnect, webhook.FaultDescriptors},
 		{"no ports", system(syscall.EADDRNOTAVAIL), webhook.ErrConnect, webhook.FaultPorts},
+		{"no ports towards an IPv4 address", toward("192.0.2.1"), webhook.ErrConnect, webhook.FaultPorts},
+		{"no IPv6", toward("2001:db8::1"), webhook.ErrConnect, ""},
+		{"no buffers", system(syscall.ENOBUFS), webhook.ErrConnect, webhook.FaultDescriptors},
 		{"a block wins", op(&BlockedError{}), webhook.ErrBlocked, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -41,12 +41,8 @@ func dialFailure(ctx context.Context, err error) *failure {
 	if timedOut(ctx) {
 		return timeout()
 	}
-	if dns, ok := errors.AsType[*net.DNSError](err); ok {
-		f := &failure{class: webhook.ErrDNS, err: err}
-		if !dns.IsNotFound {
-			f.fault = webhook.FaultResolver
-		}
-		return f
+	if _, ok := errors.AsType[*net.DNSError](err); ok {
+		return &failure{class: webhook.ErrDNS, err: err}
 	}
 	if isTimeout(err) { // the kernel's own, or one address's share of the time
 		return &failure{class: webhook.ErrTimeout, err: err}
@@ -57,13 +53,24 @@ func dialFailure(ctx context.Context, err error) *failure {
 // ownFault returns what this machine has used up, if that is why it cannot connect.
 func ownFault(err error) webhook.OwnFault {
 	switch {
-	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOBUFS):
 		return webhook.FaultDescriptors
-	case errors.Is(err, syscall.EADDRNOTAVAIL):
+	case errors.Is(err, syscall.EADDRNOTAVAIL) && !overIPv6(err):
 		return webhook.FaultPorts
 	default:
 		return ""
 	}
+}
+
+// overIPv6 reports whether an error is of dialling an IPv6 address. A machine without
+// IPv6 says of all of them that no local address is left.
+func overIPv6(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	if !ok {
+		return false
+	}
+	to, ok := op.Addr.(*net.TCPAddr)
+	return ok && to.IP.To4() == nil
 }
 
 // handshakeFailure classifies an error of a TLS handshake.

@@ -25,6 +25,9 @@ const (
 	kindAAAA = 28
 )
 
+// serverFails is what a function says of a name whose servers are broken.
+var serverFails = []string{"SERVFAIL"}
+
 // dnsServerOf returns a resolver that calls a function for each query.
 func dnsServerOf(t *testing.T, addresses func(name string, kind uint16) []string) *net.Resolver {
 	t.Helper()
@@ -66,6 +69,9 @@ func dnsAnswer(query []byte, addresses func(name string, kind uint16) []string) 
 	flags := uint16(0x8180)
 	if len(found) == 0 {
 		flags |= 3 // no such name
+	}
+	if slices.Equal(found, serverFails) {
+		flags, found = 0x8182, nil
 	}
 	var answers []byte
 	count := uint16(0)

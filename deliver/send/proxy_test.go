@@ -190,6 +190,7 @@ func TestProxiesThatDoNotConnect(t *testing.T) {
 			return "https://" + listen(t, func(c net.Conn) { io.Copy(io.Discard, c) })
 		}, webhook.ErrTimeout, webhook.FaultProxy},
 		{"403", connect("HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n"), webhook.ErrConnect, webhook.FaultProxy},
+		{"410", connect("HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n"), webhook.ErrConnect, webhook.FaultProxy},
 		{"407", connect("HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n"), webhook.ErrConnect, webhook.FaultProxy},
 		{"301", connect("HTTP/1.1 301 No\r\nContent-Length: 0\r\n\r\n"), webhook.ErrConnect, webhook.FaultProxy},
 		{"101", connect("HTTP/1.1 101 No\r\n\r\n"), webhook.ErrConnect, webhook.FaultProxy},
@@ -227,6 +228,9 @@ func TestProxiesThatDoNotConnect(t *testing.T) {
 				t.Errorf("%q tells the password", a.Error)
 			}
 			checkStorable(t, a)
+			if a.StatusCode != 0 || Judge(a) != Retry {
+				t.Errorf("Send = %+v: an answer is never the proxy's", a)
+			}
 		})
 	}
 }

@@ -6,6 +6,7 @@
 //	exchange   one request and its response on one connection
 //	pool       idle connections
 //	dial       new connections: TCP, TLS, and the right to write
+//	resolver   whose fault it is that a name did not resolve
 //	proxy      tunnels: CONNECT and SOCKS5
 //	failure    why there is no status line: its class, and whose fault it is
 //	words      what a tenant may read of it

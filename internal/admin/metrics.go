@@ -192,7 +192,7 @@ func (c *snapshots) Collect(ch chan<- prometheus.Metric) {
 	for _, class := range errorClasses {
 		ch <- prometheus.MustNewConstMetric(attemptsDesc, prometheus.CounterValue, float64(stats.Errors[class]), string(class))
 	}
-	for _, kind := range schedule.OwnFaults {
+	for _, kind := range webhook.OwnFaults {
 		ch <- prometheus.MustNewConstMetric(faultsDesc, prometheus.CounterValue, float64(stats.OwnFaults[kind]), string(kind))
 	}
 	for role, name := range roles {

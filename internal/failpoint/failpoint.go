@@ -41,7 +41,7 @@ const (
 	TrustSlot        Switch = "trust-slot"         // wherever the slot is found, everything before has its rows
 	NoLiveness       Switch = "no-liveness"        // who once had the slot acts as if it were still so
 	EarlierWord      Switch = "earlier-word"       // an outcome overwrites what an operator has said meanwhile
-	ChargeOwnFaults  Switch = "charge-own-faults"  // a secret that cannot be opened is the endpoint's failure
+	ChargeOwnFaults  Switch = "charge-own-faults"  // our own faults are the endpoint's failures
 )
 
 // Switches are all of them.

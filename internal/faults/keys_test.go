@@ -76,7 +76,7 @@ func keys(t *testing.T, s Setup) {
 	}
 	x.expect(failing == 0, "%d requests were sent to an endpoint whose secret cannot be opened", failing)
 	x.expect(attempts() == before, "%d attempts were charged, and %d before", attempts(), before)
-	x.expect(p.logged("signing secrets cannot be opened") == 1, "the log says %d times that secrets cannot be opened", p.logged("signing secrets cannot be opened"))
+	x.expect(p.logged("signing secrets or headers cannot be opened") == 1, "the log says %d times that secrets cannot be opened", p.logged("signing secrets or headers cannot be opened"))
 	x.exec(`UPDATE webhook_secrets s SET secret = f.secret FROM faults_secrets f WHERE f.id = s.id`)
 	stop()
 	x.load.Wait()

@@ -98,8 +98,8 @@ const (
 	FaultProxy       OwnFault = "proxy"       // away, no proxy at all, or it refuses
 	FaultDescriptors OwnFault = "descriptors" // the process or the machine has none left
 	FaultPorts       OwnFault = "ports"       // the machine has none left towards the address
-
-	// FaultResolver: it is away or refuses. It looks the same from here if a domain's
-	// own name servers are broken; only the names of several endpoints tell.
-	FaultResolver OwnFault = "resolver"
+	FaultResolver    OwnFault = "resolver"    // it is away or refuses, and not only for the endpoint's name
 )
+
+// OwnFaults lists them.
+var OwnFaults = []OwnFault{FaultSecret, FaultProxy, FaultDescriptors, FaultPorts, FaultResolver}

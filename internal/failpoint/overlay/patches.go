@@ -30,6 +30,7 @@ func patches() []patch {
 		{"internal/webhook/session.go", `Live(now time.Time) bool {`, `$ if ` + on(failpoint.NoLiveness) + ` { return true }`},
 		{"deliver/writer.go", `err := w.try(ctx, b, m, part)`, `for i := range part { if ` + on(failpoint.EarlierWord) + ` { part[i].Seen = webhook.Seen{} } }; $`},
 		{"deliver/schedule/lookup.go", `e.Sealed != ""`, `$ && !` + on(failpoint.ChargeOwnFaults)},
+		{"deliver/workers.go", `a.OwnFault != ""`, `$ && !` + on(failpoint.ChargeOwnFaults)},
 
 		{"deliver/workers.go", `a, completed := e.send(ctx, r)`, `$; ` + reach(failpoint.Answered)},
 		{"deliver/recorder.go", `r.refused = append(r.refused, r.scheduler.Inserted(`, reach(failpoint.Recorded) + `; $`},
