@@ -26,8 +26,9 @@ type Churn struct {
 	receiver *Receiver
 	driver   *Driver
 
-	ends []*churned // by the receiver's index
-	done [4]int     // operations, by kind
+	ends   []*churned // by the receiver's index
+	done   [4]int     // operations, by kind
+	reused int        // ids of deleted endpoints
 }
 
 // churned is one of the endpoints.
@@ -94,7 +95,8 @@ func endpointsComeAndGo(t *testing.T, s Setup) {
 	x.drain(time.Minute)
 	figures := c.judge()
 	c.receiver.server.CloseClientConnections() // as those of the trial's own
-	x.finish(time.Minute, fmt.Sprintf("created=%d switched=%d deleted=%d rotated=%d %s", c.done[0], c.done[1], c.done[2], c.done[3], figures))
+	x.expect(c.reused > 0, "no id was used again")
+	x.finish(time.Minute, fmt.Sprintf("created=%d switched=%d deleted=%d ids used again=%d rotated=%d %s", c.done[0], c.done[1], c.done[2], c.reused, c.done[3], figures))
 }
 
 func newChurn(t *testing.T, x *Trial) *Churn {
@@ -117,7 +119,7 @@ func newChurn(t *testing.T, x *Trial) *Churn {
 		org := fmt.Sprintf("%s%d", comingAndGoing, i)
 		c.driver.orgs = append(c.driver.orgs, org)
 		for range 3 {
-			c.create(org)
+			c.create(org, uuid.Nil)
 		}
 	}
 	return c
@@ -133,7 +135,7 @@ func (c *Churn) change() {
 	}
 	switch roll := rand.N(4); {
 	case roll == 0 || len(living) < churnOrgs:
-		c.create(c.driver.orgs[rand.N(churnOrgs)])
+		c.create(c.driver.orgs[rand.N(churnOrgs)], uuid.Nil)
 	case roll == 1:
 		c.switchOver(living[rand.N(len(living))])
 	case roll == 2:
@@ -143,8 +145,9 @@ func (c *Churn) change() {
 	}
 }
 
-// create creates an endpoint. The receiver knows it before it is visible to others.
-func (c *Churn) create(org string) {
+// create creates an endpoint, with an id of its own or a given one. The receiver knows it
+// before it is visible to others.
+func (c *Churn) create(org string, id uuid.UUID) {
 	x := c.trial
 	x.Helper()
 	tx, err := x.pool.Begin(x.Context())
@@ -152,8 +155,12 @@ func (c *Churn) create(org string) {
 		x.Fatal(err)
 	}
 	defer tx.Rollback(context.WithoutCancel(x.Context()))
-	e := oracle.Endpoint{Org: org, Types: []string{"*"}}
-	err = tx.QueryRow(x.Context(), `SELECT endpoint_id, secret FROM webhook_create_endpoint($1, $2)`, org, c.receiver.url(len(c.ends))).Scan(&e.ID, &e.Secret)
+	e := oracle.Endpoint{ID: id, Org: org, Types: []string{"*"}}
+	if id == uuid.Nil {
+		err = tx.QueryRow(x.Context(), `SELECT endpoint_id, secret FROM webhook_create_endpoint($1, $2)`, org, c.receiver.url(len(c.ends))).Scan(&e.ID, &e.Secret)
+	} else if _, err = tx.Exec(x.Context(), `INSERT INTO webhook_endpoints (id, organization_id, url) VALUES ($1, $2, $3)`, id, org, c.receiver.url(len(c.ends))); err == nil {
+		err = tx.QueryRow(x.Context(), `SELECT secret FROM webhook_secrets WHERE endpoint_id = $1`, id).Scan(&e.Secret)
+	}
 	if err != nil {
 		x.Fatal(err)
 	}
@@ -184,7 +191,8 @@ func (c *Churn) switchOver(i int) {
 	c.done[1]++
 }
 
-// remove deletes an endpoint.
+// remove deletes an endpoint. The tables' owner, who may choose ids, gives every other one's id
+// to an endpoint of another organization: what is owed to the old one must not reach that.
 func (c *Churn) remove(i int) {
 	e := c.ends[i]
 	began := time.Now()
@@ -193,7 +201,11 @@ func (c *Churn) remove(i int) {
 		e.offs = append(e.offs, off{begins: began, begun: time.Now()})
 	}
 	e.deleted = true
-	c.done[2]++
+	if c.done[2]++; c.done[2]%2 == 0 {
+		at := slices.Index(c.driver.orgs, e.org)
+		c.create(c.driver.orgs[(at+1)%churnOrgs], e.id)
+		c.reused++
+	}
 }
 
 // rotate gives an endpoint a new secret.
@@ -336,10 +348,11 @@ func (s *signatures) judge(rotations []rotation, r *oracle.Request) (wrong strin
 }
 
 const selectChurned = `
-SELECT id, event_id, endpoint_id, status, attempts, coalesce(completed_at, now()) FROM webhook_deliveries WHERE starts_with(organization_id, '` + comingAndGoing + `')`
+SELECT id, event_id, endpoint_id, organization_id, status, attempts, coalesce(completed_at, now()), coalesce(error, '') FROM webhook_deliveries WHERE starts_with(organization_id, '` + comingAndGoing + `')`
 
 // judgeDeliveries compares requests and rows. Nobody has crashed, so nothing may be sent
-// twice; and a delivery without a 2xx was switched off, or has had its last attempt. It
+// twice; and a delivery without a 2xx was switched off, or has had its last attempt. A row's
+// completed_at is the begin of the transaction that wrote it, which may have waited. It
 // returns how many were delivered and how many were cancelled.
 func (c *Churn) judgeDeliveries(v *oracle.Verdict, events map[uuid.UUID]*oracle.Event, requests map[uuid.UUID][]*oracle.Request) (delivered, cancelled int) {
 	x := c.trial
@@ -348,15 +361,20 @@ func (c *Churn) judgeDeliveries(v *oracle.Verdict, events map[uuid.UUID]*oracle.
 	if err != nil {
 		x.Fatal(err)
 	}
-	ends := map[uuid.UUID]*churned{}
+	type owner struct { // one id may have been several organizations'
+		id  uuid.UUID
+		org string
+	}
+	ends := map[owner]*churned{}
 	for _, e := range c.ends {
-		ends[e.id] = e
+		ends[owner{e.id, e.org}] = e
 	}
 	var id, event, endpoint uuid.UUID
+	var org, why string
 	var status webhook.Status
 	var attempts int
 	var completed time.Time
-	_, err = pgx.ForEachRow(rows, []any{&id, &event, &endpoint, &status, &attempts, &completed}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&id, &event, &endpoint, &org, &status, &attempts, &completed, &why}, func() error {
 		answered, twice := outcome(requests[id])
 		if twice {
 			v.Found(again, "delivery %s: %d requests", id, len(requests[id]))
@@ -368,12 +386,12 @@ func (c *Churn) judgeDeliveries(v *oracle.Verdict, events map[uuid.UUID]*oracle.
 			cancelled++
 		}
 		good := answered && status == webhook.Success || !answered && (status == webhook.Cancelled || status == webhook.Failed && attempts == lastAttempt)
-		end, committed := ends[endpoint], events[event]
+		end, committed := ends[owner{endpoint, org}], events[event]
 		switch {
 		case end == nil || committed == nil || !good:
 			v.Found(strangeOutcome, "delivery %s of event %s is %s after %d attempts; %d requests, with a 2xx %t", id, event, status, attempts, len(requests[id]), answered)
-		case status == webhook.Cancelled && !end.wasOff(committed.Began, completed):
-			v.Found(undelivered, "delivery %s is cancelled at %s, committed at %s", id, completed.Format("15:04:05.000"), committed.Began.Format("15:04:05.000"))
+		case status == webhook.Cancelled && !end.wasOff(committed.Began, completed.Add(inForce)):
+			v.Found(undelivered, "delivery %s of %s is cancelled at %s, committed at %s: %s", id, org, oracle.Clock(completed), oracle.Clock(committed.Began), why)
 		}
 		delete(requests, id)
 		return nil
@@ -419,8 +437,8 @@ SELECT count(*) FROM webhook_deliveries
 WHERE starts_with(organization_id, '` + comingAndGoing + `') AND status = 'cancelled' AND endpoint_id <> ALL($1)`
 	selectMixed = `
 SELECT count(*) FROM webhook_deliveries d JOIN webhook_outbox o ON o.id = d.event_id
-JOIN unnest($1::uuid[], $2::text[]) AS e(id, organization_id) ON e.id = d.endpoint_id
-WHERE o.organization_id <> e.organization_id OR d.organization_id <> e.organization_id`
+WHERE starts_with(d.organization_id, '` + comingAndGoing + `') AND (o.organization_id <> d.organization_id OR NOT EXISTS (
+    SELECT FROM unnest($1::uuid[], $2::text[]) AS e(id, organization_id) WHERE e.id = d.endpoint_id AND e.organization_id = d.organization_id))`
 )
 
 func (c *Churn) judgeRows() {
