@@ -106,6 +106,7 @@ var scenarios = []Scenario{
 	{"40", "Keys", on14 | on18, keys},
 	{"41", "Moved", on14 | on18, movedDatabase},
 	{"42", "AdminFlood", alone, adminFlood},
+	{"43", "Redaction", inQuick | on14 | on18, redaction},
 	{"", "InvisibleCommit", 0, invisibleCommit},
 	{"", "Lease", 0, lease},
 	{"", "UnechoedOutcome", from17, unechoedOutcome},

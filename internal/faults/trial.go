@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/url"
 	"os/exec"
@@ -42,6 +43,7 @@ type Setup struct {
 	Broken    bool   // walhook breaks a rule on purpose: shorter waits suffice
 	ParkAfter time.Duration
 	Durable   bool              // PostgreSQL itself is killed
+	Settings  map[string]string // more for PostgreSQL
 	Local     bool              // the commits of walhook and of the trial wait for no standby
 	Role      bool              // walhook is not a superuser, but owns its tables
 	Address   string            // where the receivers listen; "": 127.0.0.1
@@ -99,12 +101,14 @@ type Trial struct {
 func newTrial(t testing.TB, s Setup) *Trial {
 	t.Helper()
 	x := &Trial{TB: t, setup: s, journal: &oracle.Journal{}, folder: t.ArtifactDir()}
-	x.server = pgtest.Server(t, postgres.Options{Version: s.Version, Durable: s.Durable, Settings: map[string]string{
+	settings := map[string]string{
 		"max_prepared_transactions": "20",
 		"checkpoint_timeout":        "30min", // so that a crash is always minutes after the last checkpoint
 		"max_wal_size":              "4GB",
 		"track_commit_timestamp":    "on", // for the monitor
-	}})
+	}
+	maps.Copy(settings, s.Settings)
+	x.server = pgtest.Server(t, postgres.Options{Version: s.Version, Durable: s.Durable, Settings: settings})
 	if s.Standby != nil {
 		x.standby = follow(t, x.server, s.Standby)
 	}
