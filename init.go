@@ -15,12 +15,19 @@ import (
 func runInit(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := newFlags("init")
 	adopt := flags.Bool("adopt", false, "take over a database of another WALHOOK_ENVIRONMENT")
+	withRoles := flags.Bool("roles", false, "create walhook's roles, give the tables to walhook_owner, and grant what each role needs")
 	return withConfig(flags, args, stderr, func(cfg *config.Config, log *slog.Logger) error {
-		return initialize(ctx, cfg, *adopt, stdout, log)
+		return initialize(ctx, cfg, initOptions{adopt: *adopt, roles: *withRoles}, stdout, log)
 	})
 }
 
-func initialize(ctx context.Context, cfg *config.Config, adopt bool, stdout io.Writer, log *slog.Logger) error {
+// initOptions are the flags of init.
+type initOptions struct {
+	adopt bool
+	roles bool // apply roles.sql too
+}
+
+func initialize(ctx context.Context, cfg *config.Config, o initOptions, stdout io.Writer, log *slog.Logger) error {
 	sayDropped(ctx, cfg, log)
 	db, err := openDatabase(ctx, cfg)
 	if err != nil {
@@ -28,7 +35,7 @@ func initialize(ctx context.Context, cfg *config.Config, adopt bool, stdout io.W
 	}
 	defer db.close()
 	want := intent(cfg)
-	want.Apply, want.Adopt = true, adopt
+	want.Apply, want.Adopt = true, o.adopt
 	checks, err := preflight(ctx, db, want)
 	if err != nil {
 		return err
@@ -40,7 +47,12 @@ func initialize(ctx context.Context, cfg *config.Config, adopt bool, stdout io.W
 	if err := applySchema(ctx, db, log); err != nil {
 		return err
 	}
-	if err := db.store.ClaimEnvironment(ctx, cfg.Environment, adopt); err != nil {
+	if o.roles {
+		if err := db.store.ApplyRoles(ctx, roles); err != nil {
+			return db.refusedSQL(err)
+		}
+	}
+	if err := db.store.ClaimEnvironment(ctx, cfg.Environment, o.adopt); err != nil {
 		return err
 	}
 	if err := checkSecrets(ctx, db); err != nil {
@@ -57,6 +69,10 @@ func initialize(ctx context.Context, cfg *config.Config, adopt bool, stdout io.W
 	}
 	fmt.Fprintf(stdout, "schema version %d, publication %s, slot %s (%s): ready for `walhook run`\n",
 		store.SchemaVersion, store.Publication, cfg.Slot, how)
+	if o.roles {
+		fmt.Fprintln(stdout, "the tables belong to walhook_owner; roles walhook_run, walhook_app, walhook_backend, walhook_ops and walhook_tenant have their grants: "+
+			"give them passwords (ALTER ROLE walhook_run PASSWORD '...'), or make roles of yours members (GRANT walhook_app TO app)")
+	}
 	return nil
 }
 

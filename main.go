@@ -36,6 +36,9 @@ import (
 //go:embed schema.sql
 var schema string
 
+//go:embed roles.sql
+var roles string
+
 // version is set by the linker.
 var version = "dev"
 
@@ -52,6 +55,7 @@ const usage = `walhook delivers webhooks from a transactional outbox in PostgreS
 
   walhook run          follow the outbox and deliver (the default)
   walhook init         apply the schema, create the publication and the slot
+                       --roles: create roles with exact grants too (roles.sql)
                        --adopt: take over a database of another WALHOOK_ENVIRONMENT
   walhook doctor       check whether run can start, and print how to fix what cannot work
   walhook demo         show how it works, on a throwaway PostgreSQL

@@ -84,7 +84,7 @@ func TestAFirstRunThatCannotGoOnMakesNothing(t *testing.T) {
 			log := slog.New(slog.DiscardHandler)
 			for name, err := range map[string]error{
 				"run":    run(t.Context(), cfg, log),
-				"init":   initialize(t.Context(), cfg, false, io.Discard, log),
+				"init":   initialize(t.Context(), cfg, initOptions{}, io.Discard, log),
 				"doctor": doctor(t.Context(), cfg, &told),
 			} {
 				if exitCode(err) != c.code || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), names.Replace(c.type_)) {
@@ -183,7 +183,7 @@ func TestAMixedOwnershipSaysTheWayOut(t *testing.T) {
 	_, fix, _ := strings.Cut(err.Error(), "as a superuser: ")
 	fix, _, _ = strings.Cut(fix, "; then run walhook")
 	w.exec(fix)
-	if err := initialize(t.Context(), cfg, false, io.Discard, slog.New(slog.DiscardHandler)); err != nil {
+	if err := initialize(t.Context(), cfg, initOptions{}, io.Discard, slog.New(slog.DiscardHandler)); err != nil {
 		t.Errorf("after %s: %v", fix, err)
 	}
 }
@@ -201,7 +201,7 @@ func TestUninstallTablesAsks(t *testing.T) {
 		}
 	}
 	cfg := load(t, w.env...)
-	if err := initialize(t.Context(), cfg, false, io.Discard, slog.New(slog.DiscardHandler)); err != nil {
+	if err := initialize(t.Context(), cfg, initOptions{}, io.Discard, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
 	if err := takeBack(t.Context(), cfg, true, true, io.Discard); err != nil {
@@ -226,7 +226,7 @@ func TestRunWaitsForAFreeSlot(t *testing.T) {
 	do(t, pool, `SELECT pg_create_physical_replication_slot('theirs')`)
 	cfg := load(t, "WALHOOK_DATABASE_URL="+full.URL())
 	log := slog.New(slog.DiscardHandler)
-	if err := initialize(t.Context(), cfg, false, io.Discard, log); exitCode(err) != exitNotPrepared {
+	if err := initialize(t.Context(), cfg, initOptions{}, io.Discard, log); exitCode(err) != exitNotPrepared {
 		t.Errorf("init: exit code %d, %v", exitCode(err), err)
 	}
 	if err := doctor(t.Context(), cfg, io.Discard); exitCode(err) != exitNotPrepared {

@@ -9,9 +9,8 @@
 -- Layout:    1 types and ids, 2 event types, 3 endpoints and secrets, 4 outbox, 5 deliveries, 6 walhook's own state
 --            7 partitions, 8 functions for operators, 9 views, 10 publication, 11 version, 12 default privileges
 --
--- What an application's role needs:    GRANT INSERT, SELECT (id) ON webhook_outbox TO app;
--- What a reader's role needs:          GRANT SELECT ON webhook_outbox, webhook_deliveries, webhook_endpoints, ... TO reader;
--- Never grant webhook_secrets to either.
+-- Roles:     roles.sql makes them, with exact grants. An application that has a role needs no more than
+--            GRANT INSERT, SELECT (id) ON webhook_outbox TO app;
 
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 
@@ -102,7 +101,8 @@ DO $do$
 DECLARE
     here   CONSTANT oid := quote_ident(current_schema()::text)::regnamespace::oid;
     tables CONSTANT text[] := '{webhook_event_types,webhook_endpoints,webhook_secrets,webhook_outbox,webhook_outbox_default,webhook_deliveries,'
-        'webhook_deliveries_default,webhook_state,webhook_endpoint_failures,webhook_retries,webhook_attempts,webhook_endpoint_health,webhook_overdue,webhook_status}';
+        'webhook_deliveries_default,webhook_state,webhook_endpoint_failures,webhook_retries,webhook_attempts,webhook_endpoint_health,webhook_overdue,webhook_status,'
+        'webhook_ops_endpoints,webhook_tenant_endpoints,webhook_tenant_deliveries,webhook_tenant_attempts}';
     other  record;
     have   int := 0;
 BEGIN
@@ -1676,6 +1676,79 @@ BEGIN
     END IF;
 END $do$;
 
+-- For roles that must not see all of a table: see roles.sql. These views have their owner's rights, and a barrier that shows no
+-- function of the reader's a row that they hide.
+CREATE OR REPLACE FUNCTION webhook_url_host(url text) RETURNS text
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN substring(url, '^[A-Za-z]+://'::text) || substring(url, '^[A-Za-z]+://(?:[^/?#]*@)?([^/?#@]*)'::text);
+COMMENT ON FUNCTION webhook_url_host(text) IS 'Returns a URL''s scheme, host and port: paths and queries often hold credentials.';
+
+CREATE OR REPLACE VIEW webhook_ops_endpoints WITH (security_barrier = true) AS
+    SELECT e.id, e.organization_id, webhook_url_host(e.url) AS url, e.event_types, e.description, e.enabled, e.disabled_at, e.disabled_reason,
+           e.max_in_flight, e.rate_per_second, e.created_at, e.updated_at, f.failing_since, f.breaker_opened_at, w.waiting, w.oldest_due_at
+    FROM webhook_endpoints AS e
+    LEFT JOIN webhook_endpoint_failures AS f ON f.endpoint_id = e.id
+    CROSS JOIN LATERAL webhook_waiting(e.id) AS w;
+COMMENT ON VIEW webhook_ops_endpoints IS
+    'For operators: endpoints and their health, without headers. url is scheme, host and port; the other columns are those of webhook_endpoints and webhook_endpoint_health.';
+
+CREATE OR REPLACE FUNCTION webhook_ops_explain(event_id uuid)
+    RETURNS TABLE (endpoint_id uuid, url text, reason text, delivery_id uuid, status text)
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
+    SELECT x.endpoint_id, webhook_url_host(x.url), x.reason, x.delivery_id, x.status FROM webhook_explain(webhook_ops_explain.event_id) AS x
+$fn$;
+COMMENT ON FUNCTION webhook_ops_explain(uuid) IS 'webhook_explain for operators: url is scheme, host and port.';
+
+-- A session without the setting, or with an empty one, sees no row: no organization is ''.
+CREATE OR REPLACE VIEW webhook_tenant_endpoints WITH (security_barrier = true) AS
+    SELECT e.id, e.organization_id, e.url, e.event_types, e.description, e.enabled, e.disabled_at, e.disabled_reason,
+           e.max_in_flight, e.rate_per_second, e.created_at, e.updated_at
+    FROM webhook_endpoints AS e WHERE e.organization_id = current_setting('walhook.organization', true);
+COMMENT ON VIEW webhook_tenant_endpoints IS
+    'The endpoints of the organization that the setting walhook.organization names, without headers. Columns as in webhook_endpoints.';
+
+CREATE OR REPLACE VIEW webhook_tenant_deliveries WITH (security_barrier = true) AS
+    SELECT d.id, d.event_id, d.endpoint_id, d.organization_id, d.event_type, d.status, d.attempts, d.next_attempt_at, d.status_code, d.error_class,
+           d.error, d.response, d.duration_ms, d.created_at, d.updated_at, d.completed_at
+    FROM webhook_deliveries AS d WHERE d.organization_id = current_setting('walhook.organization', true);
+COMMENT ON VIEW webhook_tenant_deliveries IS
+    'The deliveries of the organization that the setting walhook.organization names. Give a range of id, as webhook_uuid_at returns it: else every day is read. '
+    'Columns as in webhook_deliveries.';
+
+CREATE OR REPLACE VIEW webhook_tenant_attempts WITH (security_barrier = true) AS
+    SELECT d.id AS delivery_id, d.event_id, d.endpoint_id, a.attempt, a.at, a.status_code, a.error_class, a.error, a.duration_ms
+    FROM webhook_deliveries AS d
+    CROSS JOIN LATERAL ( -- as in webhook_attempts, which would ask for the reader's rights on the table
+        SELECT l.attempt, l.at, l.status_code, l.error_class, l.error, l.duration_ms
+        FROM jsonb_to_recordset(CASE WHEN jsonb_typeof(d.attempt_log) = 'array' THEN d.attempt_log ELSE '[]' END)
+            AS l (attempt int, at timestamptz, status_code int, error_class text, error text, duration_ms int)
+        UNION ALL
+        SELECT 1, d.updated_at - d.duration_ms::float8 * interval '1 millisecond', d.status_code, d.error_class, d.error, d.duration_ms
+        WHERE d.attempt_log IS NULL AND d.attempts = 1
+    ) AS a
+    WHERE d.organization_id = current_setting('walhook.organization', true);
+COMMENT ON VIEW webhook_tenant_attempts IS
+    'The attempts of the organization that the setting walhook.organization names. Give the delivery_id. Columns as in webhook_attempts.';
+
+DO $do$
+DECLARE
+    c record;
+BEGIN
+    FOR c IN
+        SELECT v.view, a.attname, (SELECT col_description(b.attrelid, b.attnum::int) FROM pg_attribute AS b
+                                   WHERE b.attrelid = to_regclass(s.source)::oid AND b.attname = a.attname) AS text
+        FROM (VALUES ('webhook_ops_endpoints'::text, 'webhook_endpoints'::text, 'webhook_endpoint_health'::text),
+                     ('webhook_tenant_endpoints', 'webhook_endpoints', 'webhook_endpoints'),
+                     ('webhook_tenant_deliveries', 'webhook_deliveries', 'webhook_deliveries'),
+                     ('webhook_tenant_attempts', 'webhook_attempts', 'webhook_attempts')) AS v(view, source, other)
+        JOIN pg_attribute AS a ON a.attrelid = to_regclass(v.view)::oid AND a.attnum > 0::int2
+        CROSS JOIN LATERAL (SELECT CASE WHEN EXISTS (SELECT FROM pg_attribute AS b WHERE b.attrelid = to_regclass(v.source)::oid AND b.attname = a.attname)
+                                        THEN v.source ELSE v.other END AS source) AS s
+    LOOP
+        EXECUTE pg_catalog.format('COMMENT ON COLUMN %I.%I IS %L', c.view, c.attname, c.text);
+    END LOOP;
+END $do$;
+
 
 -- --- 10. Publication and rights -------------------------------------------------------------------------------------
 -- publish_via_partition_root: rows are published as webhook_outbox's, whatever their partition.
@@ -1751,7 +1824,7 @@ REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_rest
     webhook_add_partition(text, date), webhook_drop_day(date), webhook_delete_old(timestamptz, int),
     webhook_create_endpoint(text, text, text[], text), webhook_rotate_secret(uuid, interval),
     webhook_set_secret(uuid, text, interval), webhook_replace_secret(uuid, text, interval), webhook_secret_problem(text),
-    webhook_retry_now(uuid) FROM PUBLIC;
+    webhook_retry_now(uuid), webhook_ops_explain(uuid), webhook_url_host(text) FROM PUBLIC;
 -- An application's role needs only its grants on webhook_outbox, even if functions are not PUBLIC by default.
 GRANT EXECUTE ON FUNCTION webhook_uuidv7() TO PUBLIC;
 

@@ -52,10 +52,12 @@ func blocks(t *testing.T, page, language string) []string {
 func TestSQLOfThePages(t *testing.T) {
 	t.Parallel()
 	db := pgtest.Empty(t)
-	role := regexp.MustCompile(`\b(ROLE|TO) (walhook|app|backend|ops)\b`)
+	role := regexp.MustCompile(`\bwalhook_(owner|run|app|backend|ops|tenant)\b`)
+	application := regexp.MustCompile(`\b(ROLE|TO|FROM) (walhook|app)\b`)
 	ours := func(statement string) string {
 		statement = strings.ReplaceAll(statement, "DATABASE app", "DATABASE "+pgx.Identifier{db.Slot}.Sanitize())
-		return role.ReplaceAllString(statement, fmt.Sprintf(`$1 "%s_$2"`, db.Slot))
+		statement = application.ReplaceAllString(statement, fmt.Sprintf(`$1 %s_own_$2`, db.Slot))
+		return role.ReplaceAllString(statement, fmt.Sprintf(`%s_$1`, db.Slot))
 	}
 	installAsREADME(t, db, ours)
 	conn, err := pgx.Connect(t.Context(), db.URL) // the database's search_path is in force in new connections
@@ -67,6 +69,7 @@ func TestSQLOfThePages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	applyRoles(t, tx, ours)
 	ran := map[string]bool{} // one that stands on two pages, such as CREATE ROLE, can run only once
 	if _, err := tx.Exec(t.Context(), `INSERT INTO webhook_endpoints (id, organization_id, url) VALUES ('44444444-4444-4444-8444-444444444444', 'org_1', 'https://example.com/')`); err != nil {
 		t.Fatal(err)
@@ -107,7 +110,7 @@ func TestSQLOfThePages(t *testing.T) {
 		{"backend", `SELECT * FROM webhook_secrets`, false},
 		{"ops", `SELECT * FROM webhook_status`, true},
 		{"ops", `SELECT * FROM webhook_stats('org_1')`, true},
-		{"ops", `SELECT * FROM webhook_explain((SELECT max(id::text)::uuid FROM webhook_outbox))`, true},
+		{"ops", `SELECT * FROM webhook_ops_explain((SELECT max(id::text)::uuid FROM webhook_outbox))`, true},
 		{"ops", `SELECT webhook_replay((SELECT max(id::text)::uuid FROM webhook_deliveries))`, true},
 		{"ops", `SELECT webhook_replay_failed('44444444-4444-4444-8444-444444444444', now() - interval '2 days')`, true},
 		{"ops", `SELECT webhook_retry_now('44444444-4444-4444-8444-444444444444')`, true},
@@ -158,6 +161,23 @@ func installAsREADME(t *testing.T, db *pgtest.DB, ours func(string) string) {
 	}
 	if err := st.Migrate(t.Context(), read(t, "schema.sql")); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// applyRoles applies roles.sql in a transaction, where statements go on as before.
+func applyRoles(t *testing.T, tx pgx.Tx, ours func(string) string) {
+	t.Helper()
+	file := regexp.MustCompile(`(?m)^(BEGIN|COMMIT)\b.*;$`).ReplaceAllString(ours(read(t, "roles.sql")), "")
+	if _, err := tx.Exec(t.Context(), `SET LOCAL search_path = webhooks`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Conn().PgConn().Exec(t.Context(), file).ReadAll(); err != nil {
+		t.Fatal(err)
+	}
+	for _, statement := range []string{`SET LOCAL ROLE NONE`, `SET LOCAL search_path = "$user", public, webhooks`} {
+		if _, err := tx.Exec(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -267,7 +267,7 @@ func (f *facts) ownership(want Intent) Check {
 			"run `walhook init` once as %s, or: GRANT %s TO %s", owner, owner, f.user)
 	}
 	if f.applyAs != "" {
-		return good(name, owner+" (walhook is a superuser, and creates missing objects as that role)")
+		return good(name, owner+" (walhook creates missing objects as that role)")
 	}
 	return good(name, owner)
 }

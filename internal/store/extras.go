@@ -107,15 +107,17 @@ func bySpeed(found []extra) (quick, slow []string) {
 	return quick, slow
 }
 
-// If another role owns an installation in use, a superuser applies the file as that role, so
-// that one role owns everything. Tables alone prove nothing: whoever may CREATE in the schema
+// If another role owns an installation in use, whoever may act as that role applies the file as
+// it, so that one role owns everything. Tables alone prove nothing: whoever may CREATE in the schema
 // could have put them there. The publication is proof, because whoever created it may CREATE
 // in the database and owns the outbox. The file itself checks the owner of everything else.
 const selectApplyAs = `
 SELECT coalesce((
     SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(o.relowner)::text)
     FROM pg_catalog.pg_class AS o JOIN pg_catalog.pg_roles AS me ON me.rolname = current_user
-    WHERE o.oid = pg_catalog.to_regclass('webhook_outbox')::oid AND me.rolsuper AND o.relowner <> me.oid
+    WHERE o.oid = pg_catalog.to_regclass('webhook_outbox')::oid AND o.relowner <> me.oid
+      AND CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 160000 THEN pg_catalog.pg_has_role(o.relowner, 'SET'::text)
+               ELSE pg_catalog.pg_has_role(o.relowner, 'MEMBER'::text) END
       AND EXISTS (SELECT FROM pg_catalog.pg_publication AS p JOIN pg_catalog.pg_publication_rel AS r ON r.prpubid = p.oid
                   WHERE p.pubname = 'walhook' AND r.prrelid = o.oid)), '')`
 

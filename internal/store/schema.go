@@ -244,43 +244,56 @@ func (s *Store) applyWithin(ctx context.Context, schema string, quick bool) erro
 	if err != nil {
 		return err
 	}
+	if err := s.applyFile(ctx, schema); err != nil {
+		return fmt.Errorf("apply the schema: %w", err)
+	}
+	return s.compare(ctx, readManifest(schema))
+}
+
+// ApplyRoles applies roles.sql. Like Apply it tries again if somebody holds a lock.
+func (s *Store) ApplyRoles(ctx context.Context, roles string) error {
+	if err := s.applyFile(ctx, roles); err != nil {
+		return fmt.Errorf("apply the roles: %w", err)
+	}
+	return nil
+}
+
+// applyFile applies a file, again and again while somebody holds a lock, for s.applyFor.
+func (s *Store) applyFile(ctx context.Context, file string) error {
 	for began := time.Now(); ; {
-		err := s.apply(ctx, schema)
-		if err == nil {
-			return s.compare(ctx, readManifest(schema))
-		}
-		if !lockUnavailable(err) || time.Since(began) > s.applyFor {
+		err := s.applyOnce(ctx, file)
+		if err == nil || !lockUnavailable(err) || time.Since(began) > s.applyFor {
 			return err
 		}
 		select {
 		case <-time.After(applyPause):
 		case <-ctx.Done():
-			return fmt.Errorf("apply the schema: %w (last: %w)", context.Cause(ctx), err)
+			return fmt.Errorf("%w (last: %w)", context.Cause(ctx), err)
 		}
 	}
 }
 
-// apply sends the file as it is, with its own BEGIN and COMMIT. After an error the pool
+// applyOnce sends the file as it is, with its own BEGIN and COMMIT. After an error the pool
 // discards the connection.
-func (s *Store) apply(ctx context.Context, schema string) error {
+func (s *Store) applyOnce(ctx context.Context, file string) error {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
-		return fmt.Errorf("apply the schema: %w", err)
+		return err
 	}
 	defer conn.Release()
 	who := s.watchBlockers(ctx, conn.Conn().PgConn().PID())
-	_, err = conn.Conn().PgConn().Exec(ctx, schema).ReadAll()
+	_, err = conn.Conn().PgConn().Exec(ctx, file).ReadAll()
 	blocker := who()
 	switch {
 	case err == nil:
 		return nil
 	case lockUnavailable(err) && blocker != "":
-		return fmt.Errorf("apply the schema: %w (%s)", err, blocker)
+		return fmt.Errorf("%w (%s)", err, blocker)
 	}
 	if fix, never := neverApplies(err); never {
-		return fmt.Errorf("%w: apply the schema: %w%s", ErrNotPrepared, err, fix)
+		return fmt.Errorf("%w: %w%s", ErrNotPrepared, err, fix)
 	}
-	return fmt.Errorf("apply the schema: %w", err)
+	return err
 }
 
 // neverApplies reports whether only an operator can fix why the schema was not applied, and

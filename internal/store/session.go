@@ -228,7 +228,7 @@ func (s *Store) CreateSchema(ctx context.Context, schema string) error {
 	return nil
 }
 
-// The roles, besides the schema's owner, this role and superusers, that may create functions
+// The roles, besides the owners of schema and tables, this role and superusers, that may create functions
 // and operators in walhook's schema.
 const selectMakers = `
 SELECT pg_catalog.quote_ident(n.nspname), pg_catalog.string_agg(DISTINCT CASE WHEN a.grantee = 0::pg_catalog.oid THEN 'PUBLIC' ELSE pg_catalog.quote_ident(r.rolname) END, ', ')
@@ -236,7 +236,7 @@ FROM pg_catalog.pg_namespace AS n
 CROSS JOIN LATERAL pg_catalog.aclexplode(n.nspacl) AS a
 LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = a.grantee
 WHERE n.nspname = pg_catalog.current_schema() AND a.privilege_type = 'CREATE'
-  AND a.grantee <> n.nspowner AND coalesce(r.rolname <> current_user AND NOT r.rolsuper, true)
+  AND a.grantee NOT IN (n.nspowner, coalesce((SELECT o.relowner FROM pg_catalog.pg_class AS o WHERE o.oid = pg_catalog.to_regclass('webhook_outbox')::pg_catalog.oid), n.nspowner)) AND coalesce(r.rolname <> current_user AND NOT r.rolsuper, true)
 GROUP BY n.nspname`
 
 // Makers returns who else may create objects in walhook's schema ("": nobody), and the

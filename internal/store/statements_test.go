@@ -212,40 +212,43 @@ func asRole(role string) func(*pgxpool.Config) {
 	}
 }
 
+// asRun does as a role all that walhook does.
+func asRun(t *testing.T, db *pgtest.DB, pool *pgxpool.Pool) {
+	t.Helper()
+	if query[bool](t, pool, `SELECT rolsuper FROM pg_roles WHERE rolname = session_user`) {
+		t.Fatal("it is a superuser")
+	}
+	st := store.New(pool, db.Slot, disableAfter)
+	everyStatement(t, db, st)
+	upkeep(t, store.NewPartitions(st, 24*time.Hour))
+	sealer, err := store.NewSealer(make([]byte, 32), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	st.Sealing(sealer)
+	if n, err := st.SealAll(t.Context()); err != nil || n == 0 {
+		t.Errorf("sealed %d, %v", n, err)
+	}
+	exec(t, pool, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, db.Slot)
+	if n := query[int](t, pool, `SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1`, db.Slot); n != 1 {
+		t.Error("it does not see its slot")
+	}
+	frozen := begin(t, pool)
+	exec(t, frozen, `SELECT FROM webhook_state FOR UPDATE`)
+	acquire(t, st)
+	if _, err := frozen.Exec(t.Context(), `SELECT`); err == nil {
+		t.Error("its own frozen writer was not terminated")
+	}
+	_ = frozen.Rollback(t.Context())
+	if dropped, err := st.DropSlot(t.Context()); err != nil || !dropped {
+		t.Errorf("drop the slot: %t, %v", dropped, err)
+	}
+}
+
 // The role of `walhook run` is no superuser: it may replicate, and it owns the
 // tables or has been granted what it needs.
 func TestRoleOfRun(t *testing.T) {
 	t.Parallel()
-	run := func(t *testing.T, db *pgtest.DB, pool *pgxpool.Pool) {
-		if query[bool](t, pool, `SELECT rolsuper FROM pg_roles WHERE rolname = session_user`) {
-			t.Fatal("it is a superuser")
-		}
-		st := store.New(pool, db.Slot, disableAfter)
-		everyStatement(t, db, st)
-		upkeep(t, store.NewPartitions(st, 24*time.Hour))
-		sealer, err := store.NewSealer(make([]byte, 32), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		st.Sealing(sealer)
-		if n, err := st.SealAll(t.Context()); err != nil || n == 0 {
-			t.Errorf("sealed %d, %v", n, err)
-		}
-		exec(t, pool, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, db.Slot)
-		if n := query[int](t, pool, `SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1`, db.Slot); n != 1 {
-			t.Error("it does not see its slot")
-		}
-		frozen := begin(t, pool)
-		exec(t, frozen, `SELECT FROM webhook_state FOR UPDATE`)
-		acquire(t, st)
-		if _, err := frozen.Exec(t.Context(), `SELECT`); err == nil {
-			t.Error("its own frozen writer was not terminated")
-		}
-		_ = frozen.Rollback(t.Context())
-		if dropped, err := st.DropSlot(t.Context()); err != nil || !dropped {
-			t.Errorf("drop the slot: %t, %v", dropped, err)
-		}
-	}
 	t.Run("as the owner", func(t *testing.T) {
 		t.Parallel()
 		db := pgtest.Empty(t)
@@ -256,7 +259,7 @@ func TestRoleOfRun(t *testing.T) {
 		if err := apply(t.Context(), pool, readSchema(t)); err != nil {
 			t.Fatal(err)
 		}
-		run(t, db, pool)
+		asRun(t, db, pool)
 		if err := store.New(pool, db.Slot, 0).DropTables(t.Context(), readSchema(t)); err != nil {
 			t.Error(err)
 		}
@@ -264,7 +267,7 @@ func TestRoleOfRun(t *testing.T) {
 	t.Run("with grants", func(t *testing.T) {
 		t.Parallel()
 		db := pgtest.New(t)
-		run(t, db, newPool(t, db, asRole(roleWithGrants(t, db))))
+		asRun(t, db, newPool(t, db, asRole(roleWithGrants(t, db))))
 	})
 }
 
