@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"sync"
@@ -31,6 +32,7 @@ type database struct {
 
 	mu     sync.Mutex
 	schema string // "": WALHOOK_SCHEMA is not set, and there was no session yet
+	warned []string // by PostgreSQL, and not logged yet
 }
 
 // openDatabase does not connect, because the database may not be up yet.
@@ -75,6 +77,29 @@ func newStore(cfg *config.Config, pool *pgxpool.Pool) (*store.Store, error) {
 	return st, nil
 }
 
+// maxWarned bounds the warnings that are kept. A file warns once for a role or a day.
+const maxWarned = 100
+
+// notice keeps what PostgreSQL warns of: the files that are applied warn of what an operator
+// has to do.
+func (d *database) notice(_ *pgconn.PgConn, n *pgconn.Notice) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if n.SeverityUnlocalized == "WARNING" && len(d.warned) < maxWarned {
+		d.warned = append(d.warned, n.Message)
+	}
+}
+
+// sayWarned logs the warnings since the last call.
+func (d *database) sayWarned(ctx context.Context, log *slog.Logger) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, message := range d.warned {
+		log.WarnContext(ctx, "PostgreSQL warns", "warning", message)
+	}
+	d.warned = nil
+}
+
 func (d *database) pinned() string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -114,6 +139,7 @@ func (d *database) beforeConnect(_ context.Context, cc *pgx.ConnConfig) error {
 // setUp adds the settings of an SQL connection. A pooler refuses most parameters, and loses
 // prepared statements.
 func (d *database) setUp(cc *pgx.ConnConfig) {
+	cc.OnNotice = d.notice
 	d.protect(&cc.Config)
 	cc.ConnectTimeout = cmp.Or(cc.ConnectTimeout, connectTimeout)
 	if d.cfg.Pooled() {

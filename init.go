@@ -52,6 +52,7 @@ func initialize(ctx context.Context, cfg *config.Config, o initOptions, stdout i
 			return db.refusedSQL(err)
 		}
 	}
+	db.sayWarned(ctx, log)
 	if err := db.store.ClaimEnvironment(ctx, cfg.Environment, o.adopt); err != nil {
 		return err
 	}

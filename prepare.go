@@ -28,6 +28,7 @@ func prepare(ctx context.Context, db *database, r *readiness, log *slog.Logger) 
 		if err == nil {
 			r.waiting(nil)
 			warnings(ctx, checks, log)
+			db.sayWarned(ctx, log)
 		}
 		if err == nil || ctx.Err() != nil || errors.Is(err, errConfig) ||
 			errors.Is(err, store.ErrNotPrepared) || errors.Is(err, store.ErrHeldBack) {

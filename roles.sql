@@ -126,14 +126,15 @@ DECLARE
     former    CONSTANT oid := (SELECT c.relowner FROM pg_class AS c WHERE c.oid = 'webhook_outbox'::regclass::oid);
     here      CONSTANT oid := quote_ident(current_schema()::text)::regnamespace::oid;
     tables    CONSTANT text[] := '{webhook_event_types,webhook_endpoints,webhook_secrets,webhook_outbox,webhook_outbox_default,webhook_deliveries,'
-        'webhook_deliveries_default,webhook_state,webhook_endpoint_failures,webhook_retries,webhook_attempts,webhook_endpoint_health,webhook_overdue,webhook_status,'
+        'webhook_deliveries_default,webhook_state,webhook_endpoint_failures,webhook_retries,webhook_audit,webhook_attempts,webhook_endpoint_health,webhook_overdue,webhook_status,'
         'webhook_ops_endpoints,webhook_tenant_endpoints,webhook_tenant_deliveries,webhook_tenant_attempts}';
     functions CONSTANT text[] := '{webhook_uuidv7,webhook_uuid_at,webhook_uuid_time,webhook_delivery_id,webhook_event_patterns,webhook_restoring,'
         'webhook_event_types_restored,webhook_event_types_keep,webhook_url_problem,webhook_headers_problem,webhook_endpoints_before_write,webhook_new_secret,'
         'webhook_secret_problem,webhook_secrets_before_write,webhook_endpoints_after_insert,webhook_secrets_restored,webhook_endpoints_notify,'
         'webhook_outbox_before_insert,webhook_outbox_before_update,webhook_deliveries_notify,webhook_revoke_default_privileges,webhook_add_partition,'
         'webhook_drop_day,webhook_delete_old,webhook_create_endpoint,webhook_replace_secret,webhook_rotate_secret,webhook_set_secret,webhook_send_test,'
-        'webhook_replay,webhook_replay_failed,webhook_retry_now,webhook_explain,webhook_stats,webhook_waiting,webhook_url_host,webhook_ops_explain,'
+        'webhook_replay,webhook_replay_failed,webhook_retry_now,webhook_explain,webhook_stats,webhook_waiting,webhook_url_host,webhook_ops_explain,webhook_audit_who,'
+        'webhook_endpoints_audit,webhook_secrets_audit,webhook_deliveries_audit,'
         'webhook_schema_version}';
     object    record;
 BEGIN
@@ -186,7 +187,8 @@ GRANT SELECT, INSERT, UPDATE ON webhook_deliveries, webhook_state TO walhook_run
 GRANT SELECT ON webhook_outbox_default, webhook_deliveries_default, webhook_event_types, webhook_endpoints, webhook_secrets, webhook_retries TO walhook_run;
 GRANT SELECT ON webhook_overdue, webhook_status TO walhook_run;
 GRANT UPDATE (enabled, disabled_at, disabled_reason) ON webhook_endpoints TO walhook_run; -- an endpoint that answers 410
-GRANT UPDATE (secret) ON webhook_secrets TO walhook_run; -- sealing
+GRANT UPDATE (headers) ON webhook_endpoints TO walhook_run; -- sealing
+GRANT UPDATE (secret) ON webhook_secrets TO walhook_run;
 GRANT SELECT, INSERT, UPDATE, DELETE ON webhook_endpoint_failures TO walhook_run;
 GRANT EXECUTE ON FUNCTION webhook_add_partition(text, date), webhook_drop_day(date), webhook_delete_old(timestamptz, int) TO walhook_run;
 
@@ -206,7 +208,7 @@ GRANT EXECUTE ON FUNCTION webhook_create_endpoint(text, text, text[], text), web
 
 -- Operators.
 GRANT SELECT ON webhook_outbox, webhook_deliveries, webhook_event_types, webhook_state, webhook_endpoint_failures, webhook_retries,
-    webhook_attempts, webhook_status, webhook_ops_endpoints TO walhook_ops;
+    webhook_audit, webhook_attempts, webhook_status, webhook_ops_endpoints TO walhook_ops;
 GRANT SELECT (id, organization_id, event_types, description, enabled, disabled_at, disabled_reason, max_in_flight, rate_per_second, created_at, updated_at)
     ON webhook_endpoints TO walhook_ops;
 GRANT UPDATE (status, next_attempt_at) ON webhook_deliveries TO walhook_ops;

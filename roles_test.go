@@ -108,6 +108,34 @@ func TestWalhookRunWithExactGrants(t *testing.T) {
 	}
 }
 
+// init says what the files warn of.
+func TestInitSaysWhoOwnedTheTables(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Server(t, postgres.Options{Settings: map[string]string{"wal_level": "logical"}})
+	w := &world{t: t, db: &pgtest.DB{URL: server.URL(), Slot: "walhook"}}
+	pool, err := pgxpool.New(t.Context(), w.db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	w.db.Pool = pool
+	w.exec(`CREATE ROLE former LOGIN REPLICATION PASSWORD 'former'`)
+	w.exec(`DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %I TO former', current_database()); END $$`)
+	var said bytes.Buffer
+	for _, url := range []string{asRole(w.db.URL, "former"), w.db.URL} {
+		cfg, err := config.Load([]string{"WALHOOK_DATABASE_URL=" + url, "WALHOOK_SCHEMA=webhooks"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := initialize(t.Context(), cfg, initOptions{roles: url == w.db.URL}, io.Discard, slog.New(slog.NewTextHandler(&said, nil))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !strings.Contains(said.String(), "REVOKE walhook_owner FROM former") {
+		t.Errorf("init says %s", said.String())
+	}
+}
+
 // What stands in the way of the roles ends init with what mends it.
 func TestInitRolesOfAStranger(t *testing.T) {
 	w, _ := newWorldWithRole(t)

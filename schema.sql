@@ -101,7 +101,7 @@ DO $do$
 DECLARE
     here   CONSTANT oid := quote_ident(current_schema()::text)::regnamespace::oid;
     tables CONSTANT text[] := '{webhook_event_types,webhook_endpoints,webhook_secrets,webhook_outbox,webhook_outbox_default,webhook_deliveries,'
-        'webhook_deliveries_default,webhook_state,webhook_endpoint_failures,webhook_retries,webhook_attempts,webhook_endpoint_health,webhook_overdue,webhook_status,'
+        'webhook_deliveries_default,webhook_state,webhook_endpoint_failures,webhook_retries,webhook_audit,webhook_attempts,webhook_endpoint_health,webhook_overdue,webhook_status,'
         'webhook_ops_endpoints,webhook_tenant_endpoints,webhook_tenant_deliveries,webhook_tenant_attempts}';
     other  record;
     have   int := 0;
@@ -736,6 +736,7 @@ DECLARE
     bytes    bytea;
     size     bigint;
     wanted   text[];
+    testing  boolean;
     mine     uuid[];
     stranger text;
 BEGIN
@@ -799,7 +800,12 @@ BEGIN
     IF new.endpoint_ids IS NULL THEN
         new.endpoint_ids := ARRAY(SELECT e.id FROM webhook_endpoints AS e
                                   WHERE e.organization_id = new.organization_id AND e.enabled AND e.event_types OPERATOR(pg_catalog.&&) wanted);
-    ELSIF pg_catalog.cardinality(new.endpoint_ids) > 0 AND NOT webhook_restoring() THEN
+        RETURN new;
+    END IF;
+
+    -- A test webhook gives endpoint_ids, {} for all that subscribe. So no other event has to look whether it is one.
+    testing := current_setting('walhook.testing'::text, true) = 'on';
+    IF pg_catalog.cardinality(new.endpoint_ids) > 0 AND NOT webhook_restoring() THEN
         mine := ARRAY(SELECT e.id FROM webhook_endpoints AS e
                       WHERE e.organization_id = new.organization_id AND e.id = ANY (new.endpoint_ids));
         SELECT coalesce(g.id::text, 'null') INTO stranger FROM pg_catalog.unnest(new.endpoint_ids) AS g(id)
@@ -809,6 +815,13 @@ BEGIN
                 stranger, quote_literal(new.organization_id) USING ERRCODE = 'invalid_parameter_value';
         END IF;
         new.endpoint_ids := mine;
+    ELSIF testing THEN
+        new.endpoint_ids := ARRAY(SELECT e.id FROM webhook_endpoints AS e
+                                  WHERE e.organization_id = new.organization_id AND e.enabled AND e.event_types OPERATOR(pg_catalog.&&) wanted);
+    END IF;
+    IF testing THEN
+        INSERT INTO webhook_audit (who, action, organization_id, endpoint_id, count, detail)
+        VALUES (session_user::text, 'test.sent', new.organization_id, CASE WHEN pg_catalog.cardinality(new.endpoint_ids) = 1 THEN new.endpoint_ids[1] END, 1, new.event_type);
     END IF;
     RETURN new;
 END $fn$;
@@ -1012,6 +1025,162 @@ COMMENT ON TABLE webhook_retries IS
     'When webhook_retry_now was last called for an endpoint. A table of its own, so that recording never waits for an operator''s transaction.';
 COMMENT ON COLUMN webhook_retries.endpoint_id IS 'The row of webhook_endpoints.';
 COMMENT ON COLUMN webhook_retries.asked_at IS 'A breaker that opened before this time is closed.';
+
+
+CREATE TABLE IF NOT EXISTS webhook_audit (
+    id              uuid PRIMARY KEY DEFAULT webhook_uuidv7(),
+    at              timestamptz NOT NULL DEFAULT clock_timestamp(),
+    who             text NOT NULL,
+    action          text NOT NULL,
+    organization_id text,
+    endpoint_id     uuid,
+    count           bigint,
+    detail          text
+);
+COMMENT ON TABLE webhook_audit IS
+    'What people and applications changed, written by triggers, and what walhook disabled. Kept as long as deliveries. Never has a secret, a header''s value, or a URL''s path or query.';
+COMMENT ON COLUMN webhook_audit.id IS 'A UUIDv7: since a time means id >= webhook_uuid_at(time).';
+COMMENT ON COLUMN webhook_audit.at IS 'When. It counts from its transaction''s commit on.';
+COMMENT ON COLUMN webhook_audit.who IS 'The role that logged in (session_user). walhook: walhook itself, because of failures.';
+COMMENT ON COLUMN webhook_audit.action IS
+    'endpoint.created, endpoint.changed, endpoint.enabled, endpoint.disabled, endpoint.deleted; secret.changed: rotated or set; deliveries.replayed: '
+    'webhook_deliveries was updated, by a replay, webhook_retry_now or a cancelling; test.sent: a test webhook.';
+COMMENT ON COLUMN webhook_audit.organization_id IS 'Whose endpoint it is. Null for many.';
+COMMENT ON COLUMN webhook_audit.endpoint_id IS 'The endpoint. Null for many, and for deliveries.';
+COMMENT ON COLUMN webhook_audit.count IS 'How many endpoints, secrets, deliveries or events. Null: unknown, because track_counts is off.';
+COMMENT ON COLUMN webhook_audit.detail IS 'The names of the changed columns; the scheme and host of a URL; walhook''s reason; the type of a test event.';
+
+-- Whose rights count: with SECURITY DEFINER, current_user is the function's owner. Only a role that may write webhook_state can
+-- be walhook; a setting alone, which anybody can set, would hide who it was.
+CREATE OR REPLACE FUNCTION webhook_audit_who() RETURNS text
+    LANGUAGE sql STABLE SET search_path FROM CURRENT AS $fn$
+    SELECT CASE WHEN current_setting('walhook.recording'::text, true) = 'on'
+                 AND has_table_privilege(CASE current_setting('role'::text) WHEN 'none' THEN session_user ELSE current_setting('role'::text)::name END,
+                                         'webhook_state'::regclass::oid, 'UPDATE'::text)
+                THEN 'walhook' ELSE session_user::text END
+$fn$;
+COMMENT ON FUNCTION webhook_audit_who() IS 'Who makes the present change, for webhook_audit.';
+
+CREATE OR REPLACE FUNCTION webhook_endpoints_audit() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
+DECLARE
+    -- More endpoints than this in one statement are one row for each action.
+    most    CONSTANT bigint := 100;
+    changes record;
+    many    bigint;
+BEGIN
+    IF tg_relid <> 'webhook_endpoints'::regclass::oid THEN
+        RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_endpoints_audit', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF webhook_restoring() THEN
+        RETURN NULL;
+    END IF;
+    IF tg_op = 'INSERT' THEN
+        SELECT count(*) INTO many FROM came;
+        INSERT INTO webhook_audit (who, action, organization_id, endpoint_id, count, detail)
+        SELECT webhook_audit_who(), 'endpoint.created', c.organization_id, c.id, 1, webhook_url_host(c.url) FROM came AS c WHERE many <= most
+        UNION ALL SELECT webhook_audit_who(), 'endpoint.created', NULL, NULL, many, NULL WHERE many > most;
+    ELSIF tg_op = 'DELETE' THEN
+        SELECT count(*) INTO many FROM gone;
+        INSERT INTO webhook_audit (who, action, organization_id, endpoint_id, count, detail)
+        SELECT webhook_audit_who(), 'endpoint.deleted', g.organization_id, g.id, 1, webhook_url_host(g.url) FROM gone AS g WHERE many <= most
+        UNION ALL SELECT webhook_audit_who(), 'endpoint.deleted', NULL, NULL, many, NULL WHERE many > most;
+    ELSE
+        INSERT INTO webhook_audit (who, action, organization_id, endpoint_id, count, detail)
+        WITH changed AS MATERIALIZED (
+            SELECT n.id, n.organization_id,
+                   CASE WHEN n.enabled AND NOT o.enabled THEN 'endpoint.enabled' WHEN o.enabled AND NOT n.enabled THEN 'endpoint.disabled' ELSE 'endpoint.changed' END AS action,
+                   pg_catalog.concat_ws(', ', CASE WHEN n.url <> o.url THEN 'url (' || webhook_url_host(n.url) || ')' END,
+                       (SELECT string_agg(k.key, ', '::text ORDER BY k.key) FROM jsonb_object_keys(pg_catalog.to_jsonb(n)) AS k(key)
+                        WHERE k.key NOT IN ('url', 'updated_at', 'enabled', 'disabled_at', 'disabled_reason')
+                          AND (pg_catalog.to_jsonb(n) -> k.key) IS DISTINCT FROM (pg_catalog.to_jsonb(o) -> k.key)),
+                       CASE WHEN NOT n.enabled AND webhook_audit_who() = 'walhook' THEN n.disabled_reason
+                            WHEN n.disabled_reason IS DISTINCT FROM o.disabled_reason THEN 'disabled_reason' END) AS detail
+            FROM gone AS o JOIN came AS n ON n.id = o.id
+        ), noted AS ( -- walhook seals headers, which changes none
+            SELECT c.* FROM changed AS c WHERE c.action <> 'endpoint.changed' OR c.detail <> '' AND webhook_audit_who() <> 'walhook')
+        SELECT webhook_audit_who(), c.action, c.organization_id, c.id, 1, nullif(c.detail, ''::text) FROM noted AS c WHERE (SELECT count(*) FROM noted) <= most
+        UNION ALL
+        SELECT webhook_audit_who(), c.action, NULL, NULL, count(*), NULL FROM noted AS c WHERE (SELECT count(*) FROM noted) > most GROUP BY c.action;
+    END IF;
+    RETURN NULL;
+END $fn$;
+COMMENT ON FUNCTION webhook_endpoints_audit() IS 'Trigger: writes changes of endpoints into webhook_audit.';
+
+CREATE OR REPLACE FUNCTION webhook_secrets_audit() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
+BEGIN
+    IF tg_relid <> 'webhook_secrets'::regclass::oid THEN
+        RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_secrets_audit', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    -- An endpoint's first secret comes with the endpoint.
+    IF webhook_restoring() OR tg_op = 'INSERT' AND NOT EXISTS (SELECT FROM webhook_secrets AS s WHERE s.endpoint_id = new.endpoint_id AND s.id <> new.id) THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO webhook_audit (who, action, organization_id, endpoint_id, count)
+    SELECT session_user::text, 'secret.changed', (SELECT e.organization_id FROM webhook_endpoints AS e WHERE e.id = new.endpoint_id), new.endpoint_id, 1;
+    RETURN NULL;
+END $fn$;
+COMMENT ON FUNCTION webhook_secrets_audit() IS 'Trigger: writes into webhook_audit that an endpoint has another secret.';
+
+-- How many rows a statement updates is the difference of PostgreSQL's own counters of this transaction. A transition table would
+-- cost walhook a copy of every row that it records.
+CREATE OR REPLACE FUNCTION webhook_deliveries_audit() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
+DECLARE
+    updated bigint;
+BEGIN
+    IF tg_relid <> 'webhook_deliveries'::regclass::oid THEN
+        RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_deliveries_audit', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    SELECT pg_catalog.sum(pg_stat_get_xact_tuples_updated(i.inhrelid))::bigint INTO updated FROM pg_inherits AS i WHERE i.inhparent = tg_relid;
+    IF tg_when = 'BEFORE' THEN
+        PERFORM set_config('walhook.updated', updated::text, true);
+        RETURN NULL;
+    END IF;
+    updated := CASE WHEN current_setting('track_counts'::text) = 'on' THEN updated - current_setting('walhook.updated'::text)::bigint END;
+    IF updated IS DISTINCT FROM 0::bigint THEN
+        INSERT INTO webhook_audit (who, action, count) VALUES (session_user::text, 'deliveries.replayed', updated);
+    END IF;
+    RETURN NULL;
+END $fn$;
+COMMENT ON FUNCTION webhook_deliveries_audit() IS 'Trigger: writes into webhook_audit how many deliveries somebody else than walhook updated.';
+
+DO $do$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass::oid AND tgname = 'webhook_endpoints_audit_insert') THEN
+        CREATE TRIGGER webhook_endpoints_audit_insert AFTER INSERT ON webhook_endpoints REFERENCING NEW TABLE AS came
+            FOR EACH STATEMENT EXECUTE FUNCTION webhook_endpoints_audit();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass::oid AND tgname = 'webhook_endpoints_audit_update') THEN
+        CREATE TRIGGER webhook_endpoints_audit_update AFTER UPDATE ON webhook_endpoints REFERENCING OLD TABLE AS gone NEW TABLE AS came
+            FOR EACH STATEMENT EXECUTE FUNCTION webhook_endpoints_audit();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass::oid AND tgname = 'webhook_endpoints_audit_delete') THEN
+        CREATE TRIGGER webhook_endpoints_audit_delete AFTER DELETE ON webhook_endpoints REFERENCING OLD TABLE AS gone
+            FOR EACH STATEMENT EXECUTE FUNCTION webhook_endpoints_audit();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_secrets'::regclass::oid AND tgname = 'webhook_secrets_audit_insert') THEN
+        CREATE TRIGGER webhook_secrets_audit_insert AFTER INSERT ON webhook_secrets FOR EACH ROW EXECUTE FUNCTION webhook_secrets_audit();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_secrets'::regclass::oid AND tgname = 'webhook_secrets_audit_update') THEN
+        CREATE TRIGGER webhook_secrets_audit_update AFTER UPDATE OF secret ON webhook_secrets -- sealing changes no secret
+            FOR EACH ROW WHEN (new.secret <> old.secret AND NOT starts_with(new.secret, 'sealed:')) EXECUTE FUNCTION webhook_secrets_audit();
+    END IF;
+    -- The condition is webhook_audit_who() <> 'walhook', which not every role may execute.
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_deliveries'::regclass::oid AND tgname = 'webhook_deliveries_audit_before') THEN
+        CREATE TRIGGER webhook_deliveries_audit_before BEFORE UPDATE ON webhook_deliveries
+            FOR EACH STATEMENT WHEN (current_setting('walhook.recording', true) IS DISTINCT FROM 'on'
+                OR NOT has_table_privilege(CASE current_setting('role') WHEN 'none' THEN session_user ELSE current_setting('role')::name END, 'webhook_state'::regclass::oid, 'UPDATE'))
+            EXECUTE FUNCTION webhook_deliveries_audit();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_deliveries'::regclass::oid AND tgname = 'webhook_deliveries_audit_after') THEN
+        CREATE TRIGGER webhook_deliveries_audit_after AFTER UPDATE ON webhook_deliveries
+            FOR EACH STATEMENT WHEN (current_setting('walhook.recording', true) IS DISTINCT FROM 'on'
+                OR NOT has_table_privilege(CASE current_setting('role') WHEN 'none' THEN session_user ELSE current_setting('role')::name END, 'webhook_state'::regclass::oid, 'UPDATE'))
+            EXECUTE FUNCTION webhook_deliveries_audit();
+    END IF;
+END $do$;
 
 
 -- --- 7. Partitions --------------------------------------------------------------------------------------------------
@@ -1250,12 +1419,14 @@ BEGIN
     DELETE FROM webhook_retries AS r
     WHERE r.endpoint_id IN (SELECT r.endpoint_id FROM webhook_retries AS r WHERE r.asked_at < now() - interval '1 day' LIMIT most FOR UPDATE SKIP LOCKED);
 
+    DELETE FROM webhook_audit AS a WHERE a.id IN (SELECT a.id FROM webhook_audit AS a WHERE a.id < old ORDER BY a.id LIMIT most FOR UPDATE SKIP LOCKED);
+
     -- Rows of deleted endpoints: there is no foreign key.
     DELETE FROM webhook_endpoint_failures AS f WHERE NOT EXISTS (SELECT FROM webhook_endpoints AS e WHERE e.id = f.endpoint_id);
 END $fn$;
 COMMENT ON FUNCTION webhook_delete_old(timestamptz, int) IS
     'Deletes finished events and deliveries from before a time from the DEFAULT partitions, at most so many of each, '
-    'and the rows of deleted endpoints from webhook_endpoint_failures.';
+    'as many rows of webhook_audit, and the rows of deleted endpoints from webhook_endpoint_failures.';
 
 -- From yesterday to two weeks ahead. On a busy database a lock may not be available; walhook run then creates the day.
 DO $do$
@@ -1391,9 +1562,11 @@ BEGIN
         RAISE EXCEPTION 'webhook_send_test: there is no endpoint %', coalesce(webhook_send_test.endpoint_id::text, 'null')
             USING ERRCODE = 'no_data_found';
     END IF;
+    PERFORM set_config('walhook.testing', 'on', true);
     INSERT INTO webhook_outbox (organization_id, event_type, payload, endpoint_ids)
     VALUES (organization, webhook_send_test.event_type, '{"test": true, "message": "A test webhook"}', ARRAY[webhook_send_test.endpoint_id])
     RETURNING id INTO event;
+    PERFORM set_config('walhook.testing', '', true);
     RETURN event;
 END $fn$;
 COMMENT ON FUNCTION webhook_send_test(uuid, text) IS
@@ -1824,7 +1997,8 @@ REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_rest
     webhook_add_partition(text, date), webhook_drop_day(date), webhook_delete_old(timestamptz, int),
     webhook_create_endpoint(text, text, text[], text), webhook_rotate_secret(uuid, interval),
     webhook_set_secret(uuid, text, interval), webhook_replace_secret(uuid, text, interval), webhook_secret_problem(text),
-    webhook_retry_now(uuid), webhook_ops_explain(uuid), webhook_url_host(text) FROM PUBLIC;
+    webhook_retry_now(uuid), webhook_ops_explain(uuid), webhook_url_host(text),
+    webhook_audit_who(), webhook_endpoints_audit(), webhook_secrets_audit(), webhook_deliveries_audit() FROM PUBLIC;
 -- An application's role needs only its grants on webhook_outbox, even if functions are not PUBLIC by default.
 GRANT EXECUTE ON FUNCTION webhook_uuidv7() TO PUBLIC;
 
@@ -1850,7 +2024,7 @@ BEGIN
         FROM pg_trigger AS g JOIN pg_class AS c ON c.oid = g.tgrelid
         CROSS JOIN LATERAL (SELECT starts_with(g.tgname::text, 'webhook_outbox_before_') OR g.tgname = 'webhook_event_types_restored' AS always) AS want
         WHERE starts_with(g.tgname::text, 'webhook_') AND g.tgconstraint = 0::oid AND g.tgenabled::text NOT IN ('A', CASE WHEN want.always THEN 'A' ELSE 'O' END)
-          AND (c.oid IN (SELECT to_regclass(t)::oid FROM pg_catalog.unnest('{webhook_event_types,webhook_endpoints,webhook_secrets,webhook_outbox,webhook_deliveries,webhook_state,webhook_endpoint_failures,webhook_retries}'::text[]) AS t)
+          AND (c.oid IN (SELECT to_regclass(t)::oid FROM pg_catalog.unnest('{webhook_event_types,webhook_endpoints,webhook_secrets,webhook_outbox,webhook_deliveries,webhook_state,webhook_endpoint_failures,webhook_retries,webhook_audit}'::text[]) AS t)
                OR c.oid IN (SELECT i.inhrelid FROM pg_inherits AS i WHERE i.inhparent IN ('webhook_outbox'::regclass::oid, 'webhook_deliveries'::regclass::oid)))
         ORDER BY c.relispartition, c.oid
     LOOP

@@ -20,7 +20,7 @@ type manifest struct {
 var convenienceFunctions = []string{
 	"webhook_create_endpoint", "webhook_replace_secret", "webhook_rotate_secret", "webhook_set_secret", "webhook_send_test", "webhook_replay",
 	"webhook_replay_failed", "webhook_retry_now", "webhook_explain", "webhook_stats", "webhook_waiting",
-	"webhook_url_host", "webhook_ops_explain",
+	"webhook_ops_explain",
 }
 
 // firesAlways reports whether a trigger has to fire whatever session_replication_role is,

@@ -21,7 +21,7 @@ const SchemaVersion = 7
 var (
 	requiredTables = []string{
 		"webhook_event_types", "webhook_endpoints", "webhook_secrets", "webhook_outbox", "webhook_outbox_default",
-		"webhook_deliveries", "webhook_deliveries_default", "webhook_state", "webhook_endpoint_failures", "webhook_retries",
+		"webhook_deliveries", "webhook_deliveries_default", "webhook_state", "webhook_endpoint_failures", "webhook_retries", "webhook_audit",
 	}
 	requiredColumns = []string{"id", "organization_id", "event_type", "payload", "created_at", "endpoint_ids"}
 )

@@ -157,7 +157,7 @@ func TestSchemaAppliedAgain(t *testing.T) {
 	t.Run("over version 1", func(t *testing.T) {
 		t.Parallel()
 		db := pgtest.New(t)
-		exec(t, db.Pool, `DROP VIEW webhook_endpoint_health, webhook_overdue CASCADE`) // and the view webhook_status
+		exec(t, db.Pool, `DROP VIEW webhook_endpoint_health, webhook_ops_endpoints, webhook_overdue CASCADE`) // and the view webhook_status
 		exec(t, db.Pool, `ALTER TABLE webhook_endpoint_failures DROP COLUMN breaker_opened_at`)
 		exec(t, db.Pool, `ALTER TABLE webhook_state DROP COLUMN published CASCADE, DROP COLUMN open_since CASCADE`)
 		exec(t, db.Pool, `CREATE VIEW webhook_endpoint_health AS

@@ -29,6 +29,10 @@ const sampleData = `{"test": true, "message": "A test webhook"}`
 const selectOnlyOrganization = `
 SELECT coalesce(min(organization_id), ''), coalesce(min(organization_id) = max(organization_id), false) FROM webhook_endpoints`
 
+// markTest makes the outbox's trigger write the test webhook into webhook_audit, and take {} for
+// all endpoints that subscribe.
+const markTest = `SELECT set_config('walhook.testing', 'on', true)`
+
 const insertTestWebhook = `
 INSERT INTO webhook_outbox (organization_id, event_type, payload, endpoint_ids)
 VALUES (@organization_id, @event_type, @payload::text::jsonb, @endpoint_ids::text[]::uuid[])
@@ -48,15 +52,17 @@ func (s *Store) SendTest(ctx context.Context, w TestWebhook) (event uuid.UUID, d
 	if w.Data != nil {
 		payload = string(w.Data)
 	}
-	var chosen []string // null: the trigger chooses
+	chosen := []string{} // the trigger chooses, see markTest
 	if w.EndpointID != uuid.Nil {
 		chosen = []string{w.EndpointID.String()}
 	}
 	var endpoints []uuid.UUID
-	err = s.pool.QueryRow(ctx, insertTestWebhook, pgx.NamedArgs{
+	var b pgx.Batch
+	b.Queue(markTest)
+	b.Queue(insertTestWebhook, pgx.NamedArgs{
 		"organization_id": w.OrganizationID, "event_type": w.EventType, "payload": payload, "endpoint_ids": chosen,
-	}).Scan(&event, &endpoints)
-	if err != nil {
+	}).QueryRow(func(row pgx.Row) error { return row.Scan(&event, &endpoints) })
+	if err := s.send(ctx, &b); err != nil {
 		return uuid.Nil, nil, fmt.Errorf("send a test webhook: %w", err)
 	}
 	for _, endpoint := range endpoints {
