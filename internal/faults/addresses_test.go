@@ -22,11 +22,15 @@ var specialHosts = []string{
 	"127.0.0.1", "127.1.2.3", "0.0.0.0", "localhost", "LOCALHOST",
 	"2130706433", "0", "127.1", "0177.0.0.1", "0x7f000001", "0x7f.0.0.1", "017700000001", "127.0.0.1.",
 	"[::1]", "[::]", "[0:0:0:0:0:0:0:1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::127.0.0.1]",
-	"[64:ff9b::7f00:1]", "[64:ff9b:1::7f00:1]", "[2002:7f00:1::]", "[2001:0:7f00:1::80ff:fffe]",
+	deniedHost, "[::ffff:" + deniedHost + "]", "[2a00:64::7f00:1]",
+	"[64:ff9b::7f00:1]", "[64:ff9b:1::7f00:1]", "[64:ff9b:1:7f00:0:100::]", "[2002:7f00:1::]", "[2001:0:7f00:1::80ff:fffe]",
 	"10.0.0.1", "172.16.0.1", "192.168.0.1", "100.64.0.1", "169.254.169.254", "168.63.129.16", "192.0.0.192", "198.18.0.1",
 	"192.0.2.1", "224.0.0.1", "240.0.0.1", "255.255.255.255",
 	"[fe80::1]", "[fc00::1]", "[fd00:ec2::254]", "[ff02::1]", "[2001:db8::1]", "[::ffff:169.254.169.254]", "[::ffff:0:127.0.0.1]",
 }
+
+// deniedHost is in networks that are allowed, and in one that is denied.
+const deniedHost = "127.0.0.10"
 
 // addresses has endpoints at addresses that no customer may reach, and a good one that
 // redirects there.
@@ -35,7 +39,7 @@ func addresses(t *testing.T, s Setup) {
 	const eventsPerSecond = 20
 	canary := listenEverywhere(t)
 	s.Address = receivers
-	s.Env = append(s.Env, "WALHOOK_ALLOW_NETS="+receivers+"/32", "WALHOOK_ALLOW_PORTS=80,443,"+strconv.Itoa(canary.port))
+	s.Env = append(s.Env, "WALHOOK_ALLOW_NETS="+receivers+","+deniedHost+",2a00:64::/96", "WALHOOK_DENY_NETS="+deniedHost+",2a00:64::/96", "WALHOOK_ALLOW_PORTS=80,443,"+strconv.Itoa(canary.port))
 	s.Schedule = "1s,1s"
 	s.Endpoints = append(threeEndpoints(), oracle.Endpoint{Org: "org_1", Types: []string{"org.*"}})
 	redirects := len(s.Endpoints) - 1
