@@ -42,7 +42,7 @@ func serveEverywhere(t *testing.T, h http.HandlerFunc) *url.URL {
 	}
 	l := &tunnelled{real, make(chan net.Conn)}
 	server := &http.Server{Handler: h}
-	go server.Serve(l) //nolint:errcheck // it ends with the test
+	go server.Serve(l)
 	go func() {
 		defer close(l.conns)
 		for {
