@@ -4,10 +4,11 @@ GO           ?= go
 VERSION      ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 PG           ?= $(WALHOOK_TEST_POSTGRES_VERSION)
 STATICCHECK  := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK  := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 GOLANGCI     := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-pg check bench bench-smoke faults faults-quick faults-switches clean
+.PHONY: help demo build test test-pg check vulncheck bench bench-smoke faults faults-quick faults-switches clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +32,12 @@ check: ## read-only checks: format, vet, staticcheck, go.mod, lint
 	$(GO) run $(STATICCHECK) ./...
 	$(GO) mod tidy -diff
 	$(GO) run $(GOLANGCI) run ./...
+
+# govulncheck exits with 3 where it found some; anything else means that it could not look. `go run` would make both 1.
+vulncheck: ## known vulnerabilities of what is called, in the binary and in Go; asks vuln.go.dev, and says so where that cannot be reached
+	@GOBIN=$(CURDIR)/bin $(GO) install $(GOVULNCHECK) && bin/govulncheck ./... || { code=$$?; \
+		[ $$code -ne 3 ] || exit 1; \
+		echo "NOT CHECKED for known vulnerabilities: see above. govulncheck needs the module proxy and vuln.go.dev"; }
 
 bench: ## measure the release binary beside a bare client and a poller: some fifteen minutes, on a machine that does nothing else
 	$(GO) run ./internal/bench
