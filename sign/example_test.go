@@ -15,8 +15,7 @@ import (
 // A receiver reads the raw body, bounded, verifies it, and answers quickly.
 func Example_receiver() {
 	verifier := sign.Verifier{
-		Secrets:      []string{"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}, // during a rotation: the old and the new one
-		StandardOnly: true,
+		Secrets: []string{"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}, // during a rotation: the old and the new one
 	}
 	receive := func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))

@@ -32,12 +32,6 @@ const DefaultTolerance = 5 * time.Minute
 type Verifier struct {
 	Secrets   []string      // or public keys (whpk_...); one match is enough; during a rotation, give the old and the new one
 	Tolerance time.Duration // 0: DefaultTolerance; negative: the timestamp is not checked
-
-	// StandardOnly refuses requests that carry X-Webhook-Signature alone. That scheme
-	// covers no timestamp: whoever captured a request could remove the other headers
-	// and replay it. Set it unless the sender is not walhook, or drop deliveries whose
-	// X-Webhook-Delivery-ID you have seen.
-	StandardOnly bool
 }
 
 // Verify checks a request's headers and raw body with the default tolerance.
@@ -47,34 +41,52 @@ func Verify(h http.Header, body []byte, secrets ...string) error {
 }
 
 // Verify checks a request's headers and its raw body: the bytes as received, before any
-// parsing.
-//
-// If webhook-signature is present, it alone decides: one of its signatures must verify,
-// and its timestamp must be within the tolerance. X-Webhook-Signature is then ignored,
-// because during a rotation it is made with the older secret only. If webhook-signature
-// is absent, X-Webhook-Signature decides.
+// parsing. One of the signatures in webhook-signature must verify, and the timestamp must
+// be within the tolerance. X-Webhook-Signature is not looked at.
 //
 // The error is nil, ErrNoSecret, ErrKey, ErrNoSignature, ErrMalformed, ErrMismatch or
 // ErrStale, possibly wrapped. A request that is stale is authentic: the
 // signature is checked first.
 func (v Verifier) Verify(h http.Header, body []byte) error {
-	secrets := nonEmpty(v.Secrets)
-	if len(secrets) == 0 {
-		return ErrNoSecret
+	secrets, err := v.usable()
+	if err != nil {
+		return err
 	}
-	for _, secret := range secrets {
-		if _, _, err := verifyingKey(secret); err != nil {
-			return err
-		}
+	signatures := values(h, HeaderSignature)
+	if len(signatures) == 0 {
+		return ErrNoSignature
 	}
-	if signatures := values(h, HeaderSignature); len(signatures) > 0 {
-		return v.verifyStandard(h, signatures, body, secrets)
+	return v.verifyStandard(h, signatures, body, secrets)
+}
+
+// VerifyBody checks X-Webhook-Signature alone, for receivers that can do no more than an
+// HMAC of the raw body. That scheme covers no time: whoever captured a request can send it
+// again at any time, so drop deliveries whose id in the body you have seen. During a
+// rotation it is made with the older secret. The errors are Verify's, without ErrStale.
+func (v Verifier) VerifyBody(h http.Header, body []byte) error {
+	secrets, err := v.usable()
+	if err != nil {
+		return err
 	}
 	signatures := values(h, HeaderBodySignature)
-	if len(signatures) == 0 || v.StandardOnly {
+	if len(signatures) == 0 {
 		return ErrNoSignature
 	}
 	return verifyBody(signatures, body, secrets)
+}
+
+// usable returns the secrets, if all of them can be used.
+func (v Verifier) usable() ([]string, error) {
+	secrets := nonEmpty(v.Secrets)
+	if len(secrets) == 0 {
+		return nil, ErrNoSecret
+	}
+	for _, secret := range secrets {
+		if _, _, err := verifyingKey(secret); err != nil {
+			return nil, err
+		}
+	}
+	return secrets, nil
 }
 
 // values is Header.Values, but also finds the spelling that walhook sends, for

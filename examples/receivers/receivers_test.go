@@ -101,16 +101,12 @@ func testReceiver(t *testing.T, cmd *exec.Cmd) {
 		{"the same again", "d1", []string{oldSecret}, 0, nil, 204},
 		{"the other secret", "d2", []string{newSecret}, 0, nil, 204},
 		{"both, in a rotation", "d3", []string{"an older secret", newSecret}, 0, nil, 204},
-		{"the body's signature alone", "d4", []string{oldSecret}, 0, onlyBody, 204},
-		{"a secret that is odd base64", "d5", []string{oddSecret}, 0, nil, 204},
+		{"a secret that is odd base64", "d4", []string{oddSecret}, 0, nil, 204},
+		{"the body's signature alone", "x", []string{oldSecret}, 0, onlyBody, 401},
 		{"a stranger's secret", "x", []string{"a stranger's secret"}, 0, nil, 401},
 		{"an old request", "x", []string{oldSecret}, 10 * time.Minute, nil, 401},
 		{"a request of the future", "x", []string{oldSecret}, -10 * time.Minute, nil, 401},
 		{"another body", "x", []string{oldSecret}, 0, func(_ http.Header, b *string) { *b = strings.Replace(*b, "42", "43", 1) }, 401},
-		{"another body, the body's signature alone", "x", []string{oldSecret}, 0, func(h http.Header, b *string) {
-			onlyBody(h, b)
-			*b = strings.Replace(*b, "42", "43", 1)
-		}, 401},
 		{"another id", "x", []string{oldSecret}, 0, func(h http.Header, _ *string) { h.Set(sign.HeaderID, "another") }, 401},
 		{"another time", "x", []string{oldSecret}, 0, func(h http.Header, _ *string) {
 			h.Set(sign.HeaderTimestamp, strconv.FormatInt(time.Now().Unix()+1, 10))
@@ -126,9 +122,9 @@ func testReceiver(t *testing.T, cmd *exec.Cmd) {
 		}
 	}
 
-	// Of the six that verify, one came twice.
+	// Of the five that verify, one came twice.
 	lines := bufio.NewScanner(stdout)
-	for n := range 5 {
+	for n := range 4 {
 		if !lines.Scan() || strings.ReplaceAll(lines.Text(), `": `, `":`) != received {
 			t.Fatalf("line %d is %q, want %q", n, lines.Text(), received)
 		}

@@ -71,11 +71,10 @@ func Read(h http.Header, body []byte, secrets ...string) *Request {
 	}
 	wrong[4] = json.Unmarshal(m.Data, &data)
 	r.Event, r.Org, r.Data, r.N = m.ID, m.OrganizationID, sha256.Sum256(m.Data), data.N
-	r.Signed, wrong[5] = verifying(secrets, func(secret string) error {
-		return sign.Verifier{Secrets: []string{secret}, StandardOnly: true}.Verify(h, body)
+	r.Signed, wrong[5] = verifying(secrets, func(secret string) error { return sign.Verify(h, body, secret) })
+	r.SignedBody, wrong[6] = verifying(secrets, func(secret string) error {
+		return sign.Verifier{Secrets: []string{secret}}.VerifyBody(h, body)
 	})
-	alone := http.Header{sign.HeaderBodySignature: h.Values(sign.HeaderBodySignature)} // one is enough for sign.Verify
-	r.SignedBody, wrong[6] = verifying(secrets, func(secret string) error { return sign.Verify(alone, body, secret) })
 	if err := errors.Join(wrong[:]...); err != nil {
 		r.Malformed = strings.ReplaceAll(err.Error(), "\n", "; ")
 	}
