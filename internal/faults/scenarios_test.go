@@ -107,6 +107,7 @@ var scenarios = []Scenario{
 	{"41", "Moved", on14 | on18, movedDatabase},
 	{"42", "AdminFlood", alone, adminFlood},
 	{"43", "Redaction", inQuick | on14 | on18, redaction},
+	{"44", "OwnFaults", 0, ownFaults},
 	{"", "InvisibleCommit", 0, invisibleCommit},
 	{"", "Lease", 0, lease},
 	{"", "UnechoedOutcome", from17, unechoedOutcome},
