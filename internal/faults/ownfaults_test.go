@@ -46,14 +46,15 @@ func ownFaults(t *testing.T, s Setup) {
 	for _, fault := range []struct {
 		kind       string
 		begin, end func()
+		warned     func() int
 	}{
-		{"proxy", e.stop, e.start},
+		{"proxy", e.stop, e.start, func() int { return p.logged("the proxy does not connect") }},
 		{"descriptors", func() {
 			limit(nil, &files)
 			limit(&unix.Rlimit{Cur: anyFiles, Max: files.Max}, nil)
 			e.stop() // so that no tunnel is left
 			e.start()
-		}, func() { limit(&files, nil) }},
+		}, func() { limit(&files, nil) }, func() int { return p.logged("no file descriptors are left") }},
 	} {
 		fault.begin()
 		from := x.journal.Count()
@@ -74,7 +75,7 @@ func ownFaults(t *testing.T, s Setup) {
 		}
 		fault.end()
 		took := x.drain(goesOn)
-		x.expect(p.logged("kind="+fault.kind+" what=") == 1, "%s: %d warnings", fault.kind, p.logged("kind="+fault.kind+" what="))
+		x.expect(fault.warned() == 1, "%s: %d warnings", fault.kind, fault.warned())
 		figures = append(figures, fmt.Sprintf("%s=%s", fault.kind, took.Round(time.Millisecond)))
 	}
 	x.expect(count(`SELECT count(*) FROM webhook_deliveries WHERE attempts <> 1`) == 0, "not every delivery has one attempt")
