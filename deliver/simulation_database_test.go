@@ -71,6 +71,9 @@ func (db *database) fallBack(newTimeline bool) {
 		}
 		for _, e := range c.Endpoints { // the fall back may have sealed or opened it
 			db.s.journal.sealed(e.ID, db.Endpoint(e.ID) != nil && db.Endpoint(e.ID).Sealed != "")
+			if now := db.Endpoint(e.ID); now != nil {
+				db.s.journal.belongs(e.ID, now.OrganizationID)
+			}
 		}
 	}
 	if newTimeline {

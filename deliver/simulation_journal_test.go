@@ -21,6 +21,13 @@ type journal struct {
 	known     map[uuid.UUID]*journaled
 	order     []*journaled
 	closed    map[uuid.UUID]time.Time // endpoints whose secret cannot be opened, since when
+	given     map[uuid.UUID]belonging // endpoints whose id has changed hands
+}
+
+// A belonging is to whom an endpoint belongs, and since when.
+type belonging struct {
+	organization string
+	since        time.Time
 }
 
 // A journaled has all facts about one delivery.
@@ -43,7 +50,7 @@ type journaled struct {
 
 func newJournal(s *simulation) *journal {
 	return &journal{s: s, receivers: map[uuid.UUID]answering{}, refused: map[uuid.UUID]bool{}, known: map[uuid.UUID]*journaled{},
-		closed: map[uuid.UUID]time.Time{}}
+		closed: map[uuid.UUID]time.Time{}, given: map[uuid.UUID]belonging{}}
 }
 
 func (j *journal) committed(e *outbox.Event) {
@@ -90,6 +97,13 @@ func (j *journal) sealed(id uuid.UUID, closed bool) {
 		delete(j.closed, id)
 	case j.closed[id].IsZero():
 		j.closed[id] = time.Now()
+	}
+}
+
+// belongs notes to whom an endpoint belongs.
+func (j *journal) belongs(id uuid.UUID, organization string) {
+	if j.given[id].organization != organization {
+		j.given[id] = belonging{organization, time.Now()}
 	}
 }
 
@@ -143,6 +157,9 @@ func (j *journal) request(p *process, r send.Request) (status int, after time.Du
 	// A request that had begun before a freeze continues after it.
 	if closed := j.closed[d.endpoint]; !closed.IsZero() && now.Sub(closed) > 2*time.Second && now.Sub(p.thaws) > 2*time.Second {
 		j.s.violate("delivery %s was sent %v after its endpoint's secret was sealed", d.id, now.Sub(closed))
+	}
+	if to := j.given[d.endpoint]; to.organization != "" && to.organization != d.event.OrganizationID && now.Sub(to.since) > 2*time.Second && now.Sub(p.thaws) > 2*time.Second {
+		j.s.violate("delivery %s of %s was sent %v after its endpoint's id went to %s", d.id, d.event.OrganizationID, now.Sub(to.since), to.organization)
 	}
 	if why := p.mayNotSend(); why != "" {
 		j.s.violate("delivery %s was sent %s", d.id, why)

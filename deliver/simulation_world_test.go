@@ -245,6 +245,9 @@ func (s *simulation) operator() {
 
 func (s *simulation) changeEndpoint(e storetest.Endpoint) {
 	if e.Deleted {
+		if s.chance(50) {
+			s.giveAway(e)
+		}
 		return
 	}
 	switch s.rng.IntN(7) {
@@ -266,6 +269,20 @@ func (s *simulation) changeEndpoint(e storetest.Endpoint) {
 		s.journal.refused[e.ID] = true
 	}
 	s.note("endpoint %s: enabled %v, deleted %v", e.ID, e.Enabled, e.Deleted)
+	s.db.Write(&storetest.Commit{Visible: true, Endpoints: []*storetest.Endpoint{&e}})
+	if e.Deleted && s.chance(50) { // before anybody has noticed
+		s.giveAway(e)
+	}
+}
+
+// giveAway gives a deleted endpoint's id to one of another organization, as the tables' owner
+// may. What is owed to the deleted one must not reach that.
+func (s *simulation) giveAway(e storetest.Endpoint) {
+	e.Deleted, e.Enabled, e.Sealed = false, true, ""
+	e.OrganizationID = map[string]string{"org_0": "org_1", "org_1": "org_0"}[e.OrganizationID]
+	s.note("endpoint %s belongs to %s", e.ID, e.OrganizationID)
+	s.journal.belongs(e.ID, e.OrganizationID)
+	s.journal.sealed(e.ID, false)
 	s.db.Write(&storetest.Commit{Visible: true, Endpoints: []*storetest.Endpoint{&e}})
 }
 
