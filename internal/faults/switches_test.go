@@ -55,6 +55,7 @@ var breaches = []breach{
 	{failpoint.EarlierWord, "TheLaterWord", direct, "webhook_replay", "", nil},
 	{failpoint.EarlierWord, "TheLaterWord", 0, "webhook_replay", "", nil},
 	{failpoint.ChargeOwnFaults, "Keys", direct, "the log says 0 times that secrets cannot be opened", "", nil},
+	{failpoint.ChargeOwnFaults, "OwnFaults", direct, "proxy: attempts of", "", nil},
 }
 
 // direct is the WALHOOK_PARK_AFTER with which deliveries go straight from the stream.
