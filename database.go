@@ -31,7 +31,7 @@ type database struct {
 	protected *send.Protected // what endpoints cannot have, the addresses of the database among it
 
 	mu     sync.Mutex
-	schema string // "": WALHOOK_SCHEMA is not set, and there was no session yet
+	schema string   // "": WALHOOK_SCHEMA is not set, and there was no session yet
 	warned []string // by PostgreSQL, and not logged yet
 }
 
