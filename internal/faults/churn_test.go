@@ -202,8 +202,18 @@ func (c *Churn) remove(i int) {
 	}
 	e.deleted = true
 	if c.done[2]++; c.done[2]%2 == 0 {
-		at := slices.Index(c.driver.orgs, e.org)
-		c.create(c.driver.orgs[(at+1)%churnOrgs], e.id)
+		c.giveAway(e.id)
+	}
+}
+
+// giveAway gives a deleted endpoint's id to an organization that has not had it, so that id
+// and organization tell whose a row is.
+func (c *Churn) giveAway(id uuid.UUID) {
+	had := func(org string) bool {
+		return slices.ContainsFunc(c.ends, func(e *churned) bool { return e.id == id && e.org == org })
+	}
+	if at := slices.IndexFunc(c.driver.orgs, func(org string) bool { return !had(org) }); at >= 0 {
+		c.create(c.driver.orgs[at], id)
 		c.reused++
 	}
 }
