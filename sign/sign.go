@@ -128,15 +128,22 @@ func standardKey(secret string) []byte {
 }
 
 // A key is an HMAC's two hash states after the padded key (RFC 2104, section 4), because
-// keying costs as much as hashing a small body. The states are kept as bytes, so that
-// even a hundred thousand signers need little memory.
-type key struct{ inner, outer []byte }
+// keying costs as much as hashing a small body. Of a state that has read one block only the
+// chaining value differs, so even a hundred thousand signers need little memory.
+type key struct{ inner, outer chaining }
+
+type chaining [sha256.Size]byte
+
+// chainingAt is where a marshalled state has its chaining value: behind the name of the
+// algorithm. Package crypto/sha256 promises that it reads the states of former versions.
+const chainingAt = 4
 
 // A mac is the scratch space of one signature, which any key can use.
 type mac struct {
-	hash sha256State
-	sum  []byte // the raw MAC
-	text []byte // what is signed before the body, then the encoded MAC
+	hash  sha256State
+	state []byte // marshalled, after one block
+	sum   []byte // the raw MAC
+	text  []byte // what is signed before the body, then the encoded MAC
 }
 
 // A sha256State is a SHA-256 whose state can be read and set, which package crypto/sha256
@@ -147,7 +154,22 @@ type sha256State interface {
 	encoding.BinaryUnmarshaler
 }
 
-var macs = sync.Pool{New: func() any { return &mac{hash: sha256.New().(sha256State)} }}
+var macs = sync.Pool{New: func() any {
+	return &mac{hash: sha256.New().(sha256State), state: afterBlock([sha256.BlockSize]byte{})}
+}}
+
+// afterBlock returns the marshalled state of a hash that has read one block.
+func afterBlock(block [sha256.BlockSize]byte) []byte {
+	h := sha256.New().(sha256State)
+	h.Write(block[:])
+	return must(h.MarshalBinary())
+}
+
+// load sets a mac's hash to the state after one block.
+func (m *mac) load(c *chaining) {
+	copy(m.state[chainingAt:], c[:])
+	must(0, m.hash.UnmarshalBinary(m.state))
+}
 
 func newKey(secret []byte) *key {
 	if len(secret) > sha256.BlockSize {
@@ -157,16 +179,15 @@ func newKey(secret []byte) *key {
 	return &key{inner: padded(secret, 0x36), outer: padded(secret, 0x5c)}
 }
 
-// padded returns the state of a hash that has read the key, XORed with a byte.
-func padded(secret []byte, with byte) []byte {
+// padded returns the chaining value after the padded key, XORed with a byte.
+func padded(secret []byte, with byte) (c chaining) {
 	var block [sha256.BlockSize]byte
 	copy(block[:], secret)
 	for i := range block {
 		block[i] ^= with
 	}
-	h := sha256.New().(sha256State)
-	h.Write(block[:])
-	return must(h.MarshalBinary())
+	copy(c[:], afterBlock(block)[chainingAt:])
+	return c
 }
 
 // must panics on an error that only a state not written by sha256 can cause.
@@ -178,12 +199,12 @@ func must[T any](v T, err error) T {
 }
 
 // begin sets a mac to the state after the inner padded key.
-func (k *key) begin(m *mac) { must(0, m.hash.UnmarshalBinary(k.inner)) }
+func (k *key) begin(m *mac) { m.load(&k.inner) }
 
 // end leaves the MAC of what was written to m.hash in m.sum.
 func (k *key) end(m *mac) {
 	m.sum = m.hash.Sum(m.sum[:0])
-	must(0, m.hash.UnmarshalBinary(k.outer))
+	m.load(&k.outer)
 	m.hash.Write(m.sum)
 	m.sum = m.hash.Sum(m.sum[:0])
 }

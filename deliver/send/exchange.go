@@ -39,7 +39,7 @@ func (s *Sender) exchange(ctx context.Context, c *conn, r *Request, begun time.T
 	defer in.release()
 
 	w := c.send(r, begun)
-	resp, f := in.answer(r.Endpoint.request, w.err) //nolint:bodyclose // closing reads all of it, and keep decides how much is read
+	resp, f := in.answer(w.err) //nolint:bodyclose // closing reads all of it, and keep decides how much is read
 	if f != nil {
 		stop()
 		c.abort()
@@ -49,7 +49,7 @@ func (s *Sender) exchange(ctx context.Context, c *conn, r *Request, begun time.T
 		return webhook.Attempt{}, f
 	}
 	c.boundBody(ctx, in, resp, deadline)
-	a, whole := answeredAttempt(begun, resp)
+	a, whole := answeredAttempt(begun, resp, r.Endpoint.url)
 	whole = w.finish(c) && whole && in.buf.Buffered() == 0
 	switch {
 	case !stop(): // interrupt may still come
@@ -62,13 +62,16 @@ func (s *Sender) exchange(ctx context.Context, c *conn, r *Request, begun time.T
 	return a, nil
 }
 
+// post tells the parser what a response is for: it depends on the method alone.
+var post = &http.Request{Method: http.MethodPost}
+
 // answer reads the head of the response. A receiver may have answered also if it has not
 // taken the whole request.
-func (r *reader) answer(req *http.Request, wrote error) (*http.Response, *failure) {
+func (r *reader) answer(wrote error) (*http.Response, *failure) {
 	if errors.Is(wrote, errNotLive) {
 		return nil, &failure{err: wrote}
 	}
-	resp, err := r.head(req)
+	resp, err := r.head(post)
 	if err == nil {
 		return resp, nil
 	}

@@ -167,7 +167,7 @@ func validValue(value string) bool {
 // If the endpoint cannot be sent to, its target has a refusal, and attempts fail without
 // a connection. A Target prints without path, query and secrets.
 type Target struct {
-	request *http.Request // method and URL: what its responses are read for
+	url     *url.URL
 	key     key
 	head    []byte // the request line, and the headers that are the same in all requests
 	signer  *sign.Signer
@@ -182,10 +182,10 @@ type refusal struct {
 
 // String returns scheme and host.
 func (t *Target) String() string {
-	if t.request == nil {
+	if t.url == nil {
 		return "[invalid URL]"
 	}
-	return t.request.URL.Scheme + "://" + t.request.URL.Host
+	return t.url.Scheme + "://" + t.url.Host
 }
 
 // Refused reports whether nothing can be sent to the target, and why.
@@ -205,7 +205,7 @@ func (s *Sender) Target(e *webhook.Endpoint) *Target {
 		t.refusal = refusal{webhook.ErrBadRequest, err.Error()}
 		return t
 	}
-	t.request = &http.Request{Method: http.MethodPost, URL: u}
+	t.url = u
 	if err := s.guard.allowedURL(u, s.dialer.proxy != nil); err != nil {
 		t.refusal = refusal{webhook.ErrBlocked, cutText(err.Error())}
 		return t

@@ -164,7 +164,7 @@ func (s *Sender) attemptAnew(ctx context.Context, r *Request, begun time.Time) (
 
 // answeredAttempt returns the Attempt for a response, and reports whether its body was
 // read to the end.
-func answeredAttempt(begun time.Time, resp *http.Response) (a webhook.Attempt, whole bool) {
+func answeredAttempt(begun time.Time, resp *http.Response, from *url.URL) (a webhook.Attempt, whole bool) {
 	a = webhook.Attempt{StatusCode: resp.StatusCode, Class: StatusClass(resp.StatusCode)}
 	if resp.StatusCode >= http.StatusOK { // what follows a 101 is no response
 		a.Response, whole = keep(resp.Body, resp.ContentLength)
@@ -174,7 +174,7 @@ func answeredAttempt(begun time.Time, resp *http.Response) (a webhook.Attempt, w
 	if a.Class != "" {
 		a.Error = statusText(resp.StatusCode)
 		if a.Class == webhook.ErrRedirect {
-			a.Error = redirectText(resp)
+			a.Error = redirectText(resp, from)
 		}
 		a.RetryAfter = retryAfter(resp.Header, a.EndedAt)
 	}
@@ -184,14 +184,15 @@ func answeredAttempt(begun time.Time, resp *http.Response) (a webhook.Attempt, w
 // redirectText tells an operator that a redirect is not followed, and which URL the
 // endpoint should have instead. It leaves out the query. It leaves out the whole URL if
 // the receiver has copied a value of our query into it: that may be a secret.
-func redirectText(resp *http.Response) string {
+func redirectText(resp *http.Response, from *url.URL) string {
 	text := statusText(resp.StatusCode) + ": redirects are not followed"
+	resp.Request = &http.Request{URL: from} // a Location may be relative to it
 	to, err := resp.Location()
 	if err != nil || to.Host == "" {
 		return text
 	}
 	where := url.URL{Scheme: to.Scheme, Host: to.Host, Path: to.Path, RawPath: to.RawPath}
-	for _, values := range resp.Request.URL.Query() {
+	for _, values := range from.Query() {
 		for _, value := range values {
 			if value != "" && (strings.Contains(where.Path, value) || strings.Contains(where.String(), value)) {
 				return text
