@@ -19,6 +19,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"hash"
 	"strings"
 	"sync"
@@ -68,6 +69,9 @@ func New(secrets ...string) (*Signer, error) {
 	}
 	s := &Signer{body: newKey([]byte(live[0]))}
 	for _, secret := range live {
+		if isPublicKey(secret) {
+			return nil, fmt.Errorf("%w: a public key cannot sign", ErrKey)
+		}
 		if !isSecretKey(secret) {
 			s.standard = append(s.standard, newKey(standardKey(secret)))
 			continue

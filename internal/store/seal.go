@@ -79,15 +79,19 @@ SELECT id::text AS key, endpoint_id, pg_catalog.jsonb_build_object('', secret), 
 	first:  strconv.Itoa(math.MinInt64),
 }, {
 	all: `
-SELECT id::text AS key, id, headers, xmin::text FROM webhook_endpoints WHERE id > @after::text::uuid AND headers <> '{}'::jsonb ORDER BY id LIMIT @limit`,
+SELECT id::text AS key, id, headers, xmin::text FROM webhook_endpoints WHERE id > @after::text::uuid AND headers <> '{}'::jsonb AND ` + textHeaders + ` ORDER BY id LIMIT @limit`,
 	unsealed: `
-SELECT id::text AS key, id, headers, xmin::text FROM webhook_endpoints WHERE ` + unsealedHeaders + ` ORDER BY id LIMIT @limit`,
+SELECT id::text AS key, id, headers, xmin::text FROM webhook_endpoints WHERE ` + unsealedHeaders + ` AND ` + textHeaders + ` ORDER BY id LIMIT @limit`,
 	update: `UPDATE webhook_endpoints SET headers = @sealed::jsonb WHERE id = @id::text::uuid AND xmin = @version::text::xid`,
 	first:  uuid.Nil.String(),
 }}
 
 // unsealedHeaders is the predicate of webhook_endpoints_unsealed_idx.
 const unsealedHeaders = `pg_catalog.jsonb_path_exists(headers, '$.* ? (!(@ starts with "sealed:"))'::jsonpath)`
+
+// textHeaders is false for headers that are no object of name to text, as a row of before may
+// have: nothing is sent with them.
+const textHeaders = `jsonb_typeof(headers) = 'object' AND NOT pg_catalog.jsonb_path_exists(headers, '$.* ? (@.type() != "string")'::jsonpath)`
 
 // A sealedRow is a row of a sealedTable.
 type sealedRow struct {

@@ -345,6 +345,62 @@ func TestSealedHeadersFit(t *testing.T) {
 	}
 }
 
+// A row of before may break the rules of today, or have headers that nothing can be sent with. It must not keep others, nor
+// itself, from being sealed.
+func TestHeadersOfOldRowsAreSealed(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	old := func(headers string) string {
+		id := newEndpoint(t, db.Pool, "org_1")
+		exec(t, db.Pool, `ALTER TABLE webhook_endpoints DISABLE TRIGGER webhook_endpoints_before_write`)
+		exec(t, db.Pool, `UPDATE webhook_endpoints SET headers = $2 WHERE id = $1`, id, headers)
+		exec(t, db.Pool, `ALTER TABLE webhook_endpoints ENABLE TRIGGER webhook_endpoints_before_write`)
+		return id
+	}
+	long := old(`{"Expect": "a", "X-Long": "` + strings.Repeat("x", 9000) + `"}`)
+	for _, headers := range []string{`[]`, `["a"]`, `{"X-Number": 5, "X-Text": "a"}`, `"text"`, `{"X-None": null}`} {
+		old(headers)
+	}
+	good := newEndpoint(t, db.Pool, "org_1")
+	exec(t, db.Pool, `UPDATE webhook_endpoints SET headers = '{"X-Good": "a"}' WHERE id = $1`, good)
+	if n, err := sealedStore(t, db.Pool, db.Slot, 1, 0).SealAll(t.Context()); err != nil || n != 7+3 {
+		t.Errorf("sealed %d, error %v; want 7 secrets and 3 headers", n, err)
+	}
+	var walk store.Resealing
+	for st := sealedStore(t, db.Pool, db.Slot, 2, 1); !walk.Done; {
+		if err := st.Reseal(t.Context(), &walk); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if walk.Stale != 10 || walk.Unopened != 0 {
+		t.Errorf("sealed anew %d, %d cannot be opened; want 10 and 0", walk.Stale, walk.Unopened)
+	}
+	for id, n := range map[string]int{long: 2, good: 1} {
+		if got := query[int](t, db.Pool, `SELECT count(*) FROM webhook_endpoints, jsonb_each_text(headers) h WHERE id = $1 AND starts_with(h.value, 'sealed:v2:75877bb4:')`, id); got != n {
+			t.Errorf("%s: %d headers are sealed with the new key, want %d", id, got, n)
+		}
+	}
+	for _, grown := range []string{"x", "sealed:v2:00000000:AAAA"} {
+		refused(t, db.Pool, "is not usable: ", `UPDATE webhook_endpoints SET url = 'ftp://x' WHERE id = $1 AND $2 <> ''`, good, grown) // the trigger is on
+		refused(t, db.Pool, "headers are not usable", `UPDATE webhook_endpoints SET headers = headers || jsonb_build_object('Expect', $2::text) WHERE id = $1`, long, grown)
+	}
+}
+
+// A text in a form that this version does not know is no secret: signing with it would fail at every receiver.
+func TestAnUnknownSealWaits(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	id := uuid.MustParse(newEndpoint(t, db.Pool, "org_1"))
+	exec(t, db.Pool, `ALTER TABLE webhook_secrets DROP CONSTRAINT webhook_secrets_secret_16_to_256_printable_characters, DISABLE TRIGGER USER`)
+	exec(t, db.Pool, `UPDATE webhook_secrets SET secret = 'sealed:v3:AAAA' WHERE endpoint_id = $1`, id)
+	for _, key := range []byte{0, 1} {
+		found, err := sealedStore(t, db.Pool, db.Slot, key, 0).Endpoints(t.Context(), []uuid.UUID{id})
+		if err != nil || len(found) != 1 || len(found[0].Secrets) > 0 || !strings.Contains(found[0].Sealed, "a newer walhook has sealed it") {
+			t.Errorf("key %d: %+v, error %v", key, found, err)
+		}
+	}
+}
+
 // A tracer keeps the arguments of all statements: PostgreSQL's log may show them.
 type tracer struct {
 	mu   sync.Mutex

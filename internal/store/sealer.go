@@ -81,7 +81,10 @@ func (s *Sealer) seal(at place, text string) string {
 	return sealedPrefix + key.id + ":" + base64.StdEncoding.EncodeToString(key.aead.Seal(nil, nil, []byte(text), at.bytes()))
 }
 
-var errDamaged = errors.New("it is damaged")
+var (
+	errDamaged     = errors.New("it is damaged")
+	errUnknownSeal = errors.New("it is damaged, or a newer walhook has sealed it")
+)
 
 // A wrongKeyError means that none of the keys at hand has sealed a text.
 type wrongKeyError struct {
@@ -101,8 +104,11 @@ func (e wrongKeyError) Error() string {
 // is no key.
 func (s *Sealer) open(at place, stored string) (text string, current bool, err error) {
 	id, encoded, sealed := cutSealed(stored)
-	if !sealed {
+	switch {
+	case !sealed:
 		return stored, false, nil
+	case encoded == "":
+		return "", false, errUnknownSeal
 	}
 	box, err := base64.StdEncoding.DecodeString(encoded)
 	if err != nil {
@@ -127,15 +133,17 @@ func (s *Sealer) open(at place, stored string) (text string, current bool, err e
 	return "", false, wrongKeyError{id, s.have()}
 }
 
-// cutSealed takes a sealed text apart. Those of version 1 have no id.
+// cutSealed takes a sealed text apart. Those of version 1 have no id; of those of versions to
+// come nothing is known.
 func cutSealed(stored string) (id, encoded string, sealed bool) {
 	if encoded, sealed = strings.CutPrefix(stored, sealedV1); sealed {
 		return "", encoded, true
 	}
 	if encoded, sealed = strings.CutPrefix(stored, sealedPrefix); sealed {
 		id, encoded, _ = strings.Cut(encoded, ":")
+		return id, encoded, true
 	}
-	return id, encoded, sealed
+	return "", "", strings.HasPrefix(stored, "sealed:")
 }
 
 func (s *Sealer) all() []sealingKey {
