@@ -31,6 +31,12 @@ var serverFails = []string{"SERVFAIL"}
 // dnsServerOf returns a resolver that calls a function for each query.
 func dnsServerOf(t *testing.T, addresses func(name string, kind uint16) []string) *net.Resolver {
 	t.Helper()
+	return serveDNS(t, func(query []byte) []byte { return dnsAnswer(query, addresses) })
+}
+
+// serveDNS returns a resolver that has a function answer each message; nil: not at all.
+func serveDNS(t *testing.T, answer func(message []byte) []byte) *net.Resolver {
+	t.Helper()
 	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -43,7 +49,9 @@ func dnsServerOf(t *testing.T, addresses func(name string, kind uint16) []string
 			if err != nil {
 				return
 			}
-			conn.WriteTo(dnsAnswer(buf[:n], addresses), from)
+			if said := answer(buf[:n]); said != nil {
+				conn.WriteTo(said, from)
+			}
 		}
 	})
 	t.Cleanup(func() {

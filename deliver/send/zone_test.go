@@ -1,7 +1,6 @@
 package send
 
 import (
-	"context"
 	"net"
 	"net/netip"
 	"slices"
@@ -31,31 +30,11 @@ type nameServer struct {
 // resolver returns a resolver that asks the server.
 func (s *nameServer) resolver(t *testing.T) *net.Resolver {
 	t.Helper()
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
 	s.turns = map[dnsmessage.Question]int{}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		buf := make([]byte, 1500)
-		for {
-			n, from, err := conn.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			if answer, err := s.answer(buf[:n]); err == nil {
-				conn.WriteTo(answer, from)
-			}
-		}
+	return serveDNS(t, func(query []byte) []byte {
+		answer, _ := s.answer(query) // none to what is no query
+		return answer
 	})
-	t.Cleanup(func() {
-		conn.Close()
-		wg.Wait()
-	})
-	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "udp", conn.LocalAddr().String())
-	}}
 }
 
 func (s *nameServer) answer(query []byte) ([]byte, error) {
