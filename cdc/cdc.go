@@ -7,6 +7,7 @@
 //	connect     makes connections, and runs simple queries on them
 //	create      creates the slot, and recreates it
 //	connection  the one goroutine that reads, passes events on, and answers
+//	status      what the two sides tell each other of positions
 //	lease       checks on a second connection that the slot is still ours
 //	sieve       keeps large messages of others out of memory
 //	decoder     pure: bytes of pgoutput, protocol version 1, to Batches

@@ -19,7 +19,7 @@ func patches() []patch {
 		{"cdc/connection.go", `err := alive(); err != nil`, `$ && !` + on(failpoint.NoWatchdog)},
 		{"deliver/schedule/start.go", `s.running+s.ended < s.limits.MaxInFlight+unrecordedRoom`, `($ || ` + on(failpoint.NoRoom) + `)`},
 		{"deliver/schedule/batch.go", `case d.stage == parked:`, `case d.stage == parked || ` + on(failpoint.NoLease) + `:`},
-		{"cdc/connection.go", `c.pings.burst(k.ServerWALEnd, now)`, `$ && !` + on(failpoint.StayOn)},
+		{"cdc/status.go", `c.pings.burst(k.ServerWALEnd, now)`, `$ && !` + on(failpoint.StayOn)},
 		{"cdc/connection.go", `c.shuttingDown.Load()`, `$ && !` + on(failpoint.StayOn)},
 		{"deliver/reconciler.go", `!fence.Reconcile`, `$ || ` + on(failpoint.NoReconciler)},
 		{"deliver/send/response.go", `bytes.IndexByte(b, 0) < 0`, `$ || ` + on(failpoint.KeepText)},
