@@ -88,30 +88,35 @@ func (x *Trial) idlesAgain() (figures []string) {
 	return figures
 }
 
-// measure reads what a process uses. A zombie has no memory: it has ended.
+// measure reads what a process uses. One without memory has ended, or is only just starting.
 func (p *Process) measure() (process.Stat, error) {
 	s, err := process.ReadStat(p.PID)
 	if err == nil && s.Resident == 0 {
-		err = errors.New("it has ended")
+		err = errors.New("it has no memory")
 	}
 	return s, err
 }
 
-// measure reads what a process uses. A process that cannot be measured must have ended,
-// or be about to: a killed one loses its memory first, and its parent hears of the end
-// only when a busy machine has closed the rest.
+// measure reads what a process uses. One that cannot be measured is between fork and exec, or
+// has been killed: then it loses its memory first, and its parent hears of the end only when a
+// busy machine has closed the rest.
 func (x *Trial) measure(p *Process) process.Stat {
-	const ends = 10 * time.Second
-	s, err := p.measure()
-	if err == nil {
-		return s
+	const settles, again = 10 * time.Second, 10 * time.Millisecond
+	for began := time.Now(); ; {
+		s, err := p.measure()
+		if err == nil {
+			return s
+		}
+		select {
+		case <-p.Exited:
+			return s
+		case <-time.After(again):
+		}
+		if time.Since(began) > settles {
+			x.Errorf("measure %s: %v", p.Name, err)
+			return s
+		}
 	}
-	select {
-	case <-p.Exited:
-	case <-time.After(ends):
-		x.Errorf("measure %s: %v", p.Name, err)
-	}
-	return s
 }
 
 func (x *Trial) resident(p *Process) int64    { return x.measure(p).Resident }
