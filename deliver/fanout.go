@@ -118,7 +118,7 @@ func (f *fanOut) process(ctx context.Context, b *webhook.Batch, known map[uuid.U
 	}
 	received := time.Now()
 	for i := range b.Events {
-		if !f.admit(ctx, &b.Events[i], known, received) {
+		if !f.admit(ctx, &b.Events[i], b.CommitTime, known, received) {
 			return ctx.Err() // the stream brings the rest again
 		}
 	}
@@ -128,11 +128,11 @@ func (f *fanOut) process(ctx context.Context, b *webhook.Batch, known map[uuid.U
 
 // admit adds an event's deliveries to the window, and waits for room if it is full. It
 // reports whether all were added before the context ended.
-func (f *fanOut) admit(ctx context.Context, e *outbox.Event, known map[uuid.UUID]bool, received time.Time) bool {
+func (f *fanOut) admit(ctx context.Context, e *outbox.Event, committed time.Time, known map[uuid.UUID]bool, received time.Time) bool {
 	if len(e.EndpointIDs) == 0 {
 		return true
 	}
-	a := f.scheduler.NewAdmission(e, known, received)
+	a := f.scheduler.NewAdmission(e, committed, known, received)
 	for !a.Admit(time.Now()) {
 		if !f.awaitRoom(ctx) {
 			a.GiveUp()

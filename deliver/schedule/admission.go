@@ -20,12 +20,13 @@ type Admission struct {
 	patience  time.Time // until then a delivery may wait for room, and not be parked
 }
 
-// NewAdmission begins to take in an event of the open transaction. Deliveries in known are
-// skipped. Admitted ones are added to known, unless that is nil: if they come again,
+// NewAdmission begins to take in an event of the open transaction, which was committed at a
+// time by PostgreSQL's clock. Deliveries in known are skipped. Admitted ones are added to known, unless that is nil: if they come again,
 // they are in memory or have their row.
-func (s *Scheduler) NewAdmission(e *outbox.Event, known map[uuid.UUID]bool, received time.Time) *Admission {
+func (s *Scheduler) NewAdmission(e *outbox.Event, committed time.Time, known map[uuid.UUID]bool, received time.Time) *Admission {
 	a := &Admission{scheduler: s, event: newEvent(e), endpoints: e.EndpointIDs, known: known, received: received,
 		patience: received.Add(s.limits.ParkAfter)}
+	a.event.committed = committed
 	a.event.pinned = true // the first user may be done before the last has room
 	return a
 }

@@ -169,7 +169,7 @@ func (s *Scheduler) done(d *Delivery, now time.Time) {
 		s.ended--
 		l.ended--
 		s.releaseLow(d, now)
-		s.counts.Recorded++
+		s.counts.recorded(d, now)
 		if d.gone {
 			l.gone, l.notBefore, l.asOf = false, now, time.Time{}
 			l.ask = true

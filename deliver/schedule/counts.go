@@ -1,6 +1,8 @@
 package schedule
 
 import (
+	"time"
+
 	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/webhook"
 )
@@ -16,6 +18,11 @@ type Counts struct {
 	Leased    uint64                      // and with one
 	Fetched   uint64                      // rows that were due
 	Found     uint64                      // rows that the reconciler had to insert
+	Retried   uint64                      // attempts that were not their delivery's first
+
+	// From the commit of an event, of first attempts that the stream brought.
+	ToAttempt  Latency // until the attempt began
+	ToRecorded Latency // until its outcome was committed
 }
 
 // ownFault counts a fault: a secret at each look-up, once a second for each endpoint that
@@ -27,8 +34,14 @@ func (c *Counts) ownFault(f webhook.OwnFault) {
 	c.OwnFaults[f]++
 }
 
-func (c *Counts) attempt(a webhook.Attempt) {
-	if send.Judge(a) == send.Delivered {
+// attempt counts one that has ended.
+func (c *Counts) attempt(d *Delivery, a *webhook.Attempt) {
+	if d.attempts > 0 {
+		c.Retried++
+	} else if d.fromStream() {
+		c.ToAttempt.add(a.EndedAt.Add(-a.Duration).Sub(d.event.committed))
+	}
+	if send.Judge(*a) == send.Delivered {
 		c.Delivered++
 		return
 	}
@@ -36,4 +49,12 @@ func (c *Counts) attempt(a webhook.Attempt) {
 		c.Errors = map[webhook.ErrorClass]uint64{}
 	}
 	c.Errors[a.Class]++
+}
+
+// recorded counts an outcome that is committed.
+func (c *Counts) recorded(d *Delivery, now time.Time) {
+	c.Recorded++
+	if d.attempts == 0 && d.fromStream() {
+		c.ToRecorded.add(now.Sub(d.event.committed))
+	}
 }

@@ -48,13 +48,17 @@ func (d *Delivery) Request() send.Request {
 	return send.Request{Endpoint: d.target, DeliveryID: d.id, EventType: d.event.typ, Retry: d.attempts, Body: d.event.body}
 }
 
+// fromStream reports whether the stream brought the delivery, and not the table.
+func (d *Delivery) fromStream() bool { return !d.event.committed.IsZero() }
+
 // An event is kept once for all endpoints that are owed it.
 type event struct {
 	id           uuid.UUID
 	organization string
 	typ          string
-	body         []byte // of the request; nil when no queued or running delivery needs it
-	size         int64  // of the body, while it counts
+	committed    time.Time // by PostgreSQL's clock; zero: the table brought it
+	body         []byte    // of the request; nil when no queued or running delivery needs it
+	size         int64     // of the body, while it counts
 	users        int
 	pinned       bool // the fan-out may have further users for it
 }

@@ -18,6 +18,7 @@
 //	health       what attempts say of their endpoints
 //	verify       the books, compared with what they count: for tests
 //	ledger       pure: what may be confirmed
+//	counts       totals for metrics; latency: how long after the commit
 //	fault        what keeps deliveries waiting and is no endpoint's doing
 //	breaker      pure: how much a failing endpoint is still asked; backoff: when to try again
 package schedule

@@ -112,7 +112,7 @@ func (r *rig) page(endpoint uuid.UUID, rows ...webhook.Record) (rest []webhook.R
 // takeIn takes in an event as the fan-out does, and reports whether it did before the
 // context ended.
 func takeIn(ctx context.Context, s *Scheduler, e *outbox.Event) bool {
-	for a := s.NewAdmission(e, nil, time.Now()); !a.Admit(time.Now()); {
+	for a := s.NewAdmission(e, time.Now(), nil, time.Now()); !a.Admit(time.Now()); {
 		select {
 		case <-ctx.Done():
 			a.GiveUp()

@@ -143,7 +143,7 @@ func TestNoEventWaitsForALookUp(t *testing.T) {
 			s.mu.Lock() // which the callback has
 			begun[e.ID] = time.Now()
 			s.mu.Unlock()
-			s.NewAdmission(e, nil, time.Now()).Admit(time.Now())
+			s.NewAdmission(e, time.Now(), nil, time.Now()).Admit(time.Now())
 		}
 		event()
 		time.Sleep(100 * time.Millisecond) // the first look-up

@@ -106,7 +106,7 @@ func (s *Scheduler) finish(d *Delivery, a webhook.Attempt, now time.Time) {
 	d.attempt = &a
 	s.ended++
 	l.ended++
-	s.counts.attempt(a)
+	s.counts.attempt(d, &a)
 	s.worked(l, &a, now)
 	s.judge(d, &a, now)
 	s.enlist(d)

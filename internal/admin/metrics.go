@@ -85,6 +85,19 @@ func send[S any](ch chan<- prometheus.Metric, samples []sample[S], snapshot *S) 
 	}
 }
 
+// A histogram describes one that the engine keeps.
+type histogram struct {
+	desc   *prometheus.Desc
+	counts func(*schedule.Stats) *schedule.Latency
+}
+
+var engineHistograms = []histogram{
+	{prometheus.NewDesc("walhook_commit_to_attempt_seconds", "From the commit of an event, by PostgreSQL's clock, to the start of a delivery's first attempt by walhook's; of those that came by the stream.", nil, nil),
+		func(s *schedule.Stats) *schedule.Latency { return &s.ToAttempt }},
+	{prometheus.NewDesc("walhook_commit_to_recorded_seconds", "From the commit of an event to the commit of its first attempt's outcome, likewise.", nil, nil),
+		func(s *schedule.Stats) *schedule.Latency { return &s.ToRecorded }},
+}
+
 var engineSamples = []sample[schedule.Stats]{
 	counter("walhook_events_total", "Events that came by the stream.", func(s *schedule.Stats) float64 { return float64(s.Events) }),
 	counter("walhook_outcomes_recorded_total", "Outcomes of attempts that were committed.", func(s *schedule.Stats) float64 { return float64(s.Recorded) }),
@@ -166,6 +179,9 @@ func (c *snapshots) Describe(ch chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{attemptsDesc, faultsDesc, roleDesc, databaseDesc, buildDesc} {
 		ch <- desc
 	}
+	for _, h := range engineHistograms {
+		ch <- h.desc
+	}
 	describe(ch, engineSamples)
 	describe(ch, streamSamples)
 	describe(ch, slotSamples)
@@ -186,6 +202,10 @@ func describe[S any](ch chan<- *prometheus.Desc, samples []sample[S]) {
 func (c *snapshots) Collect(ch chan<- prometheus.Metric) {
 	stats, stream := c.o.Stats(), c.o.Stream()
 	send(ch, engineSamples, &stats)
+	for _, h := range engineHistograms {
+		atMost, count, sum := h.counts(&stats).Histogram()
+		ch <- prometheus.MustNewConstHistogram(h.desc, count, sum, atMost)
+	}
 	send(ch, streamSamples, &stream)
 	ch <- prometheus.MustNewConstMetric(buildDesc, prometheus.GaugeValue, 1, c.o.Version)
 	ch <- prometheus.MustNewConstMetric(attemptsDesc, prometheus.CounterValue, float64(stats.Delivered), "success")
