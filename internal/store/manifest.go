@@ -13,6 +13,7 @@ import (
 type manifest struct {
 	tables, views, functions, indexes, triggers []string
 	indexed                                     []string // the table of each index
+	constraints                                 []string // without keys
 	eventTypes                                  []string // walhook's own
 }
 
@@ -40,6 +41,7 @@ func (m manifest) needed() manifest {
 
 var (
 	madeBySchema = regexp.MustCompile(`(?m)^ *CREATE (?:OR REPLACE )?(TABLE|VIEW|FUNCTION|INDEX|TRIGGER)(?: IF NOT EXISTS)? (webhook_\w+)(?: ON (webhook_\w+))?`)
+	constrained  = regexp.MustCompile(`\bCONSTRAINT (webhook_\w+)`)
 	ownTypeRow   = regexp.MustCompile(`(?m)^ *\('(webhook\.[a-z_.]+)', +'` + outbox.OwnCategory + `'`)
 )
 
@@ -55,6 +57,10 @@ func readManifest(schema string) manifest {
 				m.indexed = append(m.indexed, made[3])
 			}
 		}
+	}
+	m.constraints = []string{"webhook_secrets_endpoint_id_fkey"} // PostgreSQL names it
+	for _, c := range constrained.FindAllStringSubmatch(schema, -1) {
+		m.constraints = append(m.constraints, c[1])
 	}
 	for _, row := range ownTypeRow.FindAllStringSubmatch(schema, -1) {
 		m.eventTypes = append(m.eventTypes, row[1])
