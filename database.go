@@ -119,10 +119,10 @@ const (
 	connectTimeout = 5 * time.Second
 
 	// poolConns bounds the SQL connections: one each for the recorder, the retrier,
-	// the directory and the fan-out, one for upkeep, checks and reconciling, one for
-	// the admin server. With the replication connection and the one that keeps its
-	// lease they are 8.
-	poolConns = 6
+	// the finder, the directory and the fan-out, one for upkeep, checks and
+	// reconciling, one for the admin server. With the replication connection and the
+	// one that keeps its lease they are 9.
+	poolConns = 7
 )
 
 // beforeConnect reads the connection string, the password file and the service file anew.

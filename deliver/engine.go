@@ -6,7 +6,8 @@
 //	workers        attempts under way; package send makes each of them
 //	recorder       outcomes → rows, in batches; the writer finds rows that the database refuses
 //	consequences   effects of outcomes beyond their rows, if the database refuses them
-//	retrier        due rows → lanes; the finder finds which endpoints have some
+//	finder         which endpoints have due rows
+//	retrier        due rows → lanes
 //	claims         when a comparison may start after a session has claimed the slot
 //	directory      current endpoints → lanes
 //	reconciler     owed deliveries that the stream will never bring; the inserter writes their rows
@@ -83,6 +84,7 @@ type Engine struct {
 	fanOut     *fanOut
 	recorder   *recorder
 	retrier    *retrier
+	finder     *finder
 	directory  *directory
 	clock      *clock
 	reconciler *reconciler
@@ -95,16 +97,17 @@ func New(c Config) *Engine {
 
 func newEngine(c Config, s *schedule.Scheduler) *Engine {
 	e := &Engine{scheduler: s, send: c.Sender.Send, observe: c.Observe, log: c.Log, timeout: c.Timeout, stopped: make(chan struct{})}
-	recording, retrying, reconciling := e.newHeartbeat("recorder"), e.newHeartbeat("retrier"), newHeartbeat("reconciler")
+	recording, reconciling := e.newHeartbeat("recorder"), newHeartbeat("reconciler")
 	e.recorder = &recorder{store: c.Store, lock: newWriterLock(), writer: writer{scheduler: s, heartbeat: recording, log: c.Log,
 		deferred: deferred{scheduler: s, store: c.Store, heartbeat: recording, log: c.Log}}}
-	e.retrier = &retrier{scheduler: s, store: c.Store, heartbeat: retrying, log: c.Log, changeHint: s.ToScan, notVisible: map[uuid.UUID]bool{},
-		claims: &claims{scheduler: s, store: c.Store}, finder: &finder{scheduler: s, store: c.Store, heartbeat: retrying}}
+	e.retrier = &retrier{scheduler: s, store: c.Store, heartbeat: e.newHeartbeat("retrier"), log: c.Log, notVisible: map[uuid.UUID]bool{},
+		claims: &claims{scheduler: s, store: c.Store}}
+	e.finder = &finder{scheduler: s, store: c.Store, heartbeat: e.newHeartbeat("finder"), log: c.Log, changeHint: s.ToScan}
 	e.directory = &directory{scheduler: s, store: c.Store, sender: c.Sender, heartbeat: e.newHeartbeat("directory"), log: c.Log,
 		faults: faultLog{c.Log, map[webhook.OwnFault]time.Time{}}}
 	e.clock = &clock{scheduler: s, heartbeat: e.newHeartbeat("clock")}
 	e.reconciler = &reconciler{scheduler: s, store: c.Store, window: c.RecoveryWindow,
-		announce: e.retrier.changeHint.Raise, log: c.Log, wake: schedule.NewSignal(), heartbeat: reconciling,
+		announce: e.finder.changeHint.Raise, log: c.Log, wake: schedule.NewSignal(), heartbeat: reconciling,
 		inserter: &inserter{scheduler: s, store: c.Store, recorder: e.recorder, heartbeat: reconciling, log: c.Log}}
 	e.recorder.compare = e.reconciler.wake.Raise
 	e.retrier.claims.compare = e.reconciler.wake.Raise
@@ -121,10 +124,10 @@ func (e *Engine) newHeartbeat(name string) *heartbeat {
 	return h
 }
 
-// acquired has the retrier start for a new session.
+// acquired has the retrier and the finder start for a new session.
 func (e *Engine) acquired(fence webhook.Fence) {
 	e.retrier.claims.sessionClaimed(fence)
-	e.retrier.changeHint.Raise()
+	e.finder.changeHint.Raise()
 }
 
 // Live reports whether this process certainly holds the slot. Whoever sends, cancels,
@@ -177,14 +180,15 @@ func (e *Engine) Alive() error {
 
 // Ready returns why nothing can be sent or recorded, or nil: endpoints cannot be
 // looked up; or for notReadyAfter a fault of ours has kept everything waiting, or
-// recording, claiming the slot, or polling for due deliveries has failed.
+// recording, claiming the slot, or polling for due deliveries or fetching them has failed.
 func (e *Engine) Ready() error {
 	return errors.Join(
 		e.directory.failing(),
 		stuck(e.scheduler),
 		e.fanOut.failure.lasting("the slot cannot be claimed, or deliveries cannot be looked up"),
 		e.recorder.failure.lasting("outcomes cannot be recorded"),
-		e.retrier.failure.lasting("due deliveries cannot be polled for"),
+		e.retrier.failure.lasting("due deliveries cannot be fetched"),
+		e.finder.failure.lasting("due deliveries cannot be polled for"),
 	)
 }
 
@@ -213,7 +217,7 @@ func (e *Engine) Run(ctx context.Context, source Source) error {
 	died := make(chan error, 8)
 	var wg sync.WaitGroup
 	for _, run := range []func(context.Context) error{
-		e.recorder.run, e.retrier.run, e.directory.run, e.clock.run, e.reconciler.run,
+		e.recorder.run, e.retrier.run, e.finder.run, e.directory.run, e.clock.run, e.reconciler.run,
 		func(ctx context.Context) error { return e.fanOut.run(ctx, source.Batches()) },
 	} {
 		wg.Go(func() { died <- run(loops) })

@@ -2,6 +2,7 @@ package deliver
 
 import (
 	"fmt"
+	"log/slog"
 	"sync/atomic"
 	"time"
 )
@@ -17,6 +18,21 @@ type failure struct{ ongoing atomic.Pointer[failingSince] }
 type failingSince struct {
 	since time.Time
 	err   error
+}
+
+// observe takes the result of an operation that begun at that time. It logs the first
+// error and the end of a failure.
+func (f *failure) observe(log *slog.Logger, begun time.Time, err error, fails, resumed string) {
+	failing := f.ongoing.Load() != nil
+	switch {
+	case err != nil:
+		if f.note(begun, err); !failing {
+			log.Warn(fails, "error", err)
+		}
+	case failing:
+		f.clear()
+		log.Info(resumed)
+	}
 }
 
 // note keeps the newest error; the time of the first one stays.

@@ -2,6 +2,7 @@ package deliver
 
 import (
 	"context"
+	"log/slog"
 	"time"
 
 	"github.com/google/uuid"
@@ -28,10 +29,6 @@ const (
 	// 20 ms, on a table with 46 partitions.
 	scanEvery = 2 * time.Second
 	scanPage  = 100
-
-	// scanPages bounds the pages of an immediate scan in one round, so that fetching for
-	// lanes continues.
-	scanPages = 5
 )
 
 // A finderStore has the finder's statements.
@@ -41,12 +38,17 @@ type finderStore interface {
 	Waiting(ctx context.Context, after uuid.UUID, limit int) ([]webhook.Waiting, error)
 }
 
-// A finder finds the endpoints that have rows for the retrier, whose loop drives it. It
-// polls for rows that have become due, and scans all endpoints with unfinished rows.
+// A finder finds the endpoints that have rows for the retrier. It polls for rows that have
+// become due, and scans all endpoints with unfinished rows. A large UPDATE that has not
+// committed yet makes both slow, because PostgreSQL passes over each of its new rows. So
+// the finder has a loop of its own, and no lane's page waits for it.
 type finder struct {
-	scheduler *schedule.Scheduler
-	store     finderStore
-	heartbeat *heartbeat
+	scheduler  *schedule.Scheduler
+	store      finderStore
+	heartbeat  *heartbeat
+	log        *slog.Logger
+	changeHint schedule.Signal // somebody else has changed deliveries or endpoints
+	failure    failure
 
 	since    time.Time // by PostgreSQL's clock: rows due by then have been reported
 	polled   time.Time
@@ -55,6 +57,49 @@ type finder struct {
 	cursor   uuid.UUID // of the scan: the last endpoint read
 	scanned  time.Time
 	scansDue int // immediately: one under way, and another for changes since it began
+}
+
+func (f *finder) run(ctx context.Context) error {
+	f.scanNow()
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	for {
+		begun := time.Now()
+		err := f.runOnce(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		f.failure.observe(f.log, begun, err, "cannot poll for due deliveries; retrying", "polling for due deliveries resumed")
+		hint := f.changeHint
+		if !f.mayHint() {
+			hint = nil // the next tick sees it
+		}
+		switch f.heartbeat.wait(ctx, tick.C, hint, nil) {
+		case stopped:
+			return nil
+		case firstSignal:
+			f.hint()
+		case timerFired, secondSignal:
+		}
+	}
+}
+
+// runOnce polls, and scans until the next poll is due, or no scan is.
+func (f *finder) runOnce(ctx context.Context) error {
+	for f.scheduler.MayFetch(time.Now()) && ctx.Err() == nil {
+		if f.pollDue() {
+			if err := f.poll(ctx); err != nil {
+				return err
+			}
+		}
+		if !f.scanDue() {
+			return nil
+		}
+		if err := f.readPage(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // mayHint reports whether the next change hint may count.
@@ -91,24 +136,13 @@ func (f *finder) poll(ctx context.Context) error {
 	return nil
 }
 
-// scan reads some pages of a scan that is due.
-func (f *finder) scan(ctx context.Context) error {
+// scanDue reports whether the scan's next page is due.
+func (f *finder) scanDue() bool {
 	if f.rescan && time.Since(f.hinted) >= pollEvery {
 		f.rescan = false
 		f.scanNow()
 	}
-	for range scanPages {
-		if f.scansDue == 0 && time.Since(f.scanned) < scanEvery {
-			break
-		}
-		if err := f.readPage(ctx); err != nil {
-			return err
-		}
-	}
-	if f.scansDue > 0 {
-		f.scheduler.ToFetch.Raise()
-	}
-	return nil
+	return f.scansDue > 0 || time.Since(f.scanned) >= scanEvery
 }
 
 func (f *finder) readPage(ctx context.Context) error {

@@ -33,49 +33,31 @@ type retrier struct {
 	scheduler  *schedule.Scheduler
 	store      retrierStore
 	claims     *claims
-	finder     *finder
 	heartbeat  *heartbeat
 	log        *slog.Logger
-	changeHint schedule.Signal // somebody else has changed deliveries or endpoints
 	failure    failure
 	notVisible map[uuid.UUID]bool // endpoints with rows of transactions that are not visible yet
 }
 
 func (r *retrier) run(ctx context.Context) error {
-	r.finder.scanNow()
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
-	failing := false
 	for {
 		begun := time.Now()
 		err := r.runOnce(ctx)
-		if err == nil {
-			r.failure.clear()
-		} else {
-			r.failure.note(begun, err)
-		}
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, store.ErrFenced):
 			return err
-		case err != nil && !failing:
-			failing = true
-			r.log.Warn("cannot poll for due deliveries; retrying", "error", err)
-		case err == nil && failing:
-			failing = false
-			r.log.Info("polling for due deliveries resumed")
 		}
-		hint := r.changeHint
-		if !r.finder.mayHint() {
-			hint = nil // the next tick sees it
-		}
-		switch r.heartbeat.wait(ctx, tick.C, hint, r.scheduler.ToFetch) {
+		r.failure.observe(r.log, begun, err, "cannot fetch due deliveries; retrying", "fetching due deliveries resumed")
+		switch r.heartbeat.wait(ctx, tick.C, r.scheduler.ToFetch, nil) {
 		case stopped:
 			return nil
-		case firstSignal:
-			r.finder.hint()
-		case secondSignal:
+		case timerFired:
+			r.retryNotVisible()
+		case firstSignal, secondSignal:
 			if err != nil && !r.heartbeat.sleep(ctx, pollEvery) {
 				return nil
 			}
@@ -83,21 +65,12 @@ func (r *retrier) run(ctx context.Context) error {
 	}
 }
 
-// runOnce polls for newly due rows, scans some pages, cancels, and fetches for lanes.
+// runOnce cancels, and fetches for lanes.
 func (r *retrier) runOnce(ctx context.Context) error {
 	if !r.scheduler.MayFetch(time.Now()) {
 		return nil
 	}
 	if err := r.claims.compareWhenVisible(ctx); err != nil {
-		return err
-	}
-	if r.finder.pollDue() {
-		r.retryNotVisible()
-		if err := r.finder.poll(ctx); err != nil {
-			return err
-		}
-	}
-	if err := r.finder.scan(ctx); err != nil {
 		return err
 	}
 	if err := r.cancel(ctx); err != nil {
@@ -114,7 +87,7 @@ func (r *retrier) fetch(ctx context.Context) error {
 		if err != nil || !more {
 			return err
 		}
-		if time.Now().After(end) { // poll and cancel first
+		if time.Now().After(end) { // cancel first
 			r.scheduler.ToFetch.Raise()
 			return nil
 		}

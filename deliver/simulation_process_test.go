@@ -55,6 +55,7 @@ func (s *simulation) start() {
 	p.loop("fan-out", p.fanOut)
 	p.loop("recorder", e.recorder.run)
 	p.loop("retrier", e.retrier.run)
+	p.loop("finder", e.finder.run)
 	p.loop("directory", e.directory.run)
 	p.loop("clock", e.clock.run)
 	p.loop("reconciler", e.reconciler.run)

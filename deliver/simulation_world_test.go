@@ -237,7 +237,7 @@ func (s *simulation) operator() {
 		}
 		for _, p := range s.processes {
 			if s.faultRates.hints {
-				p.engine.retrier.changeHint.Raise()
+				p.engine.finder.changeHint.Raise()
 			}
 		}
 	}

@@ -52,7 +52,7 @@ var refused = map[string]string{
 	"authtype":      "authtype is of no use any more: take it out",
 	"oauth_issuer":  "walhook does not know OAuth: give a password",
 	"replication":   "walhook decides itself which of its connections replicates: take replication out",
-	"pool_max_conn": "take pool_max_conn out: walhook takes at most 8 connections",
+	"pool_max_conn": "take pool_max_conn out: walhook takes at most 9 connections",
 }
 
 // parameterName is what a parameter may be called. Anything else is a piece of

@@ -16,7 +16,7 @@ import (
 // restarts it. If the stream's own goroutine is wedged, PostgreSQL takes the slot away.
 func wedged(t *testing.T, s Setup) {
 	const givenUpAtMost = 30 * time.Second
-	loops := []string{"fan-out", "recorder", "retrier", "directory", "clock", "stream"}
+	loops := []string{"fan-out", "recorder", "retrier", "finder", "directory", "clock", "stream"}
 	if *quick {
 		loops = loops[:1]
 	}
