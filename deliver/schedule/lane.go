@@ -42,8 +42,8 @@ type lane struct {
 
 	in      [lists]*list.Element
 	touched bool      // to be reconsidered
-	resume  time.Time // in Scheduler.paused until then; zero: it is not
-	paused  int       // where in it
+	touchAt time.Time // in Scheduler.timed until then; zero: it is not
+	timedAt int       // where in it
 }
 
 // lane returns an endpoint's lane, making it where there is none.

@@ -449,10 +449,10 @@ func TestLanes(t *testing.T) {
 				h.event(limited, dead)
 			}
 			h.sleep(10 * time.Minute)
-			if n := len(h.w.paused); n > 2 {
+			if n := len(h.w.timed); n > 2 {
 				t.Errorf("%d entries for two lanes that wait", n)
 			}
-			if until := time.Until(h.w.paused[0].resume); until < 0 {
+			if until := time.Until(h.w.timed[0].touchAt); until < 0 {
 				t.Errorf("the clock is late by %v", -until)
 			}
 		},

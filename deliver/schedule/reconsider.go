@@ -82,7 +82,7 @@ func (s *Scheduler) reconsider(l *lane, now time.Time) {
 		}
 	}
 	if !again.IsZero() {
-		s.pause(l, again)
+		s.touchBy(l, again)
 	}
 }
 

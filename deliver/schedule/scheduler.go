@@ -67,7 +67,7 @@ type Scheduler struct {
 	lanes      map[uuid.UUID]*lane
 	lists      [lists]list.List   // of lanes, in turn
 	touched    []*lane            // to be reconsidered
-	paused     pausedLanes        // to be looked at when their time comes
+	timed      timedLanes         // to be touched when their time comes
 	unreported []*lane            // whose health is to be recorded
 	aging      *list.List         // deliveries that the table does not know, in order of receipt
 	unprovenOf map[string]int     // unproven permits, by organization

@@ -66,7 +66,7 @@ func TestAShareThatIsNotUsedGoesToAnother(t *testing.T) {
 		}
 		if took := time.Since(begun); took > holdAgain+2*ParkEvery {
 			t.Errorf("low %d of 3, running %d of 4: the lane was not started for %v; in toStartLow: %v, timer: %v, Verify: %v", r.w.low, r.w.running, took,
-				r.w.lanes[y].in[toStartLow] != nil, !r.w.lanes[y].resume.IsZero(), r.w.Verify(time.Now()))
+				r.w.lanes[y].in[toStartLow] != nil, !r.w.lanes[y].touchAt.IsZero(), r.w.Verify(time.Now()))
 		}
 	})
 }
@@ -319,7 +319,7 @@ func TestNoLaneStandsStill(t *testing.T) {
 						} else if now.Sub(at) > 400*time.Millisecond {
 							_, again := h.w.wants(l, now)
 							t.Fatalf("a lane could start something for %v: lists %v asked %v resume in %v (wants %v) low %d/%d running %d/%d first %d low %d fresh %v touched %v rows %v", now.Sub(at),
-								fmt.Sprint(l.in[toStart] != nil, l.in[toStartLow] != nil, l.in[toLookUpFirst] != nil, l.in[toLookUpAgain] != nil), l.asked, l.resume.Sub(now), again,
+								fmt.Sprint(l.in[toStart] != nil, l.in[toStartLow] != nil, l.in[toLookUpFirst] != nil, l.in[toLookUpAgain] != nil), l.asked, l.touchAt.Sub(now), again,
 								h.w.low, h.w.limits.lowInFlight(), h.w.running, h.w.limits.MaxInFlight, len(l.first), len(l.low), l.fresh(now), l.touched, l.rows)
 						}
 					}

@@ -33,7 +33,7 @@ func (s *Scheduler) start(l *lane, now time.Time) *Delivery {
 	s.put(toStart, l, false)
 	if l.running >= s.permitsFor(l) { // a permit that is released, a touch, or time brings it back
 		s.put(toStartPermitted, l, true)
-		s.pause(l, now.Add(holdAgain))
+		s.touchBy(l, now.Add(holdAgain))
 		return nil
 	}
 	if l.refused {

@@ -22,64 +22,64 @@ const (
 // tick does what is due and returns when to call it again.
 func (s *Scheduler) tick(now time.Time) time.Duration {
 	s.parkOverdue(now)
-	for len(s.paused) > 0 && !s.paused[0].resume.After(now) {
-		l := heap.Pop(&s.paused).(*lane)
+	for len(s.timed) > 0 && !s.timed[0].touchAt.After(now) {
+		l := heap.Pop(&s.timed).(*lane)
 		s.demoteSilent(l, now)
 		s.touch(l)
 	}
 	s.dispatch(now)
-	if len(s.paused) == 0 {
+	if len(s.timed) == 0 {
 		return ParkEvery
 	}
-	return min(max(s.paused[0].resume.Sub(now), paceEvery), ParkEvery)
+	return min(max(s.timed[0].touchAt.Sub(now), paceEvery), ParkEvery)
 }
 
-// pause has tick touch a lane at a time, or earlier.
-func (s *Scheduler) pause(l *lane, at time.Time) {
+// touchBy has tick touch a lane at a time, or earlier.
+func (s *Scheduler) touchBy(l *lane, at time.Time) {
 	switch {
-	case l.resume.IsZero():
-		l.resume = at
-		heap.Push(&s.paused, l)
-	case at.Before(l.resume):
-		l.resume = at
-		heap.Fix(&s.paused, l.paused)
+	case l.touchAt.IsZero():
+		l.touchAt = at
+		heap.Push(&s.timed, l)
+	case at.Before(l.touchAt):
+		l.touchAt = at
+		heap.Fix(&s.timed, l.timedAt)
 	default:
 		return
 	}
-	if s.paused[0] == l {
+	if s.timed[0] == l {
 		s.ToPace.Raise()
 	}
 }
 
-// A pausedLanes is a heap of lanes by resume time.
-type pausedLanes []*lane
+// A timedLanes is a heap of lanes by the time at which they are touched.
+type timedLanes []*lane
 
 // Len is heap.Interface's.
-func (p pausedLanes) Len() int { return len(p) }
+func (p timedLanes) Len() int { return len(p) }
 
 // Less is heap.Interface's.
-func (p pausedLanes) Less(i, j int) bool { return p[i].resume.Before(p[j].resume) }
+func (p timedLanes) Less(i, j int) bool { return p[i].touchAt.Before(p[j].touchAt) }
 
 // Swap is heap.Interface's.
-func (p pausedLanes) Swap(i, j int) {
+func (p timedLanes) Swap(i, j int) {
 	p[i], p[j] = p[j], p[i]
-	p[i].paused, p[j].paused = i, j
+	p[i].timedAt, p[j].timedAt = i, j
 }
 
 // Push is heap.Interface's.
-func (p *pausedLanes) Push(x any) {
+func (p *timedLanes) Push(x any) {
 	l := x.(*lane)
-	l.paused = len(*p)
+	l.timedAt = len(*p)
 	*p = append(*p, l)
 }
 
-// Pop is heap.Interface's. The lane is no longer paused.
-func (p *pausedLanes) Pop() any {
+// Pop is heap.Interface's. The lane no longer has a timer.
+func (p *timedLanes) Pop() any {
 	last := len(*p) - 1
 	l := (*p)[last]
 	(*p)[last] = nil
 	*p = (*p)[:last]
-	l.resume = time.Time{}
+	l.touchAt = time.Time{}
 	return l
 }
 

@@ -74,7 +74,7 @@ func (s *Scheduler) Verify(now time.Time) error {
 }
 
 func (s *Scheduler) forgotten(l *lane, now time.Time) (of listOf, is bool) {
-	if l.touched || !l.resume.IsZero() {
+	if l.touched || !l.touchAt.IsZero() {
 		return 0, false
 	}
 	want, _ := s.wants(l, now)
