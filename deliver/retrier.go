@@ -138,7 +138,7 @@ func (r *retrier) cancel(ctx context.Context) error {
 	for i, x := range cancellations {
 		if err := r.cancelChunk(ctx, fence, x); err != nil {
 			for _, left := range cancellations[i:] {
-				r.scheduler.Cancelled(left, true, time.Now())
+				r.scheduler.Cancelled(left, 0, true, time.Now())
 			}
 			return err
 		}
@@ -154,7 +154,7 @@ func (r *retrier) cancelChunk(ctx context.Context, fence webhook.Fence, x *sched
 	if err != nil {
 		return err
 	}
-	r.scheduler.Cancelled(x, n > 0, time.Now())
+	r.scheduler.Cancelled(x, n, n > 0, time.Now())
 	if n == 0 && more {
 		r.notVisible[x.EndpointID] = true
 	}

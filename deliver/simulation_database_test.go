@@ -69,9 +69,9 @@ func (db *database) fallBack(newTimeline bool) {
 		for _, r := range c.Rows {
 			db.s.journal.lost(r.ID)
 		}
-		for _, e := range c.Endpoints { // the fall back may have sealed or opened it
-			db.s.journal.sealed(e.ID, db.Endpoint(e.ID) != nil && db.Endpoint(e.ID).Sealed != "")
+		for _, e := range c.Endpoints { // the fall back may have paused or sealed it, or undone that
 			if now := db.Endpoint(e.ID); now != nil {
+				db.s.journal.stands(now)
 				db.s.journal.belongs(e.ID, now.OrganizationID)
 			}
 		}

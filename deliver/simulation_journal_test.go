@@ -20,7 +20,7 @@ type journal struct {
 	refused   map[uuid.UUID]bool // endpoints that were ever disabled or deleted
 	known     map[uuid.UUID]*journaled
 	order     []*journaled
-	closed    map[uuid.UUID]time.Time // endpoints whose secret cannot be opened, since when
+	closed    map[uuid.UUID]time.Time // endpoints that are paused, or whose secret cannot be opened, since when
 	given     map[uuid.UUID]belonging // endpoints whose id has changed hands
 }
 
@@ -90,13 +90,13 @@ func (j *journal) ended(id uuid.UUID) {
 	}
 }
 
-// sealed notes that an endpoint's secret became unreadable, or readable again.
-func (j *journal) sealed(id uuid.UUID, closed bool) {
+// stands notes whether anything may be sent to an endpoint, by its row.
+func (j *journal) stands(e *storetest.Endpoint) {
 	switch {
-	case !closed:
-		delete(j.closed, id)
-	case j.closed[id].IsZero():
-		j.closed[id] = time.Now()
+	case !e.Paused && e.Sealed == "":
+		delete(j.closed, e.ID)
+	case j.closed[e.ID].IsZero():
+		j.closed[e.ID] = time.Now()
 	}
 }
 
@@ -155,8 +155,8 @@ func (j *journal) request(p *process, r send.Request) (status int, after time.Du
 	}
 	now := time.Now()
 	// A request that had begun before a freeze continues after it.
-	if closed := j.closed[d.endpoint]; !closed.IsZero() && now.Sub(closed) > 2*time.Second && now.Sub(p.thaws) > 2*time.Second {
-		j.s.violate("delivery %s was sent %v after its endpoint's secret was sealed", d.id, now.Sub(closed))
+	if closed := j.closed[d.endpoint]; !closed.IsZero() && now.Sub(closed) > time.Second && now.Sub(p.thaws) > 2*time.Second {
+		j.s.violate("delivery %s was sent %v after its endpoint was paused, or its secret sealed", d.id, now.Sub(closed))
 	}
 	if to := j.given[d.endpoint]; to.organization != "" && to.organization != d.event.OrganizationID && now.Sub(to.since) > 2*time.Second && now.Sub(p.thaws) > 2*time.Second {
 		j.s.violate("delivery %s of %s was sent %v after its endpoint's id went to %s", d.id, d.event.OrganizationID, now.Sub(to.since), to.organization)

@@ -330,7 +330,7 @@ func (s *simulation) run() {
 	s.note("calm")
 	s.faultRates = faultRates{}
 	s.db.calm()
-	s.mendSecrets()
+	s.mendEndpoints()
 	for end := time.Now().Add(quietTime); len(s.violations) == 0; {
 		s.tend()
 		if s.runOne() {

@@ -250,7 +250,7 @@ func (s *simulation) changeEndpoint(e storetest.Endpoint) {
 		}
 		return
 	}
-	switch s.rng.IntN(7) {
+	switch s.rng.IntN(9) {
 	case 0:
 		e.Deleted = true
 	case 1, 2:
@@ -261,14 +261,16 @@ func (s *simulation) changeEndpoint(e storetest.Endpoint) {
 		if e.Sealed = ""; s.chance(70) && time.Since(s.began) < faultTime {
 			e.Sealed = "its secret was sealed with another key"
 		}
-		s.journal.sealed(e.ID, e.Sealed != "")
+	case 5, 6:
+		e.Paused = !e.Paused && time.Since(s.began) < faultTime
 	default:
 		e.RatePerSecond = float64(s.rng.IntN(20))
 	}
 	if e.Deleted || !e.Enabled {
 		s.journal.refused[e.ID] = true
 	}
-	s.note("endpoint %s: enabled %v, deleted %v", e.ID, e.Enabled, e.Deleted)
+	s.journal.stands(&e)
+	s.note("endpoint %s: enabled %v, deleted %v, paused %v", e.ID, e.Enabled, e.Deleted, e.Paused)
 	s.db.Write(&storetest.Commit{Visible: true, Endpoints: []*storetest.Endpoint{&e}})
 	if e.Deleted && s.chance(50) { // before anybody has noticed
 		s.giveAway(e)
@@ -278,11 +280,11 @@ func (s *simulation) changeEndpoint(e storetest.Endpoint) {
 // giveAway gives a deleted endpoint's id to one of another organization, as the tables' owner
 // may. What is owed to the deleted one must not reach that.
 func (s *simulation) giveAway(e storetest.Endpoint) {
-	e.Deleted, e.Enabled, e.Sealed = false, true, ""
+	e.Deleted, e.Enabled, e.Sealed, e.Paused = false, true, "", false
 	e.OrganizationID = map[string]string{"org_0": "org_1", "org_1": "org_0"}[e.OrganizationID]
 	s.note("endpoint %s belongs to %s", e.ID, e.OrganizationID)
 	s.journal.belongs(e.ID, e.OrganizationID)
-	s.journal.sealed(e.ID, false)
+	s.journal.stands(&e)
 	s.db.Write(&storetest.Commit{Visible: true, Endpoints: []*storetest.Endpoint{&e}})
 }
 
@@ -305,14 +307,14 @@ func (s *simulation) replay(r storetest.Row) {
 	s.db.Write(&storetest.Commit{Visible: true, Rows: []*storetest.Row{&r}})
 }
 
-// mendSecrets makes all endpoints' secrets readable again.
-func (s *simulation) mendSecrets() {
+// mendEndpoints makes all endpoints' secrets readable again, and has the paused ones go on.
+func (s *simulation) mendEndpoints() {
 	c := &storetest.Commit{Visible: true}
 	for _, e := range s.db.EndpointRows {
-		if e.Sealed != "" {
+		if e.Sealed != "" || e.Paused {
 			mended := *e
-			mended.Sealed = ""
-			s.journal.sealed(e.ID, false)
+			mended.Sealed, mended.Paused = "", false
+			s.journal.stands(&mended)
 			c.Endpoints = append(c.Endpoints, &mended)
 		}
 	}

@@ -123,7 +123,7 @@ func (s *Scheduler) worthWaiting(l *lane, now time.Time) bool {
 		return true // the window is about to be full
 	}
 	for _, other := range s.lanes {
-		if other != l && !other.spilled && !other.refused && other.running == 0 && len(other.first) == 0 {
+		if other != l && !other.spilled && !other.refused && !other.paused && other.running == 0 && len(other.first) == 0 {
 			return false
 		}
 	}

@@ -102,6 +102,7 @@ func (s *Scheduler) outcome(d *Delivery, r *webhook.Record) {
 		}
 		r.Wait = wait
 	}
+	d.outcome = r.Status
 }
 
 // inserted is Inserted.

@@ -14,6 +14,7 @@ type Counts struct {
 	Errors    map[webhook.ErrorClass]uint64
 	OwnFaults map[webhook.OwnFault]uint64 // that kept deliveries waiting
 	Recorded  uint64                      // outcomes committed
+	Finished  map[webhook.Status]uint64   // deliveries that came to an end: success, failed, cancelled
 	Parked    uint64                      // deliveries written before they had an outcome, without an attempt under way
 	Leased    uint64                      // and with one
 	Fetched   uint64                      // rows that were due
@@ -32,6 +33,18 @@ func (c *Counts) ownFault(f webhook.OwnFault) {
 		c.OwnFaults = map[webhook.OwnFault]uint64{}
 	}
 	c.OwnFaults[f]++
+}
+
+// finish counts deliveries that came to an end by an attempt, or because their endpoint was
+// disabled or deleted.
+func (c *Counts) finish(as webhook.Status, n int) {
+	if n == 0 || as == webhook.Pending || as == webhook.Retrying {
+		return
+	}
+	if c.Finished == nil {
+		c.Finished = map[webhook.Status]uint64{}
+	}
+	c.Finished[as] += uint64(n)
 }
 
 // attempt counts one that has ended.
@@ -54,6 +67,7 @@ func (c *Counts) attempt(d *Delivery, a *webhook.Attempt) {
 // recorded counts an outcome that is committed.
 func (c *Counts) recorded(d *Delivery, now time.Time) {
 	c.Recorded++
+	c.finish(d.outcome, 1)
 	if d.attempts == 0 && d.fromStream() {
 		c.ToRecorded.add(now.Sub(d.event.committed))
 	}

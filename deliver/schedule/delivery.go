@@ -33,7 +33,8 @@ type Delivery struct {
 	low      bool         // no first attempt: it comes after what the stream brings
 	target   *send.Target // running: the endpoint as of the start
 	attempt  *webhook.Attempt
-	gone     bool // the attempt was answered with 410
+	gone     bool           // the attempt was answered with 410
+	outcome  webhook.Status // ended, and taken to be recorded: what the attempt means for it
 
 	received time.Time
 	age      *list.Element // in Scheduler.aging

@@ -209,7 +209,7 @@ func (s *Scheduler) Stuck() (worst Fault, stuck bool) {
 // not shut, or was answered since the fault began.
 func (s *Scheduler) allShut(since time.Time) bool {
 	for _, l := range s.lanes {
-		goesOn := l.endpoint != nil && !l.refused && !l.fault.shut()
+		goesOn := l.endpoint != nil && !l.refused && !l.paused && !l.fault.shut()
 		if goesOn && (l.held > 0 || l.rows || l.lastAnswer.After(since)) {
 			return false
 		}

@@ -28,6 +28,9 @@ type house struct {
 	underWay  map[uuid.UUID]int
 	most      map[uuid.UUID]int // at once
 	delay     map[uuid.UUID]time.Duration
+	order     map[uuid.UUID][]uuid.UUID // the deliveries of the requests, by endpoint
+	pages     int                       // that were asked for
+	lookUps   int
 }
 
 // An answering says what a receiver answers to a request, and after how long.
@@ -63,7 +66,7 @@ func newHouse(t *testing.T, limits Limits) *house {
 // that the Scheduler has forgotten.
 func newHouseWithPoll(t *testing.T, limits Limits, poll time.Duration) *house {
 	h := &house{rig: newRig(t, limits), endpoints: map[uuid.UUID]*webhook.Endpoint{}, receivers: map[uuid.UUID]answering{}, table: map[uuid.UUID]*row{}, due: map[uuid.UUID][]*row{},
-		sent: map[uuid.UUID][]time.Time{}, underWay: map[uuid.UUID]int{}, most: map[uuid.UUID]int{}, delay: map[uuid.UUID]time.Duration{}}
+		sent: map[uuid.UUID][]time.Time{}, underWay: map[uuid.UUID]int{}, most: map[uuid.UUID]int{}, delay: map[uuid.UUID]time.Duration{}, order: map[uuid.UUID][]uuid.UUID{}}
 	h.w.fence.Epoch = 1
 	h.w.onStart = func(d *Delivery) { go h.attempt(d) }
 	h.w.mu.Lock()
@@ -189,6 +192,7 @@ func (h *house) attempt(d *Delivery) {
 	begun := time.Now()
 	h.w.mu.Lock()
 	h.sent[endpoint] = append(h.sent[endpoint], begun)
+	h.order[endpoint] = append(h.order[endpoint], d.id)
 	h.underWay[endpoint]++
 	h.most[endpoint] = max(h.most[endpoint], h.underWay[endpoint])
 	if !d.fetched {
@@ -234,6 +238,7 @@ func (h *house) stuck() (Fault, bool) {
 
 func (h *house) lookUp(now time.Time) {
 	for _, l := range h.w.lookUpNext(len(h.w.lanes), now) {
+		h.lookUps++
 		h.w.lookedUp(l, h.endpoints[l.id], h.target, now, now)
 	}
 }
@@ -258,6 +263,7 @@ func (h *house) look(now time.Time) {
 // fetch is the retrier's fetching, of one round of pages.
 func (h *house) fetch(now time.Time) {
 	for _, p := range h.w.toAsk(32, now) {
+		h.pages++
 		for _, r := range h.due[p.lane.id] {
 			if p.got == p.size || r.due.After(now) {
 				break

@@ -16,6 +16,7 @@ type known struct {
 	ask          bool      // it has to be looked up, whatever its age
 	asked        bool      // it is just being
 	refused      bool      // disabled or deleted: what is owed is cancelled
+	paused       bool      // what is owed waits in the table
 	gone         bool      // answered 410, which is not committed yet: nothing more is sent
 	notBefore    time.Time // a look-up from before is not to be relied on
 }

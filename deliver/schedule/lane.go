@@ -44,6 +44,8 @@ type lane struct {
 	touched bool      // to be reconsidered
 	touchAt time.Time // in Scheduler.timed until then; zero: it is not
 	timedAt int       // where in it
+
+	countedAs standing // in Scheduler.standing
 }
 
 // lane returns an endpoint's lane, making it where there is none.
@@ -64,11 +66,17 @@ func (l *lane) idle() bool {
 
 // may returns how many attempts may be under way at once, by the lane's own limits.
 func (l *lane) may(now time.Time) int {
+	if l.paused {
+		return 0
+	}
 	return min(l.permits.may(now), l.fault.may(now))
 }
 
 // onlyProbes reports whether the lane gets only attempts that find out whether it may go on.
-func (l *lane) onlyProbes(now time.Time) bool { return l.fault.shut() || l.breaker.holds(now) }
+// A paused one gets none: may says so.
+func (l *lane) onlyProbes(now time.Time) bool {
+	return l.paused || l.fault.shut() || l.breaker.holds(now)
+}
 
 // queueRoom returns how many deliveries from the stream the lane may queue: as many as
 // it can send within ParkAfter, because the rest would be parked anyway.

@@ -59,6 +59,22 @@ func (s *Scheduler) lookedUp(l *lane, e *webhook.Endpoint, target *send.Target, 
 		s.emptyQueue(l, now)
 	}
 	l.refused = refused
+	s.setPaused(l, !refused && e.Paused, now)
+}
+
+// setPaused takes whether an endpoint is paused. What waits in memory goes back into the
+// table, where it costs nothing: neither this lane nor a poll reads those rows again
+// before the endpoint goes on. An open breaker then begins anew, with a probe, because
+// nobody has asked the endpoint meanwhile.
+func (s *Scheduler) setPaused(l *lane, paused bool, now time.Time) {
+	goesOn := l.paused && !paused
+	l.paused = paused
+	switch {
+	case paused && !l.empty():
+		s.holdBack(l, now)
+	case goesOn && l.breaker.open:
+		l.breaker.trip(now, s.backoff.length())
+	}
 }
 
 // retryNow closes a lane's breaker if webhook_retry_now was called since the last

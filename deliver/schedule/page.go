@@ -46,10 +46,10 @@ func (s *Scheduler) hasRows(l *lane) {
 }
 
 // found notes that the table has due rows for a lane. It does not say why they are due:
-// if the breaker is open, an operator may have asked for them, and the look-up will
-// tell.
+// if the breaker is open, an operator may have asked for them, and if the endpoint is
+// paused, it may go on by now. The look-up will tell.
 func (s *Scheduler) found(l *lane, now time.Time) {
-	if s.hasRows(l); l.breaker.open && now.Sub(l.asOf) >= refreshAfter {
+	if s.hasRows(l); (l.breaker.open || l.paused) && now.Sub(l.asOf) >= refreshAfter {
 		l.ask = true
 	}
 }

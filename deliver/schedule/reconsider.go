@@ -70,6 +70,7 @@ func (s *Scheduler) reconsiderTouched(now time.Time) {
 // others, and sets its timer. It is idempotent and looks at nothing but facts.
 func (s *Scheduler) reconsider(l *lane, now time.Time) {
 	l.trim()
+	s.count(l, l.standing())
 	want, again := s.wants(l, now)
 	for of := range lists {
 		isNew := want[of] && l.in[of] == nil
@@ -110,9 +111,11 @@ func (s *Scheduler) wants(l *lane, now time.Time) (want [lists]bool, again time.
 	if l.rows && !l.paging {
 		want[toFetch] = s.page(l, s.limits.rowsShare()-s.fetched, now) > 0
 		// Where nothing may be fetched, the endpoint's limits may have been raised.
-		lookUp = lookUp || !want[toFetch] && l.stale(now) && (l.fault.kind == webhook.FaultSecret || !l.onlyProbes(now))
+		lookUp = lookUp || !want[toFetch] && l.stale(now) && (l.paused || l.fault.kind == webhook.FaultSecret || !l.onlyProbes(now))
 		switch {
 		case want[toFetch]:
+		case l.paused:
+			next.by(now.Add(pausedAgain))
 		case l.fault.shut():
 			next.by(l.fault.again(now))
 		case l.breaker.holds(now) && now.Before(l.breaker.next):

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // Deliveries on their way back into the table, and what becomes of their lane.
@@ -101,11 +103,12 @@ type Cancellation struct {
 	lane       *lane
 }
 
-// Cancelled takes the end of one chunk of a Cancellation, and whether there may be more, as
-// there is if the chunk failed.
-func (s *Scheduler) Cancelled(x *Cancellation, more bool, now time.Time) {
+// Cancelled takes the end of one chunk of a Cancellation: how many rows it has cancelled,
+// and whether there may be more, as there is if the chunk failed.
+func (s *Scheduler) Cancelled(x *Cancellation, n int, more bool, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.counts.finish(webhook.Cancelled, n)
 	x.lane.cancelling, x.lane.toBeCancelled = false, more
 	s.touch(x.lane)
 	s.reconsiderTouched(now)

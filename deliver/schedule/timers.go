@@ -17,6 +17,10 @@ const (
 	// holdAgain is the poll interval of a lane that may not start anything. New limits
 	// are in force within a second, even if nothing ends meanwhile.
 	holdAgain = 250 * time.Millisecond
+
+	// pausedAgain is the poll interval of a paused lane for which rows wait. So it goes
+	// on within a second, even if the change hint is lost or late.
+	pausedAgain = staleAfter - holdAgain
 )
 
 // tick does what is due and returns when to call it again.

@@ -23,6 +23,7 @@ type Endpoint struct {
 	URL            string
 	Headers        map[string]string
 	Enabled        bool
+	Paused         bool      // nothing is sent to it, and what is owed waits
 	MaxInFlight    int       // 0: the deployment's WALHOOK_ENDPOINT_IN_FLIGHT
 	RatePerSecond  float64   // 0: no limit
 	Secrets        []Secret  // live ones, oldest first
