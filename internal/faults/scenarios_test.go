@@ -108,6 +108,7 @@ var scenarios = []Scenario{
 	{"42", "AdminFlood", alone, adminFlood},
 	{"43", "Redaction", inQuick | on14 | on18, redaction},
 	{"44", "OwnFaults", 0, ownFaults},
+	{"44", "ResolverAway", 0, resolverAway},
 	{"", "InvisibleCommit", 0, invisibleCommit},
 	{"", "Lease", 0, lease},
 	{"", "UnechoedOutcome", from17, unechoedOutcome},
