@@ -10,8 +10,13 @@ import (
 	"time"
 )
 
-// keys changes WALHOOK_SECRET_KEY wrongly, and as docs/operations.md says. It also makes a
-// secret unreadable while walhook runs.
+// keyIDs counts the keys of sealed:v2:<id>:… texts; the oldest form has none.
+const keyIDs = `
+SELECT count(DISTINCT split_part(sealed, ':', 3))
+FROM (SELECT secret FROM webhook_secrets UNION ALL SELECT h.value #>> '{}' FROM webhook_endpoints, jsonb_each(headers) h) s(sealed)`
+
+// keys changes WALHOOK_SECRET_KEY wrongly, and as docs/operations.md says, under load and from
+// one process to the next. It also makes a secret unreadable while walhook runs.
 func keys(t *testing.T, s Setup) {
 	const deliversWithin, exitsWithin = 10 * time.Second, 10 * time.Second
 	key := func(b byte) string { return base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{b}, 32)) }
@@ -50,8 +55,17 @@ func keys(t *testing.T, s Setup) {
 		x.expect(x.journal.Count() == from, "with the wrong key something was sent")
 	}
 
-	p, stop = begin("WALHOOK_SECRET_KEY="+key(2), "WALHOOK_SECRET_KEY_OLD="+key(1))
+	old, stop := begin("WALHOOK_SECRET_KEY=" + key(1))
+	p = x.start("WALHOOK_SECRET_KEY="+key(2), "WALHOOK_SECRET_KEY_OLD="+key(1))
+	x.standingBy(p)
+	_, err := old.stop(timeout + exitMargin)
+	x.expect(err == nil, "%v", err)
 	x.eventually(30*time.Second, "all secrets are resealed", func() bool { return p.logged("resealed signing secrets") > 0 })
+	var ids int
+	if err := x.pool.QueryRow(t.Context(), keyIDs).Scan(&ids); err != nil {
+		x.Fatal(err)
+	}
+	x.expect(ids == 1, "what is sealed has %d key ids, want that of the new key alone", ids)
 	end(p, stop)
 
 	p, stop = begin("WALHOOK_SECRET_KEY=" + key(2))
