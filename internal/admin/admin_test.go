@@ -382,7 +382,8 @@ func TestMetrics(t *testing.T) {
 	o := options(t, db.Pool)
 	o.Stats = func() schedule.Stats {
 		return schedule.Stats{
-			Counts: schedule.Counts{Events: 5, Delivered: 3, Errors: map[webhook.ErrorClass]uint64{webhook.ErrTimeout: 2}},
+			Counts: schedule.Counts{Events: 5, Delivered: 3, Errors: map[webhook.ErrorClass]uint64{webhook.ErrTimeout: 2},
+				Finished: map[webhook.Status]uint64{webhook.Failed: 1}},
 			Window: 7,
 		}
 	}
@@ -401,6 +402,10 @@ func TestMetrics(t *testing.T) {
 		`walhook_commit_to_attempt_seconds_bucket{le="0.00025"} 0`,
 		`walhook_commit_to_attempt_seconds_bucket{le="262.144"} 0`,
 		"walhook_commit_to_recorded_seconds_count 0",
+		`walhook_deliveries_finished_total{status="failed"} 1`,
+		`walhook_deliveries_finished_total{status="success"} 0`,
+		`walhook_endpoints{state="ok"} 0`,
+		`walhook_endpoints{state="open"} 0`,
 		"walhook_window_deliveries 7",
 		`walhook_role{role="active"} 1`,
 		`walhook_role{role="standby"} 0`,

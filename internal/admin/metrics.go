@@ -140,14 +140,14 @@ var (
 		gauge("walhook_slot_safe_wal_bytes", "WAL that may be written before the slot may be lost; not there where max_slot_wal_keep_size sets no limit.", func(n *int64) float64 { return float64(*n) }),
 	}
 	waitingSamples = []sample[store.WaitingOverview]{
-		gauge("walhook_deliveries_pending", "Deliveries that wait for their first attempt or a replay.", func(o *store.WaitingOverview) float64 { return float64(o.Pending) }),
-		gauge("walhook_deliveries_retrying", "Deliveries that wait for their next attempt.", func(o *store.WaitingOverview) float64 { return float64(o.Retrying) }),
+		gauge("walhook_deliveries_pending", "Deliveries that wait for their first attempt or a replay. Exact while no more than 2,000 wait, with those that retry; else an estimate from PostgreSQL's statistics.", func(o *store.WaitingOverview) float64 { return float64(o.Pending) }),
+		gauge("walhook_deliveries_retrying", "Deliveries that wait for their next attempt. Exact or an estimate, as walhook_deliveries_pending.", func(o *store.WaitingOverview) float64 { return float64(o.Retrying) }),
 	}
 	overdueSamples = []sample[time.Duration]{
 		gauge("walhook_overdue_seconds", "How long the first delivery has been due that could be sent now: not what an open breaker or a rate holds.", func(d *time.Duration) float64 { return d.Seconds() }),
 	}
 	straySamples = []sample[int64]{
-		gauge("walhook_stray_rows", "Rows outside of the daily partitions: 0 in normal life.", func(n *int64) float64 { return float64(*n) }),
+		gauge("walhook_stray_rows", "Rows outside of the daily partitions, up to 1,000 of each table: 0 in normal life.", func(n *int64) float64 { return float64(*n) }),
 	}
 	aheadSamples = []sample[int]{
 		gauge("walhook_partitions_ahead", "Days from tomorrow on that have partitions: 14 in normal life.", func(n *int) float64 { return float64(*n) }),
@@ -157,6 +157,8 @@ var (
 var (
 	attemptsDesc = prometheus.NewDesc("walhook_attempts_total", "Attempts that have ended, by error class; success is one.", []string{"class"}, nil)
 	faultsDesc   = prometheus.NewDesc("walhook_own_faults_total", "What kept deliveries waiting that is walhook's own fault, by kind: no attempt is counted.", []string{"kind"}, nil)
+	standingDesc = prometheus.NewDesc("walhook_endpoints", "Endpoints of the table by state: ok; failing, the last attempt failed; open, and the breaker is open; disabled.", []string{"state"}, nil)
+	finishedDesc = prometheus.NewDesc("walhook_deliveries_finished_total", "Deliveries that walhook brought to an end, by status. One that is replayed ends once more.", []string{"status"}, nil)
 	roleDesc     = prometheus.NewDesc("walhook_role", "1 for what this process is doing, 0 for the other roles.", []string{"role"}, nil)
 	databaseDesc = prometheus.NewDesc("walhook_database_up", "1 where the database answered this scrape.", nil, nil)
 	buildDesc    = prometheus.NewDesc("walhook_build_info", "Always 1.", []string{"version"}, nil)
@@ -168,6 +170,9 @@ var errorClasses = []webhook.ErrorClass{
 	webhook.ErrRedirect, webhook.ErrHTTP4xx, webhook.ErrHTTP5xx, webhook.ErrBlocked, webhook.ErrBadRequest,
 }
 
+// finalStatuses are those that nothing follows, until somebody replays the delivery.
+var finalStatuses = []webhook.Status{webhook.Success, webhook.Failed, webhook.Cancelled}
+
 // snapshots collects what is looked up at each scrape, one snapshot of each kind.
 type snapshots struct {
 	o  Options
@@ -176,7 +181,7 @@ type snapshots struct {
 
 // Describe lists all of it.
 func (c *snapshots) Describe(ch chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{attemptsDesc, faultsDesc, roleDesc, databaseDesc, buildDesc} {
+	for _, desc := range []*prometheus.Desc{attemptsDesc, faultsDesc, standingDesc, finishedDesc, roleDesc, databaseDesc, buildDesc} {
 		ch <- desc
 	}
 	for _, h := range engineHistograms {
@@ -215,6 +220,9 @@ func (c *snapshots) Collect(ch chan<- prometheus.Metric) {
 	for _, kind := range webhook.OwnFaults {
 		ch <- prometheus.MustNewConstMetric(faultsDesc, prometheus.CounterValue, float64(stats.OwnFaults[kind]), string(kind))
 	}
+	for _, status := range finalStatuses {
+		ch <- prometheus.MustNewConstMetric(finishedDesc, prometheus.CounterValue, float64(stats.Finished[status]), string(status))
+	}
 	for role, name := range roles {
 		ch <- prometheus.MustNewConstMetric(roleDesc, prometheus.GaugeValue, oneIf(stream.Role == role), name)
 	}
@@ -227,9 +235,19 @@ func (c *snapshots) Collect(ch chan<- prometheus.Metric) {
 		send(ch, safeSamples, overview.Slot.SafeBytes)
 	}
 	send(ch, waitingSamples, overview.Waiting)
+	sendEndpoints(ch, overview.Endpoints)
 	send(ch, overdueSamples, overview.Overdue)
 	send(ch, straySamples, overview.Strays)
 	send(ch, aheadSamples, overview.Ahead)
+}
+
+func sendEndpoints(ch chan<- prometheus.Metric, o *store.EndpointsOverview) {
+	if o == nil {
+		return
+	}
+	for state, n := range map[string]int64{"ok": o.OK, "failing": o.Failing, "open": o.Open, "disabled": o.Disabled} {
+		ch <- prometheus.MustNewConstMetric(standingDesc, prometheus.GaugeValue, float64(n), state)
+	}
 }
 
 // roles are the stream's, in the words of /readyz.

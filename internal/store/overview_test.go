@@ -24,7 +24,7 @@ func TestOverview(t *testing.T) {
 		}
 		return o
 	}
-	if got := overview(); *got.Slot != (store.SlotOverview{}) || *got.Waiting != (store.WaitingOverview{}) || *got.Overdue != 0 || *got.Strays != 0 || *got.Ahead != 14 {
+	if got := overview(); *got.Slot != (store.SlotOverview{}) || *got.Waiting != (store.WaitingOverview{}) || *got.Overdue != 0 || *got.Strays != 0 || *got.Ahead != 14 || *got.Endpoints != (store.EndpointsOverview{}) {
 		t.Errorf("a new database: %+v, want nothing in it", got)
 	}
 	endpoint := newEndpoint(t, db.Pool, "org_1")
@@ -167,5 +167,88 @@ func TestOverviewComesInParts(t *testing.T) {
 		if err := tx.Rollback(t.Context()); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+func TestOverviewCountsEndpointsByState(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	for sql, n := range map[string]int{
+		`SELECT`: 1,
+		`INSERT INTO webhook_endpoint_failures VALUES ($1, now())`:                                                                               2,
+		`INSERT INTO webhook_endpoint_failures VALUES ($1, now(), now())`:                                                                        3,
+		`UPDATE webhook_endpoints SET enabled = false WHERE id = $1`:                                                                             4,
+		`WITH f AS (INSERT INTO webhook_endpoint_failures VALUES ($1, now(), now())) UPDATE webhook_endpoints SET enabled = false WHERE id = $1`: 1,
+	} {
+		for range n {
+			if id := newEndpoint(t, db.Pool, "org_1"); sql != `SELECT` {
+				exec(t, db.Pool, sql, id)
+			}
+		}
+	}
+	exec(t, db.Pool, `INSERT INTO webhook_endpoint_failures VALUES (gen_random_uuid(), now())`) // of a deleted one
+	o, err := store.New(db.Pool, db.Slot, 0).Overview(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := (store.EndpointsOverview{OK: 1, Failing: 2, Open: 3, Disabled: 5}); *o.Endpoints != want {
+		t.Errorf("got %+v, want %+v", *o.Endpoints, want)
+	}
+}
+
+// What is scraped every few seconds costs as much where a million deliveries wait as where
+// some thousand do, and still finds the one delivery that walhook should have sent among
+// those that breakers hold.
+func TestOverviewCostsNoMoreWhereMoreWaits(t *testing.T) {
+	t.Parallel()
+	const rows = 60_000
+	db := pgtest.New(t)
+	unanalyzed(t, db)
+	b := newBacklog(t, db, rows)
+	st, plans := explaining(t, db, "auto")
+	look := func() store.Overview {
+		t.Helper()
+		o, err := st.Overview(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		touched := 0
+		for _, e := range plans.take(t, "") {
+			touched += e.Plan.Hit + e.Plan.Read
+		}
+		if most := 12_000; touched == 0 || touched > most {
+			t.Errorf("it touches %d blocks, want %d at most", touched, most)
+		}
+		return o
+	}
+	about := func(what string, got, want int64) {
+		t.Helper()
+		if got < want*2/3 || got > want*3/2 {
+			t.Errorf("%s: %d, want about %d", what, got, want)
+		}
+	}
+	plans.take(t, "")
+	about("all, before anybody has looked at the tables", look().Waiting.Pending+look().Waiting.Retrying, rows)
+	exec(t, db.Pool, `ANALYZE webhook_deliveries`)
+	about("pending", look().Waiting.Pending, rows/2)
+	about("retrying", look().Waiting.Retrying, rows/2)
+
+	if o := look(); *o.Overdue == 0 {
+		t.Error("nothing is overdue, and nothing is held")
+	}
+	free := b.endpoints[150]
+	exec(t, db.Pool, `INSERT INTO webhook_endpoint_failures SELECT id, now(), now() FROM webhook_endpoints WHERE id <> $1`, free)
+	exec(t, db.Pool, `DELETE FROM webhook_deliveries WHERE endpoint_id = $1 AND next_attempt_at < now() - interval '30 minutes'`, free) // it is not among the first
+	for range 3 * len(b.endpoints) / 16 {                                                                                               // it is found within one round, and stays found
+		look()
+	}
+	for range 3 {
+		if o := look(); *o.Overdue == 0 {
+			t.Error("nothing is overdue, and one endpoint of 200 is not held")
+		}
+	}
+	exec(t, db.Pool, `UPDATE webhook_endpoints SET rate_per_second = 1 WHERE id = $1`, free)
+	if o := look(); *o.Overdue != 0 {
+		t.Errorf("overdue by %s, and all endpoints are held", *o.Overdue)
 	}
 }

@@ -24,6 +24,8 @@ type Store struct {
 	made         manifest      // the objects that schema.sql makes
 	applyFor     time.Duration // how long applying schema.sql is retried
 	nonce        string        // part of each echo
+
+	overdueSearch overdueSearch
 }
 
 // New returns a Store on a pool. The slot's name is the key of its row in webhook_state.
