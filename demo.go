@@ -11,6 +11,7 @@ import (
 
 	"github.com/walhook/walhook/internal/config"
 	"github.com/walhook/walhook/internal/demo"
+	"github.com/walhook/walhook/internal/terminal"
 )
 
 // runDemo shows walhook on a throwaway PostgreSQL. At a terminal it keeps running until the
@@ -21,7 +22,7 @@ func runDemo(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	if err := parseFlags(flags, args); err != nil {
 		return err
 	}
-	cfg := demo.Config{Start: startForDemo, Out: stdout, Color: demo.Color(stdout), Stay: demo.Terminal(os.Stdin, stdout)}
+	cfg := demo.Config{Start: startForDemo, Out: stdout, Paint: terminal.PaintFor(stdout), Stay: terminal.Attended(os.Stdin, stdout)}
 	if *verbose {
 		cfg.Log = stderr
 	}

@@ -12,7 +12,7 @@
 //	admin.go        what the admin server asks of the parts
 //	database.go     how walhook connects, and what it makes of a refusal
 //	prepare.go      what has to be true before anything is delivered
-//	init.go doctor.go secret.go uninstall.go healthcheck.go demo.go   the other commands
+//	init.go doctor.go secret.go uninstall.go healthcheck.go demo.go listen.go   the other commands
 package main
 
 import (
@@ -60,6 +60,13 @@ const usage = `walhook delivers webhooks from a transactional outbox in PostgreS
   walhook doctor       check whether run can start, and print how to fix what cannot work
   walhook demo         show how it works, on a throwaway PostgreSQL
                        --verbose: with walhook's log
+  walhook listen       receive webhooks on this machine, and print them with what their signatures are worth
+                       --addr 127.0.0.1:3000: where
+                       --secret SECRET: verify with it; again for more; @FILE: with each line of a file
+                       --forward URL: pass them on to an application, and answer as it does
+                       --fail N: let the first N attempts of each delivery fail
+                       --status CODE: how these are answered (500); without --fail: how all are
+                       --delay DURATION: wait before each answer
   walhook secret       show ENDPOINT: print its signing secrets
                        check: count the secrets and headers that are sealed, and with which key
                        reseal: seal all of them with WALHOOK_SECRET_KEY
@@ -97,6 +104,8 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		err = runInit(ctx, args, stdout, stderr)
 	case "doctor":
 		err = runDoctor(ctx, args, stdout, stderr)
+	case "listen":
+		err = runListen(ctx, args, stdout)
 	case "secret":
 		err = runSecret(ctx, args, stdout, stderr)
 	case "uninstall":

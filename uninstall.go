@@ -11,8 +11,8 @@ import (
 	"strings"
 
 	"github.com/walhook/walhook/internal/config"
-	"github.com/walhook/walhook/internal/demo"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/terminal"
 )
 
 // runUninstall drops what init created, and only what is this database's walhook's. It keeps
@@ -51,7 +51,7 @@ func mayAsk(flags *flag.FlagSet, tables, yes bool, stdout io.Writer) error {
 	switch {
 	case yes && !tables:
 		return fmt.Errorf("%w: --yes is for --tables: slot and publication are dropped without asking", errConfig)
-	case tables && !yes && !demo.Terminal(os.Stdin, stdout):
+	case tables && !yes && !terminal.Attended(os.Stdin, stdout):
 		return fmt.Errorf("%w: %s --tables permanently drops all events, deliveries, endpoints and secrets, and there is no terminal to ask at; to drop them without asking, use --tables --yes",
 			errConfig, flags.Name())
 	}

@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"github.com/walhook/walhook/internal/postgres"
+	"github.com/walhook/walhook/internal/terminal"
 )
 
 // A Start runs walhook with an environment in the form of os.Environ. When the context
@@ -37,7 +38,7 @@ type Config struct {
 	Start Start
 	Out   io.Writer
 	Log   io.Writer // for walhook's log; nil: the demo shows the end of it if something fails
-	Color bool
+	Paint terminal.Paint
 	Stay  bool // after the story, keep everything running until the context ends
 }
 
@@ -47,7 +48,7 @@ var ErrInterrupted = errors.New("interrupted before the demo finished")
 // Run tells the story and removes everything again: the database, walhook, the
 // receivers. The error names what was not true at the end.
 func Run(ctx context.Context, cfg Config) (err error) {
-	page := &page{out: cfg.Out, color: cfg.Color, begun: time.Now()}
+	page := &page{out: cfg.Out, paint: cfg.Paint, begun: time.Now()}
 	page.title()
 	server, err := postgres.Start(ctx, postgres.Options{})
 	switch {

@@ -7,41 +7,37 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
 	"github.com/walhook/walhook/internal/oracle"
+	"github.com/walhook/walhook/internal/terminal"
 )
 
 // A page is the output. Write errors are ignored: whoever closed the pipe has seen
 // enough.
 type page struct {
 	out   io.Writer
-	color bool
+	paint terminal.Paint
 	begun time.Time
-}
-
-// paint colours a text that is already padded to its width.
-func (p *page) paint(c color, text string) string {
-	if !p.color || c == plain {
-		return text
-	}
-	return fmt.Sprintf("\x1b[%dm%s\x1b[0m", c, text)
 }
 
 func (p *page) line(format string, args ...any) { fmt.Fprintf(p.out, format+"\n", args...) }
 
 func (p *page) heading(text, aside string) {
-	p.line("\n%s  %s", p.paint(bold, text), p.paint(dim, aside))
+	p.line("\n%s  %s", p.paint.Text(terminal.Bold, text), p.paint.Text(terminal.Dim, aside))
 }
 
 // said prints a line with the time since the beginning.
 func (p *page) said(format string, args ...any) {
-	p.line("%s  %s", p.paint(dim, fmt.Sprintf("%6.1fs", time.Since(p.begun).Seconds())), fmt.Sprintf(format, args...))
+	p.line("%s  %s", p.paint.Text(terminal.Dim, fmt.Sprintf("%6.1fs", time.Since(p.begun).Seconds())), fmt.Sprintf(format, args...))
 }
 
 // name pads a receiver's name to the width of the longest.
-func (p *page) name(receiver string) string { return p.paint(cyan, fmt.Sprintf("%-7s", receiver)) }
+func (p *page) name(receiver string) string {
+	return p.paint.Text(terminal.Cyan, fmt.Sprintf("%-7s", receiver))
+}
 
 func (p *page) title() {
-	p.line("%s  %s", p.paint(bold, "walhook demo"), p.paint(dim, "a throwaway PostgreSQL, walhook and three receivers, all on this machine"))
+	p.line("%s  %s", p.paint.Text(terminal.Bold, "walhook demo"), p.paint.Text(terminal.Dim, "a throwaway PostgreSQL, walhook and three receivers, all on this machine"))
 	p.said("starting PostgreSQL (if it has to be downloaded first, this takes a minute)")
 }
 
@@ -55,24 +51,24 @@ func (p *page) receivers(roles []role, url string) {
 				who = append(who, s.organization+": "+strings.Join(s.types, " "))
 			}
 		}
-		p.line("          %s", p.paint(dim, strings.Join(who, "  ·  ")))
+		p.line("          %s", p.paint.Text(terminal.Dim, strings.Join(who, "  ·  ")))
 	}
 }
 
 func (p *page) transaction(t transaction, stored, owed int, followed bool) {
-	end, c := "COMMIT", green
+	end, c := "COMMIT", terminal.Green
 	if t.rollBack {
-		end, c = "ROLLBACK", yellow
+		end, c = "ROLLBACK", terminal.Yellow
 	}
 	became := fmt.Sprintf("%d in the outbox, owed %d deliveries", stored, owed)
 	if followed {
 		became += "  ◀ follow this one"
 	}
 	p.said("%-7s %-33s %s  %s", t.organization, fmt.Sprintf("%d × %s", len(t.names()), strings.Join(t.types, ", ")),
-		p.paint(c, fmt.Sprintf("%-8s", end)), became)
+		p.paint.Text(c, fmt.Sprintf("%-8s", end)), became)
 }
 
-var statusColors = map[string]color{"pending": yellow, "retrying": yellow, "success": green, "failed": red, "cancelled": red}
+var statusColors = map[string]terminal.Color{"pending": terminal.Yellow, "retrying": terminal.Yellow, "success": terminal.Green, "failed": terminal.Red, "cancelled": terminal.Red}
 
 func (p *page) change(c change, dueIn float64, who string, followed bool) {
 	status := c.Status
@@ -80,19 +76,19 @@ func (p *page) change(c change, dueIn float64, who string, followed bool) {
 		status += fmt.Sprintf(" in %.1fs", max(dueIn, 0))
 	}
 	if followed {
-		who = p.paint(bold, who+" ◀")
+		who = p.paint.Text(terminal.Bold, who+" ◀")
 	}
 	p.said("%s attempt %d  %-31s  %s  %s", p.name(c.Receiver), max(c.Attempts, 1), c.Outcome,
-		p.paint(statusColors[c.Status], fmt.Sprintf("%-16s", status)), who)
+		p.paint.Text(statusColors[c.Status], fmt.Sprintf("%-16s", status)), who)
 }
 
 // verdict prints whether a promise was kept.
 func (p *page) verdict(promise *promise, v *oracle.Verdict, err error) {
 	if err != nil {
-		p.line("  %s %s", p.paint(red, "✗"), err)
+		p.line("  %s %s", p.paint.Text(terminal.Red, "✗"), err)
 		return
 	}
-	p.line("  %s %s %s", p.paint(green, "✓"), promise.says, p.paint(dim, fmt.Sprintf("(%d %s)", promise.judged(v), promise.unit)))
+	p.line("  %s %s %s", p.paint.Text(terminal.Green, "✓"), promise.says, p.paint.Text(terminal.Dim, fmt.Sprintf("(%d %s)", promise.judged(v), promise.unit)))
 }
 
 func (p *page) lookAround(url, admin string, event uuid.UUID) {
@@ -104,7 +100,7 @@ func (p *page) lookAround(url, admin string, event uuid.UUID) {
 		fmt.Sprintf("SELECT url, reason FROM webhook_explain('%s');", event),
 		"UPDATE webhook_deliveries SET status = 'pending', next_attempt_at = now() WHERE status = 'failed';  -- replay",
 	} {
-		p.line("    %s", p.paint(cyan, sql))
+		p.line("    %s", p.paint.Text(terminal.Cyan, sql))
 	}
 	p.line("  curl -s http://%s/metrics | grep ^walhook_", admin)
 	p.line(`  curl -s http://%s/api/test-webhook -d '{"event":"payment.succeeded","organizationId":"%s"}'`, admin, acme)
@@ -117,6 +113,6 @@ func (p *page) log(end string) {
 	}
 	p.heading("The end of walhook's log", "walhook demo --verbose shows all of it")
 	for line := range strings.Lines(end) {
-		p.line("  %s", p.paint(dim, strings.TrimSuffix(line, "\n")))
+		p.line("  %s", p.paint.Text(terminal.Dim, strings.TrimSuffix(line, "\n")))
 	}
 }

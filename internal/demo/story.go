@@ -12,6 +12,7 @@ import (
 
 	"github.com/walhook/walhook/internal/oracle"
 	"github.com/walhook/walhook/internal/process"
+	"github.com/walhook/walhook/internal/terminal"
 )
 
 const (
@@ -110,7 +111,7 @@ func (s *story) perform(ctx context.Context) error {
 	if err := errors.Join(late, s.conclude(ctx)); err != nil || !s.cfg.Stay {
 		return err
 	}
-	s.page.line("\n%s", s.page.paint(bold, "Everything keeps running, and what you do shows here. Ctrl-C stops and removes it all."))
+	s.page.line("\n%s", s.page.paint.Text(terminal.Bold, "Everything keeps running, and what you do shows here. Ctrl-C stops and removes it all."))
 	if err := s.watch(ctx, time.Time{}); !errors.Is(cause(ctx, err), ErrInterrupted) {
 		return err
 	}
