@@ -34,7 +34,8 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	sender := newSender(cfg, db.protected, log, func() bool { return current.engine().Live() })
 	defer sender.Close()
 	metrics := admin.NewMetrics(sender.Resent)
-	current.begin(func(resumed bool) pipeline { return newPipeline(db, sender, metrics, log, resumed) })
+	progress := newTeller(db.store, log)
+	current.begin(func(resumed bool) pipeline { return newPipeline(db, sender, metrics, progress, log, resumed) })
 	serve, err := serveAdmin(ctx, cfg, adminOptions(cfg, readiness, db.store, current, metrics, log), db.protected)
 	if err != nil {
 		return err
@@ -49,7 +50,8 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	return alongside(ctx, context.WithoutCancel(ctx), work, serve,
 		func(live context.Context) error { return watch(live, current.streamAlive) },
 		func(live context.Context) error { return keepPartitions(live, db.store, cfg, current, log) },
-		func(live context.Context) error { return seal(live, db.store, current, log) })
+		func(live context.Context) error { return seal(live, db.store, current, progress, log) },
+		func(live context.Context) error { return watchBacklog(live, db.store, current, progress.tell, log) })
 }
 
 // alongside runs work, and everything that work needs until it has returned.
@@ -93,7 +95,7 @@ func newSender(cfg *config.Config, protected *send.Protected, log *slog.Logger, 
 }
 
 // newPipeline makes a stream and its engine. resumed: it follows another one of this process.
-func newPipeline(db *database, sender *send.Sender, metrics *admin.Metrics, log *slog.Logger, resumed bool) pipeline {
+func newPipeline(db *database, sender *send.Sender, metrics *admin.Metrics, progress *teller, log *slog.Logger, resumed bool) pipeline {
 	cfg := db.cfg
 	engine := deliver.New(deliver.Config{
 		Limits: schedule.Limits{
@@ -101,7 +103,7 @@ func newPipeline(db *database, sender *send.Sender, metrics *admin.Metrics, log 
 			Window: cfg.Window, MaxMemory: int64(cfg.MaxMemory), Timeout: cfg.Timeout, DisableAfter: cfg.DisableAfter,
 		},
 		Backoff: schedule.Backoff(cfg.RetrySchedule), RecoveryWindow: cfg.RecoveryWindow,
-		Store: db.store, Sender: sender, Log: log, Observe: metrics.Observe,
+		Store: db.store, Sender: sender, Log: log, Observe: metrics.Observe, Tell: progress.tell,
 	})
 	return pipeline{engine: engine, refused: db.refusedReplication, within: cfg.Timeout + stopMargin, stream: cdc.New(cdc.Config{
 		Server: db.replication, Slot: cfg.Slot, Publication: store.Publication, CreateSlot: cfg.AutoInit, Resumed: resumed,

@@ -71,7 +71,8 @@ BEGIN
                 reconcile_from    timestamptz,
                 updated_at        timestamptz NOT NULL DEFAULT now(),
                 published         text,
-                open_since        timestamptz
+                open_since        timestamptz,
+                progress          jsonb
             );
             PERFORM set_config('walhook.made_state', 'webhook_state'::regclass::oid::text, true);
         EXCEPTION WHEN unique_violation OR duplicate_table THEN
@@ -141,8 +142,8 @@ BEGIN
 
     IF to_regprocedure('webhook_schema_version()') IS NOT NULL THEN
         EXECUTE 'SELECT webhook_schema_version()' INTO have;
-        IF have > 7 THEN
-            RAISE EXCEPTION 'this schema is version %, made by a newer walhook; this file is version 7', have
+        IF have > 8 THEN
+            RAISE EXCEPTION 'this schema is version %, made by a newer walhook; this file is version 8', have
                 USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Use the newer walhook, and its schema.sql.';
         END IF;
     END IF;
@@ -992,6 +993,9 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_state'::regclass::oid AND attname = 'open_since') THEN
         ALTER TABLE webhook_state ADD COLUMN open_since timestamptz; -- versions 1 to 3 had none
     END IF;
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_state'::regclass::oid AND attname = 'progress') THEN
+        ALTER TABLE webhook_state ADD COLUMN progress jsonb; -- versions 1 to 7 had none
+    END IF;
 END $do$;
 COMMENT ON TABLE webhook_state IS 'walhook''s position: one row per replication slot, updated in the transactions that record outcomes.';
 COMMENT ON COLUMN webhook_state.slot IS 'WALHOOK_SLOT.';
@@ -1007,6 +1011,7 @@ COMMENT ON COLUMN webhook_state.reconcile_from IS
 COMMENT ON COLUMN webhook_state.published IS 'Identity of the publication, and of the outbox in it, when the slot was last acquired. If it has changed, the outbox was not published for a while.';
 COMMENT ON COLUMN webhook_state.open_since IS
     'No transaction that commits after durable_lsn has inserted anything before this time. If the stream is lost, walhook compares from here. Null: unknown.';
+COMMENT ON COLUMN webhook_state.progress IS 'How far walhook is with what takes long. See webhook_status.progress.';
 COMMENT ON COLUMN webhook_state.updated_at IS 'When the row was last written.';
 
 CREATE TABLE IF NOT EXISTS webhook_endpoint_failures (
@@ -1821,7 +1826,9 @@ CREATE OR REPLACE VIEW webhook_status AS
            (SELECT o.since FROM webhook_overdue AS o) AS oldest_due_at,
            (SELECT count(*) FROM webhook_outbox_default) AS outbox_default_rows,
            (SELECT count(*) FROM webhook_deliveries_default) AS deliveries_default_rows,
-           r.safe_wal_size AS safe_wal_bytes
+           r.safe_wal_size AS safe_wal_bytes,
+           (SELECT pg_catalog.jsonb_object_agg(p.key, p.value) FROM jsonb_each(s.progress) AS p(key, value)
+            WHERE (p.value ->> 'at'::text)::timestamptz > now() - interval '5 minutes') AS progress
     FROM (SELECT count(*) FILTER (WHERE d.status = 'pending') AS pending, count(*) FILTER (WHERE d.status = 'retrying') AS retrying
           FROM webhook_deliveries AS d WHERE d.status IN ('pending', 'retrying')) AS w
     LEFT JOIN (SELECT * FROM webhook_state ORDER BY webhook_state.updated_at DESC LIMIT 1) AS s ON true
@@ -1840,6 +1847,9 @@ COMMENT ON COLUMN webhook_status.confirmed_flush_lsn IS 'PostgreSQL may remove t
 COMMENT ON COLUMN webhook_status.lag_bytes IS 'How much WAL PostgreSQL keeps for the slot.';
 COMMENT ON COLUMN webhook_status.safe_wal_bytes IS
     'How much more WAL may be written before max_slot_wal_keep_size may invalidate the slot. Null: no limit is set, or the slot is lost.';
+COMMENT ON COLUMN webhook_status.progress IS
+    'What takes long now, and how far it is: reconciling (events are compared with deliveries), resealing (secrets and headers), replaying (due deliveries are '
+    'sent); with percent, seconds_left, and figures of its own. Null: nothing does.';
 COMMENT ON COLUMN webhook_status.wal_status IS 'From pg_replication_slots. lost: max_slot_wal_keep_size was exceeded.';
 COMMENT ON COLUMN webhook_status.pending IS 'Deliveries waiting for their first attempt or a replay.';
 COMMENT ON COLUMN webhook_status.retrying IS 'Deliveries waiting for their next attempt.';
@@ -2049,7 +2059,7 @@ END $do$;
 
 CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN 7;
+    RETURN 8;
 COMMENT ON FUNCTION webhook_schema_version() IS 'The version of the schema.sql that was applied. walhook applies its own if this is older or missing.';
 
 

@@ -9,10 +9,12 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/walhook/walhook/internal/config"
 	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/internal/terminal"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // runUninstall drops what init created, and only what is this database's walhook's. It keeps
@@ -90,7 +92,14 @@ func uninstall(ctx context.Context, cfg *config.Config, st *store.Store, tables 
 	if !tables {
 		return nil
 	}
-	if err := st.DropTables(ctx, schema); err != nil {
+	var meter webhook.Meter
+	err = st.DropTables(ctx, schema, func(done, total int) {
+		if now := time.Now(); meter.Due(now) {
+			p := meter.Progress("", now, float64(done)/float64(total))
+			fmt.Fprintf(stdout, "%d of %d partitions dropped, %s left\n", done, total, p.Left)
+		}
+	})
+	if err != nil {
 		return err
 	}
 	fmt.Fprintln(stdout, "tables, views and functions dropped")

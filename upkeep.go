@@ -8,6 +8,7 @@ import (
 
 	"github.com/walhook/walhook/internal/config"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // upkeepEvery is the interval of partition upkeep: days are created two weeks ahead, so
@@ -116,7 +117,7 @@ const sealEvery = 10 * time.Second
 
 // seal seals new signing secrets and headers while this process is the active one. First it
 // seals anew what another key or an earlier version has sealed.
-func seal(ctx context.Context, st *store.Store, current *pipelines, log *slog.Logger) error {
+func seal(ctx context.Context, st *store.Store, current *pipelines, progress *teller, log *slog.Logger) error {
 	if !st.Seals() {
 		<-ctx.Done()
 		return nil
@@ -126,7 +127,7 @@ func seal(ctx context.Context, st *store.Store, current *pipelines, log *slog.Lo
 		wait = sealEvery
 		current.engine().WhileLive(ctx, func(held context.Context) {
 			if !walk.Done {
-				resealAll(held, st, &walk, log)
+				resealAll(held, st, &walk, progress.tell, log)
 			}
 			n, err := st.SealAll(held)
 			if err != nil && held.Err() == nil {
@@ -141,24 +142,27 @@ func seal(ctx context.Context, st *store.Store, current *pipelines, log *slog.Lo
 	return nil
 }
 
-// resealProgress is how often a long pass says how far it is.
-const resealProgress = 10 * time.Second
-
 // resealAll makes one pass over all signing secrets and headers, in chunks.
-func resealAll(ctx context.Context, st *store.Store, walk *store.Resealing, log *slog.Logger) {
-	for said := time.Now(); !walk.Done; {
-		err := st.Reseal(ctx, walk)
-		switch {
+func resealAll(ctx context.Context, st *store.Store, walk *store.Resealing, tell func(context.Context, webhook.Progress), log *slog.Logger) {
+	var meter webhook.Meter
+	total, err := st.Sealable(ctx)
+	for !walk.Done {
+		if err == nil {
+			err = st.Reseal(ctx, walk)
+		}
+		switch now := time.Now(); {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
 			log.WarnContext(ctx, "cannot reseal signing secrets and headers; retrying", "error", err)
 			return
-		case time.Since(said) > resealProgress:
-			said = time.Now()
-			log.InfoContext(ctx, "resealing signing secrets and headers with WALHOOK_SECRET_KEY", "seen", walk.Seen, "count", walk.Stale)
+		case meter.Due(now):
+			p := meter.Progress(webhook.Resealing, now, float64(walk.Rows)/float64(max(total, 1)))
+			p.Done = walk.Stale
+			tell(ctx, p)
 		}
 	}
+	tell(ctx, webhook.Progress{Task: webhook.Resealing, Ended: true})
 	if walk.Stale+walk.Unopened > 0 {
 		log.InfoContext(ctx, "resealed signing secrets and headers with WALHOOK_SECRET_KEY; if cannot_be_opened is 0, WALHOOK_SECRET_KEY_OLD can be removed",
 			"count", walk.Stale, "cannot_be_opened", walk.Unopened)

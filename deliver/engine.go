@@ -57,6 +57,8 @@ type Config struct {
 	Store          Store
 	Sender         *send.Sender
 	Log            *slog.Logger
+	// Tell, if not nil, is told how far a comparison is, while it takes long.
+	Tell func(context.Context, webhook.Progress)
 	// Observe, if not nil, is called after each attempt, concurrently.
 	Observe func(eventType string, a webhook.Attempt)
 }
@@ -106,7 +108,7 @@ func newEngine(c Config, s *schedule.Scheduler) *Engine {
 	e.directory = &directory{scheduler: s, store: c.Store, sender: c.Sender, heartbeat: e.newHeartbeat("directory"), log: c.Log,
 		faults: faultLog{c.Log, map[webhook.OwnFault]time.Time{}}}
 	e.clock = &clock{scheduler: s, heartbeat: e.newHeartbeat("clock")}
-	e.reconciler = &reconciler{scheduler: s, store: c.Store, window: c.RecoveryWindow,
+	e.reconciler = &reconciler{scheduler: s, store: c.Store, window: c.RecoveryWindow, tell: c.Tell,
 		announce: e.finder.changeHint.Raise, log: c.Log, wake: schedule.NewSignal(), heartbeat: reconciling,
 		inserter: &inserter{scheduler: s, store: c.Store, recorder: e.recorder, heartbeat: reconciling, log: c.Log}}
 	e.recorder.compare = e.reconciler.wake.Raise

@@ -44,6 +44,7 @@ type inserter struct {
 	recorder  *recorder
 	heartbeat *heartbeat // the reconciler's
 	log       *slog.Logger
+	waiting   func(context.Context) // is called while it waits, and after each transaction
 
 	size     int // rows in the next transaction
 	inserted int // rows of this comparison
@@ -112,6 +113,7 @@ func (i *inserter) write(ctx context.Context, fence webhook.Fence, records []web
 			return err
 		}
 		records = records[len(part):]
+		i.waiting(ctx)
 	}
 	return nil
 }
@@ -138,5 +140,6 @@ func (i *inserter) awaitConfirmed(ctx context.Context, session *webhook.Session)
 		if !i.heartbeat.sleep(ctx, schedule.ParkEvery) {
 			return ctx.Err()
 		}
+		i.waiting(ctx)
 	}
 }

@@ -61,8 +61,9 @@ type reconciler struct {
 	scheduler *schedule.Scheduler
 	store     reconcilerStore
 	inserter  *inserter
-	window    time.Duration // how far back a comparison reaches at most
-	announce  func()        // tells the retrier that rows were inserted
+	window    time.Duration                           // how far back a comparison reaches at most
+	announce  func()                                  // tells the retrier that rows were inserted
+	tell      func(context.Context, webhook.Progress) // nil: nobody asks
 	log       *slog.Logger
 	wake      schedule.Signal
 	heartbeat *heartbeat // not checked: the reconciler waits until a comparison is due
@@ -79,6 +80,8 @@ type comparison struct {
 	upto        store.Position
 	allVisible  bool      // all was visible when it began; else it is repeated
 	announced   time.Time // the last announcement
+	meter       webhook.Meter
+	first, seen time.Time // the times of the first page's last event, and of the last page's
 }
 
 func (r *reconciler) run(ctx context.Context) error {
@@ -114,6 +117,7 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 		*c = comparison{cause: cause, start: start, from: from, upto: store.Position{Event: outbox.TimeID(from)}, allVisible: r.scheduler.ClaimVisible(fence)}
 		r.pageSize = comparePageMax
 		r.inserter.begin()
+		r.inserter.waiting = r.progress
 	}
 	for end := false; !end; {
 		candidates, upto, last, err := r.collect(ctx)
@@ -130,7 +134,7 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 	}
 	if !r.comparison.allVisible { // the retrier starts another comparison
 		r.log.Info("compared the outbox with its deliveries; comparing again when open transactions have ended", "inserted", r.inserter.inserted)
-		r.comparison = comparison{}
+		r.over(ctx)
 		return nil
 	}
 	r.reportBeyondWindow(ctx, r.comparison.start, r.comparison.from)
@@ -143,10 +147,10 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 	case err != nil:
 		return err
 	case since.Equal(fence.ReconcileFrom):
-		r.comparison = comparison{}
+		r.over(ctx)
 		return errors.New("the server was restarted after it was compared")
 	case !since.IsZero():
-		r.comparison = comparison{}
+		r.over(ctx)
 		if r.scheduler.CompareAgain(cause, since) {
 			r.wake.Raise()
 		}
@@ -158,8 +162,28 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 			"UPDATE webhook_state SET reconcile_from = 'epoch'", "count", n)
 	}
 	r.log.Info("reconciled the outbox with its deliveries", "from", r.comparison.from.UTC(), "inserted", r.inserter.inserted)
-	r.comparison = comparison{}
+	r.over(ctx)
 	return nil
+}
+
+// over ends the comparison.
+func (r *reconciler) over(ctx context.Context) {
+	if r.tell != nil {
+		r.tell(ctx, webhook.Progress{Task: webhook.Reconciling, Ended: true})
+	}
+	r.comparison = comparison{}
+}
+
+// progress tells how far the comparison is. An id's time says where its event is between the
+// first page and now; an outbox that is younger than the recovery window begins late.
+func (r *reconciler) progress(ctx context.Context) {
+	c, now := &r.comparison, time.Now()
+	if r.tell == nil || !c.meter.Due(now) {
+		return
+	}
+	p := c.meter.Progress(webhook.Reconciling, now, float64(c.seen.Sub(c.first))/float64(now.Sub(c.first)))
+	p.Position, p.Inserted = c.seen.UTC(), r.inserter.inserted
+	r.tell(ctx, p)
 }
 
 // collect reads pages from where the comparison stopped, until it has maxCandidates or
@@ -188,6 +212,11 @@ func (r *reconciler) collect(ctx context.Context) (candidates []store.Candidate,
 			r.pageSize = min(r.pageSize*2, comparePageMax)
 		}
 		candidates, upto, end = append(candidates, c.Missing...), c.Upto, c.End
+		r.comparison.seen = outbox.IDTime(upto.Event)
+		if r.comparison.first.IsZero() {
+			r.comparison.first = r.comparison.seen
+		}
+		r.progress(ctx)
 	}
 	return candidates, upto, end, nil
 }

@@ -399,3 +399,41 @@ func TestAServerThatWasRestartedIsComparedAgain(t *testing.T) {
 		}
 	})
 }
+
+// A paging database takes a second for each page, which has a minute of events.
+type paging struct{ owing }
+
+// Missing is Store's.
+func (p *paging) Missing(_ context.Context, from store.Position, _ uuid.UUID, _ int) (store.Compared, error) {
+	time.Sleep(time.Second)
+	next := outbox.IDTime(from.Event).Add(time.Minute)
+	return store.Compared{Upto: store.Position{Event: outbox.TimeID(next)}, End: next.After(time.Now())}, nil
+}
+
+func TestALongComparisonTellsHowFarItIs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newReconciler(&paging{}) // of an hour
+		began, end := time.Now(), time.Time{}
+		var told []webhook.Progress
+		var left []time.Duration
+		r.tell = func(_ context.Context, p webhook.Progress) {
+			told, left = append(told, p), append(left, time.Since(began)+time.Duration(p.Left)*time.Second)
+			if end = time.Now(); !p.Ended && len(told) > 1 && p.Percent <= told[len(told)-2].Percent {
+				t.Errorf("%d %% after %d %%", p.Percent, told[len(told)-2].Percent)
+			}
+		}
+		if err := r.reconcile(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		took := end.Sub(began)
+		if n := len(told); n < 5 || n > 8 || !told[n-1].Ended || told[0].Task != webhook.Reconciling {
+			t.Fatalf("told %d times in %s: %+v", n, took, told)
+		}
+		for i, p := range told[:len(told)-1] {
+			if p.Position.IsZero() || (left[i]-took).Abs() > 5*time.Second {
+				t.Errorf("told %+v: an end after %s; it took %s", p, left[i], took)
+			}
+		}
+	})
+}

@@ -346,7 +346,7 @@ func walkThrough(t *testing.T, db *pgtest.DB) {
 	run(`SELECT public.webhook_drop_day((pg_catalog.now() - '4 days'::interval)::date)`)
 	run(`SELECT public.webhook_drop_day((pg_catalog.now())::date)`)
 	run(`DELETE FROM public.webhook_endpoints WHERE id = $1`, second)
-	fine("drop the tables", st.DropTables(t.Context(), readSchema(t)))
+	fine("drop the tables", st.DropTables(t.Context(), readSchema(t), func(int, int) {}))
 }
 
 // storeWalk runs every statement of the Store's, whatever comes of it.

@@ -15,7 +15,7 @@ import (
 
 // SchemaVersion is the version of the schema.sql that belongs to this code, as
 // webhook_schema_version() returns it.
-const SchemaVersion = 7
+const SchemaVersion = 8
 
 // The tables, and the outbox's columns, that the code uses. A newer schema may have more.
 var (

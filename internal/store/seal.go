@@ -122,7 +122,8 @@ func (s *Store) SealAll(ctx context.Context) (sealed int, err error) {
 // WALHOOK_SECRET_KEY in the present form is sealed anew.
 type Resealing struct {
 	Look     bool // only count
-	Seen     int  // texts so far
+	Rows     int  // rows so far
+	Seen     int  // texts in them
 	Stale    int  // of them, that were sealed anew, or would be
 	Unopened int  // that no key opens
 	Done     bool
@@ -176,6 +177,7 @@ func (s *Store) sealChunk(ctx context.Context, t *sealedTable, sql, after string
 			return nil, err
 		}
 	}
+	walk.Rows += len(found)
 	walk.Seen, walk.Stale, walk.Unopened = walk.Seen+seen, walk.Stale+stale, walk.Unopened+unopened
 	return found, nil
 }

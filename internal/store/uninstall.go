@@ -145,9 +145,15 @@ func (s *Store) MayUninstall(ctx context.Context, schema string, tables bool) er
 // DropTables drops all objects of the schema, with their contents, in one transaction. If an
 // object of the application depends on one of them (a view, a column's default), nothing is
 // dropped, and the error names that object. It does not wait for transactions of the
-// application, because later ones would queue behind it.
-func (s *Store) DropTables(ctx context.Context, schema string) error {
+// application, because later ones would queue behind it. dropped is called after each
+// partition, of which years may be there: that is what takes long, and it is undone if the
+// rest fails.
+func (s *Store) DropTables(ctx context.Context, schema string, dropped func(done, total int)) error {
 	made, err := s.readTables(ctx, schema)
+	if err != nil {
+		return err
+	}
+	partitions, err := s.partitions(ctx)
 	if err != nil {
 		return err
 	}
@@ -155,15 +161,26 @@ func (s *Store) DropTables(ctx context.Context, schema string) error {
 		if _, err := tx.Exec(ctx, prepareRead); err != nil {
 			return err
 		}
-		for _, kind := range []string{"VIEW", "TABLE", "FUNCTION"} {
-			if len(made[kind]) == 0 {
-				continue
+		drop := func(kind string, names ...string) error {
+			if len(names) == 0 {
+				return nil
 			}
-			if _, err := tx.Exec(ctx, "DROP "+kind+" "+strings.Join(made[kind], ", ")); err != nil {
+			_, err := tx.Exec(ctx, "DROP "+kind+" "+strings.Join(names, ", "))
+			return err
+		}
+		if err := drop("VIEW", made["VIEW"]...); err != nil {
+			return err
+		}
+		for i, name := range partitions {
+			if err := drop("TABLE", name); err != nil {
 				return err
 			}
+			dropped(i+1, len(partitions))
 		}
-		return nil
+		if err := drop("TABLE", made["TABLE"]...); err != nil {
+			return err
+		}
+		return drop("FUNCTION", made["FUNCTION"]...)
 	})
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Detail != "" {
 		return fmt.Errorf("drop walhook's tables: %w: %s", err, pg.Detail)
@@ -172,6 +189,23 @@ func (s *Store) DropTables(ctx context.Context, schema string) error {
 		return fmt.Errorf("drop walhook's tables: %w", err)
 	}
 	return nil
+}
+
+// Those that readTables drops by their names, the DEFAULT partitions, are left to it.
+const selectPartitions = `
+SELECT i.inhrelid::regclass::text FROM pg_catalog.pg_inherits AS i JOIN pg_catalog.pg_class AS c ON c.oid = i.inhrelid
+WHERE i.inhparent IN (to_regclass('webhook_outbox')::oid, to_regclass('webhook_deliveries')::oid) AND c.relname::text !~ '_default$' ORDER BY c.relname`
+
+func (s *Store) partitions(ctx context.Context) ([]string, error) {
+	rows, err := s.pool.Query(ctx, selectPartitions)
+	if err != nil {
+		return nil, fmt.Errorf("look for partitions: %w", err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("look for partitions: %w", err)
+	}
+	return names, nil
 }
 
 const selectDatabase = `SELECT current_database()::text`

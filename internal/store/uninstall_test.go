@@ -75,7 +75,7 @@ func TestUninstall(t *testing.T) {
 		{`ALTER TABLE webhook_mine ADD other uuid DEFAULT webhook_uuidv7()`, `ALTER TABLE webhook_mine DROP other`, "column other of table webhook_mine"},
 	} {
 		exec(t, db.Pool, c.make)
-		if err := st.DropTables(t.Context(), readSchema(t)); err == nil || !strings.Contains(err.Error(), c.what) {
+		if err := st.DropTables(t.Context(), readSchema(t), func(int, int) {}); err == nil || !strings.Contains(err.Error(), c.what) {
 			t.Errorf("%s: %v, want an error that names %s", c.make, err, c.what)
 		}
 		if n := ours(); n != before {
@@ -88,7 +88,7 @@ func TestUninstall(t *testing.T) {
 		tx := begin(t, db.Pool)
 		newEvent(t, tx, "org_1", "payment.failed")
 		began := time.Now()
-		if err := st.DropTables(t.Context(), readSchema(t)); err == nil {
+		if err := st.DropTables(t.Context(), readSchema(t), func(int, int) {}); err == nil {
 			t.Error("it dropped a table that somebody writes")
 		}
 		if took := time.Since(began); took > 10*time.Second {
@@ -103,7 +103,7 @@ func TestUninstall(t *testing.T) {
 		if _, err := st.DropPublication(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if err := st.DropTables(t.Context(), readSchema(t)); err != nil {
+		if err := st.DropTables(t.Context(), readSchema(t), func(int, int) {}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -202,7 +202,7 @@ func TestDropTablesOfOthers(t *testing.T) {
 	db := pgtest.Empty(t)
 	st := store.New(db.Pool, db.Slot, 0)
 	exec(t, db.Pool, `CREATE TABLE webhook_endpoints (id int); CREATE FUNCTION webhook_replay(text) RETURNS int LANGUAGE sql RETURN 1`)
-	if err := st.DropTables(t.Context(), readSchema(t)); err != nil {
+	if err := st.DropTables(t.Context(), readSchema(t), func(int, int) {}); err != nil {
 		t.Errorf("without a walhook: %v", err)
 	}
 	exec(t, db.Pool, `SELECT FROM webhook_endpoints; SELECT webhook_replay('x')`)
@@ -213,11 +213,11 @@ func TestDropTablesOfOthers(t *testing.T) {
 	role := newRole(t, db)
 	exec(t, db.Pool, `ALTER FUNCTION webhook_replay(text) OWNER TO `+role)
 	exec(t, db.Pool, `ALTER TABLE webhook_endpoint_failures OWNER TO `+role)
-	if err := st.DropTables(t.Context(), readSchema(t)); !errors.Is(err, store.ErrNotPrepared) || !strings.Contains(err.Error(), "ALTER TABLE webhook_endpoint_failures OWNER TO") {
+	if err := st.DropTables(t.Context(), readSchema(t), func(int, int) {}); !errors.Is(err, store.ErrNotPrepared) || !strings.Contains(err.Error(), "ALTER TABLE webhook_endpoint_failures OWNER TO") {
 		t.Errorf("with a table of another owner: %v", err)
 	}
 	exec(t, db.Pool, `ALTER TABLE webhook_endpoint_failures OWNER TO CURRENT_USER`)
-	if err := st.DropTables(t.Context(), readSchema(t)); err != nil {
+	if err := st.DropTables(t.Context(), readSchema(t), func(int, int) {}); err != nil {
 		t.Error(err)
 	}
 	if left := column[string](t, db.Pool, `SELECT relname::text FROM pg_class WHERE relname LIKE 'webhook%'

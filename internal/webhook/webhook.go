@@ -5,6 +5,7 @@
 //	due       a delivery whose next attempt is due, and pages of them
 //	record    a delivery's row to be written, and what its transaction writes besides
 //	session   what the stream brings, and one acquisition of the slot
+//	progress  how far something is that takes long
 //	fence     the right to write that one acquisition gives; its messages in the WAL
 package webhook
 
