@@ -10,7 +10,8 @@
 --   walhook_owner     owns tables, functions and publication. Nobody logs in as this role; who upgrades is a member of it
 --   walhook_run       walhook run
 --   walhook_app       the application: it inserts events
---   walhook_backend   the application's page for webhooks: it manages endpoints, and cannot read their headers back
+--   walhook_backend   the application's page for webhooks: it manages endpoints, and cannot read their headers
+--                     back; it reads and replays the deliveries of the organization that the setting walhook.organization names
 --   walhook_ops       operators: they read everything but secrets, headers and full URLs, and replay
 --   walhook_tenant    reads what belongs to the organization that the setting walhook.organization names
 --
@@ -202,6 +203,10 @@ GRANT INSERT (organization_id, url, event_types, description, headers, enabled, 
     UPDATE (url, event_types, description, headers, enabled, disabled_reason, max_in_flight, rate_per_second),
     DELETE ON webhook_endpoints TO walhook_backend;
 GRANT SELECT ON webhook_event_types TO walhook_backend;
+-- Within one organization: these views hide all others, and what is updated stays there, for organization_id cannot change.
+GRANT SELECT, UPDATE (url, event_types, description, enabled, disabled_reason, max_in_flight, rate_per_second), DELETE ON webhook_tenant_endpoints TO walhook_backend;
+GRANT SELECT, UPDATE (status, next_attempt_at) ON webhook_tenant_deliveries TO walhook_backend; -- a replay
+GRANT SELECT ON webhook_tenant_attempts TO walhook_backend;
 GRANT INSERT, SELECT (id) ON webhook_outbox TO walhook_backend;
 GRANT EXECUTE ON FUNCTION webhook_create_endpoint(text, text, text[], text), webhook_rotate_secret(uuid, interval), webhook_set_secret(uuid, text, interval)
     TO walhook_backend;

@@ -22,7 +22,8 @@ import (
 
 // pages are those that people read, in the order in which they read them.
 var pages = []string{
-	"README.md", "docs/sending.md", "docs/configuration.md", "docs/operations.md", "docs/guarantees.md", "docs/faults.md",
+	"README.md", "docs/sending.md", "docs/configuration.md", "docs/operations.md", "docs/settings-page.md", "docs/questions.md", "docs/managed.md",
+	"docs/guarantees.md", "docs/faults.md",
 	"docs/design.md", "docs/performance.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md",
 }
 
@@ -46,11 +47,23 @@ func blocks(t *testing.T, page, language string) []string {
 	return found
 }
 
-// Every statement of the pages runs, in a database that has walhook in the schema where
-// the README leads, and the roles can do with it what the pages say. Roles belong to the
-// server: they get names of this test's own, and are rolled back with the rest.
-func TestSQLOfThePages(t *testing.T) {
-	t.Parallel()
+// An installation is a database that has walhook in the schema where the README leads, with
+// its roles. They belong to the server: they get names of the test's own, and are rolled back
+// with the rest.
+type installation struct {
+	db   *pgtest.DB
+	tx   pgx.Tx
+	ours func(statement string) string // with the names of this database and these roles
+}
+
+// The ids that the pages use.
+const (
+	endpoint = "44444444-4444-4444-8444-444444444444"
+	delivery = "01999999-9999-7999-8999-999999999999"
+)
+
+func newInstallation(t *testing.T) installation {
+	t.Helper()
 	db := pgtest.Empty(t)
 	role := regexp.MustCompile(`\bwalhook_(owner|run|app|backend|ops|tenant)\b`)
 	application := regexp.MustCompile(`\b(ROLE|TO|FROM) (walhook|app)\b`)
@@ -64,17 +77,48 @@ func TestSQLOfThePages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close(context.Background())
+	t.Cleanup(func() { conn.Close(context.Background()) })
 	tx, err := conn.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	applyRoles(t, tx, ours)
-	ran := map[string]bool{} // one that stands on two pages, such as CREATE ROLE, can run only once
-	if _, err := tx.Exec(t.Context(), `INSERT INTO webhook_endpoints (id, organization_id, url) VALUES ('44444444-4444-4444-8444-444444444444', 'org_1', 'https://example.com/')`); err != nil {
+	i := installation{db, tx, ours}
+	i.exec(t, `INSERT INTO webhook_endpoints (id, organization_id, url) VALUES ('`+endpoint+`', 'org_1', 'https://example.com/')`)
+	return i
+}
+
+func (i installation) exec(t *testing.T, sql string, args ...any) {
+	t.Helper()
+	if _, err := i.tx.Exec(t.Context(), sql, args...); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// as runs f as a role, with settings of its own, and leaves nothing of it behind.
+func (i installation) as(t *testing.T, role string, f func(tx pgx.Tx)) {
+	t.Helper()
+	inner, err := i.tx.Begin(t.Context())
+	if err != nil {
 		t.Fatal(err)
 	}
+	defer inner.Rollback(t.Context())
+	if _, err := inner.Exec(t.Context(), `SET LOCAL ROLE `+pgx.Identifier{i.ours(role)}.Sanitize()); err != nil {
+		t.Fatal(err)
+	}
+	f(inner)
+}
+
+// Every statement of the pages runs, and the roles can do with it what the pages say.
+func TestSQLOfThePages(t *testing.T) {
+	t.Parallel()
+	i := newInstallation(t)
+	db, tx, ours := i.db, i.tx, i.ours
+	ran := map[string]bool{} // one that stands on two pages, such as CREATE ROLE, can run only once
 	for _, page := range pages {
+		if page == "docs/settings-page.md" {
+			continue // it deletes: see TestTheSettingsPageKeepsOrganizationsApart
+		}
 		for _, b := range blocks(t, page, "sql") {
 			for statement := range statementsOf(b) {
 				if statement = ours(statement); ran[statement] || statement == "BEGIN" || statement == "COMMIT" {
