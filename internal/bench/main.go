@@ -24,12 +24,14 @@
 //	replay     the trickle, while a hundred thousand deliveries of one endpoint are replayed
 //	million    a backlog of a million: memory, and how long PostgreSQL keeps the WAL
 //	fanout     an event that is owed to fifty thousand endpoints
+//	month      two months in minutes, of which one is kept: the database's size, and INSERTs while days are dropped
 //
 //	file         responsibility
 //	main.go      flags and scenarios
 //	turns.go     runs what is compared in turns
 //	drain.go     a backlog: walhook, the bare client and the pollers; workloads.go, endpoints.go, waiting.go and million.go use it
 //	steady.go    an open loop of events; latency.go, neighbour.go, bad.go, storm.go, replay.go and fanout.go use it
+//	month.go     days gone by, and the upkeep at their ends
 //	rows.go      inserts endpoints and deliveries
 //	walhook.go   builds the binary, runs it
 //	server.go    PostgreSQL: databases, positions, counters
@@ -58,6 +60,7 @@ type options struct {
 	waiting, storm   int
 	replay, million  int
 	fanout           int
+	month, days      int
 	rate             int
 	length           time.Duration
 	only             string
@@ -72,7 +75,7 @@ const usual = "drain,latency,neighbour,waiting,replay"
 
 // small are the options of -smoke.
 func (o options) small() options {
-	o.n, o.endpoints, o.waiting, o.storm, o.replay, o.million, o.fanout = 500, 10, 500, 500, 500, 5000, 500
+	o.n, o.endpoints, o.waiting, o.storm, o.replay, o.million, o.fanout, o.month, o.days = 500, 10, 500, 500, 500, 5000, 500, 50, 6
 	o.rounds, o.rate, o.length = 1, 40, time.Second
 	if o.only == usual {
 		o.only = "all"
@@ -98,7 +101,9 @@ func main() {
 	flag.IntVar(&o.replay, "replay", 100_000, "replay: deliveries")
 	flag.IntVar(&o.million, "million", 1_000_000, "million: events")
 	flag.IntVar(&o.fanout, "fanout", 50_000, "fanout: endpoints")
-	flag.IntVar(&o.rate, "rate", 200, "latency: events per second (neighbour, bad, storm and replay: 2.5 times that; fanout: a quarter)")
+	flag.IntVar(&o.month, "month", 10_000, "month: events a day")
+	flag.IntVar(&o.days, "days", 60, "month: days, of which half are kept")
+	flag.IntVar(&o.rate, "rate", 200, "latency and month: events per second (neighbour, bad, storm and replay: 2.5 times that; fanout: a quarter)")
 	flag.DurationVar(&o.length, "length", 30*time.Second, "latency: duration (other loads: two thirds of that, per round and arm)")
 	flag.BoolVar(&o.smoke, "smoke", false, "run everything once with small numbers, in under two minutes: shows that it runs, not how fast")
 	flag.StringVar(&o.only, "only", usual, "scenarios to run, of "+names()+"; or all")
@@ -151,6 +156,7 @@ var scenarios = []scenario{
 	{"replay", (*bench).massReplay, 2},
 	{"million", (*bench).bigBacklog, 2},
 	{"fanout", (*bench).wideFanOut, 2},
+	{"month", (*bench).oneMonth, 1},
 }
 
 // names lists the scenarios.
@@ -189,8 +195,8 @@ func measure(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	if min(o.n, o.rounds, o.perTx, o.endpoints, o.waiting, o.storm, o.replay, o.million, o.fanout) < 1 || o.rate < 4 || o.length < time.Second {
-		return fmt.Errorf("numbers must be at least 1, -rate at least 4, -length at least 1s")
+	if min(o.n, o.rounds, o.perTx, o.endpoints, o.waiting, o.storm, o.replay, o.million, o.fanout, o.month) < 1 || o.days < 4 || o.rate < 4 || o.length < time.Second {
+		return fmt.Errorf("numbers must be at least 1, -rate and -days at least 4, -length at least 1s")
 	}
 	if o.profile != "" && o.walhook != "" {
 		return fmt.Errorf("-profile builds its own binary: leave -walhook out")
