@@ -33,7 +33,11 @@ type world struct {
 func newWorld(t *testing.T, env ...string) *world {
 	t.Helper()
 	t.Parallel()
-	db := pgtest.New(t)
+	return makeWorld(t, pgtest.New(t), env...)
+}
+
+// makeWorld makes one of several in a test.
+func makeWorld(t *testing.T, db *pgtest.DB, env ...string) *world {
 	return &world{t: t, db: db, log: t.Output(), env: append(env,
 		"WALHOOK_DATABASE_URL="+db.URL, "WALHOOK_SLOT="+db.Slot, "WALHOOK_ADMIN_ADDR=",
 		"WALHOOK_ALLOW_HTTP=true", "WALHOOK_ALLOW_NETS=127.0.0.0/8", "WALHOOK_TIMEOUT=3s", "WALHOOK_RETRY_SCHEDULE=200ms,200ms,200ms",
