@@ -205,12 +205,15 @@ var ErrUnrecorded = errors.New("stopped before all outcomes were recorded")
 
 // Run delivers the source's events until the context ends. Then it drains: it starts
 // no more attempts, lets those under way end, and records and confirms their
-// outcomes, within Timeout plus drainMargin. It returns store.ErrFenced if another
+// outcomes, within Timeout plus drainMargin. An endpoint's own timeout may be longer: after
+// Timeout its attempts end as timed out. It returns store.ErrFenced if another
 // process has taken over, and ErrUnrecorded if outcomes could not be recorded in time.
 func (e *Engine) Run(ctx context.Context, source Source) error {
 	loops, kill := context.WithCancel(context.WithoutCancel(ctx))
 	defer kill()
-	e.workers.run = func(d *schedule.Delivery) { e.attempts.Go(func() { e.work(loops, d) }) }
+	attempting, cut := context.WithCancelCause(loops)
+	defer cut(nil)
+	e.workers.run = func(d *schedule.Delivery) { e.attempts.Go(func() { e.work(attempting, d) }) }
 	for _, h := range e.heartbeats {
 		h.beat()
 	}
@@ -227,7 +230,7 @@ func (e *Engine) Run(ctx context.Context, source Source) error {
 	var err error
 	select {
 	case <-ctx.Done():
-		err = e.drain(loops, source, died)
+		err = e.drain(loops, source, died, cut)
 	case err = <-died:
 		source.Stop()
 	}
@@ -241,12 +244,14 @@ func (e *Engine) Run(ctx context.Context, source Source) error {
 	return err
 }
 
-// drain waits until all attempts that were started are recorded and confirmed.
-func (e *Engine) drain(ctx context.Context, source Source, died <-chan error) error {
+// drain waits until all attempts that were started are recorded and confirmed. It cuts
+// those that would take longer than Timeout from now on.
+func (e *Engine) drain(ctx context.Context, source Source, died <-chan error, cut context.CancelCauseFunc) error {
 	e.scheduler.Stop()
 	source.Stop()
 	deadline := time.NewTimer(e.timeout + drainMargin)
 	defer deadline.Stop()
+	defer time.AfterFunc(e.timeout, func() { cut(send.ErrStopping) }).Stop()
 	tick := time.NewTicker(schedule.ParkEvery)
 	defer tick.Stop()
 	echoes := true // can still come

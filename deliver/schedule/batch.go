@@ -76,19 +76,17 @@ func (s *Scheduler) record(d *Delivery) webhook.Record {
 	case d.stage == parked:
 		r.Status, r.Wait = webhook.Pending, -webhook.ParkedDue
 	default: // running: the lease
-		r.Status, r.Wait = webhook.Pending, s.leaseTime()
+		r.Status, r.Wait = webhook.Pending, d.lease
 	}
 	return r
 }
-
-func (s *Scheduler) leaseTime() time.Duration { return s.limits.Timeout + leaseMargin }
 
 // outcome decides what follows an attempt.
 func (s *Scheduler) outcome(d *Delivery, r *webhook.Record) {
 	r.Attempt, r.Gone = d.attempt, d.gone
 	r.Attempts = d.attempts + 1
 	if r.Seen = d.seen; !d.fetched {
-		r.Seen.Lease = s.leaseTime()
+		r.Seen.Lease = d.lease
 	}
 	switch send.Judge(*d.attempt) {
 	case send.Delivered:
@@ -96,7 +94,7 @@ func (s *Scheduler) outcome(d *Delivery, r *webhook.Record) {
 	case send.Gone:
 		r.Status = webhook.Failed
 	case send.Retry:
-		wait, again := s.backoff.Wait(r.Attempts-d.series, d.attempt.RetryAfter, s.jitter())
+		wait, again := d.lane.backoff.Wait(r.Attempts-d.series, d.attempt.RetryAfter, s.jitter())
 		if r.Status = webhook.Retrying; !again {
 			r.Status, r.Exhausted = webhook.Failed, true
 		}

@@ -29,9 +29,10 @@ type Delivery struct {
 	attempts int // that have ended, as the row says
 	series   int // how many had ended when the present series began
 	fetched  bool
-	seen     webhook.Seen // fetched: the row as it was then
-	low      bool         // no first attempt: it comes after what the stream brings
-	target   *send.Target // running: the endpoint as of the start
+	seen     webhook.Seen  // fetched: the row as it was then
+	low      bool          // no first attempt: it comes after what the stream brings
+	target   *send.Target  // running: the endpoint as of the start
+	lease    time.Duration // of a row that is written meanwhile
 	attempt  *webhook.Attempt
 	gone     bool           // the attempt was answered with 410
 	outcome  webhook.Status // ended, and taken to be recorded: what the attempt means for it

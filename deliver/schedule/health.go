@@ -57,7 +57,7 @@ func (s *Scheduler) judge(d *Delivery, a *webhook.Attempt, now time.Time) {
 		l.state = working
 	case send.Retry:
 		s.changeBreaker(l, func(b *breaker) {
-			opened = b.failed(a.EndedAt.Add(-a.Duration), now, a.Class == webhook.ErrTimeout, s.backoff.length())
+			opened = b.failed(a.EndedAt.Add(-a.Duration), now, a.Class == webhook.ErrTimeout, l.backoff.length())
 		})
 		due := now.Sub(l.checkedAt) >= s.limits.disableCheckEvery()
 		if l.state == failing && !opened && !due {

@@ -12,11 +12,13 @@ type known struct {
 	organization string            // once it was looked up
 	endpoint     *webhook.Endpoint // as of asOf; nil: it does not exist
 	target       *send.Target
-	asOf         time.Time // before the look-up; zero: never
-	ask          bool      // it has to be looked up, whatever its age
-	asked        bool      // it is just being
-	refused      bool      // disabled or deleted: what is owed is cancelled
-	paused       bool      // what is owed waits in the table
+	asOf         time.Time     // before the look-up; zero: never
+	ask          bool          // it has to be looked up, whatever its age
+	asked        bool          // it is just being
+	refused      bool          // disabled or deleted: what is owed is cancelled
+	paused       bool          // what is owed waits in the table
+	timeout      time.Duration // of an attempt
+	backoff      Backoff
 	gone         bool      // answered 410, which is not committed yet: nothing more is sent
 	notBefore    time.Time // a look-up from before is not to be relied on
 }

@@ -52,7 +52,7 @@ type lane struct {
 func (s *Scheduler) lane(id uuid.UUID, now time.Time) *lane {
 	l := s.lanes[id]
 	if l == nil {
-		l = &lane{id: id, permits: permits{limit: s.limits.EndpointInFlight}}
+		l = &lane{id: id, permits: permits{limit: s.limits.EndpointInFlight}, known: known{timeout: s.limits.Timeout, backoff: s.backoff}}
 		s.lanes[id] = l
 	}
 	l.used = now

@@ -529,3 +529,67 @@ func TestPrefetchSize(t *testing.T) {
 		}
 	})
 }
+
+// What an endpoint's row says of timeout and schedule is in force within a second, and
+// wins over the deployment's.
+func TestAnEndpointsOwnTimeoutAndSchedule(t *testing.T) {
+	t.Parallel()
+	own := func(timeout time.Duration, schedule ...time.Duration) func(*webhook.Endpoint) {
+		return func(e *webhook.Endpoint) { e.Timeout, e.RetrySchedule = timeout, schedule }
+	}
+	for name, run := range map[string]func(t *testing.T){
+		"an endpoint without retries fails with its first attempt": func(t *testing.T) {
+			h := newHouse(t, usual)
+			endpoint := h.open(always(503, 0))
+			h.change(endpoint, func(e *webhook.Endpoint) { e.RetrySchedule = []time.Duration{} })
+			h.event(endpoint)
+			h.sleep(time.Second)
+			if got := h.statuses(endpoint); got[webhook.Failed] != 1 {
+				t.Errorf("%v, want one failed", got)
+			}
+			h.is("sent", len(h.sent[endpoint]), 1, 1)
+			h.idle()
+		},
+		"a new schedule counts from the next failure on": func(t *testing.T) {
+			h := newHouse(t, usual)
+			endpoint := h.open(always(503, 0), own(0, time.Second, time.Second, time.Hour, time.Hour))
+			h.event(endpoint)
+			h.sleep(5 * time.Second)
+			h.is("sent", len(h.sent[endpoint]), 3, 3)
+			h.change(endpoint, own(0, time.Second, time.Second, time.Second))
+			for _, r := range h.table { // as webhook_retry_now does
+				due := *r
+				due.due = time.Now()
+				h.store(&due)
+			}
+			h.sleep(5 * time.Second)
+			h.is("sent in the end", len(h.sent[endpoint]), 4, 4)
+			if got := h.statuses(endpoint); got[webhook.Failed] != 1 {
+				t.Errorf("%v, want one failed", got)
+			}
+		},
+		"a lease covers the endpoint's own timeout": func(t *testing.T) {
+			h := newHouse(t, usual)
+			long, short := h.open(always(200, 40*time.Second), own(50*time.Second)), h.open(always(200, 40*time.Second), own(time.Second))
+			h.event(long, short)
+			h.sleep(2 * time.Second)
+			for _, r := range h.table {
+				want := map[uuid.UUID]time.Duration{long: 50*time.Second + leaseMargin, short: time.Second + leaseMargin}[r.EndpointID]
+				if r.Status != webhook.Pending || r.Wait != want {
+					t.Errorf("%s, leased for %v, want %v", r.Status, r.Wait, want)
+				}
+			}
+			h.change(long, own(time.Second)) // the row still says the lease of its attempt
+			h.sleep(39 * time.Second)
+			h.is("sent", len(h.sent[long]), 1, 1)
+			if got := h.statuses(long); got[webhook.Success] != 1 {
+				t.Errorf("%v, want one success", got)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, run)
+		})
+	}
+}

@@ -9,7 +9,7 @@ type Limits struct {
 	EndpointInFlight int           // concurrent attempts of one endpoint that does not say itself
 	Window           int           // deliveries in memory
 	MaxMemory        int64         // bytes of their bodies
-	Timeout          time.Duration // of one attempt
+	Timeout          time.Duration // of one attempt, of an endpoint that does not say itself
 	DisableAfter     time.Duration // of nothing but failures, an endpoint is disabled; 0: never
 }
 

@@ -1,6 +1,7 @@
 package schedule
 
 import (
+	"cmp"
 	"math"
 	"time"
 
@@ -45,7 +46,7 @@ func (s *Scheduler) lookedUp(l *lane, e *webhook.Endpoint, target *send.Target, 
 		s.limit(l, e, now)
 		s.retryNow(l, e.RetriedAt, now)
 		if first && e.BreakerOpen {
-			s.changeBreaker(l, func(b *breaker) { b.trip(now, s.backoff.length()) })
+			s.changeBreaker(l, func(b *breaker) { b.trip(now, l.backoff.length()) })
 			s.holdBack(l, now)
 		}
 	}
@@ -73,7 +74,7 @@ func (s *Scheduler) setPaused(l *lane, paused bool, now time.Time) {
 	case paused && !l.empty():
 		s.holdBack(l, now)
 	case goesOn && l.breaker.open:
-		l.breaker.trip(now, s.backoff.length())
+		l.breaker.trip(now, l.backoff.length())
 	}
 }
 
@@ -92,11 +93,12 @@ func (s *Scheduler) retryNow(l *lane, asked, now time.Time) {
 	s.hasRows(l)
 }
 
-// limit applies the limits of an endpoint's row.
+// limit applies the limits of an endpoint's row, and its schedule.
 func (s *Scheduler) limit(l *lane, e *webhook.Endpoint, now time.Time) {
-	l.limit = s.limits.EndpointInFlight
-	if e.MaxInFlight > 0 {
-		l.limit = e.MaxInFlight
+	l.limit = cmp.Or(e.MaxInFlight, s.limits.EndpointInFlight)
+	l.timeout = cmp.Or(e.Timeout, s.limits.Timeout)
+	if l.backoff = s.backoff; e.RetrySchedule != nil {
+		l.backoff = e.RetrySchedule
 	}
 	perSecond := rate.Limit(e.RatePerSecond)
 	burst := 1 + int(min(e.RatePerSecond*burstFor.Seconds(), math.MaxInt32))

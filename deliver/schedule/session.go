@@ -174,7 +174,7 @@ func (s *Scheduler) PendingWait(id uuid.UUID) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if d := s.deliveries[id]; d != nil && d.stage == running {
-		return s.leaseTime()
+		return d.lease
 	}
 	return -webhook.ParkedDue
 }

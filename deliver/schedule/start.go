@@ -51,7 +51,7 @@ func (s *Scheduler) start(l *lane, now time.Time) *Delivery {
 	}
 	l.takeToken(now)
 	d := l.pop(from)
-	d.stage, d.target = running, l.target
+	d.stage, d.target, d.lease = running, l.target, l.timeout+leaseMargin
 	s.acquire(d, now)
 	if d.fetched {
 		l.prefetched--

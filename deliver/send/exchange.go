@@ -28,7 +28,7 @@ const (
 // exchange sends a request on a connection, and reads its response. Afterwards the
 // connection is idle or closed.
 func (s *Sender) exchange(ctx context.Context, c *conn, r *Request, begun time.Time) (webhook.Attempt, *failure) {
-	deadline := begun.Add(s.timeout)
+	deadline := begun.Add(r.Endpoint.timeout)
 	if err := c.SetDeadline(deadline); err != nil {
 		c.abort()
 		return webhook.Attempt{}, &failure{class: webhook.ErrReset, err: err, unanswered: c.reused}

@@ -52,8 +52,8 @@ func fullListener(t *testing.T) string {
 	return ""
 }
 
-// Wherever an attempt hangs, its timeout ends it as a timeout, and cancellation as
-// nothing.
+// Wherever an attempt hangs, its timeout ends it as a timeout, and so does the end of the
+// process; cancellation ends it as nothing.
 func TestAnAttemptEndsWhereverItHangs(t *testing.T) {
 	t.Parallel()
 	deaf := func(t *testing.T) string { // reads nothing
@@ -89,6 +89,27 @@ func TestAnAttemptEndsWhereverItHangs(t *testing.T) {
 				s := testSender(t, func(c *SenderConfig) { c.Timeout, c.Resolver = soon, names })
 				a, completed := s.Send(t.Context(), tc.request(t, s))
 				if !completed || a.Class != webhook.ErrTimeout || a.Error != errTimeout.Error() || a.Duration > 3*soon || a.OwnFault != tc.fault {
+					t.Errorf("Send = %+v, %v", a, completed)
+				}
+			})
+			t.Run("until the endpoint's own timeout", func(t *testing.T) {
+				t.Parallel()
+				s := testSender(t, func(c *SenderConfig) { c.Timeout, c.Resolver = time.Minute, names })
+				r := tc.request(t, s)
+				r.Endpoint.timeout = soon // as Target sets it
+				a, completed := s.Send(t.Context(), r)
+				if !completed || a.Class != webhook.ErrTimeout || a.Error != errTimeout.Error() || a.Duration > time.Minute/2 || a.OwnFault != tc.fault {
+					t.Errorf("Send = %+v, %v", a, completed)
+				}
+			})
+			t.Run("until the process stops, and waits no longer", func(t *testing.T) {
+				t.Parallel()
+				s := testSender(t, func(c *SenderConfig) { c.Timeout, c.Resolver = time.Minute, names })
+				ctx, cut := context.WithCancelCause(t.Context())
+				r := tc.request(t, s)
+				time.AfterFunc(soon, func() { cut(ErrStopping) })
+				a, completed := s.Send(ctx, r)
+				if !completed || a.Class != webhook.ErrTimeout || a.Error != errStopped.Error() || a.Duration > time.Minute/2 {
 					t.Errorf("Send = %+v, %v", a, completed)
 				}
 			})

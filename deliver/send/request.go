@@ -2,6 +2,7 @@ package send
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -171,6 +172,7 @@ type Target struct {
 	key     key
 	head    []byte // the request line, and the headers that are the same in all requests
 	signer  *sign.Signer
+	timeout time.Duration // of an attempt
 	refusal refusal
 }
 
@@ -195,7 +197,7 @@ func (t *Target) Refused() (class webhook.ErrorClass, text string, refused bool)
 
 // Target prepares an endpoint for sending.
 func (s *Sender) Target(e *webhook.Endpoint) *Target {
-	t := &Target{}
+	t := &Target{timeout: cmp.Or(e.Timeout, s.timeout)}
 	if e.Problem != "" {
 		t.refusal = refusal{webhook.ErrBadRequest, cutText(e.Problem)}
 		return t

@@ -39,7 +39,7 @@ import (
 
 // SenderConfig configures a Sender.
 type SenderConfig struct {
-	Timeout     time.Duration  // of a whole attempt
+	Timeout     time.Duration  // of a whole attempt, where the endpoint does not say itself
 	UserAgent   string         // "": Fabrk-Webhooks/1.0
 	Guard       GuardConfig    // which addresses may be dialled
 	ProxyURL    *url.URL       // nil: none; the environment's HTTP_PROXY is ignored
@@ -103,11 +103,16 @@ type Request struct {
 	Body       []byte // from Body; must not change afterwards
 }
 
-// Send makes one attempt within the Sender's timeout. A failure is in the Attempt. The
+// ErrStopping is the cause of a context that ends because the process does, and will wait
+// no longer for a response.
+var ErrStopping = errors.New("the process stops")
+
+// Send makes one attempt within the target's timeout. A failure is in the Attempt. The
 // second result reports whether the attempt was completed. It is false if the context
 // was cancelled before a status line came: that says nothing about the endpoint, and the
-// receiver may have seen the request. It is also false if the process lost the right to
-// send: then no receiver can have acted on the request.
+// receiver may have seen the request. With ErrStopping as the cause, it is a timeout
+// instead. It is also false if the process lost the right to send: then no receiver can
+// have acted on the request.
 func (s *Sender) Send(ctx context.Context, r Request) (webhook.Attempt, bool) {
 	begun := time.Now()
 	if class, text, refused := r.Endpoint.Refused(); refused {
@@ -120,11 +125,16 @@ func (s *Sender) Send(ctx context.Context, r Request) (webhook.Attempt, bool) {
 		return webhook.Attempt{}, false
 	}
 	a, f := s.attempt(ctx, &r, begun)
+	stopping := errors.Is(context.Cause(ctx), ErrStopping)
 	switch {
 	case f == nil:
 		return a, true
-	case errors.Is(f.err, errNotLive), ctx.Err() != nil:
+	case errors.Is(f.err, errNotLive), ctx.Err() != nil && !stopping:
 		return webhook.Attempt{}, false
+	case stopping:
+		a = failed(begun, webhook.ErrTimeout, string(errStopped))
+		a.OwnFault = f.fault
+		return a, true
 	default:
 		s.log.DebugContext(ctx, "attempt failed", "delivery", r.DeliveryID, "class", f.class, "reason", f.err)
 		a = failed(begun, f.class, cutText(inWords(f.class, f.err)))
@@ -153,7 +163,7 @@ func (s *Sender) attempt(ctx context.Context, r *Request, begun time.Time) (webh
 }
 
 func (s *Sender) attemptAnew(ctx context.Context, r *Request, begun time.Time) (webhook.Attempt, *failure) {
-	dialling, cancel := context.WithDeadline(ctx, begun.Add(s.timeout))
+	dialling, cancel := context.WithDeadline(ctx, begun.Add(r.Endpoint.timeout))
 	defer cancel()
 	c, f := s.dialer.dial(dialling, r.Endpoint.key)
 	if f != nil {

@@ -24,14 +24,16 @@ type Endpoint struct {
 	URL            string
 	Headers        map[string]string
 	Enabled        bool
-	Paused         bool      // nothing is sent to it, and what is owed waits
-	MaxInFlight    int       // 0: the deployment's WALHOOK_ENDPOINT_IN_FLIGHT
-	RatePerSecond  float64   // 0: no limit
-	Secrets        []Secret  // live ones, oldest first
-	BreakerOpen    bool      // as last recorded: it failed many times in a row
-	RetriedAt      time.Time // the last webhook_retry_now, while the breaker is open
-	Problem        string    // why nothing can be sent to it; "": no problem
-	Sealed         string    // why walhook cannot open its secrets; "": it can
+	Paused         bool            // nothing is sent to it, and what is owed waits
+	MaxInFlight    int             // 0: the deployment's WALHOOK_ENDPOINT_IN_FLIGHT
+	Timeout        time.Duration   // of one attempt; 0: the deployment's WALHOOK_TIMEOUT
+	RetrySchedule  []time.Duration // nil: the deployment's WALHOOK_RETRY_SCHEDULE; empty: one attempt, and no other
+	RatePerSecond  float64         // 0: no limit
+	Secrets        []Secret        // live ones, oldest first
+	BreakerOpen    bool            // as last recorded: it failed many times in a row
+	RetriedAt      time.Time       // the last webhook_retry_now, while the breaker is open
+	Problem        string          // why nothing can be sent to it; "": no problem
+	Sealed         string          // why walhook cannot open its secrets; "": it can
 }
 
 // A Secret is the text of a signing secret. It prints as a placeholder.
