@@ -51,3 +51,32 @@ func TestTheTwentyQuestions(t *testing.T) {
 		})
 	}
 }
+
+// Whatever an operator has to do has a section of its own with SQL, which TestSQLOfThePages
+// runs.
+func TestEveryTaskOfAnOperatorHasSQL(t *testing.T) {
+	t.Parallel()
+	for section, page := range map[string]string{
+		"Slot lag": "operations", "A lost slot": "operations", "What is failing": "operations", "Replay": "operations", "Rotation": "operations",
+		"What takes long": "operations", "Beyond the recovery window": "operations",
+		"Upgrade": "upgrades", "Failover": "upgrades", "Restore": "upgrades", "Moves": "upgrades", "Uninstall": "upgrades",
+	} {
+		text := read(t, "docs/"+page+".md")
+		_, after, found := strings.Cut(text, "# "+section+"\n")
+		after = regexp.MustCompile(`(?m)^##+ `).Split(after, 2)[0]
+		if !found || !strings.Contains(after, "```sql\n") {
+			t.Errorf("docs/%s.md has no section %q with SQL", page, section)
+		}
+	}
+}
+
+// Each page is read in one sitting.
+func TestPagesForOperatorsAreShort(t *testing.T) {
+	t.Parallel()
+	const most = 620 // lines
+	for _, page := range []string{"docs/operations.md", "docs/upgrades.md", "docs/questions.md", "docs/settings-page.md", "docs/managed.md"} {
+		if n := strings.Count(read(t, page), "\n"); n > most {
+			t.Errorf("%s has %d lines, want %d at most", page, n, most)
+		}
+	}
+}
