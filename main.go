@@ -12,7 +12,7 @@
 //	admin.go        what the admin server asks of the parts
 //	database.go     how walhook connects, and what it makes of a refusal
 //	prepare.go      what has to be true before anything is delivered
-//	init.go doctor.go secret.go uninstall.go healthcheck.go demo.go listen.go   the other commands
+//	init.go doctor.go secret.go uninstall.go healthcheck.go demo.go listen.go trigger.go   the other commands
 package main
 
 import (
@@ -67,6 +67,9 @@ const usage = `walhook delivers webhooks from a transactional outbox in PostgreS
                        --fail N: let the first N attempts of each delivery fail
                        --status CODE: how these are answered (500); without --fail: how all are
                        --delay DURATION: wait before each answer
+  walhook trigger      ORG TYPE [JSON]: send a test webhook, and follow its deliveries to their end; the data is the type's example unless given
+                       --endpoint ID: to this endpoint alone, subscribed or not
+                       --wait DURATION: follow for so long at most (30s)
   walhook secret       show ENDPOINT: print its signing secrets
                        check: count the secrets and headers that are sealed, and with which key
                        reseal: seal all of them with WALHOOK_SECRET_KEY
@@ -106,6 +109,8 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		err = runDoctor(ctx, args, stdout, stderr)
 	case "listen":
 		err = runListen(ctx, args, stdout)
+	case "trigger":
+		err = runTrigger(ctx, args, stdout, stderr)
 	case "secret":
 		err = runSecret(ctx, args, stdout, stderr)
 	case "uninstall":

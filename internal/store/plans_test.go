@@ -71,6 +71,11 @@ var hotStatements = []hotStatement{
 			t.Errorf("%d, %v", len(known), err)
 		}
 	}},
+	{"selectProgress of 100", "d.attempt_log, '[]'", 100 * 5, func(t testing.TB, st *store.Store, _ webhook.Fence, b *backlog) {
+		if progress, err := st.Progress(t.Context(), b.waiting[:100]); err != nil || len(progress) != 100 {
+			t.Errorf("%d, %v", len(progress), err)
+		}
+	}},
 	{"updateDeliveries of 500", "FOR NO KEY UPDATE OF d SKIP LOCKED\n), applied", 500 * 120, func(t testing.TB, st *store.Store, fence webhook.Fence, b *backlog) {
 		update(t, st, fence, b.records(500, webhook.Retrying, 1)...) // finds them all, and changes none
 		update(t, st, fence, b.records(500, webhook.Retrying, 2)...)

@@ -101,6 +101,18 @@ func everyStatement(t *testing.T, db *pgtest.DB, st *store.Store) {
 	if len(known) != 1 || !known[failed.ID] {
 		t.Errorf("existing: %v", known)
 	}
+	progress, err := st.Progress(t.Context(), []uuid.UUID{failed.ID, uuid.New()})
+	if ok("progress", err); len(progress) != 1 || progress[0].Status != webhook.Retrying || len(progress[0].Attempts) != 2 {
+		t.Errorf("progress: %+v", progress)
+	}
+	explained, err := st.Explain(t.Context(), failed.EventID)
+	if ok("explain", err); len(explained) != 1 || explained[0].DeliveryID != failed.ID {
+		t.Errorf("explained: %+v", explained)
+	}
+	has, err := st.HasEndpoints(t.Context(), "org_1")
+	if ok("has endpoints", err); !has {
+		t.Error("it has none")
+	}
 	now, err := st.Now(t.Context())
 	ok("now", err)
 	due, _, _, err := st.NewlyDue(t.Context(), now.Add(-time.Hour))
