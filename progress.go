@@ -58,12 +58,16 @@ func (t *teller) turn(p webhook.Progress, now time.Time) (first, say bool) {
 
 // attributes are the figures that are known.
 func attributes(p webhook.Progress) (known []any) {
-	for _, a := range []slog.Attr{
-		slog.Int("percent", p.Percent), slog.String("left", p.Left.String()), slog.Time("position", p.Position), slog.Int("inserted", p.Inserted),
-		slog.Int("done", p.Done), slog.Int64("waiting", p.Waiting), slog.Int("per_second", p.PerSecond),
+	for _, figure := range []struct {
+		attr  slog.Attr
+		known bool
+	}{
+		{slog.Int("percent", p.Percent), p.Percent > 0}, {slog.String("left", p.Left.String()), p.Left > 0},
+		{slog.Time("position", p.Position), !p.Position.IsZero()}, {slog.Int("inserted", p.Inserted), p.Inserted > 0},
+		{slog.Int("done", p.Done), p.Done > 0}, {slog.Int64("waiting", p.Waiting), p.Waiting > 0}, {slog.Int("per_second", p.PerSecond), p.PerSecond > 0},
 	} {
-		if a.Value.Any() != int64(0) && a.Value.String() != "0s" && !a.Value.Equal(slog.TimeValue(time.Time{})) {
-			known = append(known, a)
+		if figure.known {
+			known = append(known, figure.attr)
 		}
 	}
 	return known
@@ -75,8 +79,9 @@ const (
 	// backlogMax bounds how long a backlog may take that is told of: what a broken receiver's
 	// probes would need years for is no backlog that drains.
 	backlogMax = 7 * 24 * time.Hour
-	// backlogShare bounds what counting costs: at most a fiftieth of PostgreSQL's time.
-	backlogShare = 50
+	// backlogShare bounds what counting costs: at most half a per cent of one of PostgreSQL's
+	// CPUs. A million due rows take a third of a second.
+	backlogShare = 200
 	// backlogTimeout bounds one count.
 	backlogTimeout = 15 * time.Second
 )

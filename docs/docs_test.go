@@ -77,7 +77,7 @@ func newInstallation(t *testing.T) installation {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { conn.Close(context.Background()) })
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
 	tx, err := conn.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -91,5 +92,18 @@ func TestMedian(t *testing.T) {
 	}
 	if got := median([]float64{4, 1, 2, 3}); got != 2.5 {
 		t.Errorf("median of four = %v", got)
+	}
+}
+
+// An INSERT counts as beside an upkeep if they overlap at all.
+func TestInsertsBesideAnUpkeep(t *testing.T) {
+	t.Parallel()
+	p := probes{all: []span{{1, 2}, {9, 11}, {12, 13}, {18, 40}, {20, 21}, {50, 53}}}
+	upkeep := []span{{10, 20}, {60, 70}}
+	if got := p.during(upkeep); !slices.Equal(got, []time.Duration{1, 2, 22}) {
+		t.Errorf("beside it took %v", got)
+	}
+	if got := p.outside(upkeep); !slices.Equal(got, []time.Duration{1, 1, 3}) {
+		t.Errorf("at other times took %v", got)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/walhook/walhook/internal/store"
@@ -42,7 +43,8 @@ type monthly struct {
 	partitions    []int   // of both tables
 	dropped       int
 	drops         []time.Duration // upkeep of the days that dropped one, from its begin
-	beside, apart []time.Duration // INSERTs during these, and all others
+	beside, apart []time.Duration // INSERTs during these; and at times when no partition was made or dropped
+	making        []time.Duration // INSERTs while partitions were made
 }
 
 // oneMonth measures how the database grows, and what the application feels of retention.
@@ -75,6 +77,7 @@ func (b *bench) oneMonth(ctx context.Context) error {
 		r.row("  at other times, ms", apart, "%.2f", "")
 		r.row("  beside / at other times", ratios(beside, apart), "%.2f", q.aim)
 	}
+	r.row("p99 of an INSERT while partitions are made, ms", each(rounds, func(x monthly) float64 { return millis(quantile(x.making, 0.99)) }), "%.2f", "")
 	r.row("INSERTs beside it", each(rounds, func(x monthly) float64 { return float64(len(x.beside)) }), "%.0f", "")
 	r.flush()
 	return nil
@@ -125,9 +128,14 @@ func (m month) pass(ctx context.Context, b *bench, db *database, w *walhook) (x 
 	for i, conn := range conns {
 		wg.Go(func() { application.insert(beside, conn, i, len(conns), m.rate) })
 	}
-	var spans []span
+	var dropping, making []span
 	st := store.New(pool, db.name, 0)
 	for day := range m.days {
+		began := now()
+		if err := m.makePartitions(ctx, db, w, day); err != nil {
+			return x, fmt.Errorf("the begin of day %d: %w", day+1, err)
+		}
+		making = append(making, span{began, now()})
 		if err := m.live(ctx, db, w, day); err != nil {
 			return x, fmt.Errorf("day %d: %w", day+1, err)
 		}
@@ -136,7 +144,7 @@ func (m month) pass(ctx context.Context, b *bench, db *database, w *walhook) (x 
 			if err != nil {
 				return x, fmt.Errorf("the end of day %d: %w", day+1, err)
 			}
-			spans, x.drops, x.dropped = append(spans, s), append(x.drops, s.to-s.from), x.dropped+1
+			dropping, x.drops, x.dropped = append(dropping, s), append(x.drops, s.to-s.from), x.dropped+1
 		}
 		var size int64
 		var partitions int
@@ -148,7 +156,9 @@ func (m month) pass(ctx context.Context, b *bench, db *database, w *walhook) (x 
 	}
 	stop()
 	wg.Wait()
-	x.beside, x.apart = application.split(spans)
+	x.beside = application.during(dropping)
+	x.making = application.during(making)
+	x.apart = application.outside(slices.Concat(dropping, making))
 	slices.Sort(x.drops)
 	return x, application.err
 }
@@ -159,20 +169,36 @@ const insertPast = `
 INSERT INTO webhook_outbox (id, organization_id, event_type, payload)
 SELECT e.id, $1, $2, e.payload::jsonb FROM unnest($3::uuid[], $4::text[]) AS e(id, payload)`
 
-// live makes the partitions that walhook would make that day, and has the day's events
-// delivered.
-func (m month) live(ctx context.Context, db *database, w *walhook, day int) error {
-	last := day + partitionsAhead
-	for d := range min(last, m.days-1) + 1 {
-		if d < last && day > 0 { // made on an earlier day
-			continue
-		}
+// makePartitions makes the partitions that walhook would make that day. It tries again where a
+// lock was not available, as walhook does.
+func (m month) makePartitions(ctx context.Context, db *database, w *walhook, day int) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, arriveWithin, errors.New("no partitions"))
+	defer cancel()
+	first := day + partitionsAhead
+	if day == 0 {
+		first = 0
+	}
+	for d := first; d <= min(day+partitionsAhead, m.days-1); d++ {
 		for _, table := range []string{"webhook_outbox", "webhook_deliveries"} {
-			if _, err := db.Exec(ctx, "SELECT webhook_add_partition($1, $2)", table, m.date(d)); err != nil {
-				return err
+			for {
+				_, err := db.Exec(ctx, "SELECT webhook_add_partition($1, $2)", table, m.date(d))
+				if err == nil {
+					break
+				}
+				if pg, ok := errors.AsType[*pgconn.PgError](err); !ok || pg.Code != "55P03" { // lock_not_available
+					return err
+				}
+				if err := errors.Join(w.gone(), pause(ctx, 100*time.Millisecond)); err != nil {
+					return err
+				}
 			}
 		}
 	}
+	return nil
+}
+
+// live has the day's events delivered.
+func (m month) live(ctx context.Context, db *database, w *walhook, day int) error {
 	const perTx = 100
 	for first := 0; first < m.events; first += perTx {
 		n := min(perTx, m.events-first)
@@ -254,17 +280,18 @@ func (p *probes) insert(ctx context.Context, conn *pgx.Conn, i, n, rate int) {
 	}
 }
 
-// split returns the sorted durations of the INSERTs that ran beside one of the spans, and of all
-// others.
-func (p *probes) split(spans []span) (beside, apart []time.Duration) {
+// during returns the sorted durations of the INSERTs that ran beside one of the spans.
+func (p *probes) during(spans []span) []time.Duration { return p.which(spans, true) }
+
+// outside returns those of all others.
+func (p *probes) outside(spans []span) []time.Duration { return p.which(spans, false) }
+
+func (p *probes) which(spans []span, beside bool) (took []time.Duration) {
 	for _, insert := range p.all {
-		if slices.ContainsFunc(spans, func(s span) bool { return insert.from < s.to && insert.to > s.from }) {
-			beside = append(beside, insert.to-insert.from)
-		} else {
-			apart = append(apart, insert.to-insert.from)
+		if beside == slices.ContainsFunc(spans, func(s span) bool { return insert.from < s.to && insert.to > s.from }) {
+			took = append(took, insert.to-insert.from)
 		}
 	}
-	slices.Sort(beside)
-	slices.Sort(apart)
-	return beside, apart
+	slices.Sort(took)
+	return took
 }
