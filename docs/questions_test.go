@@ -57,7 +57,7 @@ func TestTheTwentyQuestions(t *testing.T) {
 func TestEveryTaskOfAnOperatorHasSQL(t *testing.T) {
 	t.Parallel()
 	for section, page := range map[string]string{
-		"Slot lag": "operations", "A lost slot": "operations", "What is failing": "operations", "Replay": "operations", "Rotation": "operations",
+		"Slot lag": "operations", "A lost slot": "operations", "What is failing": "operations", "Replay": "operations", "Erasing a customer": "operations", "Rotation": "operations",
 		"What takes long": "operations", "Beyond the recovery window": "operations",
 		"Upgrade": "upgrades", "Failover": "upgrades", "Restore": "upgrades", "Moves": "upgrades", "Uninstall": "upgrades",
 	} {
