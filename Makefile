@@ -8,7 +8,7 @@ GOVULNCHECK  := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 GOLANGCI     := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-pg check vulncheck bench bench-smoke faults faults-quick faults-switches clean
+.PHONY: help demo build test test-pg check vulncheck bench bench-smoke faults faults-quick faults-switches release release-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,16 @@ vulncheck: ## known vulnerabilities of what is called, in the binary and in Go; 
 		[ $$code -ne 3 ] || exit 1; \
 		echo "NOT CHECKED for known vulnerabilities: see above. govulncheck needs the module proxy and vuln.go.dev"; }
 
+release: ## everything that a release has, for VERSION: dist/
+	$(GO) run ./internal/release -version $(VERSION)
+
+release-check: ## make a release of one target twice, in two checkouts and with two caches: the same bytes. Needs a clean checkout
+	@folder="$$(mktemp -d)"; trap 'chmod -R u+w "$$folder"; rm -rf "$$folder"' EXIT; \
+	git clone -q . "$$folder/checkout" && \
+	$(GO) run ./internal/release -o "$$folder/one" -version $(VERSION) -targets linux/amd64 && \
+	cd "$$folder/checkout" && GOCACHE="$$folder/cache" $(GO) run ./internal/release -o "$$folder/two" -version $(VERSION) -targets linux/amd64 && \
+	diff "$$folder/one/SHA256SUMS" "$$folder/two/SHA256SUMS" && cat "$$folder/two/SHA256SUMS"
+
 bench: ## measure the release binary beside a bare client and a poller: some fifteen minutes, on a machine that does nothing else
 	$(GO) run ./internal/bench
 
@@ -55,4 +65,4 @@ faults-switches: ## break each rule of the design in turn, and see a scenario go
 	$(GO) test -count=1 -v -timeout 30m ./internal/faults -run '^TestSwitches$$' -faults.switches
 
 clean: ## remove what was built
-	rm -rf bin
+	rm -rf bin dist
