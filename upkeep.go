@@ -12,10 +12,13 @@ import (
 )
 
 // upkeepEvery is the interval of partition upkeep: days are created two weeks ahead, so
-// minutes do not matter. upkeepSoon is the interval after a lock was not available.
+// minutes do not matter. After a lock was not available, the next round comes soon: while
+// today has no partition, its rows pile up in the DEFAULT partition, and beyond some they stay
+// there. Each try can delay INSERTs, so the interval doubles from upkeepSoon to upkeepLater.
 const (
 	upkeepEvery = 10 * time.Minute
-	upkeepSoon  = time.Minute
+	upkeepSoon  = 2 * time.Second
+	upkeepLater = time.Minute
 )
 
 // upkeepTimeout bounds one round, which mostly waits for locks and between moves.
@@ -29,11 +32,14 @@ const fewDaysAhead = 7
 // active one. It logs a failure, and retries in the next round.
 func keepPartitions(ctx context.Context, st *store.Store, cfg *config.Config, current *pipelines, log *slog.Logger) error {
 	k := partitionKeeper{store: st, partitions: store.NewPartitions(st, cfg.Retention), log: log, said: map[string]string{}}
+	soon := upkeepSoon
 	for {
 		wait := upkeepEvery
 		held := current.engine().WhileLive(ctx, func(held context.Context) {
 			if k.round(held) {
-				wait = upkeepSoon
+				wait, soon = soon, min(2*soon, upkeepLater)
+			} else {
+				soon = upkeepSoon
 			}
 		})
 		if !held {
