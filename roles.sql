@@ -130,7 +130,7 @@ DECLARE
         'webhook_deliveries_default,webhook_state,webhook_endpoint_failures,webhook_retries,webhook_audit,webhook_attempts,webhook_endpoint_health,webhook_overdue,webhook_status,'
         'webhook_ops_endpoints,webhook_tenant_endpoints,webhook_tenant_deliveries,webhook_tenant_attempts}';
     functions CONSTANT text[] := '{webhook_uuidv7,webhook_uuid_at,webhook_uuid_time,webhook_delivery_id,webhook_event_patterns,webhook_restoring,'
-        'webhook_event_types_restored,webhook_event_types_keep,webhook_url_problem,webhook_headers_problem,webhook_endpoints_before_write,webhook_new_secret,'
+        'webhook_event_types_restored,webhook_event_types_keep,webhook_url_problem,webhook_headers_problem,webhook_retry_schedule_problem,webhook_endpoints_before_write,webhook_new_secret,'
         'webhook_secret_problem,webhook_secrets_before_write,webhook_endpoints_after_insert,webhook_secrets_restored,webhook_endpoints_notify,'
         'webhook_outbox_before_insert,webhook_outbox_before_update,webhook_deliveries_notify,webhook_revoke_default_privileges,webhook_add_partition,'
         'webhook_drop_day,webhook_delete_old,webhook_create_endpoint,webhook_replace_secret,webhook_rotate_secret,webhook_set_secret,webhook_send_test,'
@@ -197,10 +197,12 @@ GRANT EXECUTE ON FUNCTION webhook_add_partition(text, date), webhook_drop_day(da
 GRANT INSERT, SELECT (id) ON webhook_outbox TO walhook_app;
 
 -- The page for webhooks: endpoints, a new secret once, test webhooks.
-GRANT SELECT (id, organization_id, url, event_types, description, enabled, disabled_at, disabled_reason, max_in_flight, rate_per_second, created_at, updated_at)
+GRANT SELECT (id, organization_id, url, event_types, description, enabled, disabled_at, disabled_reason, max_in_flight, rate_per_second, created_at, updated_at,
+        filter, paused_at, timeout, retry_schedule, all_organizations)
     ON webhook_endpoints TO walhook_backend;
-GRANT INSERT (organization_id, url, event_types, description, headers, enabled, disabled_reason, max_in_flight, rate_per_second),
-    UPDATE (url, event_types, description, headers, enabled, disabled_reason, max_in_flight, rate_per_second),
+-- Not all_organizations: whoever acts for a tenant must not make an endpoint that gets what is every organization's.
+GRANT INSERT (organization_id, url, event_types, description, headers, enabled, disabled_reason, max_in_flight, rate_per_second, filter, paused_at, timeout, retry_schedule),
+    UPDATE (url, event_types, description, headers, enabled, disabled_reason, max_in_flight, rate_per_second, filter, paused_at, timeout, retry_schedule),
     DELETE ON webhook_endpoints TO walhook_backend;
 GRANT SELECT ON webhook_event_types TO walhook_backend;
 -- Within one organization: these views hide all others, and what is updated stays there, for organization_id cannot change.
@@ -214,7 +216,8 @@ GRANT EXECUTE ON FUNCTION webhook_create_endpoint(text, text, text[], text), web
 -- Operators.
 GRANT SELECT ON webhook_outbox, webhook_deliveries, webhook_event_types, webhook_state, webhook_endpoint_failures, webhook_retries,
     webhook_audit, webhook_attempts, webhook_status, webhook_ops_endpoints TO walhook_ops;
-GRANT SELECT (id, organization_id, event_types, description, enabled, disabled_at, disabled_reason, max_in_flight, rate_per_second, created_at, updated_at)
+GRANT SELECT (id, organization_id, event_types, description, enabled, disabled_at, disabled_reason, max_in_flight, rate_per_second, created_at, updated_at,
+        filter, paused_at, timeout, retry_schedule, all_organizations)
     ON webhook_endpoints TO walhook_ops;
 GRANT UPDATE (status, next_attempt_at) ON webhook_deliveries TO walhook_ops;
 GRANT EXECUTE ON FUNCTION webhook_retry_now(uuid), webhook_ops_explain(uuid), webhook_url_host(text) TO walhook_ops;

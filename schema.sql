@@ -12,6 +12,54 @@
 -- Roles:     roles.sql makes them, with exact grants. An application that has a role needs no more than
 --            GRANT INSERT, SELECT (id) ON webhook_outbox TO app;
 
+-- Version 8 has more columns in two tables that every INSERT of an application reads. Only a lock that excludes all INSERTs adds
+-- them, and an open transaction that has inserted an event excludes that lock. So they are added first, by a transaction of a few
+-- milliseconds. It queues for the lock only if no transaction holds one for long: INSERTs wait for at most 50 ms more.
+BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
+SET LOCAL client_min_messages = warning;
+DO $do$
+DECLARE
+    here  CONSTANT text := quote_ident(current_schema()::text);
+    bare  oid[];
+    users text[];
+    other text;
+BEGIN
+    IF here IS NULL THEN
+        RETURN; -- see below
+    END IF;
+    PERFORM set_config('search_path', here || ', pg_temp', true);
+    PERFORM set_config('lock_timeout', '50ms', true);
+    bare := ARRAY(
+        SELECT c.oid FROM (VALUES ('webhook_event_types'::text, 'example'::text), ('webhook_endpoints', 'all_organizations')) AS w(name, added)
+        JOIN pg_class AS c ON c.oid = to_regclass(w.name)::oid AND c.relkind = 'r'
+        JOIN pg_class AS o ON o.oid = to_regclass('webhook_outbox')::oid AND o.relkind = 'p' AND o.relowner = c.relowner
+        WHERE pg_has_role(c.relowner, 'USAGE'::text)
+          AND NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname::text = w.added AND NOT a.attisdropped));
+    IF bare OPERATOR(pg_catalog.=) '{}'::oid[] THEN
+        RETURN;
+    END IF;
+    users := ARRAY(SELECT l.virtualtransaction FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database
+                   WHERE d.datname = current_database() AND l.relation = ANY (bare) AND l.granted);
+    PERFORM pg_sleep(0.05::float8);
+    SELECT coalesce('of pid ' || l.pid::text, 'that is prepared (see pg_prepared_xacts)') INTO other
+    FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database
+    WHERE d.datname = current_database() AND l.relation = ANY (bare) AND l.granted AND l.virtualtransaction = ANY (users) LIMIT 1;
+    IF FOUND THEN -- without a hint: walhook tries again
+        RAISE EXCEPTION 'webhook_endpoints and webhook_event_types cannot get their new columns while a transaction % is open, which has used them; nothing was changed: wait for it, or end it (pg_terminate_backend)', other
+            USING ERRCODE = 'lock_not_available';
+    END IF;
+    -- In the order in which an INSERT reads them, or both would wait for each other.
+    IF 'webhook_event_types'::regclass::oid = ANY (bare) THEN
+        ALTER TABLE webhook_event_types ADD COLUMN IF NOT EXISTS example jsonb;
+    END IF;
+    IF 'webhook_endpoints'::regclass::oid = ANY (bare) THEN
+        ALTER TABLE webhook_endpoints ADD COLUMN IF NOT EXISTS filter jsonpath, ADD COLUMN IF NOT EXISTS paused_at timestamptz,
+            ADD COLUMN IF NOT EXISTS timeout interval, ADD COLUMN IF NOT EXISTS retry_schedule interval[],
+            ADD COLUMN IF NOT EXISTS all_organizations boolean NOT NULL DEFAULT false;
+    END IF;
+END $do$;
+COMMIT;
+
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 
 -- These override the defaults of the role and the database. (Literals with a backslash are written E'', because a client that
@@ -203,6 +251,7 @@ CREATE TABLE IF NOT EXISTS webhook_event_types (
     category    text NOT NULL,
     description text NOT NULL DEFAULT '',
     patterns    text[] NOT NULL GENERATED ALWAYS AS (webhook_event_patterns(name, category)) STORED,
+    example     jsonb,
     CONSTRAINT webhook_event_types_name_is_dotted_words
         CHECK (name ~ E'^[A-Za-z0-9_:/-]+(\\.[A-Za-z0-9_:/-]+)*$' AND length(name) <= 128),
     CONSTRAINT webhook_event_types_category_not_empty CHECK (category <> ''),
@@ -213,6 +262,7 @@ COMMENT ON TABLE webhook_event_types IS
 COMMENT ON COLUMN webhook_event_types.name IS 'The value for webhook_outbox.event_type: words joined by dots.';
 COMMENT ON COLUMN webhook_event_types.category IS 'For grouping. The category webhook is special: * does not match its types, so an endpoint has to name them.';
 COMMENT ON COLUMN webhook_event_types.description IS 'For people.';
+COMMENT ON COLUMN webhook_event_types.example IS 'A payload of this type, as receivers get it: the data of test webhooks. Null: there is none.';
 COMMENT ON COLUMN webhook_event_types.patterns IS 'Every entry of webhook_endpoints.event_types that matches this type. Computed.';
 
 -- A restore brings rows that were checked elsewhere, in an order of its own: types may come after the endpoints that list them,
@@ -236,7 +286,8 @@ BEGIN
     IF NOT webhook_restoring() THEN
         RETURN new;
     END IF;
-    UPDATE webhook_event_types AS t SET category = new.category, description = new.description WHERE t.name = new.name;
+    UPDATE webhook_event_types AS t SET category = new.category, description = new.description, example = coalesce(new.example, t.example)
+    WHERE t.name = new.name; -- a dump of before has no examples
     RETURN CASE WHEN FOUND THEN NULL ELSE new END;
 END $fn$;
 COMMENT ON FUNCTION webhook_event_types_restored() IS
@@ -305,6 +356,8 @@ INSERT INTO webhook_event_types (name, category, description) VALUES
     ('security.login_failed',      'security',     'A login failed'),
     ('webhook.test',               'webhook',      'A test event, see webhook_send_test'),
     ('webhook.endpoint.disabled',  'webhook',      'walhook disabled an endpoint'),
+    ('webhook.endpoint.failing',   'webhook',      'The breaker of an endpoint opened, because it only fails'),
+    ('webhook.endpoint.recovered', 'webhook',      'The breaker of an endpoint closed, because it works again'),
     ('webhook.delivery.exhausted', 'webhook',      'The last attempt of a delivery failed')
 ON CONFLICT (name) DO NOTHING;
 
@@ -325,6 +378,11 @@ CREATE TABLE IF NOT EXISTS webhook_endpoints (
     rate_per_second double precision,
     created_at      timestamptz NOT NULL DEFAULT now(),
     updated_at      timestamptz NOT NULL DEFAULT now(),
+    filter          jsonpath,
+    paused_at       timestamptz,
+    timeout         interval,
+    retry_schedule  interval[],
+    all_organizations boolean NOT NULL DEFAULT false,
     CONSTRAINT webhook_endpoints_max_in_flight_1_to_1000 CHECK (max_in_flight BETWEEN 1 AND 1000),
     CONSTRAINT webhook_endpoints_rate_per_second_positive CHECK (rate_per_second > 0::float8 AND rate_per_second < 'infinity')
 );
@@ -346,6 +404,14 @@ COMMENT ON COLUMN webhook_endpoints.rate_per_second IS
     'Requests per second; bursts are limited to a tenth of a second''s worth. Null: no limit.';
 COMMENT ON COLUMN webhook_endpoints.created_at IS 'When it was created.';
 COMMENT ON COLUMN webhook_endpoints.updated_at IS 'When the row last changed. Set by a trigger.';
+COMMENT ON COLUMN webhook_endpoints.filter IS
+    'A JSON path. An event is owed to the endpoint only if payload @@ filter is true: $.amount > 1000. Null: there is no filter.';
+COMMENT ON COLUMN webhook_endpoints.paused_at IS 'Since when it is paused: what is owed to it waits, nothing is sent, and nothing is counted. Null: it is not.';
+COMMENT ON COLUMN webhook_endpoints.timeout IS 'How long one request may take, all of it: 100 milliseconds to 60 seconds. Null: WALHOOK_TIMEOUT.';
+COMMENT ON COLUMN webhook_endpoints.retry_schedule IS
+    'The waits from the end of an attempt to the next: at most 30, each more than 0 and at most 7 days; {}: there is one attempt. Null: WALHOOK_RETRY_SCHEDULE.';
+COMMENT ON COLUMN webhook_endpoints.all_organizations IS
+    'For operators: it gets the types webhook.* that it lists of every organization, and nothing else.';
 
 CREATE TABLE IF NOT EXISTS webhook_secrets (
     id          bigint PRIMARY KEY DEFAULT (('x' || right(translate(gen_random_uuid()::text, '-', ''), 16))::bit(64)::bigint & 9223372036854775807),
@@ -457,6 +523,16 @@ END $fn$;
 COMMENT ON FUNCTION webhook_headers_problem(jsonb) IS
     'Returns what is wrong with an endpoint''s headers, or null. walhook never sends a header that this refuses.';
 
+CREATE OR REPLACE FUNCTION webhook_retry_schedule_problem(schedule interval[]) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE
+        WHEN pg_catalog.array_ndims(schedule) > 1 THEN 'it is a list of lists'
+        WHEN pg_catalog.cardinality(schedule) > 30 THEN 'it has ' || pg_catalog.cardinality(schedule)::text || ' waits'
+        ELSE (SELECT CASE WHEN w.wait IS NULL THEN 'a wait is null' ELSE 'a wait is ' || w.wait::text END
+              FROM pg_catalog.unnest(schedule) AS w(wait) WHERE (w.wait > interval '0' AND w.wait <= interval '7 days') IS NOT TRUE LIMIT 1)
+    END;
+COMMENT ON FUNCTION webhook_retry_schedule_problem(interval[]) IS 'Returns what is wrong with an endpoint''s retry schedule, or null.';
+
 CREATE OR REPLACE FUNCTION webhook_endpoints_before_write() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
 DECLARE
@@ -541,6 +617,19 @@ BEGIN
        OR NOT (new.rate_per_second > 0::float8 AND new.rate_per_second < 'infinity'::float8) THEN
         RAISE EXCEPTION 'webhook_endpoints.enabled, max_in_flight or rate_per_second is out of bounds: give true or false, null or 1 to 1000, and null or more than 0'
             USING ERRCODE = 'check_violation';
+    END IF;
+    IF (is_new OR new.timeout IS DISTINCT FROM old.timeout) AND new.timeout NOT BETWEEN interval '100 milliseconds' AND interval '60 seconds' THEN
+        RAISE EXCEPTION 'webhook_endpoints.timeout is %: give null, or 100 milliseconds to 60 seconds', new.timeout USING ERRCODE = 'check_violation';
+    END IF;
+    IF is_new OR old.retry_schedule IS NULL OR new.retry_schedule OPERATOR(pg_catalog.<>) old.retry_schedule THEN
+        problem := webhook_retry_schedule_problem(new.retry_schedule);
+        IF problem IS NOT NULL THEN
+            RAISE EXCEPTION 'webhook_endpoints.retry_schedule is not usable: %; give at most 30 waits, each more than 0 and at most 7 days, such as ''{5s,5m,2h}''', problem
+                USING ERRCODE = 'check_violation';
+        END IF;
+    END IF;
+    IF new.all_organizations IS NULL THEN
+        RAISE EXCEPTION 'webhook_endpoints.all_organizations is null: give true or false' USING ERRCODE = 'check_violation';
     END IF;
     IF new.created_at IS NULL THEN
         new.created_at := now();
@@ -1878,7 +1967,8 @@ COMMENT ON FUNCTION webhook_url_host(text) IS 'Returns a URL''s scheme, host and
 
 CREATE OR REPLACE VIEW webhook_ops_endpoints WITH (security_barrier = true) AS
     SELECT e.id, e.organization_id, webhook_url_host(e.url) AS url, e.event_types, e.description, e.enabled, e.disabled_at, e.disabled_reason,
-           e.max_in_flight, e.rate_per_second, e.created_at, e.updated_at, f.failing_since, f.breaker_opened_at, w.waiting, w.oldest_due_at
+           e.max_in_flight, e.rate_per_second, e.created_at, e.updated_at, f.failing_since, f.breaker_opened_at, w.waiting, w.oldest_due_at,
+           e.filter, e.paused_at, e.timeout, e.retry_schedule, e.all_organizations
     FROM webhook_endpoints AS e
     LEFT JOIN webhook_endpoint_failures AS f ON f.endpoint_id = e.id
     CROSS JOIN LATERAL webhook_waiting(e.id) AS w;
@@ -1895,7 +1985,7 @@ COMMENT ON FUNCTION webhook_ops_explain(uuid) IS 'webhook_explain for operators:
 -- A session without the setting, or with an empty one, sees no row: no organization is ''.
 CREATE OR REPLACE VIEW webhook_tenant_endpoints WITH (security_barrier = true) AS
     SELECT e.id, e.organization_id, e.url, e.event_types, e.description, e.enabled, e.disabled_at, e.disabled_reason,
-           e.max_in_flight, e.rate_per_second, e.created_at, e.updated_at
+           e.max_in_flight, e.rate_per_second, e.created_at, e.updated_at, e.filter, e.paused_at, e.timeout, e.retry_schedule
     FROM webhook_endpoints AS e WHERE e.organization_id = current_setting('walhook.organization', true);
 COMMENT ON VIEW webhook_tenant_endpoints IS
     'The endpoints of the organization that the setting walhook.organization names, without headers. Columns as in webhook_endpoints.';
@@ -2013,7 +2103,7 @@ END $do$;
 REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_restoring(), webhook_event_types_restored(), webhook_secrets_restored(),
     webhook_event_types_keep(), webhook_endpoints_before_write(), webhook_endpoints_after_insert(), webhook_endpoints_notify(),
     webhook_secrets_before_write(), webhook_outbox_before_insert(), webhook_outbox_before_update(), webhook_deliveries_notify(),
-    webhook_url_problem(text), webhook_headers_problem(jsonb), webhook_new_secret(),
+    webhook_url_problem(text), webhook_headers_problem(jsonb), webhook_retry_schedule_problem(interval[]), webhook_new_secret(),
     webhook_add_partition(text, date), webhook_drop_day(date), webhook_delete_old(timestamptz, int),
     webhook_create_endpoint(text, text, text[], text), webhook_rotate_secret(uuid, interval),
     webhook_set_secret(uuid, text, interval), webhook_replace_secret(uuid, text, interval), webhook_secret_problem(text),
@@ -2054,8 +2144,8 @@ END $do$;
 
 
 -- --- 11. Version ----------------------------------------------------------------------------------------------------
--- If this function returns 7, all of this file was applied, because the file is one transaction. (Except indexes of large tables:
--- see section 3.)
+-- If this function returns 8, all of this file was applied, because all but new columns is one transaction. (Except indexes of
+-- large tables: see section 3.)
 
 CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int
     LANGUAGE sql IMMUTABLE PARALLEL SAFE

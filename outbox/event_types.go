@@ -16,6 +16,8 @@ const OwnCategory = "webhook"
 const (
 	TypeTest              = "webhook.test"
 	TypeEndpointDisabled  = "webhook.endpoint.disabled"
+	TypeEndpointFailing   = "webhook.endpoint.failing"
+	TypeEndpointRecovered = "webhook.endpoint.recovered"
 	TypeDeliveryExhausted = "webhook.delivery.exhausted"
 )
 

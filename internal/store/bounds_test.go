@@ -40,6 +40,17 @@ func TestTenantsChooseWithinBounds(t *testing.T) {
 		{"is out of bounds", `UPDATE webhook_endpoints SET rate_per_second = 'NaN'`},
 		{"is out of bounds", `UPDATE webhook_endpoints SET rate_per_second = 'infinity'`},
 		{"is out of bounds", `UPDATE webhook_endpoints SET enabled = NULL`},
+		{"timeout is 00:00:00.099: give null, or 100 milliseconds to 60 seconds", `UPDATE webhook_endpoints SET timeout = '99 ms'`},
+		{"timeout is 00:01:00.001", `UPDATE webhook_endpoints SET timeout = '60001 ms'`},
+		{"timeout is -00:00:01", `UPDATE webhook_endpoints SET timeout = '-1 s'`},
+		{"retry_schedule is not usable: it has 31 waits", `UPDATE webhook_endpoints SET retry_schedule = array_fill('1 s'::interval, '{31}')`},
+		{"a wait is 00:00:00; give at most 30 waits, each more than 0 and at most 7 days", `UPDATE webhook_endpoints SET retry_schedule = '{5s,0s}'`},
+		{"a wait is -00:00:05", `UPDATE webhook_endpoints SET retry_schedule = '{-5s}'`},
+		{"a wait is 7 days 00:00:00.001", `UPDATE webhook_endpoints SET retry_schedule = '{7 days,7 days 1 ms}'`},
+		{"a wait is null", `UPDATE webhook_endpoints SET retry_schedule = '{5s,NULL}'`},
+		{"it is a list of lists", `UPDATE webhook_endpoints SET retry_schedule = '{{5s},{5s}}'`},
+		{"all_organizations is null: give true or false", `UPDATE webhook_endpoints SET all_organizations = NULL`},
+		{"syntax error", `UPDATE webhook_endpoints SET filter = '$.amount >>> 1'`},
 		{"organization_id is null, empty or longer", `INSERT INTO webhook_endpoints (organization_id, url, headers) SELECT repeat('x', 10000), url, headers FROM webhook_endpoints`},
 		{"longer than 2048 characters", `UPDATE webhook_endpoints SET url = 'https://example.com/' || repeat('x', 10000000)`},
 		{"is not 16 to 256 printable", `INSERT INTO webhook_secrets (endpoint_id, secret) VALUES ($1, '` + secret + `' || E'\n')`},
@@ -65,7 +76,10 @@ func TestTenantsChooseWithinBounds(t *testing.T) {
 		}
 	}
 
-	exec(t, db.Pool, `UPDATE webhook_endpoints SET event_types = array_fill('payment.*'::text, '{100}'), description = repeat('x', 1024), max_in_flight = 1000, rate_per_second = 0.1`)
+	exec(t, db.Pool, `UPDATE webhook_endpoints SET event_types = array_fill('payment.*'::text, '{100}'), description = repeat('x', 1024), max_in_flight = 1000, rate_per_second = 0.1,
+		timeout = '100 ms', retry_schedule = array_fill('7 days'::interval, '{30}'), filter = '$.amount > 1000', paused_at = now()`)
+	exec(t, db.Pool, `UPDATE webhook_endpoints SET timeout = '1 min', retry_schedule = '{}', filter = NULL, paused_at = NULL`)
+	exec(t, db.Pool, `UPDATE webhook_endpoints SET timeout = NULL, retry_schedule = NULL`)
 	exec(t, db.Pool, `INSERT INTO webhook_secrets (endpoint_id, secret, created_at) SELECT $1, 'a secret of one''s own', NULL`, endpoint)
 	refused(t, db.Pool, "has two live secrets", `INSERT INTO webhook_secrets (endpoint_id, secret) VALUES ($1, 'a secret of one''s own')`, endpoint)
 	exec(t, db.Pool, `INSERT INTO webhook_secrets (endpoint_id, secret, expires_at) VALUES ($1, 'a secret of one''s own', now())`, endpoint)

@@ -131,10 +131,10 @@ func (s *Store) applyAs(ctx context.Context) (role string, err error) {
 const selectLarge = `
 SELECT coalesce(pg_catalog.string_agg(t, ','::text), '') FROM pg_catalog.unnest(@tables::text[]) AS t WHERE ` + isLarge
 
-// schemaBegin is the line with which schema.sql begins its transaction.
+// schemaBegin is the line with which schema.sql begins each of its transactions.
 const schemaBegin = "\nBEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;\n"
 
-// withPreface adds settings to the file's transaction: the role as which it is applied and,
+// withPreface adds settings to the file's transactions: the role as which it is applied and,
 // if it has to be quick, the tables on which it builds no index.
 func (s *Store) withPreface(ctx context.Context, schema string, quick bool) (string, error) {
 	role, err := s.applyAs(ctx)
@@ -152,5 +152,5 @@ func (s *Store) withPreface(ctx context.Context, schema string, quick bool) (str
 		}
 		preface += "SET LOCAL walhook.large_tables = " + literal(tables) + ";\n"
 	}
-	return strings.Replace(schema, schemaBegin, preface, 1), nil
+	return strings.ReplaceAll(schema, schemaBegin, preface), nil
 }

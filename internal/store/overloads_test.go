@@ -28,7 +28,7 @@ import (
 
 // plantTypes are the types of what is in walhook's SQL.
 const plantTypes = `{bool,"\"char\"",name,text,int2,int4,int8,numeric,float8,oid,regclass,regtype,uuid,timestamptz,timestamp,date,interval,jsonb,bytea,
-	pg_lsn,xid,xid8,text[],uuid[],int4[],int8[],oid[]}`
+	pg_lsn,xid,xid8,jsonpath,text[],uuid[],int4[],int8[],oid[],interval[]}`
 
 // plant makes functions and operators that return a type of their own, of which there are no casts: so they are found
 // where a statement is parsed, in most cases, and else where they are run.
@@ -272,7 +272,8 @@ func walkThrough(t *testing.T, db *pgtest.DB) {
 	for _, bad := range []string{`organization_id = ''`, `url = 'nonsense'`, `url = 'https://a b'`, `url = 'ftp://x'`, `url = 'https://x#y'`, `url = 'https://x{'`, `url = 'https://u:p@x'`,
 		`url = 'https://'`, `url = 'https://[zz]'`, `url = 'https://x!'`, `url = 'https://x:99999'`, `headers = '[]'`, `headers = '{"a b": "x"}'`, `headers = '{"Host": "x"}'`,
 		`headers = '{"x-webhook-a": "x"}'`, `headers = '{"a": 1}'`, `headers = '{"a": "x\ny"}'`, `headers = '{"a": "x", "A": "y"}'`, `event_types = '{}'`, `event_types = '{x}'`, `event_types = '{NULL}'`,
-		`event_types = pg_catalog.array_fill('*'::text, '{101}')`, `description = pg_catalog.repeat('x', 2000)`, `enabled = false, disabled_reason = pg_catalog.repeat('x', 2000)`, `max_in_flight = 0`, `rate_per_second = 0`} {
+		`event_types = pg_catalog.array_fill('*'::text, '{101}')`, `description = pg_catalog.repeat('x', 2000)`, `enabled = false, disabled_reason = pg_catalog.repeat('x', 2000)`, `max_in_flight = 0`, `rate_per_second = 0`,
+		`timeout = '1 hour'`, `retry_schedule = '{8 days}'`, `retry_schedule = '{NULL}'`, `retry_schedule = pg_catalog.array_fill('1 second'::interval, '{31}')`, `all_organizations = NULL`} {
 		refuse(`UPDATE public.webhook_endpoints SET ` + bad)
 	}
 	run(`UPDATE public.webhook_endpoints SET enabled = false, description = NULL, event_types = '{payment.*}', headers = '{}' WHERE id = $1`, second)

@@ -49,7 +49,7 @@ func TestSchemaAndCodeAgree(t *testing.T) {
 	for _, typ := range outbox.EventTypes {
 		want = append(want, typ.Name+" "+typ.Category)
 	}
-	for _, name := range []string{outbox.TypeTest, outbox.TypeEndpointDisabled, outbox.TypeDeliveryExhausted} {
+	for _, name := range []string{outbox.TypeTest, outbox.TypeEndpointDisabled, outbox.TypeEndpointFailing, outbox.TypeEndpointRecovered, outbox.TypeDeliveryExhausted} {
 		want = append(want, name+" "+outbox.OwnCategory)
 	}
 	slices.Sort(want)

@@ -2,10 +2,13 @@ package store_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -55,7 +58,12 @@ GRANT UPDATE (status, next_attempt_at) ON webhook_deliveries TO ROLE_ops;`
 // version4 is a database of version 4 in use, with the documented roles, whose names it returns. What comes before is done first.
 func version4(t testing.TB, before ...func(*pgtest.DB)) (db *pgtest.DB, roles map[string]string) {
 	t.Helper()
-	old, err := os.ReadFile("testdata/schema-4.sql")
+	return versionInUse(t, "4", before...)
+}
+
+func versionInUse(t testing.TB, version string, before ...func(*pgtest.DB)) (db *pgtest.DB, roles map[string]string) {
+	t.Helper()
+	old, err := os.ReadFile("testdata/schema-" + version + ".sql")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,51 +132,72 @@ func differences(a, b []string) (onlyA, onlyB []string) {
 	return missing(a, b), missing(b, a)
 }
 
-func TestUpgradeFromVersion4(t *testing.T) {
+func TestUpgrade(t *testing.T) {
 	t.Parallel()
 	schema := readSchema(t)
-
-	t.Run("makes what a fresh installation has, and keeps rows and grants", func(t *testing.T) {
-		t.Parallel()
-		db, roles := version4(t)
-		before := contents(t, db.Pool)
-		grants := map[string][]string{}
-		for _, role := range roles {
-			grants[role] = column[string](t, db.Pool, granted, role)
-		}
-		stop := insertAllTheTime(t, db, roles["app"])
-		err := store.New(db.Pool, db.Slot, 0).Migrate(t.Context(), schema)
-		if inserted := stop(); err != nil || inserted == 0 {
-			t.Fatalf("beside %d events: %v", inserted, err)
-		}
-
-		fresh := pgtest.Empty(t)
-		if err := apply(t.Context(), fresh.Pool, schema); err != nil {
-			t.Fatal(err)
-		}
-		missing, extra := differences(column[string](t, fresh.Pool, catalogue), column[string](t, db.Pool, catalogue))
-		if len(missing)+len(extra) > 0 {
-			t.Errorf("a fresh installation has\n%s\nthe upgraded one\n%s", strings.Join(missing, "\n"), strings.Join(extra, "\n"))
-		}
-		if lost, came := differences(before, contents(t, db.Pool)); len(lost)+len(came) > 0 {
-			t.Errorf("lost\n%s\ncame\n%s", strings.Join(lost, "\n"), strings.Join(came, "\n"))
-		}
-		for role, want := range grants {
-			got := column[string](t, db.Pool, granted, role)
-			if lost, came := differences(want, got); len(lost)+len(came) > 0 || len(got) != len(want) {
-				t.Errorf("%s lost %q and got %q", role, lost, came)
+	for _, version := range []string{"4", "7"} {
+		t.Run("from version "+version+" makes what a fresh installation has, and keeps rows and grants", func(t *testing.T) {
+			t.Parallel()
+			db, roles := versionInUse(t, version)
+			before := contents(t, db.Pool)
+			grants := map[string][]string{}
+			for _, role := range roles {
+				grants[role] = column[string](t, db.Pool, granted, role)
 			}
-		}
-	})
+			stop := insertAllTheTime(t, db, roles["app"])
+			err := store.New(db.Pool, db.Slot, 0).Migrate(t.Context(), schema)
+			if inserted := stop(); err != nil || inserted == 0 {
+				t.Fatalf("beside %d events: %v", inserted, err)
+			}
 
-	t.Run("waits for no transaction that has inserted an event", func(t *testing.T) {
-		t.Parallel()
-		db, _ := version4(t)
-		newEvent(t, begin(t, db.Pool), "org_1", "payment.failed")
-		if err := store.New(db.Pool, db.Slot, 0).Migrate(t.Context(), schema); err != nil {
-			t.Error(err)
-		}
-	})
+			fresh := pgtest.Empty(t)
+			if err := apply(t.Context(), fresh.Pool, schema); err != nil {
+				t.Fatal(err)
+			}
+			missing, extra := differences(column[string](t, fresh.Pool, catalogue), column[string](t, db.Pool, catalogue))
+			if len(missing)+len(extra) > 0 {
+				t.Errorf("a fresh installation has\n%s\nthe upgraded one\n%s", strings.Join(missing, "\n"), strings.Join(extra, "\n"))
+			}
+			if lost, came := differences(before, contents(t, db.Pool)); len(lost)+len(came) > 0 {
+				t.Errorf("lost\n%s\ncame\n%s", strings.Join(lost, "\n"), strings.Join(came, "\n"))
+			}
+			for role, want := range grants {
+				got := column[string](t, db.Pool, granted, role)
+				if lost, came := differences(want, got); len(lost)+len(came) > 0 || len(got) != len(want) {
+					t.Errorf("%s lost %q and got %q", role, lost, came)
+				}
+			}
+		})
+	}
+}
+
+// Columns of a table that the application's INSERT reads need a lock that its open transaction excludes. The upgrade does not
+// queue for it, so nobody waits; it says whose transaction that is, and goes on after its end.
+func TestUpgradeBesideAnOpenTransaction(t *testing.T) {
+	t.Parallel()
+	db, roles := version4(t)
+	schema := readSchema(t)
+	st := store.New(db.Pool, db.Slot, 0)
+	st.ApplyFor(time.Millisecond)
+	tx := begin(t, db.Pool)
+	newEvent(t, tx, "org_1", "payment.failed")
+	pid := query[int](t, tx, `SELECT pg_backend_pid()`)
+
+	stop := insertAllTheTime(t, db, roles["app"])
+	err := st.Migrate(t.Context(), schema)
+	if inserted := stop(); err == nil || errors.Is(err, store.ErrNotPrepared) || !strings.Contains(err.Error(), fmt.Sprintf("pid %d ", pid)) {
+		t.Fatalf("beside %d events: %v, want one that names pid %d", inserted, err, pid)
+	}
+	if got := query[int](t, db.Pool, `SELECT webhook_schema_version()`); got != 4 {
+		t.Errorf("the version is %d", got)
+	}
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	st.ApplyFor(time.Minute)
+	if err := st.Migrate(t.Context(), schema); err != nil {
+		t.Error(err)
+	}
 }
 
 // insertAllTheTime inserts events as an application that waits for no lock, until it is told to stop and says how many.

@@ -1,0 +1,2147 @@
+-- walhook's tables, functions and views, and the publication that it follows.
+--
+-- Apply:     psql -v ON_ERROR_STOP=1 -f schema.sql     (walhook init, or a first walhook run, does the same)
+-- Where:     the first schema of the search_path; the tables belong to the role that applies the file.
+-- Servers:   PostgreSQL 14 to 18. No extension, no superuser. The role needs CREATE on the database for the publication, and
+--            CREATE on the schema. It needs the latter every day, for that day's partitions.
+-- Again:     the file can be applied any number of times, by several sessions at once, while applications insert. It keeps
+--            all data. On a prepared database it takes no lock that an INSERT, an UPDATE or a SELECT on a table waits for.
+-- Layout:    1 types and ids, 2 event types, 3 endpoints and secrets, 4 outbox, 5 deliveries, 6 walhook's own state
+--            7 partitions, 8 functions for operators, 9 views, 10 publication, 11 version, 12 default privileges
+--
+-- Roles:     roles.sql makes them, with exact grants. An application that has a role needs no more than
+--            GRANT INSERT, SELECT (id) ON webhook_outbox TO app;
+
+BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
+
+-- These override the defaults of the role and the database. (Literals with a backslash are written E'', because a client that
+-- sends the whole file as one statement has it parsed before these settings apply.)
+SET LOCAL standard_conforming_strings = on;
+SET LOCAL statement_timeout = '5min';
+SET LOCAL idle_in_transaction_session_timeout = '1min';
+SET LOCAL check_function_bodies = on;
+SET LOCAL row_security = off;
+SET LOCAL quote_all_identifiers = off;
+SET LOCAL array_nulls = on;
+SET LOCAL transform_null_equals = off;
+SET LOCAL DateStyle = 'ISO, YMD';
+SET LOCAL IntervalStyle = 'postgres';
+SET LOCAL TimeZone = 'UTC';
+
+SET LOCAL client_min_messages = warning;
+
+-- Every function of this file has SET search_path FROM CURRENT: it searches pg_catalog and this schema, and pg_temp last. So no
+-- caller's search_path or temporary table can replace one of our names.
+-- Every SECURITY DEFINER function also has SET row_security = off, so that FORCE ROW LEVEL SECURITY on one of our tables is an
+-- error. Hidden rows would be events lost in silence.
+-- Every trigger function refuses tables that are not ours, by oid, before it reads a row: a column's type may bring somebody
+-- else's casts and operators, which would run with the rights of the function's owner.
+DO $do$
+BEGIN
+    IF getdatabaseencoding() <> 'UTF8' THEN
+        RAISE EXCEPTION 'the encoding of this database is %, and walhook needs UTF8', getdatabaseencoding()
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  HINT = 'The encoding cannot be changed: dump the database, create another one (CREATE DATABASE ... ENCODING ''UTF8'' TEMPLATE template0), and restore the dump there.';
+    END IF;
+    IF current_schema() IS NULL THEN
+        RAISE EXCEPTION 'no schema to install into: search_path "%" names no existing schema', current_setting('search_path')
+            USING ERRCODE = 'invalid_schema_name', HINT = 'Create the schema, or set search_path to an existing one.';
+    END IF;
+    PERFORM set_config('search_path', quote_ident(current_schema()::text) || ', pg_temp', true);
+END $do$;
+
+-- One session at a time applies this file; a second one waits. The lock is on a table of walhook's, so only a role that may
+-- write that table can take it; an advisory lock could be held for ever by any role of the database. The first installation
+-- creates the table; of two, the second waits for the name. No INSERT, UPDATE or SELECT waits for this lock, so waiting five
+-- seconds for it delays nobody. For all other locks the limit is half a second.
+SET LOCAL lock_timeout = '5s';
+DO $do$
+BEGIN
+    IF to_regclass('webhook_state') IS NULL THEN
+        BEGIN
+            CREATE TABLE webhook_state (
+                slot              text PRIMARY KEY,
+                epoch             bigint NOT NULL DEFAULT 0,
+                holder            uuid,
+                durable_lsn       pg_lsn,
+                durable_at        timestamptz,
+                system_identifier text,
+                timeline          int,
+                environment       text,
+                reconcile_from    timestamptz,
+                updated_at        timestamptz NOT NULL DEFAULT now(),
+                published         text,
+                open_since        timestamptz
+            );
+            PERFORM set_config('walhook.made_state', 'webhook_state'::regclass::oid::text, true);
+        EXCEPTION WHEN unique_violation OR duplicate_table THEN
+            NULL; -- another session has created it
+        END;
+    END IF;
+    LOCK TABLE webhook_state IN SHARE UPDATE EXCLUSIVE MODE;
+EXCEPTION
+    WHEN insufficient_privilege THEN
+        IF to_regclass('webhook_state') IS NULL THEN
+            RAISE; -- it cannot be created
+        END IF;
+        RAISE EXCEPTION 'table webhook_state belongs to role %, and % would own what is created now',
+            (SELECT pg_get_userbyid(c.relowner) FROM pg_class AS c WHERE c.oid = to_regclass('webhook_state')::oid), current_user
+            USING ERRCODE = 'insufficient_privilege',
+                  HINT = 'If it is walhook''s, apply the schema as that role, or make one role the owner of everything (ALTER ... OWNER TO). Otherwise rename or drop it.';
+    WHEN lock_not_available THEN
+        RAISE EXCEPTION 'another session is applying walhook''s schema, or has webhook_state locked: nothing was changed'
+            USING ERRCODE = 'lock_not_available', HINT = 'Try again later, or end that session: pg_locks and pg_stat_activity show which one it is.';
+END $do$;
+SET LOCAL lock_timeout = '500ms';
+
+-- Whoever may CREATE in this schema may have created tables and functions of our names first, and would own what a superuser
+-- fills in. So everything must belong to the role that applies this file. The present objects are remembered, so that section
+-- 12 knows which were created below.
+DO $do$
+DECLARE
+    here   CONSTANT oid := quote_ident(current_schema()::text)::regnamespace::oid;
+    tables CONSTANT text[] := '{webhook_event_types,webhook_endpoints,webhook_secrets,webhook_outbox,webhook_outbox_default,webhook_deliveries,'
+        'webhook_deliveries_default,webhook_state,webhook_endpoint_failures,webhook_retries,webhook_audit,webhook_attempts,webhook_endpoint_health,webhook_overdue,webhook_status,'
+        'webhook_ops_endpoints,webhook_tenant_endpoints,webhook_tenant_deliveries,webhook_tenant_attempts}';
+    other  record;
+    have   int := 0;
+BEGIN
+    SELECT o.what, o.owner INTO other
+    FROM (SELECT 'table or view ' || c.relname::text AS what, c.relowner AS owner FROM pg_class AS c WHERE c.relnamespace = here AND c.relname::text = ANY (tables)
+          UNION ALL
+          SELECT 'function ' || p.proname::text, p.proowner FROM pg_proc AS p WHERE p.pronamespace = here AND p.proname = 'webhook_schema_version') AS o
+    JOIN pg_roles AS me ON me.rolname = current_user
+    WHERE o.owner <> me.oid AND (me.rolsuper OR NOT pg_has_role(o.owner, 'USAGE'::text)) ORDER BY o.what LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION '% belongs to role %, and % would own what is created now', other.what, pg_get_userbyid(other.owner), current_user
+            USING ERRCODE = 'insufficient_privilege',
+                  HINT = 'If it is walhook''s, apply the schema as that role, or make one role the owner of everything (ALTER ... OWNER TO). Otherwise rename or drop it.';
+    END IF;
+    IF to_regprocedure('webhook_schema_version()') IS NOT NULL THEN
+        EXECUTE 'SELECT webhook_schema_version()' INTO have;
+    END IF;
+    PERFORM set_config('walhook.had_version', have::text, true);
+    PERFORM set_config('walhook.had_objects', (SELECT coalesce(string_agg(o.oid::text, ','::text), '') FROM (
+        SELECT c.oid FROM pg_class AS c WHERE c.relnamespace = here AND c.relkind IN ('r', 'p', 'v', 'S') AND starts_with(c.relname::text, 'webhook_'::text)
+          AND c.oid::text IS DISTINCT FROM current_setting('walhook.made_state', true) -- which was created above
+        UNION ALL
+        SELECT p.oid FROM pg_proc AS p WHERE p.pronamespace = here AND starts_with(p.proname::text, 'webhook_'::text)) AS o), true);
+END $do$;
+
+DO $do$
+DECLARE
+    have int;
+BEGIN
+    IF EXISTS (SELECT FROM pg_class c
+               WHERE c.relnamespace = quote_ident(current_schema()::text)::regnamespace AND c.relkind <> 'p'
+                 AND c.relname IN ('webhook_outbox', 'webhook_deliveries')) THEN
+        RAISE EXCEPTION 'schema % has a webhook_outbox or webhook_deliveries that is not walhook''s', current_schema()
+            USING ERRCODE = 'duplicate_table', HINT = 'Rename that table, or set search_path to a schema for walhook alone.';
+    END IF;
+
+    IF to_regprocedure('webhook_schema_version()') IS NOT NULL THEN
+        EXECUTE 'SELECT webhook_schema_version()' INTO have;
+        IF have > 7 THEN
+            RAISE EXCEPTION 'this schema is version %, made by a newer walhook; this file is version 7', have
+                USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Use the newer walhook, and its schema.sql.';
+        END IF;
+    END IF;
+END $do$;
+
+
+-- --- 1. Ids ---------------------------------------------------------------------------------------------------------
+-- A body of the form RETURN ... is bound when the function is created, so no search_path can change its meaning.
+
+CREATE OR REPLACE FUNCTION webhook_uuidv7() RETURNS uuid
+    LANGUAGE sql VOLATILE PARALLEL SAFE
+    -- A random UUIDv4 whose first 48 bits become the milliseconds and whose version 4 (0100) becomes 7 (0111).
+    RETURN encode(set_bit(set_bit(overlay(
+        uuid_send(gen_random_uuid())
+        PLACING substring(int8send(floor(extract(epoch FROM clock_timestamp()) * 1000::numeric)::bigint) FROM 3) FROM 1 FOR 6),
+        52::bigint, 1), 53::bigint, 1), 'hex')::uuid;
+COMMENT ON FUNCTION webhook_uuidv7() IS
+    'Returns a new UUIDv7 (RFC 9562): the clock in milliseconds, then 74 random bits. Default of webhook_outbox.id.';
+
+CREATE OR REPLACE FUNCTION webhook_uuid_at(at timestamptz) RETURNS uuid
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN encode(substring(int8send(floor(extract(epoch FROM at) * 1000::numeric)::bigint) FROM 3)
+        || E'\\x00000000000000000000'::bytea, 'hex')::uuid;
+COMMENT ON FUNCTION webhook_uuid_at(timestamptz) IS
+    'Returns the smallest id of a time: ids made since then are id >= webhook_uuid_at(time). Such a range prunes partitions.';
+
+CREATE OR REPLACE FUNCTION webhook_uuid_time(id uuid) RETURNS timestamptz
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN to_timestamp((('x' || translate(left(id::text, 13), '-', ''))::bit(48)::bigint::numeric / 1000.0)::float8);
+COMMENT ON FUNCTION webhook_uuid_time(uuid) IS 'Returns the time in a UUIDv7, in milliseconds.';
+
+CREATE OR REPLACE FUNCTION webhook_delivery_id(event_id uuid, endpoint_id uuid) RETURNS uuid
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    -- The event's 48 bits of time, then SHA-256(event || endpoint); bits 55..52 say version 7, bits 71..70 variant 10.
+    RETURN encode(set_bit(set_bit(set_bit(set_bit(set_bit(set_bit(
+        substring(uuid_send(event_id) FROM 1 FOR 6)
+            || substring(sha256(uuid_send(event_id) || uuid_send(endpoint_id)) FROM 1 FOR 10),
+        55::bigint, 0), 54::bigint, 1), 53::bigint, 1), 52::bigint, 1), 71::bigint, 1), 70::bigint, 0), 'hex')::uuid;
+COMMENT ON FUNCTION webhook_delivery_id(uuid, uuid) IS
+    'Returns the id of the delivery of an event to an endpoint. A pure function: the id is the same in every attempt and after every crash. '
+    'Sent as X-Webhook-Delivery-ID; walhook computes the same in Go.';
+
+
+-- --- 2. Event types -------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION webhook_event_patterns(name text, category text) RETURNS text[]
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN ARRAY[name]
+        OPERATOR(pg_catalog.||) CASE WHEN category = 'webhook' THEN '{}'::text[] ELSE '{*}'::text[] END
+        OPERATOR(pg_catalog.||) ARRAY(SELECT pg_catalog.array_to_string((string_to_array(name, '.'))[1:n], '.') || '.*'
+                 FROM generate_series(1, pg_catalog.cardinality(string_to_array(name, '.')) - 1) AS n);
+COMMENT ON FUNCTION webhook_event_patterns(text, text) IS
+    'Returns the entries of event_types that match this type: its name, prefix.* for every prefix before a dot, and * unless the type is walhook''s own.';
+
+CREATE TABLE IF NOT EXISTS webhook_event_types (
+    name        text PRIMARY KEY,
+    category    text NOT NULL,
+    description text NOT NULL DEFAULT '',
+    patterns    text[] NOT NULL GENERATED ALWAYS AS (webhook_event_patterns(name, category)) STORED,
+    CONSTRAINT webhook_event_types_name_is_dotted_words
+        CHECK (name ~ E'^[A-Za-z0-9_:/-]+(\\.[A-Za-z0-9_:/-]+)*$' AND length(name) <= 128),
+    CONSTRAINT webhook_event_types_category_not_empty CHECK (category <> ''),
+    CONSTRAINT webhook_event_types_names_of_walhook CHECK (NOT starts_with(name, 'webhook.') OR category = 'webhook')
+);
+COMMENT ON TABLE webhook_event_types IS
+    'The event types that webhook_outbox accepts. Add your own: INSERT INTO webhook_event_types (name, category) VALUES (''invoice.paid'', ''invoice'').';
+COMMENT ON COLUMN webhook_event_types.name IS 'The value for webhook_outbox.event_type: words joined by dots.';
+COMMENT ON COLUMN webhook_event_types.category IS 'For grouping. The category webhook is special: * does not match its types, so an endpoint has to name them.';
+COMMENT ON COLUMN webhook_event_types.description IS 'For people.';
+COMMENT ON COLUMN webhook_event_types.patterns IS 'Every entry of webhook_endpoints.event_types that matches this type. Computed.';
+
+-- A restore brings rows that were checked elsewhere, in an order of its own: types may come after the endpoints that list them,
+-- secrets after their endpoints, and events may name deleted endpoints. pg_restore and psql restore by COPY; a logical
+-- subscriber writes as a replica. Only the tables' owner restores.
+CREATE OR REPLACE FUNCTION webhook_restoring() RETURNS boolean
+    LANGUAGE sql STABLE SET search_path FROM CURRENT AS $fn$
+    SELECT current_setting('session_replication_role') = 'replica'
+        OR current_query() ~* E'^\\s*copy\\s'
+           AND pg_has_role(CASE current_setting('role'::text) WHEN 'none' THEN session_user ELSE current_setting('role'::text)::name END,
+                           (SELECT c.relowner FROM pg_class AS c WHERE c.oid = 'webhook_event_types'::regclass::oid), 'USAGE'::text)
+$fn$;
+COMMENT ON FUNCTION webhook_restoring() IS 'Whether the rows come from a dump or a publisher, where they were already checked.';
+
+CREATE OR REPLACE FUNCTION webhook_event_types_restored() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
+BEGIN
+    IF tg_relid <> 'webhook_event_types'::regclass::oid THEN
+        RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_event_types_restored', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF NOT webhook_restoring() THEN
+        RETURN new;
+    END IF;
+    UPDATE webhook_event_types AS t SET category = new.category, description = new.description WHERE t.name = new.name;
+    RETURN CASE WHEN FOUND THEN NULL ELSE new END;
+END $fn$;
+COMMENT ON FUNCTION webhook_event_types_restored() IS
+    'Trigger: a restored type updates the type of the same name, so that a dump can be restored into a prepared database.';
+
+CREATE OR REPLACE FUNCTION webhook_event_types_keep() RETURNS trigger
+    LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
+BEGIN
+    IF tg_relid <> 'webhook_event_types'::regclass::oid THEN
+        RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_event_types_keep', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF tg_op = 'TRUNCATE' THEN
+        RAISE EXCEPTION 'webhook_event_types cannot be truncated: walhook needs its own types; use DELETE FROM webhook_event_types WHERE category <> ''webhook'''
+            USING ERRCODE = 'check_violation';
+    END IF;
+    RAISE EXCEPTION 'webhook_event_types: % is walhook''s own and cannot be deleted, renamed or put into another category; an endpoint that does not list it does not get it', old.name
+        USING ERRCODE = 'check_violation';
+END $fn$;
+COMMENT ON FUNCTION webhook_event_types_keep() IS
+    'Trigger: keeps the types of category webhook, without which walhook could not insert its own events.';
+DO $do$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_event_types'::regclass::oid AND tgname = 'webhook_event_types_keep_from_delete') THEN
+        CREATE TRIGGER webhook_event_types_keep_from_delete BEFORE DELETE ON webhook_event_types
+            FOR EACH ROW WHEN (starts_with(old.name, 'webhook.')) EXECUTE FUNCTION webhook_event_types_keep();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_event_types'::regclass::oid AND tgname = 'webhook_event_types_keep_from_update') THEN
+        CREATE TRIGGER webhook_event_types_keep_from_update BEFORE UPDATE ON webhook_event_types
+            FOR EACH ROW WHEN (starts_with(old.name, 'webhook.') AND (new.name <> old.name OR new.category <> old.category))
+            EXECUTE FUNCTION webhook_event_types_keep();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_event_types'::regclass::oid AND tgname = 'webhook_event_types_keep_from_truncate') THEN
+        CREATE TRIGGER webhook_event_types_keep_from_truncate BEFORE TRUNCATE ON webhook_event_types
+            FOR EACH STATEMENT EXECUTE FUNCTION webhook_event_types_keep();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_event_types'::regclass::oid AND tgname = 'webhook_event_types_restored') THEN
+        CREATE TRIGGER webhook_event_types_restored BEFORE INSERT ON webhook_event_types
+            FOR EACH ROW EXECUTE FUNCTION webhook_event_types_restored();
+        ALTER TABLE webhook_event_types ENABLE ALWAYS TRIGGER webhook_event_types_restored; -- a subscriber writes as a replica
+    END IF;
+END $do$;
+
+-- After the triggers: if the schema was renamed, their functions search the former name until they are replaced.
+INSERT INTO webhook_event_types (name, category, description) VALUES
+    ('org.created',                'organization', 'An organization was created'),
+    ('org.updated',                'organization', 'An organization was changed'),
+    ('org.deleted',                'organization', 'An organization was deleted'),
+    ('org.member.invited',         'organization', 'Somebody was invited to an organization'),
+    ('org.member.added',           'organization', 'Somebody joined an organization'),
+    ('org.member.removed',         'organization', 'Somebody left or was removed from an organization'),
+    ('org.member.role_changed',    'organization', 'A member of an organization got another role'),
+    ('payment.succeeded',          'payment',      'A payment went through'),
+    ('payment.failed',             'payment',      'A payment was declined or failed'),
+    ('payment.refunded',           'payment',      'A payment was paid back'),
+    ('subscription.created',       'subscription', 'A subscription began'),
+    ('subscription.updated',       'subscription', 'A subscription was changed'),
+    ('subscription.cancelled',     'subscription', 'A subscription was cancelled'),
+    ('subscription.expired',       'subscription', 'A subscription ran out'),
+    ('subscription.renewed',       'subscription', 'A subscription was renewed'),
+    ('api_key.created',            'api_key',      'An API key was created'),
+    ('api_key.revoked',            'api_key',      'An API key was revoked'),
+    ('api_key.rotated',            'api_key',      'An API key was replaced'),
+    ('security.2fa_enabled',       'security',     'Two-factor authentication was switched on'),
+    ('security.2fa_disabled',      'security',     'Two-factor authentication was switched off'),
+    ('security.password_changed',  'security',     'A password was changed'),
+    ('security.login_failed',      'security',     'A login failed'),
+    ('webhook.test',               'webhook',      'A test event, see webhook_send_test'),
+    ('webhook.endpoint.disabled',  'webhook',      'walhook disabled an endpoint'),
+    ('webhook.delivery.exhausted', 'webhook',      'The last attempt of a delivery failed')
+ON CONFLICT (name) DO NOTHING;
+
+
+-- --- 3. Endpoints and secrets ---------------------------------------------------------------------------------------
+
+CREATE TABLE IF NOT EXISTS webhook_endpoints (
+    id              uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    organization_id text NOT NULL,
+    url             text NOT NULL,
+    event_types     text[] NOT NULL DEFAULT '{*}',
+    description     text,
+    headers         jsonb NOT NULL DEFAULT '{}',
+    enabled         boolean NOT NULL DEFAULT true,
+    disabled_at     timestamptz,
+    disabled_reason text,
+    max_in_flight   int,
+    rate_per_second double precision,
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    updated_at      timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT webhook_endpoints_max_in_flight_1_to_1000 CHECK (max_in_flight BETWEEN 1 AND 1000),
+    CONSTRAINT webhook_endpoints_rate_per_second_positive CHECK (rate_per_second > 0::float8 AND rate_per_second < 'infinity')
+);
+COMMENT ON TABLE webhook_endpoints IS
+    'URLs that get an organization''s events. INSERT, UPDATE and DELETE are the API; a change takes effect within a second of its commit.';
+COMMENT ON COLUMN webhook_endpoints.id IS
+    'Made by the database even if one is given, so that what is still owed to a deleted endpoint cannot reach another. Only a restore, or whoever may act '
+    'as the table''s owner, keeps a given id. Part of every delivery id, so it cannot change.';
+COMMENT ON COLUMN webhook_endpoints.organization_id IS 'The organization whose events it gets. It cannot change: create a new endpoint.';
+COMMENT ON COLUMN webhook_endpoints.url IS 'http:// or https:// with a host; no user, no fragment, no blanks.';
+COMMENT ON COLUMN webhook_endpoints.event_types IS 'Exact names, payment.* for every type that begins with payment., or * for all types except walhook''s own (webhook.*). At most 100.';
+COMMENT ON COLUMN webhook_endpoints.description IS 'For people. At most 1 KiB.';
+COMMENT ON COLUMN webhook_endpoints.headers IS 'Extra request headers: a JSON object of name to text. At most 32, 4 KiB in all. The texts are sealed:v2:<id of the key>:... where WALHOOK_SECRET_KEY seals them at rest.';
+COMMENT ON COLUMN webhook_endpoints.enabled IS 'false: no new event is owed to it, nothing is sent, and waiting deliveries are cancelled.';
+COMMENT ON COLUMN webhook_endpoints.disabled_at IS 'Since when it is disabled. Set by a trigger; null while enabled.';
+COMMENT ON COLUMN webhook_endpoints.disabled_reason IS 'Why it is disabled, if walhook or somebody gave a reason; null while enabled.';
+COMMENT ON COLUMN webhook_endpoints.max_in_flight IS 'Concurrent requests, 1 to 1000. Null: WALHOOK_ENDPOINT_IN_FLIGHT.';
+COMMENT ON COLUMN webhook_endpoints.rate_per_second IS
+    'Requests per second; bursts are limited to a tenth of a second''s worth. Null: no limit.';
+COMMENT ON COLUMN webhook_endpoints.created_at IS 'When it was created.';
+COMMENT ON COLUMN webhook_endpoints.updated_at IS 'When the row last changed. Set by a trigger.';
+
+CREATE TABLE IF NOT EXISTS webhook_secrets (
+    id          bigint PRIMARY KEY DEFAULT (('x' || right(translate(gen_random_uuid()::text, '-', ''), 16))::bit(64)::bigint & 9223372036854775807),
+    endpoint_id uuid NOT NULL REFERENCES webhook_endpoints (id) ON DELETE CASCADE,
+    secret      text NOT NULL,
+    created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    expires_at  timestamptz,
+    CONSTRAINT webhook_secrets_secret_16_to_256_printable_characters CHECK (
+        CASE WHEN starts_with(secret, 'sealed:')
+             THEN secret ~ '^sealed:v(1|2:[0-9a-f]{8}):[A-Za-z0-9+/]+={0,2}$' AND length(secret) <= 1024
+             ELSE secret ~ E'^[\\x20-\\x7e]+$' AND length(secret) BETWEEN 16 AND 256 END)
+);
+COMMENT ON TABLE webhook_secrets IS
+    'Signing secrets. Do not grant it to roles that read the other tables. Two live secrets mean a rotation: see webhook_rotate_secret.';
+COMMENT ON COLUMN webhook_secrets.id IS
+    'Random, so that rows moved to another database do not collide. Negative: made for a restored endpoint, and replaced by the secret that is restored after it.';
+COMMENT ON COLUMN webhook_secrets.endpoint_id IS 'The endpoint whose requests it signs. Deleting the endpoint deletes its secrets.';
+COMMENT ON COLUMN webhook_secrets.secret IS
+    '16 to 256 printable ASCII characters: your own (see webhook_set_secret), or whsec_ and base64; or an Ed25519 key, whsk_ and base64. sealed:v2:<id of the key>:... where WALHOOK_SECRET_KEY seals secrets at rest.';
+COMMENT ON COLUMN webhook_secrets.created_at IS 'The time of the INSERT. Of two live secrets, the older one makes X-Webhook-Signature.';
+COMMENT ON COLUMN webhook_secrets.expires_at IS 'When it stops being used. Null: never.';
+
+CREATE OR REPLACE FUNCTION webhook_url_problem(url text) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path FROM CURRENT AS $fn$
+DECLARE
+    parts text[];
+BEGIN
+    IF url IS NULL OR url = '' THEN RETURN 'it is empty'; END IF;
+    IF length(url) > 2048 THEN RETURN 'it is longer than 2048 characters'; END IF;
+    IF url !~ E'^[\\x21-\\x7e]*$' THEN
+        RETURN 'it holds a blank, a control character or a character beyond ASCII (percent-encode paths, write host names in punycode)';
+    END IF;
+    IF url !~* '^https?://' THEN RETURN 'it does not start with http:// or https://'; END IF;
+    IF strpos(url, '#') > 0 THEN RETURN 'it has a fragment (#...), which is never sent'; END IF;
+    IF url ~ E'[\\\\"<>^`{|}]' OR url ~ '%(?![0-9A-Fa-f]{2})' THEN
+        RETURN 'it holds a character that has to be percent-encoded, or a % that encodes nothing';
+    END IF;
+    -- scheme://authority, then the authority's host and port.
+    parts := regexp_match(url, '^[^:]+://([^/?]*)');
+    IF strpos(parts[1], '@') > 0 THEN RETURN 'it has a user or password before @ (use headers for credentials)'; END IF;
+    parts := regexp_match(parts[1], E'^(\\[[0-9A-Fa-f:.]*\\]|[^:\\[\\]]*)(:(.*))?$');
+    IF parts IS NULL THEN RETURN 'its host cannot be read'; END IF;
+    IF parts[1] IN ('', '[]') THEN RETURN 'it has no host'; END IF;
+    IF starts_with(parts[1], '[') THEN
+        -- inet also takes IPv4 addresses, and at an IPv6 address's end a shorter one than [::192.0.2.1].
+        IF strpos(parts[1], '.') > 0 AND parts[1] !~ E':((25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])(\\.|\\]$)){4}$' THEN
+            RETURN 'its host is not an IPv6 address';
+        END IF;
+        BEGIN
+            PERFORM btrim(parts[1], '[]')::inet;
+        EXCEPTION WHEN invalid_text_representation THEN
+            RETURN 'its host is not an IPv6 address';
+        END;
+    ELSIF parts[1] !~ E'^[A-Za-z0-9_-]+(\\.[A-Za-z0-9_-]+)*\\.?$' OR length(parts[1]) > 253 THEN
+        RETURN 'its host is not a host name or an IP address';
+    END IF;
+    IF parts[2] IS NOT NULL AND (parts[3] !~ '^[0-9]{1,5}$' OR parts[3]::int NOT BETWEEN 1 AND 65535) THEN
+        RETURN 'its port is not a number from 1 to 65535';
+    END IF;
+    RETURN NULL;
+END $fn$;
+COMMENT ON FUNCTION webhook_url_problem(text) IS
+    'Returns what is wrong with an endpoint''s URL, or null. WALHOOK_ALLOW_* and WALHOOK_DENY_NETS decide at sending which addresses are dialled.';
+
+CREATE OR REPLACE FUNCTION webhook_headers_problem(headers jsonb) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path FROM CURRENT AS $fn$
+DECLARE
+    name text;
+    lowered text;
+    value jsonb;
+    content text;
+    count int := 0;
+    bytes int := 0;
+    seen text[] := '{}';
+BEGIN
+    IF headers IS NULL OR jsonb_typeof(headers) <> 'object' THEN RETURN 'they are not a JSON object of name to text'; END IF;
+    FOR name, value IN SELECT h.key, h.value FROM jsonb_each(headers) AS h LOOP
+        IF name !~ '^[A-Za-z0-9!#$%&''*+.^_`|~-]+$' THEN RETURN pg_catalog.to_jsonb(left(name, 100))::text || ' is not a header name'; END IF;
+        IF octet_length(name) > 128 THEN RETURN left(name, 100) || '... is longer than 128 characters'; END IF;
+        -- Not lower(): a Turkish locale turns I into another letter.
+        lowered := translate(name, 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'::text, 'abcdefghijklmnopqrstuvwxyz'::text);
+        IF lowered = ANY (seen) THEN RETURN name || ' is there twice'; END IF;
+        IF lowered IN ('content-type', 'content-length', 'content-encoding', 'user-agent')
+           OR starts_with(lowered, 'x-webhook-'::text) OR starts_with(lowered, 'webhook-'::text) THEN
+            RETURN name || ' is set by walhook';
+        END IF;
+        IF lowered IN ('host', 'connection', 'expect', 'http2-settings', 'keep-alive', 'te', 'trailer', 'transfer-encoding', 'upgrade')
+           OR starts_with(lowered, 'proxy-'::text) THEN
+            RETURN name || ' belongs to the connection, not to the message';
+        END IF;
+        IF jsonb_typeof(value) <> 'string' THEN RETURN 'the value of ' || name || ' is not text'; END IF;
+        content := value #>> '{}'::text[];
+        IF content ~ E'[\\x01-\\x1f\\x7f]' THEN RETURN 'the value of ' || name || ' holds a control character or a line break'; END IF;
+        seen := pg_catalog.array_append(seen, lowered);
+        count := count + 1;
+        bytes := bytes + octet_length(name) + octet_length(content);
+        IF starts_with(content, 'sealed:'::text) THEN
+            IF content !~ '^sealed:v2:[0-9a-f]{8}:[A-Za-z0-9+/]+={0,2}$' THEN
+                RETURN 'the value of ' || name || ' begins with sealed:, which is how walhook marks what it has sealed';
+            END IF;
+            -- What is sealed counts as the text in it: 19 characters come before the base64 of it and 28 bytes more.
+            bytes := bytes - octet_length(content) + greatest(0, (octet_length(rtrim(content, '='::text)) - 19) * 3 / 4 - 28);
+        END IF;
+        IF count > 32 THEN RETURN 'there are more than 32'; END IF;
+        IF bytes > 4096 THEN RETURN 'they are longer than 4 KiB in all'; END IF;
+    END LOOP;
+    RETURN NULL;
+END $fn$;
+COMMENT ON FUNCTION webhook_headers_problem(jsonb) IS
+    'Returns what is wrong with an endpoint''s headers, or null. walhook never sends a header that this refuses.';
+
+CREATE OR REPLACE FUNCTION webhook_endpoints_before_write() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
+DECLARE
+    is_new boolean := tg_op = 'INSERT';
+    sealing boolean := false;
+    problem text;
+BEGIN
+    IF tg_relid <> 'webhook_endpoints'::regclass::oid THEN
+        RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_endpoints_before_write', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    -- An UPDATE is checked only for the columns that it changes, so that an old row can always be disabled.
+    IF is_new AND (new.organization_id IS NULL OR btrim(new.organization_id) = '' OR octet_length(new.organization_id) > 512) THEN
+        RAISE EXCEPTION 'webhook_endpoints.organization_id is null, empty or longer than 512 bytes: give the id of the organization whose events this endpoint gets'
+            USING ERRCODE = 'check_violation';
+    END IF;
+    -- Nobody chooses an id: with the id of a deleted endpoint an endpoint would get what is still owed to that one, perhaps from
+    -- another organization. Whoever may act as the tables' owner keeps the given id, because a restore needs that. Otherwise a
+    -- given id cannot be told from the column's default, and is replaced. (current_user is this function's owner.)
+    IF is_new AND NOT pg_has_role(CASE current_setting('role'::text) WHEN 'none' THEN session_user ELSE current_setting('role'::text)::name END,
+                                  (SELECT c.relowner FROM pg_class AS c WHERE c.oid = tg_relid), 'USAGE'::text) THEN
+        new.id := gen_random_uuid();
+    END IF;
+    IF NOT is_new AND (new.id <> old.id OR new.organization_id IS DISTINCT FROM old.organization_id) THEN
+        RAISE EXCEPTION 'webhook_endpoints.id and organization_id cannot be changed: delete the endpoint and insert a new one; what is owed to the old one is cancelled'
+            USING ERRCODE = 'check_violation';
+    END IF;
+
+    IF is_new OR new.url IS DISTINCT FROM old.url THEN
+        problem := webhook_url_problem(new.url);
+        IF problem IS NOT NULL THEN
+            RAISE EXCEPTION 'webhook_endpoints.url is not usable: %; give an absolute URL such as https://example.com/webhooks', problem
+                USING ERRCODE = 'check_violation';
+        END IF;
+    END IF;
+
+    -- Sealing changes no header. So an old row that the rules of today would refuse is sealed like any other. What is sealed is
+    -- less than twice as long as the text, and as long as before when it is sealed anew: nothing grows by it.
+    IF NOT is_new AND jsonb_typeof(new.headers) = 'object' AND jsonb_typeof(old.headers) = 'object' THEN
+        sealing := NOT EXISTS (
+            SELECT FROM jsonb_each_text(old.headers) AS o FULL JOIN jsonb_each_text(new.headers) AS n ON n.key = o.key
+            WHERE (n.value = o.value OR n.value ~ '^sealed:v2:[0-9a-f]{8}:[A-Za-z0-9+/]+={0,2}$'
+                   AND CASE WHEN starts_with(o.value, 'sealed:'::text) THEN octet_length(n.value) = octet_length(o.value)
+                            ELSE octet_length(n.value) <= 2 * octet_length(o.value) + 64 END) IS NOT TRUE);
+    END IF;
+    IF is_new OR new.headers IS DISTINCT FROM old.headers AND NOT sealing THEN
+        problem := webhook_headers_problem(new.headers);
+        IF problem IS NOT NULL THEN
+            RAISE EXCEPTION 'webhook_endpoints.headers are not usable: %; give a JSON object of name to text, without headers of walhook or of the connection', problem
+                USING ERRCODE = 'check_violation';
+        END IF;
+    END IF;
+
+    IF is_new OR new.event_types IS NULL OR new.event_types OPERATOR(pg_catalog.<>) old.event_types THEN
+        IF new.event_types IS NULL OR pg_catalog.cardinality(new.event_types) = 0 THEN
+            RAISE EXCEPTION 'webhook_endpoints.event_types is null or empty: use ''{*}'' for every type, or set enabled = false to get none'
+                USING ERRCODE = 'check_violation';
+        END IF;
+        -- Every INSERT into the outbox compares all of them: a hundred take some microseconds.
+        IF pg_catalog.cardinality(new.event_types) > 100 THEN
+            RAISE EXCEPTION 'webhook_endpoints.event_types has % entries, more than 100: use patterns such as payment.*, or *', pg_catalog.cardinality(new.event_types)
+                USING ERRCODE = 'check_violation';
+        END IF;
+        SELECT coalesce(quote_literal(w.entry), 'a null entry') INTO problem
+        FROM pg_catalog.unnest(new.event_types) AS w(entry)
+        WHERE w.entry IS DISTINCT FROM '*'
+          AND NOT EXISTS (SELECT FROM webhook_event_types AS t WHERE w.entry = ANY (t.patterns))
+        LIMIT 1;
+        IF FOUND AND NOT webhook_restoring() THEN
+            RAISE EXCEPTION 'webhook_endpoints.event_types: % matches nothing: use an exact name, a pattern such as payment.*, or *; INSERT INTO webhook_event_types (name, category) adds a type; known types: %',
+                problem, (SELECT string_agg(t.name, ', ' ORDER BY t.name) FROM webhook_event_types AS t) USING ERRCODE = 'check_violation';
+        END IF;
+    END IF;
+
+    IF (is_new OR new.description IS DISTINCT FROM old.description) AND octet_length(new.description) > 1024 THEN
+        RAISE EXCEPTION 'webhook_endpoints.description is longer than 1 KiB: give a shorter text' USING ERRCODE = 'check_violation';
+    END IF;
+    IF (is_new OR new.disabled_reason IS DISTINCT FROM old.disabled_reason) AND octet_length(new.disabled_reason) > 1024 THEN
+        RAISE EXCEPTION 'webhook_endpoints.disabled_reason is longer than 1 KiB: give a shorter text' USING ERRCODE = 'check_violation';
+    END IF;
+    -- Checked here, because a constraint of the table would show the whole row, headers included.
+    IF new.enabled IS NULL OR new.max_in_flight NOT BETWEEN 1 AND 1000
+       OR NOT (new.rate_per_second > 0::float8 AND new.rate_per_second < 'infinity'::float8) THEN
+        RAISE EXCEPTION 'webhook_endpoints.enabled, max_in_flight or rate_per_second is out of bounds: give true or false, null or 1 to 1000, and null or more than 0'
+            USING ERRCODE = 'check_violation';
+    END IF;
+    IF new.created_at IS NULL THEN
+        new.created_at := now();
+    END IF;
+
+    IF new.enabled THEN
+        new.disabled_at := NULL;
+        new.disabled_reason := NULL;
+    ELSIF new.disabled_at IS NULL THEN
+        new.disabled_at := now();
+    END IF;
+    IF NOT is_new OR new.updated_at IS NULL THEN
+        new.updated_at := clock_timestamp();
+    END IF;
+    RETURN new;
+END $fn$;
+COMMENT ON FUNCTION webhook_endpoints_before_write() IS
+    'Trigger: refuses endpoints that could never be sent to, and sets disabled_at, disabled_reason and updated_at.';
+
+CREATE OR REPLACE FUNCTION webhook_new_secret() RETURNS text
+    LANGUAGE sql VOLATILE PARALLEL SAFE
+    -- 4 x 122 bits of the server's strong random source, hashed to 32 bytes: pgcrypto is not needed.
+    RETURN 'whsec_' || encode(sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())
+        || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())), 'base64');
+COMMENT ON FUNCTION webhook_new_secret() IS 'Returns a random signing secret in the form of Standard Webhooks: whsec_ and the base64 of 32 bytes.';
+
+CREATE OR REPLACE FUNCTION webhook_secret_problem(secret text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    -- The text shows nothing of the secret: errors go into logs.
+    RETURN CASE
+        WHEN secret IS NULL THEN 'it is null'
+        WHEN starts_with(secret, 'sealed:') THEN 'it begins with sealed:, which is how walhook marks what it has sealed'
+        WHEN secret !~ E'^[\\x20-\\x7e]+$' OR length(secret) NOT BETWEEN 16 AND 256 THEN 'it is not 16 to 256 printable ASCII characters'
+        WHEN starts_with(secret, 'whpk_') THEN 'it is a public key: give the secret key, which begins with whsk_'
+        WHEN starts_with(secret, 'whsk_') AND secret !~ '^whsk_([A-Za-z0-9+/]{43}=|[A-Za-z0-9+/]{86}==)$' THEN 'it begins with whsk_, and is not the base64 of an Ed25519 key of 32 or 64 bytes'
+    END;
+COMMENT ON FUNCTION webhook_secret_problem(text) IS 'Returns what is wrong with a given signing secret, or null.';
+
+CREATE OR REPLACE FUNCTION webhook_secrets_before_write() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
+DECLARE
+    is_new  boolean := tg_op = 'INSERT';
+    problem text;
+BEGIN
+    IF tg_relid <> 'webhook_secrets'::regclass::oid THEN
+        RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_secrets_before_write', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    -- Everything that a constraint of the table would refuse is refused here: the constraint would show the whole row, secret
+    -- included.
+    IF new.endpoint_id IS NULL THEN
+        RAISE EXCEPTION 'webhook_secrets.endpoint_id is null: give the id of an endpoint, or call webhook_set_secret' USING ERRCODE = 'check_violation';
+    END IF;
+    IF is_new OR new.secret IS DISTINCT FROM old.secret THEN
+        IF new.secret !~ '^sealed:v(1|2:[0-9a-f]{8}):[A-Za-z0-9+/]+={0,2}$' OR length(new.secret) > 1024 OR new.secret IS NULL THEN
+            problem := webhook_secret_problem(new.secret);
+        END IF;
+        IF problem IS NOT NULL THEN
+            RAISE EXCEPTION 'webhook_secrets.secret is not usable: %; give what openssl rand -hex 32 prints', problem USING ERRCODE = 'check_violation';
+        END IF;
+    END IF;
+    IF new.created_at IS NULL THEN
+        new.created_at := clock_timestamp();
+    END IF;
+    -- A rotation keeps two. A restore brings what was there.
+    IF NOT webhook_restoring() AND (new.expires_at IS NULL OR new.expires_at > now())
+       AND (is_new OR old.expires_at <= now() OR new.endpoint_id <> old.endpoint_id)
+       AND (SELECT count(*) FROM webhook_secrets AS s
+            WHERE s.endpoint_id = new.endpoint_id AND s.id <> new.id AND (s.expires_at IS NULL OR s.expires_at > now())) >= 2::bigint THEN
+        RAISE EXCEPTION 'endpoint % has two live secrets, and more are not allowed: set expires_at of one of them, or call webhook_set_secret', new.endpoint_id
+            USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN new;
+END $fn$;
+COMMENT ON FUNCTION webhook_secrets_before_write() IS 'Trigger: refuses unusable secrets, and too many of them, without showing any.';
+
+CREATE OR REPLACE FUNCTION webhook_endpoints_after_insert() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
+BEGIN
+    IF tg_relid <> 'webhook_endpoints'::regclass::oid THEN
+        RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_endpoints_after_insert', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    INSERT INTO webhook_secrets AS s (endpoint_id, secret) VALUES (new.id, webhook_new_secret());
+    IF webhook_restoring() THEN
+        UPDATE webhook_secrets AS s SET id = -s.id WHERE s.endpoint_id = new.id;
+    END IF;
+    RETURN NULL;
+END $fn$;
+COMMENT ON FUNCTION webhook_endpoints_after_insert() IS 'Trigger: a new endpoint gets a secret.';
+
+CREATE OR REPLACE FUNCTION webhook_secrets_restored() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
+BEGIN
+    IF tg_relid <> 'webhook_secrets'::regclass::oid THEN
+        RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_secrets_restored', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    DELETE FROM webhook_secrets AS s WHERE s.endpoint_id = new.endpoint_id AND s.id < 0 AND s.created_at > new.created_at;
+    RETURN new;
+END $fn$;
+COMMENT ON FUNCTION webhook_secrets_restored() IS 'Trigger: a restored secret replaces the one that was made when its endpoint was restored.';
+
+CREATE OR REPLACE FUNCTION webhook_endpoints_notify() RETURNS trigger
+    LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
+BEGIN
+    IF tg_relid <> 'webhook_endpoints'::regclass::oid THEN
+        RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_endpoints_notify', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    -- The stream brings it at COMMIT, like NOTIFY; but after a NOTIFY, PREPARE TRANSACTION would fail.
+    PERFORM pg_catalog.pg_logical_emit_message(true, 'walhook'::text, 'look'::text);
+    RETURN NULL;
+END $fn$;
+COMMENT ON FUNCTION webhook_endpoints_notify() IS 'Trigger: tells walhook at once that an endpoint was disabled or deleted.';
+
+-- Building an index of a large table has no time limit. A starting walhook lists the tables whose indexes to skip
+-- (walhook.large_tables).
+SET LOCAL statement_timeout = 0;
+DO $do$
+DECLARE
+    large CONSTANT text := coalesce(current_setting('walhook.large_tables', true), '');
+BEGIN
+    -- Each object of a table is created only if it is missing: CREATE INDEX IF NOT EXISTS and CREATE OR REPLACE TRIGGER would
+    -- lock the table against writers even if the object exists.
+    IF to_regclass('webhook_endpoints_organization_idx') IS NULL AND strpos(large, 'webhook_endpoints') = 0 THEN
+        CREATE INDEX webhook_endpoints_organization_idx ON webhook_endpoints (organization_id);
+        COMMENT ON INDEX webhook_endpoints_organization_idx IS 'Every INSERT into webhook_outbox looks up its organization''s endpoints here.';
+    END IF;
+    IF to_regclass('webhook_secrets_endpoint_idx') IS NULL AND strpos(large, 'webhook_secrets') = 0 THEN
+        CREATE INDEX webhook_secrets_endpoint_idx ON webhook_secrets (endpoint_id);
+    END IF;
+    IF to_regclass('webhook_secrets_unsealed_idx') IS NULL AND strpos(large, 'webhook_secrets') = 0 THEN
+        CREATE INDEX webhook_secrets_unsealed_idx ON webhook_secrets (id) WHERE NOT starts_with(secret, 'sealed:');
+        COMMENT ON INDEX webhook_secrets_unsealed_idx IS 'With WALHOOK_SECRET_KEY, what is to be sealed is found here.';
+    END IF;
+    IF to_regclass('webhook_endpoints_unsealed_idx') IS NULL AND strpos(large, 'webhook_endpoints') = 0 THEN
+        CREATE INDEX webhook_endpoints_unsealed_idx ON webhook_endpoints (id)
+            WHERE pg_catalog.jsonb_path_exists(headers, '$.* ? (!(@ starts with "sealed:"))'::jsonpath);
+        COMMENT ON INDEX webhook_endpoints_unsealed_idx IS 'With WALHOOK_SECRET_KEY, headers that are to be sealed are found here.';
+    END IF;
+    IF EXISTS (SELECT FROM pg_constraint AS c WHERE c.conrelid = 'webhook_secrets'::regclass::oid AND c.conname = 'webhook_secrets_secret_16_to_256_printable_characters'
+               AND strpos(pg_get_constraintdef(c.oid), '(1|2:'::text) = 0) THEN -- versions 1 to 6 knew sealed:v1: alone
+        ALTER TABLE webhook_secrets DROP CONSTRAINT webhook_secrets_secret_16_to_256_printable_characters,
+            ADD CONSTRAINT webhook_secrets_secret_16_to_256_printable_characters CHECK (
+                CASE WHEN starts_with(secret, 'sealed:')
+                     THEN secret ~ '^sealed:v(1|2:[0-9a-f]{8}):[A-Za-z0-9+/]+={0,2}$' AND length(secret) <= 1024
+                     ELSE secret ~ E'^[\\x20-\\x7e]+$' AND length(secret) BETWEEN 16 AND 256 END);
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_secrets'::regclass::oid AND tgname = 'webhook_secrets_before_write') THEN
+        CREATE TRIGGER webhook_secrets_before_write BEFORE INSERT OR UPDATE ON webhook_secrets
+            FOR EACH ROW EXECUTE FUNCTION webhook_secrets_before_write();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass::oid AND tgname = 'webhook_endpoints_before_write') THEN
+        CREATE TRIGGER webhook_endpoints_before_write BEFORE INSERT OR UPDATE ON webhook_endpoints
+            FOR EACH ROW EXECUTE FUNCTION webhook_endpoints_before_write();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass::oid AND tgname = 'webhook_endpoints_after_insert') THEN
+        CREATE TRIGGER webhook_endpoints_after_insert AFTER INSERT ON webhook_endpoints
+            FOR EACH ROW EXECUTE FUNCTION webhook_endpoints_after_insert();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_secrets'::regclass::oid AND tgname = 'webhook_secrets_restored') THEN
+        CREATE TRIGGER webhook_secrets_restored BEFORE INSERT ON webhook_secrets
+            FOR EACH ROW EXECUTE FUNCTION webhook_secrets_restored();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass::oid AND tgname = 'webhook_endpoints_notify_update') THEN
+        CREATE TRIGGER webhook_endpoints_notify_update AFTER UPDATE ON webhook_endpoints
+            FOR EACH ROW WHEN (old.enabled AND NOT new.enabled) EXECUTE FUNCTION webhook_endpoints_notify();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass::oid AND tgname = 'webhook_endpoints_notify_delete') THEN
+        CREATE TRIGGER webhook_endpoints_notify_delete AFTER DELETE ON webhook_endpoints
+            FOR EACH ROW EXECUTE FUNCTION webhook_endpoints_notify();
+    END IF;
+END $do$;
+SET LOCAL statement_timeout = '5min';
+REVOKE ALL ON webhook_secrets FROM PUBLIC;
+
+
+-- --- 4. Outbox ------------------------------------------------------------------------------------------------------
+-- REPLICA IDENTITY does not matter: the publication has inserts only, which do not need it.
+
+CREATE TABLE IF NOT EXISTS webhook_outbox (
+    id              uuid PRIMARY KEY DEFAULT webhook_uuidv7(),
+    organization_id text NOT NULL,
+    event_type      text NOT NULL,
+    payload         jsonb NOT NULL,
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    endpoint_ids    uuid[] NOT NULL,
+    shard           smallint NOT NULL DEFAULT 0
+) PARTITION BY RANGE (id);
+COMMENT ON TABLE webhook_outbox IS
+    'Events. All that an application does is INSERT INTO webhook_outbox (organization_id, event_type, payload) VALUES (...), in the transaction of the '
+    'change that it reports. A row cannot be changed, only deleted. Partitioned by day (UTC) of the id.';
+COMMENT ON COLUMN webhook_outbox.id IS 'A UUIDv7, made at INSERT unless given. Its time decides the partition; more than an hour ahead is refused.';
+COMMENT ON COLUMN webhook_outbox.organization_id IS 'The organization whose endpoints get the event.';
+COMMENT ON COLUMN webhook_outbox.event_type IS 'A name in webhook_event_types.';
+COMMENT ON COLUMN webhook_outbox.payload IS 'Sent as "data". At most 256 KiB as text.';
+COMMENT ON COLUMN webhook_outbox.created_at IS 'Sent as "timestamp". Default: the start of the transaction.';
+COMMENT ON COLUMN webhook_outbox.endpoint_ids IS
+    'The endpoints that the event is owed to. The trigger sets it, in the inserting transaction, to the enabled endpoints that subscribe to the type. A given '
+    'value is checked to belong to the organization. {}: to nobody.';
+COMMENT ON COLUMN webhook_outbox.shard IS '0 to 1023, a hash of the organization. Always set by the trigger; the default is for mappers that need one.';
+
+-- SECURITY DEFINER, so that the application needs no privilege on endpoints or event types.
+CREATE OR REPLACE FUNCTION webhook_outbox_before_insert() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
+DECLARE
+    bytes    bytea;
+    size     bigint;
+    wanted   text[];
+    testing  boolean;
+    mine     uuid[];
+    stranger text;
+BEGIN
+    -- Looking up the root of each row's partition would make an INSERT a fifth slower. If the table's name is one of ours, the
+    -- columns' types are enough to know that nobody else's code runs below.
+    IF (tg_table_schema <> current_schema() OR NOT starts_with(tg_table_name::text, 'webhook_outbox_'))
+       AND pg_partition_root(tg_relid::regclass)::oid IS DISTINCT FROM 'webhook_outbox'::regclass::oid THEN
+        RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_outbox_before_insert', tg_relid::regclass
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF (pg_catalog.pg_typeof(new.id)::oid, pg_catalog.pg_typeof(new.organization_id)::oid, pg_catalog.pg_typeof(new.event_type)::oid,
+        pg_catalog.pg_typeof(new.payload)::oid, pg_catalog.pg_typeof(new.created_at)::oid, pg_catalog.pg_typeof(new.endpoint_ids)::oid,
+        pg_catalog.pg_typeof(new.shard)::oid)
+       <> ('uuid'::regtype::oid, 'text'::regtype::oid, 'text'::regtype::oid, 'jsonb'::regtype::oid, 'timestamptz'::regtype::oid,
+           'uuid[]'::regtype::oid, 'smallint'::regtype::oid) THEN
+        RAISE EXCEPTION 'table % has columns of other types than webhook_outbox: drop its trigger that calls webhook_outbox_before_insert', tg_relid::regclass
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    bytes := uuid_send(new.id);
+    IF new.id IS NULL OR get_byte(bytes, 6) >> 4 <> 7 OR get_byte(bytes, 8) >> 6 <> 2 THEN
+        RAISE EXCEPTION 'webhook_outbox.id % is not a UUIDv7 (RFC 9562): leave the column out, and the database makes the id', coalesce(new.id::text, 'null')
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    -- The id's first six bytes are its milliseconds, and bytes sort like numbers.
+    IF bytes >= substring(int8send(((date_part('epoch'::text, clock_timestamp()) + 3600::float8) * 1000::float8)::bigint) FROM 3) THEN
+        RAISE EXCEPTION 'webhook_outbox.id % is from %, more than an hour ahead of the database''s clock: leave the column out, or set the clock of the machine that makes the ids',
+            new.id, webhook_uuid_time(new.id) USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+
+    IF new.organization_id IS NULL OR btrim(new.organization_id) = '' OR octet_length(new.organization_id) > 512 THEN
+        RAISE EXCEPTION 'webhook_outbox.organization_id is null, empty or longer than 512 bytes: give the id of the organization whose endpoints get the event'
+            USING ERRCODE = 'check_violation';
+    END IF;
+
+    SELECT t.patterns INTO wanted FROM webhook_event_types AS t WHERE t.name = new.event_type;
+    IF NOT FOUND AND NOT (new.event_type IS NOT NULL AND new.endpoint_ids IS NOT NULL AND webhook_restoring()) THEN
+        RAISE EXCEPTION 'webhook_outbox.event_type % is not a known event type: INSERT INTO webhook_event_types (name, category) adds one; known types: %',
+            coalesce(quote_literal(new.event_type), 'null'), (SELECT string_agg(t.name, ', ' ORDER BY t.name) FROM webhook_event_types AS t)
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+
+    IF new.payload IS NULL THEN
+        RAISE EXCEPTION 'webhook_outbox.payload is null: give the event''s data as JSON, ''{}'' where there is none'
+            USING ERRCODE = 'check_violation';
+    END IF;
+    size := octet_length(new.payload::text);
+    IF size > 262144 THEN
+        RAISE EXCEPTION 'webhook_outbox.payload is % bytes as text, more than 256 KiB: send a reference (an id or a URL) instead of the data', size
+            USING ERRCODE = 'check_violation';
+    END IF;
+
+    IF new.created_at IS NULL THEN
+        new.created_at := now();
+    ELSIF new.created_at NOT BETWEEN '1970-01-01 00:00:00+00' AND '9999-12-31 00:00:00+00' THEN
+        RAISE EXCEPTION 'webhook_outbox.created_at % is not a time that can be sent: leave the column out, and it becomes the time of the transaction', new.created_at
+            USING ERRCODE = 'check_violation';
+    END IF;
+
+    new.shard := hashtextextended(new.organization_id, 0::bigint) & 1023::bigint;
+
+    IF new.endpoint_ids IS NULL THEN
+        new.endpoint_ids := ARRAY(SELECT e.id FROM webhook_endpoints AS e
+                                  WHERE e.organization_id = new.organization_id AND e.enabled AND e.event_types OPERATOR(pg_catalog.&&) wanted);
+        RETURN new;
+    END IF;
+
+    -- A test webhook gives endpoint_ids, {} for all that subscribe. So no other event has to look whether it is one.
+    testing := current_setting('walhook.testing'::text, true) = 'on';
+    IF pg_catalog.cardinality(new.endpoint_ids) > 0 AND NOT webhook_restoring() THEN
+        mine := ARRAY(SELECT e.id FROM webhook_endpoints AS e
+                      WHERE e.organization_id = new.organization_id AND e.id = ANY (new.endpoint_ids));
+        SELECT coalesce(g.id::text, 'null') INTO stranger FROM pg_catalog.unnest(new.endpoint_ids) AS g(id)
+        WHERE g.id IS NULL OR g.id <> ALL (mine) LIMIT 1;
+        IF FOUND THEN
+            RAISE EXCEPTION 'webhook_outbox.endpoint_ids: % is not an endpoint of organization %: leave the column out to reach every endpoint that subscribes, or name endpoints of this organization',
+                stranger, quote_literal(new.organization_id) USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+        new.endpoint_ids := mine;
+    ELSIF testing THEN
+        new.endpoint_ids := ARRAY(SELECT e.id FROM webhook_endpoints AS e
+                                  WHERE e.organization_id = new.organization_id AND e.enabled AND e.event_types OPERATOR(pg_catalog.&&) wanted);
+    END IF;
+    IF testing THEN
+        INSERT INTO webhook_audit (who, action, organization_id, endpoint_id, count, detail)
+        VALUES (session_user::text, 'test.sent', new.organization_id, CASE WHEN pg_catalog.cardinality(new.endpoint_ids) = 1 THEN new.endpoint_ids[1] END, 1, new.event_type);
+    END IF;
+    RETURN new;
+END $fn$;
+COMMENT ON FUNCTION webhook_outbox_before_insert() IS
+    'Trigger: refuses events that could not be delivered, and sets endpoint_ids.';
+
+CREATE OR REPLACE FUNCTION webhook_outbox_before_update() RETURNS trigger
+    LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
+BEGIN
+    RAISE EXCEPTION 'webhook_outbox: an event cannot be changed, because it may have been sent already: delete it and insert a new one'
+        USING ERRCODE = 'check_violation';
+END $fn$;
+COMMENT ON FUNCTION webhook_outbox_before_update() IS 'Trigger: an event''s row cannot be changed.';
+
+DO $do$
+BEGIN
+    -- ENABLE ALWAYS, so that session_replication_role cannot bring events without endpoint_ids. Before the first partition,
+    -- because a partition gets the root's triggers as they are when it is attached.
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_outbox'::regclass::oid AND tgname = 'webhook_outbox_before_insert') THEN
+        CREATE TRIGGER webhook_outbox_before_insert BEFORE INSERT ON webhook_outbox
+            FOR EACH ROW EXECUTE FUNCTION webhook_outbox_before_insert();
+        ALTER TABLE webhook_outbox ENABLE ALWAYS TRIGGER webhook_outbox_before_insert;
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_outbox'::regclass::oid AND tgname = 'webhook_outbox_before_update') THEN
+        CREATE TRIGGER webhook_outbox_before_update BEFORE UPDATE ON webhook_outbox
+            FOR EACH ROW EXECUTE FUNCTION webhook_outbox_before_update();
+        ALTER TABLE webhook_outbox ENABLE ALWAYS TRIGGER webhook_outbox_before_update;
+    END IF;
+END $do$;
+CREATE TABLE IF NOT EXISTS webhook_outbox_default PARTITION OF webhook_outbox DEFAULT;
+COMMENT ON TABLE webhook_outbox_default IS 'Events of days without a partition. Normally empty.';
+
+
+-- --- 5. Deliveries --------------------------------------------------------------------------------------------------
+
+CREATE TABLE IF NOT EXISTS webhook_deliveries (
+    id              uuid PRIMARY KEY,
+    event_id        uuid NOT NULL,
+    endpoint_id     uuid NOT NULL,
+    organization_id text NOT NULL,
+    event_type      text NOT NULL,
+    status          text NOT NULL,
+    attempts        int NOT NULL DEFAULT 0,
+    next_attempt_at timestamptz,
+    status_code     int,
+    error_class     text,
+    error           text,
+    response        text,
+    duration_ms     int,
+    attempt_log     jsonb,
+    series_start    int NOT NULL DEFAULT 0,
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    updated_at      timestamptz NOT NULL DEFAULT now(),
+    completed_at    timestamptz,
+    CONSTRAINT webhook_deliveries_status CHECK (status IN ('pending', 'retrying', 'success', 'failed', 'cancelled')),
+    CONSTRAINT webhook_deliveries_waiting_needs_next_attempt_at CHECK (status NOT IN ('pending', 'retrying') OR next_attempt_at IS NOT NULL),
+    CONSTRAINT webhook_deliveries_attempts CHECK (attempts >= 0)
+) PARTITION BY RANGE (id);
+COMMENT ON TABLE webhook_deliveries IS
+    'One row for each event and endpoint that it is owed to, with the outcome, written by walhook. Replay any of them with '
+    'UPDATE webhook_deliveries SET status = ''pending'', next_attempt_at = now() WHERE id = .... Partitioned by day (UTC) of the id.';
+COMMENT ON COLUMN webhook_deliveries.id IS 'webhook_delivery_id(event_id, endpoint_id); receivers see it as X-Webhook-Delivery-ID.';
+COMMENT ON COLUMN webhook_deliveries.event_id IS 'The row of webhook_outbox.';
+COMMENT ON COLUMN webhook_deliveries.endpoint_id IS 'The row of webhook_endpoints, which may have been deleted.';
+COMMENT ON COLUMN webhook_deliveries.organization_id IS 'The event''s.';
+COMMENT ON COLUMN webhook_deliveries.event_type IS 'The event''s.';
+COMMENT ON COLUMN webhook_deliveries.status IS
+    'pending: no attempt has ended yet, or a replay waits; retrying: the last attempt failed and another follows; success; failed: no attempt '
+    'follows; cancelled: the endpoint was disabled or deleted meanwhile.';
+COMMENT ON COLUMN webhook_deliveries.attempts IS 'Attempts that have ended, over all replays.';
+COMMENT ON COLUMN webhook_deliveries.next_attempt_at IS
+    'When a pending or retrying delivery is due. walhook writes a first attempt that has to wait as due ten minutes ago, so that it comes before retries. Meaningless in the other states.';
+COMMENT ON COLUMN webhook_deliveries.status_code IS 'HTTP status of the last attempt; null: no response came.';
+COMMENT ON COLUMN webhook_deliveries.error_class IS
+    'The class of the last attempt''s failure: dns, connect, tls, timeout, reset, protocol, redirect, http_4xx, http_5xx, blocked_address, bad_request. Null: it succeeded.';
+COMMENT ON COLUMN webhook_deliveries.error IS 'The failure in words. Never has a secret, a URL''s query, or an address that a name resolved to.';
+COMMENT ON COLUMN webhook_deliveries.response IS 'The first 4 KiB of the last response''s body.';
+COMMENT ON COLUMN webhook_deliveries.duration_ms IS 'How long the last attempt took.';
+COMMENT ON COLUMN webhook_deliveries.attempt_log IS
+    'All attempts: a list of {attempt, at, status_code, error_class, error, duration_ms}; null while the row''s own columns describe the only one. See webhook_attempts.';
+COMMENT ON COLUMN webhook_deliveries.series_start IS 'How many attempts had ended when the retry schedule last started over.';
+COMMENT ON COLUMN webhook_deliveries.created_at IS 'When it was first recorded: after its first attempt, or when it had to wait.';
+COMMENT ON COLUMN webhook_deliveries.updated_at IS 'When walhook last wrote it.';
+COMMENT ON COLUMN webhook_deliveries.completed_at IS 'When it became success, failed or cancelled.';
+
+CREATE OR REPLACE FUNCTION webhook_deliveries_notify() RETURNS trigger
+    LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
+BEGIN
+    IF tg_relid <> 'webhook_deliveries'::regclass::oid THEN
+        RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_deliveries_notify', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    PERFORM pg_catalog.pg_logical_emit_message(true, 'walhook'::text, 'look'::text); -- as for endpoints
+    RETURN NULL;
+END $fn$;
+COMMENT ON FUNCTION webhook_deliveries_notify() IS 'Trigger: tells walhook that somebody else updated deliveries (a replay).';
+
+SET LOCAL statement_timeout = 0; -- as above
+DO $do$
+DECLARE
+    large CONSTANT text := coalesce(current_setting('walhook.large_tables', true), '');
+BEGIN
+    IF to_regclass('webhook_deliveries_due_idx') IS NULL AND strpos(large, 'webhook_deliveries') = 0 THEN
+        CREATE INDEX webhook_deliveries_due_idx ON webhook_deliveries (next_attempt_at) WHERE status IN ('pending', 'retrying');
+        COMMENT ON INDEX webhook_deliveries_due_idx IS 'What is due, over all endpoints.';
+    END IF;
+    IF to_regclass('webhook_deliveries_lane_idx') IS NULL AND strpos(large, 'webhook_deliveries') = 0 THEN
+        CREATE INDEX webhook_deliveries_lane_idx ON webhook_deliveries (endpoint_id, next_attempt_at, id) WHERE status IN ('pending', 'retrying');
+        COMMENT ON INDEX webhook_deliveries_lane_idx IS 'What is due for one endpoint.';
+    END IF;
+    IF to_regclass('webhook_deliveries_dead_idx') IS NULL AND strpos(large, 'webhook_deliveries') = 0 THEN
+        CREATE INDEX webhook_deliveries_dead_idx ON webhook_deliveries (endpoint_id, id) WHERE status IN ('failed', 'cancelled');
+        COMMENT ON INDEX webhook_deliveries_dead_idx IS 'Dead letters of one endpoint by time, see webhook_replay_failed.';
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_deliveries'::regclass::oid AND tgname = 'webhook_deliveries_notify') THEN
+        -- walhook's own transactions set walhook.recording, so that its batches emit no hint.
+        CREATE TRIGGER webhook_deliveries_notify AFTER UPDATE ON webhook_deliveries
+            FOR EACH STATEMENT WHEN (current_setting('walhook.recording', true) IS DISTINCT FROM 'on')
+            EXECUTE FUNCTION webhook_deliveries_notify();
+    END IF;
+
+    -- For people's queries by event_id: walhook's own use the time that an event and its deliveries share. The B-tree of versions 1
+    -- to 5 cost each row 76 bytes of WAL, BRIN costs next to none. Retries put rows of old events among new ones: 128 values keep
+    -- such groups apart, where one minimum and maximum would cover half of the day. Ranges smaller than the usual 128 pages would
+    -- fill autovacuum's queue of 256 requests sooner, and the server logs each request that finds it full.
+    IF strpos(large, 'webhook_deliveries') = 0 OR to_regclass('webhook_deliveries_event_brin_idx') IS NOT NULL THEN
+        PERFORM set_config('lock_timeout', '50ms', true);
+        FOR try IN 1..3 LOOP
+            BEGIN
+                DROP INDEX IF EXISTS webhook_deliveries_event_idx;
+                IF to_regclass('webhook_deliveries_event_brin_idx') IS NULL THEN
+                    CREATE INDEX webhook_deliveries_event_brin_idx ON webhook_deliveries
+                        USING brin (event_id uuid_minmax_multi_ops (values_per_range = 128)) WITH (autosummarize = on);
+                    COMMENT ON INDEX webhook_deliveries_event_brin_idx IS 'For people: the deliveries of one event.';
+                END IF;
+                EXIT;
+            EXCEPTION WHEN lock_not_available THEN
+                IF try = 3 THEN
+                    RAISE WARNING 'the index on webhook_deliveries (event_id) was not replaced, because the table was in use; deliveries go on, and walhook init tries again';
+                END IF;
+            END;
+        END LOOP;
+    END IF;
+END $do$;
+SET LOCAL lock_timeout = '500ms';
+SET LOCAL statement_timeout = '5min';
+CREATE TABLE IF NOT EXISTS webhook_deliveries_default PARTITION OF webhook_deliveries DEFAULT;
+COMMENT ON TABLE webhook_deliveries_default IS 'Deliveries of days without a partition. Normally empty.';
+
+
+-- --- 6. walhook's own state -----------------------------------------------------------------------------------------
+
+-- The table was created at the beginning of this file, with all present columns, for its lock.
+DO $do$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_state'::regclass::oid AND attname = 'published') THEN
+        ALTER TABLE webhook_state ADD COLUMN published text; -- versions 1 and 2 had none
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_state'::regclass::oid AND attname = 'open_since') THEN
+        ALTER TABLE webhook_state ADD COLUMN open_since timestamptz; -- versions 1 to 3 had none
+    END IF;
+END $do$;
+COMMENT ON TABLE webhook_state IS 'walhook''s position: one row per replication slot, updated in the transactions that record outcomes.';
+COMMENT ON COLUMN webhook_state.slot IS 'WALHOOK_SLOT.';
+COMMENT ON COLUMN webhook_state.epoch IS 'Incremented when another process takes over the slot: writes with an older epoch do nothing.';
+COMMENT ON COLUMN webhook_state.holder IS 'The process that holds the epoch.';
+COMMENT ON COLUMN webhook_state.durable_lsn IS 'End LSN of the last transaction up to which every delivery is in webhook_deliveries.';
+COMMENT ON COLUMN webhook_state.durable_at IS 'Commit time of the transaction that ends at durable_lsn.';
+COMMENT ON COLUMN webhook_state.system_identifier IS 'Identifies the cluster of durable_lsn.';
+COMMENT ON COLUMN webhook_state.timeline IS 'The timeline of durable_lsn.';
+COMMENT ON COLUMN webhook_state.environment IS 'WALHOOK_ENVIRONMENT of the first run or init that had one: a restored copy elsewhere must not call customers.';
+COMMENT ON COLUMN webhook_state.reconcile_from IS
+    'Events inserted since then may be owed without a row, because the slot was created after them or the outbox was not published. walhook compares, and then sets it to null.';
+COMMENT ON COLUMN webhook_state.published IS 'Identity of the publication, and of the outbox in it, when the slot was last acquired. If it has changed, the outbox was not published for a while.';
+COMMENT ON COLUMN webhook_state.open_since IS
+    'No transaction that commits after durable_lsn has inserted anything before this time. If the stream is lost, walhook compares from here. Null: unknown.';
+COMMENT ON COLUMN webhook_state.updated_at IS 'When the row was last written.';
+
+CREATE TABLE IF NOT EXISTS webhook_endpoint_failures (
+    endpoint_id       uuid PRIMARY KEY,
+    failing_since     timestamptz NOT NULL,
+    breaker_opened_at timestamptz
+);
+DO $do$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_endpoint_failures'::regclass::oid AND attname = 'breaker_opened_at') THEN
+        ALTER TABLE webhook_endpoint_failures ADD COLUMN breaker_opened_at timestamptz; -- version 1 had none
+    END IF;
+END $do$;
+COMMENT ON TABLE webhook_endpoint_failures IS
+    'Endpoints with nothing but failures. Written when that changes; without a foreign key, so that recording never waits for an endpoint''s row.';
+COMMENT ON COLUMN webhook_endpoint_failures.endpoint_id IS 'The row of webhook_endpoints.';
+COMMENT ON COLUMN webhook_endpoint_failures.failing_since IS 'End of the first of its consecutive failures. See WALHOOK_DISABLE_AFTER.';
+COMMENT ON COLUMN webhook_endpoint_failures.breaker_opened_at IS
+    'When its breaker opened: since then it gets one probe at a time, and everything else waits in webhook_deliveries. Null: the breaker is closed.';
+
+CREATE TABLE IF NOT EXISTS webhook_retries (
+    endpoint_id uuid PRIMARY KEY,
+    asked_at    timestamptz NOT NULL
+);
+COMMENT ON TABLE webhook_retries IS
+    'When webhook_retry_now was last called for an endpoint. A table of its own, so that recording never waits for an operator''s transaction.';
+COMMENT ON COLUMN webhook_retries.endpoint_id IS 'The row of webhook_endpoints.';
+COMMENT ON COLUMN webhook_retries.asked_at IS 'A breaker that opened before this time is closed.';
+
+
+CREATE TABLE IF NOT EXISTS webhook_audit (
+    id              uuid PRIMARY KEY DEFAULT webhook_uuidv7(),
+    at              timestamptz NOT NULL DEFAULT clock_timestamp(),
+    who             text NOT NULL,
+    action          text NOT NULL,
+    organization_id text,
+    endpoint_id     uuid,
+    count           bigint,
+    detail          text
+);
+COMMENT ON TABLE webhook_audit IS
+    'What people and applications changed, written by triggers, and what walhook disabled. Kept as long as deliveries. Never has a secret, a header''s value, or a URL''s path or query.';
+COMMENT ON COLUMN webhook_audit.id IS 'A UUIDv7: since a time means id >= webhook_uuid_at(time).';
+COMMENT ON COLUMN webhook_audit.at IS 'When. It counts from its transaction''s commit on.';
+COMMENT ON COLUMN webhook_audit.who IS 'The role that logged in (session_user). walhook: walhook itself, because of failures.';
+COMMENT ON COLUMN webhook_audit.action IS
+    'endpoint.created, endpoint.changed, endpoint.enabled, endpoint.disabled, endpoint.deleted; secret.changed: rotated or set; deliveries.replayed: '
+    'webhook_deliveries was updated, by a replay, webhook_retry_now or a cancelling; test.sent: a test webhook.';
+COMMENT ON COLUMN webhook_audit.organization_id IS 'Whose endpoint it is. Null for many.';
+COMMENT ON COLUMN webhook_audit.endpoint_id IS 'The endpoint. Null for many, and for deliveries.';
+COMMENT ON COLUMN webhook_audit.count IS 'How many endpoints, secrets, deliveries or events. Null: unknown, because track_counts is off.';
+COMMENT ON COLUMN webhook_audit.detail IS 'The names of the changed columns; the scheme and host of a URL; walhook''s reason; the type of a test event.';
+
+-- Whose rights count: with SECURITY DEFINER, current_user is the function's owner. Only a role that may write webhook_state can
+-- be walhook; a setting alone, which anybody can set, would hide who it was.
+CREATE OR REPLACE FUNCTION webhook_audit_who() RETURNS text
+    LANGUAGE sql STABLE SET search_path FROM CURRENT AS $fn$
+    SELECT CASE WHEN current_setting('walhook.recording'::text, true) = 'on'
+                 AND has_table_privilege(CASE current_setting('role'::text) WHEN 'none' THEN session_user ELSE current_setting('role'::text)::name END,
+                                         'webhook_state'::regclass::oid, 'UPDATE'::text)
+                THEN 'walhook' ELSE session_user::text END
+$fn$;
+COMMENT ON FUNCTION webhook_audit_who() IS 'Who makes the present change, for webhook_audit.';
+
+CREATE OR REPLACE FUNCTION webhook_endpoints_audit() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
+DECLARE
+    -- More endpoints than this in one statement are one row for each action.
+    most    CONSTANT bigint := 100;
+    changes record;
+    many    bigint;
+BEGIN
+    IF tg_relid <> 'webhook_endpoints'::regclass::oid THEN
+        RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_endpoints_audit', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF webhook_restoring() THEN
+        RETURN NULL;
+    END IF;
+    IF tg_op = 'INSERT' THEN
+        SELECT count(*) INTO many FROM came;
+        INSERT INTO webhook_audit (who, action, organization_id, endpoint_id, count, detail)
+        SELECT webhook_audit_who(), 'endpoint.created', c.organization_id, c.id, 1, webhook_url_host(c.url) FROM came AS c WHERE many <= most
+        UNION ALL SELECT webhook_audit_who(), 'endpoint.created', NULL, NULL, many, NULL WHERE many > most;
+    ELSIF tg_op = 'DELETE' THEN
+        SELECT count(*) INTO many FROM gone;
+        INSERT INTO webhook_audit (who, action, organization_id, endpoint_id, count, detail)
+        SELECT webhook_audit_who(), 'endpoint.deleted', g.organization_id, g.id, 1, webhook_url_host(g.url) FROM gone AS g WHERE many <= most
+        UNION ALL SELECT webhook_audit_who(), 'endpoint.deleted', NULL, NULL, many, NULL WHERE many > most;
+    ELSE
+        INSERT INTO webhook_audit (who, action, organization_id, endpoint_id, count, detail)
+        WITH changed AS MATERIALIZED (
+            SELECT n.id, n.organization_id,
+                   CASE WHEN n.enabled AND NOT o.enabled THEN 'endpoint.enabled' WHEN o.enabled AND NOT n.enabled THEN 'endpoint.disabled' ELSE 'endpoint.changed' END AS action,
+                   pg_catalog.concat_ws(', ', CASE WHEN n.url <> o.url THEN 'url (' || webhook_url_host(n.url) || ')' END,
+                       (SELECT string_agg(k.key, ', '::text ORDER BY k.key) FROM jsonb_object_keys(pg_catalog.to_jsonb(n)) AS k(key)
+                        WHERE k.key NOT IN ('url', 'updated_at', 'enabled', 'disabled_at', 'disabled_reason')
+                          AND (pg_catalog.to_jsonb(n) -> k.key) IS DISTINCT FROM (pg_catalog.to_jsonb(o) -> k.key)),
+                       CASE WHEN NOT n.enabled AND webhook_audit_who() = 'walhook' THEN n.disabled_reason
+                            WHEN n.disabled_reason IS DISTINCT FROM o.disabled_reason THEN 'disabled_reason' END) AS detail
+            FROM gone AS o JOIN came AS n ON n.id = o.id
+        ), noted AS ( -- walhook seals headers, which changes none
+            SELECT c.* FROM changed AS c WHERE c.action <> 'endpoint.changed' OR c.detail <> '' AND webhook_audit_who() <> 'walhook')
+        SELECT webhook_audit_who(), c.action, c.organization_id, c.id, 1, nullif(c.detail, ''::text) FROM noted AS c WHERE (SELECT count(*) FROM noted) <= most
+        UNION ALL
+        SELECT webhook_audit_who(), c.action, NULL, NULL, count(*), NULL FROM noted AS c WHERE (SELECT count(*) FROM noted) > most GROUP BY c.action;
+    END IF;
+    RETURN NULL;
+END $fn$;
+COMMENT ON FUNCTION webhook_endpoints_audit() IS 'Trigger: writes changes of endpoints into webhook_audit.';
+
+CREATE OR REPLACE FUNCTION webhook_secrets_audit() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
+BEGIN
+    IF tg_relid <> 'webhook_secrets'::regclass::oid THEN
+        RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_secrets_audit', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    -- An endpoint's first secret comes with the endpoint.
+    IF webhook_restoring() OR tg_op = 'INSERT' AND NOT EXISTS (SELECT FROM webhook_secrets AS s WHERE s.endpoint_id = new.endpoint_id AND s.id <> new.id) THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO webhook_audit (who, action, organization_id, endpoint_id, count)
+    SELECT session_user::text, 'secret.changed', (SELECT e.organization_id FROM webhook_endpoints AS e WHERE e.id = new.endpoint_id), new.endpoint_id, 1;
+    RETURN NULL;
+END $fn$;
+COMMENT ON FUNCTION webhook_secrets_audit() IS 'Trigger: writes into webhook_audit that an endpoint has another secret.';
+
+-- How many rows a statement updates is the difference of PostgreSQL's own counters of this transaction. A transition table would
+-- cost walhook a copy of every row that it records.
+CREATE OR REPLACE FUNCTION webhook_deliveries_audit() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
+DECLARE
+    updated bigint;
+BEGIN
+    IF tg_relid <> 'webhook_deliveries'::regclass::oid THEN
+        RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_deliveries_audit', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    SELECT pg_catalog.sum(pg_stat_get_xact_tuples_updated(i.inhrelid))::bigint INTO updated FROM pg_inherits AS i WHERE i.inhparent = tg_relid;
+    IF tg_when = 'BEFORE' THEN
+        PERFORM set_config('walhook.updated', updated::text, true);
+        RETURN NULL;
+    END IF;
+    updated := CASE WHEN current_setting('track_counts'::text) = 'on' THEN updated - current_setting('walhook.updated'::text)::bigint END;
+    IF updated IS DISTINCT FROM 0::bigint THEN
+        INSERT INTO webhook_audit (who, action, count) VALUES (session_user::text, 'deliveries.replayed', updated);
+    END IF;
+    RETURN NULL;
+END $fn$;
+COMMENT ON FUNCTION webhook_deliveries_audit() IS 'Trigger: writes into webhook_audit how many deliveries somebody else than walhook updated.';
+
+DO $do$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass::oid AND tgname = 'webhook_endpoints_audit_insert') THEN
+        CREATE TRIGGER webhook_endpoints_audit_insert AFTER INSERT ON webhook_endpoints REFERENCING NEW TABLE AS came
+            FOR EACH STATEMENT EXECUTE FUNCTION webhook_endpoints_audit();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass::oid AND tgname = 'webhook_endpoints_audit_update') THEN
+        CREATE TRIGGER webhook_endpoints_audit_update AFTER UPDATE ON webhook_endpoints REFERENCING OLD TABLE AS gone NEW TABLE AS came
+            FOR EACH STATEMENT EXECUTE FUNCTION webhook_endpoints_audit();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass::oid AND tgname = 'webhook_endpoints_audit_delete') THEN
+        CREATE TRIGGER webhook_endpoints_audit_delete AFTER DELETE ON webhook_endpoints REFERENCING OLD TABLE AS gone
+            FOR EACH STATEMENT EXECUTE FUNCTION webhook_endpoints_audit();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_secrets'::regclass::oid AND tgname = 'webhook_secrets_audit_insert') THEN
+        CREATE TRIGGER webhook_secrets_audit_insert AFTER INSERT ON webhook_secrets FOR EACH ROW EXECUTE FUNCTION webhook_secrets_audit();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_secrets'::regclass::oid AND tgname = 'webhook_secrets_audit_update') THEN
+        CREATE TRIGGER webhook_secrets_audit_update AFTER UPDATE OF secret ON webhook_secrets -- sealing changes no secret
+            FOR EACH ROW WHEN (new.secret <> old.secret AND NOT starts_with(new.secret, 'sealed:')) EXECUTE FUNCTION webhook_secrets_audit();
+    END IF;
+    -- The condition is webhook_audit_who() <> 'walhook', which not every role may execute.
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_deliveries'::regclass::oid AND tgname = 'webhook_deliveries_audit_before') THEN
+        CREATE TRIGGER webhook_deliveries_audit_before BEFORE UPDATE ON webhook_deliveries
+            FOR EACH STATEMENT WHEN (current_setting('walhook.recording', true) IS DISTINCT FROM 'on'
+                OR NOT has_table_privilege(CASE current_setting('role') WHEN 'none' THEN session_user ELSE current_setting('role')::name END, 'webhook_state'::regclass::oid, 'UPDATE'))
+            EXECUTE FUNCTION webhook_deliveries_audit();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_deliveries'::regclass::oid AND tgname = 'webhook_deliveries_audit_after') THEN
+        CREATE TRIGGER webhook_deliveries_audit_after AFTER UPDATE ON webhook_deliveries
+            FOR EACH STATEMENT WHEN (current_setting('walhook.recording', true) IS DISTINCT FROM 'on'
+                OR NOT has_table_privilege(CASE current_setting('role') WHEN 'none' THEN session_user ELSE current_setting('role')::name END, 'webhook_state'::regclass::oid, 'UPDATE'))
+            EXECUTE FUNCTION webhook_deliveries_audit();
+    END IF;
+END $do$;
+
+
+-- --- 7. Partitions --------------------------------------------------------------------------------------------------
+-- Days are in UTC. walhook calls these functions; lock_timeout keeps them from blocking others.
+
+CREATE OR REPLACE FUNCTION webhook_revoke_default_privileges(catalogue oid, object oid) RETURNS text[]
+    LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
+DECLARE
+    -- REVOKE on a table also revokes the grants on its columns. Those never come from default privileges, so they are kept.
+    columns CONSTANT text[] := ARRAY(
+        SELECT pg_catalog.format('GRANT %s (%I) ON TABLE %s TO %s', a.privilege_type, t.attname, c.oid::regclass,
+                   CASE WHEN a.grantee = 0::oid THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)::text) END
+                   || CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+        FROM pg_class AS c JOIN pg_attribute AS t ON t.attrelid = c.oid AND NOT t.attisdropped CROSS JOIN LATERAL aclexplode(t.attacl) AS a
+        WHERE catalogue = 'pg_class'::regclass::oid AND c.oid = object AND a.grantee <> c.relowner);
+    anew  text;
+    roles text[] := '{}';
+    given record;
+BEGIN
+    FOR given IN
+        SELECT o.what, CASE a.grantee WHEN 0::oid THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)::text) END AS role,
+               string_agg(DISTINCT a.privilege_type, ', '::text) AS privileges
+        FROM (SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END || c.oid::regclass::text AS what, c.relowner AS owner,
+                     c.relnamespace AS namespace, c.relacl AS acl, CASE c.relkind WHEN 'S' THEN 'S' ELSE 'r' END AS kind
+              FROM pg_class AS c WHERE catalogue = 'pg_class'::regclass::oid AND c.oid = object
+              UNION ALL
+              SELECT 'FUNCTION ' || p.oid::regprocedure::text, p.proowner, p.pronamespace, p.proacl, 'f'
+              FROM pg_proc AS p WHERE catalogue = 'pg_proc'::regclass::oid AND p.oid = object) AS o
+        CROSS JOIN LATERAL aclexplode(o.acl) AS a
+        JOIN pg_default_acl AS d ON d.defaclrole = o.owner AND d.defaclobjtype::text = o.kind AND d.defaclnamespace IN (0::oid, o.namespace)
+        CROSS JOIN LATERAL aclexplode(d.defaclacl) AS b
+        WHERE a.grantor = o.owner AND a.grantee <> o.owner AND b.grantee = a.grantee AND b.privilege_type = a.privilege_type
+          AND NOT (o.kind = 'f' AND a.grantee = 0::oid) -- section 10 decides what PUBLIC may execute
+        GROUP BY o.what, a.grantee
+    LOOP
+        EXECUTE 'REVOKE ' || given.privileges || ' ON ' || given.what || ' FROM ' || given.role || ' CASCADE';
+        roles := pg_catalog.array_append(roles, given.role);
+    END LOOP;
+    IF roles OPERATOR(pg_catalog.<>) '{}'::text[] THEN
+        FOREACH anew IN ARRAY columns LOOP
+            EXECUTE anew;
+        END LOOP;
+    END IF;
+    RETURN roles;
+END $fn$;
+COMMENT ON FUNCTION webhook_revoke_default_privileges(oid, oid) IS
+    'Revokes what ALTER DEFAULT PRIVILEGES gave to others on a new table, sequence or function; catalogue is pg_class or pg_proc. '
+    'Grants on columns stay. Returns the roles that had something.';
+
+CREATE OR REPLACE FUNCTION webhook_add_partition(parent text, day date, OUT made boolean, OUT moved bigint)
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '200ms' AS $fn$
+DECLARE
+    -- These bound how long INSERTs wait while rows are moved: less than half a second. ATTACH scans all of the DEFAULT partition
+    -- for rows of the day.
+    most     CONSTANT bigint := 20000;
+    seen     CONSTANT bigint := 200000;
+    part     text := pg_catalog.format('%s_p%s', parent, to_char(day::timestamp, 'YYYYMMDD'::text));
+    fallback text := parent || '_default';
+    low      uuid := webhook_uuid_at(day::timestamp AT TIME ZONE 'UTC');
+    high     uuid := webhook_uuid_at((day + 1)::timestamp AT TIME ZONE 'UTC');
+    strays   boolean;
+    crowded  boolean;
+    -- Before version 15, a walsender that sees the moved rows caches that their table is not published, and passes over
+    -- whatever comes into it later. A change of what is published clears that cache.
+    stale    CONSTANT boolean := parent = 'webhook_outbox' AND current_setting('server_version_num')::int < 150000;
+    reader   text;
+BEGIN
+    made := false;
+    moved := 0;
+    IF parent NOT IN ('webhook_outbox', 'webhook_deliveries') THEN
+        RAISE EXCEPTION 'webhook_add_partition: % is not a table of walhook', parent USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF to_regclass(part) IS NOT NULL THEN
+        RETURN;
+    END IF;
+    IF NOT has_schema_privilege(current_user, current_schema()::text, 'CREATE'::text) THEN
+        RAISE EXCEPTION '% cannot be created, because role %, the owner of walhook''s functions, may not create tables: GRANT CREATE ON SCHEMA % TO %',
+            part, current_user, quote_ident(current_schema()::text), quote_ident(current_user::text)
+            USING ERRCODE = 'insufficient_privilege', HINT = 'Partitions are created every day, two weeks ahead.';
+    END IF;
+    EXECUTE pg_catalog.format('SELECT count(*) FROM (SELECT FROM %I WHERE id >= $1 AND id < $2 LIMIT $3) AS s', fallback)
+        INTO moved USING low, high, most + 1;
+    IF moved > most THEN
+        RETURN; -- the day stays in the DEFAULT partition
+    END IF;
+    strays := moved > 0;
+    IF strays AND stale AND NOT EXISTS (SELECT FROM pg_publication AS p WHERE p.pubname = 'walhook' AND NOT p.puballtables
+                                        AND pg_has_role(current_user, p.pubowner, 'USAGE'::text)) THEN
+        RETURN; -- likewise: the cache could not be cleared
+    END IF;
+    IF strays THEN
+        EXECUTE pg_catalog.format('SELECT count(*) > $1 FROM (SELECT FROM %I LIMIT $1 + 1) AS s', fallback) INTO crowded USING seen;
+        IF crowded THEN
+            RETURN; -- likewise
+        END IF;
+    END IF;
+
+    -- Created as a table and then attached: PARTITION OF would lock the root against INSERT, ATTACH does not. ATTACH locks the
+    -- DEFAULT partition; locking it first makes the move complete, and avoids a lock upgrade.
+    EXECUTE pg_catalog.format('CREATE TABLE %I (LIKE %I INCLUDING ALL EXCLUDING COMMENTS, CONSTRAINT attach CHECK (id >= %L AND id < %L))',
+        part, parent, low, high);
+    -- A BRIN index of an empty table has a summary of its first range, and the first 128 pages of rows would each rewrite it.
+    PERFORM brin_desummarize_range(i.indexrelid::regclass, 0::bigint) FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
+        JOIN pg_am AS a ON a.oid = c.relam WHERE i.indrelid = to_regclass(part)::oid AND a.amname = 'brin';
+    PERFORM webhook_revoke_default_privileges('pg_class'::regclass::oid, to_regclass(part)::oid);
+    -- pg_dump reads each partition by itself. So whoever may read both the table and its DEFAULT partition may read this one too.
+    -- Whoever may read the table alone may not. Under row security, which a partition does not inherit, nobody may.
+    FOR reader IN
+        SELECT DISTINCT quote_ident(pg_get_userbyid(a.grantee)::text)
+        FROM pg_class AS t CROSS JOIN LATERAL aclexplode(t.relacl) AS a
+        JOIN pg_class AS f ON f.oid = to_regclass(fallback)::oid CROSS JOIN LATERAL aclexplode(f.relacl) AS b
+        WHERE t.oid = to_regclass(parent)::oid AND NOT t.relrowsecurity AND NOT f.relrowsecurity AND a.grantee NOT IN (0::oid, t.relowner)
+          AND a.privilege_type = 'SELECT' AND b.privilege_type = 'SELECT' AND b.grantee = a.grantee
+    LOOP
+        EXECUTE pg_catalog.format('GRANT SELECT ON %I TO %s', part, reader);
+    END LOOP;
+    -- If rows have to be moved, which is rare, the root has to be locked first. Otherwise a statement that is already planned
+    -- would see them in neither partition, and an INSERT on its way into the DEFAULT partition would fail.
+    IF strays THEN
+        EXECUTE pg_catalog.format('LOCK TABLE ONLY %I IN ACCESS EXCLUSIVE MODE', parent);
+    END IF;
+    EXECUTE pg_catalog.format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', fallback);
+    EXECUTE pg_catalog.format('WITH rows AS (DELETE FROM %I WHERE id >= $1 AND id < $2 RETURNING *) INSERT INTO %I SELECT * FROM rows', fallback, part)
+        USING low, high;
+    GET DIAGNOSTICS moved = ROW_COUNT;
+    IF moved > 0 AND NOT strays OR moved > most THEN
+        RAISE EXCEPTION 'rows of % came meanwhile: try again', part USING ERRCODE = 'lock_not_available';
+    END IF;
+    EXECUTE pg_catalog.format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', parent, part, low, high);
+    EXECUTE pg_catalog.format('ALTER TABLE %I DROP CONSTRAINT attach', part);
+    IF moved > 0 AND stale THEN
+        EXECUTE pg_catalog.format('ALTER PUBLICATION walhook ADD TABLE %I', part);
+        EXECUTE pg_catalog.format('ALTER PUBLICATION walhook DROP TABLE %I', part);
+    END IF;
+    made := true;
+END $fn$;
+COMMENT ON FUNCTION webhook_add_partition(text, date) IS
+    'Creates the partition of a day (UTC) of webhook_outbox or webhook_deliveries, and moves the day''s rows there from the DEFAULT partition. made = false '
+    'and moved > 0: there are too many rows to move or scan at once, and the day stays in the DEFAULT partition.';
+
+CREATE OR REPLACE FUNCTION webhook_drop_day(day date) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '50ms'
+    SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $fn$
+DECLARE
+    -- How many events of the day walhook has compared with their rows. Null: they are compared here.
+    compared   bigint := nullif(current_setting('walhook.compared', true), ''::text)::bigint;
+    present    bigint;
+    events     text := 'webhook_outbox_p' || to_char(day::timestamp, 'YYYYMMDD'::text);
+    deliveries text := 'webhook_deliveries_p' || to_char(day::timestamp, 'YYYYMMDD'::text);
+    low        uuid := webhook_uuid_at(day::timestamp AT TIME ZONE 'UTC');
+    high       uuid := webhook_uuid_at((day + 1)::timestamp AT TIME ZONE 'UTC');
+BEGIN
+    IF to_regclass(events) IS NULL AND to_regclass(deliveries) IS NULL THEN
+        RETURN false;
+    END IF;
+    -- First without locks, so that a day with unfinished deliveries delays nobody.
+    IF EXISTS (SELECT FROM webhook_deliveries AS d WHERE d.id >= low AND d.id < high AND d.status IN ('pending', 'retrying'))
+       OR EXISTS (SELECT FROM webhook_outbox_default AS o WHERE o.id >= low AND o.id < high) THEN
+        RETURN false;
+    END IF;
+    IF to_regclass(events) IS NOT NULL THEN
+        IF compared IS NULL THEN
+            SELECT count(*) INTO compared FROM webhook_outbox AS o WHERE o.id >= low AND o.id < high;
+            IF EXISTS (SELECT FROM webhook_outbox AS o CROSS JOIN LATERAL pg_catalog.unnest(o.endpoint_ids) AS e(id)
+                       WHERE o.id >= low AND o.id < high
+                         AND NOT EXISTS (SELECT FROM webhook_deliveries AS d WHERE d.id = webhook_delivery_id(o.id, e.id) OFFSET 0)) THEN
+                RETURN false;
+            END IF;
+        END IF;
+        -- The lock keeps new events out of the day; only an INSERT of an event of that day waits. Events inserted since the day
+        -- was compared may have no row yet.
+        EXECUTE pg_catalog.format('LOCK TABLE %I IN SHARE MODE', events);
+        EXECUTE pg_catalog.format('SELECT count(*) FROM %I', events) INTO present;
+        IF present <> compared THEN
+            RETURN false;
+        END IF;
+    END IF;
+    -- Dropping a partition also locks its root and the DEFAULT partition. The outbox's root comes last, so that applications
+    -- wait no longer than one lock_timeout and the drop itself.
+    LOCK TABLE ONLY webhook_deliveries IN ACCESS EXCLUSIVE MODE;
+    LOCK TABLE webhook_deliveries_default IN ACCESS EXCLUSIVE MODE;
+    IF to_regclass(deliveries) IS NOT NULL THEN
+        EXECUTE pg_catalog.format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', deliveries);
+    END IF;
+    IF EXISTS (SELECT FROM webhook_deliveries AS d WHERE d.id >= low AND d.id < high AND d.status IN ('pending', 'retrying')) THEN
+        RETURN false;
+    END IF;
+    LOCK TABLE webhook_outbox_default IN ACCESS EXCLUSIVE MODE;
+    IF to_regclass(events) IS NOT NULL THEN
+        EXECUTE pg_catalog.format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', events);
+    END IF;
+    LOCK TABLE ONLY webhook_outbox IN ACCESS EXCLUSIVE MODE;
+    IF to_regclass(events) IS NOT NULL THEN
+        EXECUTE pg_catalog.format('DROP TABLE %I', events);
+    END IF;
+    IF to_regclass(deliveries) IS NOT NULL THEN
+        EXECUTE pg_catalog.format('DROP TABLE %I', deliveries);
+    END IF;
+    RETURN true;
+END $fn$;
+COMMENT ON FUNCTION webhook_drop_day(date) IS
+    'Drops a day (UTC) of events and deliveries, unless a delivery of that day still waits, or an event of it is owed without a row.';
+
+CREATE OR REPLACE FUNCTION webhook_delete_old(before timestamptz, most int, OUT events bigint, OUT deliveries bigint)
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '200ms'
+    -- A plan that was cached while the DEFAULT partitions were empty must use the indexes when they are not. JIT compiling
+    -- takes ten times as long as running it.
+    SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $fn$
+DECLARE
+    old uuid := webhook_uuid_at(before);
+BEGIN
+    -- Events first. A delivery's row is deleted only after its event, which would otherwise look owed and without a row.
+    DELETE FROM webhook_outbox_default AS o
+    WHERE o.id IN (SELECT o.id FROM webhook_outbox_default AS o
+                   WHERE o.id < old
+                     -- All deliveries of an event have its time. OFFSET 0 makes the plan look that up in the primary keys.
+                     AND NOT EXISTS (SELECT FROM (SELECT d.event_id, d.status FROM webhook_deliveries AS d
+                                                  WHERE d.id >= webhook_uuid_at(webhook_uuid_time(o.id))
+                                                    AND d.id < webhook_uuid_at(webhook_uuid_time(o.id) + interval '1 millisecond') OFFSET 0) AS d
+                                     WHERE d.event_id = o.id AND d.status IN ('pending', 'retrying'))
+                     -- Nor an event that walhook has not recorded yet: an id may be late.
+                     AND NOT EXISTS (SELECT FROM pg_catalog.unnest(o.endpoint_ids) AS e(id)
+                                     WHERE NOT EXISTS (SELECT FROM webhook_deliveries AS d WHERE d.id = webhook_delivery_id(o.id, e.id) OFFSET 0))
+                   ORDER BY o.id LIMIT most);
+    GET DIAGNOSTICS events = ROW_COUNT;
+
+    DELETE FROM webhook_deliveries_default AS d
+    WHERE d.id IN (SELECT d.id FROM webhook_deliveries_default AS d
+                   WHERE d.id < old AND d.status NOT IN ('pending', 'retrying')
+                     AND NOT EXISTS (SELECT FROM webhook_outbox AS o WHERE o.id = d.event_id)
+                   ORDER BY d.id LIMIT most
+                   FOR UPDATE SKIP LOCKED);
+    GET DIAGNOSTICS deliveries = ROW_COUNT;
+
+    -- A request of a day ago has been served.
+    DELETE FROM webhook_retries AS r
+    WHERE r.endpoint_id IN (SELECT r.endpoint_id FROM webhook_retries AS r WHERE r.asked_at < now() - interval '1 day' LIMIT most FOR UPDATE SKIP LOCKED);
+
+    DELETE FROM webhook_audit AS a WHERE a.id IN (SELECT a.id FROM webhook_audit AS a WHERE a.id < old ORDER BY a.id LIMIT most FOR UPDATE SKIP LOCKED);
+
+    -- Rows of deleted endpoints: there is no foreign key.
+    DELETE FROM webhook_endpoint_failures AS f WHERE NOT EXISTS (SELECT FROM webhook_endpoints AS e WHERE e.id = f.endpoint_id);
+END $fn$;
+COMMENT ON FUNCTION webhook_delete_old(timestamptz, int) IS
+    'Deletes finished events and deliveries from before a time from the DEFAULT partitions, at most so many of each, '
+    'as many rows of webhook_audit, and the rows of deleted endpoints from webhook_endpoint_failures.';
+
+-- From yesterday to two weeks ahead. On a busy database a lock may not be available; walhook run then creates the day.
+DO $do$
+DECLARE
+    today date := (now() AT TIME ZONE 'UTC')::date;
+BEGIN
+    FOR ahead IN -1..14 LOOP
+        BEGIN
+            PERFORM webhook_add_partition('webhook_outbox', today + ahead);
+            PERFORM webhook_add_partition('webhook_deliveries', today + ahead);
+        EXCEPTION WHEN lock_not_available THEN
+            RAISE WARNING 'the partitions of % could not be created now; walhook run will create them', today + ahead;
+        END;
+    END LOOP;
+END $do$;
+
+
+-- --- 8. Functions for operators -------------------------------------------------------------------------------------
+-- Those that return or take a secret run with their owner's rights, and PUBLIC may not execute them:
+--     GRANT EXECUTE ON FUNCTION webhook_create_endpoint, webhook_rotate_secret, webhook_set_secret TO backend;
+-- The others run with the caller's rights on the tables.
+
+-- A given secret replaces the one that the trigger made.
+CREATE OR REPLACE FUNCTION webhook_create_endpoint(organization_id text, url text, event_types text[] DEFAULT '{*}',
+    OUT endpoint_id uuid, INOUT secret text DEFAULT NULL)
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
+#variable_conflict use_column
+DECLARE
+    given text := webhook_create_endpoint.secret;
+BEGIN
+    IF given IS NOT NULL AND webhook_secret_problem(given) IS NOT NULL THEN
+        RAISE EXCEPTION 'webhook_create_endpoint: the secret is not usable: %; leave it out, or give what openssl rand -hex 32 prints', webhook_secret_problem(given)
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    INSERT INTO webhook_endpoints (organization_id, url, event_types)
+    VALUES (webhook_create_endpoint.organization_id, webhook_create_endpoint.url, webhook_create_endpoint.event_types)
+    RETURNING id INTO webhook_create_endpoint.endpoint_id;
+
+    UPDATE webhook_secrets AS s SET secret = coalesce(given, s.secret) WHERE s.endpoint_id = webhook_create_endpoint.endpoint_id
+    RETURNING s.secret INTO STRICT webhook_create_endpoint.secret;
+END $fn$;
+COMMENT ON FUNCTION webhook_create_endpoint(text, text, text[], text) IS
+    'SELECT * FROM webhook_create_endpoint(''org_1'', ''https://example.com/webhooks'', ''{payment.*}''): creates an endpoint, and returns its id and signing secret. A secret is made unless one is given.';
+
+DO $do$
+DECLARE
+    -- The function of versions 1 to 4: with both, a call with three arguments would be ambiguous. Its grants move to the new one.
+    former regprocedure := to_regprocedure('webhook_create_endpoint(text, text, text[])');
+    allowed record;
+BEGIN
+    IF former IS NULL THEN
+        RETURN;
+    END IF;
+    FOR allowed IN
+        SELECT CASE WHEN a.grantee = 0::oid THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)::text) END AS grantee, a.is_grantable
+        FROM pg_proc AS p CROSS JOIN LATERAL aclexplode(p.proacl) AS a WHERE p.oid = former::oid AND a.grantee <> p.proowner
+    LOOP
+        EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION webhook_create_endpoint(text, text, text[], text) TO %s%s', allowed.grantee,
+            CASE WHEN allowed.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+    END LOOP;
+    DROP FUNCTION webhook_create_endpoint(text, text, text[]);
+EXCEPTION WHEN dependent_objects_still_exist THEN
+    RAISE EXCEPTION 'webhook_create_endpoint has a new argument, and an object of yours depends on its former signature: %', sqlerrm
+        USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Drop that view or function, apply the schema, and create it again.';
+END $do$;
+
+-- At most two stay live: the new one and, for the overlap, the newest of the others. A secret that is set again counts as the
+-- new one. If it is sealed that cannot be seen, but it signs as before all the same.
+CREATE OR REPLACE FUNCTION webhook_replace_secret(endpoint_id uuid, secret text, overlap interval) RETURNS void
+    LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
+#variable_conflict use_column
+DECLARE
+    newest timestamptz;
+BEGIN
+    IF overlap IS NULL OR overlap < interval '0' THEN
+        RAISE EXCEPTION 'the overlap is null or negative: give how long the previous secret stays valid; ''0'' ends it at once'
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    -- One change of an endpoint's secrets at a time. Nothing else waits for this lock.
+    PERFORM FROM webhook_endpoints AS e WHERE e.id = webhook_replace_secret.endpoint_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no endpoint %', coalesce(webhook_replace_secret.endpoint_id::text, 'null') USING ERRCODE = 'no_data_found';
+    END IF;
+    DELETE FROM webhook_secrets AS s WHERE s.endpoint_id = webhook_replace_secret.endpoint_id AND s.secret = webhook_replace_secret.secret;
+    UPDATE webhook_secrets AS s
+    SET expires_at = CASE WHEN live.age = 1 THEN least(s.expires_at, now() + overlap) ELSE now() END
+    FROM (SELECT id, row_number() OVER (ORDER BY created_at DESC, id DESC) AS age
+          FROM webhook_secrets AS s
+          WHERE s.endpoint_id = webhook_replace_secret.endpoint_id AND (s.expires_at IS NULL OR s.expires_at > now())) AS live
+    WHERE s.id = live.id;
+
+    -- The older of two makes X-Webhook-Signature, even if the clock was set back since.
+    SELECT max(s.created_at) INTO newest FROM webhook_secrets AS s WHERE s.endpoint_id = webhook_replace_secret.endpoint_id;
+    INSERT INTO webhook_secrets (endpoint_id, secret, created_at)
+    VALUES (webhook_replace_secret.endpoint_id, webhook_replace_secret.secret, greatest(clock_timestamp(), newest + interval '1 microsecond'));
+END $fn$;
+COMMENT ON FUNCTION webhook_replace_secret(uuid, text, interval) IS 'Used by webhook_rotate_secret and webhook_set_secret.';
+
+CREATE OR REPLACE FUNCTION webhook_rotate_secret(endpoint_id uuid, overlap interval DEFAULT '24 hours') RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
+DECLARE
+    made text := webhook_new_secret();
+BEGIN
+    PERFORM webhook_replace_secret(endpoint_id, made, overlap);
+    RETURN made;
+END $fn$;
+COMMENT ON FUNCTION webhook_rotate_secret(uuid, interval) IS
+    'Makes a new signing secret and returns it. For the overlap it and the previous one are both live: X-Webhook-Signature is made with the older one, '
+    'webhook-signature carries both.';
+
+CREATE OR REPLACE FUNCTION webhook_set_secret(endpoint_id uuid, secret text, overlap interval DEFAULT '0') RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
+BEGIN
+    IF webhook_secret_problem(secret) IS NOT NULL THEN
+        RAISE EXCEPTION 'webhook_set_secret: the secret is not usable: %; give what openssl rand -hex 32 prints', webhook_secret_problem(secret)
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    PERFORM webhook_replace_secret(endpoint_id, secret, overlap);
+END $fn$;
+COMMENT ON FUNCTION webhook_set_secret(uuid, text, interval) IS
+    'Sets a signing secret of your own. After the overlap it is the only live one; until then X-Webhook-Signature is made with the '
+    'previous one, and webhook-signature carries both.';
+
+CREATE OR REPLACE FUNCTION webhook_send_test(endpoint_id uuid, event_type text DEFAULT 'webhook.test') RETURNS uuid
+    LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
+#variable_conflict use_column
+DECLARE
+    organization text;
+    event uuid;
+BEGIN
+    SELECT e.organization_id INTO organization FROM webhook_endpoints AS e WHERE e.id = webhook_send_test.endpoint_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'webhook_send_test: there is no endpoint %', coalesce(webhook_send_test.endpoint_id::text, 'null')
+            USING ERRCODE = 'no_data_found';
+    END IF;
+    PERFORM set_config('walhook.testing', 'on', true);
+    INSERT INTO webhook_outbox (organization_id, event_type, payload, endpoint_ids)
+    VALUES (organization, webhook_send_test.event_type, '{"test": true, "message": "A test webhook"}', ARRAY[webhook_send_test.endpoint_id])
+    RETURNING id INTO event;
+    PERFORM set_config('walhook.testing', '', true);
+    RETURN event;
+END $fn$;
+COMMENT ON FUNCTION webhook_send_test(uuid, text) IS
+    'Sends a test event of any known type to one endpoint, subscribed or not, through the outbox like any event. Returns the event''s id.';
+
+CREATE OR REPLACE FUNCTION webhook_replay(delivery_id uuid) RETURNS boolean
+    LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
+BEGIN
+    UPDATE webhook_deliveries AS d SET status = 'pending', next_attempt_at = now() WHERE d.id = delivery_id;
+    RETURN FOUND;
+END $fn$;
+COMMENT ON FUNCTION webhook_replay(uuid) IS 'Sends a delivery again, whatever its status, on a new schedule and with the same id. Returns false if there is no such delivery.';
+
+CREATE OR REPLACE FUNCTION webhook_replay_failed(endpoint_id uuid, since timestamptz, until timestamptz DEFAULT now()) RETURNS bigint
+    LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
+#variable_conflict use_column
+DECLARE
+    replayed bigint;
+BEGIN
+    -- The id has the event's time in milliseconds, so the interval includes both ends.
+    UPDATE webhook_deliveries AS d SET status = 'pending', next_attempt_at = now()
+    WHERE d.endpoint_id = webhook_replay_failed.endpoint_id AND d.status IN ('failed', 'cancelled')
+      AND d.id >= webhook_uuid_at(since) AND d.id < webhook_uuid_at(until + interval '1 millisecond');
+    GET DIAGNOSTICS replayed = ROW_COUNT;
+    RETURN replayed;
+END $fn$;
+COMMENT ON FUNCTION webhook_replay_failed(uuid, timestamptz, timestamptz) IS
+    'Replays an endpoint''s failed and cancelled deliveries of events in an interval. Returns how many.';
+
+-- It runs with its owner's rights, and PUBLIC may not execute it: otherwise only walhook writes webhook_retries.
+CREATE OR REPLACE FUNCTION webhook_retry_now(endpoint_id uuid) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off
+    -- A plan that was cached while there were few rows must use the indexes when there are many, and JIT compiling takes longer
+    -- than running it.
+    SET enable_seqscan = off SET jit = off AS $fn$
+#variable_conflict use_column
+DECLARE
+    waiting bigint;
+BEGIN
+    PERFORM FROM webhook_endpoints AS e WHERE e.id = webhook_retry_now.endpoint_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'webhook_retry_now: there is no endpoint %', coalesce(webhook_retry_now.endpoint_id::text, 'null') USING ERRCODE = 'no_data_found';
+    END IF;
+    INSERT INTO webhook_retries AS r (endpoint_id, asked_at) VALUES (webhook_retry_now.endpoint_id, clock_timestamp())
+    ON CONFLICT (endpoint_id) DO UPDATE SET asked_at = greatest(excluded.asked_at, r.asked_at + interval '1 microsecond');
+    -- Deliveries that are already due need no change, except those that may be in flight: the first max_in_flight of them, and
+    -- leased rows of first attempts, which are due when the attempt must have ended. A failure would delay those again, unless it
+    -- finds the row changed. A success must still end them, so the new time must not be after the attempt began. These come
+    -- first, or an outcome recorded in between would be missed.
+    UPDATE webhook_deliveries AS d SET next_attempt_at = d.next_attempt_at - interval '1 second'
+    WHERE d.id = ANY (ARRAY(SELECT d.id FROM webhook_deliveries AS d
+                            WHERE d.endpoint_id = webhook_retry_now.endpoint_id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at <= now()
+                            ORDER BY d.next_attempt_at, d.id LIMIT 1000))
+      AND d.status IN ('pending', 'retrying');
+    -- The others get the latest possible time: walhook looks for what has become due since a second ago.
+    UPDATE webhook_deliveries AS d
+    SET next_attempt_at = CASE WHEN d.status = 'pending' AND d.attempts = 0 THEN d.created_at - interval '11 minutes' ELSE clock_timestamp() END
+    WHERE d.endpoint_id = webhook_retry_now.endpoint_id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at > now();
+    SELECT count(*) INTO waiting FROM webhook_deliveries AS d
+    WHERE d.endpoint_id = webhook_retry_now.endpoint_id AND d.status IN ('pending', 'retrying');
+    RETURN waiting;
+END $fn$;
+COMMENT ON FUNCTION webhook_retry_now(uuid) IS
+    'For an endpoint that works again: its waiting deliveries are due at once, in their series, and its breaker closes, slowly at first. Returns how many.';
+
+CREATE OR REPLACE FUNCTION webhook_explain(event_id uuid)
+    RETURNS TABLE (endpoint_id uuid, url text, reason text, delivery_id uuid, status text)
+    -- JIT compiling takes a hundred times as long as running it.
+    LANGUAGE sql STABLE SET search_path FROM CURRENT SET jit = off AS $fn$
+    WITH event AS MATERIALIZED (
+        SELECT o.id, o.organization_id, o.event_type, o.endpoint_ids, t.patterns,
+               greatest(o.created_at, webhook_uuid_time(o.id)) AS at
+        FROM webhook_outbox AS o LEFT JOIN webhook_event_types AS t ON t.name = o.event_type
+        WHERE o.id = webhook_explain.event_id
+    ), endpoints AS (
+        SELECT e.id FROM event JOIN webhook_endpoints AS e ON e.organization_id = event.organization_id
+        UNION
+        SELECT pg_catalog.unnest(event.endpoint_ids) FROM event
+    )
+    SELECT x.id, e.url,
+        CASE
+            WHEN NOT owed.yes AND e.created_at > event.at THEN 'not owed: the endpoint was created after the event'
+            WHEN NOT owed.yes AND NOT e.event_types OPERATOR(pg_catalog.&&) event.patterns THEN 'not owed: not subscribed to ' || event.event_type
+            WHEN NOT owed.yes AND NOT e.enabled AND e.disabled_at <= event.at THEN 'not owed: disabled when the event was inserted'
+            WHEN NOT owed.yes THEN 'not owed: disabled when the event was inserted, or not subscribed to ' || event.event_type
+                || ' then, or the event named other endpoints'
+            WHEN d.id IS NULL THEN 'owed: no outcome yet: its first attempt is under way or waits to be read from the WAL'
+            WHEN d.status = 'success' THEN 'owed: success'
+            WHEN d.status = 'pending' AND d.attempts = 0 THEN 'owed: waiting for its first attempt'
+            WHEN d.status = 'pending' THEN 'owed: waiting to be replayed'
+            WHEN d.status = 'retrying' THEN pg_catalog.format('owed: attempt %s failed (%s), the next is due at %s', d.attempts, why.failed, d.next_attempt_at)
+            WHEN d.status = 'failed' THEN pg_catalog.format('owed: failed for good after attempt %s (%s)', d.attempts, why.failed)
+            ELSE 'owed: cancelled, the endpoint was disabled or deleted'
+        END || CASE
+            WHEN e.id IS NULL THEN ' (the endpoint is deleted)'
+            WHEN NOT owed.yes THEN ''
+            WHEN NOT e.enabled THEN ' (the endpoint is disabled)'
+            WHEN d.status IN ('success', 'failed', 'cancelled') THEN ''
+            ELSE CASE WHEN f.breaker_opened_at IS NOT NULL
+                      THEN pg_catalog.format(' (its breaker is open since %s: one probe at a time)', f.breaker_opened_at) ELSE '' END
+              || CASE WHEN e.rate_per_second IS NOT NULL
+                      THEN pg_catalog.format(' (it gets at most %s requests per second)', e.rate_per_second) ELSE '' END
+              || CASE WHEN connected.yes THEN '' ELSE ' (no walhook is connected to the slot)' END
+        END,
+        CASE WHEN owed.yes THEN webhook_delivery_id(event.id, x.id) END,
+        d.status
+    FROM event
+    CROSS JOIN endpoints AS x
+    CROSS JOIN LATERAL (SELECT x.id = ANY (event.endpoint_ids) AS yes) AS owed
+    CROSS JOIN (SELECT EXISTS (SELECT FROM pg_replication_slots AS r JOIN webhook_state AS s ON s.slot = r.slot_name::text
+                               WHERE r.active AND r.database = current_database()) AS yes) AS connected
+    LEFT JOIN webhook_endpoints AS e ON e.id = x.id
+    LEFT JOIN webhook_endpoint_failures AS f ON f.endpoint_id = x.id
+    -- LIMIT makes the plan a look-up by id: one index scan in one partition for each endpoint.
+    LEFT JOIN LATERAL (SELECT * FROM webhook_deliveries AS d WHERE owed.yes AND d.id = webhook_delivery_id(event.id, x.id) LIMIT 1) AS d ON true
+    CROSS JOIN LATERAL (SELECT coalesce(pg_catalog.concat_ws(' ', d.error_class, d.status_code), '') AS failed) AS why
+    ORDER BY owed.yes DESC, e.created_at, x.id
+$fn$;
+COMMENT ON FUNCTION webhook_explain(uuid) IS
+    'For every endpoint of an event''s organization: whether the event is owed to it, the outcome or what delays it, or why it is not owed (as far as the present rows tell).';
+
+CREATE OR REPLACE FUNCTION webhook_stats(organization_id text)
+    RETURNS TABLE (events_24h bigint, deliveries_24h bigint, success_24h bigint, failed_24h bigint, cancelled_24h bigint,
+                   pending_24h bigint, retrying_24h bigint, success_rate_24h numeric, waiting bigint, oldest_waiting_at timestamptz)
+    LANGUAGE sql STABLE SET search_path FROM CURRENT SET jit = off SET enable_sort = off SET enable_incremental_sort = off AS $fn$
+    -- Ranges of ids, so that only the partitions of the last days are read. An application's clock may be ahead of the server's.
+    SELECT events.n, d.n, d.success, d.failed, d.cancelled, d.pending, d.retrying,
+           round(d.success::numeric / nullif(d.success + d.failed, 0)::numeric, 4),
+           waiting.n, waiting.oldest
+    FROM (SELECT count(*) AS n FROM webhook_outbox AS o
+          WHERE o.organization_id = webhook_stats.organization_id
+            AND o.id >= webhook_uuid_at(now() - interval '24 hours') AND o.id < webhook_uuid_at(now() + interval '2 hours')) AS events
+    CROSS JOIN (SELECT count(*) AS n,
+                       count(*) FILTER (WHERE d.status = 'success') AS success,
+                       count(*) FILTER (WHERE d.status = 'failed') AS failed,
+                       count(*) FILTER (WHERE d.status = 'cancelled') AS cancelled,
+                       count(*) FILTER (WHERE d.status = 'pending') AS pending,
+                       count(*) FILTER (WHERE d.status = 'retrying') AS retrying
+                FROM webhook_deliveries AS d
+                WHERE d.organization_id = webhook_stats.organization_id
+                  AND d.id >= webhook_uuid_at(now() - interval '24 hours') AND d.id < webhook_uuid_at(now() + interval '2 hours')) AS d
+    CROSS JOIN (SELECT coalesce(sum(w.n), 0)::bigint AS n, min(w.oldest) AS oldest
+                FROM webhook_endpoints AS e
+                CROSS JOIN LATERAL (SELECT count(*) AS n, min(d.created_at) AS oldest
+                                    FROM (SELECT d.created_at FROM webhook_deliveries AS d
+                                          WHERE d.endpoint_id = e.id AND d.status IN ('pending', 'retrying')
+                                          ORDER BY d.next_attempt_at, d.id) AS d) AS w -- as in webhook_waiting
+                WHERE e.organization_id = webhook_stats.organization_id) AS waiting
+$fn$;
+COMMENT ON FUNCTION webhook_stats(text) IS
+    'One row about an organization: events and deliveries of the last 24 hours by status, the share of successes among those that ended in success or '
+    'failure, and what waits now, of any age.';
+
+
+-- --- 9. Views -------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION webhook_waiting(endpoint_id uuid, OUT waiting bigint, OUT oldest_due_at timestamptz)
+    -- Each endpoint by itself, so that a query about one organization reads only its rows, whatever the statistics say. The order
+    -- is that of the index (endpoint_id, next_attempt_at, id). Without it, if nearly all rows are one endpoint's, another index
+    -- looks as good, and all those rows would be read for each of the other endpoints.
+    LANGUAGE sql STABLE SET search_path FROM CURRENT SET jit = off
+    SET enable_seqscan = off SET enable_sort = off SET enable_incremental_sort = off AS $fn$
+    -- infinity means never.
+    SELECT count(*), nullif(min(greatest(d.next_attempt_at, d.created_at)), 'infinity')
+    FROM (SELECT d.next_attempt_at, d.created_at FROM webhook_deliveries AS d
+          WHERE d.endpoint_id = webhook_waiting.endpoint_id AND d.status IN ('pending', 'retrying')
+          ORDER BY d.next_attempt_at, d.id) AS d
+$fn$;
+COMMENT ON FUNCTION webhook_waiting(uuid) IS 'How many deliveries wait for an endpoint, and when the first of them is or was due.';
+
+CREATE OR REPLACE VIEW webhook_attempts AS
+    SELECT d.id AS delivery_id, d.event_id, d.endpoint_id, a.attempt, a.at, a.status_code, a.error_class, a.error, a.duration_ms
+    FROM webhook_deliveries AS d
+    CROSS JOIN LATERAL (
+        SELECT l.attempt, l.at, l.status_code, l.error_class, l.error, l.duration_ms
+        FROM jsonb_to_recordset(CASE WHEN jsonb_typeof(d.attempt_log) = 'array' THEN d.attempt_log ELSE '[]' END)
+            AS l (attempt int, at timestamptz, status_code int, error_class text, error text, duration_ms int)
+        UNION ALL
+        SELECT 1, d.updated_at - d.duration_ms::float8 * interval '1 millisecond', d.status_code, d.error_class, d.error, d.duration_ms
+        WHERE d.attempt_log IS NULL AND d.attempts = 1
+    ) AS a;
+COMMENT ON VIEW webhook_attempts IS 'Every attempt, which is an HTTP request for a delivery.';
+COMMENT ON COLUMN webhook_attempts.delivery_id IS 'The row of webhook_deliveries.';
+COMMENT ON COLUMN webhook_attempts.event_id IS 'The row of webhook_outbox.';
+COMMENT ON COLUMN webhook_attempts.endpoint_id IS 'The row of webhook_endpoints.';
+COMMENT ON COLUMN webhook_attempts.attempt IS 'Counts from 1, over all replays. X-Webhook-Retry is one less.';
+COMMENT ON COLUMN webhook_attempts.at IS 'When it began.';
+COMMENT ON COLUMN webhook_attempts.status_code IS 'HTTP status; null: no response came.';
+COMMENT ON COLUMN webhook_attempts.error_class IS 'The class of its failure, see webhook_deliveries.error_class. Null: it succeeded.';
+COMMENT ON COLUMN webhook_attempts.error IS 'The failure in words.';
+COMMENT ON COLUMN webhook_attempts.duration_ms IS 'How long it took.';
+
+CREATE OR REPLACE VIEW webhook_endpoint_health AS
+    SELECT e.id AS endpoint_id, e.organization_id, e.url, e.enabled, e.disabled_at, e.disabled_reason, f.failing_since,
+           w.waiting, w.oldest_due_at,
+           CASE WHEN f.breaker_opened_at IS NULL THEN 'closed' ELSE 'open' END AS breaker, f.breaker_opened_at
+    FROM webhook_endpoints AS e
+    LEFT JOIN webhook_endpoint_failures AS f ON f.endpoint_id = e.id
+    CROSS JOIN LATERAL webhook_waiting(e.id) AS w;
+COMMENT ON VIEW webhook_endpoint_health IS 'The health of every endpoint.';
+COMMENT ON COLUMN webhook_endpoint_health.endpoint_id IS 'The row of webhook_endpoints.';
+COMMENT ON COLUMN webhook_endpoint_health.organization_id IS 'The endpoint''s organization.';
+COMMENT ON COLUMN webhook_endpoint_health.url IS 'The endpoint''s URL.';
+COMMENT ON COLUMN webhook_endpoint_health.enabled IS 'Whether anything is sent to it.';
+COMMENT ON COLUMN webhook_endpoint_health.disabled_at IS 'Since when it is disabled.';
+COMMENT ON COLUMN webhook_endpoint_health.disabled_reason IS 'Why it is disabled.';
+COMMENT ON COLUMN webhook_endpoint_health.failing_since IS 'Since when it has had nothing but failures. Null: its last attempt succeeded, or it had none.';
+COMMENT ON COLUMN webhook_endpoint_health.waiting IS 'Deliveries that are pending or retrying.';
+COMMENT ON COLUMN webhook_endpoint_health.oldest_due_at IS 'When the first of them is or was due.';
+COMMENT ON COLUMN webhook_endpoint_health.breaker IS
+    'open: it failed many times in a row, so it gets one probe at a time and everything else waits, and no attempt is counted; closed: everything is sent.';
+COMMENT ON COLUMN webhook_endpoint_health.breaker_opened_at IS 'Since when the breaker is open.';
+
+-- A loose scan of the index (endpoint_id, next_attempt_at, id): it reads the first waiting row of each endpoint, however many
+-- wait. For webhook_status, which reads it with its owner's rights.
+CREATE OR REPLACE VIEW webhook_overdue AS
+    WITH RECURSIVE walk AS (
+        (SELECT d.endpoint_id FROM webhook_deliveries AS d WHERE d.status IN ('pending', 'retrying') ORDER BY d.endpoint_id LIMIT 1)
+        UNION ALL
+        SELECT (SELECT d.endpoint_id FROM webhook_deliveries AS d
+                WHERE d.status IN ('pending', 'retrying') AND d.endpoint_id > walk.endpoint_id ORDER BY d.endpoint_id LIMIT 1)
+        FROM walk WHERE walk.endpoint_id IS NOT NULL
+    )
+    SELECT min(due.at) AS since
+    FROM walk JOIN webhook_endpoints AS e ON e.id = walk.endpoint_id AND e.enabled AND e.rate_per_second IS NULL
+    LEFT JOIN webhook_endpoint_failures AS f ON f.endpoint_id = e.id
+    CROSS JOIN LATERAL (SELECT greatest(d.next_attempt_at, d.created_at) AS at FROM webhook_deliveries AS d
+                        WHERE d.endpoint_id = e.id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at <= now()
+                        ORDER BY d.next_attempt_at, d.id LIMIT 1) AS due
+    WHERE f.breaker_opened_at IS NULL;
+COMMENT ON VIEW webhook_overdue IS
+    'Since when the oldest delivery that could be sent now has been due, without those that an open breaker or a rate delays. One row. Null: there is none.';
+COMMENT ON COLUMN webhook_overdue.since IS 'When it was due. See webhook_status.oldest_due_at.';
+
+CREATE OR REPLACE VIEW webhook_status AS
+    SELECT s.slot, s.epoch, s.holder, s.durable_lsn, s.durable_at, s.environment, s.updated_at,
+           r.slot_name IS NOT NULL AS slot_exists, coalesce(r.active, false) AS slot_active, r.confirmed_flush_lsn,
+           pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
+                           r.restart_lsn)::bigint AS lag_bytes,
+           r.wal_status,
+           w.pending, w.retrying,
+           (SELECT o.since FROM webhook_overdue AS o) AS oldest_due_at,
+           (SELECT count(*) FROM webhook_outbox_default) AS outbox_default_rows,
+           (SELECT count(*) FROM webhook_deliveries_default) AS deliveries_default_rows,
+           r.safe_wal_size AS safe_wal_bytes
+    FROM (SELECT count(*) FILTER (WHERE d.status = 'pending') AS pending, count(*) FILTER (WHERE d.status = 'retrying') AS retrying
+          FROM webhook_deliveries AS d WHERE d.status IN ('pending', 'retrying')) AS w
+    LEFT JOIN (SELECT * FROM webhook_state ORDER BY webhook_state.updated_at DESC LIMIT 1) AS s ON true
+    LEFT JOIN pg_replication_slots AS r ON r.slot_name = coalesce(s.slot, 'walhook') AND r.database = current_database();
+COMMENT ON VIEW webhook_status IS 'One row: walhook''s position, and what waits. The slot''s columns are null if no walhook has run yet.';
+COMMENT ON COLUMN webhook_status.slot IS 'WALHOOK_SLOT of the walhook that wrote last.';
+COMMENT ON COLUMN webhook_status.epoch IS 'How often another process has taken over the slot.';
+COMMENT ON COLUMN webhook_status.holder IS 'The process that holds the slot.';
+COMMENT ON COLUMN webhook_status.durable_lsn IS 'Every delivery up to this position is in webhook_deliveries.';
+COMMENT ON COLUMN webhook_status.durable_at IS 'Commit time of the transaction that ends at durable_lsn.';
+COMMENT ON COLUMN webhook_status.environment IS 'The environment that this database belongs to.';
+COMMENT ON COLUMN webhook_status.updated_at IS 'When walhook last wrote its state.';
+COMMENT ON COLUMN webhook_status.slot_exists IS 'Whether the replication slot exists.';
+COMMENT ON COLUMN webhook_status.slot_active IS 'Whether a walhook is connected to it.';
+COMMENT ON COLUMN webhook_status.confirmed_flush_lsn IS 'PostgreSQL may remove the WAL before this position.';
+COMMENT ON COLUMN webhook_status.lag_bytes IS 'How much WAL PostgreSQL keeps for the slot.';
+COMMENT ON COLUMN webhook_status.safe_wal_bytes IS
+    'How much more WAL may be written before max_slot_wal_keep_size may invalidate the slot. Null: no limit is set, or the slot is lost.';
+COMMENT ON COLUMN webhook_status.wal_status IS 'From pg_replication_slots. lost: max_slot_wal_keep_size was exceeded.';
+COMMENT ON COLUMN webhook_status.pending IS 'Deliveries waiting for their first attempt or a replay.';
+COMMENT ON COLUMN webhook_status.retrying IS 'Deliveries waiting for their next attempt.';
+COMMENT ON COLUMN webhook_status.oldest_due_at IS
+    'Since when the oldest of these that could be sent now has been due, without those that an open breaker or a rate delays. Null: there is none.';
+COMMENT ON COLUMN webhook_status.outbox_default_rows IS 'Events outside the daily partitions. Normally 0.';
+COMMENT ON COLUMN webhook_status.deliveries_default_rows IS 'Deliveries outside the daily partitions. Normally 0.';
+
+-- With its owner's rights a view would show rows that row security hides from the reader. (PostgreSQL 14 has no other views.)
+-- webhook_status has numbers of the whole installation and keeps its owner's rights, so that its readers need no privilege on a
+-- table.
+DO $do$
+BEGIN
+    IF current_setting('server_version_num')::int >= 150000 THEN
+        ALTER VIEW webhook_attempts SET (security_invoker = true);
+        ALTER VIEW webhook_endpoint_health SET (security_invoker = true);
+    END IF;
+END $do$;
+
+-- For roles that must not see all of a table: see roles.sql. These views have their owner's rights, and a barrier that shows no
+-- function of the reader's a row that they hide.
+CREATE OR REPLACE FUNCTION webhook_url_host(url text) RETURNS text
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN substring(url, '^[A-Za-z]+://'::text) || substring(url, '^[A-Za-z]+://(?:[^/?#]*@)?([^/?#@]*)'::text);
+COMMENT ON FUNCTION webhook_url_host(text) IS 'Returns a URL''s scheme, host and port: paths and queries often hold credentials.';
+
+CREATE OR REPLACE VIEW webhook_ops_endpoints WITH (security_barrier = true) AS
+    SELECT e.id, e.organization_id, webhook_url_host(e.url) AS url, e.event_types, e.description, e.enabled, e.disabled_at, e.disabled_reason,
+           e.max_in_flight, e.rate_per_second, e.created_at, e.updated_at, f.failing_since, f.breaker_opened_at, w.waiting, w.oldest_due_at
+    FROM webhook_endpoints AS e
+    LEFT JOIN webhook_endpoint_failures AS f ON f.endpoint_id = e.id
+    CROSS JOIN LATERAL webhook_waiting(e.id) AS w;
+COMMENT ON VIEW webhook_ops_endpoints IS
+    'For operators: endpoints and their health, without headers. url is scheme, host and port; the other columns are those of webhook_endpoints and webhook_endpoint_health.';
+
+CREATE OR REPLACE FUNCTION webhook_ops_explain(event_id uuid)
+    RETURNS TABLE (endpoint_id uuid, url text, reason text, delivery_id uuid, status text)
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
+    SELECT x.endpoint_id, webhook_url_host(x.url), x.reason, x.delivery_id, x.status FROM webhook_explain(webhook_ops_explain.event_id) AS x
+$fn$;
+COMMENT ON FUNCTION webhook_ops_explain(uuid) IS 'webhook_explain for operators: url is scheme, host and port.';
+
+-- A session without the setting, or with an empty one, sees no row: no organization is ''.
+CREATE OR REPLACE VIEW webhook_tenant_endpoints WITH (security_barrier = true) AS
+    SELECT e.id, e.organization_id, e.url, e.event_types, e.description, e.enabled, e.disabled_at, e.disabled_reason,
+           e.max_in_flight, e.rate_per_second, e.created_at, e.updated_at
+    FROM webhook_endpoints AS e WHERE e.organization_id = current_setting('walhook.organization', true);
+COMMENT ON VIEW webhook_tenant_endpoints IS
+    'The endpoints of the organization that the setting walhook.organization names, without headers. Columns as in webhook_endpoints.';
+
+CREATE OR REPLACE VIEW webhook_tenant_deliveries WITH (security_barrier = true) AS
+    SELECT d.id, d.event_id, d.endpoint_id, d.organization_id, d.event_type, d.status, d.attempts, d.next_attempt_at, d.status_code, d.error_class,
+           d.error, d.response, d.duration_ms, d.created_at, d.updated_at, d.completed_at
+    FROM webhook_deliveries AS d WHERE d.organization_id = current_setting('walhook.organization', true);
+COMMENT ON VIEW webhook_tenant_deliveries IS
+    'The deliveries of the organization that the setting walhook.organization names. Give a range of id, as webhook_uuid_at returns it: else every day is read. '
+    'Columns as in webhook_deliveries.';
+
+CREATE OR REPLACE VIEW webhook_tenant_attempts WITH (security_barrier = true) AS
+    SELECT d.id AS delivery_id, d.event_id, d.endpoint_id, a.attempt, a.at, a.status_code, a.error_class, a.error, a.duration_ms
+    FROM webhook_deliveries AS d
+    CROSS JOIN LATERAL ( -- as in webhook_attempts, which would ask for the reader's rights on the table
+        SELECT l.attempt, l.at, l.status_code, l.error_class, l.error, l.duration_ms
+        FROM jsonb_to_recordset(CASE WHEN jsonb_typeof(d.attempt_log) = 'array' THEN d.attempt_log ELSE '[]' END)
+            AS l (attempt int, at timestamptz, status_code int, error_class text, error text, duration_ms int)
+        UNION ALL
+        SELECT 1, d.updated_at - d.duration_ms::float8 * interval '1 millisecond', d.status_code, d.error_class, d.error, d.duration_ms
+        WHERE d.attempt_log IS NULL AND d.attempts = 1
+    ) AS a
+    WHERE d.organization_id = current_setting('walhook.organization', true);
+COMMENT ON VIEW webhook_tenant_attempts IS
+    'The attempts of the organization that the setting walhook.organization names. Give the delivery_id. Columns as in webhook_attempts.';
+
+DO $do$
+DECLARE
+    c record;
+BEGIN
+    FOR c IN
+        SELECT v.view, a.attname, (SELECT col_description(b.attrelid, b.attnum::int) FROM pg_attribute AS b
+                                   WHERE b.attrelid = to_regclass(s.source)::oid AND b.attname = a.attname) AS text
+        FROM (VALUES ('webhook_ops_endpoints'::text, 'webhook_endpoints'::text, 'webhook_endpoint_health'::text),
+                     ('webhook_tenant_endpoints', 'webhook_endpoints', 'webhook_endpoints'),
+                     ('webhook_tenant_deliveries', 'webhook_deliveries', 'webhook_deliveries'),
+                     ('webhook_tenant_attempts', 'webhook_attempts', 'webhook_attempts')) AS v(view, source, other)
+        JOIN pg_attribute AS a ON a.attrelid = to_regclass(v.view)::oid AND a.attnum > 0::int2
+        CROSS JOIN LATERAL (SELECT CASE WHEN EXISTS (SELECT FROM pg_attribute AS b WHERE b.attrelid = to_regclass(v.source)::oid AND b.attname = a.attname)
+                                        THEN v.source ELSE v.other END AS source) AS s
+    LOOP
+        EXECUTE pg_catalog.format('COMMENT ON COLUMN %I.%I IS %L', c.view, c.attname, c.text);
+    END LOOP;
+END $do$;
+
+
+-- --- 10. Publication and rights -------------------------------------------------------------------------------------
+-- publish_via_partition_root: rows are published as webhook_outbox's, whatever their partition.
+
+-- A publication's name is unique in the database, not in the schema. If it includes other tables and not ours, it is somebody
+-- else's, or another installation's, and stays as it is. If it includes others beside ours, what it publishes of them is kept.
+
+DO $do$
+DECLARE
+    pub    pg_publication;
+    member boolean;
+    others text;
+    areas  text;
+    keeps  boolean;
+BEGIN
+    SELECT * INTO pub FROM pg_publication WHERE pubname = 'walhook';
+    IF NOT FOUND THEN
+        CREATE PUBLICATION walhook FOR TABLE webhook_outbox WITH (publish = 'insert', publish_via_partition_root = true);
+        COMMENT ON PUBLICATION walhook IS 'Events on their way to walhook. Without it nothing is delivered.';
+        RETURN;
+    END IF;
+    SELECT coalesce(bool_or(r.prrelid = 'webhook_outbox'::regclass::oid), false),
+           string_agg(r.prrelid::regclass::text, ', ' ORDER BY r.prrelid) FILTER (WHERE r.prrelid <> 'webhook_outbox'::regclass::oid)
+        INTO member, others FROM pg_publication_rel AS r WHERE r.prpubid = pub.oid;
+    IF to_regclass('pg_catalog.pg_publication_namespace') IS NOT NULL THEN -- from PostgreSQL 15 on
+        EXECUTE 'SELECT string_agg(''schema '' || n.pnnspid::regnamespace::text, '', '') FROM pg_publication_namespace AS n WHERE n.pnpubid = $1'
+            INTO areas USING pub.oid;
+        others := pg_catalog.concat_ws(', ', others, areas);
+    END IF;
+    keeps := pub.puballtables OR others <> '';
+
+    IF NOT pub.puballtables AND NOT member AND others <> '' THEN
+        RAISE EXCEPTION 'the publication walhook includes %, and not %: it is not walhook''s', others, 'webhook_outbox'::regclass
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  HINT = 'A database can have only one publication of that name, so only one walhook. If that is the walhook you mean, set WALHOOK_SCHEMA '
+                      'to its schema. Otherwise: ALTER PUBLICATION walhook RENAME TO something_else, or DROP PUBLICATION walhook if nobody needs it.';
+    END IF;
+    IF NOT pub.pubinsert OR NOT pub.pubviaroot OR (NOT keeps AND (pub.pubupdate OR pub.pubdelete OR pub.pubtruncate)) THEN
+        EXECUTE pg_catalog.format('ALTER PUBLICATION walhook SET (publish = %L, publish_via_partition_root = true)', pg_catalog.concat_ws(', ', 'insert',
+            CASE WHEN keeps AND pub.pubupdate THEN 'update' END, CASE WHEN keeps AND pub.pubdelete THEN 'delete' END,
+            CASE WHEN keeps AND pub.pubtruncate THEN 'truncate' END));
+    END IF;
+    IF NOT pub.puballtables THEN
+        -- A row filter or a column list (PostgreSQL 15) would hide events, so such an entry is replaced. It is read as JSON,
+        -- because PostgreSQL 14 has no such columns.
+        IF EXISTS (SELECT FROM pg_publication_rel AS r
+                   WHERE r.prpubid = pub.oid AND r.prrelid = 'webhook_outbox'::regclass::oid
+                     AND pg_catalog.num_nonnulls(pg_catalog.to_jsonb(r) ->> 'prqual'::text, pg_catalog.to_jsonb(r) ->> 'prattrs'::text) > 0) THEN
+            ALTER PUBLICATION walhook DROP TABLE webhook_outbox;
+            member := false;
+        END IF;
+        IF NOT member THEN
+            ALTER PUBLICATION walhook ADD TABLE webhook_outbox;
+        END IF;
+    END IF;
+EXCEPTION WHEN insufficient_privilege THEN
+    RAISE EXCEPTION 'role % cannot create or change the publication walhook: %', current_user, sqlerrm
+        USING ERRCODE = 'insufficient_privilege',
+              HINT = pg_catalog.format('GRANT CREATE ON DATABASE %I TO %I; an existing publication must belong to that role (ALTER PUBLICATION walhook OWNER TO %2$I).',
+                            current_database(), current_user);
+END $do$;
+
+-- PUBLIC may execute functions that run with the caller's rights and are useful to callers: those for ids (webhook_uuidv7,
+-- webhook_uuid_at, webhook_uuid_time, webhook_delivery_id), the one of a generated column (webhook_event_patterns),
+-- webhook_schema_version, and those that need privileges on the tables: webhook_send_test, webhook_replay,
+-- webhook_replay_failed, webhook_explain, webhook_stats and webhook_waiting.
+-- EXECUTE on all others is revoked from PUBLIC each time, trigger functions first: whoever may execute a trigger function can put
+-- it on a table of their own. Grants to named roles are kept.
+REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_restoring(), webhook_event_types_restored(), webhook_secrets_restored(),
+    webhook_event_types_keep(), webhook_endpoints_before_write(), webhook_endpoints_after_insert(), webhook_endpoints_notify(),
+    webhook_secrets_before_write(), webhook_outbox_before_insert(), webhook_outbox_before_update(), webhook_deliveries_notify(),
+    webhook_url_problem(text), webhook_headers_problem(jsonb), webhook_new_secret(),
+    webhook_add_partition(text, date), webhook_drop_day(date), webhook_delete_old(timestamptz, int),
+    webhook_create_endpoint(text, text, text[], text), webhook_rotate_secret(uuid, interval),
+    webhook_set_secret(uuid, text, interval), webhook_replace_secret(uuid, text, interval), webhook_secret_problem(text),
+    webhook_retry_now(uuid), webhook_ops_explain(uuid), webhook_url_host(text),
+    webhook_audit_who(), webhook_endpoints_audit(), webhook_secrets_audit(), webhook_deliveries_audit() FROM PUBLIC;
+-- An application's role needs only its grants on webhook_outbox, even if functions are not PUBLIC by default.
+GRANT EXECUTE ON FUNCTION webhook_uuidv7() TO PUBLIC;
+
+
+-- Versions 1 to 4 used a sequence, which logical replication does not copy.
+DO $do$ BEGIN
+    IF EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = 'webhook_secrets'::regclass::oid AND a.attname = 'id' AND a.attidentity <> '') THEN
+        ALTER TABLE webhook_secrets ALTER COLUMN id DROP IDENTITY,
+            ALTER COLUMN id SET DEFAULT (('x' || right(translate(gen_random_uuid()::text, '-', ''), 16))::bit(64)::bigint & 9223372036854775807);
+    END IF;
+END $do$;
+
+-- Repairs triggers that somebody, or a restore (pg_restore --disable-triggers ends with ENABLE TRIGGER ALL), has left disabled
+-- or not ENABLE ALWAYS, on each partition, because a row's triggers are its partition's. Only if there is something to repair,
+-- and last: INSERTs wait from here until COMMIT, and for nothing else in this file.
+SET LOCAL lock_timeout = '200ms';
+DO $do$
+DECLARE
+    off record;
+BEGIN
+    FOR off IN
+        SELECT g.tgrelid::regclass AS in_table, g.tgname AS name, CASE WHEN want.always THEN 'ALWAYS' ELSE '' END AS always
+        FROM pg_trigger AS g JOIN pg_class AS c ON c.oid = g.tgrelid
+        CROSS JOIN LATERAL (SELECT starts_with(g.tgname::text, 'webhook_outbox_before_') OR g.tgname = 'webhook_event_types_restored' AS always) AS want
+        WHERE starts_with(g.tgname::text, 'webhook_') AND g.tgconstraint = 0::oid AND g.tgenabled::text NOT IN ('A', CASE WHEN want.always THEN 'A' ELSE 'O' END)
+          AND (c.oid IN (SELECT to_regclass(t)::oid FROM pg_catalog.unnest('{webhook_event_types,webhook_endpoints,webhook_secrets,webhook_outbox,webhook_deliveries,webhook_state,webhook_endpoint_failures,webhook_retries,webhook_audit}'::text[]) AS t)
+               OR c.oid IN (SELECT i.inhrelid FROM pg_inherits AS i WHERE i.inhparent IN ('webhook_outbox'::regclass::oid, 'webhook_deliveries'::regclass::oid)))
+        ORDER BY c.relispartition, c.oid
+    LOOP
+        EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE %s TRIGGER %I', off.in_table, off.always, off.name);
+    END LOOP;
+END $do$;
+
+
+-- --- 11. Version ----------------------------------------------------------------------------------------------------
+-- If this function returns 7, all of this file was applied, because the file is one transaction. (Except indexes of large tables:
+-- see section 3.)
+
+CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN 7;
+COMMENT ON FUNCTION webhook_schema_version() IS 'The version of the schema.sql that was applied. walhook applies its own if this is older or missing.';
+
+
+-- --- 12. Default privileges ------------------------------------------------------------------------------------------
+-- Some platforms grant everything new to roles that face the internet (ALTER DEFAULT PRIVILEGES ... GRANT ALL ... TO anon):
+-- signing secrets, the payloads of all organizations, webhook_rotate_secret. Such grants are revoked from the objects created
+-- above and once, by version 5, from those of earlier versions. Later grants are kept.
+-- A granted INSERT on webhook_outbox cannot be told from a default one, and applications' transactions must not fail. So named
+-- roles keep INSERT, with RETURNING id.
+DO $do$
+DECLARE
+    here CONSTANT oid := quote_ident(current_schema()::text)::regnamespace::oid;
+    had  CONSTANT oid[] := string_to_array(current_setting('walhook.had_objects'), ','::text)::oid[];
+    have CONSTANT int := current_setting('walhook.had_version')::int;
+    old  CONSTANT boolean := have BETWEEN 1 AND 4;
+    before CONSTANT text[] := '{webhook_event_types,webhook_endpoints,webhook_secrets,webhook_secrets_id_seq,webhook_outbox,webhook_deliveries,webhook_state,'
+        'webhook_endpoint_failures,webhook_attempts,webhook_endpoint_health,webhook_status,webhook_uuidv7,webhook_uuid_at,webhook_uuid_time,'
+        'webhook_delivery_id,webhook_event_patterns,webhook_url_problem,webhook_headers_problem,webhook_endpoints_before_write,webhook_new_secret,'
+        'webhook_endpoints_after_insert,webhook_endpoints_notify,webhook_outbox_before_insert,webhook_outbox_before_update,webhook_deliveries_notify,'
+        'webhook_add_partition,webhook_drop_day,webhook_delete_old,webhook_create_endpoint,webhook_rotate_secret,webhook_send_test,webhook_replay,'
+        'webhook_replay_failed,webhook_explain,webhook_stats,webhook_schema_version}';
+    holders CONSTANT text := 'SELECT ARRAY(SELECT DISTINCT CASE a.grantee WHEN 0::oid THEN ''PUBLIC'' ELSE quote_ident(pg_get_userbyid(a.grantee)::text) END '
+        'FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a '
+        'WHERE c.oid = ''webhook_outbox''::regclass::oid AND a.grantee <> c.relowner AND a.privilege_type = $1)';
+    object  record;
+    roles   text[] := '{}';
+    grantee text;
+    inserted text[]; -- roles that could INSERT before
+    selected text[];
+    inserts  text[]; -- roles that still can
+    selects  text[];
+BEGIN
+    EXECUTE holders INTO inserted USING 'INSERT'::text;
+    EXECUTE holders INTO selected USING 'SELECT'::text;
+    FOR object IN
+        SELECT o.* FROM (
+            SELECT 'pg_class'::regclass::oid AS catalogue, c.oid, c.relname::text AS name, c.relowner AS owner,
+                   EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhrelid = c.oid
+                           AND i.inhparent IN ('webhook_outbox'::regclass::oid, 'webhook_deliveries'::regclass::oid)) AS is_partition,
+                   have > 4 AND c.relispartition AND c.relname NOT IN ('webhook_outbox_default', 'webhook_deliveries_default') AS is_done -- by webhook_add_partition
+            FROM pg_class AS c WHERE c.relnamespace = here AND c.relkind IN ('r', 'p', 'v', 'S')
+            UNION ALL
+            SELECT 'pg_proc'::regclass::oid, p.oid, p.proname::text, p.proowner, false, false FROM pg_proc AS p WHERE p.pronamespace = here) AS o
+        WHERE starts_with(o.name, 'webhook_'::text) AND pg_has_role(o.owner, 'USAGE'::text)
+          AND (o.oid <> ALL (had) AND NOT o.is_done OR old AND (o.is_partition OR o.name = ANY (before)))
+    LOOP
+        roles := roles OPERATOR(pg_catalog.||) webhook_revoke_default_privileges(object.catalogue, object.oid);
+    END LOOP;
+    FOR grantee IN SELECT DISTINCT r.role FROM pg_catalog.unnest(roles) AS r(role) ORDER BY r.role LOOP
+        RAISE WARNING 'default privileges had given % rights on walhook''s tables, views or functions: they were revoked; GRANT that role what it needs', grantee;
+    END LOOP;
+    IF old THEN
+        EXECUTE holders INTO inserts USING 'INSERT'::text;
+        EXECUTE holders INTO selects USING 'SELECT'::text;
+        FOREACH grantee IN ARRAY inserted LOOP
+            CONTINUE WHEN grantee = 'PUBLIC';
+            IF grantee = ANY (selected) AND grantee <> ALL (selects) OR 'PUBLIC'::text = ANY (selected) AND 'PUBLIC'::text <> ALL (selects) THEN
+                EXECUTE 'GRANT SELECT (id) ON webhook_outbox TO ' || grantee;
+            END IF;
+            IF grantee <> ALL (inserts) THEN
+                EXECUTE 'GRANT INSERT ON webhook_outbox TO ' || grantee;
+                RAISE WARNING 'role % keeps INSERT on webhook_outbox, so that no application fails; if it is not an application''s: REVOKE INSERT, SELECT (id) ON webhook_outbox FROM %',
+                    grantee, grantee;
+            END IF;
+        END LOOP;
+    END IF;
+    -- Somebody who created a function of one of our names first would still own it.
+    SELECT p.oid::regprocedure::text INTO grantee FROM pg_proc AS p JOIN pg_roles AS me ON me.rolname = current_user
+    WHERE p.pronamespace = here AND p.xmin::text = (pg_current_xact_id()::xid)::text AND p.proowner <> me.oid
+      AND (me.rolsuper OR NOT pg_has_role(p.proowner, 'USAGE'::text)) LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'function % belongs to another role', grantee
+            USING ERRCODE = 'insufficient_privilege', HINT = 'Drop it, or ALTER FUNCTION ' || grantee || ' OWNER TO ' || quote_ident(current_user::text) || '.';
+    END IF;
+END $do$;
+
+-- Versions 1 to 4 had no default for shard, so mappers took the column for a required one. This comes last, and is given up if its
+-- lock is not available at once, so that no INSERT waits for 50 ms. walhook init tries again.
+DO $do$
+BEGIN
+    FOR try IN 1..3 LOOP
+        BEGIN
+            IF EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = 'webhook_outbox'::regclass::oid AND a.attname = 'shard' AND NOT a.atthasdef) THEN
+                PERFORM set_config('lock_timeout', '50ms', true);
+                ALTER TABLE webhook_outbox ALTER COLUMN shard SET DEFAULT 0;
+            END IF;
+            RETURN;
+        EXCEPTION WHEN lock_not_available THEN
+            NULL; -- a transaction that has inserted an event is still open
+        END;
+    END LOOP;
+    RAISE WARNING 'webhook_outbox.shard has no default yet, because the table was in use; only mappers need it, and walhook init tries again';
+END $do$;
+
+COMMIT;
