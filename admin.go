@@ -10,7 +10,6 @@ import (
 
 	"github.com/walhook/walhook/cdc"
 	"github.com/walhook/walhook/deliver"
-	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/admin"
 	"github.com/walhook/walhook/internal/config"
@@ -119,7 +118,7 @@ func adminOptions(cfg *config.Config, r *readiness, st *store.Store, current *pi
 		Alive:   current.alive,
 		Ready:   func(ctx context.Context) (string, error) { return ready(ctx, r, st, current) },
 		Metrics: metrics,
-		Stats:   func() schedule.Stats { return current.engine().Stats() },
+		Stats:   current.stats,
 		Stream:  func() cdc.Status { return current.stream().Status() },
 		Store:   st,
 	}

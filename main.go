@@ -9,6 +9,7 @@
 //	run.go          walhook run: wires the parts, and ends them in order
 //	pipeline.go     the stream and the engine behind it, one pair after the other
 //	upkeep.go       what runs beside them: partitions, secrets, a watch on the stream
+//	summary.go      what the log says without being asked
 //	admin.go        what the admin server asks of the parts
 //	database.go     how walhook connects, and what it makes of a refusal
 //	prepare.go      what has to be true before anything is delivered

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/walhook/walhook/cdc"
 	"github.com/walhook/walhook/deliver"
+	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/internal/store"
 )
 
@@ -27,6 +29,9 @@ type pipelines struct {
 	log     *slog.Logger
 	make    func(resumed bool) pipeline
 	current atomic.Pointer[pipeline]
+
+	mu     sync.Mutex
+	former schedule.Counts // of the pipelines before
 }
 
 // begin makes the first pipeline. The methods below need it.
@@ -56,8 +61,25 @@ func (p *pipelines) run(ctx, live context.Context) error {
 		if !pause(ctx, restartEvery-time.Since(began)) {
 			return nil
 		}
-		p.current.Store(new(p.make(true)))
+		p.follow()
 	}
+}
+
+// follow makes the next pipeline. What the former one has counted stays counted.
+func (p *pipelines) follow() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.former = p.former.Plus(p.engine().Stats().Counts)
+	p.current.Store(new(p.make(true)))
+}
+
+// stats returns a snapshot of the present engine, with the totals of the whole process.
+func (p *pipelines) stats() schedule.Stats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.engine().Stats()
+	s.Counts = p.former.Plus(s.Counts)
+	return s
 }
 
 // run returns when a part has failed, or when the context has ended and everything is recorded.

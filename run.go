@@ -20,7 +20,7 @@ import (
 
 // run wires the parts, and runs them until the context ends or one of them fails. If another
 // process takes the slot over, a new pipeline follows.
-func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
+func run(ctx context.Context, cfg *config.Config, log *slog.Logger) (err error) {
 	ended := make(chan struct{})
 	defer close(ended)
 	sayDropped(ctx, cfg, log)
@@ -36,6 +36,8 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	metrics := admin.NewMetrics(sender.Resent)
 	progress := newTeller(db.store, log)
 	current.begin(func(resumed bool) pipeline { return newPipeline(db, sender, metrics, progress, log, resumed) })
+	sum := newSummary(db.store, current, log)
+	defer func() { sum.sayEnd(ctx, err) }()
 	serve, err := serveAdmin(ctx, cfg, adminOptions(cfg, readiness, db.store, current, metrics, log), db.protected)
 	if err != nil {
 		return err
@@ -45,9 +47,10 @@ func run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 		if err := prepare(ctx, db, readiness, log); err != nil || ctx.Err() != nil {
 			return err
 		}
+		sayStarted(ctx, db, log)
 		return current.run(ctx, live)
 	}
-	return alongside(ctx, context.WithoutCancel(ctx), work, serve,
+	return alongside(ctx, context.WithoutCancel(ctx), work, serve, sum.run,
 		func(live context.Context) error { return watch(live, current.streamAlive) },
 		func(live context.Context) error { return keepPartitions(live, db.store, cfg, current, log) },
 		func(live context.Context) error { return seal(live, db.store, current, progress, log) },

@@ -72,3 +72,28 @@ func (c *Counts) recorded(d *Delivery, now time.Time) {
 		c.ToRecorded.add(now.Sub(d.event.committed))
 	}
 }
+
+// Plus returns the sum of two.
+func (c Counts) Plus(o Counts) Counts {
+	c.Events += o.Events
+	c.Delivered += o.Delivered
+	c.Recorded += o.Recorded
+	c.Parked += o.Parked
+	c.Leased += o.Leased
+	c.Fetched += o.Fetched
+	c.Found += o.Found
+	c.Retried += o.Retried
+	c.Errors, c.OwnFaults, c.Finished = sum(c.Errors, o.Errors), sum(c.OwnFaults, o.OwnFaults), sum(c.Finished, o.Finished)
+	c.ToAttempt, c.ToRecorded = c.ToAttempt.plus(&o.ToAttempt), c.ToRecorded.plus(&o.ToRecorded)
+	return c
+}
+
+func sum[K comparable](a, b map[K]uint64) map[K]uint64 {
+	both := map[K]uint64{}
+	for _, counts := range []map[K]uint64{a, b} {
+		for k, n := range counts {
+			both[k] += n
+		}
+	}
+	return both
+}

@@ -50,6 +50,14 @@ func (l Latency) Since(before Latency) Latency {
 	return l
 }
 
+func (l Latency) plus(o *Latency) Latency {
+	for i := range l.buckets {
+		l.buckets[i] += o.buckets[i]
+	}
+	l.sum += o.sum
+	return l
+}
+
 // Quantile returns the bound of the bucket that holds a quantile: so long, or up to half as
 // long. It is 0 if nothing was counted.
 func (l *Latency) Quantile(q float64) time.Duration {

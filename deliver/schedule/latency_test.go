@@ -1,6 +1,7 @@
 package schedule
 
 import (
+	"reflect"
 	"testing"
 	"time"
 
@@ -65,5 +66,39 @@ func TestLatencyIsThatOfFirstAttempts(t *testing.T) {
 		if c.counted == 1 && (waited != (committed-took).Seconds() || until != (committed+time.Second).Seconds()) {
 			t.Errorf("%s: began after %f s, was recorded after %f s", what, waited, until)
 		}
+	}
+}
+
+// A count that Plus forgets would begin anew with each pipeline.
+func TestPlusKnowsEveryCount(t *testing.T) {
+	t.Parallel()
+	var one Counts
+	v := reflect.ValueOf(&one).Elem()
+	for i := range v.NumField() {
+		switch f := v.Field(i); f.Kind() {
+		case reflect.Uint64:
+			f.SetUint(1)
+		case reflect.Map:
+			f.Set(reflect.MakeMap(f.Type()))
+			f.SetMapIndex(reflect.New(f.Type().Key()).Elem(), reflect.ValueOf(uint64(1)))
+		case reflect.Struct:
+			f.Addr().Interface().(*Latency).add(time.Second)
+		default:
+			t.Errorf("%s is counted in no way that this test knows", v.Type().Field(i).Name)
+		}
+	}
+	both := one.Plus(one)
+	of := reflect.ValueOf(both)
+	for i := range of.NumField() {
+		if reflect.DeepEqual(of.Field(i).Interface(), v.Field(i).Interface()) {
+			t.Errorf("%s: twice %v is %v", v.Type().Field(i).Name, v.Field(i), of.Field(i))
+		}
+	}
+}
+
+func BenchmarkLatency(b *testing.B) {
+	var l Latency
+	for d := time.Duration(0); b.Loop(); d += 100 * time.Microsecond {
+		l.add(d)
 	}
 }

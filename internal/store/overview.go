@@ -96,6 +96,14 @@ func part[T any](ctx context.Context, errs []error, read func(context.Context) (
 	return &v, errs
 }
 
+// ServerVersion returns PostgreSQL's, such as 17.4.
+func (s *Store) ServerVersion(ctx context.Context) (version string, err error) {
+	if err := s.overview(ctx, prepareRead, `SELECT current_setting('server_version')`, nil, &version); err != nil {
+		return "", err
+	}
+	return version, nil
+}
+
 func (s *Store) slotOverview(ctx context.Context) (o SlotOverview, err error) {
 	err = s.overview(ctx, prepareRead, selectSlotOverview, nil, &o.Environment, &o.Slot, &o.Exists, &o.Active, &o.LagBytes, &o.SafeBytes, &o.WALStatus)
 	return o, err
