@@ -103,7 +103,4 @@ func TestInsertsBesideAnUpkeep(t *testing.T) {
 	if got := p.during(upkeep); !slices.Equal(got, []time.Duration{1, 2, 22}) {
 		t.Errorf("beside it took %v", got)
 	}
-	if got := p.outside(upkeep); !slices.Equal(got, []time.Duration{1, 1, 3}) {
-		t.Errorf("at other times took %v", got)
-	}
 }

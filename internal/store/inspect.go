@@ -137,7 +137,7 @@ func (s *Store) findings(ctx context.Context, name, none, sql string, args pgx.N
 // A slot does not say which publication it is for, so every unused one of pgoutput in this
 // database is a candidate. Those in webhook_state are "other slots".
 const selectUnusedSlots = `
-SELECT pg_catalog.format('%s%s is unused and keeps %s of WAL', r.slot_name, CASE WHEN r.database <> current_database() THEN ' of database ' || pg_catalog.quote_ident(r.database) ELSE '' END,
+SELECT pg_catalog.format('%s%s is unused and keeps %s of WAL; drop it if nobody will read it again', r.slot_name, CASE WHEN r.database <> current_database() THEN ' of database ' || pg_catalog.quote_ident(r.database) ELSE '' END,
                          pg_size_pretty(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, r.restart_lsn))),
        pg_catalog.format('SELECT pg_drop_replication_slot(%L)', r.slot_name::text)
 FROM pg_catalog.pg_replication_slots AS r

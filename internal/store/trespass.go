@@ -50,7 +50,7 @@ func (s *Store) inspectRowSecurity(ctx context.Context) (Check, error) {
 // once.
 const selectForeign = `
 WITH ` + ourTables + `
-SELECT pg_catalog.format('index %I on %s: each write maintains it', x.relname, o.name), pg_catalog.format('DROP INDEX %I.%I', n.nspname, x.relname)
+SELECT pg_catalog.format('index %I on %s: each write maintains it; drop it unless a query of yours needs it', x.relname, o.name), pg_catalog.format('DROP INDEX %I.%I', n.nspname, x.relname)
 FROM ours AS o JOIN pg_catalog.pg_index AS i ON i.indrelid = o.oid JOIN pg_catalog.pg_class AS x ON x.oid = i.indexrelid JOIN pg_catalog.pg_namespace AS n ON n.oid = x.relnamespace
 WHERE NOT i.indisprimary AND NOT x.relispartition AND x.relname::text <> ALL (@indexes::text[]) AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint AS c WHERE c.conindid = i.indexrelid AND c.contype <> 'f')
 UNION ALL
