@@ -39,7 +39,7 @@ func unset(t *testing.T) {
 
 func TestHelpIsNoFailure(t *testing.T) {
 	unset(t)
-	for _, name := range []string{"run", "init", "demo", "listen", "trigger", "healthcheck", "secret", "uninstall", "version"} {
+	for _, name := range []string{"run", "init", "demo", "status", "listen", "trigger", "healthcheck", "secret", "uninstall", "version"} {
 		for _, flag := range []string{"--help", "-h", "-help"} {
 			code, stdout, stderr := typed(t, name, flag)
 			if code != exitClean || !strings.Contains(stdout, "walhook "+name) || stderr != "" {

@@ -31,6 +31,7 @@ func TestImportsGoOneWay(t *testing.T) {
 		"internal/postgres":  {"internal/postgres/flock", "internal/process"},
 		"internal/process":   {},
 		"internal/failpoint": {},
+		"internal/status":    {"internal/store", "internal/terminal"},
 		"internal/store":     {"outbox", "internal/webhook"},
 		"internal/terminal":  {},
 		"internal/webhook":   {"outbox"},

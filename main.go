@@ -13,7 +13,7 @@
 //	admin.go        what the admin server asks of the parts
 //	database.go     how walhook connects, and what it makes of a refusal
 //	prepare.go      what has to be true before anything is delivered
-//	init.go doctor.go secret.go uninstall.go healthcheck.go demo.go listen.go trigger.go   the other commands
+//	init.go doctor.go secret.go uninstall.go healthcheck.go demo.go status.go listen.go trigger.go   the other commands
 package main
 
 import (
@@ -61,6 +61,9 @@ const usage = `walhook delivers webhooks from a transactional outbox in PostgreS
   walhook doctor       check whether run can start, and print how to fix what cannot work
   walhook demo         show how it works, on a throwaway PostgreSQL
                        --verbose: with walhook's log
+  walhook status       show how walhook stands, from what the database knows
+                       --json: as one object
+                       --watch: again every two seconds
   walhook listen       receive webhooks on this machine, and print them with what their signatures are worth
                        --addr 127.0.0.1:3000: where
                        --secret SECRET: verify with it; again for more; @FILE: with each line of a file
@@ -108,6 +111,8 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		err = runInit(ctx, args, stdout, stderr)
 	case "doctor":
 		err = runDoctor(ctx, args, stdout, stderr)
+	case "status":
+		err = runStatus(ctx, args, stdout, stderr)
 	case "listen":
 		err = runListen(ctx, args, stdout)
 	case "trigger":

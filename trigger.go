@@ -7,7 +7,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -171,11 +170,11 @@ func (f *follower) begin(explained []store.Explained) {
 			f.all = append(f.all, x.DeliveryID)
 			t := &told{number: len(f.all)}
 			f.told[x.DeliveryID] = t
-			f.line("%s  %s  endpoint %s, delivery %s", f.number(t), site(x.URL), x.EndpointID, x.DeliveryID)
+			f.line("%s  %s  endpoint %s, delivery %s", f.number(t), terminal.Site(x.URL), x.EndpointID, x.DeliveryID)
 			continue
 		}
 		if passed++; passed <= maxReasons {
-			f.line("--  %s  endpoint %s: %s", site(x.URL), x.EndpointID, terminal.Printable(x.Reason))
+			f.line("--  %s  endpoint %s: %s", terminal.Site(x.URL), x.EndpointID, terminal.Printable(x.Reason))
 		}
 	}
 	if passed > maxReasons {
@@ -298,14 +297,4 @@ func (f *follower) reasons(ctx context.Context, open []uuid.UUID) {
 			f.line("%s  still waiting: %s", f.number(f.told[x.DeliveryID]), terminal.Printable(x.Reason))
 		}
 	}
-}
-
-// site returns a URL's scheme and host, which are safe to show: paths and queries often hold
-// credentials.
-func site(text string) string {
-	u, err := url.Parse(text)
-	if err != nil || u.Host == "" {
-		return "(deleted)"
-	}
-	return terminal.Printable(u.Scheme + "://" + u.Host)
 }

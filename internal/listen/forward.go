@@ -40,10 +40,10 @@ func (f *forward) pass(in *request) answer {
 	if err != nil {
 		return answer{
 			status: http.StatusBadGateway, body: []byte("walhook listen: the application did not answer\n"),
-			why: site(f.url) + " did not answer in " + took + ": " + terminal.Printable(reason(err)),
+			why: terminal.Site(f.url.String()) + " did not answer in " + took + ": " + terminal.Printable(reason(err)),
 		}
 	}
-	a.why = site(f.url) + " said so in " + took
+	a.why = terminal.Site(f.url.String()) + " said so in " + took
 	if len(a.body) > maxBody {
 		a.body = a.body[:maxBody]
 		a.why += ", and more than is passed on"
@@ -110,9 +110,6 @@ func endToEnd(h http.Header) http.Header {
 	}
 	return out
 }
-
-// site returns scheme and host: paths and queries often hold credentials.
-func site(u *url.URL) string { return u.Scheme + "://" + u.Host }
 
 // reason leaves out the URL, which may have a credential.
 func reason(err error) string {

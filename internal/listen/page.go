@@ -64,7 +64,7 @@ func (p *page) begin(cfg Config, addr net.Addr) {
 	}
 	switch {
 	case cfg.Forward != nil:
-		b.WriteString("  passes on to " + terminal.Printable(site(cfg.Forward)) + ", and answers as it does\n")
+		b.WriteString("  passes on to " + terminal.Site(cfg.Forward.String()) + ", and answers as it does\n")
 	case cfg.Fail == 0 && cfg.Status != http.StatusOK:
 		fmt.Fprintf(&b, "  answers %d to everything\n", cfg.Status)
 	}

@@ -65,9 +65,9 @@ FROM (SELECT count(*) AS n, (SELECT page.endpoint_id FROM page ORDER BY page.end
 LEFT JOIN oldest AS o ON true`
 )
 
-// overdue returns how long the oldest delivery that could be sent now has been due; 0: there
-// is none.
-func (s *Store) overdue(ctx context.Context) (time.Duration, error) {
+// Overdue returns how long the oldest delivery that could be sent now has been due; 0: there
+// is none, or OverdueUnknown.
+func (s *Store) Overdue(ctx context.Context) (time.Duration, error) {
 	var seconds *float64
 	var all bool
 	if err := s.overview(ctx, prepareRead, selectOldestDue, []any{pgx.NamedArgs{"rows": overdueRows}}, &seconds, &all); err != nil {
@@ -97,6 +97,14 @@ func (s *Store) overdueBehind(ctx context.Context) (time.Duration, error) {
 	}
 	search.after, search.worst = last, worst
 	return asDuration(seconds), nil
+}
+
+// OverdueUnknown reports whether the last search has looked at some endpoints only: the next one
+// goes on behind them.
+func (s *Store) OverdueUnknown() bool {
+	s.overdueSearch.mu.Lock()
+	defer s.overdueSearch.mu.Unlock()
+	return s.overdueSearch.after != uuid.Nil
 }
 
 func asDuration(seconds *float64) time.Duration {

@@ -73,7 +73,7 @@ func (s *Store) Overview(ctx context.Context) (Overview, error) {
 	var o Overview
 	var errs []error
 	o.Slot, errs = part(ctx, errs, s.slotOverview)
-	o.Overdue, errs = part(ctx, errs, s.overdue)
+	o.Overdue, errs = part(ctx, errs, s.Overdue)
 	o.Strays, errs = part(ctx, errs, func(ctx context.Context) (n int64, err error) {
 		err = s.overview(ctx, prepareRead, selectStrays, []any{straysCounted}, &n)
 		return n, err

@@ -13,6 +13,9 @@ import (
 // exact. Beyond, it is an estimate from PostgreSQL's statistics.
 type WaitingOverview struct{ Pending, Retrying int64 }
 
+// Estimated reports whether it is an estimate.
+func (w WaitingOverview) Estimated() bool { return w.Pending+w.Retrying > countedExactly }
+
 // countedExactly bounds the rows that are counted one by one: about 4 ms of PostgreSQL.
 const countedExactly = 2000
 

@@ -5,6 +5,7 @@ package terminal
 import (
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"strconv"
 	"strings"
@@ -73,6 +74,15 @@ func Printable(text string) string {
 		}
 	}
 	return b.String()
+}
+
+// Site returns a URL's scheme and host: paths and queries often hold credentials.
+func Site(text string) string {
+	u, err := url.Parse(text)
+	if err != nil || u.Host == "" {
+		return "(no URL)"
+	}
+	return Printable(u.Scheme + "://" + u.Host)
 }
 
 // Cut returns the first characters of a text, the last of them an ellipsis where that is not all.

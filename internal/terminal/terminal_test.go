@@ -36,6 +36,17 @@ func FuzzPrintable(f *testing.F) {
 	})
 }
 
+func TestSite(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"https://u:hunter2@example.com:8443/hunter2?k=hunter2#hunter2": "https://example.com:8443", "http://[::1]:80/": "http://[::1]:80", "": "(no URL)", "%": "(no URL)",
+	} {
+		if got := terminal.Site(text); got != want {
+			t.Errorf("Site(%q) = %q, want %q", text, got, want)
+		}
+	}
+}
+
 func TestCut(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{"": "", "äöüß": "äöüß", "äöüßx": "äöü…"} {

@@ -1,0 +1,227 @@
+package status
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/walhook/walhook/internal/terminal"
+)
+
+const (
+	width = 80 // characters of a line
+	shown = 7  // endpoints, two lines each: with the rest they make 22 lines
+)
+
+// What is worth a colour.
+const (
+	overdueLong = time.Minute // deliveries that could be sent are picked up within a second
+	fewDays     = 7           // partitions ahead; 14 in normal life
+	littleWAL   = 1 << 30     // bytes until the slot may be lost
+)
+
+// Screen returns lines of at most 80 characters that fit on a terminal of 24.
+func (s *Status) Screen(now time.Time, paint terminal.Paint) string {
+	p := &screen{paint: paint}
+	s.head(p, now)
+	p.row("slot", s.slotRow())
+	p.row("waiting", s.waitingRow())
+	p.row("endpoints", s.endpointsRow())
+	p.row("tables", s.tablesRow())
+	s.failingRows(p, now)
+	return p.String()
+}
+
+// A screen is lines, cut before they are coloured.
+type screen struct {
+	strings.Builder
+	paint terminal.Paint
+}
+
+// Words are a text and its colour.
+type words struct {
+	text  string
+	color terminal.Color
+}
+
+func plain(format string, args ...any) words {
+	return words{fmt.Sprintf(format, args...), terminal.Plain}
+}
+
+func alarm(format string, args ...any) words {
+	return words{fmt.Sprintf(format, args...), terminal.Red}
+}
+
+func (p *screen) line(parts ...words) {
+	room := width
+	for _, part := range parts {
+		if room <= 0 {
+			break
+		}
+		text := terminal.Cut(part.text, room)
+		room -= len([]rune(text))
+		p.WriteString(p.paint.Text(part.color, text))
+	}
+	p.WriteString("\n")
+}
+
+func (p *screen) row(name string, parts []words) {
+	p.line(append([]words{{fmt.Sprintf("%-11s", name), terminal.Dim}}, parts...)...)
+}
+
+func (s *Status) head(p *screen, now time.Time) {
+	role := words{s.Role, terminal.Green}
+	if s.Role != active {
+		role = alarm("%s: no walhook is connected to the slot", s.Role)
+	}
+	environment := ""
+	if s.Environment != "" {
+		environment = ", environment " + terminal.Printable(s.Environment)
+	}
+	p.line(words{"walhook    ", terminal.Bold}, role, plain("%s, version %s, at %s", environment, s.Version, now.Format("15:04:05")))
+}
+
+func (s *Status) slotRow() []words {
+	name := terminal.Printable(s.Slot)
+	switch {
+	case !s.SlotExists:
+		return []words{alarm("%s does not exist: `walhook run` creates it", name)}
+	case s.WALStatus == "lost" || s.WALStatus == "unreserved":
+		return []words{plain("%s, ", name), alarm("%s: walhook makes a lost slot again", s.WALStatus)}
+	}
+	row := []words{plain("%s keeps %s of WAL; ", name, bytes(*s.LagBytes))}
+	switch safe := s.SafeWALBytes; {
+	case safe == nil:
+		return append(row, words{"max_slot_wal_keep_size sets no limit", terminal.Yellow})
+	case *safe < littleWAL:
+		return append(row, alarm("lost after %s more", bytes(*safe)))
+	default:
+		return append(row, plain("%s more are safe", bytes(*safe)))
+	}
+}
+
+var unknown = []words{{"unknown", terminal.Yellow}}
+
+func (s *Status) waitingRow() []words {
+	if s.Pending == nil || s.Retrying == nil {
+		return unknown
+	}
+	about := ""
+	if s.WaitingEstimated {
+		about = "about "
+	}
+	row := []words{plain("%s%s pending, %s%s retrying; ", about, number(*s.Pending), about, number(*s.Retrying))}
+	switch overdue := s.OverdueSeconds; {
+	case overdue == nil:
+		return append(row, words{"overdue: unknown", terminal.Yellow})
+	case *overdue == 0:
+		return append(row, plain("nothing is overdue"))
+	case *overdue < overdueLong.Seconds():
+		return append(row, plain("due for %s", ago(*overdue)))
+	default:
+		return append(row, alarm("overdue by %s", ago(*overdue)))
+	}
+}
+
+func (s *Status) endpointsRow() []words {
+	e := s.Endpoints
+	if e == nil {
+		return unknown
+	}
+	row := []words{plain("%s ok", number(e.OK))}
+	for _, part := range []struct {
+		n     int64
+		state string
+		color terminal.Color
+	}{
+		{e.Failing, "failing", terminal.Yellow}, {e.Open, "open", terminal.Red}, {e.Paused, "paused", terminal.Yellow}, {e.Disabled, "disabled", terminal.Plain},
+	} {
+		if part.n == 0 {
+			part.color = terminal.Plain
+		}
+		row = append(row, plain(", "), words{number(part.n) + " " + part.state, part.color})
+	}
+	return row
+}
+
+func (s *Status) tablesRow() []words {
+	var row []words
+	if s.SchemaVersion != nil {
+		row = append(row, plain("schema version %d", *s.SchemaVersion))
+	}
+	if s.PartitionsAhead != nil {
+		ahead := plain(", partitions for %d days ahead", *s.PartitionsAhead)
+		if *s.PartitionsAhead < fewDays {
+			ahead.color = terminal.Red
+		}
+		row = append(row, ahead)
+	}
+	if s.StrayRows != nil && *s.StrayRows > 0 {
+		row = append(row, alarm(", %s stray rows", number(*s.StrayRows)))
+	}
+	if row == nil {
+		return unknown
+	}
+	return row
+}
+
+func (s *Status) failingRows(p *screen, now time.Time) {
+	if len(s.Failing) == 0 {
+		return
+	}
+	p.line()
+	p.line(words{fmt.Sprintf("%-8s%7s %8s  %-36s  %s", "failing", "for", "waiting", "endpoint", "organization"), terminal.Dim})
+	for _, f := range s.Failing[:min(shown, len(s.Failing))] {
+		color := terminal.Yellow
+		if f.State == "open" {
+			color = terminal.Red
+		}
+		waiting := number(int64(f.Waiting))
+		if f.WaitingMore {
+			waiting += "+"
+		}
+		p.line(words{fmt.Sprintf("%-8s", f.State), color},
+			plain("%7s %8s  %-36s  %s", ago(now.Sub(f.Since).Seconds()), waiting, f.Endpoint, terminal.Printable(f.Organization)))
+		p.line(plain("        %s  %s", f.URL, terminal.Printable(f.Error)))
+	}
+	if more := s.FailingMore + int64(max(len(s.Failing)-shown, 0)); more > 0 {
+		p.line(plain("and %s more: SELECT * FROM webhook_endpoint_failures ORDER BY 2", number(more)))
+	}
+}
+
+// number writes thousands apart.
+func number(n int64) string {
+	text := strconv.FormatInt(n, 10)
+	for at := len(text) - 3; at > 0; at -= 3 {
+		text = text[:at] + "," + text[at:]
+	}
+	return text
+}
+
+// ago writes seconds in the two units that people would choose.
+func ago(seconds float64) string {
+	d := time.Duration(max(seconds, 0) * float64(time.Second))
+	switch {
+	case d < time.Minute:
+		return strconv.Itoa(int(d.Seconds())) + "s"
+	case d < time.Hour:
+		return fmt.Sprintf("%dm%02ds", int(d.Minutes()), int(d.Seconds())%60)
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh%02dm", int(d.Hours()), int(d.Minutes())%60)
+	default:
+		return fmt.Sprintf("%dd%02dh", int(d.Hours())/24, int(d.Hours())%24)
+	}
+}
+
+// bytes writes a number of bytes in the unit that people would choose.
+func bytes(n int64) string {
+	unit, value := "KiB", float64(max(n, 0))/1024
+	for _, larger := range []string{"MiB", "GiB", "TiB"} {
+		if value < 1024 {
+			break
+		}
+		unit, value = larger, value/1024
+	}
+	return fmt.Sprintf("%.1f %s", value, unit)
+}
