@@ -405,7 +405,7 @@ COMMENT ON COLUMN webhook_endpoints.rate_per_second IS
 COMMENT ON COLUMN webhook_endpoints.created_at IS 'When it was created.';
 COMMENT ON COLUMN webhook_endpoints.updated_at IS 'When the row last changed. Set by a trigger.';
 COMMENT ON COLUMN webhook_endpoints.filter IS
-    'A JSON path. An event is owed to the endpoint only if payload @@ filter is true: $.amount > 1000. Null: there is no filter.';
+    'A JSON path, as $.amount > 1000: an event is owed to the endpoint only if payload @@ filter is true. An error is false. Null: there is no filter.';
 COMMENT ON COLUMN webhook_endpoints.paused_at IS 'Since when it is paused: what is owed to it waits, nothing is sent, and nothing is counted. Null: it is not.';
 COMMENT ON COLUMN webhook_endpoints.timeout IS 'How long one request may take, all of it: 100 milliseconds to 60 seconds. Null: WALHOOK_TIMEOUT.';
 COMMENT ON COLUMN webhook_endpoints.retry_schedule IS
@@ -533,6 +533,50 @@ CREATE OR REPLACE FUNCTION webhook_retry_schedule_problem(schedule interval[]) R
     END;
 COMMENT ON FUNCTION webhook_retry_schedule_problem(interval[]) IS 'Returns what is wrong with an endpoint''s retry schedule, or null.';
 
+-- A filter runs in the application's INSERT, whoever chose it, and PostgreSQL bounds no expression's time. So a filter may walk
+-- through the payload once for each of its paths. Refused are two values compared (each item with each), $ within ?(...), ** twice,
+-- lists of subscripts (which double the items), keyvalue() (which triples them), and regular expressions that look back or ahead
+-- or count. So the largest payload takes the worst filter half a second, and one of 2 KiB some tens of microseconds.
+CREATE OR REPLACE FUNCTION webhook_filter_problem(filter jsonpath) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path FROM CURRENT AS $fn$
+DECLARE
+    -- PostgreSQL's own notation, with "" for each text and .k for each key.
+    written text := filter::text;
+    bare    text;
+    compare CONSTANT text := ' (==|!=|<|>|<=|>=) ';
+    literal CONSTANT text := '(""|-?[0-9]|true|false|null)';
+BEGIN
+    IF octet_length(written) > 1024 THEN RETURN 'it is longer than 1 KiB'; END IF;
+    bare := replace(regexp_replace(written, E'"([^"\\\\]|\\\\.)*"', '""'::text, 'g'::text), '.""', '.k');
+    IF strpos(bare, '$""') > 0 THEN RETURN 'it has a variable, and none is set'; END IF;
+    IF bare ~ E'^(strict )?\\$[^=<>]*\\?\\(' THEN RETURN 'it selects values and is no condition, so it needs exists(...) around it'; END IF;
+    IF length(bare) - length(translate(bare, '$@'::text, '')) > 16 THEN RETURN 'it has more than 16 paths'; END IF;
+    IF strpos(bare, ',') > 0 THEN RETURN 'it has a list of subscripts'; END IF;
+    IF strpos(bare, '.keyvalue(') > 0 THEN RETURN 'it has keyvalue()'; END IF;
+    IF bare ~ E'\\*\\*.*\\*\\*' THEN RETURN 'it has ** twice'; END IF;
+    IF bare ~ E'\\?\\(.*\\$|\\$.*\\$.*\\?\\(' THEN RETURN 'it has ?(...) and more than one $'; END IF;
+    bare := regexp_replace(bare, compare || literal, ' '::text, 'g'::text);
+    bare := regexp_replace(bare, literal || compare, ' '::text, 'g'::text);
+    IF bare ~ compare THEN RETURN 'it compares two values of the payload, and needs a constant on one side'; END IF;
+    IF strpos(bare, 'like_regex') > 0 AND written ~ E'\\\\\\\\[0-9]|\\(\\?|[{]' THEN
+        RETURN 'its regular expression looks back, ahead or counts, with (?, { or a number after a backslash';
+    END IF;
+    RETURN NULL;
+END $fn$;
+COMMENT ON FUNCTION webhook_filter_problem(jsonpath) IS 'Returns what is wrong with an endpoint''s filter, or null. A filter that passes takes a bounded time.';
+
+-- Some errors of a JSON path are errors in spite of @@, such as comparing times with and without a zone. SET search_path would make
+-- each call twice as slow; everything is qualified instead.
+CREATE OR REPLACE FUNCTION webhook_filter_matches(payload jsonb, filter jsonpath) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE AS $fn$
+BEGIN
+    RETURN coalesce(payload OPERATOR(pg_catalog.@@) filter, false);
+EXCEPTION WHEN OTHERS THEN
+    RETURN false;
+END $fn$;
+COMMENT ON FUNCTION webhook_filter_matches(jsonb, jsonpath) IS
+    'Whether an endpoint''s filter matches a payload. A filter that cannot be evaluated does not match. To try one: SELECT webhook_filter_matches(''{"amount": 5}'', ''$.amount > 1'').';
+
 CREATE OR REPLACE FUNCTION webhook_endpoints_before_write() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
 DECLARE
@@ -617,6 +661,12 @@ BEGIN
        OR NOT (new.rate_per_second > 0::float8 AND new.rate_per_second < 'infinity'::float8) THEN
         RAISE EXCEPTION 'webhook_endpoints.enabled, max_in_flight or rate_per_second is out of bounds: give true or false, null or 1 to 1000, and null or more than 0'
             USING ERRCODE = 'check_violation';
+    END IF;
+    IF new.filter::text IS DISTINCT FROM old.filter::text AND NOT webhook_restoring() THEN
+        problem := webhook_filter_problem(new.filter);
+        IF problem IS NOT NULL THEN
+            RAISE EXCEPTION 'webhook_endpoints.filter is not usable: %; give a condition such as $.amount > 1000, or null', problem USING ERRCODE = 'check_violation';
+        END IF;
     END IF;
     IF (is_new OR new.timeout IS DISTINCT FROM old.timeout) AND new.timeout NOT BETWEEN interval '100 milliseconds' AND interval '60 seconds' THEN
         RAISE EXCEPTION 'webhook_endpoints.timeout is %: give null, or 100 milliseconds to 60 seconds', new.timeout USING ERRCODE = 'check_violation';
@@ -899,7 +949,8 @@ BEGIN
 
     IF new.endpoint_ids IS NULL THEN
         new.endpoint_ids := ARRAY(SELECT e.id FROM webhook_endpoints AS e
-                                  WHERE e.organization_id = new.organization_id AND e.enabled AND e.event_types OPERATOR(pg_catalog.&&) wanted);
+                                  WHERE e.organization_id = new.organization_id AND e.enabled AND e.event_types OPERATOR(pg_catalog.&&) wanted
+                                    AND (e.filter IS NULL OR webhook_filter_matches(new.payload, e.filter)));
         RETURN new;
     END IF;
 
@@ -917,7 +968,8 @@ BEGIN
         new.endpoint_ids := mine;
     ELSIF testing THEN
         new.endpoint_ids := ARRAY(SELECT e.id FROM webhook_endpoints AS e
-                                  WHERE e.organization_id = new.organization_id AND e.enabled AND e.event_types OPERATOR(pg_catalog.&&) wanted);
+                                  WHERE e.organization_id = new.organization_id AND e.enabled AND e.event_types OPERATOR(pg_catalog.&&) wanted
+                                    AND (e.filter IS NULL OR webhook_filter_matches(new.payload, e.filter)));
     END IF;
     IF testing THEN
         INSERT INTO webhook_audit (who, action, organization_id, endpoint_id, count, detail)
@@ -1741,7 +1793,7 @@ CREATE OR REPLACE FUNCTION webhook_explain(event_id uuid)
     -- JIT compiling takes a hundred times as long as running it.
     LANGUAGE sql STABLE SET search_path FROM CURRENT SET jit = off AS $fn$
     WITH event AS MATERIALIZED (
-        SELECT o.id, o.organization_id, o.event_type, o.endpoint_ids, t.patterns,
+        SELECT o.id, o.organization_id, o.event_type, o.payload, o.endpoint_ids, t.patterns,
                greatest(o.created_at, webhook_uuid_time(o.id)) AS at
         FROM webhook_outbox AS o LEFT JOIN webhook_event_types AS t ON t.name = o.event_type
         WHERE o.id = webhook_explain.event_id
@@ -1755,6 +1807,7 @@ CREATE OR REPLACE FUNCTION webhook_explain(event_id uuid)
             WHEN NOT owed.yes AND e.created_at > event.at THEN 'not owed: the endpoint was created after the event'
             WHEN NOT owed.yes AND NOT e.event_types OPERATOR(pg_catalog.&&) event.patterns THEN 'not owed: not subscribed to ' || event.event_type
             WHEN NOT owed.yes AND NOT e.enabled AND e.disabled_at <= event.at THEN 'not owed: disabled when the event was inserted'
+            WHEN NOT owed.yes AND e.filter IS NOT NULL AND NOT webhook_filter_matches(event.payload, e.filter) THEN 'not owed: the filter does not match'
             WHEN NOT owed.yes THEN 'not owed: disabled when the event was inserted, or not subscribed to ' || event.event_type
                 || ' then, or the event named other endpoints'
             WHEN d.id IS NULL THEN 'owed: no outcome yet: its first attempt is under way or waits to be read from the WAL'
@@ -2097,13 +2150,13 @@ END $do$;
 -- PUBLIC may execute functions that run with the caller's rights and are useful to callers: those for ids (webhook_uuidv7,
 -- webhook_uuid_at, webhook_uuid_time, webhook_delivery_id), the one of a generated column (webhook_event_patterns),
 -- webhook_schema_version, and those that need privileges on the tables: webhook_send_test, webhook_replay,
--- webhook_replay_failed, webhook_explain, webhook_stats and webhook_waiting.
+-- webhook_replay_failed, webhook_explain, webhook_stats and webhook_waiting. webhook_explain needs webhook_filter_matches.
 -- EXECUTE on all others is revoked from PUBLIC each time, trigger functions first: whoever may execute a trigger function can put
 -- it on a table of their own. Grants to named roles are kept.
 REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_restoring(), webhook_event_types_restored(), webhook_secrets_restored(),
     webhook_event_types_keep(), webhook_endpoints_before_write(), webhook_endpoints_after_insert(), webhook_endpoints_notify(),
     webhook_secrets_before_write(), webhook_outbox_before_insert(), webhook_outbox_before_update(), webhook_deliveries_notify(),
-    webhook_url_problem(text), webhook_headers_problem(jsonb), webhook_retry_schedule_problem(interval[]), webhook_new_secret(),
+    webhook_url_problem(text), webhook_headers_problem(jsonb), webhook_filter_problem(jsonpath), webhook_retry_schedule_problem(interval[]), webhook_new_secret(),
     webhook_add_partition(text, date), webhook_drop_day(date), webhook_delete_old(timestamptz, int),
     webhook_create_endpoint(text, text, text[], text), webhook_rotate_secret(uuid, interval),
     webhook_set_secret(uuid, text, interval), webhook_replace_secret(uuid, text, interval), webhook_secret_problem(text),

@@ -219,11 +219,11 @@ func TestUpgradeFromVersion5(t *testing.T) {
 	})
 }
 
-// concurrently builds the index as docs/operations.md says, without a lock that a writer waits for. \gexec executes each
+// concurrently builds the index as docs/upgrades.md says, without a lock that a writer waits for. \gexec executes each
 // value of a result.
 func concurrently(t testing.TB, db *pgtest.DB) {
 	t.Helper()
-	page, err := os.ReadFile("../../docs/operations.md")
+	page, err := os.ReadFile("../../docs/upgrades.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -231,7 +231,7 @@ func concurrently(t testing.TB, db *pgtest.DB) {
 	create, script, _ := strings.Cut(script, ";\n")
 	generate, _, found := strings.Cut(script, ` \gexec`)
 	if !found {
-		t.Fatal("docs/operations.md has no such script")
+		t.Fatal("docs/upgrades.md has no such script")
 	}
 	exec(t, db.Pool, create)
 	for _, pair := range column[[]string](t, db.Pool, `SELECT ARRAY[a, b] FROM (`+generate+`) AS r(a, b)`) {

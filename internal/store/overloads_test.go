@@ -273,11 +273,12 @@ func walkThrough(t *testing.T, db *pgtest.DB) {
 		`url = 'https://'`, `url = 'https://[zz]'`, `url = 'https://x!'`, `url = 'https://x:99999'`, `headers = '[]'`, `headers = '{"a b": "x"}'`, `headers = '{"Host": "x"}'`,
 		`headers = '{"x-webhook-a": "x"}'`, `headers = '{"a": 1}'`, `headers = '{"a": "x\ny"}'`, `headers = '{"a": "x", "A": "y"}'`, `event_types = '{}'`, `event_types = '{x}'`, `event_types = '{NULL}'`,
 		`event_types = pg_catalog.array_fill('*'::text, '{101}')`, `description = pg_catalog.repeat('x', 2000)`, `enabled = false, disabled_reason = pg_catalog.repeat('x', 2000)`, `max_in_flight = 0`, `rate_per_second = 0`,
-		`timeout = '1 hour'`, `retry_schedule = '{8 days}'`, `retry_schedule = '{NULL}'`, `retry_schedule = pg_catalog.array_fill('1 second'::interval, '{31}')`, `all_organizations = NULL`} {
+		`timeout = '1 hour'`, `filter = '$.a == $.b'`, `filter = '$.a like_regex "(?=a)"'`, `retry_schedule = '{8 days}'`, `retry_schedule = '{NULL}'`, `retry_schedule = pg_catalog.array_fill('1 second'::interval, '{31}')`, `all_organizations = NULL`} {
 		refuse(`UPDATE public.webhook_endpoints SET ` + bad)
 	}
 	run(`UPDATE public.webhook_endpoints SET enabled = false, description = NULL, event_types = '{payment.*}', headers = '{}' WHERE id = $1`, second)
-	run(`UPDATE public.webhook_endpoints SET enabled = true WHERE id = $1`, second)
+	run(`UPDATE public.webhook_endpoints SET enabled = true, filter = '$.amount > 1', timeout = '1 second', retry_schedule = '{1 second}' WHERE id = $1`, second)
+	one(`INSERT INTO public.webhook_outbox (organization_id, event_type, payload) VALUES ('org_1', 'payment.failed', '{"amount": 0}') RETURNING id::text`)
 	one(`SELECT public.webhook_rotate_secret($1)`, endpoint)
 	one(`SELECT public.webhook_rotate_secret($1, '1 hour')`, endpoint)
 	run(`SELECT public.webhook_set_secret($1, '0123456789abcdef0123456789abcdef')`, endpoint)
