@@ -134,7 +134,7 @@ DECLARE
         'webhook_secret_problem,webhook_secrets_before_write,webhook_endpoints_after_insert,webhook_secrets_restored,webhook_endpoints_notify,'
         'webhook_outbox_before_insert,webhook_outbox_before_update,webhook_deliveries_notify,webhook_revoke_default_privileges,webhook_add_partition,'
         'webhook_drop_day,webhook_delete_old,webhook_create_endpoint,webhook_replace_secret,webhook_rotate_secret,webhook_set_secret,webhook_send_test,'
-        'webhook_replay,webhook_replay_failed,webhook_retry_now,webhook_explain,webhook_stats,webhook_waiting,webhook_url_host,webhook_ops_explain,webhook_audit_who,'
+        'webhook_replay,webhook_replay_failed,webhook_retry_now,webhook_pause,webhook_resume,webhook_explain,webhook_stats,webhook_waiting,webhook_url_host,webhook_ops_explain,webhook_audit_who,'
         'webhook_endpoints_audit,webhook_secrets_audit,webhook_deliveries_audit,'
         'webhook_schema_version}';
     object    record;
@@ -220,7 +220,7 @@ GRANT SELECT (id, organization_id, event_types, description, enabled, disabled_a
         filter, paused_at, timeout, retry_schedule, all_organizations)
     ON webhook_endpoints TO walhook_ops;
 GRANT UPDATE (status, next_attempt_at) ON webhook_deliveries TO walhook_ops;
-GRANT EXECUTE ON FUNCTION webhook_retry_now(uuid), webhook_ops_explain(uuid), webhook_url_host(text) TO walhook_ops;
+GRANT EXECUTE ON FUNCTION webhook_retry_now(uuid), webhook_pause(uuid), webhook_resume(uuid), webhook_ops_explain(uuid), webhook_url_host(text) TO walhook_ops;
 
 -- Tenants. Row security on the tables themselves would be an error in walhook's own sessions, and cost every INSERT; so the
 -- views hide the rows. Whoever can type SQL can change the setting: it has to be the application that sets it.

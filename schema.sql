@@ -685,6 +685,12 @@ BEGIN
         new.created_at := now();
     END IF;
 
+    -- The time of a pause does not count for WALHOOK_DISABLE_AFTER.
+    IF NOT is_new AND old.paused_at IS NOT NULL AND new.paused_at IS NULL THEN
+        INSERT INTO webhook_retries AS r (endpoint_id, resumed_at) VALUES (new.id, clock_timestamp())
+        ON CONFLICT (endpoint_id) DO UPDATE SET resumed_at = excluded.resumed_at;
+    END IF;
+
     IF new.enabled THEN
         new.disabled_at := NULL;
         new.disabled_reason := NULL;
@@ -790,7 +796,7 @@ BEGIN
     PERFORM pg_catalog.pg_logical_emit_message(true, 'walhook'::text, 'look'::text);
     RETURN NULL;
 END $fn$;
-COMMENT ON FUNCTION webhook_endpoints_notify() IS 'Trigger: tells walhook at once that an endpoint was disabled or deleted.';
+COMMENT ON FUNCTION webhook_endpoints_notify() IS 'Trigger: tells walhook at once that an endpoint was disabled, deleted, paused or resumed.';
 
 -- Building an index of a large table has no time limit. A starting walhook lists the tables whose indexes to skip
 -- (walhook.large_tables).
@@ -844,6 +850,10 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass::oid AND tgname = 'webhook_endpoints_notify_update') THEN
         CREATE TRIGGER webhook_endpoints_notify_update AFTER UPDATE ON webhook_endpoints
             FOR EACH ROW WHEN (old.enabled AND NOT new.enabled) EXECUTE FUNCTION webhook_endpoints_notify();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass::oid AND tgname = 'webhook_endpoints_notify_pause') THEN
+        CREATE TRIGGER webhook_endpoints_notify_pause AFTER UPDATE ON webhook_endpoints
+            FOR EACH ROW WHEN ((old.paused_at IS NULL) <> (new.paused_at IS NULL)) EXECUTE FUNCTION webhook_endpoints_notify();
     END IF;
     IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass::oid AND tgname = 'webhook_endpoints_notify_delete') THEN
         CREATE TRIGGER webhook_endpoints_notify_delete AFTER DELETE ON webhook_endpoints
@@ -1158,12 +1168,16 @@ COMMENT ON COLUMN webhook_state.updated_at IS 'When the row was last written.';
 CREATE TABLE IF NOT EXISTS webhook_endpoint_failures (
     endpoint_id       uuid PRIMARY KEY,
     failing_since     timestamptz NOT NULL,
-    breaker_opened_at timestamptz
+    breaker_opened_at timestamptz,
+    told              boolean NOT NULL DEFAULT false
 );
 DO $do$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_endpoint_failures'::regclass::oid AND attname = 'breaker_opened_at') THEN
         ALTER TABLE webhook_endpoint_failures ADD COLUMN breaker_opened_at timestamptz; -- version 1 had none
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_endpoint_failures'::regclass::oid AND attname = 'told') THEN
+        ALTER TABLE webhook_endpoint_failures ADD COLUMN told boolean NOT NULL DEFAULT false; -- versions 1 to 7 had none
     END IF;
 END $do$;
 COMMENT ON TABLE webhook_endpoint_failures IS
@@ -1172,15 +1186,24 @@ COMMENT ON COLUMN webhook_endpoint_failures.endpoint_id IS 'The row of webhook_e
 COMMENT ON COLUMN webhook_endpoint_failures.failing_since IS 'End of the first of its consecutive failures. See WALHOOK_DISABLE_AFTER.';
 COMMENT ON COLUMN webhook_endpoint_failures.breaker_opened_at IS
     'When its breaker opened: since then it gets one probe at a time, and everything else waits in webhook_deliveries. Null: the breaker is closed.';
+COMMENT ON COLUMN webhook_endpoint_failures.told IS 'Whether webhook.endpoint.failing was sent, so that webhook.endpoint.recovered follows when the breaker closes.';
 
 CREATE TABLE IF NOT EXISTS webhook_retries (
     endpoint_id uuid PRIMARY KEY,
-    asked_at    timestamptz NOT NULL
+    asked_at    timestamptz,
+    resumed_at  timestamptz
 );
+DO $do$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_retries'::regclass::oid AND attname = 'resumed_at') THEN
+        ALTER TABLE webhook_retries ALTER COLUMN asked_at DROP NOT NULL, ADD COLUMN resumed_at timestamptz; -- versions 5 to 7 had none
+    END IF;
+END $do$;
 COMMENT ON TABLE webhook_retries IS
-    'When webhook_retry_now was last called for an endpoint. A table of its own, so that recording never waits for an operator''s transaction.';
+    'When operators last had an endpoint go on. A table of its own, so that recording never waits for an operator''s transaction.';
 COMMENT ON COLUMN webhook_retries.endpoint_id IS 'The row of webhook_endpoints.';
-COMMENT ON COLUMN webhook_retries.asked_at IS 'A breaker that opened before this time is closed.';
+COMMENT ON COLUMN webhook_retries.asked_at IS 'When webhook_retry_now was last called: a breaker that opened before this time is closed.';
+COMMENT ON COLUMN webhook_retries.resumed_at IS 'When its last pause ended: earlier failures do not count for WALHOOK_DISABLE_AFTER.';
 
 
 CREATE TABLE IF NOT EXISTS webhook_audit (
@@ -1199,7 +1222,7 @@ COMMENT ON COLUMN webhook_audit.id IS 'A UUIDv7: since a time means id >= webhoo
 COMMENT ON COLUMN webhook_audit.at IS 'When. It counts from its transaction''s commit on.';
 COMMENT ON COLUMN webhook_audit.who IS 'The role that logged in (session_user). walhook: walhook itself, because of failures.';
 COMMENT ON COLUMN webhook_audit.action IS
-    'endpoint.created, endpoint.changed, endpoint.enabled, endpoint.disabled, endpoint.deleted; secret.changed: rotated or set; deliveries.replayed: '
+    'endpoint.created, endpoint.changed, endpoint.enabled, endpoint.disabled, endpoint.paused, endpoint.resumed, endpoint.deleted; secret.changed: rotated or set; deliveries.replayed: '
     'webhook_deliveries was updated, by a replay, webhook_retry_now or a cancelling; test.sent: a test webhook.';
 COMMENT ON COLUMN webhook_audit.organization_id IS 'Whose endpoint it is. Null for many.';
 COMMENT ON COLUMN webhook_audit.endpoint_id IS 'The endpoint. Null for many, and for deliveries.';
@@ -1245,10 +1268,12 @@ BEGIN
         INSERT INTO webhook_audit (who, action, organization_id, endpoint_id, count, detail)
         WITH changed AS MATERIALIZED (
             SELECT n.id, n.organization_id,
-                   CASE WHEN n.enabled AND NOT o.enabled THEN 'endpoint.enabled' WHEN o.enabled AND NOT n.enabled THEN 'endpoint.disabled' ELSE 'endpoint.changed' END AS action,
+                   CASE WHEN n.enabled AND NOT o.enabled THEN 'endpoint.enabled' WHEN o.enabled AND NOT n.enabled THEN 'endpoint.disabled'
+                        WHEN o.paused_at IS NULL AND n.paused_at IS NOT NULL THEN 'endpoint.paused' WHEN n.paused_at IS NULL AND o.paused_at IS NOT NULL THEN 'endpoint.resumed'
+                        ELSE 'endpoint.changed' END AS action,
                    pg_catalog.concat_ws(', ', CASE WHEN n.url <> o.url THEN 'url (' || webhook_url_host(n.url) || ')' END,
                        (SELECT string_agg(k.key, ', '::text ORDER BY k.key) FROM jsonb_object_keys(pg_catalog.to_jsonb(n)) AS k(key)
-                        WHERE k.key NOT IN ('url', 'updated_at', 'enabled', 'disabled_at', 'disabled_reason')
+                        WHERE k.key NOT IN ('url', 'updated_at', 'enabled', 'disabled_at', 'disabled_reason', 'paused_at')
                           AND (pg_catalog.to_jsonb(n) -> k.key) IS DISTINCT FROM (pg_catalog.to_jsonb(o) -> k.key)),
                        CASE WHEN NOT n.enabled AND webhook_audit_who() = 'walhook' THEN n.disabled_reason
                             WHEN n.disabled_reason IS DISTINCT FROM o.disabled_reason THEN 'disabled_reason' END) AS detail
@@ -1571,9 +1596,11 @@ BEGIN
                    FOR UPDATE SKIP LOCKED);
     GET DIAGNOSTICS deliveries = ROW_COUNT;
 
-    -- A request of a day ago has been served.
+    -- A request of a day ago has been served. The end of a pause counts as long as failures from before it do.
     DELETE FROM webhook_retries AS r
-    WHERE r.endpoint_id IN (SELECT r.endpoint_id FROM webhook_retries AS r WHERE r.asked_at < now() - interval '1 day' LIMIT most FOR UPDATE SKIP LOCKED);
+    WHERE r.endpoint_id IN (SELECT r.endpoint_id FROM webhook_retries AS r WHERE greatest(r.asked_at, r.resumed_at) < now() - interval '1 day'
+                            AND NOT EXISTS (SELECT FROM webhook_endpoint_failures AS f WHERE f.endpoint_id = r.endpoint_id AND f.failing_since < r.resumed_at)
+                            LIMIT most FOR UPDATE SKIP LOCKED);
 
     DELETE FROM webhook_audit AS a WHERE a.id IN (SELECT a.id FROM webhook_audit AS a WHERE a.id < old ORDER BY a.id LIMIT most FOR UPDATE SKIP LOCKED);
 
@@ -1788,6 +1815,32 @@ END $fn$;
 COMMENT ON FUNCTION webhook_retry_now(uuid) IS
     'For an endpoint that works again: its waiting deliveries are due at once, in their series, and its breaker closes, slowly at first. Returns how many.';
 
+-- Like webhook_retry_now: who may pause need not be allowed to change endpoints.
+CREATE OR REPLACE FUNCTION webhook_pause(endpoint_id uuid) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
+#variable_conflict use_column
+BEGIN
+    PERFORM FROM webhook_endpoints AS e WHERE e.id = webhook_pause.endpoint_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'webhook_pause: there is no endpoint %', coalesce(webhook_pause.endpoint_id::text, 'null') USING ERRCODE = 'no_data_found';
+    END IF;
+    UPDATE webhook_endpoints AS e SET paused_at = now() WHERE e.id = webhook_pause.endpoint_id AND e.paused_at IS NULL;
+END $fn$;
+COMMENT ON FUNCTION webhook_pause(uuid) IS
+    'Pauses an endpoint: a second later nothing is sent to it, and what is owed waits, uncounted, until webhook_resume. Does nothing if it is paused.';
+
+CREATE OR REPLACE FUNCTION webhook_resume(endpoint_id uuid) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
+#variable_conflict use_column
+BEGIN
+    PERFORM FROM webhook_endpoints AS e WHERE e.id = webhook_resume.endpoint_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'webhook_resume: there is no endpoint %', coalesce(webhook_resume.endpoint_id::text, 'null') USING ERRCODE = 'no_data_found';
+    END IF;
+    UPDATE webhook_endpoints AS e SET paused_at = NULL WHERE e.id = webhook_resume.endpoint_id AND e.paused_at IS NOT NULL;
+END $fn$;
+COMMENT ON FUNCTION webhook_resume(uuid) IS 'Ends a pause: what waits for the endpoint is sent, the longest due first. Does nothing if it is not paused.';
+
 CREATE OR REPLACE FUNCTION webhook_explain(event_id uuid)
     RETURNS TABLE (endpoint_id uuid, url text, reason text, delivery_id uuid, status text)
     -- JIT compiling takes a hundred times as long as running it.
@@ -1822,7 +1875,8 @@ CREATE OR REPLACE FUNCTION webhook_explain(event_id uuid)
             WHEN NOT owed.yes THEN ''
             WHEN NOT e.enabled THEN ' (the endpoint is disabled)'
             WHEN d.status IN ('success', 'failed', 'cancelled') THEN ''
-            ELSE CASE WHEN f.breaker_opened_at IS NOT NULL
+            ELSE CASE WHEN e.paused_at IS NOT NULL THEN pg_catalog.format(' (the endpoint is paused since %s)', e.paused_at) ELSE '' END
+              || CASE WHEN f.breaker_opened_at IS NOT NULL
                       THEN pg_catalog.format(' (its breaker is open since %s: one probe at a time)', f.breaker_opened_at) ELSE '' END
               || CASE WHEN e.rate_per_second IS NOT NULL
                       THEN pg_catalog.format(' (it gets at most %s requests per second)', e.rate_per_second) ELSE '' END
@@ -1919,7 +1973,7 @@ COMMENT ON COLUMN webhook_attempts.duration_ms IS 'How long it took.';
 CREATE OR REPLACE VIEW webhook_endpoint_health AS
     SELECT e.id AS endpoint_id, e.organization_id, e.url, e.enabled, e.disabled_at, e.disabled_reason, f.failing_since,
            w.waiting, w.oldest_due_at,
-           CASE WHEN f.breaker_opened_at IS NULL THEN 'closed' ELSE 'open' END AS breaker, f.breaker_opened_at
+           CASE WHEN f.breaker_opened_at IS NULL THEN 'closed' ELSE 'open' END AS breaker, f.breaker_opened_at, e.paused_at
     FROM webhook_endpoints AS e
     LEFT JOIN webhook_endpoint_failures AS f ON f.endpoint_id = e.id
     CROSS JOIN LATERAL webhook_waiting(e.id) AS w;
@@ -1936,6 +1990,7 @@ COMMENT ON COLUMN webhook_endpoint_health.oldest_due_at IS 'When the first of th
 COMMENT ON COLUMN webhook_endpoint_health.breaker IS
     'open: it failed many times in a row, so it gets one probe at a time and everything else waits, and no attempt is counted; closed: everything is sent.';
 COMMENT ON COLUMN webhook_endpoint_health.breaker_opened_at IS 'Since when the breaker is open.';
+COMMENT ON COLUMN webhook_endpoint_health.paused_at IS 'Since when it is paused: everything waits, and nothing is sent. Null: it is not.';
 
 -- A loose scan of the index (endpoint_id, next_attempt_at, id): it reads the first waiting row of each endpoint, however many
 -- wait. For webhook_status, which reads it with its owner's rights.
@@ -1948,14 +2003,14 @@ CREATE OR REPLACE VIEW webhook_overdue AS
         FROM walk WHERE walk.endpoint_id IS NOT NULL
     )
     SELECT min(due.at) AS since
-    FROM walk JOIN webhook_endpoints AS e ON e.id = walk.endpoint_id AND e.enabled AND e.rate_per_second IS NULL
+    FROM walk JOIN webhook_endpoints AS e ON e.id = walk.endpoint_id AND e.enabled AND e.paused_at IS NULL AND e.rate_per_second IS NULL
     LEFT JOIN webhook_endpoint_failures AS f ON f.endpoint_id = e.id
     CROSS JOIN LATERAL (SELECT greatest(d.next_attempt_at, d.created_at) AS at FROM webhook_deliveries AS d
                         WHERE d.endpoint_id = e.id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at <= now()
                         ORDER BY d.next_attempt_at, d.id LIMIT 1) AS due
     WHERE f.breaker_opened_at IS NULL;
 COMMENT ON VIEW webhook_overdue IS
-    'Since when the oldest delivery that could be sent now has been due, without those that an open breaker or a rate delays. One row. Null: there is none.';
+    'Since when the oldest delivery that could be sent now has been due, without those that a pause, an open breaker or a rate delays. One row. Null: there is none.';
 COMMENT ON COLUMN webhook_overdue.since IS 'When it was due. See webhook_status.oldest_due_at.';
 
 CREATE OR REPLACE VIEW webhook_status AS
@@ -1970,7 +2025,8 @@ CREATE OR REPLACE VIEW webhook_status AS
            (SELECT count(*) FROM webhook_deliveries_default) AS deliveries_default_rows,
            r.safe_wal_size AS safe_wal_bytes,
            (SELECT pg_catalog.jsonb_object_agg(p.key, p.value) FROM jsonb_each(s.progress) AS p(key, value)
-            WHERE (p.value ->> 'at'::text)::timestamptz > now() - interval '5 minutes') AS progress
+            WHERE (p.value ->> 'at'::text)::timestamptz > now() - interval '5 minutes') AS progress,
+           (SELECT count(*) FROM webhook_endpoints AS e WHERE e.paused_at IS NOT NULL) AS paused_endpoints
     FROM (SELECT count(*) FILTER (WHERE d.status = 'pending') AS pending, count(*) FILTER (WHERE d.status = 'retrying') AS retrying
           FROM webhook_deliveries AS d WHERE d.status IN ('pending', 'retrying')) AS w
     LEFT JOIN (SELECT * FROM webhook_state ORDER BY webhook_state.updated_at DESC LIMIT 1) AS s ON true
@@ -1992,11 +2048,12 @@ COMMENT ON COLUMN webhook_status.safe_wal_bytes IS
 COMMENT ON COLUMN webhook_status.progress IS
     'What takes long now, and how far it is: reconciling (events are compared with deliveries), resealing (secrets and headers), replaying (due deliveries are '
     'sent); with percent, seconds_left, and figures of its own. Null: nothing does.';
+COMMENT ON COLUMN webhook_status.paused_endpoints IS 'Endpoints that are paused: what waits for them is pending or retrying, and never overdue.';
 COMMENT ON COLUMN webhook_status.wal_status IS 'From pg_replication_slots. lost: max_slot_wal_keep_size was exceeded.';
 COMMENT ON COLUMN webhook_status.pending IS 'Deliveries waiting for their first attempt or a replay.';
 COMMENT ON COLUMN webhook_status.retrying IS 'Deliveries waiting for their next attempt.';
 COMMENT ON COLUMN webhook_status.oldest_due_at IS
-    'Since when the oldest of these that could be sent now has been due, without those that an open breaker or a rate delays. Null: there is none.';
+    'Since when the oldest of these that could be sent now has been due, without those that a pause, an open breaker or a rate delays. Null: there is none.';
 COMMENT ON COLUMN webhook_status.outbox_default_rows IS 'Events outside the daily partitions. Normally 0.';
 COMMENT ON COLUMN webhook_status.deliveries_default_rows IS 'Deliveries outside the daily partitions. Normally 0.';
 
@@ -2160,7 +2217,7 @@ REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_rest
     webhook_add_partition(text, date), webhook_drop_day(date), webhook_delete_old(timestamptz, int),
     webhook_create_endpoint(text, text, text[], text), webhook_rotate_secret(uuid, interval),
     webhook_set_secret(uuid, text, interval), webhook_replace_secret(uuid, text, interval), webhook_secret_problem(text),
-    webhook_retry_now(uuid), webhook_ops_explain(uuid), webhook_url_host(text),
+    webhook_retry_now(uuid), webhook_pause(uuid), webhook_resume(uuid), webhook_ops_explain(uuid), webhook_url_host(text),
     webhook_audit_who(), webhook_endpoints_audit(), webhook_secrets_audit(), webhook_deliveries_audit() FROM PUBLIC;
 -- An application's role needs only its grants on webhook_outbox, even if functions are not PUBLIC by default.
 GRANT EXECUTE ON FUNCTION webhook_uuidv7() TO PUBLIC;

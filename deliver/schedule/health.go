@@ -1,6 +1,7 @@
 package schedule
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/walhook/walhook/deliver/send"
@@ -29,6 +30,7 @@ type health struct {
 	checkedAt  time.Time               // when it was last compared with WALHOOK_DISABLE_AFTER
 	retriedAt  time.Time               // when an operator last asked for what waits
 	unreported *webhook.EndpointHealth // to be recorded; nil: nothing
+	tell       bool                    // a delivery of another event than walhook's own has failed since the last success
 }
 
 // A condition is the outcome of an endpoint's last attempt.
@@ -43,7 +45,8 @@ const (
 // judge updates an endpoint's breaker and health from an attempt, and reports a change.
 func (s *Scheduler) judge(d *Delivery, a *webhook.Attempt, now time.Time) {
 	l := d.lane
-	opened, check := false, false
+	own := outbox.IsOwnType(d.event.typ)
+	opened, told, check := false, false, false
 	switch send.Judge(*a) {
 	case send.Gone:
 		d.gone, l.gone = true, true
@@ -51,16 +54,19 @@ func (s *Scheduler) judge(d *Delivery, a *webhook.Attempt, now time.Time) {
 		return
 	case send.Delivered:
 		s.changeBreaker(l, func(b *breaker) { b.succeeded(l.limit) })
+		l.tell = false
 		if l.state == working {
 			return
 		}
 		l.state = working
 	case send.Retry:
+		told, l.tell = !own && !l.tell, l.tell || !own
 		s.changeBreaker(l, func(b *breaker) {
 			opened = b.failed(a.EndedAt.Add(-a.Duration), now, a.Class == webhook.ErrTimeout, l.backoff.length())
 		})
 		due := now.Sub(l.checkedAt) >= s.limits.disableCheckEvery()
-		if l.state == failing && !opened && !due {
+		told = told && l.breaker.open // by failures of walhook's own events alone, so far
+		if l.state == failing && !opened && !told && !due {
 			return
 		}
 		check = l.state != working && due // one that is not known may have been failing for long
@@ -69,21 +75,22 @@ func (s *Scheduler) judge(d *Delivery, a *webhook.Attempt, now time.Time) {
 		}
 		l.state = failing
 	}
-	s.report(l, check, a.EndedAt, outbox.IsOwnType(d.event.typ))
+	s.report(l, check, a.EndedAt, own, a.Class)
 	if opened {
 		s.holdBack(l, now)
 	}
 }
 
 // report has a lane's health recorded with the next batch, as it stands then.
-func (s *Scheduler) report(l *lane, check bool, at time.Time, own bool) {
+func (s *Scheduler) report(l *lane, check bool, at time.Time, own bool, class webhook.ErrorClass) {
 	n := l.unreported
 	if n == nil {
 		n = &webhook.EndpointHealth{EndpointID: l.id}
 		l.unreported = n
 		s.unreported = append(s.unreported, l)
 	}
-	n.Failing, n.Open, n.At, n.Own = l.state == failing, l.breaker.open, at, own
+	n.Failing, n.Open, n.At, n.Own, n.Tell = l.state == failing, l.breaker.open, at, own, l.tell
+	n.Class = cmp.Or(class, n.Class)
 	n.Recovered = n.Recovered || !n.Failing
 	n.CheckDisable = n.Failing && (n.CheckDisable || check)
 }

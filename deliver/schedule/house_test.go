@@ -31,6 +31,7 @@ type house struct {
 	order     map[uuid.UUID][]uuid.UUID // the deliveries of the requests, by endpoint
 	pages     int                       // that were asked for
 	lookUps   int
+	health    []webhook.EndpointHealth // that was recorded
 }
 
 // An answering says what a receiver answers to a request, and after how long.
@@ -141,7 +142,12 @@ func (h *house) change(id uuid.UUID, changes ...func(*webhook.Endpoint)) {
 // event commits an event for endpoints, and waits until it is taken in.
 func (h *house) event(endpoints ...uuid.UUID) {
 	h.t.Helper()
-	e := &outbox.Event{ID: uuid.Must(uuid.NewV7()), OrganizationID: h.endpoints[endpoints[0]].OrganizationID, Type: "payment.succeeded", Payload: []byte(`{}`), EndpointIDs: endpoints}
+	h.eventOf("payment.succeeded", endpoints...)
+}
+
+func (h *house) eventOf(typ string, endpoints ...uuid.UUID) {
+	h.t.Helper()
+	e := &outbox.Event{ID: uuid.Must(uuid.NewV7()), OrganizationID: h.endpoints[endpoints[0]].OrganizationID, Type: typ, Payload: []byte(`{}`), EndpointIDs: endpoints}
 	h.w.mu.Unlock()
 	admitted := takeIn(h.t.Context(), h.w, e)
 	h.w.mu.Lock()
@@ -248,7 +254,7 @@ func (h *house) record(now time.Time) {
 	for _, r := range slices.Concat(inserts, updates) {
 		h.store(&row{Record: r, due: now.Add(r.Wait)})
 	}
-	h.w.takeHealth()
+	h.health = append(h.health, h.w.takeHealth()...)
 }
 
 // look is the retrier's look at what has become due.

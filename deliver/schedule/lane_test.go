@@ -593,3 +593,65 @@ func TestAnEndpointsOwnTimeoutAndSchedule(t *testing.T) {
 		})
 	}
 }
+
+// Only failures of other events than walhook's own have an open breaker told: those alone
+// would cause events for ever.
+func TestWhichOpenBreakersAreTold(t *testing.T) {
+	t.Parallel()
+	told := func(h *house) (n int) {
+		for i, now := range h.health {
+			was := i > 0 && h.health[i-1].Open && h.health[i-1].Tell && !now.Recovered
+			n += one(now.Open && now.Tell && !was)
+		}
+		return n
+	}
+	for name, run := range map[string]func(t *testing.T){
+		"not one that walhook's own events opened": func(t *testing.T) {
+			h := newHouse(t, usual)
+			endpoint := h.open(always(503, 0))
+			for range breakAfter {
+				h.eventOf("webhook.endpoint.failing", endpoint)
+			}
+			h.sleep(time.Second)
+			if !h.w.lanes[endpoint].breaker.open || len(h.health) == 0 {
+				t.Fatal("the breaker is closed, or nothing was recorded")
+			}
+			h.is("told", told(h), 0, 0)
+			h.event(endpoint) // the next probe, or the one after
+			h.sleep(time.Minute)
+			h.is("told, once a payment has failed", told(h), 1, 1)
+		},
+		"one that a single other event helped to open": func(t *testing.T) {
+			h := newHouse(t, usual)
+			endpoint := h.open(always(503, 0))
+			h.event(endpoint)
+			for range breakAfter {
+				h.eventOf("webhook.test", endpoint)
+			}
+			h.sleep(time.Second)
+			h.is("told", told(h), 1, 1)
+		},
+		"not if the last success came after the other event": func(t *testing.T) {
+			h := newHouse(t, usual)
+			at := time.Now().Add(time.Second)
+			endpoint := h.open(until(at, always(503, 0), until(at.Add(time.Second), always(200, 0), always(503, 0))))
+			h.event(endpoint)
+			h.sleep(time.Second + 100*time.Millisecond)
+			h.eventOf("webhook.test", endpoint)
+			h.sleep(time.Second)
+			for range breakAfter {
+				h.eventOf("webhook.test", endpoint)
+			}
+			h.sleep(time.Second)
+			if !h.w.lanes[endpoint].breaker.open {
+				t.Error("the breaker is closed")
+			}
+			h.is("told", told(h), 0, 0)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, run)
+		})
+	}
+}

@@ -89,7 +89,8 @@ func (s *Scheduler) retryNow(l *lane, asked, now time.Time) {
 		return
 	}
 	s.changeBreaker(l, func(b *breaker) { *b = breaker{ramp: 1} })
-	s.report(l, false, now, false)
+	l.tell = false
+	s.report(l, false, now, false, "")
 	s.hasRows(l)
 }
 

@@ -245,7 +245,7 @@ func sendEndpoints(ch chan<- prometheus.Metric, o *store.EndpointsOverview) {
 	if o == nil {
 		return
 	}
-	for state, n := range map[string]int64{"ok": o.OK, "failing": o.Failing, "open": o.Open, "disabled": o.Disabled} {
+	for state, n := range map[string]int64{"ok": o.OK, "failing": o.Failing, "open": o.Open, "paused": o.Paused, "disabled": o.Disabled} {
 		ch <- prometheus.MustNewConstMetric(standingDesc, prometheus.GaugeValue, float64(n), state)
 	}
 }

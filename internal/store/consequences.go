@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -151,21 +152,38 @@ func (s *Store) queuer(b *pgx.Batch, fence webhook.Fence) func(sql string, n int
 
 // queueHealth writes the endpoints' health into webhook_endpoint_failures.
 func (s *Store) queueHealth(queue func(string, int, pgx.NamedArgs) *pgx.QueuedQuery, health []webhook.EndpointHealth) {
-	var recovered, failing, open []uuid.UUID
+	var recovered, failing, open []webhook.EndpointHealth
 	for _, h := range health {
 		if h.Recovered {
-			recovered = append(recovered, h.EndpointID)
+			recovered = append(recovered, h)
 		}
 		switch {
 		case h.Failing && h.Open:
-			open = append(open, h.EndpointID)
+			open = append(open, h)
 		case h.Failing:
-			failing = append(failing, h.EndpointID)
+			failing = append(failing, h)
 		}
 	}
-	queue(deleteFailures, len(recovered), pgx.NamedArgs{"ids": asUUIDs(recovered)})
-	queue(insertFailures, len(failing), pgx.NamedArgs{"ids": asUUIDs(failing), "open": false})
-	queue(insertFailures, len(open), pgx.NamedArgs{"ids": asUUIDs(open), "open": true})
+	queue(deleteFailures, len(recovered), healthArgs(recovered, recoveredNumber))
+	queue(closeBreakers, len(failing), healthArgs(failing, recoveredNumber))
+	queue(insertFailures, len(failing), healthArgs(failing, failingNumber))
+	queue(openBreakers, len(open), healthArgs(open, failingNumber))
+}
+
+// Numbers that tell the events about one endpoint at one time apart. webhook.endpoint.disabled
+// has 0.
+const (
+	failingNumber   = 1
+	recoveredNumber = 2
+)
+
+func healthArgs(health []webhook.EndpointHealth, number int) pgx.NamedArgs {
+	ids, own, tell, class := make([]pgtype.UUID, len(health)), make([]pgtype.UUID, len(health)), make([]bool, len(health)), make([]pgtype.Text, len(health))
+	for i, h := range health {
+		ids[i], own[i] = asUUID(h.EndpointID), asUUID(outbox.OwnEventID(h.At, h.EndpointID, number))
+		tell[i], class[i] = h.Tell, textOrNull(string(h.Class))
+	}
+	return pgx.NamedArgs{"ids": ids, "own_ids": own, "tell": tell, "classes": class}
 }
 
 // failingLong returns the endpoints that may have been failing for disableAfter.
@@ -199,17 +217,63 @@ func exhaustedArgs(exhausted []exhaustion) pgx.NamedArgs {
 	return pgx.NamedArgs{"ids": ids, "own_ids": own, "attempts": attempts}
 }
 
-const deleteFailures = `
-DELETE FROM webhook_endpoint_failures WHERE endpoint_id = ANY(@ids::uuid[]) AND ` + fenced
+// A breaker's opening and closing are events of its endpoint's organization, inserted by the
+// statement that records them: told in webhook_endpoint_failures holds them to one each. Only
+// failures of other events than walhook's own open a breaker that is told, so that no event
+// causes events for ever.
+const (
+	healthRows = `unnest(@ids::uuid[], @own_ids::uuid[], @tell::bool[], @classes::text[]) AS r(id, own_id, tell, class)`
+
+	// failed are rows of webhook_endpoint_failures. Scheme and host of the URL: its path and
+	// query may hold a token.
+	insertBreakerEvent = `
+INSERT INTO webhook_outbox (id, organization_id, event_type, payload)
+SELECT r.own_id, e.organization_id, @type::text, pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('endpointId', e.id,
+       'url', substring(e.url, '^[A-Za-z]+://'::text) || substring(e.url, '^[A-Za-z]+://(?:[^/?#]*@)?([^/?#@]*)'::text),
+       'since', to_char(failed.failing_since AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'::text), 'errorClass', r.class))
+FROM failed JOIN ` + healthRows + ` ON r.id = failed.endpoint_id JOIN webhook_endpoints e ON e.id = r.id
+WHERE failed.told
+ON CONFLICT (id) DO NOTHING`
+)
+
+var (
+	deleteFailures = `
+WITH failed AS (
+    DELETE FROM webhook_endpoint_failures WHERE endpoint_id = ANY(@ids::uuid[]) AND ` + fenced + `
+    RETURNING endpoint_id, failing_since, told
+)` + breakerEvent(outbox.TypeEndpointRecovered)
+
+	// webhook_retry_now closes a breaker without a success.
+	closeBreakers = `
+WITH failed AS MATERIALIZED (
+    SELECT f.endpoint_id, f.failing_since, f.told FROM webhook_endpoint_failures f
+    WHERE f.endpoint_id = ANY(@ids::uuid[]) AND f.breaker_opened_at IS NOT NULL AND ` + fenced + `
+), closed AS (
+    UPDATE webhook_endpoint_failures f SET breaker_opened_at = NULL, told = false FROM failed WHERE f.endpoint_id = failed.endpoint_id
+)` + breakerEvent(outbox.TypeEndpointRecovered)
+
+	openBreakers = `
+WITH failed AS (
+    INSERT INTO webhook_endpoint_failures AS f (endpoint_id, failing_since, breaker_opened_at, told)
+    SELECT DISTINCT ON (r.id) r.id, now(), now(), r.tell FROM ` + healthRows + ` JOIN webhook_endpoints e ON e.id = r.id
+    WHERE e.enabled AND ` + fenced + `
+    ON CONFLICT (endpoint_id) DO UPDATE SET breaker_opened_at = coalesce(f.breaker_opened_at, excluded.breaker_opened_at), told = excluded.told
+    WHERE f.breaker_opened_at IS NULL OR excluded.told AND NOT f.told
+    RETURNING f.endpoint_id, f.failing_since, f.told
+)` + breakerEvent(outbox.TypeEndpointFailing)
+)
+
+func breakerEvent(typ string) string {
+	return strings.ReplaceAll(insertBreakerEvent, "@type::text", "'"+typ+"'")
+}
 
 // A failure recorded after the endpoint was disabled does not count: if the endpoint is
 // enabled again, failures count from zero.
 const insertFailures = `
-INSERT INTO webhook_endpoint_failures AS f (endpoint_id, failing_since, breaker_opened_at)
-SELECT DISTINCT r.id, now(), CASE WHEN @open::bool THEN now() END FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_endpoints e ON e.id = r.id
+INSERT INTO webhook_endpoint_failures AS f (endpoint_id, failing_since)
+SELECT DISTINCT r.id, now() FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_endpoints e ON e.id = r.id
 WHERE e.enabled AND ` + fenced + `
-ON CONFLICT (endpoint_id) DO UPDATE SET breaker_opened_at = excluded.breaker_opened_at
-WHERE (f.breaker_opened_at IS NULL) <> (excluded.breaker_opened_at IS NULL)`
+ON CONFLICT (endpoint_id) DO NOTHING`
 
 // disableEndpoints disables those of @ids that meet a condition. An endpoint whose row an
 // operator has locked is left for its next failure, so that it does not delay the outcomes
@@ -231,8 +295,8 @@ WITH picked AS (
 
 const (
 	unconditional  = `true`
-	failingForLong = `EXISTS (SELECT FROM webhook_endpoint_failures f
-        WHERE f.endpoint_id = e.id AND f.failing_since < now() - @failing_ms::bigint::float8 * interval '1 ms')`
+	failingForLong = `e.paused_at IS NULL AND EXISTS (SELECT FROM webhook_endpoint_failures f LEFT JOIN webhook_retries n ON n.endpoint_id = f.endpoint_id
+        WHERE f.endpoint_id = e.id AND greatest(f.failing_since, n.resumed_at) < now() - @failing_ms::bigint::float8 * interval '1 ms')`
 
 	// A delivery of one of walhook's own events disables its endpoint too, but tells
 	// nobody, so that events cannot cause events for ever.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -290,6 +291,65 @@ func TestFailingEndpoints(t *testing.T) {
 			t.Errorf("by one of walhook's own events: enabled %t, told %d times, want false and 1", enabled(), told())
 		}
 	})
+}
+
+// An organization is told where its breaker opened and closed, with no more of the URL than
+// operators see.
+func TestBreakerEvents(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	st, fence := acquired(t, db)
+	endpoint := newEndpoint(t, db.Pool, "org_1")
+	exec(t, db.Pool, `UPDATE webhook_endpoints SET url = 'https://u.example:8443/hunter2?token=hunter2' WHERE id = $1`, endpoint)
+	listener := newEndpoint(t, db.Pool, "org_1", outbox.TypeEndpointFailing, outbox.TypeEndpointRecovered)
+	at := time.Now()
+	open := webhook.EndpointHealth{EndpointID: uuid.MustParse(endpoint), Failing: true, Open: true, Tell: true, At: at, Class: webhook.ErrConnect}
+	recordHealth(t, st, fence, open)
+	recordHealth(t, st, fence, webhook.EndpointHealth{EndpointID: open.EndpointID, Recovered: true, At: at})
+	since := query[string](t, db.Pool, `SELECT payload ->> 'since' FROM webhook_outbox WHERE event_type = $1`, outbox.TypeEndpointFailing)
+	if began, err := time.Parse("2006-01-02T15:04:05.000Z", since); err != nil || time.Since(began) > time.Hour {
+		t.Errorf("since %q: %v", since, err)
+	}
+	got := column[string](t, db.Pool, `SELECT format('%s %s %s %s', event_type, organization_id, endpoint_ids, payload) FROM webhook_outbox WHERE event_type LIKE 'webhook.%' ORDER BY 1`)
+	want := []string{
+		fmt.Sprintf(`%s org_1 {%s} {"url": "https://u.example:8443", "since": "%s", "endpointId": "%s", "errorClass": "connect"}`, outbox.TypeEndpointFailing, listener, since, endpoint),
+		fmt.Sprintf(`%s org_1 {%s} {"url": "https://u.example:8443", "since": "%s", "endpointId": "%s"}`, outbox.TypeEndpointRecovered, listener, since, endpoint),
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("told\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// The time of a pause does not count for WALHOOK_DISABLE_AFTER.
+func TestAPausedEndpointIsNotDisabled(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	st, fence := acquired(t, db)
+	endpoint := newEndpoint(t, db.Pool, "org_1")
+	still := webhook.EndpointHealth{EndpointID: uuid.MustParse(endpoint), Failing: true, CheckDisable: true, At: time.Now()}
+	long := func() {
+		exec(t, db.Pool, `UPDATE webhook_endpoint_failures SET failing_since = failing_since - $1 * interval '1 second'`, (disableAfter + time.Minute).Seconds())
+	}
+	enabled := func(want bool, when string) {
+		t.Helper()
+		if got := query[bool](t, db.Pool, `SELECT enabled FROM webhook_endpoints WHERE id = $1`, endpoint); got != want {
+			t.Errorf("%s: enabled %t", when, got)
+		}
+	}
+	recordHealth(t, st, fence, still)
+	exec(t, db.Pool, `SELECT webhook_pause($1)`, endpoint)
+	long()
+	recordHealth(t, st, fence, still) // by an attempt that was under way
+	enabled(true, "paused")
+	exec(t, db.Pool, `SELECT webhook_resume($1)`, endpoint)
+	recordHealth(t, st, fence, still)
+	enabled(true, "just resumed")
+	exec(t, db.Pool, `SELECT webhook_delete_old(now() - interval '30 days', 10)`)
+	recordHealth(t, st, fence, still)
+	enabled(true, "after the upkeep")
+	exec(t, db.Pool, `UPDATE webhook_retries SET resumed_at = resumed_at - $1 * interval '1 second'`, (disableAfter + time.Minute).Seconds())
+	recordHealth(t, st, fence, still)
+	enabled(false, "failing for as long since")
 }
 
 // TestRowsAlone has what outcomes mean refused: the rows are written without it, and

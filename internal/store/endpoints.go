@@ -18,10 +18,18 @@ SELECT e.id, e.organization_id, e.url, e.headers, e.enabled, coalesce(e.max_in_f
        array(SELECT s.secret FROM webhook_secrets s
              WHERE s.endpoint_id = e.id AND (s.expires_at IS NULL OR s.expires_at > now())
              ORDER BY s.created_at, s.id),
-       coalesce(f.breaker_opened_at > coalesce(n.asked_at, '-infinity'), false), coalesce(n.asked_at, 'epoch')
+       coalesce(f.breaker_opened_at > coalesce(n.asked_at, '-infinity'), false), coalesce(n.asked_at, 'epoch'), e.paused_at IS NOT NULL,
+       CASE WHEN e.timeout IS NOT NULL THEN (extract(epoch FROM least(e.timeout, interval '60 s'))::float8 * 1000::float8)::bigint END,
+       CASE WHEN e.retry_schedule IS NOT NULL THEN array(
+           SELECT (extract(epoch FROM least(w.wait, interval '7 days'))::float8 * 1000::float8)::bigint
+           FROM pg_catalog.unnest(e.retry_schedule) WITH ORDINALITY AS w(wait, n) ORDER BY w.n) END
 FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_endpoints e ON e.id = r.id
 LEFT JOIN webhook_endpoint_failures f ON f.endpoint_id = e.id
 LEFT JOIN webhook_retries n ON n.endpoint_id = CASE WHEN f.breaker_opened_at IS NOT NULL THEN e.id END`
+
+// minTimeout bounds an endpoint's own timeout, as its trigger does. A restore may have brought a
+// row past that; the statement bounds the other end, and the waits.
+const minTimeout = 100 * time.Millisecond
 
 // maxSkew bounds how far walhook's clock may be from PostgreSQL's. Receivers refuse
 // timestamps that are off by five minutes.
@@ -57,7 +65,19 @@ func (s *Store) Endpoints(ctx context.Context, ids []uuid.UUID) ([]webhook.Endpo
 			var e webhook.Endpoint
 			var headers []byte
 			var secrets []string
-			err := row.Scan(&e.ID, &e.OrganizationID, &e.URL, &headers, &e.Enabled, &e.MaxInFlight, &e.RatePerSecond, &secrets, &e.BreakerOpen, &e.RetriedAt)
+			var timeout *int64
+			var schedule []int64 // milliseconds, likewise
+			err := row.Scan(&e.ID, &e.OrganizationID, &e.URL, &headers, &e.Enabled, &e.MaxInFlight, &e.RatePerSecond, &secrets, &e.BreakerOpen, &e.RetriedAt,
+				&e.Paused, &timeout, &schedule)
+			if timeout != nil {
+				e.Timeout = max(time.Duration(*timeout)*time.Millisecond, minTimeout)
+			}
+			if schedule != nil {
+				e.RetrySchedule = make([]time.Duration, len(schedule))
+			}
+			for i, wait := range schedule {
+				e.RetrySchedule[i] = time.Duration(wait) * time.Millisecond
+			}
 			if err == nil && json.Unmarshal(headers, &e.Headers) != nil {
 				e.Problem = "the endpoint's headers are not a JSON object of name to text"
 			}

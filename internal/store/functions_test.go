@@ -119,6 +119,94 @@ func TestDeliveriesReplay(t *testing.T) {
 	refused(t, db.Pool, "webhook_deliveries_attempts", `UPDATE webhook_deliveries SET attempts = -1`)
 }
 
+func TestPause(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	exec(t, db.Pool, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, db.Slot)
+	hints := func() int {
+		return query[int](t, db.Pool, `SELECT count(*) FROM pg_logical_slot_get_binary_changes($1, NULL, NULL, 'proto_version', '1', 'publication_names', 'walhook', 'messages', 'true')
+			WHERE get_byte(data, 0) = ascii('M')`, db.Slot)
+	}
+	endpoint := newEndpoint(t, db.Pool, "org_1")
+	event := newEvent(t, db.Pool, "org_1", "payment.failed")
+	newDelivery(t, db.Pool, event, endpoint, "pending")
+	st := store.New(db.Pool, db.Slot, 0)
+	look := func() webhook.Endpoint {
+		t.Helper()
+		found, err := st.Endpoints(t.Context(), []uuid.UUID{uuid.MustParse(endpoint)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found[0]
+	}
+	overdue := func() (view, metric bool) {
+		t.Helper()
+		o, err := st.Overview(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return query[bool](t, db.Pool, `SELECT oldest_due_at IS NOT NULL FROM webhook_status`), *o.Overdue > 0
+	}
+	explained := func() string {
+		return query[string](t, db.Pool, `SELECT reason FROM webhook_explain($1)`, event)
+	}
+	if view, metric := overdue(); !view || !metric {
+		t.Errorf("overdue %t, %t", view, metric)
+	}
+	hints()
+	for range 2 {
+		exec(t, db.Pool, `SELECT webhook_pause($1)`, endpoint)
+	}
+	if n := hints(); n != 1 || !look().Paused {
+		t.Errorf("paused %t, %d hints", look().Paused, n)
+	}
+	if view, metric := overdue(); view || metric {
+		t.Errorf("what a pause holds is overdue: %t, %t", view, metric)
+	}
+	if got := explained(); !strings.Contains(got, "(the endpoint is paused since ") {
+		t.Error(got)
+	}
+	if got := query[string](t, db.Pool, `SELECT format('%s %s', (SELECT waiting FROM webhook_endpoint_health WHERE paused_at IS NOT NULL), paused_endpoints) FROM webhook_status`); got != "1 1" {
+		t.Errorf("health and status say %s", got)
+	}
+	for range 2 {
+		exec(t, db.Pool, `SELECT webhook_resume($1)`, endpoint)
+	}
+	if n := hints(); n != 1 || look().Paused || strings.Contains(explained(), "paused") {
+		t.Errorf("paused %t, %d hints, %s", look().Paused, n, explained())
+	}
+	exec(t, db.Pool, `UPDATE webhook_endpoints SET paused_at = now() + interval '1 hour' WHERE id = $1`, endpoint)
+	if n := hints(); n != 1 || !look().Paused {
+		t.Errorf("by UPDATE: paused %t, %d hints", look().Paused, n)
+	}
+	for _, f := range []string{"webhook_pause", "webhook_resume"} {
+		refused(t, db.Pool, f+": there is no endpoint", `SELECT `+f+`(gen_random_uuid())`)
+		refused(t, db.Pool, f+": there is no endpoint null", `SELECT `+f+`(NULL)`)
+	}
+}
+
+func TestAnEndpointsOwnTimeoutAndScheduleAreRead(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	endpoint := newEndpoint(t, db.Pool, "org_1")
+	for _, c := range []struct {
+		set, timeout, schedule string // as Go prints them
+	}{
+		{`timeout = NULL, retry_schedule = NULL`, "0s", "[]time.Duration(nil)"},
+		{`timeout = '100 ms', retry_schedule = '{}'`, "100ms", "[]time.Duration{}"},
+		{`timeout = '1 min', retry_schedule = '{1 s,250 ms,7 days}'`, "1m0s", "[]time.Duration{1000000000, 250000000, 604800000000000}"},
+	} {
+		exec(t, db.Pool, `UPDATE webhook_endpoints SET `+c.set)
+		found, err := store.New(db.Pool, db.Slot, 0).Endpoints(t.Context(), []uuid.UUID{uuid.MustParse(endpoint)})
+		if err != nil || len(found) != 1 {
+			t.Fatalf("%s: %v", c.set, err)
+		}
+		if e := found[0]; e.Timeout.String() != c.timeout || fmt.Sprintf("%#v", e.RetrySchedule) != c.schedule {
+			t.Errorf("%s: %s, %#v", c.set, e.Timeout, e.RetrySchedule)
+		}
+	}
+}
+
 func TestRetryNow(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
@@ -338,7 +426,7 @@ func TestRoles(t *testing.T) {
 			`SELECT payload FROM webhook_outbox`, `SELECT FROM webhook_endpoints`, `SELECT FROM webhook_secrets`, `SELECT FROM webhook_deliveries`, `DELETE FROM webhook_outbox`,
 			`SELECT webhook_create_endpoint('org_1', 'https://example.com')`, `SELECT webhook_rotate_secret('` + endpoint + `')`,
 			`SELECT webhook_set_secret('` + endpoint + `', 'a secret of sixteen')`, `SELECT webhook_replace_secret('` + endpoint + `', 'a secret of sixteen', '0')`,
-			`SELECT webhook_retry_now('` + endpoint + `')`, `SELECT webhook_drop_day('2020-01-01')`, `SELECT webhook_add_partition('webhook_outbox', '2020-01-01')`, `SELECT webhook_delete_old(now(), 1)`,
+			`SELECT webhook_retry_now('` + endpoint + `')`, `SELECT webhook_pause('` + endpoint + `')`, `SELECT webhook_resume('` + endpoint + `')`, `SELECT webhook_drop_day('2020-01-01')`, `SELECT webhook_add_partition('webhook_outbox', '2020-01-01')`, `SELECT webhook_delete_old(now(), 1)`,
 			`SELECT webhook_send_test('` + endpoint + `')`,
 		} {
 			denied(t, tx, sql)

@@ -28,7 +28,7 @@ const (
 )
 
 // What may be sent now: nothing holds it but walhook. As in the view webhook_overdue.
-const sendable = `e.enabled AND e.rate_per_second IS NULL AND f.breaker_opened_at IS NULL`
+const sendable = `e.enabled AND e.paused_at IS NULL AND e.rate_per_second IS NULL AND f.breaker_opened_at IS NULL`
 
 const (
 	selectOldestDue = `

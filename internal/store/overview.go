@@ -36,6 +36,7 @@ type EndpointsOverview struct {
 	OK       int64
 	Failing  int64 // the last attempt failed
 	Open     int64 // and the breaker is open
+	Paused   int64
 	Disabled int64
 }
 
@@ -50,9 +51,10 @@ FROM (SELECT) AS one LEFT JOIN (SELECT * FROM webhook_state ORDER BY updated_at 
 LEFT JOIN pg_replication_slots AS r ON r.slot_name = coalesce(s.slot, 'walhook')::name AND r.database = current_database()`
 
 	selectEndpointsOverview = `
-SELECT count(*) FILTER (WHERE e.enabled AND f.failing_since IS NULL),
-       count(*) FILTER (WHERE e.enabled AND f.failing_since IS NOT NULL AND f.breaker_opened_at IS NULL),
-       count(*) FILTER (WHERE e.enabled AND f.failing_since IS NOT NULL AND f.breaker_opened_at IS NOT NULL),
+SELECT count(*) FILTER (WHERE e.enabled AND e.paused_at IS NULL AND f.failing_since IS NULL),
+       count(*) FILTER (WHERE e.enabled AND e.paused_at IS NULL AND f.failing_since IS NOT NULL AND f.breaker_opened_at IS NULL),
+       count(*) FILTER (WHERE e.enabled AND e.paused_at IS NULL AND f.failing_since IS NOT NULL AND f.breaker_opened_at IS NOT NULL),
+       count(*) FILTER (WHERE e.enabled AND e.paused_at IS NOT NULL),
        count(*) FILTER (WHERE NOT e.enabled)
 FROM webhook_endpoints AS e LEFT JOIN webhook_endpoint_failures AS f ON f.endpoint_id = e.id`
 
@@ -80,7 +82,7 @@ func (s *Store) Overview(ctx context.Context) (Overview, error) {
 	})
 	o.Ahead, errs = part(ctx, errs, s.PartitionsAhead)
 	o.Endpoints, errs = part(ctx, errs, func(ctx context.Context) (e EndpointsOverview, err error) {
-		err = s.overview(ctx, prepareCount, selectEndpointsOverview, nil, &e.OK, &e.Failing, &e.Open, &e.Disabled)
+		err = s.overview(ctx, prepareCount, selectEndpointsOverview, nil, &e.OK, &e.Failing, &e.Open, &e.Paused, &e.Disabled)
 		return e, err
 	})
 	o.Waiting, errs = part(ctx, errs, s.waitingOverview)

@@ -175,10 +175,11 @@ func TestOverviewCountsEndpointsByState(t *testing.T) {
 	db := pgtest.New(t)
 	for sql, n := range map[string]int{
 		`SELECT`: 1,
-		`INSERT INTO webhook_endpoint_failures VALUES ($1, now())`:                                                                               2,
-		`INSERT INTO webhook_endpoint_failures VALUES ($1, now(), now())`:                                                                        3,
-		`UPDATE webhook_endpoints SET enabled = false WHERE id = $1`:                                                                             4,
-		`WITH f AS (INSERT INTO webhook_endpoint_failures VALUES ($1, now(), now())) UPDATE webhook_endpoints SET enabled = false WHERE id = $1`: 1,
+		`INSERT INTO webhook_endpoint_failures VALUES ($1, now())`:                                                                                 2,
+		`INSERT INTO webhook_endpoint_failures VALUES ($1, now(), now())`:                                                                          3,
+		`UPDATE webhook_endpoints SET enabled = false WHERE id = $1`:                                                                               4,
+		`WITH f AS (INSERT INTO webhook_endpoint_failures VALUES ($1, now(), now())) UPDATE webhook_endpoints SET paused_at = now() WHERE id = $1`: 6,
+		`WITH f AS (INSERT INTO webhook_endpoint_failures VALUES ($1, now(), now())) UPDATE webhook_endpoints SET enabled = false WHERE id = $1`:   1,
 	} {
 		for range n {
 			if id := newEndpoint(t, db.Pool, "org_1"); sql != `SELECT` {
@@ -191,7 +192,7 @@ func TestOverviewCountsEndpointsByState(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (store.EndpointsOverview{OK: 1, Failing: 2, Open: 3, Disabled: 5}); *o.Endpoints != want {
+	if want := (store.EndpointsOverview{OK: 1, Failing: 2, Open: 3, Paused: 6, Disabled: 5}); *o.Endpoints != want {
 		t.Errorf("got %+v, want %+v", *o.Endpoints, want)
 	}
 }

@@ -108,6 +108,8 @@ func TestWhatEachRoleMay(t *testing.T) {
 		`SELECT webhook_replay('` + delivery + `')`:                                          run + ops,
 		`SELECT webhook_replay_failed('` + endpoint + `', now() - interval '1 day')`:         run + ops,
 		`SELECT webhook_retry_now('` + endpoint + `')`:                                       ops,
+		`SELECT webhook_pause('` + endpoint + `')`:                                           ops,
+		`SELECT webhook_resume('` + endpoint + `')`:                                          ops,
 		`SELECT * FROM webhook_attempts`:                                                     ops,
 		`SELECT * FROM webhook_status`:                                                       run + ops,
 		`SELECT * FROM webhook_state`:                                                        run + ops,

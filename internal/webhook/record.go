@@ -45,12 +45,14 @@ type Mark struct {
 // batch their outcomes are in. It is written when it changes, not per attempt.
 type EndpointHealth struct {
 	EndpointID   uuid.UUID
-	Recovered    bool      // it has succeeded since its health was last written
-	Failing      bool      // its last attempt failed
-	Open         bool      // and its breaker is open
-	CheckDisable bool      // it was failing before: disable it if it has been for WALHOOK_DISABLE_AFTER
-	At           time.Time // end of the last attempt
-	Own          bool      // that attempt was for one of walhook's own events
+	Recovered    bool       // it has succeeded since its health was last written
+	Failing      bool       // its last attempt failed
+	Open         bool       // and its breaker is open
+	CheckDisable bool       // it was failing before: disable it if it has been for WALHOOK_DISABLE_AFTER
+	At           time.Time  // end of the last attempt
+	Own          bool       // that attempt was for one of walhook's own events
+	Tell         bool       // a delivery of another event has failed since the last success: an open breaker is told
+	Class        ErrorClass // of the last attempt that failed
 }
 
 // ParkedDue is how far in the past a parked delivery's next_attempt_at is set. So first

@@ -88,6 +88,7 @@ type Failure struct {
 	Endpoint uuid.UUID
 	Failing  bool
 	Open     bool
+	Told     bool
 }
 
 // A State is webhook_state's row.

@@ -284,15 +284,25 @@ func stands(b *bench) {
 		return open
 	}
 	for i, c := range []struct {
-		health webhook.EndpointHealth
-		want   bool
+		health    webhook.EndpointHealth
+		want      bool
+		failing   int // events so far
+		recovered int
 	}{
-		{webhook.EndpointHealth{Failing: true}, false},
-		{webhook.EndpointHealth{Failing: true, Open: true}, true},
-		{webhook.EndpointHealth{Failing: true}, false},
-		{webhook.EndpointHealth{Failing: true, Open: true}, true},
-		{webhook.EndpointHealth{Recovered: true}, false},
-		{webhook.EndpointHealth{Recovered: true, Failing: true, Open: true}, true},
+		{webhook.EndpointHealth{Failing: true, Tell: true}, false, 0, 0},
+		{webhook.EndpointHealth{Failing: true, Open: true, Tell: true}, true, 1, 0},
+		{webhook.EndpointHealth{Failing: true, Open: true, Tell: true}, true, 1, 0}, // a commit that was not heard of
+		{webhook.EndpointHealth{Failing: true, Open: true}, true, 1, 0},             // from a process that knows of no other event
+		{webhook.EndpointHealth{Failing: true}, false, 1, 1},                        // webhook_retry_now
+		{webhook.EndpointHealth{Failing: true}, false, 1, 1},
+		{webhook.EndpointHealth{Failing: true, Open: true}, true, 1, 1}, // by walhook's own events alone
+		{webhook.EndpointHealth{Failing: true, Open: true, Tell: true}, true, 2, 1},
+		{webhook.EndpointHealth{Recovered: true}, false, 2, 2},
+		{webhook.EndpointHealth{Recovered: true}, false, 2, 2},
+		{webhook.EndpointHealth{Failing: true, Open: true}, true, 2, 2},
+		{webhook.EndpointHealth{Recovered: true}, false, 2, 2},
+		{webhook.EndpointHealth{Recovered: true, Failing: true, Open: true, Tell: true}, true, 3, 2},
+		{webhook.EndpointHealth{Recovered: true, Failing: true, Open: true, Tell: true}, true, 4, 3}, // and both in between
 	} {
 		var health []webhook.EndpointHealth
 		for _, id := range []uuid.UUID{endpoint, off} {
@@ -301,7 +311,10 @@ func stands(b *bench) {
 			health = append(health, h)
 		}
 		b.ok(b.Mark(b.Context(), b.fence, webhook.Mark{Health: health}))
-		// Of one that is disabled nothing is noted.
+		// Of one that is disabled nothing is noted, and nothing told.
+		if failing, recovered := b.OwnEvents(outbox.TypeEndpointFailing), b.OwnEvents(outbox.TypeEndpointRecovered); failing != c.failing || recovered != c.recovered {
+			b.Errorf("step %d: %d were told to fail and %d to have recovered, want %d and %d", i, failing, recovered, c.failing, c.recovered)
+		}
 		if got, want := open(), []bool{c.want, false}; !slices.Equal(got, want) {
 			b.Errorf("step %d: open %v, want %v", i, got, want)
 		}

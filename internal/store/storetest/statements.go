@@ -176,7 +176,7 @@ func (m *Memory) refuse(mark webhook.Mark, records []webhook.Record) error {
 	return nil
 }
 
-// WriteConsequence is the Store's, without the events: the simulation looks at rows.
+// WriteConsequence is the Store's, without the events about what it disables or exhausts.
 func (m *Memory) WriteConsequence(_ context.Context, fence webhook.Fence, of store.Consequence) (rest []store.Consequence, err error) {
 	c, err := m.begin(fence, webhook.Mark{})
 	if err != nil {
@@ -253,13 +253,31 @@ func (m *Memory) disable(c *Commit, id uuid.UUID) bool {
 	return true
 }
 
-// stands notes how an endpoint stands.
+// stands notes how an endpoint stands, and tells its organization that its breaker has
+// opened or closed.
 func (m *Memory) stands(c *Commit, h webhook.EndpointHealth) {
+	was := m.Failing[h.EndpointID]
+	now := was
 	if h.Recovered {
-		c.Failures = append(c.Failures, Failure{Endpoint: h.EndpointID})
+		now = Failure{Endpoint: h.EndpointID}
 	}
 	if h.Failing && m.enabled(h.EndpointID) {
-		c.Failures = append(c.Failures, Failure{Endpoint: h.EndpointID, Failing: true, Open: h.Open})
+		now = Failure{Endpoint: h.EndpointID, Failing: true, Open: h.Open, Told: h.Open && (h.Tell || now.Told)}
+	}
+	if was.Told && (h.Recovered || !now.Told) {
+		m.tell(c, outbox.TypeEndpointRecovered, h.EndpointID)
+	}
+	if now.Told && (h.Recovered || !was.Told) {
+		m.tell(c, outbox.TypeEndpointFailing, h.EndpointID)
+	}
+	if h.Recovered || now != was {
+		c.Failures = append(c.Failures, now)
+	}
+}
+
+func (m *Memory) tell(c *Commit, typ string, endpoint uuid.UUID) {
+	if e := m.Endpoint(endpoint); e != nil {
+		m.insertOwnEvent(c, typ, e.OrganizationID, endpoint)
 	}
 }
 
