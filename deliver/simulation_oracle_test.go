@@ -4,7 +4,10 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/google/uuid"
+
 	"github.com/walhook/walhook/internal/webhook"
+	"github.com/walhook/walhook/outbox"
 )
 
 // settled reports whether nothing is left to do.
@@ -55,7 +58,36 @@ func (s *simulation) judge() {
 		s.violate("%d rows for %d owed deliveries", len(s.db.Rows), owed)
 	}
 	s.judgeMemory(active)
+	for _, e := range s.db.EndpointRows {
+		if !s.journal.refused[e.ID] {
+			s.judgeTold(e.ID)
+		}
+	}
 }
+
+// judgeTold checks that each opening of an endpoint's breaker was told once, and each
+// closing of one that was told.
+func (s *simulation) judgeTold(endpoint uuid.UUID) {
+	var told []string
+	for _, c := range s.db.WAL {
+		for _, e := range c.Events {
+			about := string(e.Payload) == fmt.Sprintf(`{"about":%q}`, endpoint)
+			if about && (e.Type == outbox.TypeEndpointFailing || e.Type == outbox.TypeEndpointRecovered) {
+				told = append(told, e.Type)
+			}
+		}
+	}
+	for i, typ := range told {
+		if want := []string{outbox.TypeEndpointFailing, outbox.TypeEndpointRecovered}[i%2]; typ != want {
+			s.violate("endpoint %s was told %q", endpoint, told)
+			return
+		}
+	}
+	if failing := len(told)%2 == 1; failing != s.db.Failing[endpoint].Told {
+		s.violate("endpoint %s was told %q, and its breaker is told to be open: %t", endpoint, told, !failing)
+	}
+}
+
 
 func (s *simulation) judgeDelivery(d *journaled) {
 	r := s.db.Rows[d.id]

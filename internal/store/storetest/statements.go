@@ -3,6 +3,7 @@ package storetest
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
@@ -284,7 +285,7 @@ func (m *Memory) tell(c *Commit, typ string, endpoint uuid.UUID) {
 // insertOwnEvent inserts one of walhook's own events.
 func (m *Memory) insertOwnEvent(c *Commit, typ, organization string, about uuid.UUID) {
 	c.Events = append(c.Events, &outbox.Event{ID: outbox.DeliveryID(m.NewID(time.Now()), about), OrganizationID: organization, Type: typ,
-		Payload: []byte(`{}`), CreatedAt: time.Now(), EndpointIDs: m.Owed(organization, typ)})
+		Payload: fmt.Appendf(nil, `{"about":%q}`, about), CreatedAt: time.Now(), EndpointIDs: m.Owed(organization, typ)})
 }
 
 // Now is the Store's.
