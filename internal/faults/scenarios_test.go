@@ -109,6 +109,7 @@ var scenarios = []Scenario{
 	{"43", "Redaction", inQuick | on14 | on18, redaction},
 	{"44", "OwnFaults", 0, ownFaults},
 	{"44", "ResolverAway", 0, resolverAway},
+	{"45", "Paused", 0, paused},
 	{"", "InvisibleCommit", 0, invisibleCommit},
 	{"", "Lease", 0, lease},
 	{"", "UnechoedOutcome", from17, unechoedOutcome},
