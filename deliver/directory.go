@@ -34,6 +34,7 @@ type directory struct {
 	log       *slog.Logger
 	lastErr   atomic.Pointer[error] // of the last look-up; nil if it succeeded
 	faults    faultLog
+	endpoints endpointLog
 }
 
 // failing returns why no endpoint can be looked up, or nil.
@@ -54,6 +55,8 @@ func (d *directory) run(ctx context.Context) error {
 		case timerFired:
 			d.scheduler.DropIdle(time.Now())
 			d.faults.update(d.scheduler.Faults(), time.Now())
+			changes, exhausted := d.scheduler.TakeChanges()
+			d.endpoints.update(changes, exhausted, time.Now())
 		default:
 			d.lookUpAll(ctx)
 		}

@@ -12,6 +12,7 @@
 //	directory      current endpoints → lanes
 //	reconciler     owed deliveries that the stream will never bring; the inserter writes their rows
 //	heartbeat      shows that each loop makes progress
+//	endpointlog    what operators hear of endpoints
 //	failure        an operation that keeps failing, for /readyz
 //
 // A delivery passes them once, downwards. Only the LSN up to which everything is
@@ -106,7 +107,7 @@ func newEngine(c Config, s *schedule.Scheduler) *Engine {
 		claims: &claims{scheduler: s, store: c.Store}}
 	e.finder = &finder{scheduler: s, store: c.Store, heartbeat: e.newHeartbeat("finder"), log: c.Log, changeHint: s.ToScan}
 	e.directory = &directory{scheduler: s, store: c.Store, sender: c.Sender, heartbeat: e.newHeartbeat("directory"), log: c.Log,
-		faults: faultLog{c.Log, map[webhook.OwnFault]time.Time{}}}
+		faults: faultLog{c.Log, map[webhook.OwnFault]time.Time{}}, endpoints: endpointLog{log: c.Log}}
 	e.clock = &clock{scheduler: s, heartbeat: e.newHeartbeat("clock")}
 	e.reconciler = &reconciler{scheduler: s, store: c.Store, window: c.RecoveryWindow, tell: c.Tell,
 		announce: e.finder.changeHint.Raise, log: c.Log, wake: schedule.NewSignal(), heartbeat: reconciling,

@@ -3,6 +3,8 @@ package deliver
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"maps"
 	"time"
 
 	"github.com/google/uuid"
@@ -167,6 +169,9 @@ func (r *recorder) recordNew(ctx context.Context) error {
 		return err
 	}
 	r.refused = append(r.refused, r.scheduler.Inserted(taken, allNew, b.refused, time.Now())...)
+	if allNew { // or the outcomes are written once more
+		r.logAttempts(ctx, taken.Records, b.refused)
+	}
 	return nil
 }
 
@@ -193,7 +198,28 @@ func (r *recorder) recordExisting(ctx context.Context) error {
 	}
 	locked, refused := r.scheduler.Updated(taken, isLocked, b.refused, isReplayed, time.Now())
 	r.locked, r.refused = append(r.locked, locked...), append(r.refused, refused...)
+	maps.Copy(isLocked, b.refused)
+	r.logAttempts(ctx, taken.Records, isLocked)
 	return nil
+}
+
+// logAttempts logs a line for each attempt whose outcome is recorded, at debug.
+func (r *recorder) logAttempts(ctx context.Context, records []webhook.Record, waiting map[uuid.UUID]bool) {
+	if !r.log.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
+	for i := range records {
+		d := &records[i]
+		if d.Attempt == nil || waiting[d.ID] {
+			continue
+		}
+		next := ""
+		if d.Status == webhook.Retrying {
+			next = d.Wait.String()
+		}
+		r.log.DebugContext(ctx, "attempt", "endpoint", d.EndpointID, "organization", d.OrganizationID, "delivery", d.ID, "event_type", d.EventType,
+			"attempt", d.Attempts, "status_code", d.Attempt.StatusCode, "error_class", d.Attempt.Class, "duration", d.Attempt.Duration, "status", d.Status, "next_attempt_in", next)
+	}
 }
 
 // writeMarker writes a batch without records for another loop. It retries until that is

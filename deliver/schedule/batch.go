@@ -100,7 +100,7 @@ func (s *Scheduler) outcome(d *Delivery, r *webhook.Record) {
 		}
 		r.Wait = wait
 	}
-	d.outcome = r.Status
+	d.outcome, d.exhausted = r.Status, r.Exhausted
 }
 
 // inserted is Inserted.
@@ -169,6 +169,9 @@ func (s *Scheduler) done(d *Delivery, now time.Time) {
 		l.ended--
 		s.releaseLow(d, now)
 		s.counts.recorded(d, now)
+		if d.exhausted {
+			s.exhaust(d)
+		}
 		if d.gone {
 			l.gone, l.notBefore, l.asOf = false, now, time.Time{}
 			l.ask = true

@@ -22,20 +22,21 @@ const (
 
 // A Delivery is one event owed to one endpoint, while it is in memory.
 type Delivery struct {
-	id       uuid.UUID
-	event    *event
-	lane     *lane
-	stage    stage
-	attempts int // that have ended, as the row says
-	series   int // how many had ended when the present series began
-	fetched  bool
-	seen     webhook.Seen  // fetched: the row as it was then
-	low      bool          // no first attempt: it comes after what the stream brings
-	target   *send.Target  // running: the endpoint as of the start
-	lease    time.Duration // of a row that is written meanwhile
-	attempt  *webhook.Attempt
-	gone     bool           // the attempt was answered with 410
-	outcome  webhook.Status // ended, and taken to be recorded: what the attempt means for it
+	id        uuid.UUID
+	event     *event
+	lane      *lane
+	stage     stage
+	attempts  int // that have ended, as the row says
+	series    int // how many had ended when the present series began
+	fetched   bool
+	seen      webhook.Seen  // fetched: the row as it was then
+	low       bool          // no first attempt: it comes after what the stream brings
+	target    *send.Target  // running: the endpoint as of the start
+	lease     time.Duration // of a row that is written meanwhile
+	attempt   *webhook.Attempt
+	gone      bool           // the attempt was answered with 410
+	outcome   webhook.Status // ended, and taken to be recorded: what the attempt means for it
+	exhausted bool           // likewise: it was the schedule's last
 
 	received time.Time
 	age      *list.Element // in Scheduler.aging

@@ -53,6 +53,9 @@ func (s *Scheduler) judge(d *Delivery, a *webhook.Attempt, now time.Time) {
 		l.asOf = time.Time{}
 		return
 	case send.Delivered:
+		if l.breaker.open {
+			s.changed(l, BreakerClosed, "")
+		}
 		s.changeBreaker(l, func(b *breaker) { b.succeeded(l.limit) })
 		l.tell = false
 		if l.state == working {
@@ -77,6 +80,7 @@ func (s *Scheduler) judge(d *Delivery, a *webhook.Attempt, now time.Time) {
 	}
 	s.report(l, check, a.EndedAt, own, a.Class)
 	if opened {
+		s.changed(l, BreakerOpened, a.Error)
 		s.holdBack(l, now)
 	}
 }

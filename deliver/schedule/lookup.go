@@ -38,9 +38,16 @@ func (s *Scheduler) lookedUp(l *lane, e *webhook.Endpoint, target *send.Target, 
 		l.ask = true
 		return
 	}
-	first := l.asOf.IsZero() && l.state == unknown
-	l.endpoint, l.target, l.asOf = e, target, asOf
+	first, knew := l.asOf.IsZero() && l.state == unknown, l.organization != ""
 	refused := e == nil || !e.Enabled
+	paused := !refused && e.Paused
+	if target == nil { // of one that is deleted only the last look-up tells who it was
+		s.noteLookUp(l, knew, e, refused, paused)
+	}
+	l.endpoint, l.target, l.asOf = e, target, asOf
+	if target != nil {
+		s.noteLookUp(l, knew, e, refused, paused)
+	}
 	if !refused {
 		s.setOrganization(l, e.OrganizationID)
 		s.limit(l, e, now)
@@ -60,7 +67,7 @@ func (s *Scheduler) lookedUp(l *lane, e *webhook.Endpoint, target *send.Target, 
 		s.emptyQueue(l, now)
 	}
 	l.refused = refused
-	s.setPaused(l, !refused && e.Paused, now)
+	s.setPaused(l, paused, now)
 }
 
 // setPaused takes whether an endpoint is paused. What waits in memory goes back into the
@@ -89,6 +96,7 @@ func (s *Scheduler) retryNow(l *lane, asked, now time.Time) {
 		return
 	}
 	s.changeBreaker(l, func(b *breaker) { *b = breaker{ramp: 1} })
+	s.changed(l, BreakerClosed, "webhook_retry_now was called")
 	l.tell = false
 	s.report(l, false, now, false, "")
 	s.hasRows(l)

@@ -14,6 +14,7 @@
 //	capacity     how all lanes share the permits
 //	page         how lanes are fed from the table
 //	standing     how endpoints stand, counted for metrics
+//	transition   what operators hear of
 //	timers       what time alone brings about: parking, rates, probes
 //	batch        outcomes and parked deliveries on their way into rows
 //	health       what attempts say of their endpoints
@@ -99,7 +100,9 @@ type Scheduler struct {
 	waitsFor   *lane       // and this one had none, or the window for it
 	starved    bool        // the retrier waits for room
 
-	counts Counts
+	counts      Counts
+	transitions []Transition // that nobody has taken
+	exhausted   Exhausted
 
 	RoomFreed Signal // wakes the fan-out
 	ToRecord  Signal // wakes the recorder

@@ -18,7 +18,7 @@ SELECT e.id, e.organization_id, e.url, e.headers, e.enabled, coalesce(e.max_in_f
        array(SELECT s.secret FROM webhook_secrets s
              WHERE s.endpoint_id = e.id AND (s.expires_at IS NULL OR s.expires_at > now())
              ORDER BY s.created_at, s.id),
-       coalesce(f.breaker_opened_at > coalesce(n.asked_at, '-infinity'), false), coalesce(n.asked_at, 'epoch'), e.paused_at IS NOT NULL,
+       coalesce(f.breaker_opened_at > coalesce(n.asked_at, '-infinity'), false), coalesce(n.asked_at, 'epoch'), e.paused_at IS NOT NULL, coalesce(e.disabled_reason, ''),
        CASE WHEN e.timeout IS NOT NULL THEN (extract(epoch FROM least(e.timeout, interval '60 s'))::float8 * 1000::float8)::bigint END,
        CASE WHEN e.retry_schedule IS NOT NULL THEN array(
            SELECT (extract(epoch FROM least(w.wait, interval '7 days'))::float8 * 1000::float8)::bigint
@@ -68,7 +68,7 @@ func (s *Store) Endpoints(ctx context.Context, ids []uuid.UUID) ([]webhook.Endpo
 			var timeout *int64
 			var schedule []int64 // milliseconds, likewise
 			err := row.Scan(&e.ID, &e.OrganizationID, &e.URL, &headers, &e.Enabled, &e.MaxInFlight, &e.RatePerSecond, &secrets, &e.BreakerOpen, &e.RetriedAt,
-				&e.Paused, &timeout, &schedule)
+				&e.Paused, &e.DisabledReason, &timeout, &schedule)
 			if timeout != nil {
 				e.Timeout = max(time.Duration(*timeout)*time.Millisecond, minTimeout)
 			}

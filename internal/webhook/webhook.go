@@ -24,6 +24,7 @@ type Endpoint struct {
 	URL            string
 	Headers        map[string]string
 	Enabled        bool
+	DisabledReason string          // why it is not, if somebody said so
 	Paused         bool            // nothing is sent to it, and what is owed waits
 	MaxInFlight    int             // 0: the deployment's WALHOOK_ENDPOINT_IN_FLIGHT
 	Timeout        time.Duration   // of one attempt; 0: the deployment's WALHOOK_TIMEOUT
