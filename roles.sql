@@ -206,7 +206,8 @@ GRANT INSERT (organization_id, url, event_types, description, headers, enabled, 
     DELETE ON webhook_endpoints TO walhook_backend;
 GRANT SELECT ON webhook_event_types TO walhook_backend;
 -- Within one organization: these views hide all others, and what is updated stays there, for organization_id cannot change.
-GRANT SELECT, UPDATE (url, event_types, description, enabled, disabled_reason, max_in_flight, rate_per_second), DELETE ON webhook_tenant_endpoints TO walhook_backend;
+GRANT SELECT, UPDATE (url, event_types, description, enabled, disabled_reason, max_in_flight, rate_per_second, filter, paused_at, timeout, retry_schedule),
+    DELETE ON webhook_tenant_endpoints TO walhook_backend;
 GRANT SELECT, UPDATE (status, next_attempt_at) ON webhook_tenant_deliveries TO walhook_backend; -- a replay
 GRANT SELECT ON webhook_tenant_attempts TO walhook_backend;
 GRANT INSERT, SELECT (id) ON webhook_outbox TO walhook_backend;

@@ -126,7 +126,7 @@ func TestWhatEachRoleMay(t *testing.T) {
 		`SELECT * FROM webhook_tenant_endpoints`:                                             backend + tenant,
 		`SELECT * FROM webhook_tenant_deliveries`:                                            backend + tenant,
 		`SELECT * FROM webhook_tenant_attempts`:                                              backend + tenant,
-		`UPDATE webhook_tenant_endpoints SET enabled = false`:                                backend,
+		`UPDATE webhook_tenant_endpoints SET filter = NULL, paused_at = now()`:               backend,
 		`UPDATE webhook_tenant_endpoints SET organization_id = 'x'`:                          "",
 		`DELETE FROM webhook_tenant_endpoints`:                                               backend,
 		`UPDATE webhook_tenant_deliveries SET status = 'pending', next_attempt_at = now()`:   backend,
