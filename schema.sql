@@ -331,34 +331,67 @@ BEGIN
 END $do$;
 
 -- After the triggers: if the schema was renamed, their functions search the former name until they are replaced.
-INSERT INTO webhook_event_types (name, category, description) VALUES
-    ('org.created',                'organization', 'An organization was created'),
-    ('org.updated',                'organization', 'An organization was changed'),
-    ('org.deleted',                'organization', 'An organization was deleted'),
-    ('org.member.invited',         'organization', 'Somebody was invited to an organization'),
-    ('org.member.added',           'organization', 'Somebody joined an organization'),
-    ('org.member.removed',         'organization', 'Somebody left or was removed from an organization'),
-    ('org.member.role_changed',    'organization', 'A member of an organization got another role'),
-    ('payment.succeeded',          'payment',      'A payment went through'),
-    ('payment.failed',             'payment',      'A payment was declined or failed'),
-    ('payment.refunded',           'payment',      'A payment was paid back'),
-    ('subscription.created',       'subscription', 'A subscription began'),
-    ('subscription.updated',       'subscription', 'A subscription was changed'),
-    ('subscription.cancelled',     'subscription', 'A subscription was cancelled'),
-    ('subscription.expired',       'subscription', 'A subscription ran out'),
-    ('subscription.renewed',       'subscription', 'A subscription was renewed'),
-    ('api_key.created',            'api_key',      'An API key was created'),
-    ('api_key.revoked',            'api_key',      'An API key was revoked'),
-    ('api_key.rotated',            'api_key',      'An API key was replaced'),
-    ('security.2fa_enabled',       'security',     'Two-factor authentication was switched on'),
-    ('security.2fa_disabled',      'security',     'Two-factor authentication was switched off'),
-    ('security.password_changed',  'security',     'A password was changed'),
-    ('security.login_failed',      'security',     'A login failed'),
-    ('webhook.test',               'webhook',      'A test event, see webhook_send_test'),
-    ('webhook.endpoint.disabled',  'webhook',      'walhook disabled an endpoint'),
-    ('webhook.endpoint.failing',   'webhook',      'The breaker of an endpoint opened, because it only fails'),
-    ('webhook.endpoint.recovered', 'webhook',      'The breaker of an endpoint closed, because it works again'),
-    ('webhook.delivery.exhausted', 'webhook',      'The last attempt of a delivery failed')
+WITH seeds (name, category, description, example) AS (
+    VALUES
+        ('org.created',                'organization', 'An organization was created',
+         '{"organizationId": "org_1", "name": "Acme", "slug": "acme", "ownerId": "user_5Qm2", "createdAt": "2026-11-23T12:00:00Z"}'::jsonb),
+        ('org.updated',                'organization', 'An organization was changed',
+         '{"organizationId": "org_1", "name": "Acme Corp", "slug": "acme", "changes": {"name": {"from": "Acme", "to": "Acme Corp"}}, "updatedAt": "2026-11-23T12:00:00Z"}'),
+        ('org.deleted',                'organization', 'An organization was deleted',
+         '{"organizationId": "org_1", "name": "Acme", "deletedBy": "user_5Qm2", "deletedAt": "2026-11-23T12:00:00Z"}'),
+        ('org.member.invited',         'organization', 'Somebody was invited to an organization',
+         '{"organizationId": "org_1", "invitationId": "inv_3Rt8", "email": "grace@example.com", "role": "member", "invitedBy": "user_5Qm2", "expiresAt": "2026-11-30T12:00:00Z"}'),
+        ('org.member.added',           'organization', 'Somebody joined an organization',
+         '{"organizationId": "org_1", "userId": "user_8Zc1", "email": "grace@example.com", "role": "member", "joinedAt": "2026-11-23T12:00:00Z"}'),
+        ('org.member.removed',         'organization', 'Somebody left or was removed from an organization',
+         '{"organizationId": "org_1", "userId": "user_8Zc1", "email": "grace@example.com", "removedBy": "user_5Qm2", "removedAt": "2026-11-23T12:00:00Z"}'),
+        ('org.member.role_changed',    'organization', 'A member of an organization got another role',
+         '{"organizationId": "org_1", "userId": "user_8Zc1", "email": "grace@example.com", "previousRole": "member", "role": "admin", "changedBy": "user_5Qm2"}'),
+        ('payment.succeeded',          'payment',      'A payment went through',
+         '{"paymentId": "pay_2Lp6", "invoiceId": "inv_2026_0042", "customerId": "cus_1Hn4", "amount": 4900, "currency": "EUR", "method": "card", "paidAt": "2026-11-23T12:00:00Z"}'),
+        ('payment.failed',             'payment',      'A payment was declined or failed',
+         '{"paymentId": "pay_2Lp7", "invoiceId": "inv_2026_0043", "customerId": "cus_1Hn4", "amount": 4900, "currency": "EUR", "method": "card", "failureCode": "card_declined", "failureMessage": "The card was declined", "failedAt": "2026-11-23T12:00:00Z"}'),
+        ('payment.refunded',           'payment',      'A payment was paid back',
+         '{"paymentId": "pay_2Lp6", "refundId": "ref_6Yv3", "customerId": "cus_1Hn4", "amount": 4900, "amountRefunded": 1900, "currency": "EUR", "reason": "requested_by_customer", "refundedAt": "2026-11-23T12:00:00Z"}'),
+        ('subscription.created',       'subscription', 'A subscription began',
+         '{"subscriptionId": "sub_9KxT", "plan": "pro", "status": "active", "currentPeriodStart": "2026-11-01T00:00:00Z", "currentPeriodEnd": "2026-12-01T00:00:00Z", "customerId": "cus_1Hn4", "seats": 5, "amount": 4900, "currency": "EUR"}'),
+        ('subscription.updated',       'subscription', 'A subscription was changed',
+         '{"subscriptionId": "sub_9KxT", "plan": "pro", "status": "active", "currentPeriodStart": "2026-11-01T00:00:00Z", "currentPeriodEnd": "2026-12-01T00:00:00Z", "seats": 10, "previous": {"plan": "starter", "seats": 5}}'),
+        ('subscription.cancelled',     'subscription', 'A subscription was cancelled',
+         '{"subscriptionId": "sub_9KxT", "plan": "pro", "status": "cancelled", "currentPeriodStart": "2026-11-01T00:00:00Z", "currentPeriodEnd": "2026-12-01T00:00:00Z", "cancelledAt": "2026-11-23T12:00:00Z", "reason": "too_expensive", "endsAt": "2026-12-01T00:00:00Z"}'),
+        ('subscription.expired',       'subscription', 'A subscription ran out',
+         '{"subscriptionId": "sub_9KxT", "plan": "pro", "status": "expired", "currentPeriodStart": "2026-11-01T00:00:00Z", "currentPeriodEnd": "2026-12-01T00:00:00Z", "expiredAt": "2026-12-01T00:00:00Z"}'),
+        ('subscription.renewed',       'subscription', 'A subscription was renewed',
+         '{"subscriptionId": "sub_9KxT", "plan": "pro", "status": "active", "currentPeriodStart": "2026-11-01T00:00:00Z", "currentPeriodEnd": "2026-12-01T00:00:00Z", "amount": 4900, "currency": "EUR", "invoiceId": "inv_2026_0042", "renewedAt": "2026-11-01T00:00:00Z"}'),
+        ('api_key.created',            'api_key',      'An API key was created',
+         '{"apiKeyId": "key_7dWq", "name": "CI", "prefix": "ak_live_4f", "scopes": ["read", "write"], "createdBy": "user_5Qm2", "createdAt": "2026-11-23T12:00:00Z", "expiresAt": null}'),
+        ('api_key.revoked',            'api_key',      'An API key was revoked',
+         '{"apiKeyId": "key_7dWq", "name": "CI", "prefix": "ak_live_4f", "scopes": ["read", "write"], "revokedBy": "user_5Qm2", "revokedAt": "2026-11-23T12:00:00Z"}'),
+        ('api_key.rotated',            'api_key',      'An API key was replaced',
+         '{"apiKeyId": "key_7dWq", "name": "CI", "prefix": "ak_live_4f", "scopes": ["read", "write"], "previousPrefix": "ak_live_1c", "rotatedBy": "user_5Qm2", "rotatedAt": "2026-11-23T12:00:00Z"}'),
+        ('security.2fa_enabled',       'security',     'Two-factor authentication was switched on',
+         '{"userId": "user_5Qm2", "email": "ada@example.com", "method": "totp", "ipAddress": "192.0.2.10", "at": "2026-11-23T12:00:00Z"}'),
+        ('security.2fa_disabled',      'security',     'Two-factor authentication was switched off',
+         '{"userId": "user_5Qm2", "email": "ada@example.com", "method": "totp", "disabledBy": "user_5Qm2", "ipAddress": "192.0.2.10", "at": "2026-11-23T12:00:00Z"}'),
+        ('security.password_changed',  'security',     'A password was changed',
+         '{"userId": "user_5Qm2", "email": "ada@example.com", "ipAddress": "192.0.2.10", "sessionsEnded": 3, "at": "2026-11-23T12:00:00Z"}'),
+        ('security.login_failed',      'security',     'A login failed',
+         '{"userId": "user_5Qm2", "email": "ada@example.com", "reason": "wrong_password", "failedAttempts": 3, "ipAddress": "192.0.2.10", "userAgent": "Mozilla/5.0", "at": "2026-11-23T12:00:00Z"}'),
+        ('webhook.test',               'webhook',      'A test event, see webhook_send_test',
+         '{"test": true, "message": "A test webhook"}'),
+        ('webhook.endpoint.disabled',  'webhook',      'walhook disabled an endpoint',
+         '{"endpointId": "44444444-4444-4444-8444-444444444444", "reason": "answered 410 Gone"}'),
+        ('webhook.endpoint.failing',   'webhook',      'The breaker of an endpoint opened, because it only fails',
+         '{"endpointId": "44444444-4444-4444-8444-444444444444"}'),
+        ('webhook.endpoint.recovered', 'webhook',      'The breaker of an endpoint closed, because it works again',
+         '{"endpointId": "44444444-4444-4444-8444-444444444444"}'),
+        ('webhook.delivery.exhausted', 'webhook',      'The last attempt of a delivery failed',
+         '{"deliveryId": "019a9e2b-7c00-7a11-8b22-9c33d44e55f6", "eventId": "019a9e2b-7c00-7d4e-9f60-718293a4b5c6", "event": "payment.succeeded", "endpointId": "44444444-4444-4444-8444-444444444444", "attempts": 10, "statusCode": 500, "errorClass": "http_5xx", "error": "500 Internal Server Error"}')
+), filled AS ( -- versions 1 to 7 had no examples
+    UPDATE webhook_event_types AS t SET example = s.example FROM seeds AS s WHERE t.name = s.name AND t.example IS NULL
+)
+INSERT INTO webhook_event_types (name, category, description, example)
+SELECT s.name, s.category, s.description, s.example FROM seeds AS s
 ON CONFLICT (name) DO NOTHING;
 
 
@@ -938,6 +971,9 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
 
+    IF new.payload IS NULL AND current_setting('walhook.testing'::text, true) = 'on' THEN
+        SELECT coalesce(t.example, '{"test": true, "message": "A test webhook"}') INTO new.payload FROM webhook_event_types AS t WHERE t.name = new.event_type;
+    END IF;
     IF new.payload IS NULL THEN
         RAISE EXCEPTION 'webhook_outbox.payload is null: give the event''s data as JSON, ''{}'' where there is none'
             USING ERRCODE = 'check_violation';
@@ -1746,14 +1782,14 @@ BEGIN
             USING ERRCODE = 'no_data_found';
     END IF;
     PERFORM set_config('walhook.testing', 'on', true);
-    INSERT INTO webhook_outbox (organization_id, event_type, payload, endpoint_ids)
-    VALUES (organization, webhook_send_test.event_type, '{"test": true, "message": "A test webhook"}', ARRAY[webhook_send_test.endpoint_id])
+    INSERT INTO webhook_outbox (organization_id, event_type, endpoint_ids) -- the trigger fills in the type's example
+    VALUES (organization, webhook_send_test.event_type, ARRAY[webhook_send_test.endpoint_id])
     RETURNING id INTO event;
     PERFORM set_config('walhook.testing', '', true);
     RETURN event;
 END $fn$;
 COMMENT ON FUNCTION webhook_send_test(uuid, text) IS
-    'Sends a test event of any known type to one endpoint, subscribed or not, through the outbox like any event. Returns the event''s id.';
+    'Sends the example of a known type to one endpoint, subscribed or not, whatever its filter, through the outbox like any event. Returns the event''s id.';
 
 CREATE OR REPLACE FUNCTION webhook_replay(delivery_id uuid) RETURNS boolean
     LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$

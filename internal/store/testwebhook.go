@@ -16,21 +16,19 @@ type TestWebhook struct {
 	EventType      string
 	OrganizationID string    // "": the only one that has endpoints
 	EndpointID     uuid.UUID // Nil: every endpoint of the organization that subscribes to the type
-	Data           []byte    // JSON; nil: a small sample
+	Data           []byte    // JSON; nil: the type's example
 }
 
 // ErrWhichOrganization means that a test webhook names no organization, and that not exactly
 // one has endpoints.
 var ErrWhichOrganization = errors.New("no organization is given")
 
-const sampleData = `{"test": true, "message": "A test webhook"}`
-
 // It reads both ends of an index: with one organization they are equal.
 const selectOnlyOrganization = `
 SELECT coalesce(min(organization_id), ''), coalesce(min(organization_id) = max(organization_id), false) FROM webhook_endpoints`
 
-// markTest makes the outbox's trigger write the test webhook into webhook_audit, and take {} for
-// all endpoints that subscribe.
+// markTest makes the outbox's trigger write the test webhook into webhook_audit, take {} for
+// all endpoints that subscribe, and no payload for the type's example.
 const markTest = `SELECT set_config('walhook.testing', 'on', true)`
 
 const insertTestWebhook = `
@@ -48,9 +46,9 @@ func (s *Store) SendTest(ctx context.Context, w TestWebhook) (event uuid.UUID, d
 			return uuid.Nil, nil, err
 		}
 	}
-	payload := sampleData
+	var payload *string // the trigger takes the type's example, see markTest
 	if w.Data != nil {
-		payload = string(w.Data)
+		payload = new(string(w.Data))
 	}
 	chosen := []string{} // the trigger chooses, see markTest
 	if w.EndpointID != uuid.Nil {
