@@ -58,7 +58,7 @@ func TestEveryTaskOfAnOperatorHasSQL(t *testing.T) {
 	t.Parallel()
 	for section, page := range map[string]string{
 		"Slot lag": "operations", "A lost slot": "operations", "What is failing": "operations", "Replay": "operations", "Erasing a customer": "operations", "Rotation": "operations",
-		"What takes long": "operations", "Beyond the recovery window": "operations",
+		"What takes long": "operations", "Pausing": "endpoints", "Beyond the recovery window": "operations",
 		"Upgrade": "upgrades", "Failover": "upgrades", "Restore": "upgrades", "Moves": "upgrades", "Uninstall": "upgrades",
 	} {
 		text := read(t, "docs/"+page+".md")
