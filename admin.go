@@ -106,7 +106,14 @@ func serveAdmin(ctx context.Context, cfg *config.Config, o admin.Options, protec
 	if addr, ok := listener.Addr().(*net.TCPAddr); ok {
 		protected.Add(addr.AddrPort())
 	}
-	return func(ctx context.Context) error { return admin.Serve(ctx, listener, certificate, admin.New(o), o.Log) }, nil
+	return func(ctx context.Context) error {
+		sampling, end := context.WithCancel(ctx)
+		var parts sync.WaitGroup
+		parts.Go(func() { o.Samples.Run(sampling) })
+		defer parts.Wait()
+		defer end()
+		return admin.Serve(ctx, listener, certificate, admin.New(o), o.Log)
+	}, nil
 }
 
 // adminOptions wires the admin server to the other parts.
@@ -119,6 +126,7 @@ func adminOptions(cfg *config.Config, r *readiness, st *store.Store, current *pi
 		Ready:   func(ctx context.Context) (string, error) { return ready(ctx, r, st, current) },
 		Metrics: metrics,
 		Stats:   current.stats,
+		Samples: admin.NewSamples(current.stats),
 		Stream:  func() cdc.Status { return current.stream().Status() },
 		Store:   st,
 	}

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/admin"
 	"github.com/walhook/walhook/internal/config"
@@ -138,7 +139,9 @@ func TestTheHealthCheckByTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
-	serve, err := serveAdmin(t.Context(), cfg, admin.Options{Log: log, Alive: func() error { return nil }, Metrics: admin.NewMetrics(nil)}, new(send.Protected))
+	serve, err := serveAdmin(t.Context(), cfg, admin.Options{
+		Log: log, Alive: func() error { return nil }, Metrics: admin.NewMetrics(nil), Samples: admin.NewSamples(func() schedule.Stats { return schedule.Stats{} }),
+	}, new(send.Protected))
 	if err != nil {
 		t.Fatal(err)
 	}

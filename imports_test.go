@@ -27,7 +27,7 @@ func TestImportsGoOneWay(t *testing.T) {
 		"internal/demo":      {"outbox", "internal/oracle", "internal/postgres", "internal/process", "internal/terminal", "internal/webhook"},
 		"internal/listen":    {"sign", "internal/terminal"},
 		"internal/oracle":    {"outbox", "sign", "internal/webhook"},
-		"internal/admin":     {"outbox", "internal/webhook", "internal/store", "deliver/schedule", "cdc"},
+		"internal/admin":     {"outbox", "internal/webhook", "internal/store", "internal/terminal", "deliver/schedule", "cdc"},
 		"internal/postgres":  {"internal/postgres/flock", "internal/process"},
 		"internal/process":   {},
 		"internal/failpoint": {},

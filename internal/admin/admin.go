@@ -10,10 +10,14 @@
 //	health       /healthz and /readyz, for everybody
 //	metrics      /metrics
 //	testwebhook  POST /api/test-webhook
-//	status       the page at /
+//	page         the page at /, and those of an endpoint and of a delivery
+//	forms        the buttons on them
+//	samples      what this process did in the last minutes
+//	chart        drawn of them
+//	words        whether it is well
 //
-// It only looks, except for the test webhook, which goes through the outbox like
-// any event. Nothing waits for it: without it deliveries go on all the same.
+// What it changes, it changes by the functions that operators have in SQL. Nothing waits for
+// it: without it deliveries go on all the same.
 package admin
 
 import (
@@ -47,6 +51,7 @@ type Options struct {
 
 	Metrics *Metrics
 	Stats   func() schedule.Stats
+	Samples *Samples // of Stats; who serves runs them
 	Stream  func() cdc.Status
 	Store   *store.Store
 }
@@ -59,7 +64,14 @@ const databasePatience = 5 * time.Second
 func New(o Options) http.Handler {
 	db := &database{store: o.Store, turn: newGate()}
 	restricted := http.NewServeMux()
-	restricted.Handle("GET /{$}", statusPage(o, db))
+	page := &page{Options: o, db: db, forms: newForms()}
+	restricted.HandleFunc("GET /{$}", page.overview)
+	restricted.HandleFunc("GET /live", page.fragments)
+	restricted.HandleFunc("GET /endpoints/{id}", page.endpoint)
+	restricted.HandleFunc("GET /deliveries/{id}", page.delivery)
+	restricted.Handle("POST /endpoints/{id}/retry", page.button(page.retryNow))
+	restricted.Handle("POST /endpoints/{id}/test", page.button(page.test))
+	restricted.Handle("POST /deliveries/{id}/replay", page.button(page.replay))
 	restricted.Handle("GET /metrics", metricsHandler(o, db))
 	restricted.Handle("POST /api/test-webhook", testWebhook(db))
 	restricted.Handle("/api/test-webhook", onlyPost())

@@ -43,6 +43,7 @@ func options(t *testing.T, pool *pgxpool.Pool) Options {
 		Ready:   func(context.Context) (string, error) { return "active", nil },
 		Metrics: NewMetrics(func() uint64 { return 4 }),
 		Stats:   func() schedule.Stats { return schedule.Stats{Window: 7} },
+		Samples: NewSamples(func() schedule.Stats { return schedule.Stats{} }),
 		Stream:  func() cdc.Status { return cdc.Status{Role: cdc.Streaming} },
 		Store:   store.New(pool, "walhook", 0),
 	}

@@ -32,32 +32,95 @@ type database struct {
 	store *store.Store
 	turn  gate
 
-	last  store.Overview // who has the gate's turn reads and writes it
-	until time.Time      // it is shown
+	// Who has the gate's turn reads and writes these.
+	shown    kept[store.Overview]
+	listed   kept[endpointList]
+	listedOf string // the organization of listed
+}
+
+// An endpointList is what EndpointViews returns.
+type endpointList struct {
+	endpoints []store.EndpointView
+	more      bool
 }
 
 const (
-	// An overview that took longer than slowOverview, because there are millions to be
-	// counted, is shown for as many times as long: however often it is asked for, it costs
-	// PostgreSQL a twentieth of a core.
-	slowOverview  = 200 * time.Millisecond
-	overviewTimes = 20
+	// What took longer than slowRead to read, because there are millions to be counted, is
+	// shown for as many times as long: however often it is asked for, it costs PostgreSQL a
+	// twentieth of a core.
+	slowRead   = 200 * time.Millisecond
+	shownTimes = 20
 )
 
-func (d *database) overview(ctx context.Context) (store.Overview, error) {
+// A kept remembers what took long to read.
+type kept[T any] struct {
+	last  T
+	until time.Time // it is shown
+}
+
+func (k *kept[T]) get(read func() (T, error)) (T, error) {
+	begun := time.Now()
+	if begun.Before(k.until) {
+		return k.last, nil
+	}
+	v, err := read()
+	if took := time.Since(begun); err == nil && took > slowRead {
+		k.last, k.until = v, begun.Add(shownTimes*took)
+	}
+	return v, err
+}
+
+// inTurn runs one read or one action at a time.
+func inTurn[T any](ctx context.Context, d *database, f func() (T, error)) (v T, err error) {
 	if err := d.turn.enter(ctx); err != nil {
-		return store.Overview{}, err
+		return v, err
 	}
 	defer d.turn.leave()
-	begun := time.Now()
-	if begun.Before(d.until) {
-		return d.last, nil
-	}
-	o, err := d.store.Overview(ctx)
-	if took := time.Since(begun); err == nil && took > slowOverview {
-		d.last, d.until = o, begun.Add(overviewTimes*took)
-	}
-	return o, err
+	return f()
+}
+
+func (d *database) overview(ctx context.Context) (store.Overview, error) {
+	return inTurn(ctx, d, func() (store.Overview, error) {
+		return d.shown.get(func() (store.Overview, error) { return d.store.Overview(ctx) })
+	})
+}
+
+func (d *database) endpoints(ctx context.Context, organization string) ([]store.EndpointView, bool, error) {
+	l, err := inTurn(ctx, d, func() (endpointList, error) {
+		if organization != d.listedOf {
+			d.listed, d.listedOf = kept[endpointList]{}, organization
+		}
+		return d.listed.get(func() (l endpointList, err error) {
+			l.endpoints, l.more, err = d.store.EndpointViews(ctx, organization)
+			return l, err
+		})
+	})
+	return l.endpoints, l.more, err
+}
+
+func (d *database) endpoint(ctx context.Context, id uuid.UUID) (*store.EndpointView, error) {
+	return inTurn(ctx, d, func() (*store.EndpointView, error) { return d.store.EndpointView(ctx, id) })
+}
+
+func (d *database) deliveries(ctx context.Context, f store.DeliveryFilter) (store.DeliveryPage, error) {
+	return inTurn(ctx, d, func() (store.DeliveryPage, error) { return d.store.Deliveries(ctx, f) })
+}
+
+func (d *database) delivery(ctx context.Context, id uuid.UUID) (*store.DeliveryDetail, error) {
+	return inTurn(ctx, d, func() (*store.DeliveryDetail, error) { return d.store.Delivery(ctx, id) })
+}
+
+func (d *database) retryNow(ctx context.Context, endpoint uuid.UUID) (int64, error) {
+	return inTurn(ctx, d, func() (int64, error) { return d.store.RetryNow(ctx, endpoint) })
+}
+
+func (d *database) replay(ctx context.Context, delivery uuid.UUID) error {
+	_, err := inTurn(ctx, d, func() (struct{}, error) { return struct{}{}, d.store.Replay(ctx, delivery) })
+	return err
+}
+
+func (d *database) sendTestTo(ctx context.Context, endpoint uuid.UUID) (uuid.UUID, error) {
+	return inTurn(ctx, d, func() (uuid.UUID, error) { return d.store.SendTestTo(ctx, endpoint) })
 }
 
 func (d *database) sendTest(ctx context.Context, w store.TestWebhook) (event uuid.UUID, deliveries []uuid.UUID, err error) {

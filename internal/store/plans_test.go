@@ -33,6 +33,14 @@ func missing8000(t testing.TB, st *store.Store, _ webhook.Fence, _ *backlog) {
 	}
 }
 
+// pages reads one part of a list.
+func pages(t testing.TB, st *store.Store, f store.DeliveryFilter, want int) {
+	page, err := st.Deliveries(t.Context(), f)
+	if err != nil || len(page.Deliveries) != want {
+		t.Errorf("%+v: %d deliveries, %v", f, len(page.Deliveries), err)
+	}
+}
+
 var hotStatements = []hotStatement{
 	{"selectDue of 32 endpoints, 32 rows each", "after_due", 32*backlogPartitions*4 + 32*32*12, func(t testing.TB, st *store.Store, _ webhook.Fence, b *backlog) {
 		n := 0
@@ -106,6 +114,27 @@ var hotStatements = []hotStatement{
 	{"insertDeliveries of 500", "INSERT INTO webhook_deliveries", 500 * 40, func(t testing.TB, st *store.Store, fence webhook.Fence, b *backlog) {
 		if fresh, err := st.Insert(t.Context(), fence, webhook.Mark{}, b.fresh(500)); err != nil || !fresh {
 			t.Errorf("all new %t, %v", fresh, err)
+		}
+	}},
+	{"the page: a list of deliveries", "SELECT d.id, d.endpoint_id, d.organization_id, d.event_type, d.status FROM webhook_deliveries AS d\n    WHERE d.id <", 5000*3 + 25*20 + backlogPartitions*20, func(t testing.TB, st *store.Store, _ webhook.Fence, b *backlog) {
+		pages(t, st, store.DeliveryFilter{}, 25)
+		pages(t, st, store.DeliveryFilter{Statuses: []string{"retrying"}, Before: outbox.TimeID(time.Now().Add(-100 * time.Hour))}, 25)
+		pages(t, st, store.DeliveryFilter{OrganizationID: "nobody"}, 0)
+	}},
+	{"the page: what waits for an endpoint", "FROM (SELECT * FROM webhook_deliveries AS d WHERE d.endpoint_id =", 1000*3 + 25*20 + backlogPartitions*20, func(t testing.TB, st *store.Store, _ webhook.Fence, b *backlog) {
+		pages(t, st, store.DeliveryFilter{EndpointID: b.endpoints[3], Statuses: []string{"pending", "retrying"}}, 25)
+	}},
+	{"the page: an endpoint's dead letters", "(d.endpoint_id, d.id) <", 5000*3 + 25*20 + backlogPartitions*20, func(t testing.TB, st *store.Store, _ webhook.Fence, b *backlog) {
+		pages(t, st, store.DeliveryFilter{EndpointID: b.endpoints[3], Statuses: []string{"failed"}}, 0)
+	}},
+	{"the page: 25 endpoints", "AS failed", 25 * (1001*2 + backlogPartitions*20), func(t testing.TB, st *store.Store, _ webhook.Fence, b *backlog) {
+		if found, more, err := st.EndpointViews(t.Context(), ""); err != nil || len(found) != 25 || !more {
+			t.Errorf("%d, more %t, %v", len(found), more, err)
+		}
+	}},
+	{"the page: a delivery", "jsonb_pretty", 30 + backlogPartitions*2, func(t testing.TB, st *store.Store, _ webhook.Fence, b *backlog) {
+		if d, err := st.Delivery(t.Context(), b.waiting[0]); err != nil || d == nil || d.Payload == nil {
+			t.Errorf("%+v, %v", d, err)
 		}
 	}},
 	{"insertExhausted of 100", "INSERT INTO webhook_outbox", 100 * 60, func(t testing.TB, st *store.Store, fence webhook.Fence, b *backlog) {

@@ -107,7 +107,7 @@ func TestWhatEachRoleMay(t *testing.T) {
 		`DELETE FROM webhook_deliveries`:                                                     "",
 		`SELECT webhook_replay('` + delivery + `')`:                                          run + ops,
 		`SELECT webhook_replay_failed('` + endpoint + `', now() - interval '1 day')`:         run + ops,
-		`SELECT webhook_retry_now('` + endpoint + `')`:                                       ops,
+		`SELECT webhook_retry_now('` + endpoint + `')`:                                       run + ops,
 		`SELECT webhook_pause('` + endpoint + `')`:                                           ops,
 		`SELECT webhook_resume('` + endpoint + `')`:                                          ops,
 		`SELECT * FROM webhook_attempts`:                                                     ops,

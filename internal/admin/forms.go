@@ -1,0 +1,106 @@
+package admin
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"net/http"
+	"net/url"
+	"strconv"
+
+	"github.com/google/uuid"
+
+	"github.com/walhook/walhook/internal/store"
+)
+
+// forms is a key of this process alone. Each form holds a token for what it does to what: another
+// origin's page, which the guard keeps out already, could not make one up.
+type forms []byte
+
+func newForms() forms {
+	key := make([]byte, sha256.Size)
+	_, _ = rand.Read(key) // it never fails
+	return key
+}
+
+// token returns what a form for an action, which is a path, has to hold.
+func (f forms) token(action string) string {
+	mac := hmac.New(sha256.New, f)
+	_, _ = mac.Write([]byte(action)) // it never fails
+	return hex.EncodeToString(mac.Sum(nil))
+}
+
+// An action is what a button does to the endpoint or the delivery of an id. It returns the page
+// to show then, with what to say in its query.
+type action func(ctx context.Context, id uuid.UUID) (shown string, err error)
+
+// button answers the POST of a form.
+func (p *page) button(do action) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		no := func(status int, why string) { p.write(w, status, "refusal.html", refusal{p.view(r), why}) }
+		if got, want := r.PostFormValue("token"), p.forms.token(r.URL.Path); !hmac.Equal([]byte(got), []byte(want)) {
+			no(http.StatusForbidden, "The form is not one that this walhook has made; it may have been started again since. Go back, reload the page, and try again.")
+			return
+		}
+		id, err := uuid.Parse(r.PathValue("id"))
+		if err != nil {
+			no(http.StatusNotFound, "That is no id: an id is a UUID.")
+			return
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), databasePatience)
+		defer cancel()
+		shown, err := do(ctx, id)
+		switch {
+		case errors.Is(err, store.ErrNothingThere):
+			no(http.StatusNotFound, "Nothing was changed: "+err.Error()+".")
+		case err != nil:
+			no(http.StatusServiceUnavailable, err.Error())
+		default:
+			http.Redirect(w, r, shown, http.StatusSeeOther)
+		}
+	})
+}
+
+// shown is an action's page: an endpoint's or a delivery's, which says what was done.
+func shown(kind string, id uuid.UUID, what string, more ...string) string {
+	q := url.Values{"done": {what}}
+	for i := 0; i+1 < len(more); i += 2 {
+		q.Set(more[i], more[i+1])
+	}
+	return "/" + kind + "/" + id.String() + "?" + q.Encode()
+}
+
+func (p *page) retryNow(ctx context.Context, id uuid.UUID) (string, error) {
+	waiting, err := p.db.retryNow(ctx, id)
+	return shown("endpoints", id, "retry", "n", strconv.FormatInt(waiting, 10)), err
+}
+
+func (p *page) replay(ctx context.Context, id uuid.UUID) (string, error) {
+	return shown("deliveries", id, "replay"), p.db.replay(ctx, id)
+}
+
+func (p *page) test(ctx context.Context, id uuid.UUID) (string, error) {
+	delivery, err := p.db.sendTestTo(ctx, id)
+	return shown("endpoints", id, "test", "delivery", delivery.String()), err
+}
+
+// done says what a button did, of what stands in the query. Whoever makes up a query cannot have
+// it say anything else.
+func done(q url.Values) string {
+	switch q.Get("done") {
+	case "retry":
+		if n, err := strconv.ParseInt(q.Get("n"), 10, 64); err == nil && n >= 0 {
+			return "Everything that waits for this endpoint is due now: " + number(n, "delivery", "deliveries") + "."
+		}
+	case "replay":
+		return "This delivery is sent again."
+	case "test":
+		if id, err := uuid.Parse(q.Get("delivery")); err == nil {
+			return "A test event is on its way, as delivery " + id.String() + "."
+		}
+	}
+	return ""
+}
