@@ -20,7 +20,7 @@ const listed = 20
 
 // overdueLooks bounds how often the oldest due delivery is looked for, at 16 endpoints each time:
 // everything that has been due for longest may be held by a breaker.
-const overdueLooks = 5
+const overdueLooks = 3
 
 // The roles, in the words of /readyz. A walhook that stands by is not seen from the database.
 const (
@@ -111,7 +111,7 @@ func (s *Status) fill(o store.Overview) {
 		s.OverdueSeconds = new(o.Overdue.Seconds())
 	}
 	if e := o.Endpoints; e != nil {
-		s.Endpoints = &Endpoints{OK: e.OK, Failing: e.Failing, Open: e.Open, Disabled: e.Disabled}
+		s.Endpoints = &Endpoints{OK: e.OK, Failing: e.Failing, Open: e.Open, Paused: e.Paused, Disabled: e.Disabled}
 	}
 	s.PartitionsAhead, s.StrayRows = o.Ahead, o.Strays
 }

@@ -71,11 +71,12 @@ func TestKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	exec(t, db.Pool, `INSERT INTO webhook_endpoint_failures VALUES ($1, now() - interval '1 hour')`, id)
+	exec(t, db.Pool, `INSERT INTO webhook_endpoints (organization_id, url, paused_at) VALUES ('org_2', 'https://example.com', now())`)
 	exec(t, db.Pool, `INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status, attempts, next_attempt_at, error, created_at)
 		SELECT webhook_delivery_id(webhook_uuidv7(), gen_random_uuid()), webhook_uuidv7(), $1, 'org_1', 'payment.failed', 'retrying', 1, now() - interval '2 minutes', 'answered 503', now() - interval '1 hour'
 		FROM generate_series(1, 3)`, id)
 	check(`"environment":"production".*"slot_exists":true,"wal_status":"reserved","lag_bytes":\d+,"safe_wal_bytes":null,"pending":0,"retrying":3,"waiting_estimated":false,"overdue_seconds":1[2-9]\d\..*` +
-		`"failing":\[{"endpoint":"` + id.String() + `","organization":"org_1","url":"https://example.com","state":"failing","since":"20[^"]*Z","error":"answered 503","waiting":3,"waiting_more":false}\]`)
+		`"endpoints":{"ok":0,"failing":1,"open":0,"paused":1,"disabled":0},"failing":\[{"endpoint":"` + id.String() + `","organization":"org_1","url":"https://example.com","state":"failing","since":"20[^"]*Z","error":"answered 503","waiting":3,"waiting_more":false}\]`)
 }
 
 // Where more fail than are listed, it says how many.

@@ -9,7 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// A FailingEndpoint is an enabled endpoint with nothing but failures.
+// A FailingEndpoint is one with nothing but failures, neither disabled nor paused.
 type FailingEndpoint struct {
 	EndpointID     uuid.UUID
 	OrganizationID string
@@ -32,7 +32,7 @@ const (
 	selectFailing = `
 SELECT e.id, e.organization_id, e.url, f.failing_since, f.breaker_opened_at IS NOT NULL
 FROM webhook_endpoint_failures AS f JOIN webhook_endpoints AS e ON e.id = f.endpoint_id
-WHERE e.enabled
+WHERE e.enabled AND e.paused_at IS NULL
 ORDER BY f.breaker_opened_at IS NULL, f.failing_since, e.id LIMIT @limit::int`
 
 	// Two indexes have what an endpoint's attempts came to last: that of what waits, from the row that is due last, and that of
@@ -51,7 +51,7 @@ SELECT r.id,
 FROM pg_catalog.unnest(@ids::uuid[]) AS r(id)`
 )
 
-// Failing returns at most limit enabled endpoints that fail, the worst first.
+// Failing returns at most limit of the endpoints that fail, the worst first.
 func (s *Store) Failing(ctx context.Context, limit int) ([]FailingEndpoint, error) {
 	failing, err := s.failing(ctx, limit)
 	if err == nil && len(failing) > 0 {

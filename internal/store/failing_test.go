@@ -16,13 +16,14 @@ func TestFailing(t *testing.T) {
 	db := pgtest.New(t)
 	st, fence := acquired(t, db)
 	newEndpoint(t, db.Pool, "org_1") // does not fail
-	long, open, disabled := newEndpoint(t, db.Pool, "org_2"), newEndpoint(t, db.Pool, "org_3"), newEndpoint(t, db.Pool, "org_4")
-	for id, since := range map[string]string{long: "3 hours", open: "1 hour", disabled: "5 hours"} {
+	long, open, disabled, paused := newEndpoint(t, db.Pool, "org_2"), newEndpoint(t, db.Pool, "org_3"), newEndpoint(t, db.Pool, "org_4"), newEndpoint(t, db.Pool, "org_5")
+	for id, since := range map[string]string{long: "3 hours", open: "1 hour", disabled: "5 hours", paused: "6 hours"} {
 		exec(t, db.Pool, `INSERT INTO webhook_endpoint_failures VALUES ($1, now() - $2::text::interval)`, id, since)
 	}
 	exec(t, db.Pool, `INSERT INTO webhook_endpoint_failures VALUES (gen_random_uuid(), now())`) // of a deleted one
 	exec(t, db.Pool, `UPDATE webhook_endpoint_failures SET breaker_opened_at = now() WHERE endpoint_id = $1`, open)
 	exec(t, db.Pool, `UPDATE webhook_endpoints SET enabled = false WHERE id = $1`, disabled)
+	exec(t, db.Pool, `UPDATE webhook_endpoints SET paused_at = now() WHERE id = $1`, paused)
 
 	// One retries, and more of its deliveries have not been tried than are looked at.
 	rs := owed(t, db, open, 40)
