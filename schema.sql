@@ -444,7 +444,7 @@ COMMENT ON COLUMN webhook_endpoints.timeout IS 'How long one request may take, a
 COMMENT ON COLUMN webhook_endpoints.retry_schedule IS
     'The waits from the end of an attempt to the next: at most 30, each more than 0 and at most 7 days; {}: there is one attempt. Null: WALHOOK_RETRY_SCHEDULE.';
 COMMENT ON COLUMN webhook_endpoints.all_organizations IS
-    'For operators: it gets the types webhook.* that it lists of every organization, and nothing else.';
+    'For operators: it gets the types webhook.* that it lists of every organization, and nothing else. Only whoever may act as the table''s owner sets it.';
 
 CREATE TABLE IF NOT EXISTS webhook_secrets (
     id          bigint PRIMARY KEY DEFAULT (('x' || right(translate(gen_random_uuid()::text, '-', ''), 16))::bit(64)::bigint & 9223372036854775807),
@@ -614,6 +614,7 @@ CREATE OR REPLACE FUNCTION webhook_endpoints_before_write() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
 DECLARE
     is_new boolean := tg_op = 'INSERT';
+    as_owner boolean;
     sealing boolean := false;
     problem text;
 BEGIN
@@ -628,8 +629,9 @@ BEGIN
     -- Nobody chooses an id: with the id of a deleted endpoint an endpoint would get what is still owed to that one, perhaps from
     -- another organization. Whoever may act as the tables' owner keeps the given id, because a restore needs that. Otherwise a
     -- given id cannot be told from the column's default, and is replaced. (current_user is this function's owner.)
-    IF is_new AND NOT pg_has_role(CASE current_setting('role'::text) WHEN 'none' THEN session_user ELSE current_setting('role'::text)::name END,
-                                  (SELECT c.relowner FROM pg_class AS c WHERE c.oid = tg_relid), 'USAGE'::text) THEN
+    as_owner := pg_has_role(CASE current_setting('role'::text) WHEN 'none' THEN session_user ELSE current_setting('role'::text)::name END,
+                            (SELECT c.relowner FROM pg_class AS c WHERE c.oid = tg_relid), 'USAGE'::text);
+    IF is_new AND NOT as_owner THEN
         new.id := gen_random_uuid();
     END IF;
     IF NOT is_new AND (new.id <> old.id OR new.organization_id IS DISTINCT FROM old.organization_id) THEN
@@ -713,6 +715,12 @@ BEGIN
     END IF;
     IF new.all_organizations IS NULL THEN
         RAISE EXCEPTION 'webhook_endpoints.all_organizations is null: give true or false' USING ERRCODE = 'check_violation';
+    END IF;
+    -- A role that writes endpoints for tenants may have been granted INSERT and UPDATE on the table, and so on this column.
+    IF (new.all_organizations OR old.all_organizations) AND NOT as_owner
+       AND (is_new OR new.all_organizations <> old.all_organizations OR new.url IS DISTINCT FROM old.url OR new.event_types OPERATOR(pg_catalog.<>) old.event_types) THEN
+        RAISE EXCEPTION 'webhook_endpoints.all_organizations: only the owner of the tables makes such an endpoint, or changes where it sends what: leave the column out, or use the role %',
+            (SELECT pg_get_userbyid(c.relowner) FROM pg_class AS c WHERE c.oid = tg_relid) USING ERRCODE = 'insufficient_privilege';
     END IF;
     IF new.created_at IS NULL THEN
         new.created_at := now();

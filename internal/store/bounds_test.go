@@ -146,3 +146,24 @@ func TestAnEndpointsIDIsTheDatabases(t *testing.T) {
 		t.Error("a role that a superuser has put on kept its id")
 	}
 }
+
+// What belongs to every organization is not for whoever writes the endpoints of one, whatever was granted.
+func TestAllOrganizationsIsTheOwners(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	conn := stranger(t, db)
+	exec(t, db.Pool, `GRANT USAGE ON SCHEMA public TO `+conn.Config().User)
+	exec(t, db.Pool, `GRANT SELECT, INSERT, UPDATE, DELETE ON webhook_endpoints TO `+conn.Config().User)
+	const insert = `INSERT INTO webhook_endpoints (organization_id, url, event_types, all_organizations) VALUES ('org_1', 'https://example.com', '{webhook.*}', true) RETURNING id::text`
+	const want = "only the owner of the tables"
+	own := newEndpoint(t, conn, "org_1")
+	refused(t, conn, want, insert)
+	refused(t, conn, want, `UPDATE webhook_endpoints SET all_organizations = true WHERE id = $1`, own)
+
+	operators := query[string](t, db.Pool, insert)
+	for _, set := range []string{`url = 'https://example.com/mine'`, `event_types = '{webhook.test}'`, `all_organizations = false`} {
+		refused(t, conn, want, `UPDATE webhook_endpoints SET `+set+` WHERE id = $1`, operators)
+	}
+	exec(t, conn, `UPDATE webhook_endpoints SET enabled = false, disabled_reason = 'as walhook does' WHERE id = $1`, operators)
+	exec(t, db.Pool, `UPDATE webhook_endpoints SET all_organizations = false, enabled = true WHERE id = $1`, operators)
+}
