@@ -33,9 +33,9 @@ func newForward(to *url.URL) *forward {
 }
 
 // pass sends a request on, and returns the application's answer. Without one that is 502.
-func (f *forward) pass(in *request) answer {
+func (f *forward) pass(ctx context.Context, in *request) answer {
 	begun := time.Now()
-	a, err := f.ask(in)
+	a, err := f.ask(ctx, in)
 	took := time.Since(begun).Round(time.Millisecond).String()
 	if err != nil {
 		return answer{
@@ -51,8 +51,8 @@ func (f *forward) pass(in *request) answer {
 	return a
 }
 
-func (f *forward) ask(in *request) (answer, error) {
-	ctx, cancel := context.WithTimeout(in.Context(), forwardWithin)
+func (f *forward) ask(ctx context.Context, in *request) (answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, forwardWithin)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, in.Method, f.target(in.URL), bytes.NewReader(in.body))
 	if err != nil {

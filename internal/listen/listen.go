@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	stdlog "log"
 	"net"
 	"net/http"
@@ -131,23 +132,21 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		r.page.left(in)
 		return
 	}
-	a := r.answer(in)
-	for name, values := range a.header {
-		w.Header()[name] = values
-	}
+	a := r.answer(req.Context(), in)
+	maps.Copy(w.Header(), a.header)
 	w.WriteHeader(a.status)
 	_, _ = w.Write(a.body) // whoever sent the request may have left
 	r.page.answer(in, a)
 }
 
 // answer decides what a request gets.
-func (r *receiver) answer(in *request) answer {
+func (r *receiver) answer(ctx context.Context, in *request) answer {
 	switch {
 	case in.attempt <= r.cfg.Fail:
 		why := fmt.Sprintf("attempt %d of the first %d, which fail", in.attempt, r.cfg.Fail)
 		return answer{status: r.cfg.Status, why: why, body: []byte("walhook listen: " + why + "\n")}
 	case r.forward != nil:
-		return r.forward.pass(in)
+		return r.forward.pass(ctx, in)
 	case r.cfg.Fail == 0:
 		return answer{status: r.cfg.Status}
 	default:
