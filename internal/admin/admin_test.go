@@ -407,6 +407,7 @@ func TestMetrics(t *testing.T) {
 		`walhook_deliveries_finished_total{status="success"} 0`,
 		`walhook_endpoints{state="ok"} 0`,
 		`walhook_endpoints{state="open"} 0`,
+		`walhook_endpoints{state="paused"} 0`,
 		"walhook_window_deliveries 7",
 		`walhook_role{role="active"} 1`,
 		`walhook_role{role="standby"} 0`,

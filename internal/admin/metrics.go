@@ -144,7 +144,7 @@ var (
 		gauge("walhook_deliveries_retrying", "Deliveries that wait for their next attempt. Exact or an estimate, as walhook_deliveries_pending.", func(o *store.WaitingOverview) float64 { return float64(o.Retrying) }),
 	}
 	overdueSamples = []sample[time.Duration]{
-		gauge("walhook_overdue_seconds", "How long the first delivery has been due that could be sent now: not what an open breaker or a rate holds.", func(d *time.Duration) float64 { return d.Seconds() }),
+		gauge("walhook_overdue_seconds", "How long the first delivery has been due that could be sent now: not what an open breaker, a rate or a pause holds.", func(d *time.Duration) float64 { return d.Seconds() }),
 	}
 	straySamples = []sample[int64]{
 		gauge("walhook_stray_rows", "Rows outside of the daily partitions, up to 1,000 of each table: 0 in normal life.", func(n *int64) float64 { return float64(*n) }),
@@ -157,7 +157,7 @@ var (
 var (
 	attemptsDesc = prometheus.NewDesc("walhook_attempts_total", "Attempts that have ended, by error class; success is one.", []string{"class"}, nil)
 	faultsDesc   = prometheus.NewDesc("walhook_own_faults_total", "What kept deliveries waiting that is walhook's own fault, by kind: no attempt is counted.", []string{"kind"}, nil)
-	standingDesc = prometheus.NewDesc("walhook_endpoints", "Endpoints of the table by state: ok; failing, the last attempt failed; open, and the breaker is open; disabled.", []string{"state"}, nil)
+	standingDesc = prometheus.NewDesc("walhook_endpoints", "Endpoints of the table by state: ok; failing, the last attempt failed; open, and the breaker is open; paused; disabled.", []string{"state"}, nil)
 	finishedDesc = prometheus.NewDesc("walhook_deliveries_finished_total", "Deliveries that walhook brought to an end, by status. One that is replayed ends once more.", []string{"status"}, nil)
 	roleDesc     = prometheus.NewDesc("walhook_role", "1 for what this process is doing, 0 for the other roles.", []string{"role"}, nil)
 	databaseDesc = prometheus.NewDesc("walhook_database_up", "1 where the database answered this scrape.", nil, nil)
