@@ -88,7 +88,6 @@ func (s *simulation) judgeTold(endpoint uuid.UUID) {
 	}
 }
 
-
 func (s *simulation) judgeDelivery(d *journaled) {
 	r := s.db.Rows[d.id]
 	if d.good > 1+d.excused {
