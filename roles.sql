@@ -192,7 +192,7 @@ GRANT UPDATE (headers) ON webhook_endpoints TO walhook_run; -- sealing
 GRANT UPDATE (secret) ON webhook_secrets TO walhook_run;
 GRANT SELECT, INSERT, UPDATE, DELETE ON webhook_endpoint_failures TO walhook_run;
 GRANT EXECUTE ON FUNCTION webhook_add_partition(text, date), webhook_drop_day(date), webhook_delete_old(timestamptz, int) TO walhook_run;
-GRANT EXECUTE ON FUNCTION webhook_retry_now(uuid) TO walhook_run; -- the page of the admin server
+GRANT EXECUTE ON FUNCTION webhook_retry_now(uuid), webhook_pause(uuid), webhook_resume(uuid) TO walhook_run; -- the page of the admin server
 
 -- The application. The outbox's trigger runs with its owner's rights, so it needs nothing else.
 GRANT INSERT, SELECT (id) ON webhook_outbox TO walhook_app;

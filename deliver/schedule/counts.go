@@ -52,7 +52,7 @@ func (c *Counts) attempt(d *Delivery, a *webhook.Attempt) {
 	if d.attempts > 0 {
 		c.Retried++
 	} else if d.fromStream() {
-		c.ToAttempt.add(a.EndedAt.Add(-a.Duration).Sub(d.event.committed))
+		c.ToAttempt.Add(a.EndedAt.Add(-a.Duration).Sub(d.event.committed))
 	}
 	if send.Judge(*a) == send.Delivered {
 		c.Delivered++
@@ -69,7 +69,7 @@ func (c *Counts) recorded(d *Delivery, now time.Time) {
 	c.Recorded++
 	c.finish(d.outcome, 1)
 	if d.attempts == 0 && d.fromStream() {
-		c.ToRecorded.add(now.Sub(d.event.committed))
+		c.ToRecorded.Add(now.Sub(d.event.committed))
 	}
 }
 

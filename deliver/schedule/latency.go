@@ -22,8 +22,8 @@ type Latency struct {
 	sum     time.Duration
 }
 
-// add counts a duration. One below zero is the difference of two machines' clocks.
-func (l *Latency) add(d time.Duration) {
+// Add counts a duration. One below zero is the difference of two machines' clocks.
+func (l *Latency) Add(d time.Duration) {
 	d = max(d, 0)
 	l.buckets[min(bits.Len64(uint64(max(d-1, 0)/shortest)), latencyBuckets)]++
 	l.sum += d

@@ -21,7 +21,7 @@ func TestLatency(t *testing.T) {
 		shortest << 20: 20, shortest<<20 + 1: 21, 1000 * time.Hour: 21,
 	} {
 		before := l
-		l.add(d)
+		l.Add(d)
 		if now := l.Since(before); now.buckets[bucket] != 1 || now.sum != max(d, 0) {
 			t.Errorf("%s is counted as %v", d, now)
 		}
@@ -82,7 +82,7 @@ func TestPlusKnowsEveryCount(t *testing.T) {
 			f.Set(reflect.MakeMap(f.Type()))
 			f.SetMapIndex(reflect.New(f.Type().Key()).Elem(), reflect.ValueOf(uint64(1)))
 		case reflect.Struct:
-			f.Addr().Interface().(*Latency).add(time.Second)
+			f.Addr().Interface().(*Latency).Add(time.Second)
 		default:
 			t.Errorf("%s is counted in no way that this test knows", v.Type().Field(i).Name)
 		}
@@ -99,6 +99,6 @@ func TestPlusKnowsEveryCount(t *testing.T) {
 func BenchmarkLatency(b *testing.B) {
 	var l Latency
 	for d := time.Duration(0); b.Loop(); d += 100 * time.Microsecond {
-		l.add(d)
+		l.Add(d)
 	}
 }

@@ -87,7 +87,7 @@ func latency(samples []moment) chart {
 			}
 		}
 		if l.Now == "" {
-			l.Now = "–"
+			l.Now, c.Empty = "–", "No first attempt yet"
 		}
 		return l
 	}

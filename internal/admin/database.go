@@ -119,6 +119,16 @@ func (d *database) replay(ctx context.Context, delivery uuid.UUID) error {
 	return err
 }
 
+func (d *database) pause(ctx context.Context, endpoint uuid.UUID) error {
+	_, err := inTurn(ctx, d, func() (struct{}, error) { return struct{}{}, d.store.Pause(ctx, endpoint) })
+	return err
+}
+
+func (d *database) resume(ctx context.Context, endpoint uuid.UUID) error {
+	_, err := inTurn(ctx, d, func() (struct{}, error) { return struct{}{}, d.store.Resume(ctx, endpoint) })
+	return err
+}
+
 func (d *database) sendTestTo(ctx context.Context, endpoint uuid.UUID) (uuid.UUID, error) {
 	return inTurn(ctx, d, func() (uuid.UUID, error) { return d.store.SendTestTo(ctx, endpoint) })
 }

@@ -87,6 +87,14 @@ func (p *page) test(ctx context.Context, id uuid.UUID) (string, error) {
 	return shown("endpoints", id, "test", "delivery", delivery.String()), err
 }
 
+func (p *page) pause(ctx context.Context, id uuid.UUID) (string, error) {
+	return shown("endpoints", id, "pause"), p.db.pause(ctx, id)
+}
+
+func (p *page) resume(ctx context.Context, id uuid.UUID) (string, error) {
+	return shown("endpoints", id, "resume"), p.db.resume(ctx, id)
+}
+
 // done says what a button did, of what stands in the query. Whoever makes up a query cannot have
 // it say anything else.
 func done(q url.Values) string {
@@ -95,6 +103,10 @@ func done(q url.Values) string {
 		if n, err := strconv.ParseInt(q.Get("n"), 10, 64); err == nil && n >= 0 {
 			return "Everything that waits for this endpoint is due now: " + number(n, "delivery", "deliveries") + "."
 		}
+	case "pause":
+		return "This endpoint is paused: what is owed to it waits, and nothing is sent until it is resumed."
+	case "resume":
+		return "This endpoint gets what it is owed again."
 	case "replay":
 		return "This delivery is sent again."
 	case "test":

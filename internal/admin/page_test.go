@@ -101,6 +101,10 @@ func TestButtons(t *testing.T) {
 			`SELECT status FROM webhook_deliveries WHERE id = '` + s.failed.String() + `'`, "This delivery is sent again."},
 		{"replay", "/deliveries/" + s.success.String(), "/deliveries/" + s.success.String() + "/replay", "success", "pending",
 			`SELECT status FROM webhook_deliveries WHERE id = '` + s.success.String() + `'`, "This delivery is sent again."},
+		{"pause", "/", "/endpoints/" + s.failing.String() + "/pause", "false", "true",
+			`SELECT (paused_at IS NOT NULL)::text FROM webhook_endpoints WHERE id = '` + s.failing.String() + `'`, "This endpoint is paused"},
+		{"resume", "/", "/endpoints/" + s.failing.String() + "/resume", "true", "false",
+			`SELECT (paused_at IS NOT NULL)::text FROM webhook_endpoints WHERE id = '` + s.failing.String() + `'`, "gets what it is owed again"},
 		{"test", "/endpoints/" + s.healthy.String(), "/endpoints/" + s.healthy.String() + "/test", "0", "1",
 			`SELECT count(*)::text FROM webhook_outbox WHERE event_type = 'webhook.test' AND endpoint_ids = ARRAY['` + s.healthy.String() + `'::uuid]`, "A test event is on its way"},
 	} {
@@ -153,7 +157,7 @@ func TestButtonsOfWhatIsGone(t *testing.T) {
 	body := ask(h, "GET", at, "").Body.String()
 	one[string](t, s.db, `DELETE FROM webhook_endpoints WHERE id = $1 RETURNING ''`, s.healthy)
 	one[string](t, s.db, `DELETE FROM webhook_deliveries WHERE id = $1 RETURNING ''`, s.success)
-	for _, action := range []string{at + "/retry", at + "/test"} {
+	for _, action := range []string{at + "/retry", at + "/test", at + "/pause"} {
 		if w := ask(h, "POST", action, "token="+tokenFor(t, body, action), formType); w.Code != http.StatusNotFound || !strings.Contains(w.Body.String(), "Nothing was changed") {
 			t.Errorf("%s: %d %s", action, w.Code, w.Body)
 		}
@@ -291,6 +295,7 @@ func TestSamples(t *testing.T) {
 	tick := func(delivered, failed uint64) {
 		now = now.Add(sampleEvery)
 		stats.Delivered, stats.Errors = delivered, map[webhook.ErrorClass]uint64{webhook.ErrTimeout: failed}
+		stats.ToAttempt.Add(3 * time.Millisecond)
 		s.take(now)
 	}
 	tick(1000, 10)
@@ -310,7 +315,7 @@ func TestSamples(t *testing.T) {
 		t.Errorf("%d samples, the last is %+v", len(got), got[len(got)-1])
 	}
 	c := throughput(s.last())
-	if c.Lines[0].Now != "100" || c.Top != "100" || len(c.Lines[0].Parts) != 1 || len(latency(s.last()).Lines[0].Parts) != 0 {
+	if c.Lines[0].Now != "100" || c.Top != "100" || len(c.Lines[0].Parts) != 1 || len(latency(s.last()).Lines[0].Parts) != 1 {
 		t.Errorf("%+v", c)
 	}
 }

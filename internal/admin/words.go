@@ -117,6 +117,9 @@ func aboutEndpoints(e *store.EndpointsOverview) verdict {
 		v.Level, v.Short = unsure, number(failing, "fails", "fail")
 		v.Words = fmt.Sprintf("%s answered the last attempt with success or had none. Of those that fail, %s had so many failures in a row that they get one probe at a time.", count(e.OK), count(e.Open))
 	}
+	if e.Paused > 0 {
+		v.Words += " " + number(e.Paused, "is paused.", "are paused.")
+	}
 	if e.Disabled > 0 {
 		v.Words += " " + number(e.Disabled, "is disabled.", "are disabled.")
 	}
@@ -146,6 +149,8 @@ func because(e *store.EndpointView) string {
 		if e.DisabledReason != "" {
 			why += ": " + e.DisabledReason
 		}
+	case e.PausedAt != nil:
+		why = "paused: what is owed to it waits"
 	case e.Last != nil:
 		why = outcome(e.Last.StatusCode, e.Last.Class, e.Last.Error)
 	case e.FailingSince != nil:
@@ -167,11 +172,13 @@ func outcome(status int, class, text string) string {
 	return class + text
 }
 
-// classes are the words for how an endpoint stands.
+// standing is a word for how an endpoint stands.
 func standing(e *store.EndpointView) verdict {
 	switch {
 	case !e.Enabled:
 		return verdict{Level: "off", Short: "disabled"}
+	case e.PausedAt != nil:
+		return verdict{Level: "off", Short: "paused"}
 	case e.BreakerOpenedAt != nil:
 		return verdict{Level: trouble, Short: "breaker open"}
 	case e.FailingSince != nil:
@@ -184,6 +191,9 @@ func standing(e *store.EndpointView) verdict {
 func since(e *store.EndpointView) *time.Time {
 	if !e.Enabled {
 		return e.DisabledAt
+	}
+	if e.PausedAt != nil {
+		return e.PausedAt
 	}
 	return e.FailingSince
 }

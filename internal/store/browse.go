@@ -50,6 +50,7 @@ type EndpointView struct {
 	DisabledReason  string
 	FailingSince    *time.Time
 	BreakerOpenedAt *time.Time
+	PausedAt        *time.Time
 
 	Waiting     int64      // deliveries that are pending or retrying
 	WaitingMore bool       // there are more than were counted
@@ -58,7 +59,9 @@ type EndpointView struct {
 }
 
 // Trouble reports whether the endpoint is not getting all that it is owed.
-func (e *EndpointView) Trouble() bool { return !e.Enabled || e.FailingSince != nil }
+func (e *EndpointView) Trouble() bool {
+	return !e.Enabled || e.FailingSince != nil || e.PausedAt != nil
+}
 
 // A LastFailure is the newest failed delivery that is still in the table as such.
 type LastFailure struct {
@@ -72,14 +75,14 @@ type LastFailure struct {
 const (
 	endpointView = `
 SELECT e.id, e.organization_id, e.url, coalesce(e.description, ''), e.event_types, e.enabled, e.disabled_at, coalesce(e.disabled_reason, ''),
-       f.failing_since, f.breaker_opened_at
+       f.failing_since, f.breaker_opened_at, e.paused_at
 FROM webhook_endpoints AS e LEFT JOIN webhook_endpoint_failures AS f ON f.endpoint_id = e.id
 WHERE `
 	worstFirst = `
-ORDER BY CASE WHEN NOT e.enabled THEN 2 WHEN f.breaker_opened_at IS NOT NULL THEN 0 WHEN f.failing_since IS NOT NULL THEN 1 ELSE 3 END,
-         coalesce(f.failing_since, e.disabled_at, e.created_at), e.id LIMIT @limit::int`
+ORDER BY CASE WHEN NOT e.enabled THEN 3 WHEN e.paused_at IS NOT NULL THEN 2 WHEN f.breaker_opened_at IS NOT NULL THEN 0 WHEN f.failing_since IS NOT NULL THEN 1 ELSE 4 END,
+         coalesce(f.failing_since, e.disabled_at, e.paused_at, e.created_at), e.id LIMIT @limit::int`
 
-	selectTroubled       = endpointView + `f.endpoint_id IS NOT NULL OR NOT e.enabled` + worstFirst
+	selectTroubled       = endpointView + `f.endpoint_id IS NOT NULL OR NOT e.enabled OR e.paused_at IS NOT NULL` + worstFirst
 	selectOrganizationOf = endpointView + `e.organization_id = @organization::text` + worstFirst
 	selectEndpointView   = endpointView + `e.id = @id::uuid`
 
@@ -131,7 +134,7 @@ func (s *Store) endpointViews(ctx context.Context, sql string, args pgx.NamedArg
 	err = s.browse(ctx, prepareCount, sql, args, func(rows pgx.Rows) error {
 		found, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (e EndpointView, err error) {
 			var url string
-			err = row.Scan(&e.ID, &e.OrganizationID, &url, &e.Description, &e.EventTypes, &e.Enabled, &e.DisabledAt, &e.DisabledReason, &e.FailingSince, &e.BreakerOpenedAt)
+			err = row.Scan(&e.ID, &e.OrganizationID, &url, &e.Description, &e.EventTypes, &e.Enabled, &e.DisabledAt, &e.DisabledReason, &e.FailingSince, &e.BreakerOpenedAt, &e.PausedAt)
 			e.Host = hostOf(url)
 			return e, err
 		})
@@ -415,6 +418,8 @@ const (
 	retryNow = `SELECT webhook_retry_now($1::uuid)`
 	replay   = `SELECT webhook_replay($1::uuid)`
 	sendTest = `SELECT webhook_send_test($1::uuid)`
+	pause    = `SELECT webhook_pause($1::uuid)`
+	resume   = `SELECT webhook_resume($1::uuid)`
 )
 
 // RetryNow makes all that waits for an endpoint due now, and returns how much that is.
@@ -438,6 +443,16 @@ func (s *Store) SendTestTo(ctx context.Context, endpoint uuid.UUID) (delivery uu
 		return uuid.Nil, err
 	}
 	return outbox.DeliveryID(event, endpoint), nil
+}
+
+// Pause has what is owed to an endpoint wait until Resume.
+func (s *Store) Pause(ctx context.Context, endpoint uuid.UUID) error {
+	return s.act(ctx, pause, endpoint, nil)
+}
+
+// Resume ends a pause.
+func (s *Store) Resume(ctx context.Context, endpoint uuid.UUID) error {
+	return s.act(ctx, resume, endpoint, nil)
 }
 
 // act calls a function. It gives up where that takes longer than a page may, and says what to
