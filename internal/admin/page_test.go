@@ -155,6 +155,9 @@ func TestButtonsOfWhatIsGone(t *testing.T) {
 	h := New(options(t, s.db.Pool))
 	at := "/endpoints/" + s.healthy.String()
 	body := ask(h, "GET", at, "").Body.String()
+	if off := ask(h, "GET", "/endpoints/"+s.disabled.String(), "").Body.String(); strings.Contains(off, `action="/endpoints/`) {
+		t.Errorf("a disabled endpoint, to which nothing is sent, has buttons: %s", off)
+	}
 	one[string](t, s.db, `DELETE FROM webhook_endpoints WHERE id = $1 RETURNING ''`, s.healthy)
 	one[string](t, s.db, `DELETE FROM webhook_deliveries WHERE id = $1 RETURNING ''`, s.success)
 	for _, action := range []string{at + "/retry", at + "/test", at + "/pause"} {

@@ -123,6 +123,7 @@ func everyStatement(t *testing.T, db *pgtest.DB, st *store.Store) {
 	if ok("waiting", err); len(walked) != 1 || walked[0].EndpointID.String() != endpoint || !walked[0].Enabled {
 		t.Errorf("waiting: %v", walked)
 	}
+	browsed(t, st, uuid.MustParse(endpoint), failed.ID)
 	exec(t, db.Pool, `DELETE FROM webhook_outbox WHERE id = $1`, orphan.EventID)
 	settled(t, db)
 	var pages []webhook.Due
@@ -321,4 +322,29 @@ func TestSessionDefaults(t *testing.T) {
 			t.Errorf("recorded with %q, want %q", got, want)
 		}
 	})
+}
+
+// browsed runs what the page of the admin server reads.
+func browsed(t *testing.T, st *store.Store, endpoint, failed uuid.UUID) {
+	t.Helper()
+	views, more, err := st.EndpointViews(t.Context(), "org_1")
+	if err != nil || more || len(views) != 1 || views[0].ID != endpoint || views[0].Waiting == 0 || views[0].Last == nil {
+		t.Errorf("endpoints: %+v, %t, %v", views, more, err)
+	}
+	for _, f := range []store.DeliveryFilter{
+		{OrganizationID: "org_1", EventType: "payment.failed", Statuses: []string{"retrying"}},
+		{EndpointID: endpoint, Statuses: []string{"retrying"}},
+		{EndpointID: endpoint},
+	} {
+		page, err := st.Deliveries(t.Context(), f)
+		if err != nil || !slices.ContainsFunc(page.Deliveries, func(d store.DeliveryView) bool { return d.ID == failed && d.Payload != nil }) {
+			t.Errorf("%+v: %+v, %v", f, page, err)
+		}
+	}
+	if page, err := st.Deliveries(t.Context(), store.DeliveryFilter{EndpointID: endpoint, Statuses: []string{"failed"}, EventType: "none"}); err != nil || len(page.Deliveries) != 0 {
+		t.Errorf("%+v, %v", page, err)
+	}
+	if d, err := st.Delivery(t.Context(), failed); err != nil || d == nil || len(d.Log) != 2 || d.Log[0].Attempt != 2 {
+		t.Errorf("delivery: %+v, %v", d, err)
+	}
 }
