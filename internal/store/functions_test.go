@@ -501,8 +501,8 @@ func TestPlans(t *testing.T) {
 	exec(t, tx, `ALTER TABLE webhook_endpoints DISABLE TRIGGER USER`)
 	exec(t, tx, `INSERT INTO webhook_endpoints (organization_id, url) SELECT 'org_' || n / 2, 'https://example.com' FROM generate_series(1, 100000) n`)
 	exec(t, tx, `ANALYZE webhook_endpoints`)
-	source := query[string](t, tx, `SELECT substring(prosrc FROM 'ARRAY\((SELECT e.id FROM webhook_endpoints AS e[^;]*e\.event_types OPERATOR\(pg_catalog\.&&\) wanted)\)') FROM pg_proc WHERE proname = 'webhook_outbox_before_insert'`)
-	exec(t, tx, `PREPARE who (text, text[]) AS `+strings.NewReplacer("new.organization_id", "$1", "wanted", "$2").Replace(source))
+	source := query[string](t, tx, `SELECT substring(prosrc FROM 'ARRAY\((SELECT e.id FROM webhook_endpoints AS e[^;]*e\.event_types OPERATOR\(pg_catalog\.&&\) wanted[^;]*)\);') FROM pg_proc WHERE proname = 'webhook_outbox_before_insert'`)
+	exec(t, tx, `PREPARE who (text, text[]) AS `+strings.NewReplacer("new.organization_id", "$1", "wanted", "$2", "new.payload", "'{}'::jsonb").Replace(source))
 	for _, mode := range []string{"force_generic_plan", "force_custom_plan"} {
 		exec(t, tx, `SET LOCAL plan_cache_mode = `+mode)
 		if got := plan(t, tx, `EXECUTE who('org_77', '{*}')`); strings.Contains(got, "Seq Scan") || !strings.Contains(got, "webhook_endpoints_organization_idx") {

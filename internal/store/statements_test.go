@@ -181,13 +181,14 @@ func newRole(t testing.TB, db *pgtest.DB) string {
 	return role
 }
 
-// runGrants are what a role needs for `walhook run` that does not own the tables.
+// runGrants are what a role needs for `walhook run` that does not own the tables, and the
+// event types for `walhook trigger`.
 var runGrants = []string{
 	`SELECT, INSERT, UPDATE ON webhook_deliveries, webhook_state`,
 	`SELECT, INSERT ON webhook_outbox`,
 	`SELECT, UPDATE ON webhook_endpoints, webhook_secrets`,
 	`SELECT, INSERT, UPDATE, DELETE ON webhook_endpoint_failures`,
-	`SELECT ON webhook_retries`,
+	`SELECT ON webhook_retries, webhook_event_types`,
 	`SELECT ON webhook_outbox_default, webhook_deliveries_default`,
 	`EXECUTE ON FUNCTION webhook_add_partition, webhook_drop_day, webhook_delete_old`,
 }
