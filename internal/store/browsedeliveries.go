@@ -3,7 +3,6 @@ package store
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -177,25 +176,12 @@ func (d *DeliveryView) shown() DeliveryView {
 type DeliveryDetail struct {
 	DeliveryView
 	DurationMS  int
-	Log         []AttemptView
+	Log         []PastAttempt
 	CompletedAt *time.Time
 }
 
-// An AttemptView is one HTTP request.
-type AttemptView struct {
-	Attempt    int       `json:"attempt"`
-	At         time.Time `json:"at"`
-	StatusCode int       `json:"status_code"`
-	Class      string    `json:"error_class"`
-	Error      string    `json:"error"`
-	DurationMS int       `json:"duration_ms"`
-}
-
-// As in the view webhook_attempts, which walhook run may not read: a delivery's only attempt is in
-// its own columns.
 const selectDelivery = `
-SELECT ` + deliveryView + `, coalesce(d.duration_ms, 0), d.completed_at,
-       CASE WHEN jsonb_typeof(d.attempt_log) = 'array' THEN d.attempt_log WHEN d.attempts = 1 THEN ` + firstEntry + ` ELSE '[]'::jsonb END::text
+SELECT ` + deliveryView + `, coalesce(d.duration_ms, 0), d.completed_at, ` + pastAttempts + `
 FROM webhook_deliveries AS d LEFT JOIN webhook_endpoints AS e ON e.id = d.endpoint_id
 LEFT JOIN LATERAL (SELECT jsonb_pretty(o.payload) AS payload FROM webhook_outbox AS o WHERE o.id = d.event_id LIMIT 1) AS o ON true
 WHERE d.id = @id::uuid`
@@ -210,9 +196,7 @@ func (s *Store) Delivery(ctx context.Context, id uuid.UUID) (found *DeliveryDeta
 			if err := rows.Scan(append(d.fields(), &d.DurationMS, &d.CompletedAt, &log)...); err != nil {
 				return err
 			}
-			if err := json.Unmarshal(log, &d.Log); err != nil {
-				d.Log = nil // somebody else has written it
-			}
+			d.Log = readAttempts(log)
 			slices.Reverse(d.Log)
 			d.DeliveryView = d.shown()
 			found = &d

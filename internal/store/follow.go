@@ -2,9 +2,7 @@ package store
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -58,19 +56,8 @@ type Progress struct {
 	Attempts   []PastAttempt
 }
 
-// A PastAttempt is an attempt that has ended, as attempt_log has it.
-type PastAttempt struct {
-	Number     int    `json:"attempt"`
-	StatusCode int    `json:"status_code"` // 0: no response came
-	Class      string `json:"error_class"`
-	Error      string `json:"error"`
-	DurationMS int    `json:"duration_ms"`
-}
-
-// It reads the row and not webhook_attempts, which the role that runs walhook may not read.
 const selectProgress = `
-SELECT d.id, d.status, coalesce(extract(epoch FROM d.next_attempt_at - clock_timestamp()), 0)::float8,
-       d.attempts, coalesce(d.status_code, 0), coalesce(d.error_class, ''), coalesce(d.error, ''), coalesce(d.duration_ms, 0), coalesce(d.attempt_log, '[]')::text
+SELECT d.id, d.status, coalesce(extract(epoch FROM d.next_attempt_at - clock_timestamp()), 0)::float8, ` + pastAttempts + `
 FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_deliveries AS d ON d.id = r.id`
 
 // Progress returns how deliveries stand that have a row: one has none while its first attempt is
@@ -88,19 +75,8 @@ func (s *Store) Progress(ctx context.Context, ids []uuid.UUID) (progress []Progr
 
 func scanProgress(row pgx.CollectableRow) (p Progress, err error) {
 	var due float64
-	var log string
-	var last PastAttempt
-	err = row.Scan(&p.DeliveryID, &p.Status, &due, &last.Number, &last.StatusCode, &last.Class, &last.Error, &last.DurationMS, &log)
-	if err != nil {
-		return p, err
-	}
-	p.NextIn = asDuration(&due)
-	switch err := json.Unmarshal([]byte(log), &p.Attempts); {
-	case err != nil: // somebody has written something else there
-		p.Attempts = nil
-	case len(p.Attempts) == 0 && last.Number == 1: // the row's own columns tell it all
-		p.Attempts = []PastAttempt{last}
-	}
-	slices.SortFunc(p.Attempts, func(a, b PastAttempt) int { return a.Number - b.Number })
-	return p, nil
+	var log []byte
+	err = row.Scan(&p.DeliveryID, &p.Status, &due, &log)
+	p.NextIn, p.Attempts = asDuration(&due), readAttempts(log)
+	return p, err
 }

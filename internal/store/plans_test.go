@@ -79,7 +79,7 @@ var hotStatements = []hotStatement{
 			t.Errorf("%d, %v", len(known), err)
 		}
 	}},
-	{"selectProgress of 100", "d.attempt_log, '[]'", 100 * 5, func(t testing.TB, st *store.Store, _ webhook.Fence, b *backlog) {
+	{"selectProgress of 100", "extract(epoch FROM d.next_attempt_at - clock_timestamp())", 100 * 5, func(t testing.TB, st *store.Store, _ webhook.Fence, b *backlog) {
 		if progress, err := st.Progress(t.Context(), b.waiting[:100]); err != nil || len(progress) != 100 {
 			t.Errorf("%d, %v", len(progress), err)
 		}

@@ -345,7 +345,7 @@ func browsed(t *testing.T, st *store.Store, endpoint, failed uuid.UUID) {
 	if page, err := st.Deliveries(t.Context(), store.DeliveryFilter{EndpointID: endpoint, Statuses: []string{"failed"}, EventType: "none"}); err != nil || len(page.Deliveries) != 0 {
 		t.Errorf("%+v, %v", page, err)
 	}
-	if d, err := st.Delivery(t.Context(), failed); err != nil || d == nil || len(d.Log) != 2 || d.Log[0].Attempt != 2 {
+	if d, err := st.Delivery(t.Context(), failed); err != nil || d == nil || len(d.Log) != 2 || d.Log[0].Number != 2 {
 		t.Errorf("delivery: %+v, %v", d, err)
 	}
 }
