@@ -89,7 +89,7 @@ const (
 // A backlog watches how what is due in webhook_deliveries drains, such as a replay of many.
 type backlog struct {
 	due     func(context.Context) (int64, error) // the store's
-	fetched func() uint64                        // rows that the engine has taken so far
+	fetched func() uint64                        // rows that this process has taken so far
 	tell    func(context.Context, webhook.Progress)
 
 	began  time.Time // zero: there is none
@@ -99,12 +99,10 @@ type backlog struct {
 
 // watchBacklog looks while this process is the active one.
 func watchBacklog(ctx context.Context, st *store.Store, current *pipelines, tell func(context.Context, webhook.Progress), log *slog.Logger) error {
-	b := backlog{due: st.DueNow, tell: tell}
+	b := backlog{due: st.DueNow, tell: tell, fetched: func() uint64 { return current.stats().Fetched }}
 	for wait := webhook.TellEvery; pause(ctx, wait); {
 		began := time.Now()
-		engine := current.engine()
-		b.fetched = func() uint64 { return engine.Stats().Fetched }
-		engine.WhileLive(ctx, func(held context.Context) {
+		current.engine().WhileLive(ctx, func(held context.Context) {
 			if err := b.look(held); err != nil && held.Err() == nil {
 				log.DebugContext(ctx, "cannot count what is due", "error", err)
 			}
@@ -120,7 +118,7 @@ func (b *backlog) look(ctx context.Context) error {
 	defer cancel()
 	now, fetched := time.Now(), b.fetched()
 	rate := 0.0
-	if !b.at.IsZero() && fetched >= b.before { // another pipeline counts anew
+	if !b.at.IsZero() {
 		rate = float64(fetched-b.before) / now.Sub(b.at).Seconds()
 	}
 	b.at, b.before = now, fetched

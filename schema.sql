@@ -14,7 +14,7 @@
 
 -- Version 8 has more columns in two tables that every INSERT of an application reads. Only a lock that excludes all INSERTs adds
 -- them, and an open transaction that has inserted an event excludes that lock. So they are added first, by a transaction of a few
--- milliseconds. It queues for the lock only if no transaction holds one for long: INSERTs wait for at most 50 ms more.
+-- milliseconds. It queues for the lock only if no transaction holds one for long: INSERTs wait for at most 50 ms more for each of the two.
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SET LOCAL client_min_messages = warning;
 DO $do$
@@ -382,9 +382,9 @@ WITH seeds (name, category, description, example) AS (
         ('webhook.endpoint.disabled',  'webhook',      'walhook disabled an endpoint',
          '{"endpointId": "44444444-4444-4444-8444-444444444444", "reason": "answered 410 Gone"}'),
         ('webhook.endpoint.failing',   'webhook',      'The breaker of an endpoint opened, because it only fails',
-         '{"endpointId": "44444444-4444-4444-8444-444444444444"}'),
-        ('webhook.endpoint.recovered', 'webhook',      'The breaker of an endpoint closed, because it works again',
-         '{"endpointId": "44444444-4444-4444-8444-444444444444"}'),
+         '{"endpointId": "44444444-4444-4444-8444-444444444444", "url": "https://receiver.example.com", "since": "2026-11-23T12:00:00.000Z", "errorClass": "timeout"}'),
+        ('webhook.endpoint.recovered', 'webhook',      'The breaker of an endpoint closed',
+         '{"endpointId": "44444444-4444-4444-8444-444444444444", "url": "https://receiver.example.com", "since": "2026-11-23T12:00:00.000Z"}'),
         ('webhook.delivery.exhausted', 'webhook',      'The last attempt of a delivery failed',
          '{"deliveryId": "019a9e2b-7c00-7a11-8b22-9c33d44e55f6", "eventId": "019a9e2b-7c00-7d4e-9f60-718293a4b5c6", "event": "payment.succeeded", "endpointId": "44444444-4444-4444-8444-444444444444", "attempts": 10, "statusCode": 500, "errorClass": "http_5xx", "error": "500 Internal Server Error"}')
 ), filled AS ( -- versions 1 to 7 had no examples

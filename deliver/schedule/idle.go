@@ -40,8 +40,6 @@ func (s *Scheduler) drop(l *lane) {
 	}
 	s.changeBreaker(l, func(b *breaker) { *b = breaker{} })
 	s.unshut(l)
-	l.known = known{}
-	s.count(l, unsettled)
 }
 
 // DropIdle drops lanes that have been idle for a while, a few at a time.

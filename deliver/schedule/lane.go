@@ -44,8 +44,6 @@ type lane struct {
 	touched bool      // to be reconsidered
 	touchAt time.Time // in Scheduler.timed until then; zero: it is not
 	timedAt int       // where in it
-
-	countedAs standing // in Scheduler.standing
 }
 
 // lane returns an endpoint's lane, making it where there is none.

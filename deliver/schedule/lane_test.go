@@ -631,6 +631,31 @@ func TestWhichOpenBreakersAreTold(t *testing.T) {
 			h.sleep(time.Second)
 			h.is("told", told(h), 1, 1)
 		},
+		"not by failures from before it was disabled": func(t *testing.T) {
+			h := newHouse(t, usual)
+			endpoint := h.open(always(503, 0), func(e *webhook.Endpoint) { e.RetrySchedule = []time.Duration{} }) // so that nothing waits
+			h.event(endpoint)
+			h.sleep(time.Second)
+			enabled := func(yes bool) {
+				h.change(endpoint, func(e *webhook.Endpoint) { e.Enabled = yes })
+				h.sleep(2 * time.Second)
+				h.eventOf("webhook.test", endpoint) // so that it is looked up
+				h.sleep(2 * time.Second)
+				if h.w.lanes[endpoint].refused == yes {
+					t.Fatalf("enabled: %t, and nobody has seen it", yes)
+				}
+			}
+			enabled(false)
+			enabled(true)
+			for range breakAfter {
+				h.eventOf("webhook.test", endpoint)
+			}
+			h.sleep(time.Second)
+			if !h.w.lanes[endpoint].breaker.open {
+				t.Fatal("the breaker is closed")
+			}
+			h.is("told", told(h), 0, 0)
+		},
 		"not if the last success came after the other event": func(t *testing.T) {
 			h := newHouse(t, usual)
 			at := time.Now().Add(time.Second)

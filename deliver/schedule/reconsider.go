@@ -70,7 +70,6 @@ func (s *Scheduler) reconsiderTouched(now time.Time) {
 // others, and sets its timer. It is idempotent and looks at nothing but facts.
 func (s *Scheduler) reconsider(l *lane, now time.Time) {
 	l.trim()
-	s.count(l, l.standing())
 	want, again := s.wants(l, now)
 	for of := range lists {
 		isNew := want[of] && l.in[of] == nil

@@ -66,7 +66,7 @@ func (s *Scheduler) emptyQueue(l *lane, now time.Time) {
 	s.requeueAll(l, now)
 	s.spill(l, false)
 	s.changeBreaker(l, func(b *breaker) { *b = breaker{} })
-	l.state = unknown
+	l.state, l.tell = unknown, false
 	s.cancelRows(l)
 }
 

@@ -13,7 +13,6 @@
 //	requeue      deliveries on their way back into the table; idle: lanes that are dropped
 //	capacity     how all lanes share the permits
 //	page         how lanes are fed from the table
-//	standing     how endpoints stand, counted for metrics
 //	transition   what operators hear of
 //	timers       what time alone brings about: parking, rates, probes
 //	batch        outcomes and parked deliveries on their way into rows
@@ -86,7 +85,6 @@ type Scheduler struct {
 	aside    int // outcomes whose row someone else has locked
 	spilled  int // lanes that are fed from the table
 	open     int // lanes whose breaker is open
-	standing [standings]int
 
 	faults    map[webhook.OwnFault]*faultOf
 	shutInRow int       // lanes that attempts have shut, with none since that met no fault
@@ -208,7 +206,6 @@ type Stats struct {
 	Lanes        int
 	Spilled      int // lanes that are fed from the table
 	Open         int // lanes whose breaker is open
-	Endpoints    EndpointCounts
 	Active       bool
 	Reconciling  bool          // events are to be compared with deliveries, or are just being
 	RecordedLSN  pglogrepl.LSN // every transaction up to here has its rows
@@ -221,7 +218,7 @@ func (s *Scheduler) Stats(now time.Time) Stats {
 	defer s.mu.Unlock()
 	x := Stats{
 		Counts: s.counts, Window: s.held, Parking: s.parked, InFlight: s.running, Unrecorded: s.ended, Bytes: s.bytes,
-		Lanes: len(s.lanes), Spilled: s.spilled, Open: s.open, Endpoints: s.endpointCounts(), Active: s.live(now), Reconciling: s.fence.Reconcile,
+		Lanes: len(s.lanes), Spilled: s.spilled, Open: s.open, Active: s.live(now), Reconciling: s.fence.Reconcile,
 		RecordedLSN: s.ledger.recorded.lsn, ConfirmedLSN: s.ledger.confirmed,
 	}
 	x.Errors, x.OwnFaults, x.Finished = maps.Clone(s.counts.Errors), maps.Clone(s.counts.OwnFaults), maps.Clone(s.counts.Finished)

@@ -46,7 +46,7 @@ type endpointList struct {
 
 const (
 	// What took longer than slowRead to read, because there are millions to be counted, is
-	// shown for as many times as long: however often it is asked for, it costs PostgreSQL a
+	// shown for as many times as long: asked for one thing, however often, it costs PostgreSQL a
 	// twentieth of a core.
 	slowRead   = 200 * time.Millisecond
 	shownTimes = 20

@@ -52,8 +52,8 @@ func (s *Samples) Run(ctx context.Context) {
 	}
 }
 
-// take looks at the counters. The first look has nothing to compare with. Counters that have gone
-// back are another pipeline's, which has begun at zero.
+// take looks at the counters, which are totals of the process and never go back. The first look
+// has nothing to compare with.
 func (s *Samples) take(now time.Time) {
 	counts := s.stats().Counts
 	s.mu.Lock()
@@ -63,14 +63,11 @@ func (s *Samples) take(now time.Time) {
 	if at.IsZero() || !now.After(at) {
 		return
 	}
-	if attempts(counts) < attempts(before) || counts.Delivered < before.Delivered {
-		before = schedule.Counts{}
-	}
 	seconds := now.Sub(at).Seconds()
 	s.ring[s.taken%samplesKept] = moment{
 		took:      now.Sub(at),
 		delivered: float64(counts.Delivered-before.Delivered) / seconds,
-		failed:    float64(max(0, int64(failures(counts))-int64(failures(before)))) / seconds,
+		failed:    float64(failures(counts)-failures(before)) / seconds,
 		wait:      counts.ToAttempt.Since(before.ToAttempt),
 	}
 	s.taken++
@@ -94,5 +91,3 @@ func failures(c schedule.Counts) (n uint64) {
 	}
 	return n
 }
-
-func attempts(c schedule.Counts) uint64 { return c.Delivered + failures(c) }

@@ -11,8 +11,9 @@ import (
 )
 
 // This file reads endpoints for the page of the admin server; browsedeliveries.go reads its
-// deliveries, and acts.go has its buttons. Every statement reads a bounded number of rows by an
-// index, whatever is in the tables, and ends after browseTimeout.
+// deliveries, and acts.go has its buttons. Every statement reads a bounded number of deliveries
+// and events by an index, whatever is in the tables, and ends after browseTimeout. The list of
+// endpoints in trouble reads all endpoints.
 
 // browseTimeout ends a statement of the page: ten times what the slowest takes.
 const browseTimeout = "2s"

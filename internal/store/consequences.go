@@ -230,7 +230,7 @@ const (
 INSERT INTO webhook_outbox (id, organization_id, event_type, payload)
 SELECT r.own_id, e.organization_id, @type::text, pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('endpointId', e.id,
        'url', substring(e.url, '^[A-Za-z]+://'::text) || substring(e.url, '^[A-Za-z]+://(?:[^/?#]*@)?([^/?#@]*)'::text),
-       'since', to_char(failed.failing_since AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'::text), 'errorClass', r.class))
+       'since', to_char(failed.failing_since AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'::text), 'errorClass', @class::text))
 FROM failed JOIN ` + healthRows + ` ON r.id = failed.endpoint_id JOIN webhook_endpoints e ON e.id = r.id
 WHERE failed.told
 ON CONFLICT (id) DO NOTHING`
@@ -241,7 +241,7 @@ var (
 WITH failed AS (
     DELETE FROM webhook_endpoint_failures WHERE endpoint_id = ANY(@ids::uuid[]) AND ` + fenced + `
     RETURNING endpoint_id, failing_since, told
-)` + breakerEvent(outbox.TypeEndpointRecovered)
+)` + breakerEvent(outbox.TypeEndpointRecovered, `NULL::text`)
 
 	// webhook_retry_now closes a breaker without a success.
 	closeBreakers = `
@@ -250,7 +250,7 @@ WITH failed AS MATERIALIZED (
     WHERE f.endpoint_id = ANY(@ids::uuid[]) AND f.breaker_opened_at IS NOT NULL AND ` + fenced + `
 ), closed AS (
     UPDATE webhook_endpoint_failures f SET breaker_opened_at = NULL, told = false FROM failed WHERE f.endpoint_id = failed.endpoint_id
-)` + breakerEvent(outbox.TypeEndpointRecovered)
+)` + breakerEvent(outbox.TypeEndpointRecovered, `NULL::text`)
 
 	openBreakers = `
 WITH failed AS (
@@ -260,11 +260,12 @@ WITH failed AS (
     ON CONFLICT (endpoint_id) DO UPDATE SET breaker_opened_at = coalesce(f.breaker_opened_at, excluded.breaker_opened_at), told = excluded.told
     WHERE f.breaker_opened_at IS NULL OR excluded.told AND NOT f.told
     RETURNING f.endpoint_id, f.failing_since, f.told
-)` + breakerEvent(outbox.TypeEndpointFailing)
+)` + breakerEvent(outbox.TypeEndpointFailing, `r.class`)
 )
 
-func breakerEvent(typ string) string {
-	return strings.ReplaceAll(insertBreakerEvent, "@type::text", "'"+typ+"'")
+// breakerEvent is told with the class of the failure, or NULL.
+func breakerEvent(typ, class string) string {
+	return strings.NewReplacer("@type::text", "'"+typ+"'", "@class::text", class).Replace(insertBreakerEvent)
 }
 
 // A failure recorded after the endpoint was disabled does not count: if the endpoint is

@@ -305,7 +305,7 @@ func TestBreakerEvents(t *testing.T) {
 	at := time.Now()
 	open := webhook.EndpointHealth{EndpointID: uuid.MustParse(endpoint), Failing: true, Open: true, Tell: true, At: at, Class: webhook.ErrConnect}
 	recordHealth(t, st, fence, open)
-	recordHealth(t, st, fence, webhook.EndpointHealth{EndpointID: open.EndpointID, Recovered: true, At: at})
+	recordHealth(t, st, fence, webhook.EndpointHealth{EndpointID: open.EndpointID, Recovered: true, At: at, Class: webhook.ErrTimeout}) // of a probe in the same batch
 	since := query[string](t, db.Pool, `SELECT payload ->> 'since' FROM webhook_outbox WHERE event_type = $1`, outbox.TypeEndpointFailing)
 	if began, err := time.Parse("2006-01-02T15:04:05.000Z", since); err != nil || time.Since(began) > time.Hour {
 		t.Errorf("since %q: %v", since, err)
