@@ -18,13 +18,15 @@ func DeliveryID(event, endpoint uuid.UUID) uuid.UUID {
 }
 
 // OwnEventID computes the id of one of walhook's own events. It is a pure function of
-// what the event reports, so that reporting it twice inserts one event.
+// what the event reports, so that reporting it twice inserts one event. Two reports from
+// one millisecond are told apart by their microseconds, as far as timestamptz goes.
 func OwnEventID(at time.Time, about uuid.UUID, attempts int) uuid.UUID {
-	var millis [8]byte
+	var millis, micros [8]byte
 	binary.BigEndian.PutUint64(millis[:], uint64(at.UnixMilli()))
+	binary.BigEndian.PutUint64(micros[:], uint64(at.UnixMicro()))
 	var n [4]byte
 	binary.BigEndian.PutUint32(n[:], uint32(attempts))
-	return hashedID([6]byte(millis[2:]), about[:], n[:])
+	return hashedID([6]byte(millis[2:]), micros[:], about[:], n[:])
 }
 
 // hashedID makes a UUIDv7 from a time and the SHA-256 of the parts.

@@ -46,6 +46,28 @@ func TestDeliveryID(t *testing.T) {
 	})
 }
 
+func TestOwnEventID(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2026, 11, 23, 12, 0, 0, 1_234_567, time.UTC)
+	endpoint := uuid.MustParse("7c9e6679-7425-40de-944b-e07fc1f90ae7")
+	id := outbox.OwnEventID(at, endpoint, 1)
+	if again := outbox.OwnEventID(at.Truncate(time.Microsecond), endpoint, 1); again != id {
+		t.Errorf("as PostgreSQL keeps the time: %s, want %s: the event would be inserted twice", again, id)
+	}
+	for what, other := range map[string]uuid.UUID{
+		"a microsecond later": outbox.OwnEventID(at.Add(time.Microsecond), endpoint, 1),
+		"another number":      outbox.OwnEventID(at, endpoint, 2),
+		"another endpoint":    outbox.OwnEventID(at, uuid.MustParse("7c9e6679-7425-40de-944b-e07fc1f90ae8"), 1),
+	} {
+		if other == id {
+			t.Errorf("%s: the same id, and the event would be dropped", what)
+		}
+	}
+	if got, want := time.Unix(id.Time().UnixTime()).UTC(), at.Truncate(time.Millisecond); !got.Equal(want) {
+		t.Errorf("the id's time is %v, want %v", got, want)
+	}
+}
+
 func TestUUIDv7(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
