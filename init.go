@@ -56,6 +56,9 @@ func initialize(ctx context.Context, cfg *config.Config, o initOptions, stdout i
 	if err := db.store.ClaimEnvironment(ctx, cfg.Environment, o.adopt); err != nil {
 		return err
 	}
+	if err := db.store.SetMaxEndpoints(ctx, cfg.MaxEndpoints); err != nil {
+		return err
+	}
 	if err := checkSecrets(ctx, db); err != nil {
 		return err
 	}

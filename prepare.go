@@ -67,6 +67,9 @@ func prepareOnce(ctx context.Context, db *database) ([]store.Check, error) {
 	if err := db.store.ClaimEnvironment(ctx, db.cfg.Environment, false); err != nil {
 		return nil, err
 	}
+	if err := db.store.SetMaxEndpoints(ctx, db.cfg.MaxEndpoints); err != nil {
+		return nil, err
+	}
 	return checks, checkSecrets(ctx, db)
 }
 

@@ -120,7 +120,8 @@ BEGIN
                 updated_at        timestamptz NOT NULL DEFAULT now(),
                 published         text,
                 open_since        timestamptz,
-                progress          jsonb
+                progress          jsonb,
+                max_endpoints     int NOT NULL DEFAULT 1000
             );
             PERFORM set_config('walhook.made_state', 'webhook_state'::regclass::oid::text, true);
         EXCEPTION WHEN unique_violation OR duplicate_table THEN
@@ -816,6 +817,32 @@ BEGIN
 END $fn$;
 COMMENT ON FUNCTION webhook_endpoints_after_insert() IS 'Trigger: a new endpoint gets a secret.';
 
+-- A statement's endpoints are counted together, or many at once would be counted again for each. Transactions that insert at the
+-- same time do not see each other's endpoints, and together may exceed the limit: a lock would make an application wait.
+CREATE OR REPLACE FUNCTION webhook_endpoints_bounds() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
+DECLARE
+    most bigint;
+    crowded text;
+BEGIN
+    IF tg_relid <> 'webhook_endpoints'::regclass::oid THEN
+        RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_endpoints_bounds', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF webhook_restoring() THEN
+        RETURN NULL;
+    END IF;
+    most := coalesce((SELECT max(s.max_endpoints) FROM webhook_state AS s), 1000);
+    SELECT o.organization_id INTO crowded FROM (SELECT DISTINCT c.organization_id FROM came AS c) AS o
+    WHERE (SELECT count(*) FROM (SELECT FROM webhook_endpoints AS e WHERE e.organization_id = o.organization_id LIMIT most + 1::bigint) AS n) > most
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'webhook_endpoints: organization % cannot have more than % endpoints: delete those that it no longer needs (DELETE FROM webhook_endpoints WHERE id = ...), or restart walhook with a larger WALHOOK_MAX_ENDPOINTS',
+            quote_literal(crowded), most USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN NULL;
+END $fn$;
+COMMENT ON FUNCTION webhook_endpoints_bounds() IS 'Trigger: refuses more endpoints of one organization than WALHOOK_MAX_ENDPOINTS.';
+
 CREATE OR REPLACE FUNCTION webhook_secrets_restored() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
 BEGIN
@@ -883,6 +910,10 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass::oid AND tgname = 'webhook_endpoints_after_insert') THEN
         CREATE TRIGGER webhook_endpoints_after_insert AFTER INSERT ON webhook_endpoints
             FOR EACH ROW EXECUTE FUNCTION webhook_endpoints_after_insert();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass::oid AND tgname = 'webhook_endpoints_bounds_insert') THEN
+        CREATE TRIGGER webhook_endpoints_bounds_insert AFTER INSERT ON webhook_endpoints REFERENCING NEW TABLE AS came
+            FOR EACH STATEMENT EXECUTE FUNCTION webhook_endpoints_bounds();
     END IF;
     IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_secrets'::regclass::oid AND tgname = 'webhook_secrets_restored') THEN
         CREATE TRIGGER webhook_secrets_restored BEFORE INSERT ON webhook_secrets
@@ -1191,6 +1222,9 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_state'::regclass::oid AND attname = 'progress') THEN
         ALTER TABLE webhook_state ADD COLUMN progress jsonb; -- versions 1 to 7 had none
     END IF;
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_state'::regclass::oid AND attname = 'max_endpoints') THEN
+        ALTER TABLE webhook_state ADD COLUMN max_endpoints int NOT NULL DEFAULT 1000; -- versions 1 to 7 had none
+    END IF;
 END $do$;
 COMMENT ON TABLE webhook_state IS 'walhook''s position: one row per replication slot, updated in the transactions that record outcomes.';
 COMMENT ON COLUMN webhook_state.slot IS 'WALHOOK_SLOT.';
@@ -1207,6 +1241,7 @@ COMMENT ON COLUMN webhook_state.published IS 'Identity of the publication, and o
 COMMENT ON COLUMN webhook_state.open_since IS
     'No transaction that commits after durable_lsn has inserted anything before this time. If the stream is lost, walhook compares from here. Null: unknown.';
 COMMENT ON COLUMN webhook_state.progress IS 'How far walhook is with what takes long. See webhook_status.progress.';
+COMMENT ON COLUMN webhook_state.max_endpoints IS 'WALHOOK_MAX_ENDPOINTS of the last run or init: how many endpoints an organization can have.';
 COMMENT ON COLUMN webhook_state.updated_at IS 'When the row was last written.';
 
 CREATE TABLE IF NOT EXISTS webhook_endpoint_failures (
@@ -2255,7 +2290,7 @@ END $do$;
 -- EXECUTE on all others is revoked from PUBLIC each time, trigger functions first: whoever may execute a trigger function can put
 -- it on a table of their own. Grants to named roles are kept.
 REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_restoring(), webhook_event_types_restored(), webhook_secrets_restored(),
-    webhook_event_types_keep(), webhook_endpoints_before_write(), webhook_endpoints_after_insert(), webhook_endpoints_notify(),
+    webhook_event_types_keep(), webhook_endpoints_before_write(), webhook_endpoints_after_insert(), webhook_endpoints_bounds(), webhook_endpoints_notify(),
     webhook_secrets_before_write(), webhook_outbox_before_insert(), webhook_outbox_before_update(), webhook_deliveries_notify(),
     webhook_url_problem(text), webhook_headers_problem(jsonb), webhook_filter_problem(jsonpath), webhook_retry_schedule_problem(interval[]), webhook_new_secret(),
     webhook_add_partition(text, date), webhook_drop_day(date), webhook_delete_old(timestamptz, int),

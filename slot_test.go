@@ -1,7 +1,9 @@
 package main
 
 import (
+	"fmt"
 	"log/slog"
+	"strings"
 	"testing"
 
 	"github.com/walhook/walhook/internal/config"
@@ -123,6 +125,27 @@ func TestTheEnvironmentHoldsACopyBack(t *testing.T) {
 	}
 	if code := exitCode(run(t.Context(), cfg, slog.New(slog.DiscardHandler))); code != exitHeldBack {
 		t.Errorf("exit code %d, want %d", code, exitHeldBack)
+	}
+}
+
+// An endpoint more than WALHOOK_MAX_ENDPOINTS is refused until a start has a larger number.
+func TestMaxEndpointsAreTheLastStarts(t *testing.T) {
+	w := newWorld(t)
+	insert := func() error {
+		_, err := w.db.Pool.Exec(t.Context(), `INSERT INTO webhook_endpoints (organization_id, url) VALUES ('org_1', 'https://example.com')`)
+		return err
+	}
+	for i, env := range [][]string{{"WALHOOK_MAX_ENDPOINTS=1"}, {"WALHOOK_MAX_ENDPOINTS=2", "WALHOOK_AUTO_INIT=false"}} {
+		w.run(env...)
+		if err := insert(); err != nil {
+			t.Errorf("endpoint %d: %v", i+1, err)
+		}
+		if err := insert(); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("more than %d endpoints", i+1)) {
+			t.Errorf("endpoint %d: %v", i+2, err)
+		}
+		if err := w.stop(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

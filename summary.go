@@ -32,7 +32,7 @@ func sayStarted(ctx context.Context, db *database, log *slog.Logger) {
 	log.InfoContext(ctx, "walhook has started", "version", version, "postgresql", server,
 		"slot", cfg.Slot, "publication", store.Publication, "schema", db.pinned(), "environment", cfg.Environment, "admin_addr", cfg.AdminAddr,
 		"park_after", cfg.ParkAfter.String(), "timeout", cfg.Timeout.String(), "retries", len(cfg.RetrySchedule), "retries_last", retries.String(),
-		"disable_after", cfg.DisableAfter.String(), "sealed", len(cfg.SecretKey) > 0,
+		"disable_after", cfg.DisableAfter.String(), "max_endpoints", cfg.MaxEndpoints, "sealed", len(cfg.SecretKey) > 0,
 		"guard", slog.GroupValue(slog.Bool("http", cfg.AllowHTTP), slog.Any("ports", cfg.AllowPorts), slog.Any("nets", cfg.AllowNets),
 			slog.Any("deny", cfg.DenyNets), slog.String("proxy", proxy)))
 }

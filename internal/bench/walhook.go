@@ -72,13 +72,14 @@ type walhook struct {
 	file  string        // of the profile
 }
 
-// environment leaves walhook its defaults, allows receivers on this machine, and passes
+// environment leaves walhook almost all its defaults, allows receivers on this machine, and passes
 // on our own WALHOOK_ and GO variables.
 func environment(db *database, more ...string) []string {
 	env := []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"),
 		"WALHOOK_DATABASE_URL=" + db.url, "WALHOOK_SLOT=" + db.name,
 		"WALHOOK_ALLOW_HTTP=true", "WALHOOK_ALLOW_NETS=127.0.0.0/8", "WALHOOK_ADMIN_ADDR=" + adminAddress(),
+		"WALHOOK_MAX_ENDPOINTS=100000", // fan-out gives them all to one organization
 	}
 	for _, variable := range os.Environ() {
 		if strings.HasPrefix(variable, "WALHOOK_") || strings.HasPrefix(variable, "GO") {

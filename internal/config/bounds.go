@@ -40,6 +40,10 @@ const (
 	// A delivery takes about a kilobyte beside its payload.
 	maxWindow = 1 << 20
 
+	// Every event of the organization looks at all of them: 100,000 take its INSERT a tenth
+	// of a second.
+	maxMaxEndpoints = 100_000
+
 	// One payload of the largest size has to fit, and beyond this is a typing error.
 	minMaxMemory = 256 << 10
 	maxMaxMemory = 1 << 40
@@ -101,6 +105,7 @@ func (l *loader) bounds(c *Config) {
 	l.count("WALHOOK_MAX_IN_FLIGHT", c.MaxInFlight, maxMaxInFlight)
 	l.count("WALHOOK_ENDPOINT_IN_FLIGHT", c.EndpointInFlight, maxMaxInFlight)
 	l.count("WALHOOK_WINDOW", c.Window, maxWindow)
+	l.count("WALHOOK_MAX_ENDPOINTS", c.MaxEndpoints, maxMaxEndpoints)
 	if c.MaxMemory < minMaxMemory || c.MaxMemory > maxMaxMemory {
 		l.wrong("WALHOOK_MAX_MEMORY", "has to be from %s to %s", Size(minMaxMemory), Size(maxMaxMemory))
 	}

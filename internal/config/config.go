@@ -58,6 +58,7 @@ type Config struct {
 	SecretKey  Key    `env:"WALHOOK_SECRET_KEY"`
 	OldKey     Key    `env:"WALHOOK_SECRET_KEY_OLD"`
 
+	MaxEndpoints   int           `env:"WALHOOK_MAX_ENDPOINTS"` // of one organization
 	Retention      time.Duration `env:"WALHOOK_RETENTION"`
 	RecoveryWindow time.Duration `env:"WALHOOK_RECOVERY_WINDOW"`
 	Environment    string        `env:"WALHOOK_ENVIRONMENT"`

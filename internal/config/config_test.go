@@ -57,7 +57,7 @@ func TestDefaults(t *testing.T) {
 		DisableAfter: 120 * time.Hour,
 		UserAgent:    "Fabrk-Webhooks/1.0",
 		AllowPorts:   Ports{80, 443},
-		Retention:    720 * time.Hour, RecoveryWindow: 72 * time.Hour,
+		MaxEndpoints: 1000, Retention: 720 * time.Hour, RecoveryWindow: 72 * time.Hour,
 		LogLevel: slog.LevelInfo, LogFormat: "json",
 	}
 	if got := load(t); !reflect.DeepEqual(got, want) {
@@ -110,6 +110,8 @@ func TestValues(t *testing.T) {
 		{"WALHOOK_DISABLE_AFTER=0", func(c *Config) any { return c.DisableAfter }, time.Duration(0)},
 		{"WALHOOK_TIMEOUT=1m30s", func(c *Config) any { return c.Timeout }, 90 * time.Second},
 		{"WALHOOK_TIMEOUT=", func(c *Config) any { return c.Timeout }, 10 * time.Second},
+		{"WALHOOK_MAX_ENDPOINTS=100000", func(c *Config) any { return c.MaxEndpoints }, 100000},
+		{"WALHOOK_MAX_ENDPOINTS=", func(c *Config) any { return c.MaxEndpoints }, 1000},
 		{"WALHOOK_MAX_MEMORY=1GiB", func(c *Config) any { return c.MaxMemory }, Size(1 << 30)},
 		{"WALHOOK_MAX_MEMORY=512KiB", func(c *Config) any { return c.MaxMemory }, Size(512 << 10)},
 		{"WALHOOK_MAX_MEMORY=1000000", func(c *Config) any { return c.MaxMemory }, Size(1000000)},
@@ -166,6 +168,9 @@ func TestWrongValues(t *testing.T) {
 		{"WALHOOK_MAX_IN_FLIGHT=many", "not a whole number"},
 		{"WALHOOK_ENDPOINT_IN_FLIGHT=-1", "from 1"},
 		{"WALHOOK_WINDOW=0", "from 1 to"},
+		{"WALHOOK_MAX_ENDPOINTS=0", "from 1 to 100000"},
+		{"WALHOOK_MAX_ENDPOINTS=100001", "from 1 to 100000"},
+		{"WALHOOK_MAX_ENDPOINTS=none", "not a whole number"},
 		{"WALHOOK_MAX_MEMORY=64MB", "KiB, MiB or GiB"},
 		{"WALHOOK_MAX_MEMORY=9999999999GiB", "not a size"},
 		{"WALHOOK_MAX_MEMORY=1KiB", "from 256KiB to 1024GiB"},

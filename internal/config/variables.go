@@ -124,6 +124,10 @@ var Variables = []Variable{
 		Example: "the key that was WALHOOK_SECRET_KEY before",
 	},
 	{
+		Name: "WALHOOK_MAX_ENDPOINTS", Default: "1000",
+		Meaning: "how many endpoints an organization can have, checked at INSERT. The last `run` or `init` stores it in the database; what is there already stays", Example: "5000",
+	},
+	{
 		Name: "WALHOOK_RETENTION", Default: "720h",
 		Meaning: "how long finished events and deliveries are kept", Example: "720h",
 	},

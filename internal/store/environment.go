@@ -37,25 +37,7 @@ ON CONFLICT (slot) DO UPDATE SET environment = excluded.environment`
 // of a production database must not call customers. With adopt it stores the new one
 // instead, or none.
 func (s *Store) ClaimEnvironment(ctx context.Context, environment string, adopt bool) error {
-	for try := 1; ; try++ {
-		err := s.claimEnvironment(ctx, environment, adopt)
-		if err == nil || errors.Is(err, ErrHeldBack) {
-			return err
-		}
-		if !lockUnavailable(err) || try == claimTries {
-			return fmt.Errorf("read the environment in webhook_state: %w", err)
-		}
-	}
-}
-
-func (s *Store) claimEnvironment(ctx context.Context, environment string, adopt bool) error {
-	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, claimLockTimeout); err != nil {
-			return err
-		}
-		if _, err := tx.Exec(ctx, lockState); err != nil {
-			return err
-		}
+	return s.claim(ctx, "read the environment in webhook_state", func(tx pgx.Tx) error {
 		if adopt {
 			if _, err := tx.Exec(ctx, `UPDATE webhook_state SET environment = NULL WHERE environment IS NOT NULL`); err != nil {
 				return err
@@ -77,6 +59,53 @@ func (s *Store) claimEnvironment(ctx context.Context, environment string, adopt 
 		}
 		return nil
 	})
+}
+
+const hasMaxEndpoints = `SELECT coalesce(bool_and(max_endpoints = @most), false) FROM webhook_state`
+
+// Every slot's row has the value, because it belongs to the database.
+const rememberMaxEndpoints = `
+WITH others AS (UPDATE webhook_state SET max_endpoints = @most WHERE slot <> @slot)
+INSERT INTO webhook_state (slot, max_endpoints) VALUES (@slot, @most)
+ON CONFLICT (slot) DO UPDATE SET max_endpoints = excluded.max_endpoints`
+
+// SetMaxEndpoints stores WALHOOK_MAX_ENDPOINTS in the database, where the trigger of
+// webhook_endpoints reads it. The value of the last process that started counts.
+func (s *Store) SetMaxEndpoints(ctx context.Context, most int) error {
+	var has bool
+	args := pgx.NamedArgs{"slot": s.slot, "most": most}
+	if err := s.pool.QueryRow(ctx, hasMaxEndpoints, args).Scan(&has); err != nil {
+		return fmt.Errorf("read max_endpoints in webhook_state: %w", err)
+	}
+	if has {
+		return nil
+	}
+	return s.claim(ctx, "store WALHOOK_MAX_ENDPOINTS in webhook_state", func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, rememberMaxEndpoints, args)
+		return err
+	})
+}
+
+// claim calls f in a transaction that no other start of a walhook, and no schema.sql, runs
+// beside.
+func (s *Store) claim(ctx context.Context, what string, f func(pgx.Tx) error) error {
+	for try := 1; ; try++ {
+		err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, claimLockTimeout); err != nil {
+				return err
+			}
+			if _, err := tx.Exec(ctx, lockState); err != nil {
+				return err
+			}
+			return f(tx)
+		})
+		if err == nil || errors.Is(err, ErrHeldBack) {
+			return err
+		}
+		if !lockUnavailable(err) || try == claimTries {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+	}
 }
 
 // A walhook that streams from another slot, and has claimed that slot in the same session,

@@ -357,6 +357,7 @@ func storeWalk(t *testing.T, st *store.Store, pool *pgxpool.Pool, fine func(stri
 	ctx := t.Context()
 	fine("environment", st.ClaimEnvironment(ctx, "production", false))
 	fine("environment", st.ClaimEnvironment(ctx, "staging", true))
+	fine("endpoints of one organization", st.SetMaxEndpoints(ctx, 2000))
 	session := &webhook.Session{SystemID: "1", Timeline: 1}
 	fine("start", st.StartSession(ctx, session, 1<<40))
 	fine("await slot", st.AwaitSlot(ctx))

@@ -459,7 +459,7 @@ func TestNoStatementHoldsAPlainSecret(t *testing.T) {
 func TestPlansOfSealing(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	exec(t, db.Pool, `INSERT INTO webhook_endpoints (organization_id, url, headers) SELECT 'org_1', 'https://example.com/' || i, jsonb_build_object('X-A', 'sealed:v2:00000000:AAAA')
+	exec(t, db.Pool, `INSERT INTO webhook_endpoints (organization_id, url, headers) SELECT 'org_' || i % 10, 'https://example.com/' || i, jsonb_build_object('X-A', 'sealed:v2:00000000:AAAA')
 		FROM generate_series(1, 5000) i`)
 	exec(t, db.Pool, `UPDATE webhook_secrets SET secret = 'sealed:v2:00000000:AAAA'`)
 	exec(t, db.Pool, `UPDATE webhook_endpoints SET headers = '{"X-A": "a", "X-B": "b"}' WHERE url = 'https://example.com/7'`)

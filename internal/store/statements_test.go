@@ -62,6 +62,7 @@ func everyStatement(t *testing.T, db *pgtest.DB, st *store.Store) {
 	}
 	ok("check the schema", st.CheckSchema(t.Context()))
 	ok("claim the environment", st.ClaimEnvironment(t.Context(), "production", false))
+	ok("set the endpoints of one organization", st.SetMaxEndpoints(t.Context(), 2000))
 	fence := acquire(t, st)
 	endpoint := newEndpoint(t, db.Pool, "org_1", "*", "webhook.*")
 	records := owed(t, db, endpoint, 6)
