@@ -44,7 +44,7 @@ var (
 	pageTemplates = template.Must(template.New("").Funcs(template.FuncMap{
 		"style":   func() template.HTML { return template.HTML("<style>" + pageStyle + "</style>") },
 		"script":  func() template.HTML { return template.HTML(`<script type="module">` + pageScript + "</script>") },
-		"because": because, "bytes": humanBytes, "count": count, "line": oneLine, "lines": manyLines, "outcome": outcome,
+		"because": because, "bytes": humanBytes, "count": count, "line": oneLine, "lines": manyLines, "outcome": outcome, "past": past,
 		"since": since, "standing": standing, "when": when,
 		"dict": dict,
 		"ms":   func(n int) string { return short(time.Duration(n) * time.Millisecond) },
@@ -174,6 +174,7 @@ type overviewView struct {
 type deliveryList struct {
 	store.DeliveryPage
 	Caption string
+	OfOne   bool   // all are of the endpoint whose page it is
 	None    string // instead of an empty table
 	Next    string // the address of what follows
 	Problem string
@@ -238,7 +239,7 @@ func (p *page) endpoint(w http.ResponseWriter, r *http.Request) {
 		{"Cancelled", "cancelled", "No delivery was cancelled."},
 	} {
 		l := p.list(ctx, filter{Endpoint: id.String(), Status: of.status})
-		l.Caption, l.None = of.caption, of.none
+		l.Caption, l.OfOne, l.None = of.caption, true, of.none
 		v.Lists = append(v.Lists, l)
 	}
 	p.write(w, http.StatusOK, "endpoint.html", v)

@@ -23,7 +23,7 @@ type shop struct {
 }
 
 // hostile is what a receiver may answer: markup, an escape sequence, a change of direction.
-const hostile = "<script>alert(1)</script>\"'>\x1b[31mred \u202egnp.exe\nsecond line"
+const hostile = "<script>alert(1)</script><img src=//evil.example/x onerror=alert(2)>\"'>\x1b[31mred \u202egnp.exe\nsecond line"
 
 func newShop(t *testing.T) *shop {
 	t.Helper()
@@ -34,6 +34,7 @@ func newShop(t *testing.T) *shop {
 	s.failing = endpoint("org_1", "https://hooks.example.com:8443/in?token=hunter2")
 	s.healthy = endpoint("org_1", "https://good.example.com/hook")
 	s.disabled = endpoint("org_<b>2</b>", "https://gone.example.com/hook")
+	one[string](t, s.db, `UPDATE webhook_endpoints SET description = $2 WHERE id = $1 RETURNING ''`, s.failing, hostile)
 	one[string](t, s.db, `UPDATE webhook_endpoints SET enabled = false, disabled_reason = $2 WHERE id = $1 RETURNING ''`, s.disabled, hostile)
 	one[string](t, s.db, `INSERT INTO webhook_endpoint_failures (endpoint_id, failing_since, breaker_opened_at) VALUES ($1, now() - interval '3 hours', now() - interval '2 hours') RETURNING ''`, s.failing)
 	delivery := func(endpoint uuid.UUID, status string, attempts int, next, payload string) uuid.UUID {
@@ -51,6 +52,27 @@ func newShop(t *testing.T) *shop {
 	one[string](t, s.db, `UPDATE webhook_deliveries SET attempt_log = '[{"attempt": 1, "at": "2026-01-02T03:04:05Z", "error_class": "timeout", "error": "no answer in 15 s", "duration_ms": 15000},
 		{"attempt": 2, "at": "2026-01-02T03:05:05Z", "status_code": 503, "error_class": "http_5xx", "duration_ms": 31}]' WHERE id = $1 RETURNING ''`, s.retrying)
 	return s
+}
+
+// What is due is told from what will be, and nothing from all is well.
+func TestWhatIsDue(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	h := New(options(t, s.db.Pool))
+	shows := func(want map[string]string) {
+		t.Helper()
+		for path, part := range want {
+			if body := ask(h, "GET", path, "").Body.String(); !strings.Contains(body, part) {
+				t.Errorf("%s: there is no %q in %s", path, part, body)
+			}
+		}
+	}
+	ofFailing, ofRetrying := "/endpoints/"+s.failing.String(), "/deliveries/"+s.retrying.String()
+	shows(map[string]string{"/": `>next <time`, ofFailing: `the first is due <time`, ofRetrying: `<th>Next attempt</th><td><time`})
+	one[string](t, s.db, `UPDATE webhook_deliveries SET next_attempt_at = now() - interval '1 minute' WHERE id = $1 RETURNING ''`, s.retrying)
+	shows(map[string]string{"/": `>due <time`, ofFailing: `the first was due <time`, ofRetrying: `<th>Next attempt</th><td>due <time`})
+	one[string](t, s.db, `WITH gone AS (DELETE FROM webhook_endpoints RETURNING id) SELECT ''`)
+	shows(map[string]string{"/": "None yet"})
 }
 
 func nullable(text string) *string {
@@ -172,7 +194,7 @@ func TestHostileText(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)
 	h := New(options(t, s.db.Pool))
-	markup := regexp.MustCompile(`<script>|org_<b>|\x1b|\x{202e}`)
+	markup := regexp.MustCompile(`<script>|<img|org_<b>|\x1b|\x{202e}`)
 	for path, want := range map[string][]string{
 		"/":                                 {`<a href="/endpoints/` + s.failing.String() + `"><bdi>https://hooks.example.com:8443</bdi>`, `org_&lt;b&gt;2&lt;/b&gt;`, `\x1b[31mred \u202egnp.exe\nsecond line`},
 		"/live":                             {`breaker open`, `disabled`},

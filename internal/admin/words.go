@@ -113,6 +113,9 @@ func aboutEndpoints(e *store.EndpointsOverview) verdict {
 		return verdict{Name: "Endpoints", Level: unsure, Short: "Unknown", Words: "The database did not answer in time."}
 	}
 	v := verdict{Name: "Endpoints", Level: well, Short: "All are well", Words: count(e.OK) + " get what they are owed."}
+	if *e == (store.EndpointsOverview{}) {
+		v.Short, v.Words = "None yet", "Nobody is owed anything: “Endpoints” in docs/sending.md has how to make one."
+	}
 	if failing := e.Failing + e.Open; failing > 0 {
 		v.Level, v.Short = unsure, number(failing, "fails", "fail")
 		v.Words = fmt.Sprintf("%s answered the last attempt with success or had none. Of those that fail, %s had so many failures in a row that they get one probe at a time.", count(e.OK), count(e.Open))
@@ -233,6 +236,9 @@ func short(d time.Duration) string {
 	}
 	return fmt.Sprintf("%.0f days", d.Hours()/24)
 }
+
+// past reports whether a time is over.
+func past(at *time.Time) bool { return time.Since(*at) >= 0 }
 
 // when prints a time beside how long ago it was, or how soon it will be.
 func when(at any) template.HTML {
