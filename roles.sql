@@ -127,14 +127,14 @@ DECLARE
     former    CONSTANT oid := (SELECT c.relowner FROM pg_class AS c WHERE c.oid = 'webhook_outbox'::regclass::oid);
     here      CONSTANT oid := quote_ident(current_schema()::text)::regnamespace::oid;
     tables    CONSTANT text[] := '{webhook_event_types,webhook_endpoints,webhook_secrets,webhook_outbox,webhook_outbox_default,webhook_deliveries,'
-        'webhook_deliveries_default,webhook_state,webhook_endpoint_failures,webhook_retries,webhook_audit,webhook_attempts,webhook_endpoint_health,webhook_overdue,webhook_status,'
+        'webhook_deliveries_default,webhook_state,webhook_endpoint_failures,webhook_retries,webhook_forgetting,webhook_audit,webhook_attempts,webhook_endpoint_health,webhook_overdue,webhook_status,'
         'webhook_ops_endpoints,webhook_tenant_endpoints,webhook_tenant_deliveries,webhook_tenant_attempts}';
     functions CONSTANT text[] := '{webhook_uuidv7,webhook_uuid_at,webhook_uuid_time,webhook_delivery_id,webhook_event_patterns,webhook_restoring,'
         'webhook_event_types_restored,webhook_event_types_keep,webhook_url_problem,webhook_headers_problem,webhook_filter_problem,webhook_filter_matches,webhook_retry_schedule_problem,webhook_endpoints_before_write,webhook_new_secret,'
         'webhook_secret_problem,webhook_secrets_before_write,webhook_endpoints_after_insert,webhook_endpoints_bounds,webhook_secrets_restored,webhook_endpoints_notify,'
         'webhook_outbox_before_insert,webhook_outbox_before_update,webhook_deliveries_notify,webhook_revoke_default_privileges,webhook_add_partition,'
         'webhook_drop_day,webhook_delete_old,webhook_create_endpoint,webhook_replace_secret,webhook_rotate_secret,webhook_set_secret,webhook_send_test,'
-        'webhook_replay,webhook_replay_failed,webhook_retry_now,webhook_pause,webhook_resume,webhook_explain,webhook_stats,webhook_waiting,webhook_url_host,webhook_ops_explain,webhook_audit_who,'
+        'webhook_replay,webhook_replay_failed,webhook_retry_now,webhook_pause,webhook_resume,webhook_forget,webhook_note_forgotten,webhook_recorders_ended,webhook_explain,webhook_stats,webhook_waiting,webhook_url_host,webhook_ops_explain,webhook_audit_who,'
         'webhook_endpoints_audit,webhook_secrets_audit,webhook_deliveries_audit,'
         'webhook_schema_version}';
     object    record;
@@ -214,6 +214,8 @@ GRANT SELECT ON webhook_tenant_attempts TO walhook_backend;
 GRANT INSERT, SELECT (id) ON webhook_outbox TO walhook_backend;
 GRANT EXECUTE ON FUNCTION webhook_create_endpoint(text, text, text[], text), webhook_rotate_secret(uuid, interval), webhook_set_secret(uuid, text, interval)
     TO walhook_backend;
+-- It may delete all endpoints anyway. What it erases stays in webhook_audit, which it can neither read nor change.
+GRANT EXECUTE ON FUNCTION webhook_forget(text) TO walhook_backend;
 
 -- Operators.
 GRANT SELECT ON webhook_outbox, webhook_deliveries, webhook_event_types, webhook_state, webhook_endpoint_failures, webhook_retries,

@@ -151,7 +151,7 @@ DO $do$
 DECLARE
     here   CONSTANT oid := quote_ident(current_schema()::text)::regnamespace::oid;
     tables CONSTANT text[] := '{webhook_event_types,webhook_endpoints,webhook_secrets,webhook_outbox,webhook_outbox_default,webhook_deliveries,'
-        'webhook_deliveries_default,webhook_state,webhook_endpoint_failures,webhook_retries,webhook_audit,webhook_attempts,webhook_endpoint_health,webhook_overdue,webhook_status,'
+        'webhook_deliveries_default,webhook_state,webhook_endpoint_failures,webhook_retries,webhook_forgetting,webhook_audit,webhook_attempts,webhook_endpoint_health,webhook_overdue,webhook_status,'
         'webhook_ops_endpoints,webhook_tenant_endpoints,webhook_tenant_deliveries,webhook_tenant_attempts}';
     other  record;
     have   int := 0;
@@ -1268,21 +1268,54 @@ COMMENT ON COLUMN webhook_endpoint_failures.breaker_opened_at IS
 COMMENT ON COLUMN webhook_endpoint_failures.told IS 'Whether webhook.endpoint.failing was sent, so that webhook.endpoint.recovered follows when the breaker closes.';
 
 CREATE TABLE IF NOT EXISTS webhook_retries (
-    endpoint_id uuid PRIMARY KEY,
-    asked_at    timestamptz,
-    resumed_at  timestamptz
+    endpoint_id  uuid PRIMARY KEY,
+    asked_at     timestamptz,
+    resumed_at   timestamptz,
+    forgotten_at timestamptz
 );
 DO $do$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_retries'::regclass::oid AND attname = 'resumed_at') THEN
         ALTER TABLE webhook_retries ALTER COLUMN asked_at DROP NOT NULL, ADD COLUMN resumed_at timestamptz; -- versions 5 to 7 had none
     END IF;
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_retries'::regclass::oid AND attname = 'forgotten_at') THEN
+        ALTER TABLE webhook_retries ADD COLUMN forgotten_at timestamptz; -- likewise
+    END IF;
+    IF to_regclass('webhook_retries_forgotten_idx') IS NULL THEN
+        CREATE INDEX webhook_retries_forgotten_idx ON webhook_retries (endpoint_id) WHERE forgotten_at IS NOT NULL;
+        COMMENT ON INDEX webhook_retries_forgotten_idx IS 'Normally empty: recording looks here whether any endpoint was erased.';
+    END IF;
 END $do$;
 COMMENT ON TABLE webhook_retries IS
-    'When operators last had an endpoint go on. A table of its own, so that recording never waits for an operator''s transaction.';
+    'When operators last had an endpoint go on, or erased it. A table of its own, so that recording never waits for an operator''s transaction.';
 COMMENT ON COLUMN webhook_retries.endpoint_id IS 'The row of webhook_endpoints.';
 COMMENT ON COLUMN webhook_retries.asked_at IS 'When webhook_retry_now was last called: a breaker that opened before this time is closed.';
 COMMENT ON COLUMN webhook_retries.resumed_at IS 'When its last pause ended: earlier failures do not count for WALHOOK_DISABLE_AFTER.';
+COMMENT ON COLUMN webhook_retries.forgotten_at IS 'When webhook_forget erased it: what walhook still holds for it gets no row any more. Kept as long as deliveries.';
+
+CREATE TABLE IF NOT EXISTS webhook_forgetting (
+    organization_id text PRIMARY KEY,
+    endpoint_ids    uuid[] NOT NULL DEFAULT '{}',
+    noted_by        xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    settled         boolean NOT NULL DEFAULT false,
+    reached         uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
+    share           double precision NOT NULL DEFAULT 0,
+    erased          bigint NOT NULL DEFAULT 0,
+    audit_id        uuid,
+    began_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    updated_at      timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE webhook_forgetting IS 'Organizations that webhook_forget is erasing, one call after another. Normally empty.';
+COMMENT ON COLUMN webhook_forgetting.organization_id IS 'The organization.';
+COMMENT ON COLUMN webhook_forgetting.endpoint_ids IS 'Its endpoints, which are noted in webhook_retries.';
+COMMENT ON COLUMN webhook_forgetting.noted_by IS 'The transaction that noted the last of them.';
+COMMENT ON COLUMN webhook_forgetting.settled IS 'Whether all transactions of walhook have ended that may not see those notes.';
+COMMENT ON COLUMN webhook_forgetting.reached IS 'Rows with smaller ids are erased.';
+COMMENT ON COLUMN webhook_forgetting.share IS 'How much of the time from the oldest row until now that is.';
+COMMENT ON COLUMN webhook_forgetting.erased IS 'How many rows are erased.';
+COMMENT ON COLUMN webhook_forgetting.audit_id IS 'The row of webhook_audit.';
+COMMENT ON COLUMN webhook_forgetting.began_at IS 'The time of the first call.';
+COMMENT ON COLUMN webhook_forgetting.updated_at IS 'The time of the last call.';
 
 
 CREATE TABLE IF NOT EXISTS webhook_audit (
@@ -1302,11 +1335,11 @@ COMMENT ON COLUMN webhook_audit.at IS 'When. It counts from its transaction''s c
 COMMENT ON COLUMN webhook_audit.who IS 'The role that logged in (session_user). walhook: walhook itself, because of failures.';
 COMMENT ON COLUMN webhook_audit.action IS
     'endpoint.created, endpoint.changed, endpoint.enabled, endpoint.disabled, endpoint.paused, endpoint.resumed, endpoint.deleted; secret.changed: rotated or set; deliveries.replayed: '
-    'webhook_deliveries was updated, by a replay, webhook_retry_now or a cancelling; test.sent: a test webhook.';
+    'webhook_deliveries was updated, by a replay, webhook_retry_now or a cancelling; test.sent: a test webhook; organization.forgotten: webhook_forget was called.';
 COMMENT ON COLUMN webhook_audit.organization_id IS 'Whose endpoint it is. Null for many.';
 COMMENT ON COLUMN webhook_audit.endpoint_id IS 'The endpoint. Null for many, and for deliveries.';
-COMMENT ON COLUMN webhook_audit.count IS 'How many endpoints, secrets, deliveries or events. Null: unknown, because track_counts is off.';
-COMMENT ON COLUMN webhook_audit.detail IS 'The names of the changed columns; the scheme and host of a URL; walhook''s reason; the type of a test event.';
+COMMENT ON COLUMN webhook_audit.count IS 'How many endpoints, secrets, deliveries or events. organization.forgotten: all of these together. Null: unknown, because track_counts is off.';
+COMMENT ON COLUMN webhook_audit.detail IS 'The names of the changed columns; the scheme and host of a URL; walhook''s reason; the type of a test event; unfinished: webhook_forget has not returned 0 yet.';
 
 -- Whose rights count: with SECURITY DEFINER, current_user is the function's owner. Only a role that may write webhook_state can
 -- be walhook; a setting alone, which anybody can set, would hide who it was.
@@ -1675,9 +1708,11 @@ BEGIN
                    FOR UPDATE SKIP LOCKED);
     GET DIAGNOSTICS deliveries = ROW_COUNT;
 
-    -- A request of a day ago has been served. The end of a pause counts as long as failures from before it do.
+    -- A request of a day ago has been served. The end of a pause counts as long as failures from before it do. Of what was owed to
+    -- an erased endpoint, walhook has recorded everything that is older than before.
     DELETE FROM webhook_retries AS r
-    WHERE r.endpoint_id IN (SELECT r.endpoint_id FROM webhook_retries AS r WHERE greatest(r.asked_at, r.resumed_at) < now() - interval '1 day'
+    WHERE r.endpoint_id IN (SELECT r.endpoint_id FROM webhook_retries AS r
+                            WHERE coalesce(r.forgotten_at < before, greatest(r.asked_at, r.resumed_at) < now() - interval '1 day')
                             AND NOT EXISTS (SELECT FROM webhook_endpoint_failures AS f WHERE f.endpoint_id = r.endpoint_id AND f.failing_since < r.resumed_at)
                             LIMIT most FOR UPDATE SKIP LOCKED);
 
@@ -1920,6 +1955,186 @@ BEGIN
 END $fn$;
 COMMENT ON FUNCTION webhook_resume(uuid) IS 'Ends a pause: what waits for the endpoint is sent, the longest due first. Does nothing if it is not paused.';
 
+CREATE OR REPLACE FUNCTION webhook_note_forgotten(ids uuid[]) RETURNS void
+    LANGUAGE sql SET search_path FROM CURRENT AS $fn$
+    INSERT INTO webhook_retries (endpoint_id, forgotten_at) SELECT g.id, clock_timestamp() FROM pg_catalog.unnest(ids) AS g(id)
+    ON CONFLICT (endpoint_id) DO UPDATE SET asked_at = NULL, resumed_at = NULL, forgotten_at = excluded.forgotten_at
+$fn$;
+COMMENT ON FUNCTION webhook_note_forgotten(uuid[]) IS 'Used by webhook_forget.';
+
+-- Whatever walhook records begins by updating webhook_state. So transactions that have not locked it yet see what is committed now.
+CREATE OR REPLACE FUNCTION webhook_recorders_ended() RETURNS boolean
+    LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
+DECLARE
+    recorders text[];
+BEGIN
+    FOR try IN 1..40 LOOP -- for 200 ms
+        recorders := ARRAY(SELECT l.virtualtransaction FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database
+                           WHERE d.datname = current_database() AND l.relation = 'webhook_state'::regclass::oid AND l.mode = 'RowExclusiveLock'
+                             AND l.pid IS DISTINCT FROM pg_backend_pid() AND (recorders IS NULL OR l.virtualtransaction = ANY (recorders)));
+        IF recorders OPERATOR(pg_catalog.=) '{}'::text[] THEN
+            RETURN true;
+        END IF;
+        PERFORM pg_sleep(0.005::float8);
+    END LOOP;
+    RETURN false;
+END $fn$;
+COMMENT ON FUNCTION webhook_recorders_ended() IS 'Waits a moment for the transactions in which walhook is recording now. Returns whether all have ended.';
+
+-- Erasing goes through all rows in the order of their ids, because no index has the organization: one would cost every delivery. An
+-- event and its deliveries have the same milliseconds, so a range of whole milliseconds has all of them.
+-- walhook may be recording outcomes of the organization meanwhile. The notes in webhook_retries keep those out, except for statements
+-- that began before the notes were committed. So as long as one of these may be under way, a range is left to the next call if
+-- walhook may hold a delivery of it: one that has no row yet, or that waits.
+CREATE OR REPLACE FUNCTION webhook_forget(organization_id text) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '200ms'
+    SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $fn$
+#variable_conflict use_column
+DECLARE
+    -- A call ends after this time, and after so many ranges with so many rows of each table: the rest is the next call's.
+    enough CONSTANT interval := '200 milliseconds';
+    ranges CONSTANT int := 20;
+    size   int;
+    -- How much earlier than now an event of walhook's own may be that it has just inserted: its clock may be behind.
+    slack  CONSTANT interval := '1 minute';
+    last   CONSTANT uuid := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
+    org    CONSTANT text := webhook_forget.organization_id;
+    began  CONSTANT timestamptz := clock_timestamp();
+    f      webhook_forgetting;
+    ids    uuid[];
+    upto   uuid;
+    many   bigint;
+    found  bigint;
+    done   boolean := false;
+    total  bigint;
+    oldest timestamptz;
+BEGIN
+    IF org IS NULL OR btrim(org) = '' OR octet_length(org) > 512 THEN
+        RAISE EXCEPTION 'webhook_forget: the organization is null, empty or longer than 512 bytes' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF current_setting('transaction_isolation'::text) NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE EXCEPTION 'webhook_forget: a transaction that is % does not see what was recorded since it began: use READ COMMITTED', upper(current_setting('transaction_isolation'::text))
+            USING ERRCODE = 'feature_not_supported';
+    END IF;
+
+    -- Endpoints first, so that nothing more is sent. In the order in which others take these locks.
+    BEGIN
+        INSERT INTO webhook_forgetting AS w (organization_id) VALUES (org) ON CONFLICT DO NOTHING;
+        SELECT * INTO STRICT f FROM webhook_forgetting AS w WHERE w.organization_id = org FOR UPDATE;
+        WITH picked AS MATERIALIZED (
+            SELECT e.id FROM webhook_endpoints AS e WHERE e.organization_id = org LIMIT 1000 FOR UPDATE SKIP LOCKED
+        ), gone AS (
+            DELETE FROM webhook_endpoints AS e USING picked WHERE e.id = picked.id RETURNING e.id
+        )
+        SELECT coalesce(array_agg(gone.id), '{}') INTO ids FROM gone;
+        PERFORM webhook_note_forgotten(ids);
+    EXCEPTION WHEN lock_not_available OR no_data_found THEN
+        RETURN 1; -- another session erases it, or uses one of its endpoints
+    END;
+    IF ids OPERATOR(pg_catalog.<>) '{}'::uuid[] THEN
+        f.endpoint_ids := f.endpoint_ids OPERATOR(pg_catalog.||) ids;
+        f.noted_by := pg_current_xact_id();
+        f.settled := false;
+        f.erased := f.erased + pg_catalog.cardinality(ids);
+    END IF;
+    DELETE FROM webhook_endpoint_failures AS x
+    WHERE x.endpoint_id IN (SELECT x.endpoint_id FROM webhook_endpoint_failures AS x WHERE x.endpoint_id = ANY (f.endpoint_ids) FOR UPDATE SKIP LOCKED);
+
+    IF NOT f.settled AND f.noted_by <> pg_current_xact_id() AND webhook_recorders_ended() THEN
+        f.settled := true;
+        f.reached := least(f.reached, webhook_uuid_at(began - slack));
+    END IF;
+
+    FOR range IN 1..ranges LOOP
+        EXIT WHEN EXISTS (SELECT FROM webhook_endpoints AS e WHERE e.organization_id = org); -- locked, or more than a call deletes
+        size := CASE WHEN f.settled THEN 10000 ELSE 1000 END;
+        upto := least((SELECT o.id FROM webhook_outbox AS o WHERE o.id >= f.reached ORDER BY o.id OFFSET size LIMIT 1),
+                      (SELECT d.id FROM webhook_deliveries AS d WHERE d.id >= f.reached ORDER BY d.id OFFSET size LIMIT 1));
+        IF upto IS NULL THEN
+            upto := last;
+        ELSIF webhook_uuid_at(webhook_uuid_time(upto)) > f.reached THEN
+            upto := webhook_uuid_at(webhook_uuid_time(upto));
+        ELSE
+            upto := webhook_uuid_at(webhook_uuid_time(upto) + interval '1 millisecond');
+        END IF;
+
+        -- Without a row: walhook may be sending it. What is owed to an endpoint that is noted gets no row any more. What is owed to
+        -- another organization's, an operator's, has one soon.
+        ids := ARRAY(SELECT DISTINCT w.id FROM (
+            SELECT e.id FROM webhook_outbox AS o CROSS JOIN LATERAL pg_catalog.unnest(o.endpoint_ids) AS e(id)
+            WHERE o.id >= f.reached AND o.id < upto AND o.organization_id = org AND NOT (f.settled AND e.id = ANY (f.endpoint_ids))
+              AND NOT EXISTS (SELECT FROM webhook_deliveries AS d WHERE d.id = webhook_delivery_id(o.id, e.id) OFFSET 0)
+            LIMIT 1000) AS w);
+        IF ids OPERATOR(pg_catalog.<>) '{}'::uuid[] THEN
+            -- Of endpoints that were deleted before.
+            ids := ARRAY(SELECT g.id FROM pg_catalog.unnest(ids) AS g(id)
+                         WHERE g.id <> ALL (f.endpoint_ids) AND NOT EXISTS (SELECT FROM webhook_endpoints AS e WHERE e.id = g.id));
+            IF ids OPERATOR(pg_catalog.<>) '{}'::uuid[] THEN
+                PERFORM webhook_note_forgotten(ids);
+                f.endpoint_ids := f.endpoint_ids OPERATOR(pg_catalog.||) ids;
+                f.noted_by := pg_current_xact_id();
+                f.settled := false;
+            END IF;
+            EXIT;
+        END IF;
+        -- The condition on status matches no partial index, or all waiting deliveries might be read.
+        EXIT WHEN NOT f.settled AND EXISTS (SELECT FROM webhook_deliveries AS d WHERE d.id >= f.reached AND d.id < upto AND d.organization_id = org
+                                              AND d.status NOT IN ('success', 'failed', 'cancelled'));
+
+        WITH mine AS MATERIALIZED (
+            SELECT d.id FROM webhook_deliveries AS d WHERE d.id >= f.reached AND d.id < upto AND d.organization_id = org
+        ), picked AS MATERIALIZED (
+            SELECT d.id FROM mine JOIN webhook_deliveries AS d ON d.id = mine.id FOR UPDATE OF d SKIP LOCKED
+        ), gone AS (
+            DELETE FROM webhook_deliveries AS d USING picked WHERE d.id = picked.id RETURNING d.id
+        )
+        SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM mine) INTO many, found;
+        f.erased := f.erased + many;
+        EXIT WHEN many < found;
+        WITH mine AS MATERIALIZED (
+            SELECT o.id FROM webhook_outbox AS o WHERE o.id >= f.reached AND o.id < upto AND o.organization_id = org
+        ), picked AS MATERIALIZED (
+            SELECT o.id FROM mine JOIN webhook_outbox AS o ON o.id = mine.id FOR UPDATE OF o SKIP LOCKED
+        ), gone AS (
+            DELETE FROM webhook_outbox AS o USING picked WHERE o.id = picked.id RETURNING o.id
+        )
+        SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM mine) INTO many, found;
+        f.erased := f.erased + many;
+        EXIT WHEN many < found;
+        IF upto = last THEN
+            done := NOT EXISTS (SELECT FROM webhook_endpoint_failures AS x WHERE x.endpoint_id = ANY (f.endpoint_ids));
+            EXIT;
+        END IF;
+        f.reached := upto;
+        EXIT WHEN clock_timestamp() - began > enough;
+    END LOOP;
+
+    IF f.audit_id IS NOT NULL THEN
+        UPDATE webhook_audit AS a SET count = f.erased, detail = CASE WHEN NOT done THEN 'unfinished' END WHERE a.id = f.audit_id;
+    ELSIF f.erased > 0 OR NOT done THEN
+        INSERT INTO webhook_audit AS a (who, action, organization_id, count, detail)
+        VALUES (session_user::text, 'organization.forgotten', org, f.erased, CASE WHEN NOT done THEN 'unfinished' END) RETURNING a.id INTO f.audit_id;
+    END IF;
+    IF done THEN
+        DELETE FROM webhook_forgetting AS w WHERE w.organization_id = org;
+        RETURN 0;
+    END IF;
+
+    SELECT min(webhook_uuid_time(r.id)) INTO oldest
+    FROM ((SELECT o.id FROM webhook_outbox AS o ORDER BY o.id LIMIT 1) UNION ALL (SELECT d.id FROM webhook_deliveries AS d ORDER BY d.id LIMIT 1)) AS r;
+    f.share := greatest(f.share, least(1, extract(epoch FROM webhook_uuid_time(f.reached) - oldest)::float8 / nullif(extract(epoch FROM began - oldest)::float8, 0)));
+    UPDATE webhook_forgetting AS w
+    SET endpoint_ids = f.endpoint_ids, noted_by = f.noted_by, settled = f.settled, reached = f.reached, share = f.share, erased = f.erased,
+        audit_id = f.audit_id, updated_at = clock_timestamp()
+    WHERE w.organization_id = org;
+    SELECT pg_catalog.sum(greatest(c.reltuples::bigint, pg_relation_size(c.oid::regclass) / 500)) INTO total
+    FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid WHERE i.inhparent IN ('webhook_outbox'::regclass::oid, 'webhook_deliveries'::regclass::oid);
+    RETURN greatest(1, ceil(total::float8 * (1 - f.share))::bigint);
+END $fn$;
+COMMENT ON FUNCTION webhook_forget(text) IS
+    'Erases an organization''s events, deliveries, endpoints and secrets, some thousand rows in each call. Call it in transactions of their own until it returns 0. It returns how '
+    'many rows, of everybody''s, it has still to look through, estimated: so many of the organization''s can be left at most. 0: none is left.';
+
 CREATE OR REPLACE FUNCTION webhook_explain(event_id uuid)
     RETURNS TABLE (endpoint_id uuid, url text, reason text, delivery_id uuid, status text)
     -- JIT compiling takes a hundred times as long as running it.
@@ -2103,7 +2318,13 @@ CREATE OR REPLACE VIEW webhook_status AS
            (SELECT count(*) FROM webhook_outbox_default) AS outbox_default_rows,
            (SELECT count(*) FROM webhook_deliveries_default) AS deliveries_default_rows,
            r.safe_wal_size AS safe_wal_bytes,
-           (SELECT pg_catalog.jsonb_object_agg(p.key, p.value) FROM jsonb_each(s.progress) AS p(key, value)
+           (SELECT pg_catalog.jsonb_object_agg(p.key, p.value)
+            FROM (SELECT e.key, e.value FROM jsonb_each(s.progress) AS e(key, value)
+                  UNION ALL
+                  SELECT 'forgetting', pg_catalog.jsonb_build_object('at', max(w.updated_at), 'began', min(w.began_at), 'percent', floor(100::float8 * min(w.share)),
+                      'seconds_left', floor(pg_catalog.sum(extract(epoch FROM w.updated_at - w.began_at)::float8 * (1::float8 - w.share) / nullif(w.share, 0::float8))),
+                      'waiting', count(*), 'done', pg_catalog.sum(w.erased))
+                  FROM webhook_forgetting AS w HAVING count(*) > 0) AS p
             WHERE (p.value ->> 'at'::text)::timestamptz > now() - interval '5 minutes') AS progress,
            (SELECT count(*) FROM webhook_endpoints AS e WHERE e.paused_at IS NOT NULL) AS paused_endpoints
     FROM (SELECT count(*) FILTER (WHERE d.status = 'pending') AS pending, count(*) FILTER (WHERE d.status = 'retrying') AS retrying
@@ -2126,7 +2347,7 @@ COMMENT ON COLUMN webhook_status.safe_wal_bytes IS
     'How much more WAL may be written before max_slot_wal_keep_size may invalidate the slot. Null: no limit is set, or the slot is lost.';
 COMMENT ON COLUMN webhook_status.progress IS
     'What takes long now, and how far it is: reconciling (events are compared with deliveries), resealing (secrets and headers), replaying (due deliveries are '
-    'sent); with percent, seconds_left, and figures of its own. Null: nothing does.';
+    'sent), forgetting (webhook_forget is called for organizations); with percent, seconds_left, and figures of its own. Null: nothing does.';
 COMMENT ON COLUMN webhook_status.paused_endpoints IS 'Endpoints that are paused: what waits for them is pending or retrying, and never overdue.';
 COMMENT ON COLUMN webhook_status.wal_status IS 'From pg_replication_slots. lost: max_slot_wal_keep_size was exceeded.';
 COMMENT ON COLUMN webhook_status.pending IS 'Deliveries waiting for their first attempt or a replay.';
@@ -2296,8 +2517,8 @@ REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_rest
     webhook_add_partition(text, date), webhook_drop_day(date), webhook_delete_old(timestamptz, int),
     webhook_create_endpoint(text, text, text[], text), webhook_rotate_secret(uuid, interval),
     webhook_set_secret(uuid, text, interval), webhook_replace_secret(uuid, text, interval), webhook_secret_problem(text),
-    webhook_retry_now(uuid), webhook_pause(uuid), webhook_resume(uuid), webhook_ops_explain(uuid), webhook_url_host(text),
-    webhook_audit_who(), webhook_endpoints_audit(), webhook_secrets_audit(), webhook_deliveries_audit() FROM PUBLIC;
+    webhook_retry_now(uuid), webhook_pause(uuid), webhook_resume(uuid), webhook_forget(text), webhook_note_forgotten(uuid[]), webhook_recorders_ended(),
+    webhook_ops_explain(uuid), webhook_url_host(text), webhook_audit_who(), webhook_endpoints_audit(), webhook_secrets_audit(), webhook_deliveries_audit() FROM PUBLIC;
 -- An application's role needs only its grants on webhook_outbox, even if functions are not PUBLIC by default.
 GRANT EXECUTE ON FUNCTION webhook_uuidv7() TO PUBLIC;
 

@@ -426,7 +426,7 @@ func TestRoles(t *testing.T) {
 			`SELECT payload FROM webhook_outbox`, `SELECT FROM webhook_endpoints`, `SELECT FROM webhook_secrets`, `SELECT FROM webhook_deliveries`, `DELETE FROM webhook_outbox`,
 			`SELECT webhook_create_endpoint('org_1', 'https://example.com')`, `SELECT webhook_rotate_secret('` + endpoint + `')`,
 			`SELECT webhook_set_secret('` + endpoint + `', 'a secret of sixteen')`, `SELECT webhook_replace_secret('` + endpoint + `', 'a secret of sixteen', '0')`,
-			`SELECT webhook_retry_now('` + endpoint + `')`, `SELECT webhook_pause('` + endpoint + `')`, `SELECT webhook_resume('` + endpoint + `')`, `SELECT webhook_drop_day('2020-01-01')`, `SELECT webhook_add_partition('webhook_outbox', '2020-01-01')`, `SELECT webhook_delete_old(now(), 1)`,
+			`SELECT webhook_retry_now('` + endpoint + `')`, `SELECT webhook_pause('` + endpoint + `')`, `SELECT webhook_resume('` + endpoint + `')`, `SELECT webhook_forget('org_1')`, `SELECT webhook_drop_day('2020-01-01')`, `SELECT webhook_add_partition('webhook_outbox', '2020-01-01')`, `SELECT webhook_delete_old(now(), 1)`,
 			`SELECT webhook_send_test('` + endpoint + `')`,
 		} {
 			denied(t, tx, sql)

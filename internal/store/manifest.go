@@ -20,7 +20,8 @@ type manifest struct {
 // convenienceFunctions are called by people only: neither walhook nor a trigger needs them.
 var convenienceFunctions = []string{
 	"webhook_create_endpoint", "webhook_replace_secret", "webhook_rotate_secret", "webhook_set_secret", "webhook_send_test", "webhook_replay",
-	"webhook_replay_failed", "webhook_retry_now", "webhook_pause", "webhook_resume", "webhook_explain", "webhook_stats", "webhook_waiting",
+	"webhook_replay_failed", "webhook_retry_now", "webhook_pause", "webhook_resume", "webhook_forget", "webhook_note_forgotten",
+	"webhook_recorders_ended", "webhook_explain", "webhook_stats", "webhook_waiting",
 	"webhook_ops_explain",
 }
 

@@ -182,6 +182,7 @@ func TestStorePlans(t *testing.T) {
 			`SELECT * FROM webhook_waiting('` + one + `')`:                            2000,
 			`SELECT * FROM webhook_endpoint_health WHERE endpoint_id = '` + one + `'`: 2000,
 			`SELECT * FROM webhook_explain('` + b.events[0].String() + `')`:           20 * eventsOwedTo * backlogPartitions,
+			`SELECT webhook_forget('nobody')`:                                         20 * (1000*2*5*2 + 100*backlogPartitions),
 		} {
 			if got := blocks(t, db.Pool, sql); got > most {
 				t.Errorf("%s touches %d blocks, want %d at most", sql, got, most)

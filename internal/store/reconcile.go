@@ -160,7 +160,7 @@ INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, even
 SELECT id, event_id, endpoint_id, organization_id, event_type, 'pending', now() + wait_ms::float8 * interval '1 ms'
 FROM unnest(@id::uuid[], @event_id::uuid[], @endpoint_id::uuid[], @organization_id::text[], @event_type::text[], @wait_ms::bigint[])
   AS r(id, event_id, endpoint_id, organization_id, event_type, wait_ms)
-WHERE ` + fenced + `
+WHERE ` + fenced + ` AND NOT ` + forgotten + `
 ON CONFLICT (id) DO NOTHING`
 
 // InsertMissing inserts pending rows, in one transaction, for deliveries that still have none,

@@ -17,8 +17,9 @@ import (
 )
 
 // Insert writes records whose deliveries have no row yet, in one transaction, and reports
-// whether all of them were new. If not, some rows existed: the caller then passes outcomes
-// to Update, which applies each only if it is later than its row.
+// whether all of them were new. If not, some rows existed, or get none because their endpoint
+// was erased: the caller then passes outcomes to Update, which applies each only if it is
+// later than its row.
 //
 // ON CONFLICT would cost each row 48 bytes of WAL and a second look into the index. So it
 // comes only after a row that exists has made the plain INSERT fail.
@@ -167,8 +168,17 @@ SELECT id, event_id, endpoint_id, organization_id, event_type, status, attempts,
        ended + wait_ms::float8 * interval '1 ms', status_code, error_class, error, response, duration_ms, ended, ended,
        CASE WHEN wait_ms IS NULL THEN ended END
 FROM (` + recordRows + `) r
-WHERE ` + fenced + `
+WHERE ` + fenced + ` AND NOT ` + forgotten + `
 `
+
+// forgotten is true of a record r if webhook_forget has erased its endpoint. Nothing about it
+// is written any more: after webhook_forget has returned 0, an attempt under way, a delivery
+// that waits in memory, or an event that only the WAL still has would bring rows back. An id
+// that a restore has brought back is an endpoint's again. While nothing is erased, the first
+// look is the only one, once for the statement.
+const forgotten = `(EXISTS (SELECT FROM webhook_retries n WHERE n.forgotten_at IS NOT NULL)
+    AND EXISTS (SELECT FROM webhook_retries n WHERE n.endpoint_id = r.endpoint_id AND n.forgotten_at IS NOT NULL OFFSET 0)
+    AND NOT EXISTS (SELECT FROM webhook_endpoints e WHERE e.id = r.endpoint_id OFFSET 0))`
 
 const skipExisting = `ON CONFLICT (id) DO NOTHING`
 
