@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -86,7 +87,7 @@ func TestTriggerAndListen(t *testing.T) {
 	app := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	received := new(transcript)
 	cmd := exec.CommandContext(t.Context(), node, "examples/receivers/receiver.mjs")
-	cmd.Env = append(os.Environ(), "PORT="+strconv.Itoa(port), "WEBHOOK_SECRETS="+secret)
+	cmd.Env = append(os.Environ(), "PORT="+strconv.Itoa(port), "WEBHOOK_SECRETS="+secret, "WEBHOOK_STORE="+filepath.Join(t.TempDir(), "store"))
 	cmd.Stdout, cmd.Stderr = received, t.Output()
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -116,6 +117,7 @@ func TestTriggerAndListen(t *testing.T) {
 			t.Errorf("want %q in\n%s", want, stdout)
 		}
 	}
+	pgtest.Eventually(t, patience, "the application works on it, after its answer", func() bool { return received.String() != "" })
 	if got := received.String(); got != `received payment.succeeded of org_1: {"amount":4200}`+"\n" {
 		t.Errorf("the application says %q", got)
 	}

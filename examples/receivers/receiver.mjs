@@ -2,7 +2,9 @@
 //
 //   WEBHOOK_SECRETS=whsec_… node examples/receivers/receiver.mjs
 import { createHmac, timingSafeEqual } from 'node:crypto'
+import { fsyncSync, openSync, readFileSync, writeSync } from 'node:fs'
 import { createServer } from 'node:http'
+import { setTimeout } from 'node:timers/promises'
 
 const secrets = (process.env.WEBHOOK_SECRETS ?? '').split(',').filter(Boolean) // during a rotation: the old and the new one
 if (secrets.length === 0) {
@@ -10,7 +12,6 @@ if (secrets.length === 0) {
   process.exit(2)
 }
 const maxBody = 1 << 20 // bytes; walhook sends 256 KiB of payload at most, and little around it
-const seen = new Set() // of delivery ids; in real life a unique key in your database
 
 const equal = (a, b) => a.length === b.length && timingSafeEqual(Buffer.from(a), Buffer.from(b))
 
@@ -30,6 +31,45 @@ function verified({ 'webhook-id': id, 'webhook-timestamp': time, 'webhook-signat
   })
 }
 
+// The table is a file, as Node had no database before node:sqlite: a line when a webhook has arrived, and one when it is done.
+// That is for one process and some thousand webhooks a day. Beyond it, use a table of your database, as receiver.go does.
+const store = process.env.WEBHOOK_STORE ?? 'webhooks.jsonl'
+const file = openSync(store, 'a')
+const received = new Map() // from delivery id to body; null once it is done
+for (const line of readFileSync(store, 'utf8').split('\n')) {
+  try {
+    const { delivery, body } = JSON.parse(line)
+    received.set(delivery, body)
+  } catch {} // a crash cut the line: it was not answered, and walhook sends the webhook again
+}
+
+function save(delivery, body) {
+  writeSync(file, '\n' + JSON.stringify({ delivery, body })) // behind a line that a crash has cut
+  fsyncSync(file)
+  received.set(delivery, body)
+}
+
+async function work(event) {
+  await setTimeout(1000 * (process.env.WORK_SECONDS ?? 0)) // yours takes its time here
+  console.log(`received ${event.event} of ${event.organizationId}: ${JSON.stringify(event.data)}`)
+}
+
+// A crash between work and save does the work twice: give it the delivery's id.
+async function workOff() {
+  for (;;) {
+    for (const [delivery, body] of received) {
+      if (body === null) continue
+      try {
+        await work(JSON.parse(body))
+        save(delivery, null)
+      } catch (error) {
+        console.error(error) // again in the next round
+      }
+    }
+    await setTimeout(200)
+  }
+}
+
 async function receive(request, response) {
   const chunks = []
   let size = 0
@@ -41,15 +81,12 @@ async function receive(request, response) {
   const body = Buffer.concat(chunks) // the raw bytes: JSON.parse and JSON.stringify would change them
   if (!verified(request.headers, body)) return response.writeHead(401).end()
 
-  const delivery = request.headers['x-webhook-delivery-id']
-  if (!seen.has(delivery)) {
-    const event = JSON.parse(body)
-    seen.add(delivery)
-    console.log(`received ${event.event} of ${event.organizationId}: ${JSON.stringify(event.data)}`)
-  }
+  const delivery = request.headers['webhook-id'] // the delivery's id, which is signed, unlike X-Webhook-Delivery-ID
+  if (!received.has(delivery)) save(delivery, body.toString())
   response.writeHead(204).end()
 }
 
 createServer((request, response) => {
-  receive(request, response).catch(() => (response.headersSent ? response.destroy() : response.writeHead(400).end()))
+  receive(request, response).catch(() => (response.headersSent ? response.destroy() : response.writeHead(500).end()))
 }).listen(process.env.PORT || 3000)
+workOff()

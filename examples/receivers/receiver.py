@@ -9,18 +9,23 @@ import hmac
 import json
 import os
 import re
+import sqlite3
 import sys
 import threading
 import time
+import traceback
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 SECRETS = [s for s in os.environ.get("WEBHOOK_SECRETS", "").split(",") if s]  # during a rotation: the old and the new one
+STORE = os.environ.get("WEBHOOK_STORE", "webhooks.sqlite")
 MAX_BODY = 1 << 20  # bytes; walhook sends 256 KiB of payload at most, and little around it
 TOLERANCE = 300  # seconds that webhook-timestamp may be off
 BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
+# work_at is when to work on it; null: done. Keep what is done for 30 days: so long walhook can send it again.
+TABLE = "CREATE TABLE IF NOT EXISTS received (delivery_id TEXT PRIMARY KEY, body TEXT, received_at REAL, work_at REAL)"
 
-seen = set()  # of delivery ids; in real life a unique key in your database
-seen_lock = threading.Lock()
+wake = threading.Event()
 
 
 def standard_key(secret):
@@ -29,20 +34,52 @@ def standard_key(secret):
     return base64.b64decode(text) if text and BASE64.fullmatch(text) else secret.encode()
 
 
-def equal(a, b):
-    return hmac.compare_digest(a.encode(), b.encode())
-
-
 def verified(headers, body):
     sent = headers.get("webhook-timestamp", "")
     if not re.fullmatch(r"[0-9]{1,12}", sent) or abs(time.time() - int(sent)) > TOLERANCE:
         return False
     signed = f"{headers.get('webhook-id', '')}.{sent}.".encode() + body
     for secret in SECRETS:
-        want = "v1," + base64.b64encode(hmac.digest(standard_key(secret), signed, hashlib.sha256)).decode()
-        if any(equal(given, want) for given in headers.get("webhook-signature", "").split(" ")):
+        want = b"v1," + base64.b64encode(hmac.digest(standard_key(secret), signed, hashlib.sha256))
+        if any(hmac.compare_digest(given.encode(), want) for given in headers.get("webhook-signature", "").split(" ")):
             return True
     return False
+
+
+def connect():
+    return sqlite3.connect(STORE, isolation_level=None)  # no open transactions: each statement is on the disk when it returns
+
+
+def store(delivery, body):
+    """A delivery that is here already changes nothing, whether it has been worked on or not."""
+    now = time.time()
+    with closing(connect()) as db:
+        db.execute("INSERT INTO received VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", (delivery, body.decode(), now, now))
+    wake.set()
+
+
+def work(event):
+    time.sleep(float(os.environ.get("WORK_SECONDS", "0")))  # yours takes its time here
+    print(f"received {event['event']} of {event['organizationId']}: {json.dumps(event['data'])}", flush=True)
+
+
+def work_off():
+    """A crash between work and UPDATE does the work twice: give it the delivery's id, or let it write into this database."""
+    db = connect()
+    while True:
+        due = "SELECT delivery_id, body FROM received WHERE work_at <= ? ORDER BY work_at LIMIT 1"
+        row = db.execute(due, (time.time(),)).fetchone()
+        if row is None:
+            wake.wait(1)
+            wake.clear()
+            continue
+        again = None
+        try:
+            work(json.loads(row[1]))
+        except Exception:
+            traceback.print_exc()
+            again = time.time() + 60  # meanwhile the others
+        db.execute("UPDATE received SET work_at = ? WHERE delivery_id = ?", (again, row[0]))
 
 
 class Receiver(BaseHTTPRequestHandler):
@@ -57,13 +94,8 @@ class Receiver(BaseHTTPRequestHandler):
         body = self.rfile.read(size)  # the raw bytes: parsing and printing would change them
         if len(body) < size or not verified(self.headers, body):
             return self.answer(401)
-        event = json.loads(body)
-        delivery = self.headers.get("X-Webhook-Delivery-ID")
-        with seen_lock:
-            if delivery not in seen:
-                seen.add(delivery)
-                print(f"received {event['event']} of {event['organizationId']}: {json.dumps(event['data'])}", flush=True)
-        self.answer(204)
+        store(self.headers["webhook-id"], body)  # the delivery's id, which is signed, unlike X-Webhook-Delivery-ID
+        self.answer(204)  # an exception in front of it closes the connection, and walhook tries again
 
     def answer(self, status):
         self.send_response(status)
@@ -78,4 +110,7 @@ class Receiver(BaseHTTPRequestHandler):
 if __name__ == "__main__":
     if not SECRETS:
         sys.exit("set WEBHOOK_SECRETS to the secret that webhook_create_endpoint returned")
+    with closing(connect()) as setup:
+        setup.execute(TABLE)
+    threading.Thread(target=work_off, daemon=True).start()
     ThreadingHTTPServer(("", int(os.environ.get("PORT") or 3000)), Receiver).serve_forever()

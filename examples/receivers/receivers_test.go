@@ -2,19 +2,30 @@ package main
 
 import (
 	"bufio"
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+
+	"github.com/walhook/walhook/examples/internal/languages"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/internal/process"
 	"github.com/walhook/walhook/sign"
 )
 
@@ -22,9 +33,150 @@ const (
 	oldSecret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 	newSecret = "a secret that is not base64"
 	oddSecret = "abcdefghijklmnopqr==" // base64 whose last character has bits that do not count
-	body      = `{"id":"1","event":"payment.succeeded","data":{"amount": 42},"organizationId":"org_1","timestamp":"2026-11-23T12:00:00.000Z"}`
-	received  = `received payment.succeeded of org_1: {"amount":42}`
+
+	body     = `{"id":"1","event":"payment.succeeded","data":{"amount": 42},"organizationId":"org_1","timestamp":"2026-11-23T12:00:00.000Z"}`
+	received = `received payment.succeeded of org_1: {"amount":42}`
+
+	patience = time.Minute // for a process to start, and for what it then has to do
 )
+
+// A language has a receiver: commands finds what it needs, or ends the test, and returns the programs that make it up. It
+// gets them only once: Go and Java would be compiled again with each start.
+type language struct {
+	name     string
+	commands func(t *testing.T, port string) [][]string
+}
+
+var inAllLanguages = []language{
+	{"Go", func(t *testing.T, _ string) [][]string {
+		program := filepath.Join(t.TempDir(), "receiver")
+		if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, ".").CombinedOutput(); err != nil {
+			t.Fatalf("go build: %v\n%s", err, out)
+		}
+		return [][]string{{program}}
+	}},
+	{"Node", func(t *testing.T, _ string) [][]string {
+		return [][]string{{languages.Program(t, "node"), "receiver.mjs"}}
+	}},
+	{"Python", func(t *testing.T, _ string) [][]string {
+		return [][]string{{languages.Python(t), "receiver.py"}}
+	}},
+	{"Ruby", func(t *testing.T, _ string) [][]string {
+		return [][]string{{languages.With(t, "ruby", "-e", `require "pg"; require "webrick"`), "receiver.rb"}}
+	}},
+	{"PHP", func(t *testing.T, port string) [][]string {
+		php := languages.With(t, "php", "-r", `new ReflectionExtension("pdo_sqlite");`)
+		return [][]string{{php, "-q", "-S", "127.0.0.1:" + port, "receiver.php"}, {php, "receiver.php"}}
+	}},
+	{"Java", func(t *testing.T, _ string) [][]string {
+		java, classPath := languages.JDBC(t)
+		classes := t.TempDir()
+		if out, err := exec.CommandContext(t.Context(), "javac", "-d", classes, "Receiver.java").CombinedOutput(); err != nil {
+			t.Fatalf("javac: %v\n%s", err, out)
+		}
+		return [][]string{{java, "-Xshare:auto", "-cp", classes + ":" + classPath, "Receiver"}}
+	}},
+}
+
+// A receiver is of one language, with a port and a store of its own. It can be killed and started again.
+type program struct {
+	addr     string
+	commands [][]string
+	env      []string
+	running  []*process.Process
+
+	lines chan string // what it prints, one for each webhook that it has worked on
+	last  string      // of them
+	again string      // was the last when it was killed
+}
+
+func newProgram(t *testing.T, l language) *program {
+	t.Helper()
+	port, err := process.ForWalhook.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &program{addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), lines: make(chan string, 100)}
+	p.commands = l.commands(t, strconv.Itoa(port))
+	db := pgtest.Empty(t)
+	u, err := url.Parse(db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	password, _ := u.User.Password()
+	p.env = append(os.Environ(), "PORT="+strconv.Itoa(port), "WEBHOOK_STORE="+filepath.Join(t.TempDir(), "store"),
+		"PGHOST="+u.Hostname(), "PGPORT="+u.Port(), "PGDATABASE="+db.Slot, "PGUSER="+u.User.Username(), "PGPASSWORD="+password,
+		"JDBC_DATABASE_URL=jdbc:postgresql://"+u.Host+"/"+db.Slot+"?"+url.Values{"user": {u.User.Username()}, "password": {password}}.Encode())
+	t.Cleanup(func() { p.kill(t) })
+	return p
+}
+
+// start returns when it listens.
+func (p *program) start(t *testing.T, secrets []string, env ...string) {
+	t.Helper()
+	for _, command := range p.commands {
+		cmd := exec.Command(command[0], command[1:]...)
+		cmd.Env = append(append(p.env, "WEBHOOK_SECRETS="+strings.Join(secrets, ",")), env...)
+		cmd.Stderr = t.Output()
+		read, write, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.Stdout = write
+		started, err := process.Start(cmd)
+		write.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.running = append(p.running, started)
+		go func() {
+			defer read.Close()
+			for lines := bufio.NewScanner(read); lines.Scan(); {
+				p.lines <- strings.ReplaceAll(lines.Text(), `": `, `":`)
+			}
+		}()
+	}
+	pgtest.Eventually(t, patience, "the receiver listens", func() bool {
+		conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", p.addr)
+		if err == nil {
+			err = conn.Close()
+		}
+		return err == nil
+	})
+}
+
+func (p *program) kill(t *testing.T) {
+	t.Helper()
+	for _, running := range p.running {
+		if err := running.Signal(os.Kill); err != nil {
+			t.Error(err)
+		}
+		<-running.Exited
+	}
+	p.running, p.again = nil, p.last
+}
+
+// works waits until the receiver has worked on a webhook, which has to be this one. Only the last one before it was killed
+// may come once more: perhaps it was not stored yet that it was done.
+func (p *program) works(t *testing.T, want string) {
+	t.Helper()
+	for {
+		select {
+		case p.last = <-p.lines:
+		case <-time.After(patience):
+			t.Fatalf("it did not work on %q within %s", want, patience)
+		}
+		again := p.again
+		p.again = ""
+		switch p.last {
+		case want:
+			return
+		case again:
+		default:
+			t.Fatalf("it worked on %q, want %q", p.last, want)
+		}
+	}
+}
 
 // A request is a webhook as walhook sends it, perhaps tampered with.
 type request struct {
@@ -36,105 +188,313 @@ type request struct {
 	want     int
 }
 
-func TestReceivers(t *testing.T) {
-	t.Parallel()
-	t.Run("Go", func(t *testing.T) {
-		t.Parallel()
-		program := filepath.Join(t.TempDir(), "receiver")
-		if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, ".").CombinedOutput(); err != nil {
-			t.Fatalf("go build: %v\n%s", err, out)
-		}
-		testReceiver(t, exec.CommandContext(t.Context(), program))
-	})
-	for _, script := range []struct{ language, interpreter, file string }{
-		{"Node", "node", "receiver.mjs"},
-		{"Python", "python3", "receiver.py"},
-	} {
-		t.Run(script.language, func(t *testing.T) {
-			t.Parallel()
-			interpreter, err := exec.LookPath(script.interpreter)
-			if err != nil {
-				t.Skipf("there is no %s here", script.interpreter)
-			}
-			testReceiver(t, exec.CommandContext(t.Context(), interpreter, script.file))
-		})
+func onlyBody(h http.Header, _ *string) {
+	for _, name := range []string{sign.HeaderTimestamp, sign.HeaderSignature} {
+		h.Del(name)
 	}
 }
 
-// testReceiver starts a receiver, and has it judge requests good and bad.
-func testReceiver(t *testing.T, cmd *exec.Cmd) {
-	t.Helper()
-	addr := freeAddr(t)
-	_, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd.Env = append(os.Environ(), "PORT="+port, "WEBHOOK_SECRETS="+oldSecret+","+newSecret+","+oddSecret)
-	cmd.Stderr = t.Output()
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	pgtest.Eventually(t, 20*time.Second, "the receiver listens", func() bool {
-		conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", addr)
-		if err == nil {
-			err = conn.Close()
-		}
-		return err == nil
-	})
+var requests = []request{
+	{"a webhook", "d1", []string{oldSecret}, 0, nil, 204},
+	{"the same again", "d1", []string{oldSecret}, 0, nil, 204},
+	{"the same again, captured and given another id outside the signature", "d1", []string{oldSecret}, 0, func(h http.Header, _ *string) {
+		h.Set("X-Webhook-Delivery-ID", "another")
+	}, 204},
+	{"the other secret", "d2", []string{newSecret}, 0, nil, 204},
+	{"both, in a rotation", "d3", []string{"an older secret", newSecret}, 0, nil, 204},
+	{"a secret that is odd base64", "d4", []string{oddSecret}, 0, nil, 204},
+	{"the body's signature alone", "x", []string{oldSecret}, 0, onlyBody, 401},
+	{"a stranger's secret", "x", []string{"a stranger's secret"}, 0, nil, 401},
+	{"an old request", "x", []string{oldSecret}, 10 * time.Minute, nil, 401},
+	{"a request of the future", "x", []string{oldSecret}, -10 * time.Minute, nil, 401},
+	{"another body", "x", []string{oldSecret}, 0, func(_ http.Header, b *string) { *b = strings.Replace(*b, "42", "43", 1) }, 401},
+	{"another id", "x", []string{oldSecret}, 0, func(h http.Header, _ *string) { h.Set(sign.HeaderID, "another") }, 401},
+	{"no id", "x", []string{oldSecret}, 0, func(h http.Header, _ *string) { h.Del(sign.HeaderID) }, 401},
+	{"another time", "x", []string{oldSecret}, 0, func(h http.Header, _ *string) {
+		h.Set(sign.HeaderTimestamp, strconv.FormatInt(time.Now().Unix()+1, 10))
+	}, 401},
+	{"no time", "x", []string{oldSecret}, 0, func(h http.Header, _ *string) { h.Del(sign.HeaderTimestamp) }, 401},
+	{"not signed", "x", []string{oldSecret}, 0, func(h http.Header, b *string) {
+		onlyBody(h, b)
+		h.Del(sign.HeaderBodySignature)
+	}, 401},
+}
 
-	onlyBody := func(h http.Header, _ *string) {
-		for _, name := range []string{sign.HeaderID, sign.HeaderTimestamp, sign.HeaderSignature} {
-			h.Del(name)
-		}
+func TestReceivers(t *testing.T) {
+	t.Parallel()
+	sender := newSender(t)
+	for _, l := range inAllLanguages {
+		t.Run(l.name, func(t *testing.T) {
+			t.Parallel()
+			p := newProgram(t, l)
+			p.judges(t)
+			p.answersFirst(t)
+			p.isSentTo(t, sender)
+		})
 	}
-	leave(t, addr)
-	for _, r := range []request{
-		{"a webhook", "d1", []string{oldSecret}, 0, nil, 204},
-		{"the same again", "d1", []string{oldSecret}, 0, nil, 204},
-		{"the other secret", "d2", []string{newSecret}, 0, nil, 204},
-		{"both, in a rotation", "d3", []string{"an older secret", newSecret}, 0, nil, 204},
-		{"a secret that is odd base64", "d4", []string{oddSecret}, 0, nil, 204},
-		{"the body's signature alone", "x", []string{oldSecret}, 0, onlyBody, 401},
-		{"a stranger's secret", "x", []string{"a stranger's secret"}, 0, nil, 401},
-		{"an old request", "x", []string{oldSecret}, 10 * time.Minute, nil, 401},
-		{"a request of the future", "x", []string{oldSecret}, -10 * time.Minute, nil, 401},
-		{"another body", "x", []string{oldSecret}, 0, func(_ http.Header, b *string) { *b = strings.Replace(*b, "42", "43", 1) }, 401},
-		{"another id", "x", []string{oldSecret}, 0, func(h http.Header, _ *string) { h.Set(sign.HeaderID, "another") }, 401},
-		{"another time", "x", []string{oldSecret}, 0, func(h http.Header, _ *string) {
-			h.Set(sign.HeaderTimestamp, strconv.FormatInt(time.Now().Unix()+1, 10))
-		}, 401},
-		{"no time", "x", []string{oldSecret}, 0, func(h http.Header, _ *string) { h.Del(sign.HeaderTimestamp) }, 401},
-		{"not signed", "x", []string{oldSecret}, 0, func(h http.Header, b *string) {
-			onlyBody(h, b)
-			h.Del(sign.HeaderBodySignature)
-		}, 401},
-	} {
-		if got := deliver(t, "http://"+addr+"/", r); got != r.want {
+	t.Run("official libraries", func(t *testing.T) { testLibraries(t, sender) })
+}
+
+// judges sends requests good and bad.
+func (p *program) judges(t *testing.T) {
+	t.Helper()
+	p.start(t, []string{oldSecret, newSecret, oddSecret})
+	leave(t, p.addr)
+	for _, r := range requests {
+		if got := deliver(t, p.addr, r, body); got != r.want {
 			t.Errorf("%s: answered with %d, want %d", r.what, got, r.want)
 		}
 	}
+	for range 4 { // of the six that verify, one came three times
+		p.works(t, received)
+	}
+}
 
-	// Of the five that verify, one came twice.
-	lines := bufio.NewScanner(stdout)
-	for n := range 4 {
-		if !lines.Scan() || strings.ReplaceAll(lines.Text(), `": `, `":`) != received {
-			t.Fatalf("line %d is %q, want %q", n, lines.Text(), received)
+// answersFirst has work that takes an hour, and the process killed during it. What was answered is worked on then, once:
+// it was stored before.
+func (p *program) answersFirst(t *testing.T) {
+	t.Helper()
+	p.kill(t)
+	p.start(t, []string{oldSecret}, "WORK_SECONDS=3600")
+	for _, r := range []request{
+		{what: "a webhook whose work takes an hour", delivery: "d5", secrets: []string{oldSecret}},
+		{what: "the same again", delivery: "d5", secrets: []string{oldSecret}},
+		{what: "one more meanwhile", delivery: "d6", secrets: []string{oldSecret}},
+	} {
+		if got := deliver(t, p.addr, r, strings.Replace(body, "42", r.delivery[1:], 1)); got != 204 {
+			t.Errorf("%s: answered with %d, want 204", r.what, got)
 		}
 	}
-	if err := cmd.Process.Kill(); err != nil {
+	p.kill(t)
+	p.start(t, []string{oldSecret})
+	if got := deliver(t, p.addr, request{delivery: "d5", secrets: []string{oldSecret}}, strings.Replace(body, "42", "5", 1)); got != 204 {
+		t.Errorf("the same after a restart: answered with %d, want 204", got)
+	}
+	p.works(t, strings.Replace(received, "42", "5", 1))
+	p.works(t, strings.Replace(received, "42", "6", 1)) // and not d5 again
+	p.kill(t)
+}
+
+// A sender is a walhook with a database.
+type sender struct{ db *pgtest.DB }
+
+func newSender(t *testing.T) sender {
+	t.Helper()
+	db := pgtest.New(t)
+	program := filepath.Join(t.TempDir(), "walhook")
+	if err := process.Build(t.Context(), program); err != nil {
 		t.Fatal(err)
 	}
-	if rest, _ := io.ReadAll(stdout); lines.Scan() || len(rest) > 0 {
-		t.Errorf("it received more: %q %q", lines.Text(), rest)
+	cmd := exec.Command(program, "run")
+	cmd.Env = append(os.Environ(), "WALHOOK_DATABASE_URL="+db.URL, "WALHOOK_SLOT="+db.Slot, "WALHOOK_ADMIN_ADDR=",
+		"WALHOOK_ALLOW_HTTP=true", "WALHOOK_ALLOW_NETS=127.0.0.0/8", "WALHOOK_RETRY_SCHEDULE=24h", "WALHOOK_LOG_LEVEL=warn")
+	cmd.Stderr = t.Output()
+	running, err := process.Start(cmd)
+	if err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if err := running.Signal(os.Interrupt); err != nil {
+			t.Error(err)
+		}
+		<-running.Exited
+	})
+	return sender{db}
+}
+
+// endpoint returns the endpoint's id.
+func (s sender) endpoint(t *testing.T, organization, url, secret string) (id string) {
+	t.Helper()
+	const create = `SELECT endpoint_id FROM webhook_create_endpoint($1, $2, secret => $3)`
+	if err := s.db.Pool.QueryRow(t.Context(), create, organization, url, secret).Scan(&id); err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// rotate returns the new secret. The old one is live beside it for a day.
+func (s sender) rotate(t *testing.T, endpoint string) (secret string) {
+	t.Helper()
+	if err := s.db.Pool.QueryRow(t.Context(), `SELECT webhook_rotate_secret($1)`, endpoint).Scan(&secret); err != nil {
+		t.Fatal(err)
+	}
+	return secret
+}
+
+// send inserts an event, and waits for the status of all attempts: one for each endpoint.
+func (s sender) send(t *testing.T, organization string, amount int, want string) {
+	t.Helper()
+	const insert = `INSERT INTO webhook_outbox (organization_id, event_type, payload) VALUES ($1, 'payment.succeeded', jsonb_build_object('amount', $2::int))`
+	if _, err := s.db.Pool.Exec(t.Context(), insert, organization, amount); err != nil {
+		t.Fatal(err)
+	}
+	s.answered(t, organization, want)
+}
+
+// answered waits for the last event's deliveries: how many attempts each took, and the last answer.
+func (s sender) answered(t *testing.T, organization, want string) {
+	t.Helper()
+	const answers = `
+SELECT coalesce(string_agg(attempts || ' ' || status || ' ' || status_code, ', ' ORDER BY status_code), '') FROM webhook_deliveries
+WHERE event_id = (SELECT id FROM webhook_outbox WHERE organization_id = $1 ORDER BY created_at DESC LIMIT 1)`
+	var got string
+	defer func() {
+		if t.Failed() {
+			t.Logf("the deliveries of %s: %s", organization, got)
+		}
+	}()
+	pgtest.Eventually(t, patience, "the deliveries are "+want, func() bool {
+		if err := s.db.Pool.QueryRow(t.Context(), answers, organization).Scan(&got); err != nil {
+			t.Fatal(err)
+		}
+		return got == want
+	})
+}
+
+// isSentTo has a walhook deliver, with the right secret and a wrong one, once more by hand, and through a rotation.
+func (p *program) isSentTo(t *testing.T, s sender) {
+	t.Helper()
+	const delivered = "1 success 204, 1 retrying 401"
+	organization, amount := t.Name(), 0
+	send := func() {
+		t.Helper()
+		amount++
+		s.send(t, organization, amount, delivered)
+		p.works(t, fmt.Sprintf(`received payment.succeeded of %s: {"amount":%d}`, organization, amount)) // and nothing again
+	}
+	p.start(t, []string{oldSecret})
+	way := newWay(t, p.addr)
+	endpoint := s.endpoint(t, organization, way.URL, oldSecret)
+	s.endpoint(t, organization, "http://"+p.addr+"/", "a stranger's secret")
+
+	send()
+	const replay = `SELECT webhook_replay(id) FROM webhook_deliveries WHERE endpoint_id = $1`
+	if _, err := s.db.Pool.Exec(t.Context(), replay, endpoint); err != nil {
+		t.Fatal(err)
+	}
+	s.answered(t, organization, "2 success 204, 1 retrying 401")
+
+	rotated := s.rotate(t, endpoint)
+	for way.last().signatures() != 2 { // walhook takes a second to notice; the receiver knows the old secret
+		send()
+	}
+	p.kill(t)
+	p.start(t, []string{rotated})
+	send()
+}
+
+// A way to a receiver notes what passes. Without a receiver it answers itself.
+type way struct {
+	*httptest.Server
+	mu     sync.Mutex
+	passed []passed
+}
+
+// A passed request is what the official libraries take.
+type passed struct {
+	Secret  string            `json:"secret"`
+	Headers map[string]string `json:"headers"`
+	Body    string            `json:"body"`
+}
+
+func newWay(t *testing.T, to string) *way {
+	t.Helper()
+	w := &way{}
+	w.Server = httptest.NewServer(http.HandlerFunc(func(answer http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return
+		}
+		one := passed{Headers: map[string]string{}, Body: string(body)}
+		for name := range r.Header {
+			one.Headers[strings.ToLower(name)] = r.Header.Get(name)
+		}
+		w.mu.Lock()
+		w.passed = append(w.passed, one)
+		w.mu.Unlock()
+		if to == "" {
+			answer.WriteHeader(http.StatusNoContent)
+			return
+		}
+		onwards, err := http.NewRequestWithContext(r.Context(), r.Method, "http://"+to+"/", bytes.NewReader(body))
+		if err != nil {
+			return
+		}
+		onwards.Header = r.Header
+		resp, err := client.Do(onwards)
+		if err != nil {
+			answer.WriteHeader(http.StatusBadGateway)
+			return
+		}
+		resp.Body.Close()
+		answer.WriteHeader(resp.StatusCode)
+	}))
+	t.Cleanup(w.Close)
+	return w
+}
+
+func (w *way) last() passed {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.passed[len(w.passed)-1]
+}
+
+func (p passed) signatures() int { return len(strings.Fields(p.Headers["webhook-signature"])) }
+
+// The official libraries verify what walhook sends, with one secret and, in a rotation, with each of both.
+func testLibraries(t *testing.T, s sender) {
+	t.Parallel()
+	node, folder := languages.Node(t, "testdata/libraries", "testdata/libraries/verify.mjs")
+	byJavaScript := func(p passed) error {
+		input, err := json.Marshal(p)
+		if err != nil {
+			return err
+		}
+		cmd := exec.CommandContext(t.Context(), node, filepath.Join(folder, "verify.mjs"))
+		cmd.Stdin = bytes.NewReader(input)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	}
+	byGo := func(p passed) error {
+		webhook, err := standardwebhooks.NewWebhook(p.Secret)
+		if err != nil {
+			return err
+		}
+		headers := http.Header{}
+		for name, value := range p.Headers {
+			headers.Set(name, value)
+		}
+		return webhook.Verify([]byte(p.Body), headers)
+	}
+	verify := func(p passed, secret string, want bool) {
+		t.Helper()
+		p.Secret = secret
+		for library, by := range map[string]func(passed) error{"JavaScript": byJavaScript, "Go": byGo} {
+			if err := by(p); (err == nil) != want {
+				t.Errorf("%s: %v, want %t", library, err, want)
+			}
+		}
+	}
+	organization := t.Name()
+	way := newWay(t, "")
+	endpoint := s.endpoint(t, organization, way.URL, oldSecret)
+	s.send(t, organization, 1, "1 success 204")
+	strange := "whsec_" + base64.StdEncoding.EncodeToString([]byte("a stranger's secret in base64"))
+	verify(way.last(), oldSecret, true)
+	verify(way.last(), strange, false)
+
+	rotated := s.rotate(t, endpoint)
+	for way.last().signatures() != 2 {
+		s.send(t, organization, 2, "1 success 204")
+	}
+	verify(way.last(), oldSecret, true)
+	verify(way.last(), rotated, true)
+	verify(way.last(), strange, false)
+	tampered := way.last()
+	tampered.Body = strings.Replace(tampered.Body, "2", "3", 1)
+	verify(tampered, rotated, false)
 }
 
 // leave sends half a request and closes the connection, which must not end the receiver.
@@ -158,30 +518,32 @@ func leave(t *testing.T, addr string) {
 	}
 }
 
+// An answer waits for no work: it takes no longer than this, however slow the machine is.
+var client = &http.Client{Timeout: patience}
+
 // deliver signs and sends a request, and returns the status.
-func deliver(t *testing.T, url string, r request) int {
+func deliver(t *testing.T, addr string, r request, body string) int {
 	t.Helper()
 	signer, err := sign.New(r.secrets...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	const id = "0193a1f0-7c00-7abc-8def-0123456789ab"
 	unix, sent := time.Now().Add(-r.age).Unix(), body
 	h := http.Header{}
 	h.Set("X-Webhook-Delivery-ID", r.delivery)
 	h.Set(sign.HeaderBodySignature, signer.Body([]byte(body)))
-	h.Set(sign.HeaderID, id)
+	h.Set(sign.HeaderID, r.delivery)
 	h.Set(sign.HeaderTimestamp, strconv.FormatInt(unix, 10))
-	h.Set(sign.HeaderSignature, signer.Standard(id, unix, []byte(body)))
+	h.Set(sign.HeaderSignature, signer.Standard(r.delivery, unix, []byte(body)))
 	if r.tamper != nil {
 		r.tamper(h, &sent)
 	}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, strings.NewReader(sent))
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+addr+"/", strings.NewReader(sent))
 	if err != nil {
 		t.Fatal(err)
 	}
 	req.Header = h
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		t.Fatalf("%s: %v", r.what, err)
 	}
@@ -189,17 +551,4 @@ func deliver(t *testing.T, url string, r request) int {
 		t.Error(err)
 	}
 	return resp.StatusCode
-}
-
-// freeAddr returns an address that nobody listens on.
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return l.Addr().String()
 }
