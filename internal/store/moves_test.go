@@ -49,12 +49,18 @@ func inUse(t testing.TB) *pgtest.DB {
 	return db
 }
 
-// check compares a database with what was moved into it, and uses it.
+// checkMoved compares a database with what was moved into it, and uses it.
 func checkMoved(t testing.TB, before []string, to querier) {
 	t.Helper()
 	if lost, came := differences(before, contents(t, to)); len(lost)+len(came) > 0 {
 		t.Errorf("lost\n%s\ncame\n%s", strings.Join(lost, "\n"), strings.Join(came, "\n"))
 	}
+	checkUse(t, to)
+}
+
+// checkUse uses a database in which inUse or use left rows.
+func checkUse(t testing.TB, to querier) {
+	t.Helper()
 	endpoint := query[string](t, to, `SELECT endpoint_id::text FROM webhook_create_endpoint('org_2', 'https://example.com', '{invoice.*}')`)
 	exec(t, to, `SELECT webhook_rotate_secret($1)`, endpoint)
 	event := newEvent(t, to, "org_2", "invoice.paid")

@@ -1,19 +1,24 @@
 package store_test
 
 import (
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/outbox"
 )
 
 // catalogue is a line for all that schema.sql makes, as it is: columns, constraints, indexes, triggers, functions,
@@ -46,14 +51,39 @@ UNION ALL SELECT format('%s %s', c.relname, a.privilege_type) FROM pg_class c CR
 UNION ALL SELECT format('%s.%s %s', c.relname, t.attname, a.privilege_type)
 FROM pg_attribute t JOIN pg_class c ON c.oid = t.attrelid CROSS JOIN LATERAL aclexplode(t.attacl) a WHERE a.grantee = $1::text::regrole`
 
-// What was documented to be granted at version 4.
-const grantsOfVersion4 = `
+// What was documented to be granted up to version 4, and what versions 5 and 6 added. Version 7 has roles.sql.
+const (
+	grantsOfVersion4 = `
 GRANT INSERT, SELECT (id) ON webhook_outbox TO ROLE_app;
 GRANT SELECT, INSERT, UPDATE, DELETE ON webhook_endpoints TO ROLE_backend;
 GRANT EXECUTE ON FUNCTION webhook_create_endpoint, webhook_rotate_secret TO ROLE_backend;
 GRANT SELECT ON webhook_outbox, webhook_deliveries, webhook_endpoints, webhook_event_types, webhook_state,
     webhook_endpoint_failures, webhook_attempts, webhook_endpoint_health, webhook_status TO ROLE_ops;
 GRANT UPDATE (status, next_attempt_at) ON webhook_deliveries TO ROLE_ops;`
+	grantsOfVersion5 = grantsOfVersion4 + `
+GRANT EXECUTE ON FUNCTION webhook_set_secret TO ROLE_backend;
+GRANT INSERT, SELECT (id) ON webhook_outbox TO ROLE_backend;
+GRANT EXECUTE ON FUNCTION webhook_retry_now TO ROLE_ops;`
+)
+
+// former reads a file of a former version, the last that landed, from testdata.
+func former(t testing.TB, name string) string {
+	t.Helper()
+	file, err := os.Open("testdata/" + name + ".sql.gz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	unpacked, err := gzip.NewReader(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(unpacked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
 
 // version4 is a database of version 4 in use, with the documented roles, whose names it returns. What comes before is done first.
 func version4(t testing.TB, before ...func(*pgtest.DB)) (db *pgtest.DB, roles map[string]string) {
@@ -63,19 +93,18 @@ func version4(t testing.TB, before ...func(*pgtest.DB)) (db *pgtest.DB, roles ma
 
 func versionInUse(t testing.TB, version string, before ...func(*pgtest.DB)) (db *pgtest.DB, roles map[string]string) {
 	t.Helper()
-	old, err := os.ReadFile("testdata/schema-" + version + ".sql")
-	if err != nil {
-		t.Fatal(err)
-	}
 	db = pgtest.Empty(t)
 	for _, do := range before {
 		do(db)
 	}
-	if err := apply(t.Context(), db.Pool, string(old)); err != nil {
+	if err := apply(t.Context(), db.Pool, former(t, "schema-"+version)); err != nil {
 		t.Fatal(err)
 	}
 	roles = map[string]string{}
 	grants := grantsOfVersion4
+	if version >= "5" {
+		grants = grantsOfVersion5
+	}
 	for _, name := range []string{"app", "backend", "ops"} {
 		roles[name] = db.Slot + "_" + name
 		grants = strings.ReplaceAll(grants, "ROLE_"+name, roles[name])
@@ -86,21 +115,71 @@ func versionInUse(t testing.TB, version string, before ...func(*pgtest.DB)) (db 
 		})
 	}
 	exec(t, db.Pool, grants)
+	use(t, db)
+	return db, roles
+}
+
+// use leaves rows in every table.
+func use(t testing.TB, db *pgtest.DB) {
+	t.Helper()
 	exec(t, db.Pool, `INSERT INTO webhook_event_types (name, category) VALUES ('invoice.paid', 'invoice')`)
 	for i, status := range []string{"success", "failed", "cancelled", "pending", "retrying"} {
 		endpoint := newEndpoint(t, db.Pool, "org_1", "invoice.*", "payment.failed")
 		newDelivery(t, db.Pool, newEvent(t, db.Pool, "org_1", "payment.failed"), endpoint, status)
 		if i%2 == 0 {
 			exec(t, db.Pool, `SELECT webhook_rotate_secret($1)`, endpoint)
-			exec(t, db.Pool, `INSERT INTO webhook_endpoint_failures VALUES ($1, now(), now())`, endpoint)
+			exec(t, db.Pool, `INSERT INTO webhook_endpoint_failures (endpoint_id, failing_since) VALUES ($1, now())`, endpoint)
 		}
 	}
 	exec(t, db.Pool, `UPDATE webhook_endpoints SET enabled = false WHERE id = (SELECT id FROM webhook_endpoints LIMIT 1)`)
 	exec(t, db.Pool, `INSERT INTO webhook_state (slot, epoch, environment, durable_lsn) VALUES ($1, 3, 'production', '1/2')`, db.Slot)
-	return db, roles
 }
 
-// contents is all rows, by the columns of version 4.
+// Days ago. The last of them has no partition: its rows are in DEFAULT. schema.sql itself makes those of yesterday and later.
+const oldestDay, dayWithoutPartition = 6, 4
+
+// addDays makes the partitions of the days before.
+func addDays(t testing.TB, db *pgtest.DB) {
+	t.Helper()
+	for day := oldestDay; day > dayWithoutPartition; day-- {
+		for _, table := range []string{"webhook_outbox", "webhook_deliveries"} {
+			exec(t, db.Pool, `SELECT webhook_add_partition($1, (now() AT TIME ZONE 'UTC')::date - $2::int)`, table, day)
+		}
+	}
+}
+
+// grownOld adds what an installation has after some days: deliveries of every status on each of them, with all that
+// attempts leave, an endpoint with everything that can be chosen, secrets that have expired, and a deleted endpoint.
+func grownOld(t testing.TB, db *pgtest.DB) {
+	t.Helper()
+	addDays(t, db)
+	const insert = `INSERT INTO webhook_endpoints (organization_id, url, description, headers, max_in_flight, rate_per_second, event_types)
+		VALUES ('org_3', 'https://example.com:8443/hook?token=hunter2', 'of the shop', '{"Authorization": "Bearer hunter2"}', 7, 25, '{*}') RETURNING id::text`
+	chosen, deleted := query[string](t, db.Pool, insert), query[string](t, db.Pool, insert)
+	exec(t, db.Pool, `INSERT INTO webhook_secrets (endpoint_id, secret, expires_at) VALUES ($1, 'a secret of one''s own', now() - interval '1 hour')`, chosen)
+	exec(t, db.Pool, `SELECT webhook_rotate_secret($1)`, chosen)
+	for day := oldestDay; day >= dayWithoutPartition; day-- {
+		for _, status := range []string{"success", "failed", "cancelled", "pending", "retrying"} {
+			for _, endpoint := range []string{chosen, deleted} {
+				event := outbox.DeliveryID(outbox.TimeID(time.Now().AddDate(0, 0, -day)), uuid.New()).String()
+				exec(t, db.Pool, `INSERT INTO webhook_outbox (id, organization_id, event_type, payload) VALUES ($1, 'org_3', 'payment.failed', '{}')`, event)
+				newDelivery(t, db.Pool, event, endpoint, status)
+			}
+		}
+	}
+	exec(t, db.Pool, `UPDATE webhook_deliveries SET attempts = 3, series_start = 1, status_code = 503, error_class = 'http_5xx', error = 'answered 503',
+		response = 'later', completed_at = CASE WHEN status = 'failed' THEN now() END,
+		attempt_log = '[{"attempt": 1, "at": "2026-11-23T12:00:00Z", "error_class": "timeout", "error": "no answer", "duration_ms": 10000}]'
+		WHERE organization_id = 'org_3' AND status IN ('failed', 'retrying')`)
+	exec(t, db.Pool, `DELETE FROM webhook_endpoints WHERE id = $1`, deleted)
+	for _, table := range []string{"webhook_outbox", "webhook_deliveries"} {
+		if n := query[int](t, db.Pool, `SELECT count(*) FROM `+table+`_default`); n != 10 {
+			t.Fatalf("%d rows of %s are in DEFAULT", n, table)
+		}
+	}
+}
+
+// contents is all rows, by the columns of version 1.
 func contents(t testing.TB, q querier) []string {
 	t.Helper()
 	var lines []string
@@ -111,10 +190,25 @@ func contents(t testing.TB, q querier) []string {
 		`SELECT id, organization_id, event_type, payload, created_at, endpoint_ids, shard FROM webhook_outbox WHERE payload = '{}'`,
 		`SELECT id, event_id, endpoint_id, organization_id, event_type, status, attempts, next_attempt_at, status_code, error_class, error, response, duration_ms,
 		        attempt_log, series_start, created_at, updated_at, completed_at FROM webhook_deliveries`,
-		`SELECT endpoint_id, failing_since, breaker_opened_at FROM webhook_endpoint_failures`,
+		`SELECT endpoint_id, failing_since, to_jsonb(f) ->> 'breaker_opened_at' FROM webhook_endpoint_failures f`,
 		`SELECT slot, epoch, holder, durable_lsn, environment FROM webhook_state`,
 	} {
 		lines = append(lines, column[string](t, q, `SELECT r::text FROM (`+s+`) r ORDER BY 1`)...)
+	}
+	return lines
+}
+
+// everything is contents, and the rows of the tables that later versions made.
+func everything(t testing.TB, q querier) []string {
+	t.Helper()
+	lines := contents(t, q)
+	for table, s := range map[string]string{ // versions 5 and 7 made them
+		"webhook_retries": `SELECT endpoint_id, asked_at FROM webhook_retries`,
+		"webhook_audit":   `SELECT id, at, who, action, organization_id, endpoint_id, count, detail FROM webhook_audit`,
+	} {
+		if query[bool](t, q, `SELECT to_regclass($1) IS NOT NULL`, table) {
+			lines = append(lines, column[string](t, q, `SELECT r::text FROM (`+s+`) r ORDER BY 1`)...)
+		}
 	}
 	return lines
 }
@@ -132,34 +226,47 @@ func differences(a, b []string) (onlyA, onlyB []string) {
 	return missing(a, b), missing(b, a)
 }
 
+// An upgrade that runs again changes nothing, and an application's INSERTs do not wait for either. Raise the version, and
+// the file of the former one is wanted in testdata: git show COMMIT:schema.sql | gzip -9n.
 func TestUpgrade(t *testing.T) {
 	t.Parallel()
 	schema := readSchema(t)
-	for _, version := range []string{"4", "7"} {
+	// One after the other: the application bears a lock for 100 ms, and so many upgrades at once would take the CPU from it.
+	for number := 1; number < store.SchemaVersion; number++ {
+		version := strconv.Itoa(number)
 		t.Run("from version "+version+" makes what a fresh installation has, and keeps rows and grants", func(t *testing.T) {
-			t.Parallel()
 			db, roles := versionInUse(t, version)
-			before := contents(t, db.Pool)
+			grownOld(t, db)
+			if got := query[int](t, db.Pool, `SELECT webhook_schema_version()`); got != number {
+				t.Fatalf("the file of version %d has version %d", number, got)
+			}
+			before := everything(t, db.Pool)
 			grants := map[string][]string{}
 			for _, role := range roles {
 				grants[role] = column[string](t, db.Pool, granted, role)
 			}
 			stop := insertAllTheTime(t, db, roles["app"])
-			err := store.New(db.Pool, db.Slot, 0).Migrate(t.Context(), schema)
+			st := store.New(db.Pool, db.Slot, 0)
+			err := st.Migrate(t.Context(), schema)
+			once := column[string](t, db.Pool, files)
+			if err == nil {
+				err = st.Apply(t.Context(), schema)
+			}
 			if inserted := stop(); err != nil || inserted == 0 {
 				t.Fatalf("beside %d events: %v", inserted, err)
+			}
+			if rewritten, with := differences(once, column[string](t, db.Pool, files)); len(rewritten)+len(with) > 0 {
+				t.Errorf("a second time rewrote %q with %q", rewritten, with)
 			}
 
 			fresh := pgtest.Empty(t)
 			if err := apply(t.Context(), fresh.Pool, schema); err != nil {
 				t.Fatal(err)
 			}
+			addDays(t, fresh)
 			missing, extra := differences(column[string](t, fresh.Pool, catalogue), column[string](t, db.Pool, catalogue))
 			if len(missing)+len(extra) > 0 {
 				t.Errorf("a fresh installation has\n%s\nthe upgraded one\n%s", strings.Join(missing, "\n"), strings.Join(extra, "\n"))
-			}
-			if lost, came := differences(before, contents(t, db.Pool)); len(lost)+len(came) > 0 {
-				t.Errorf("lost\n%s\ncame\n%s", strings.Join(lost, "\n"), strings.Join(came, "\n"))
 			}
 			for role, want := range grants {
 				got := column[string](t, db.Pool, granted, role)
@@ -167,8 +274,66 @@ func TestUpgrade(t *testing.T) {
 					t.Errorf("%s lost %q and got %q", role, lost, came)
 				}
 			}
+			if lost, came := differences(before, everything(t, db.Pool)); len(lost)+len(came) > 0 {
+				t.Errorf("lost\n%s\ncame\n%s", strings.Join(lost, "\n"), strings.Join(came, "\n"))
+			}
+			checkUse(t, db.Pool)
 		})
 	}
+}
+
+// files are the tables and indexes, each with the file that it is in: whatever writes it anew changes that.
+const files = `SELECT format('%s in %s', c.relname, c.relfilenode) FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace`
+
+// owners are the objects, each with its owner.
+const owners = `
+SELECT format('%s of %s', c.relname, c.relowner::regrole) FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace
+UNION ALL SELECT format('%s of %s', p.oid::regprocedure, p.proowner::regrole) FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace
+UNION ALL SELECT format('%s of %s', b.pubname, b.pubowner::regrole) FROM pg_publication b`
+
+// Version 7 came with roles.sql. The upgrade is `walhook init --roles`: schema.sql, and then roles.sql.
+func TestUpgradeWithRoles(t *testing.T) {
+	t.Parallel()
+	db := rolesServer(t, former(t, "schema-7"))
+	st := store.New(db.Pool, db.Slot, 0)
+	if err := st.ApplyRoles(t.Context(), former(t, "roles-7")); err != nil {
+		t.Fatal(err)
+	}
+	use(t, db)
+	grownOld(t, db)
+	before := everything(t, db.Pool)
+	stop := insertAllTheTime(t, db, "walhook_app")
+	var err error
+	for range 2 {
+		err = errors.Join(err, st.Apply(t.Context(), readSchema(t)), st.ApplyRoles(t.Context(), readRoles(t)))
+	}
+	if inserted := stop(); err != nil || inserted == 0 {
+		t.Fatalf("beside %d events: %v", inserted, err)
+	}
+
+	exec(t, db.Pool, `CREATE DATABASE fresh`)
+	fresh := &pgtest.DB{URL: strings.Replace(db.URL, "/postgres?", "/fresh?", 1), Slot: "fresh"}
+	fresh.Pool = newPool(t, fresh, func(*pgxpool.Config) {})
+	if err := errors.Join(apply(t.Context(), fresh.Pool, readSchema(t)), apply(t.Context(), fresh.Pool, readRoles(t))); err != nil {
+		t.Fatal(err)
+	}
+	addDays(t, fresh)
+	for what, sql := range map[string]string{"catalogue": catalogue, "owners": owners} {
+		missing, extra := differences(column[string](t, fresh.Pool, sql), column[string](t, db.Pool, sql))
+		if len(missing)+len(extra) > 0 {
+			t.Errorf("%s: a fresh installation has\n%s\nthe upgraded one\n%s", what, strings.Join(missing, "\n"), strings.Join(extra, "\n"))
+		}
+	}
+	for _, role := range []string{"walhook_owner", "walhook_run", "walhook_app", "walhook_backend", "walhook_ops", "walhook_tenant"} {
+		lacks, extra := differences(column[string](t, fresh.Pool, granted, role), column[string](t, db.Pool, granted, role))
+		if len(lacks)+len(extra) > 0 {
+			t.Errorf("%s lacks %q and has %q", role, lacks, extra)
+		}
+	}
+	if lost, came := differences(before, everything(t, db.Pool)); len(lost)+len(came) > 0 {
+		t.Errorf("lost\n%s\ncame\n%s", strings.Join(lost, "\n"), strings.Join(came, "\n"))
+	}
+	checkUse(t, db.Pool)
 }
 
 // Columns of a table that the application's INSERT reads need a lock that its open transaction excludes. The upgrade does not
