@@ -2297,12 +2297,16 @@ CREATE OR REPLACE VIEW webhook_overdue AS
         FROM walk WHERE walk.endpoint_id IS NOT NULL
     )
     SELECT min(due.at) AS since
-    FROM walk JOIN webhook_endpoints AS e ON e.id = walk.endpoint_id AND e.enabled AND e.paused_at IS NULL AND e.rate_per_second IS NULL
-    LEFT JOIN webhook_endpoint_failures AS f ON f.endpoint_id = e.id
+    FROM walk
+    -- LIMIT, so that each endpoint is looked up by itself: where the planner expects that none can be sent to, it would compare
+    -- each of these with every endpoint.
+    CROSS JOIN LATERAL (SELECT e.id FROM webhook_endpoints AS e
+                        WHERE e.id = walk.endpoint_id AND e.enabled AND e.paused_at IS NULL AND e.rate_per_second IS NULL
+                          AND NOT EXISTS (SELECT FROM webhook_endpoint_failures AS f WHERE f.endpoint_id = e.id AND f.breaker_opened_at IS NOT NULL)
+                        LIMIT 1) AS sendable
     CROSS JOIN LATERAL (SELECT greatest(d.next_attempt_at, d.created_at) AS at FROM webhook_deliveries AS d
-                        WHERE d.endpoint_id = e.id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at <= now()
-                        ORDER BY d.next_attempt_at, d.id LIMIT 1) AS due
-    WHERE f.breaker_opened_at IS NULL;
+                        WHERE d.endpoint_id = sendable.id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at <= now()
+                        ORDER BY d.next_attempt_at, d.id LIMIT 1) AS due;
 COMMENT ON VIEW webhook_overdue IS
     'Since when the oldest delivery that could be sent now has been due, without those that a pause, an open breaker or a rate delays. One row. Null: there is none.';
 COMMENT ON COLUMN webhook_overdue.since IS 'When it was due. See webhook_status.oldest_due_at.';

@@ -25,12 +25,14 @@
 //	million    a backlog of a million: memory, and how long PostgreSQL keeps the WAL
 //	fanout     an event that is owed to fifty thousand endpoints
 //	month      two months in minutes, of which one is kept: the database's size, and INSERTs while days are dropped
+//	looks      what operators look at, beside ten million deliveries: the scrape, status, the page, each query of the docs
 //
 //	file         responsibility
 //	main.go      flags and scenarios
 //	turns.go     runs what is compared in turns
 //	drain.go     a backlog: walhook, the bare client and the pollers; workloads.go, endpoints.go, waiting.go and million.go use it
 //	steady.go    an open loop of events; latency.go, neighbour.go, bad.go, storm.go, replay.go and fanout.go use it
+//	looks.go     a month of deliveries, and who looks at it
 //	month.go     days gone by, and the upkeep at their ends
 //	rows.go      inserts endpoints and deliveries
 //	walhook.go   builds the binary, runs it
@@ -61,6 +63,7 @@ type options struct {
 	replay, million  int
 	fanout           int
 	month, days      int
+	looked           int
 	rate             int
 	length           time.Duration
 	only             string
@@ -75,7 +78,7 @@ const usual = "drain,latency,neighbour,waiting,replay"
 
 // small are the options of -smoke.
 func (o options) small() options {
-	o.n, o.endpoints, o.waiting, o.storm, o.replay, o.million, o.fanout, o.month, o.days = 500, 10, 500, 500, 500, 5000, 500, 50, 6
+	o.n, o.endpoints, o.waiting, o.storm, o.replay, o.million, o.fanout, o.month, o.days, o.looked = 500, 10, 500, 500, 500, 5000, 500, 50, 6, 1000
 	o.rounds, o.rate, o.length = 1, 40, time.Second
 	if o.only == usual {
 		o.only = "all"
@@ -103,6 +106,7 @@ func main() {
 	flag.IntVar(&o.fanout, "fanout", 50_000, "fanout: endpoints")
 	flag.IntVar(&o.month, "month", 10_000, "month: events a day")
 	flag.IntVar(&o.days, "days", 60, "month: days, of which half are kept")
+	flag.IntVar(&o.looked, "looks", 10_000_000, "looks: deliveries (some 5 GB of disk)")
 	flag.IntVar(&o.rate, "rate", 200, "latency and month: events per second (neighbour, bad, storm and replay: 2.5 times that; fanout: a quarter)")
 	flag.DurationVar(&o.length, "length", 30*time.Second, "latency: duration (other loads: two thirds of that, per round and arm)")
 	flag.BoolVar(&o.smoke, "smoke", false, "run everything once with small numbers, in under two minutes: shows that it runs, not how fast")
@@ -157,6 +161,7 @@ var scenarios = []scenario{
 	{"million", (*bench).bigBacklog, 2},
 	{"fanout", (*bench).wideFanOut, 2},
 	{"month", (*bench).oneMonth, 1},
+	{"looks", (*bench).looks, 1},
 }
 
 // names lists the scenarios.
@@ -195,7 +200,7 @@ func measure(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	if min(o.n, o.rounds, o.perTx, o.endpoints, o.waiting, o.storm, o.replay, o.million, o.fanout, o.month) < 1 || o.days < 4 || o.rate < 4 || o.length < time.Second {
+	if min(o.n, o.rounds, o.perTx, o.endpoints, o.waiting, o.storm, o.replay, o.million, o.fanout, o.month, o.looked) < 1 || o.days < 4 || o.rate < 4 || o.length < time.Second {
 		return fmt.Errorf("numbers must be at least 1, -rate and -days at least 4, -length at least 1s")
 	}
 	if o.profile != "" && o.walhook != "" {

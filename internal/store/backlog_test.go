@@ -57,7 +57,7 @@ func (b *backlog) fill(t testing.TB, db *pgtest.DB, rows int) {
 	exec(t, db.Pool, `INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status, attempts, next_attempt_at)
 		SELECT webhook_delivery_id(o.id, e.id), o.id, e.id, 'org_1', 'payment.failed', CASE WHEN random() < 0.5 THEN 'pending' ELSE 'retrying' END, 1, now() + (random() - 0.5) * interval '4 hours'
 		FROM webhook_outbox o, unnest(o.endpoint_ids) e(id)`)
-	b.waiting = column[uuid.UUID](t, db.Pool, `SELECT id FROM webhook_deliveries ORDER BY md5(id::text) LIMIT 1000`)
+	b.waiting = column[uuid.UUID](t, db.Pool, `SELECT d.id FROM webhook_deliveries AS d JOIN webhook_outbox AS o ON o.id = d.event_id ORDER BY md5(d.id::text) LIMIT 1000`)
 	b.events = column[uuid.UUID](t, db.Pool, `SELECT event_id FROM unnest($1::uuid[]) AS r(id) JOIN webhook_deliveries d ON d.id = r.id`, b.waiting)
 	if len(b.waiting) != 1000 || len(b.events) != 1000 {
 		t.Fatalf("picked %d rows", len(b.waiting))

@@ -27,20 +27,23 @@ const (
 	overdueEndpoints = 16
 )
 
-// What may be sent now: nothing holds it but walhook. As in the view webhook_overdue.
-const sendable = `e.enabled AND e.paused_at IS NULL AND e.rate_per_second IS NULL AND f.breaker_opened_at IS NULL`
+// Nothing holds what waits for the endpoint p.endpoint_id but walhook. As in the view webhook_overdue, also in the LIMIT.
+const sendable = `
+    CROSS JOIN LATERAL (SELECT e.id FROM webhook_endpoints AS e
+                        WHERE e.id = p.endpoint_id AND e.enabled AND e.paused_at IS NULL AND e.rate_per_second IS NULL
+                          AND NOT EXISTS (SELECT FROM webhook_endpoint_failures AS f WHERE f.endpoint_id = e.id AND f.breaker_opened_at IS NOT NULL)
+                        LIMIT 1) AS sendable`
 
 const (
 	selectOldestDue = `
 WITH due AS MATERIALIZED (
     SELECT endpoint_id, greatest(next_attempt_at, created_at) AS at FROM webhook_deliveries
     WHERE status IN ('pending', 'retrying') AND next_attempt_at <= now() ORDER BY next_attempt_at LIMIT @rows::int
-), of AS MATERIALIZED (
+), p AS MATERIALIZED (
     SELECT endpoint_id, min(at) AS at FROM due GROUP BY endpoint_id
 )
-SELECT extract(epoch FROM clock_timestamp() - min(of.at))::float8, (SELECT count(*) FROM due) < @rows::int
-FROM of JOIN webhook_endpoints AS e ON e.id = of.endpoint_id LEFT JOIN webhook_endpoint_failures AS f ON f.endpoint_id = e.id
-WHERE ` + sendable
+SELECT extract(epoch FROM clock_timestamp() - min(p.at))::float8, (SELECT count(*) FROM due) < @rows::int
+FROM p` + sendable
 
 	// The worst endpoint of before, and the next ones in order of id.
 	selectOverdueBehind = `
@@ -53,12 +56,11 @@ WITH RECURSIVE walk AS (
 ), page AS MATERIALIZED (
     SELECT walk.endpoint_id FROM walk WHERE walk.endpoint_id IS NOT NULL LIMIT @limit::int
 ), oldest AS MATERIALIZED (
-    SELECT e.id, due.at FROM (SELECT @worst::uuid AS id UNION ALL SELECT page.endpoint_id FROM page) AS p
-    JOIN webhook_endpoints AS e ON e.id = p.id LEFT JOIN webhook_endpoint_failures AS f ON f.endpoint_id = e.id
+    SELECT sendable.id, due.at FROM (SELECT @worst::uuid AS endpoint_id UNION ALL SELECT page.endpoint_id FROM page) AS p` + sendable + `
     CROSS JOIN LATERAL (SELECT greatest(d.next_attempt_at, d.created_at) AS at FROM webhook_deliveries AS d
-                        WHERE d.endpoint_id = e.id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at <= now()
+                        WHERE d.endpoint_id = sendable.id AND d.status IN ('pending', 'retrying') AND d.next_attempt_at <= now()
                         ORDER BY d.next_attempt_at, d.id LIMIT 1) AS due
-    WHERE ` + sendable + ` ORDER BY due.at LIMIT 1
+    ORDER BY due.at LIMIT 1
 )
 SELECT extract(epoch FROM clock_timestamp() - o.at)::float8, coalesce(o.id, '00000000-0000-0000-0000-000000000000'::uuid), p.n, coalesce(p.last, '00000000-0000-0000-0000-000000000000'::uuid)
 FROM (SELECT count(*) AS n, (SELECT page.endpoint_id FROM page ORDER BY page.endpoint_id DESC LIMIT 1) AS last FROM page) AS p

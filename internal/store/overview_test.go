@@ -2,6 +2,9 @@ package store_test
 
 import (
 	"context"
+	"regexp"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -139,6 +142,43 @@ func TestOverdueIsWhatCouldBeSentNow(t *testing.T) {
 			t.Errorf("%s: %d wait", what, n)
 		}
 		exec(t, db.Pool, `SELECT * FROM webhook_endpoint_health`)
+	}
+}
+
+// Each endpoint with waiting rows is looked up by itself, and not compared with every endpoint there
+// is, also where the planner expects that none can be sent to.
+func TestOverdueComparesNoPairs(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	const endpoints, dead = 4000, 400
+	exec(t, db.Pool, `INSERT INTO webhook_endpoints (organization_id, url) SELECT 'org_' || i, 'https://example.com/' || i FROM generate_series(1, $1) AS i`, endpoints)
+	exec(t, db.Pool, `INSERT INTO webhook_endpoint_failures SELECT id, now(), now() FROM webhook_endpoints ORDER BY id LIMIT $1`, dead)
+	exec(t, db.Pool, `INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status, attempts, next_attempt_at)
+		SELECT e, e, f.endpoint_id, 'org_1', 'payment.failed', 'retrying', 1, now() - interval '1 hour' FROM (SELECT endpoint_id, webhook_uuidv7() AS e FROM webhook_endpoint_failures) AS f`)
+	exec(t, db.Pool, `ANALYZE`)
+	plan := strings.Join(column[string](t, db.Pool, `EXPLAIN (ANALYZE, TIMING OFF) SELECT * FROM webhook_overdue`), "\n")
+	for _, m := range regexp.MustCompile(`Rows Removed by Join Filter: (\d+)`).FindAllStringSubmatch(plan, -1) {
+		if n, _ := strconv.Atoi(m[1]); n > endpoints {
+			t.Errorf("%d pairs were compared:\n%s", n, plan)
+		}
+	}
+	if !strings.Contains(plan, "webhook_endpoints_pkey") {
+		t.Errorf("endpoints are not looked up one by one:\n%s", plan)
+	}
+
+	st, plans := explaining(t, db, "auto")
+	plans.take(t, "")
+	for range 2 { // by due time, and then by endpoint
+		if _, err := st.Overview(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, e := range plans.take(t, "") {
+		e.Plan.walk(func(n *planNode) {
+			if n.Unjoined*n.Loops > endpoints {
+				t.Errorf("%.0f pairs were compared: %s", n.Unjoined*n.Loops, e.Query)
+			}
+		})
 	}
 }
 
