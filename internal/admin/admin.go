@@ -73,6 +73,8 @@ func New(o Options) http.Handler {
 	restricted.Handle("POST /endpoints/{id}/test", page.button(page.test))
 	restricted.Handle("POST /endpoints/{id}/pause", page.button(page.pause))
 	restricted.Handle("POST /endpoints/{id}/resume", page.button(page.resume))
+	restricted.Handle("POST /endpoints/{id}/enable", page.button(page.enable))
+	restricted.Handle("POST /endpoints/{id}/replay", page.button(page.replayFailed))
 	restricted.Handle("POST /deliveries/{id}/replay", page.button(page.replay))
 	restricted.Handle("GET /metrics", metricsHandler(o, db))
 	restricted.Handle("POST /api/test-webhook", testWebhook(db))

@@ -278,7 +278,6 @@ func TestPageInABrowser(t *testing.T) {
 			b.inert(t, path, shows...)
 		}
 	})
-	t.Run("each button does what it says", func(t *testing.T) { b.buttons(t, s) })
 	t.Run("the filter filters", func(t *testing.T) {
 		b.open(t, "/")
 		b.do(t, "filter", chromedp.SetValue(chromedp.CSS("#status"), "cancelled"), chromedp.Click(chromedp.CSS("#show")), chromedp.WaitVisible(chromedp.CSS("#replay-"+s.orphan.String())))
@@ -287,6 +286,7 @@ func TestPageInABrowser(t *testing.T) {
 		}
 	})
 	t.Run("a keyboard is enough", func(t *testing.T) { b.keyboard(t, s) })
+	t.Run("each button does what it says", func(t *testing.T) { b.buttons(t, s) })
 	t.Run("it looks again by itself", func(t *testing.T) { b.refreshes(t, s) })
 	t.Run("it can be read with five thousand endpoints, and with none", func(t *testing.T) {
 		for _, organization := range []struct {
@@ -342,6 +342,14 @@ func (b *browser) buttons(t *testing.T, s *shop) {
 	b.open(t, "/deliveries/"+s.success.String())
 	s.changes(t, "replay", `SELECT status = 'pending' FROM webhook_deliveries WHERE id = '`+s.success.String()+`'`, func() {
 		b.press(t, "replay-"+s.success.String(), "This delivery is sent again.")
+	})
+	b.open(t, "/endpoints/"+s.failing.String())
+	s.changes(t, "replay all", `SELECT status = 'pending' FROM webhook_deliveries WHERE id = '`+s.orphan.String()+`'`, func() {
+		b.press(t, "replay-failed", "Sent again: 1 delivery.")
+	})
+	b.open(t, "/")
+	s.changes(t, "enable", `SELECT enabled FROM webhook_endpoints WHERE id = '`+s.disabled.String()+`'`, func() {
+		b.press(t, "enable-"+s.disabled.String(), "This endpoint is enabled.")
 	})
 	for _, paused := range []string{"pause", "resume"} {
 		b.open(t, "/")

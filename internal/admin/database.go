@@ -119,6 +119,15 @@ func (d *database) replay(ctx context.Context, delivery uuid.UUID) error {
 	return err
 }
 
+func (d *database) replayFailed(ctx context.Context, endpoint uuid.UUID, since string) (int64, error) {
+	return inTurn(ctx, d, func() (int64, error) { return d.store.ReplayFailed(ctx, endpoint, since) })
+}
+
+func (d *database) enable(ctx context.Context, endpoint uuid.UUID) error {
+	_, err := inTurn(ctx, d, func() (struct{}, error) { return struct{}{}, d.store.Enable(ctx, endpoint) })
+	return err
+}
+
 func (d *database) pause(ctx context.Context, endpoint uuid.UUID) error {
 	_, err := inTurn(ctx, d, func() (struct{}, error) { return struct{}{}, d.store.Pause(ctx, endpoint) })
 	return err

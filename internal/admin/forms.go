@@ -7,9 +7,12 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/google/uuid"
 
@@ -33,9 +36,12 @@ func (f forms) token(action string) string {
 	return hex.EncodeToString(mac.Sum(nil))
 }
 
-// An action is what a button does to the endpoint or the delivery of an id. It returns the page
-// to show then, with what to say in its query.
-type action func(ctx context.Context, id uuid.UUID) (shown string, err error)
+// errNoChoice means that a form has a value that the page does not offer.
+var errNoChoice = errors.New("take one of the list")
+
+// An action is what a button does to the endpoint or the delivery of an id, with what else its form
+// says. It returns the page to show then, with what to say in its query.
+type action func(ctx context.Context, id uuid.UUID, form url.Values) (shown string, err error)
 
 // button answers the POST of a form.
 func (p *page) button(do action) http.Handler {
@@ -52,10 +58,12 @@ func (p *page) button(do action) http.Handler {
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), databasePatience)
 		defer cancel()
-		shown, err := do(ctx, id)
+		shown, err := do(ctx, id, r.PostForm)
 		switch {
 		case errors.Is(err, store.ErrNothingThere):
 			no(http.StatusNotFound, "Nothing was changed: "+err.Error()+".")
+		case errors.Is(err, errNoChoice):
+			no(http.StatusBadRequest, "Nothing was changed: "+err.Error()+".")
 		case err != nil:
 			no(http.StatusServiceUnavailable, err.Error())
 		default:
@@ -73,25 +81,42 @@ func shown(kind string, id uuid.UUID, what string, more ...string) string {
 	return "/" + kind + "/" + id.String() + "?" + q.Encode()
 }
 
-func (p *page) retryNow(ctx context.Context, id uuid.UUID) (string, error) {
+func (p *page) retryNow(ctx context.Context, id uuid.UUID, _ url.Values) (string, error) {
 	waiting, err := p.db.retryNow(ctx, id)
 	return shown("endpoints", id, "retry", "n", strconv.FormatInt(waiting, 10)), err
 }
 
-func (p *page) replay(ctx context.Context, id uuid.UUID) (string, error) {
+func (p *page) replay(ctx context.Context, id uuid.UUID, _ url.Values) (string, error) {
 	return shown("deliveries", id, "replay"), p.db.replay(ctx, id)
 }
 
-func (p *page) test(ctx context.Context, id uuid.UUID) (string, error) {
+// sincesOf are from when on an endpoint's failed deliveries may be replayed, as PostgreSQL's
+// intervals. The first is the usual one.
+var sincesOf = []string{"1 day", "1 hour", "7 days", "30 days"}
+
+func (p *page) replayFailed(ctx context.Context, id uuid.UUID, form url.Values) (string, error) {
+	since := form.Get("since")
+	if !slices.Contains(sincesOf, since) {
+		return "", fmt.Errorf("%w: %q is none of %s", errNoChoice, since, strings.Join(sincesOf, ", "))
+	}
+	replayed, err := p.db.replayFailed(ctx, id, since)
+	return shown("endpoints", id, "replayed", "n", strconv.FormatInt(replayed, 10)), err
+}
+
+func (p *page) enable(ctx context.Context, id uuid.UUID, _ url.Values) (string, error) {
+	return shown("endpoints", id, "enable"), p.db.enable(ctx, id)
+}
+
+func (p *page) test(ctx context.Context, id uuid.UUID, _ url.Values) (string, error) {
 	delivery, err := p.db.sendTestTo(ctx, id)
 	return shown("endpoints", id, "test", "delivery", delivery.String()), err
 }
 
-func (p *page) pause(ctx context.Context, id uuid.UUID) (string, error) {
+func (p *page) pause(ctx context.Context, id uuid.UUID, _ url.Values) (string, error) {
 	return shown("endpoints", id, "pause"), p.db.pause(ctx, id)
 }
 
-func (p *page) resume(ctx context.Context, id uuid.UUID) (string, error) {
+func (p *page) resume(ctx context.Context, id uuid.UUID, _ url.Values) (string, error) {
 	return shown("endpoints", id, "resume"), p.db.resume(ctx, id)
 }
 
@@ -103,6 +128,12 @@ func done(q url.Values) string {
 		if n, err := strconv.ParseInt(q.Get("n"), 10, 64); err == nil && n >= 0 {
 			return "Everything that waits for this endpoint is due now: " + number(n, "delivery", "deliveries") + "."
 		}
+	case "replayed":
+		if n, err := strconv.ParseInt(q.Get("n"), 10, 64); err == nil && n >= 0 {
+			return "Sent again: " + number(n, "delivery", "deliveries") + "."
+		}
+	case "enable":
+		return "This endpoint is enabled. Events that were inserted while it was disabled are not owed to it; what was cancelled then can be replayed."
 	case "pause":
 		return "This endpoint is paused: what is owed to it waits, and nothing is sent until it is resumed."
 	case "resume":

@@ -214,13 +214,14 @@ func (p *page) fragments(w http.ResponseWriter, r *http.Request) {
 type endpointView struct {
 	view
 	Endpoint *store.EndpointView
+	Sinces   []string
 	Lists    []deliveryList
 }
 
 func (p *page) endpoint(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), databasePatience)
 	defer cancel()
-	v := endpointView{view: p.view(r)}
+	v := endpointView{view: p.view(r), Sinces: sincesOf}
 	id, err := uuid.Parse(r.PathValue("id"))
 	if err == nil {
 		v.Endpoint, err = p.db.endpoint(ctx, id)

@@ -38,6 +38,8 @@ func newShop(t *testing.T) *shop {
 	one[string](t, s.db, `UPDATE webhook_endpoints SET enabled = false, disabled_reason = $2 WHERE id = $1 RETURNING ''`, s.disabled, hostile)
 	one[string](t, s.db, `INSERT INTO webhook_endpoint_failures (endpoint_id, failing_since, breaker_opened_at) VALUES ($1, now() - interval '3 hours', now() - interval '2 hours') RETURNING ''`, s.failing)
 	delivery := func(endpoint uuid.UUID, status string, attempts int, next, payload string) uuid.UUID {
+		for before := time.Now().UnixMilli(); time.Now().UnixMilli() == before; { // ids of one millisecond have no order
+		}
 		return one[uuid.UUID](t, s.db, `WITH event AS (
 			INSERT INTO webhook_outbox (organization_id, event_type, payload, endpoint_ids) VALUES ('org_1', 'payment.failed', $5::text::jsonb, ARRAY[$1::uuid]) RETURNING id)
 			INSERT INTO webhook_deliveries (id, event_id, endpoint_id, organization_id, event_type, status, attempts, next_attempt_at, status_code, error_class, response, duration_ms)
@@ -72,6 +74,7 @@ func TestWhatIsDue(t *testing.T) {
 	one[string](t, s.db, `UPDATE webhook_deliveries SET next_attempt_at = now() - interval '1 minute' WHERE id = $1 RETURNING ''`, s.retrying)
 	shows(map[string]string{"/": `>due <time`, ofFailing: `the first was due <time`, ofRetrying: `<th>Next attempt</th><td>due <time`})
 	one[string](t, s.db, `WITH gone AS (DELETE FROM webhook_endpoints RETURNING id) SELECT ''`)
+	h = New(options(t, s.db.Pool)) // one that remembers nothing that took long to read
 	shows(map[string]string{"/": "None yet"})
 }
 
@@ -123,6 +126,10 @@ func TestButtons(t *testing.T) {
 			`SELECT status FROM webhook_deliveries WHERE id = '` + s.failed.String() + `'`, "This delivery is sent again."},
 		{"replay", "/deliveries/" + s.success.String(), "/deliveries/" + s.success.String() + "/replay", "success", "pending",
 			`SELECT status FROM webhook_deliveries WHERE id = '` + s.success.String() + `'`, "This delivery is sent again."},
+		{"replay all", "/endpoints/" + s.failing.String(), "/endpoints/" + s.failing.String() + "/replay", "cancelled", "pending",
+			`SELECT status FROM webhook_deliveries WHERE id = '` + s.orphan.String() + `'`, "Sent again: 1 delivery."},
+		{"enable", "/", "/endpoints/" + s.disabled.String() + "/enable", "false", "true",
+			`SELECT enabled::text FROM webhook_endpoints WHERE id = '` + s.disabled.String() + `'`, "This endpoint is enabled"},
 		{"pause", "/", "/endpoints/" + s.failing.String() + "/pause", "false", "true",
 			`SELECT (paused_at IS NOT NULL)::text FROM webhook_endpoints WHERE id = '` + s.failing.String() + `'`, "This endpoint is paused"},
 		{"resume", "/", "/endpoints/" + s.failing.String() + "/resume", "true", "false",
@@ -131,8 +138,8 @@ func TestButtons(t *testing.T) {
 			`SELECT count(*)::text FROM webhook_outbox WHERE event_type = 'webhook.test' AND endpoint_ids = ARRAY['` + s.healthy.String() + `'::uuid]`, "A test event is on its way"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			form := "token=" + tokenFor(t, ask(h, "GET", tt.page, "", auth).Body.String(), tt.action)
-			other := "token=" + tokenFor(t, ask(h, "GET", "/endpoints/"+s.healthy.String(), "", auth).Body.String(), "/endpoints/"+s.healthy.String()+"/retry")
+			form := "since=1+day&token=" + tokenFor(t, ask(h, "GET", tt.page, "", auth).Body.String(), tt.action)
+			other := "since=1+day&token=" + tokenFor(t, ask(h, "GET", "/endpoints/"+s.healthy.String(), "", auth).Body.String(), "/endpoints/"+s.healthy.String()+"/retry")
 			for _, no := range []struct {
 				what    string
 				status  int
@@ -177,11 +184,14 @@ func TestButtonsOfWhatIsGone(t *testing.T) {
 	h := New(options(t, s.db.Pool))
 	at := "/endpoints/" + s.healthy.String()
 	body := ask(h, "GET", at, "").Body.String()
-	if off := ask(h, "GET", "/endpoints/"+s.disabled.String(), "").Body.String(); strings.Contains(off, `action="/endpoints/`) {
-		t.Errorf("a disabled endpoint, to which nothing is sent, has buttons: %s", off)
+	if off := ask(h, "GET", "/endpoints/"+s.disabled.String(), "").Body.String(); strings.Count(off, `action="/endpoints/`) != 1 || !strings.Contains(off, "/enable") {
+		t.Errorf("a disabled endpoint, to which nothing is sent, has buttons beside the one that enables it: %s", off)
 	}
 	one[string](t, s.db, `DELETE FROM webhook_endpoints WHERE id = $1 RETURNING ''`, s.healthy)
 	one[string](t, s.db, `DELETE FROM webhook_deliveries WHERE id = $1 RETURNING ''`, s.success)
+	if w := ask(h, "POST", at+"/replay", "since=1000+years&token="+tokenFor(t, body, at+"/replay"), formType); w.Code != http.StatusBadRequest {
+		t.Errorf("a time that the form does not have: %d %s", w.Code, w.Body)
+	}
 	for _, action := range []string{at + "/retry", at + "/test", at + "/pause"} {
 		if w := ask(h, "POST", action, "token="+tokenFor(t, body, action), formType); w.Code != http.StatusNotFound || !strings.Contains(w.Body.String(), "Nothing was changed") {
 			t.Errorf("%s: %d %s", action, w.Code, w.Body)

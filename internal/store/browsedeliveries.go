@@ -52,7 +52,7 @@ type DeliveryPage struct {
 
 const (
 	deliveryView = `d.id, d.event_id, d.endpoint_id, d.organization_id, d.event_type, d.status, coalesce(e.url, ''), d.attempts,
-       CASE WHEN d.status IN ` + unfinishedStatuses + ` AND isfinite(d.next_attempt_at) THEN d.next_attempt_at END, coalesce(d.status_code, 0), coalesce(d.error_class, ''), coalesce(d.error, ''),
+       CASE WHEN d.status IN ` + unfinishedStatuses + ` AND isfinite(d.next_attempt_at) THEN greatest(d.next_attempt_at, d.created_at) END, coalesce(d.status_code, 0), coalesce(d.error_class, ''), coalesce(d.error, ''),
        left(coalesce(d.response, ''), @response::int), d.created_at, d.updated_at, left(o.payload, @payload::int), coalesce(length(o.payload) > @payload::int, false)`
 
 	chosen = `(@organization::text = '' OR s.organization_id = @organization::text)
