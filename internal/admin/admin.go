@@ -62,7 +62,7 @@ const databasePatience = 5 * time.Second
 
 // New returns the server's handler.
 func New(o Options) http.Handler {
-	db := &database{store: o.Store, turn: newGate()}
+	db := newDatabase(o.Store)
 	restricted := http.NewServeMux()
 	page := &page{Options: o, db: db, forms: newForms()}
 	restricted.HandleFunc("GET /{$}", page.overview)

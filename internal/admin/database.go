@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"maps"
 	"time"
 
 	"github.com/google/uuid"
@@ -33,9 +34,8 @@ type database struct {
 	turn  gate
 
 	// Who has the gate's turn reads and writes these.
-	shown    kept[store.Overview]
-	listed   kept[endpointList]
-	listedOf string // the organization of listed
+	shown  kept[store.Overview]
+	listed map[string]*kept[endpointList] // by organization; "": those in trouble
 }
 
 // An endpointList is what EndpointViews returns.
@@ -59,10 +59,10 @@ type kept[T any] struct {
 }
 
 func (k *kept[T]) get(read func() (T, error)) (T, error) {
-	begun := time.Now()
-	if begun.Before(k.until) {
+	if !k.over() {
 		return k.last, nil
 	}
+	begun := time.Now()
 	v, err := read()
 	if took := time.Since(begun); err == nil && took > slowRead {
 		k.last, k.until = v, begun.Add(shownTimes*took)
@@ -70,13 +70,29 @@ func (k *kept[T]) get(read func() (T, error)) (T, error) {
 	return v, err
 }
 
-// inTurn runs one read or one action at a time.
+// over reports whether it remembers nothing any more.
+func (k *kept[T]) over() bool { return !time.Now().Before(k.until) }
+
+// inTurn runs one read at a time.
 func inTurn[T any](ctx context.Context, d *database, f func() (T, error)) (v T, err error) {
 	if err := d.turn.enter(ctx); err != nil {
 		return v, err
 	}
 	defer d.turn.leave()
 	return f()
+}
+
+// changing runs one action at a time. What was kept is read anew, so that it shows what was done.
+func changing[T any](ctx context.Context, d *database, f func() (T, error)) (T, error) {
+	return inTurn(ctx, d, func() (T, error) {
+		d.shown = kept[store.Overview]{}
+		clear(d.listed)
+		return f()
+	})
+}
+
+func newDatabase(s *store.Store) *database {
+	return &database{store: s, turn: newGate(), listed: map[string]*kept[endpointList]{}}
 }
 
 func (d *database) overview(ctx context.Context) (store.Overview, error) {
@@ -87,10 +103,14 @@ func (d *database) overview(ctx context.Context) (store.Overview, error) {
 
 func (d *database) endpoints(ctx context.Context, organization string) ([]store.EndpointView, bool, error) {
 	l, err := inTurn(ctx, d, func() (endpointList, error) {
-		if organization != d.listedOf {
-			d.listed, d.listedOf = kept[endpointList]{}, organization
+		// Reads come one after the other, and each is kept for shownTimes as long: so these are few.
+		maps.DeleteFunc(d.listed, func(_ string, k *kept[endpointList]) bool { return k.over() })
+		k := d.listed[organization]
+		if k == nil {
+			k = &kept[endpointList]{}
+			d.listed[organization] = k
 		}
-		return d.listed.get(func() (l endpointList, err error) {
+		return k.get(func() (l endpointList, err error) {
 			l.endpoints, l.more, err = d.store.EndpointViews(ctx, organization)
 			return l, err
 		})
@@ -111,35 +131,35 @@ func (d *database) delivery(ctx context.Context, id uuid.UUID) (*store.DeliveryD
 }
 
 func (d *database) retryNow(ctx context.Context, endpoint uuid.UUID) (int64, error) {
-	return inTurn(ctx, d, func() (int64, error) { return d.store.RetryNow(ctx, endpoint) })
+	return changing(ctx, d, func() (int64, error) { return d.store.RetryNow(ctx, endpoint) })
 }
 
 func (d *database) replay(ctx context.Context, delivery uuid.UUID) error {
-	_, err := inTurn(ctx, d, func() (struct{}, error) { return struct{}{}, d.store.Replay(ctx, delivery) })
+	_, err := changing(ctx, d, func() (struct{}, error) { return struct{}{}, d.store.Replay(ctx, delivery) })
 	return err
 }
 
 func (d *database) replayFailed(ctx context.Context, endpoint uuid.UUID, since string) (int64, error) {
-	return inTurn(ctx, d, func() (int64, error) { return d.store.ReplayFailed(ctx, endpoint, since) })
+	return changing(ctx, d, func() (int64, error) { return d.store.ReplayFailed(ctx, endpoint, since) })
 }
 
 func (d *database) enable(ctx context.Context, endpoint uuid.UUID) error {
-	_, err := inTurn(ctx, d, func() (struct{}, error) { return struct{}{}, d.store.Enable(ctx, endpoint) })
+	_, err := changing(ctx, d, func() (struct{}, error) { return struct{}{}, d.store.Enable(ctx, endpoint) })
 	return err
 }
 
 func (d *database) pause(ctx context.Context, endpoint uuid.UUID) error {
-	_, err := inTurn(ctx, d, func() (struct{}, error) { return struct{}{}, d.store.Pause(ctx, endpoint) })
+	_, err := changing(ctx, d, func() (struct{}, error) { return struct{}{}, d.store.Pause(ctx, endpoint) })
 	return err
 }
 
 func (d *database) resume(ctx context.Context, endpoint uuid.UUID) error {
-	_, err := inTurn(ctx, d, func() (struct{}, error) { return struct{}{}, d.store.Resume(ctx, endpoint) })
+	_, err := changing(ctx, d, func() (struct{}, error) { return struct{}{}, d.store.Resume(ctx, endpoint) })
 	return err
 }
 
 func (d *database) sendTestTo(ctx context.Context, endpoint uuid.UUID) (uuid.UUID, error) {
-	return inTurn(ctx, d, func() (uuid.UUID, error) { return d.store.SendTestTo(ctx, endpoint) })
+	return changing(ctx, d, func() (uuid.UUID, error) { return d.store.SendTestTo(ctx, endpoint) })
 }
 
 func (d *database) sendTest(ctx context.Context, w store.TestWebhook) (event uuid.UUID, deliveries []uuid.UUID, err error) {
