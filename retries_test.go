@@ -313,3 +313,45 @@ func TestAnOperatorsLongUpdateHoldsNobodyUp(t *testing.T) {
 	}
 	w.eventually("and the retries' outcomes as soon as they can be", `SELECT count(*) = 20 FROM webhook_deliveries WHERE event_type = 'payment.failed' AND status = 'success'`)
 }
+
+// An endpoint may give its receiver longer than WALHOOK_TIMEOUT, and a stop waits no longer than that. The attempt that it cuts
+// does not count, not even where it is the only one of the schedule: the next process makes it.
+func TestAnAttemptThatAStopCutsDoesNotCount(t *testing.T) {
+	for name, park := range map[string]string{"its delivery has a row with a lease": "WALHOOK_PARK_AFTER=0", "and one that was written meanwhile": "WALHOOK_PARK_AFTER=100ms", "and none": "WALHOOK_PARK_AFTER=1m"} {
+		t.Run(name, func(t *testing.T) {
+			const timeout = time.Second
+			w := newWorld(t, "WALHOOK_TIMEOUT="+timeout.String(), park)
+			hold := make(chan struct{})
+			rcv := newReceiver(t, func(n int) int {
+				if n == 0 {
+					<-hold
+				}
+				return 200
+			})
+			t.Cleanup(func() { close(hold) })
+			id, _ := w.endpoint(rcv.URL)
+			w.exec(`UPDATE webhook_endpoints SET timeout = '60 s', retry_schedule = '{}' WHERE id = $1`, id)
+			w.run()
+			event := w.insert("payment.succeeded")
+			pgtest.Eventually(t, patience, "the attempt is under way", func() bool { return len(rcv.requests()) == 1 })
+			if park != "WALHOOK_PARK_AFTER=1m" {
+				w.eventually("it has a row", `SELECT count(*) = 1 FROM webhook_deliveries WHERE event_id = $1`, event)
+			}
+			begun := time.Now()
+			if err := w.stop(); err != nil {
+				t.Errorf("stop: %v", err)
+			}
+			if took := time.Since(begun); took > timeout+5*time.Second {
+				t.Errorf("the stop took %s", took)
+			}
+			if row := query[string](w, `SELECT coalesce(string_agg(concat_ws(' ', status, attempts, error, next_attempt_at <= now()), ', '), '') FROM webhook_deliveries WHERE event_id = $1`, event); row != "" && row != "pending 0 t" {
+				t.Errorf("the row is %q", row)
+			}
+			w.run()
+			w.eventually("the next process delivers it", `SELECT count(*) = 1 FROM webhook_deliveries WHERE event_id = $1 AND status = 'success' AND attempts = 1`, event)
+			if got := rcv.requests(); len(got) != 2 || got[1].header.Get("X-Webhook-Retry") != "0" {
+				t.Errorf("%d requests, %v", len(got), got[len(got)-1].header)
+			}
+		})
+	}
+}

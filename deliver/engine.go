@@ -82,6 +82,7 @@ type Engine struct {
 	workers    workers
 	attempts   sync.WaitGroup
 	running    atomic.Bool
+	cutOff     atomic.Int64  // attempts that the end of the process has cut
 	stopped    chan struct{} // closed: idle workers end
 	heartbeats []*heartbeat
 	fanOut     *fanOut
@@ -204,10 +205,13 @@ const drainMargin = 3 * time.Second
 // The next process sends them again.
 var ErrUnrecorded = errors.New("stopped before all outcomes were recorded")
 
+// errCut is the cause of the context of attempts that a stop waits for no longer.
+var errCut = errors.New("the process stops")
+
 // Run delivers the source's events until the context ends. Then it drains: it starts
 // no more attempts, lets those under way end, and records and confirms their
 // outcomes, within Timeout plus drainMargin. An endpoint's own timeout may be longer: after
-// Timeout its attempts end as timed out. It returns store.ErrFenced if another
+// Timeout its attempts are cut, and do not count. It returns store.ErrFenced if another
 // process has taken over, and ErrUnrecorded if outcomes could not be recorded in time.
 func (e *Engine) Run(ctx context.Context, source Source) error {
 	loops, kill := context.WithCancel(context.WithoutCancel(ctx))
@@ -239,6 +243,9 @@ func (e *Engine) Run(ctx context.Context, source Source) error {
 	close(e.stopped)
 	wg.Wait()
 	e.attempts.Wait()
+	if n := e.cutOff.Load(); n > 0 {
+		e.log.InfoContext(ctx, "attempts that WALHOOK_TIMEOUT did not suffice for were cut; they are not counted, and the next process sends their deliveries again", "count", n)
+	}
 	if ctx.Err() != nil && !errors.Is(err, store.ErrFenced) {
 		e.recorder.deferred.flush(context.WithoutCancel(ctx))
 	}
@@ -252,7 +259,7 @@ func (e *Engine) drain(ctx context.Context, source Source, died <-chan error, cu
 	source.Stop()
 	deadline := time.NewTimer(e.timeout + drainMargin)
 	defer deadline.Stop()
-	defer time.AfterFunc(e.timeout, func() { cut(send.ErrStopping) }).Stop()
+	defer time.AfterFunc(e.timeout, func() { cut(errCut) }).Stop()
 	tick := time.NewTicker(schedule.ParkEvery)
 	defer tick.Stop()
 	echoes := true // can still come

@@ -2,6 +2,7 @@ package deliver
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -62,6 +63,10 @@ func (e *Engine) attempt(ctx context.Context, d *schedule.Delivery) *schedule.De
 	}
 	now := time.Now()
 	switch {
+	case !completed && errors.Is(context.Cause(ctx), errCut):
+		e.cutOff.Add(1)
+		e.scheduler.Unsent(d, now)
+		return nil
 	case !completed && ctx.Err() != nil: // the process is being killed
 		e.scheduler.Abandon(d, now)
 		return nil

@@ -75,6 +75,9 @@ func (s *Scheduler) record(d *Delivery) webhook.Record {
 		s.outcome(d, &r)
 	case d.stage == parked:
 		r.Status, r.Wait = webhook.Pending, -webhook.ParkedDue
+		if !d.fetched {
+			r.Seen.Lease = d.lease // if it has a row
+		}
 	default: // running: the lease
 		r.Status, r.Wait = webhook.Pending, d.lease
 	}

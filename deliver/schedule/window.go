@@ -114,15 +114,16 @@ func (s *Scheduler) finish(d *Delivery, a webhook.Attempt, now time.Time) {
 	s.room()
 }
 
-// unsent takes back a delivery whose request was not sent, because another process may
-// hold the slot. It goes to the table or stays there.
+// unsent takes back a delivery whose attempt does not count: its request was not sent,
+// because another process may hold the slot, or the end of this one has cut it. It goes to
+// the table or stays there. A lease in the table ends with the process.
 func (s *Scheduler) unsent(d *Delivery, now time.Time) {
 	s.release(d, &webhook.Attempt{}, now)
 	s.releaseLow(d, now)
 	s.stopAging(d)
 	s.leave(d, now)
 	d.lane.restart()
-	if d.inTable && !d.enlisted && !d.writing {
+	if d.inTable && !d.enlisted && !d.writing && (d.fetched || !s.stopping) {
 		s.remove(d)
 		s.hasRows(d.lane)
 		return

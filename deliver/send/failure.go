@@ -26,7 +26,6 @@ type failure struct {
 // Reasons why our side ends an attempt.
 const (
 	errTimeout = words("no response within the timeout")
-	errStopped = words("no response before walhook was stopped")
 	errNotLive = words("another process may hold the slot")
 	errClosed  = words("the receiver closed the connection before its response was complete")
 )

@@ -103,16 +103,11 @@ type Request struct {
 	Body       []byte // from Body; must not change afterwards
 }
 
-// ErrStopping is the cause of a context that ends because the process does, and will wait
-// no longer for a response.
-var ErrStopping = errors.New("the process stops")
-
 // Send makes one attempt within the target's timeout. A failure is in the Attempt. The
 // second result reports whether the attempt was completed. It is false if the context
-// was cancelled before a status line came: that says nothing about the endpoint, and the
-// receiver may have seen the request. With ErrStopping as the cause, it is a timeout
-// instead. It is also false if the process lost the right to send: then no receiver can
-// have acted on the request.
+// was cancelled before a status line came and before the timeout: that says nothing about
+// the endpoint, and the receiver may have seen the request. It is also false if the process
+// lost the right to send: then no receiver can have acted on the request.
 func (s *Sender) Send(ctx context.Context, r Request) (webhook.Attempt, bool) {
 	begun := time.Now()
 	if class, text, refused := r.Endpoint.Refused(); refused {
@@ -125,16 +120,11 @@ func (s *Sender) Send(ctx context.Context, r Request) (webhook.Attempt, bool) {
 		return webhook.Attempt{}, false
 	}
 	a, f := s.attempt(ctx, &r, begun)
-	stopping := errors.Is(context.Cause(ctx), ErrStopping)
 	switch {
 	case f == nil:
 		return a, true
-	case errors.Is(f.err, errNotLive), ctx.Err() != nil && !stopping:
+	case errors.Is(f.err, errNotLive), ctx.Err() != nil && time.Since(begun) < r.Endpoint.timeout:
 		return webhook.Attempt{}, false
-	case stopping:
-		a = failed(begun, webhook.ErrTimeout, string(errStopped))
-		a.OwnFault = f.fault
-		return a, true
 	default:
 		s.log.DebugContext(ctx, "attempt failed", "delivery", r.DeliveryID, "class", f.class, "reason", f.err)
 		a = failed(begun, f.class, cutText(inWords(f.class, f.err)))

@@ -43,6 +43,13 @@ func (w *world) Delete(endpoint uuid.UUID) {
 	exec(w.t, w.db.Pool, `DELETE FROM webhook_endpoints WHERE id = $1`, endpoint)
 }
 
+func (w *world) Erase(organization string) {
+	w.t.Helper()
+	if left := query[int](w.t, w.db.Pool, `SELECT webhook_forget($1)`, organization); left == 0 {
+		w.t.Error("nothing is left, though deliveries had no row yet")
+	}
+}
+
 func (w *world) GiveAgain(endpoint uuid.UUID, organization string) {
 	tx := begin(w.t, w.db.Pool)
 	exec(w.t, tx, `SET LOCAL session_replication_role = replica`) // a restore that goes past triggers

@@ -48,7 +48,7 @@ func (s *Store) insert(ctx context.Context, sql string, fence webhook.Fence, mar
 // Update writes outcomes of deliveries that have a row, in one transaction. It never waits
 // for a row: rows that someone else has locked are returned as locked, to be tried again. An
 // outcome is applied only if its attempt is later than the row's; rows that are gone are
-// skipped. If an operator has replayed or cancelled a delivery meanwhile, the attempt is
+// skipped. A pending record with a lease gives that lease back: the row is due. If an operator has replayed or cancelled a delivery meanwhile, the attempt is
 // counted and logged, and the operator's change stands: replayed are the deliveries that wait
 // because of it.
 func (s *Store) Update(ctx context.Context, fence webhook.Fence, mark webhook.Mark, records []webhook.Record) (locked, replayed []uuid.UUID, err error) {
@@ -234,7 +234,8 @@ WITH r AS MATERIALIZED (
             || pg_catalog.jsonb_build_object('attempt', r.attempts, 'at', r.ended - coalesce(r.duration_ms, 0)::float8 * interval '1 ms',
                    'status_code', r.status_code, 'error_class', r.error_class, 'error', r.error, 'duration_ms', r.duration_ms)
         END
-    FROM r WHERE d.id = r.id AND d.attempts < r.attempts AND d.status <> 'success'
+    FROM r WHERE d.id = r.id AND (d.attempts < r.attempts OR r.attempts = d.attempts AND r.status = 'pending' AND r.lease_ms IS NOT NULL AND NOT r.overruled)
+      AND d.status <> 'success'
     RETURNING d.id, r.overruled AND d.status IN ('pending', 'retrying') AS waits
 )
 SELECT id, false FROM r UNION ALL SELECT id, true FROM applied WHERE waits`, recordRows, fenced, maxAttemptLog, firstEntry, overruled)

@@ -18,11 +18,12 @@ import (
 type World interface {
 	Statements
 
-	// Endpoint makes an endpoint; it is enabled, disabled, deleted, and its id
-	// given to another organization's.
+	// Endpoint makes an endpoint; it is enabled, disabled, deleted, erased with its
+	// organization, and its id given to another organization's.
 	NewEndpoint(organization string) uuid.UUID
 	Enable(endpoint uuid.UUID, enabled bool)
 	Delete(endpoint uuid.UUID)
+	Erase(organization string)
 	GiveAgain(endpoint uuid.UUID, organization string)
 
 	// Begin inserts an event that other sessions see only once it is committed.
@@ -85,6 +86,8 @@ func Run(t *testing.T, open func(*testing.T) World) {
 		{"Update applies what is later than the row", updatesLater},
 		{"Update counts the attempt, and leaves an operator's word", laterWordCounts},
 		{"Update returns rows that somebody holds", returnsLocked},
+		{"Update gives a lease back, and leaves an operator's word", givesBack},
+		{"Insert and InsertMissing write no row of an endpoint that is erased", writesNoErased},
 		{"Due hands out what is due, those that have waited longest first", handsOutDue},
 		{"Due tells events that were deleted from those that are not visible yet", tellsOrphans},
 		{"Due and CancelReassigned know endpoints whose id was given again", knowsReassigned},

@@ -79,6 +79,7 @@ func (r *Row) Waits() bool { return r.Status == webhook.Pending || r.Status == w
 type Endpoint struct {
 	webhook.Endpoint
 	Deleted bool
+	Erased  bool // by webhook_forget: nothing that is owed to it gets a row
 	Own     bool // it gets walhook's own events, too
 	by      *Commit
 }
@@ -167,6 +168,11 @@ func (t *Tables) Endpoint(id uuid.UUID) *Endpoint {
 		}
 	}
 	return nil
+}
+
+// erased says whether nothing that is owed to an endpoint gets a row any more.
+func (t *Tables) erased(id uuid.UUID) bool {
+	return slices.ContainsFunc(t.EndpointRows, func(e *Endpoint) bool { return e.ID == id && e.Deleted && e.Erased && e.by.Visible })
 }
 
 func (t *Tables) enabled(id uuid.UUID) bool {

@@ -50,9 +50,20 @@ func (m *memory) Delete(endpoint uuid.UUID) {
 	m.change(e)
 }
 
+func (m *memory) Erase(organization string) {
+	for _, e := range m.EndpointRows {
+		if e.OrganizationID == organization {
+			erased := *e
+			erased.Deleted, erased.Erased = true, true
+			m.change(erased)
+		}
+	}
+}
+
 func (m *memory) GiveAgain(endpoint uuid.UUID, organization string) {
-	e := *m.Endpoint(endpoint)
-	e.OrganizationID = organization
+	at := slices.IndexFunc(m.EndpointRows, func(e *storetest.Endpoint) bool { return e.ID == endpoint })
+	e := *m.EndpointRows[at]
+	e.OrganizationID, e.Deleted, e.Erased = organization, false, false
 	m.change(e)
 }
 

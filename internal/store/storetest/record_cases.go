@@ -191,6 +191,65 @@ func (w word) say(b *bench, row func(webhook.Record) webhook.Record) (r webhook.
 	return r, said, locked, replayed, time.Since(end.Attempt.EndedAt)
 }
 
+func givesBack(b *bench) {
+	const lease = time.Hour
+	for _, c := range []struct {
+		what string
+		row  webhook.Status
+		said webhook.Status // "": nothing
+		want string
+		due  bool
+	}{
+		{"a lease", webhook.Pending, "", "pending 0", true},
+		{"a row with an outcome", webhook.Success, "", "success 1", false},
+		{"a row that was replayed", webhook.Pending, webhook.Pending, "pending 0", false},
+		{"a row that was cancelled", webhook.Pending, webhook.Cancelled, "cancelled 0", false},
+	} {
+		r := b.owed(b.NewEndpoint(organization))
+		row := r
+		if row.Wait = lease; c.row != webhook.Pending {
+			row = outcome(r, c.row, 1)
+		}
+		b.insert(row)
+		if c.said != "" {
+			b.Say(r.ID, c.said, time.Now().Add(lease))
+		}
+		r.Wait, r.Seen.Lease = -webhook.ParkedDue, lease
+		locked, replayed, err := b.Update(b.Context(), b.fence, webhook.Mark{}, []webhook.Record{r})
+		b.ok(err)
+		got, _ := b.Row(r.ID)
+		if due := near(got.DueAt, time.Now().Add(-webhook.ParkedDue)); b.text(r.ID) != c.want || due != c.due || len(locked)+len(replayed) > 0 {
+			b.Errorf("%s: %s, due %s, locked %v, replayed %v", c.what, b.text(r.ID), got.DueAt, locked, replayed)
+		}
+	}
+}
+
+func writesNoErased(b *bench) {
+	erased := b.NewEndpoint(organization)
+	gone, missing := b.owed(erased), b.owed(erased)
+	b.Erase(organization)
+	stays := b.owed(b.NewEndpoint(organization)) // the customer is back
+	fresh, err := b.Insert(b.Context(), b.fence, webhook.Mark{}, []webhook.Record{outcome(gone, webhook.Failed, 1), stays})
+	b.ok(err)
+	if fresh {
+		b.Error("all rows are said to be new")
+	}
+	if n, err := b.InsertMissing(b.Context(), b.fence, []webhook.Record{missing}); err != nil || n != 0 {
+		b.Errorf("the comparison inserted %d, %v", n, err)
+	}
+	locked, replayed, err := b.Update(b.Context(), b.fence, webhook.Mark{}, []webhook.Record{outcome(gone, webhook.Failed, 1)})
+	b.ok(err)
+	if len(locked)+len(replayed) > 0 {
+		b.Errorf("locked %v, replayed %v", locked, replayed)
+	}
+	b.has(gone.ID, "none")
+	b.has(missing.ID, "none")
+	b.has(stays.ID, "pending 0")
+	b.GiveAgain(erased, "org_2")
+	b.insert(outcome(gone, webhook.Failed, 1))
+	b.has(gone.ID, "failed 1")
+}
+
 func returnsLocked(b *bench) {
 	endpoint := b.NewEndpoint(organization)
 	held, free := b.owed(endpoint), b.owed(endpoint)

@@ -106,7 +106,7 @@ func (m *Memory) Insert(_ context.Context, fence webhook.Fence, mark webhook.Mar
 		return false, err
 	}
 	for _, r := range records {
-		if m.Rows[r.ID] == nil {
+		if m.Rows[r.ID] == nil && !m.erased(r.EndpointID) {
 			c.Rows = append(c.Rows, newRow(r))
 		}
 	}
@@ -152,6 +152,10 @@ func (m *Memory) Update(_ context.Context, fence webhook.Fence, mark webhook.Mar
 					replayed = append(replayed, r.ID)
 				}
 			}
+			c.Rows = append(c.Rows, row)
+		case old.Attempts == r.Attempts && r.Status == webhook.Pending && r.Seen.Lease > 0 && old.Status != webhook.Success && !old.overrules(r):
+			row := newRow(r)
+			row.First = old.First
 			c.Rows = append(c.Rows, row)
 		}
 	}
