@@ -8,7 +8,7 @@ GOVULNCHECK  := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 GOLANGCI     := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-pg check vulncheck bench bench-smoke faults faults-quick faults-switches release release-check clean
+.PHONY: help demo build test test-pg check vulncheck bench bench-smoke faults faults-quick faults-switches release release-check image-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ release-check: ## make a release of one target twice, in two checkouts and with 
 	$(GO) run ./internal/release -o "$$folder/one" -version $(VERSION) -targets linux/amd64 && \
 	cd "$$folder/checkout" && GOCACHE="$$folder/cache" $(GO) run ./internal/release -o "$$folder/two" -version $(VERSION) -targets linux/amd64 && \
 	diff "$$folder/one/SHA256SUMS" "$$folder/two/SHA256SUMS" && cat "$$folder/two/SHA256SUMS"
+
+image-check: ## build the image with what is on this machine, look into it, and deliver with it; without a Docker engine it says so
+	@.ci/image
 
 bench: ## measure the release binary beside a bare client and a poller: some fifteen minutes, on a machine that does nothing else
 	$(GO) run ./internal/bench

@@ -391,7 +391,7 @@ func TestDocker(t *testing.T) {
 }
 
 func inContainer(t *testing.T, run RunContainer) {
-	m, url, err := run.start(t.Context(), Options{})
+	m, url, err := run.start(t.Context(), Options{Version: os.Getenv("WALHOOK_TEST_POSTGRES_VERSION")})
 	if err != nil {
 		t.Fatal(err)
 	}
