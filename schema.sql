@@ -389,10 +389,12 @@ WITH seeds (name, category, description, example) AS (
         ('webhook.delivery.exhausted', 'webhook',      'The last attempt of a delivery failed',
          '{"deliveryId": "019a9e2b-7c00-7a11-8b22-9c33d44e55f6", "eventId": "019a9e2b-7c00-7d4e-9f60-718293a4b5c6", "event": "payment.succeeded", "endpointId": "44444444-4444-4444-8444-444444444444", "attempts": 10, "statusCode": 500, "errorClass": "http_5xx", "error": "500 Internal Server Error"}')
 ), filled AS ( -- versions 1 to 7 had no examples
-    UPDATE webhook_event_types AS t SET example = s.example FROM seeds AS s WHERE t.name = s.name AND t.example IS NULL
+    UPDATE webhook_event_types AS t SET example = s.example FROM seeds AS s
+    WHERE t.name = s.name AND t.example IS NULL AND current_setting('walhook.had_version')::int BETWEEN 1 AND 7
 )
 INSERT INTO webhook_event_types (name, category, description, example)
 SELECT s.name, s.category, s.description, s.example FROM seeds AS s
+WHERE s.category = 'webhook' OR current_setting('walhook.had_version')::int = 0 -- a deployment may have deleted the others
 ON CONFLICT (name) DO NOTHING;
 
 

@@ -119,6 +119,34 @@ func TestSchemaAppliedAgain(t *testing.T) {
 		}
 	})
 
+	t.Run("leaves event types as a deployment has changed them", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		for _, sql := range []string{
+			`UPDATE webhook_event_types SET example = NULL WHERE name IN ('payment.failed', 'webhook.test')`,
+			`UPDATE webhook_event_types SET example = '{"a": 1}', description = 'ours', category = 'ours' WHERE name = 'payment.succeeded'`,
+			`DELETE FROM webhook_event_types WHERE category = 'security'`,
+			`INSERT INTO webhook_event_types (name, category) VALUES ('a.b', 'a')`,
+		} {
+			exec(t, db.Pool, sql)
+		}
+		const types = `SELECT concat_ws(' ', name, category, description, example) FROM webhook_event_types ORDER BY name`
+		before := column[string](t, db.Pool, types)
+		if err := apply(t.Context(), db.Pool, schema); err != nil {
+			t.Fatal(err)
+		}
+		if lost, came := differences(before, column[string](t, db.Pool, types)); len(lost)+len(came) > 0 {
+			t.Errorf("lost %q, came %q", lost, came)
+		}
+		exec(t, db.Pool, `CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int LANGUAGE sql IMMUTABLE RETURN 7`)
+		if err := apply(t.Context(), db.Pool, schema); err != nil {
+			t.Fatal(err)
+		}
+		if n := query[int](t, db.Pool, `SELECT count(*) FROM webhook_event_types WHERE example IS NULL`); n != 1 {
+			t.Errorf("after an upgrade %d types have no example, want the deployment's own one", n)
+		}
+	})
+
 	t.Run("holds no lock that an application waits for", func(t *testing.T) {
 		t.Parallel()
 		db := pgtest.New(t)
