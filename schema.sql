@@ -1905,7 +1905,9 @@ CREATE OR REPLACE FUNCTION webhook_retry_now(endpoint_id uuid) RETURNS bigint
 DECLARE
     waiting bigint;
 BEGIN
-    PERFORM FROM webhook_endpoints AS e WHERE e.id = webhook_retry_now.endpoint_id;
+    -- The end of a pause, too, locks first the endpoint and then its row of webhook_retries. Two transactions that do both, in
+    -- whatever order, must not wait for each other.
+    PERFORM FROM webhook_endpoints AS e WHERE e.id = webhook_retry_now.endpoint_id FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'webhook_retry_now: there is no endpoint %', coalesce(webhook_retry_now.endpoint_id::text, 'null') USING ERRCODE = 'no_data_found';
     END IF;
@@ -2005,6 +2007,7 @@ DECLARE
     f      webhook_forgetting;
     ids    uuid[];
     upto   uuid;
+    before bigint;
     many   bigint;
     found  bigint;
     done   boolean := false;
@@ -2023,6 +2026,9 @@ BEGIN
     BEGIN
         INSERT INTO webhook_forgetting AS w (organization_id) VALUES (org) ON CONFLICT DO NOTHING;
         SELECT * INTO STRICT f FROM webhook_forgetting AS w WHERE w.organization_id = org FOR UPDATE;
+        -- Locks the DEFAULT partitions, so that no rows are moved out of them meanwhile and missed.
+        PERFORM FROM webhook_deliveries AS d WHERE d.id = '00000000-0000-0000-0000-000000000000'::uuid;
+        PERFORM FROM webhook_outbox AS o WHERE o.id = '00000000-0000-0000-0000-000000000000'::uuid;
         WITH picked AS MATERIALIZED (
             SELECT e.id FROM webhook_endpoints AS e WHERE e.organization_id = org LIMIT 1000 FOR UPDATE SKIP LOCKED
         ), gone AS (
@@ -2049,65 +2055,71 @@ BEGIN
 
     FOR range IN 1..ranges LOOP
         EXIT WHEN EXISTS (SELECT FROM webhook_endpoints AS e WHERE e.organization_id = org); -- locked, or more than a call deletes
-        size := CASE WHEN f.settled THEN 10000 ELSE 1000 END;
-        upto := least((SELECT o.id FROM webhook_outbox AS o WHERE o.id >= f.reached ORDER BY o.id OFFSET size LIMIT 1),
-                      (SELECT d.id FROM webhook_deliveries AS d WHERE d.id >= f.reached ORDER BY d.id OFFSET size LIMIT 1));
-        IF upto IS NULL THEN
-            upto := last;
-        ELSIF webhook_uuid_at(webhook_uuid_time(upto)) > f.reached THEN
-            upto := webhook_uuid_at(webhook_uuid_time(upto));
-        ELSE
-            upto := webhook_uuid_at(webhook_uuid_time(upto) + interval '1 millisecond');
-        END IF;
-
-        -- Without a row: walhook may be sending it. What is owed to an endpoint that is noted gets no row any more. What is owed to
-        -- another organization's, an operator's, has one soon.
-        ids := ARRAY(SELECT DISTINCT w.id FROM (
-            SELECT e.id FROM webhook_outbox AS o CROSS JOIN LATERAL pg_catalog.unnest(o.endpoint_ids) AS e(id)
-            WHERE o.id >= f.reached AND o.id < upto AND o.organization_id = org AND NOT (f.settled AND e.id = ANY (f.endpoint_ids))
-              AND NOT EXISTS (SELECT FROM webhook_deliveries AS d WHERE d.id = webhook_delivery_id(o.id, e.id) OFFSET 0)
-            LIMIT 1000) AS w);
-        IF ids OPERATOR(pg_catalog.<>) '{}'::uuid[] THEN
-            -- Of endpoints that were deleted before.
-            ids := ARRAY(SELECT g.id FROM pg_catalog.unnest(ids) AS g(id)
-                         WHERE g.id <> ALL (f.endpoint_ids) AND NOT EXISTS (SELECT FROM webhook_endpoints AS e WHERE e.id = g.id));
-            IF ids OPERATOR(pg_catalog.<>) '{}'::uuid[] THEN
-                PERFORM webhook_note_forgotten(ids);
-                f.endpoint_ids := f.endpoint_ids OPERATOR(pg_catalog.||) ids;
-                f.noted_by := pg_current_xact_id();
-                f.settled := false;
+        before := f.erased;
+        BEGIN
+            size := CASE WHEN f.settled THEN 10000 ELSE 1000 END;
+            upto := least((SELECT o.id FROM webhook_outbox AS o WHERE o.id >= f.reached ORDER BY o.id OFFSET size LIMIT 1),
+                          (SELECT d.id FROM webhook_deliveries AS d WHERE d.id >= f.reached ORDER BY d.id OFFSET size LIMIT 1));
+            IF upto IS NULL THEN
+                upto := last;
+            ELSIF webhook_uuid_at(webhook_uuid_time(upto)) > f.reached THEN
+                upto := webhook_uuid_at(webhook_uuid_time(upto));
+            ELSE
+                upto := webhook_uuid_at(webhook_uuid_time(upto) + interval '1 millisecond');
             END IF;
-            EXIT;
-        END IF;
-        -- The condition on status matches no partial index, or all waiting deliveries might be read.
-        EXIT WHEN NOT f.settled AND EXISTS (SELECT FROM webhook_deliveries AS d WHERE d.id >= f.reached AND d.id < upto AND d.organization_id = org
-                                              AND d.status NOT IN ('success', 'failed', 'cancelled'));
 
-        WITH mine AS MATERIALIZED (
-            SELECT d.id FROM webhook_deliveries AS d WHERE d.id >= f.reached AND d.id < upto AND d.organization_id = org
-        ), picked AS MATERIALIZED (
-            SELECT d.id FROM mine JOIN webhook_deliveries AS d ON d.id = mine.id FOR UPDATE OF d SKIP LOCKED
-        ), gone AS (
-            DELETE FROM webhook_deliveries AS d USING picked WHERE d.id = picked.id RETURNING d.id
-        )
-        SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM mine) INTO many, found;
-        f.erased := f.erased + many;
-        EXIT WHEN many < found;
-        WITH mine AS MATERIALIZED (
-            SELECT o.id FROM webhook_outbox AS o WHERE o.id >= f.reached AND o.id < upto AND o.organization_id = org
-        ), picked AS MATERIALIZED (
-            SELECT o.id FROM mine JOIN webhook_outbox AS o ON o.id = mine.id FOR UPDATE OF o SKIP LOCKED
-        ), gone AS (
-            DELETE FROM webhook_outbox AS o USING picked WHERE o.id = picked.id RETURNING o.id
-        )
-        SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM mine) INTO many, found;
-        f.erased := f.erased + many;
-        EXIT WHEN many < found;
-        IF upto = last THEN
-            done := NOT EXISTS (SELECT FROM webhook_endpoint_failures AS x WHERE x.endpoint_id = ANY (f.endpoint_ids));
+            -- Without a row: walhook may be sending it. What is owed to an endpoint that is noted gets no row any more. What is owed to
+            -- another organization's, an operator's, has one soon.
+            ids := ARRAY(SELECT DISTINCT w.id FROM (
+                SELECT e.id FROM webhook_outbox AS o CROSS JOIN LATERAL pg_catalog.unnest(o.endpoint_ids) AS e(id)
+                WHERE o.id >= f.reached AND o.id < upto AND o.organization_id = org AND NOT (f.settled AND e.id = ANY (f.endpoint_ids))
+                  AND NOT EXISTS (SELECT FROM webhook_deliveries AS d WHERE d.id = webhook_delivery_id(o.id, e.id) OFFSET 0)
+                LIMIT 1000) AS w);
+            IF ids OPERATOR(pg_catalog.<>) '{}'::uuid[] THEN
+                -- Of endpoints that were deleted before.
+                ids := ARRAY(SELECT g.id FROM pg_catalog.unnest(ids) AS g(id)
+                             WHERE g.id <> ALL (f.endpoint_ids) AND NOT EXISTS (SELECT FROM webhook_endpoints AS e WHERE e.id = g.id));
+                IF ids OPERATOR(pg_catalog.<>) '{}'::uuid[] THEN
+                    PERFORM webhook_note_forgotten(ids);
+                    f.endpoint_ids := f.endpoint_ids OPERATOR(pg_catalog.||) ids;
+                    f.noted_by := pg_current_xact_id();
+                    f.settled := false;
+                END IF;
+                EXIT;
+            END IF;
+            -- The condition on status matches no partial index, or all waiting deliveries might be read.
+            EXIT WHEN NOT f.settled AND EXISTS (SELECT FROM webhook_deliveries AS d WHERE d.id >= f.reached AND d.id < upto AND d.organization_id = org
+                                                  AND d.status NOT IN ('success', 'failed', 'cancelled'));
+
+            WITH mine AS MATERIALIZED (
+                SELECT d.id FROM webhook_deliveries AS d WHERE d.id >= f.reached AND d.id < upto AND d.organization_id = org
+            ), picked AS MATERIALIZED (
+                SELECT d.id FROM mine JOIN webhook_deliveries AS d ON d.id = mine.id FOR UPDATE OF d SKIP LOCKED
+            ), gone AS (
+                DELETE FROM webhook_deliveries AS d USING picked WHERE d.id = picked.id RETURNING d.id
+            )
+            SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM mine) INTO many, found;
+            f.erased := f.erased + many;
+            EXIT WHEN many < found;
+            WITH mine AS MATERIALIZED (
+                SELECT o.id FROM webhook_outbox AS o WHERE o.id >= f.reached AND o.id < upto AND o.organization_id = org
+            ), picked AS MATERIALIZED (
+                SELECT o.id FROM mine JOIN webhook_outbox AS o ON o.id = mine.id FOR UPDATE OF o SKIP LOCKED
+            ), gone AS (
+                DELETE FROM webhook_outbox AS o USING picked WHERE o.id = picked.id RETURNING o.id
+            )
+            SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM mine) INTO many, found;
+            f.erased := f.erased + many;
+            EXIT WHEN many < found;
+            IF upto = last THEN
+                done := NOT EXISTS (SELECT FROM webhook_endpoint_failures AS x WHERE x.endpoint_id = ANY (f.endpoint_ids));
+                EXIT;
+            END IF;
+            f.reached := upto;
+        EXCEPTION WHEN lock_not_available THEN
+            f.erased := before; -- a day is being made or dropped
             EXIT;
-        END IF;
-        f.reached := upto;
+        END;
         EXIT WHEN clock_timestamp() - began > enough;
     END LOOP;
 

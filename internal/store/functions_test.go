@@ -269,6 +269,46 @@ func TestRetryNow(t *testing.T) {
 	}
 }
 
+// Two operators who mend the same endpoint at the same time, each in a transaction of their own, do not wait for each other.
+func TestRetryNowAndResumeInAnyOrder(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	endpoint := newEndpoint(t, db.Pool, "org_1")
+	const retry, resume = `SELECT webhook_retry_now($1)`, `SELECT webhook_resume($1)`
+	for _, first := range [][]string{{retry, resume}, {resume, retry}} {
+		for _, second := range [][]string{{retry, resume}, {resume, retry}} {
+			exec(t, db.Pool, `UPDATE webhook_endpoints SET paused_at = now()`)
+			exec(t, db.Pool, `INSERT INTO webhook_retries (endpoint_id, asked_at) VALUES ($1, now()) ON CONFLICT DO NOTHING`, endpoint)
+			one := begin(t, db.Pool)
+			exec(t, one, first[0], endpoint)
+			ended := make(chan error, 1)
+			pid := make(chan int, 1)
+			go func() {
+				ended <- pgx.BeginFunc(t.Context(), db.Pool, func(tx pgx.Tx) error {
+					pid <- int(tx.Conn().PgConn().PID())
+					for _, sql := range second {
+						if _, err := tx.Exec(t.Context(), sql, endpoint); err != nil {
+							return err
+						}
+					}
+					return nil
+				})
+			}()
+			other := <-pid
+			pgtest.Eventually(t, time.Minute, "the second waits for the first", func() bool {
+				return query[bool](t, db.Pool, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1 AND wait_event_type = 'Lock')`, other)
+			})
+			exec(t, one, first[1], endpoint)
+			if err := one.Commit(t.Context()); err != nil {
+				t.Errorf("%q, before %q: %v", first, second, err)
+			}
+			if err := <-ended; err != nil {
+				t.Errorf("%q, after %q: %v", second, first, err)
+			}
+		}
+	}
+}
+
 func TestExplain(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
