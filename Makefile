@@ -8,7 +8,7 @@ GOVULNCHECK  := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 GOLANGCI     := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-pg check vulncheck bench bench-smoke faults faults-quick faults-switches release release-check image-check clean
+.PHONY: help demo build test test-pg check manifests vulncheck bench bench-smoke faults faults-quick faults-switches release release-check image-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ check: ## read-only checks: format, vet, staticcheck, go.mod, lint
 	$(GO) run $(STATICCHECK) ./...
 	$(GO) mod tidy -diff
 	$(GO) run $(GOLANGCI) run ./...
+
+manifests: ## compose.yaml and deploy: read as Compose, Kubernetes and Helm read them, and run as far as that goes without an engine
+	cd deploy/check && $(GO) mod tidy -diff && $(GO) vet ./... && $(GO) test ./...
 
 # govulncheck exits with 3 where it found some; anything else means that it could not look. `go run` would make both 1.
 vulncheck: ## known vulnerabilities of what is called, in the binary and in Go; asks vuln.go.dev, and says so where that cannot be reached

@@ -23,7 +23,7 @@ import (
 
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
-	"github.com/walhook/walhook/examples/internal/languages"
+	"github.com/walhook/walhook/internal/languages"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/process"
 	"github.com/walhook/walhook/sign"

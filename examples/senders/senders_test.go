@@ -14,7 +14,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/walhook/walhook/examples/internal/languages"
+	"github.com/walhook/walhook/internal/languages"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 )
 
