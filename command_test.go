@@ -49,6 +49,9 @@ func TestHelpIsNoFailure(t *testing.T) {
 			if strings.Count(stdout, "  walhook ") != 1 {
 				t.Errorf("%s %s tells of other commands: %s", name, flag, stdout)
 			}
+			if reads := name != "listen" && name != "version"; strings.Contains(stdout, "Environment variables") != reads {
+				t.Errorf("%s %s: %s", name, flag, stdout)
+			}
 		}
 	}
 	if _, stdout, _ := typed(t, "uninstall", "--help"); !strings.Contains(stdout, "--tables") {

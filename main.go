@@ -82,7 +82,9 @@ const usage = `walhook delivers webhooks from a transactional outbox in PostgreS
                        --tables: drop all tables and their contents too, after asking
                        --yes: without asking
   walhook version      print the version
+` + environmentHelp
 
+const environmentHelp = `
 Environment variables configure it; see docs/configuration.md.
 `
 
@@ -156,7 +158,10 @@ func help(name string) string {
 			lines = append(lines, line)
 		}
 	}
-	return strings.Join(lines, "") + "\nEnvironment variables configure it; see docs/configuration.md.\n"
+	if name != "listen" && name != "version" { // which read none
+		lines = append(lines, environmentHelp)
+	}
+	return strings.Join(lines, "")
 }
 
 // sayLast writes why the process ends. For `run` it is a line of the log's format, because the

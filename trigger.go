@@ -80,9 +80,6 @@ func testWebhook(words []string, endpoint string) (w store.TestWebhook, err erro
 }
 
 func trigger(ctx context.Context, st *store.Store, what store.TestWebhook, wait time.Duration, out io.Writer) error {
-	if err := knownOrganization(ctx, st, what); err != nil {
-		return err
-	}
 	event, _, err := st.SendTest(ctx, what)
 	if err != nil {
 		return refusedEvent(err)
@@ -95,7 +92,7 @@ func trigger(ctx context.Context, st *store.Store, what store.TestWebhook, wait 
 	f.line("event %s: %s of %s", event, terminal.Printable(what.EventType), terminal.Printable(what.OrganizationID))
 	f.begin(explained)
 	if len(f.all) == 0 {
-		return fmt.Errorf("nobody is owed event %s", event)
+		return owedToNobody(event, what, len(explained) > 0)
 	}
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
@@ -105,17 +102,13 @@ func trigger(ctx context.Context, st *store.Store, what store.TestWebhook, wait 
 	return f.verdict(context.WithoutCancel(ctx))
 }
 
-// knownOrganization refuses an organization without endpoints: its name is probably misspelt. Types
-// of walhook's own may be owed to operators' endpoints.
-func knownOrganization(ctx context.Context, st *store.Store, what store.TestWebhook) error {
-	if strings.HasPrefix(what.EventType, "webhook.") {
-		return nil
+// owedToNobody says what to do. An organization without endpoints may be a misspelt one.
+func owedToNobody(event uuid.UUID, what store.TestWebhook, endpoints bool) error {
+	if endpoints {
+		return fmt.Errorf("nobody is owed event %s: --endpoint ID sends to an endpoint that is not subscribed", event)
 	}
-	has, err := st.HasEndpoints(ctx, what.OrganizationID)
-	if err == nil && !has {
-		err = fmt.Errorf("%w: organization %q has no endpoint: SELECT DISTINCT organization_id FROM webhook_endpoints lists those that have", errConfig, what.OrganizationID)
-	}
-	return err
+	return fmt.Errorf("nobody is owed event %s, because organization %q has no endpoint: SELECT DISTINCT organization_id FROM webhook_endpoints lists those that have, "+
+		"and webhook_create_endpoint makes one", event, what.OrganizationID)
 }
 
 // refusedEvent makes errConfig of what the database says of the event itself: classes 22, data

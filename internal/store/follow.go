@@ -34,20 +34,6 @@ func (s *Store) Explain(ctx context.Context, event uuid.UUID) (explained []Expla
 	return explained, nil
 }
 
-const selectHasEndpoints = `SELECT EXISTS (SELECT FROM webhook_endpoints WHERE organization_id = @organization)`
-
-// HasEndpoints reports whether an organization has any.
-func (s *Store) HasEndpoints(ctx context.Context, organization string) (has bool, err error) {
-	err = s.read(ctx, selectHasEndpoints, pgx.NamedArgs{"organization": organization}, func(rows pgx.Rows) error {
-		has, err = pgx.CollectExactlyOneRow(rows, pgx.RowTo[bool])
-		return err
-	})
-	if err != nil {
-		return false, fmt.Errorf("look for endpoints of the organization: %w", err)
-	}
-	return has, nil
-}
-
 // A Progress is how a delivery stands, and what its attempts came to.
 type Progress struct {
 	DeliveryID uuid.UUID

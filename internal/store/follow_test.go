@@ -76,9 +76,8 @@ func TestExplainOfTheStore(t *testing.T) {
 		explained[1].EndpointID.String() != other || explained[1].DeliveryID != uuid.Nil || !strings.Contains(explained[1].Reason, "not subscribed") {
 		t.Errorf("got %+v", explained)
 	}
-	for organization, want := range map[string]bool{"org_1": true, "org_2": false} {
-		if has, err := st.HasEndpoints(t.Context(), organization); err != nil || has != want {
-			t.Errorf("%s: %t, %v", organization, has, err)
-		}
+	nobody := uuid.MustParse(newEvent(t, db.Pool, "org_2", "payment.failed"))
+	if explained, err = st.Explain(t.Context(), nobody); err != nil || len(explained) != 0 {
+		t.Errorf("of an organization without endpoints: %+v, %v", explained, err)
 	}
 }

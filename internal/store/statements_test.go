@@ -110,10 +110,6 @@ func everyStatement(t *testing.T, db *pgtest.DB, st *store.Store) {
 	if ok("explain", err); len(explained) != 1 || explained[0].DeliveryID != failed.ID {
 		t.Errorf("explained: %+v", explained)
 	}
-	has, err := st.HasEndpoints(t.Context(), "org_1")
-	if ok("has endpoints", err); !has {
-		t.Error("it has none")
-	}
 	now, err := st.Now(t.Context())
 	ok("now", err)
 	due, _, _, err := st.NewlyDue(t.Context(), now.Add(-time.Hour))
