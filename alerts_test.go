@@ -84,6 +84,11 @@ func TestOperationsListsTheAlerts(t *testing.T) {
 	if want := alertNames(t); !slices.Equal(listed, want) {
 		t.Errorf("docs/operations.md lists %v, want %v", listed, want)
 	}
+	for _, m := range regexp.MustCompile("(?m)^\\| `(Walhook\\w+)` \\| (.*) \\|$").FindAllStringSubmatch(page, -1) {
+		if want := "description: '" + annotation(m[2]) + "'"; !strings.Contains(rules, want) {
+			t.Errorf("alerts.yml does not say what to do for %s as the page does; want %s", m[1], want)
+		}
+	}
 	rows := regexp.MustCompile("(?mi)^\\| `(walhook_\\w+)` \\|.*\\*\\*alert\\*\\*").FindAllStringSubmatch(page, -1)
 	if len(rows) == 0 {
 		t.Error("docs/operations.md names no metric on which to alert")
@@ -93,6 +98,14 @@ func TestOperationsListsTheAlerts(t *testing.T) {
 			t.Errorf("docs/operations.md says to alert on %s, and no rule does", m[1])
 		}
 	}
+}
+
+// annotation returns what a row of the page says, as an alert has it: without Markdown, as a sentence,
+// in YAML's quotes.
+func annotation(row string) string {
+	text := regexp.MustCompile(`\[([^\]]*)\]\((#[^)]*)\)`).ReplaceAllString(row, "$1 (docs/operations.md$2)")
+	text = strings.NewReplacer("`", "", "'", "''").Replace(text)
+	return strings.ToUpper(text[:1]) + strings.TrimSuffix(text[1:], ".") + "."
 }
 
 // A relay is a way to the database that a test can cut.
@@ -185,7 +198,7 @@ type trouble struct {
 
 var troubles = []trouble{
 	{name: "customers", make: deadCustomers},
-	{name: "down", fires: []string{"WalhookDown"}, make: func(t *testing.T, w *world) {
+	{name: "down", fires: []string{"WalhookDown", "WalhookNoneActive"}, make: func(t *testing.T, w *world) {
 		w.run()
 		if err := w.stop(); err != nil {
 			t.Error(err)

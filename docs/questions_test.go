@@ -70,6 +70,26 @@ func TestEveryTaskOfAnOperatorHasSQL(t *testing.T) {
 	}
 }
 
+// What an operator types at night, walhook_ops may.
+func TestWhatIsTypedAtNight(t *testing.T) {
+	t.Parallel()
+	i := newInstallation(t)
+	page := read(t, "docs/operations.md")
+	for _, section := range []string{"Slot lag", "A lost slot", "What is failing", "Replay"} {
+		_, after, _ := strings.Cut(page, "# "+section+"\n")
+		after = regexp.MustCompile(`(?m)^##+ `).Split(after, 2)[0]
+		for _, block := range regexp.MustCompile("(?s)```sql\n(.*?)```").FindAllStringSubmatch(after, -1) {
+			for statement := range statementsOf(block[1]) {
+				i.as(t, "walhook_ops", func(tx pgx.Tx) {
+					if _, err := tx.Exec(t.Context(), i.ours(statement)); err != nil {
+						t.Errorf("%s: %s: %v", section, statement, err)
+					}
+				})
+			}
+		}
+	}
+}
+
 // Each page is read in one sitting.
 func TestPagesForOperatorsAreShort(t *testing.T) {
 	t.Parallel()
