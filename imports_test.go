@@ -33,7 +33,7 @@ func TestImportsGoOneWay(t *testing.T) {
 		"internal/failpoint": {},
 		"internal/status":    {"internal/store", "internal/terminal"},
 		"internal/store":     {"outbox", "internal/webhook"},
-		"internal/terminal":  {},
+		"internal/terminal":  {"internal/webhook"},
 		"internal/webhook":   {"outbox"},
 
 		"internal/postgres/container": {},

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/internal/terminal"
@@ -82,7 +81,10 @@ func testWebhook(words []string, endpoint string) (w store.TestWebhook, err erro
 func trigger(ctx context.Context, st *store.Store, what store.TestWebhook, wait time.Duration, out io.Writer) error {
 	event, _, err := st.SendTest(ctx, what)
 	if err != nil {
-		return refusedEvent(err)
+		if why, refused := store.RefusedEvent(err); refused {
+			return fmt.Errorf("%w: %s", errConfig, why)
+		}
+		return err
 	}
 	explained, err := st.Explain(ctx, event)
 	if err != nil {
@@ -109,15 +111,6 @@ func owedToNobody(event uuid.UUID, what store.TestWebhook, endpoints bool) error
 	}
 	return fmt.Errorf("nobody is owed event %s, because organization %q has no endpoint: SELECT DISTINCT organization_id FROM webhook_endpoints lists those that have, "+
 		"and webhook_create_endpoint makes one", event, what.OrganizationID)
-}
-
-// refusedEvent makes errConfig of what the database says of the event itself: classes 22, data
-// exception, and 23, integrity constraint violation.
-func refusedEvent(err error) error {
-	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && (strings.HasPrefix(pg.Code, "22") || strings.HasPrefix(pg.Code, "23")) {
-		return fmt.Errorf("%w: %s", errConfig, pg.Message)
-	}
-	return err
 }
 
 const (

@@ -182,12 +182,12 @@ type refusal struct {
 	text  string
 }
 
-// String returns scheme and host.
+// String returns scheme, host and port.
 func (t *Target) String() string {
 	if t.url == nil {
-		return "[invalid URL]"
+		return webhook.Site("")
 	}
-	return t.url.Scheme + "://" + t.url.Host
+	return webhook.Site(t.url.String())
 }
 
 // Refused reports whether nothing can be sent to the target, and why.

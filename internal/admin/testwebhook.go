@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/outbox"
@@ -110,10 +109,8 @@ func testRefusal(err error) (status int, reason string) {
 	if errors.Is(err, store.ErrWhichOrganization) {
 		return http.StatusBadRequest, err.Error() + ": organizationId is required"
 	}
-	pg, ok := errors.AsType[*pgconn.PgError](err)
-	// Classes 22, data exception, and 23, integrity constraint violation, are about the row.
-	if ok && (strings.HasPrefix(pg.Code, "22") || strings.HasPrefix(pg.Code, "23")) {
-		return http.StatusUnprocessableEntity, pg.Message
+	if why, refused := store.RefusedEvent(err); refused {
+		return http.StatusUnprocessableEntity, why
 	}
 	return http.StatusServiceUnavailable, "the database did not take the event: " + err.Error()
 }

@@ -3,11 +3,12 @@ package store
 import (
 	"context"
 	"fmt"
-	"net/url"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // This file reads endpoints for the page of the admin server; browsedeliveries.go reads its
@@ -129,7 +130,7 @@ func (s *Store) endpointViews(ctx context.Context, sql string, args pgx.NamedArg
 		found, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (e EndpointView, err error) {
 			var url string
 			err = row.Scan(&e.ID, &e.OrganizationID, &url, &e.Description, &e.EventTypes, &e.Enabled, &e.DisabledAt, &e.DisabledReason, &e.FailingSince, &e.BreakerOpenedAt, &e.PausedAt)
-			e.Host = hostOf(url)
+			e.Host = webhook.Site(url)
 			return e, err
 		})
 		return err
@@ -169,15 +170,6 @@ func (s *Store) standing(ctx context.Context, endpoints []EndpointView) error {
 		return fmt.Errorf("count what waits for %d endpoints: %w", len(endpoints), err)
 	}
 	return nil
-}
-
-// hostOf returns a URL's scheme, host and port.
-func hostOf(raw string) string {
-	u, err := url.Parse(raw)
-	if err != nil || u.Host == "" {
-		return "(not a URL)"
-	}
-	return u.Scheme + "://" + u.Host
 }
 
 // browse is read with the page's own time limit.

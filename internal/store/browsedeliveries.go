@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -167,7 +168,7 @@ func (d *DeliveryView) fields() []any {
 // shown cuts the URL that fields read down to what operators see.
 func (d *DeliveryView) shown() DeliveryView {
 	if d.Host != "" {
-		d.Host = hostOf(d.Host)
+		d.Host = webhook.Site(d.Host)
 	}
 	return *d
 }

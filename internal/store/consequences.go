@@ -224,12 +224,15 @@ func exhaustedArgs(exhausted []exhaustion) pgx.NamedArgs {
 const (
 	healthRows = `unnest(@ids::uuid[], @own_ids::uuid[], @tell::bool[], @classes::text[]) AS r(id, own_id, tell, class)`
 
-	// failed are rows of webhook_endpoint_failures. Scheme and host of the URL: its path and
-	// query may hold a token.
+	// siteOfEndpoint is webhook_url_host(e.url), which walhook's own role may not execute: an upgrade
+	// does not grant it before roles.sql is applied again.
+	siteOfEndpoint = `substring(e.url, '^[A-Za-z]+://'::text) || substring(e.url, '^[A-Za-z]+://(?:[^/?#]*@)?([^/?#@]*)'::text)`
+
+	// failed are rows of webhook_endpoint_failures.
 	insertBreakerEvent = `
 INSERT INTO webhook_outbox (id, organization_id, event_type, payload)
 SELECT r.own_id, e.organization_id, @type::text, pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('endpointId', e.id,
-       'url', substring(e.url, '^[A-Za-z]+://'::text) || substring(e.url, '^[A-Za-z]+://(?:[^/?#]*@)?([^/?#@]*)'::text),
+       'url', ` + siteOfEndpoint + `,
        'since', to_char(failed.failing_since AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'::text), 'errorClass', @class::text))
 FROM failed JOIN ` + healthRows + ` ON r.id = failed.endpoint_id JOIN webhook_endpoints e ON e.id = r.id
 WHERE failed.told

@@ -72,3 +72,6 @@ func Made(schema string) []string {
 	m := readManifest(schema)
 	return slices.Concat(m.tables, m.views, m.functions, m.indexes, m.triggers, m.eventTypes)
 }
+
+// SiteOfEndpoint is how a statement says what webhook_url_host(e.url) returns.
+const SiteOfEndpoint = siteOfEndpoint

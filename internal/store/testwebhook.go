@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walhook/walhook/outbox"
 )
@@ -38,8 +40,7 @@ RETURNING id, endpoint_ids`
 
 // SendTest inserts a test webhook into the outbox like any event. It returns the ids of the
 // event and of its deliveries, of which there may be none. Its error wraps
-// ErrWhichOrganization, or a *pgconn.PgError whose message says why the database refused the
-// event.
+// ErrWhichOrganization; RefusedEvent says what is wrong with the event.
 func (s *Store) SendTest(ctx context.Context, w TestWebhook) (event uuid.UUID, deliveries []uuid.UUID, err error) {
 	if w.OrganizationID == "" {
 		if w.OrganizationID, err = s.onlyOrganization(ctx); err != nil {
@@ -67,6 +68,16 @@ func (s *Store) SendTest(ctx context.Context, w TestWebhook) (event uuid.UUID, d
 		deliveries = append(deliveries, outbox.DeliveryID(event, endpoint))
 	}
 	return event, deliveries, nil
+}
+
+// RefusedEvent says why the database refused an event for what is in it: classes 22, data exception,
+// and 23, integrity constraint violation, are about the row.
+func RefusedEvent(err error) (why string, refused bool) {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok || !strings.HasPrefix(pg.Code, "22") && !strings.HasPrefix(pg.Code, "23") {
+		return "", false
+	}
+	return pg.Message, true
 }
 
 func (s *Store) onlyOrganization(ctx context.Context) (string, error) {

@@ -5,12 +5,13 @@ package terminal
 import (
 	"fmt"
 	"io"
-	"net/url"
 	"os"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/walhook/walhook/internal/webhook"
 )
 
 // Attended reports whether a person types the input and reads the output.
@@ -76,14 +77,8 @@ func Printable(text string) string {
 	return b.String()
 }
 
-// Site returns a URL's scheme and host: paths and queries often hold credentials.
-func Site(text string) string {
-	u, err := url.Parse(text)
-	if err != nil || u.Host == "" {
-		return "(no URL)"
-	}
-	return Printable(u.Scheme + "://" + u.Host)
-}
+// Site returns a URL's scheme, host and port.
+func Site(url string) string { return Printable(webhook.Site(url)) }
 
 // Cut returns the first characters of a text, the last of them an ellipsis where that is not all.
 func Cut(text string, most int) string {
