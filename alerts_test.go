@@ -118,9 +118,11 @@ type relay struct {
 	cut   bool
 }
 
-func newRelay(t *testing.T, to string) *relay {
+func newRelay(t *testing.T, to string) *relay { return relayAt(t, "127.0.0.1:0", to) }
+
+func relayAt(t *testing.T, at, to string) *relay {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", at)
 	if err != nil {
 		t.Fatal(err)
 	}

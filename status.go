@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/walhook/walhook/internal/status"
@@ -21,8 +22,12 @@ const (
 	lookWithin = 5 * time.Second
 )
 
-// clearScreen moves the cursor home, and erases what is on the terminal.
-const clearScreen = "\x1b[H\x1b[2J"
+// redrawn returns a screen that takes the place of the one before. It goes over it line by line and
+// erases only what is left, in one write: a terminal that is erased first flickers.
+func redrawn(screen string) string {
+	const home, eraseLine, eraseBelow = "\x1b[H", "\x1b[K", "\x1b[J"
+	return home + strings.ReplaceAll(screen, "\n", eraseLine+"\n") + eraseBelow
+}
 
 // runStatus shows how walhook stands, from what the database knows.
 func runStatus(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -36,6 +41,7 @@ func runStatus(ctx context.Context, args []string, stdout, stderr io.Writer) err
 		v := &viewer{db: db, out: stdout, asJSON: *asJSON, redraws: *watch && !*asJSON && terminal.Is(stdout), paint: terminal.PaintFor(stdout)}
 		err := v.show(ctx)
 		if *watch && err == nil {
+			v.goesOn = true
 			err = v.watch(ctx)
 		}
 		return err
@@ -52,6 +58,7 @@ type viewer struct {
 	out     io.Writer
 	asJSON  bool // one line for each look
 	redraws bool // each look takes the place of the one before
+	goesOn  bool // a look that fails is shown as such, and not the last
 	paint   terminal.Paint
 }
 
@@ -65,11 +72,8 @@ func (v *viewer) watch(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		switch err := v.show(ctx); {
-		case errors.Is(err, store.ErrNotPrepared) || ctx.Err() != nil:
+		if err := v.show(ctx); errors.Is(err, store.ErrNotPrepared) || ctx.Err() != nil {
 			return err
-		case err != nil && !v.asJSON:
-			fmt.Fprintln(v.out, "cannot look:", terminal.Printable(err.Error()))
 		}
 	}
 }
@@ -86,8 +90,11 @@ func (v *viewer) show(ctx context.Context) error {
 		return errors.Join(err, json.NewEncoder(v.out).Encode(s))
 	}
 	screen := s.Screen(time.Now(), v.paint)
+	if err != nil && v.goesOn {
+		screen += "cannot look: " + terminal.Printable(err.Error()) + "\n"
+	}
 	if v.redraws {
-		screen = clearScreen + screen
+		screen = redrawn(screen)
 	}
 	fmt.Fprint(v.out, screen)
 	return err

@@ -2,6 +2,7 @@ package status
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,7 +30,7 @@ func (s *Status) Screen(now time.Time, paint terminal.Paint) string {
 	p.row("waiting", s.waitingRow())
 	p.row("endpoints", s.endpointsRow())
 	p.row("tables", s.tablesRow())
-	s.failingRows(p, now)
+	s.troubledRows(p, now)
 	return p.String()
 }
 
@@ -72,8 +73,11 @@ func (p *screen) row(name string, parts []words) {
 
 func (s *Status) head(p *screen, now time.Time) {
 	role := words{s.Role, terminal.Green}
-	if s.Role != active {
+	switch s.Role {
+	case down:
 		role = alarm("%s: no walhook is connected to the slot", s.Role)
+	case unknown:
+		role.color = terminal.Yellow
 	}
 	environment := ""
 	if s.Environment != "" {
@@ -85,6 +89,8 @@ func (s *Status) head(p *screen, now time.Time) {
 func (s *Status) slotRow() []words {
 	name := terminal.Printable(s.Slot)
 	switch {
+	case s.Role == unknown:
+		return notRead
 	case !s.SlotExists:
 		return []words{alarm("%s does not exist: `walhook run` creates it", name)}
 	case s.WALStatus == "lost" || s.WALStatus == "unreserved":
@@ -101,11 +107,11 @@ func (s *Status) slotRow() []words {
 	}
 }
 
-var unknown = []words{{"unknown", terminal.Yellow}}
+var notRead = []words{{unknown, terminal.Yellow}}
 
 func (s *Status) waitingRow() []words {
 	if s.Pending == nil || s.Retrying == nil {
-		return unknown
+		return notRead
 	}
 	about := ""
 	if s.WaitingEstimated {
@@ -127,7 +133,7 @@ func (s *Status) waitingRow() []words {
 func (s *Status) endpointsRow() []words {
 	e := s.Endpoints
 	if e == nil {
-		return unknown
+		return notRead
 	}
 	row := []words{plain("%s ok", number(e.OK))}
 	for _, part := range []struct {
@@ -161,28 +167,36 @@ func (s *Status) tablesRow() []words {
 		row = append(row, alarm(", %s stray rows", number(*s.StrayRows)))
 	}
 	if row == nil {
-		return unknown
+		return notRead
 	}
 	return row
 }
 
-func (s *Status) failingRows(p *screen, now time.Time) {
-	if len(s.Failing) == 0 {
+func (s *Status) troubledRows(p *screen, now time.Time) {
+	troubled := slices.Concat(s.Failing, s.Stopped)
+	if len(troubled) == 0 {
 		return
 	}
 	p.line()
-	p.line(words{fmt.Sprintf("%-8s%7s %8s  %-36s  %s", "failing", "for", "waiting", "endpoint", "organization"), terminal.Dim})
-	for _, f := range s.Failing[:min(shown, len(s.Failing))] {
+	p.line(words{fmt.Sprintf("%-8s%7s %8s  %-36s  %s", "trouble", "for", "waiting", "endpoint", "organization"), terminal.Dim})
+	for _, f := range troubled[:min(shown, len(troubled))] {
 		color := terminal.Yellow
-		if f.State == "open" {
+		switch f.State {
+		case "open":
 			color = terminal.Red
+		case "disabled":
+			color = terminal.Plain
 		}
 		waiting := number(int64(f.Waiting))
 		if f.WaitingMore {
 			waiting += "+"
 		}
+		since := ""
+		if !f.Since.IsZero() {
+			since = ago(now.Sub(f.Since).Seconds())
+		}
 		p.line(words{fmt.Sprintf("%-8s", f.State), color},
-			plain("%7s %8s  %-36s  %s", ago(now.Sub(f.Since).Seconds()), waiting, f.Endpoint, terminal.Printable(f.Organization)))
+			plain("%7s %8s  %-36s  %s", since, waiting, f.Endpoint, terminal.Printable(f.Organization)))
 		p.line(plain("        %s  %s", f.URL, terminal.Printable(f.Error)))
 	}
 	if more := s.FailingMore + int64(max(len(s.Failing)-shown, 0)); more > 0 {

@@ -24,8 +24,9 @@ const overdueLooks = 3
 
 // The roles, in the words of /readyz. A walhook that stands by is not seen from the database.
 const (
-	active = "active" // a walhook is connected to the slot, and delivers
-	down   = "down"   // none is
+	active  = "active"  // a walhook is connected to the slot, and delivers
+	down    = "down"    // none is
+	unknown = "unknown" // the slot could not be looked at
 )
 
 // A Status is how walhook stands. A part that could not be read is null.
@@ -49,6 +50,7 @@ type Status struct {
 	Endpoints   *Endpoints `json:"endpoints"`
 	Failing     []Failing  `json:"failing"`      // the worst first
 	FailingMore int64      `json:"failing_more"` // that are not in the list
+	Stopped     []Failing  `json:"stopped"`      // paused or disabled, after those that fail: listed at most of both
 
 	PartitionsAhead *int   `json:"partitions_ahead"`
 	StrayRows       *int64 `json:"stray_rows"`
@@ -63,21 +65,21 @@ type Endpoints struct {
 	Disabled int64 `json:"disabled"`
 }
 
-// A Failing is an endpoint with nothing but failures.
+// A Failing is an endpoint with nothing but failures, or one that is stopped.
 type Failing struct {
 	Endpoint     string    `json:"endpoint"`
 	Organization string    `json:"organization"`
 	URL          string    `json:"url"` // scheme and host
 	State        string    `json:"state"`
 	Since        time.Time `json:"since"`
-	Error        string    `json:"error"`
+	Error        string    `json:"error"` // the last one; of a disabled endpoint, why it is
 	Waiting      int       `json:"waiting"`
 	WaitingMore  bool      `json:"waiting_more"` // and more than is counted
 }
 
 // Take reads how walhook stands. Its error joins those of the parts that could not be read.
 func Take(ctx context.Context, st *store.Store, version, slot string) (*Status, error) {
-	s := &Status{Role: down, Version: version, Slot: slot, Failing: []Failing{}}
+	s := &Status{Role: unknown, Version: version, Slot: slot, Failing: []Failing{}, Stopped: []Failing{}}
 	overview, err := st.Overview(ctx)
 	for look := 1; look < overdueLooks && overview.Overdue != nil && *overview.Overdue == 0 && st.OverdueUnknown(); look++ {
 		if again, err := st.Overdue(ctx); err == nil {
@@ -89,15 +91,15 @@ func Take(ctx context.Context, st *store.Store, version, slot string) (*Status, 
 	if errVersion == nil {
 		s.SchemaVersion = &installed
 	}
-	failing, errFailing := st.Failing(ctx, listed)
-	s.list(failing)
-	return s, errors.Join(err, errVersion, errFailing)
+	troubled, _, errTroubled := st.EndpointViews(ctx, "", listed)
+	s.list(troubled)
+	return s, errors.Join(err, errVersion, errTroubled)
 }
 
 func (s *Status) fill(o store.Overview) {
 	if slot := o.Slot; slot != nil {
 		s.Environment, s.Slot, s.SlotExists, s.WALStatus = slot.Environment, cmp.Or(slot.Slot, s.Slot), slot.Exists, slot.WALStatus
-		if slot.Active {
+		if s.Role = down; slot.Active {
 			s.Role = active
 		}
 		if slot.Exists {
@@ -116,17 +118,32 @@ func (s *Status) fill(o store.Overview) {
 	s.PartitionsAhead, s.StrayRows = o.Ahead, o.Strays
 }
 
-// list takes the failing endpoints in.
-func (s *Status) list(failing []store.FailingEndpoint) {
-	for _, f := range failing {
-		state := "failing"
-		if f.Open {
-			state = "open"
+// list takes the endpoints in trouble in.
+func (s *Status) list(troubled []store.EndpointView) {
+	for _, e := range troubled {
+		f := Failing{Endpoint: e.ID.String(), Organization: e.OrganizationID, URL: terminal.Printable(e.Host), Waiting: int(e.Waiting), WaitingMore: e.WaitingMore}
+		since := e.FailingSince
+		if e.Last != nil {
+			f.Error = cmp.Or(e.Last.Error, e.Last.Class)
 		}
-		s.Failing = append(s.Failing, Failing{
-			Endpoint: f.EndpointID.String(), Organization: f.OrganizationID, URL: terminal.Site(f.URL), State: state, Since: f.Since.UTC(),
-			Error: f.Error, Waiting: f.Waiting, WaitingMore: f.Waiting >= store.WaitingCounted,
-		})
+		switch {
+		case !e.Enabled:
+			f.State, f.Error, since = "disabled", e.DisabledReason, e.DisabledAt
+		case e.PausedAt != nil:
+			f.State, since = "paused", e.PausedAt
+		case e.BreakerOpenedAt != nil:
+			f.State = "open"
+		default:
+			f.State = "failing"
+		}
+		if since != nil {
+			f.Since = since.UTC()
+		}
+		if !e.Enabled || e.PausedAt != nil {
+			s.Stopped = append(s.Stopped, f)
+		} else {
+			s.Failing = append(s.Failing, f)
+		}
 	}
 	if e := s.Endpoints; e != nil {
 		s.FailingMore = max(e.Failing+e.Open-int64(len(s.Failing)), 0)

@@ -40,7 +40,7 @@ func TestKeys(t *testing.T) {
 	db := pgtest.New(t)
 	want := []string{
 		"endpoints", "environment", "failing", "failing_more", "lag_bytes", "overdue_seconds", "partitions_ahead", "pending", "retrying", "role", "safe_wal_bytes",
-		"schema_version", "slot", "slot_exists", "stray_rows", "version", "waiting_estimated", "wal_status",
+		"schema_version", "slot", "slot_exists", "stopped", "stray_rows", "version", "waiting_estimated", "wal_status",
 	}
 	check := func(says string) {
 		t.Helper()
@@ -60,7 +60,7 @@ func TestKeys(t *testing.T) {
 		}
 	}
 	check(`^{"role":"down","version":"v1","schema_version":\d+,"environment":"","slot":"` + db.Slot + `","slot_exists":false,"wal_status":"","lag_bytes":null,"safe_wal_bytes":null,` +
-		`"pending":0,"retrying":0,"waiting_estimated":false,"overdue_seconds":0,"endpoints":{"ok":0,"failing":0,"open":0,"paused":0,"disabled":0},"failing":\[\],"failing_more":0,` +
+		`"pending":0,"retrying":0,"waiting_estimated":false,"overdue_seconds":0,"endpoints":{"ok":0,"failing":0,"open":0,"paused":0,"disabled":0},"failing":\[\],"failing_more":0,"stopped":\[\],` +
 		`"partitions_ahead":14,"stray_rows":0}$`)
 
 	exec(t, db.Pool, `INSERT INTO webhook_state (slot, environment) VALUES ($1, 'production')`, db.Slot)
@@ -76,7 +76,8 @@ func TestKeys(t *testing.T) {
 		SELECT webhook_delivery_id(webhook_uuidv7(), gen_random_uuid()), webhook_uuidv7(), $1, 'org_1', 'payment.failed', 'retrying', 1, now() - interval '2 minutes', 'answered 503', now() - interval '1 hour'
 		FROM generate_series(1, 3)`, id)
 	check(`"environment":"production".*"slot_exists":true,"wal_status":"reserved","lag_bytes":\d+,"safe_wal_bytes":null,"pending":0,"retrying":3,"waiting_estimated":false,"overdue_seconds":1[2-9]\d\..*` +
-		`"endpoints":{"ok":0,"failing":1,"open":0,"paused":1,"disabled":0},"failing":\[{"endpoint":"` + id.String() + `","organization":"org_1","url":"https://example.com","state":"failing","since":"20[^"]*Z","error":"answered 503","waiting":3,"waiting_more":false}\]`)
+		`"endpoints":{"ok":0,"failing":1,"open":0,"paused":1,"disabled":0},"failing":\[{"endpoint":"` + id.String() + `","organization":"org_1","url":"https://example.com","state":"failing","since":"20[^"]*Z","error":"answered 503","waiting":3,"waiting_more":false}\],"failing_more":0,` +
+		`"stopped":\[{"endpoint":"[^"]*","organization":"org_2","url":"https://example.com","state":"paused","since":"20[^"]*Z","error":"","waiting":0,"waiting_more":false}\]`)
 }
 
 // Where more fail than are listed, it says how many.
@@ -186,6 +187,10 @@ tables     schema version 8, partitions for 14 days ahead
 		"retrying; due for 5s\n":                                    func(s *status.Status) { s.OverdueSeconds = new(5.4) },
 		"retrying; overdue by 1h01m\n":                              func(s *status.Status) { s.OverdueSeconds = new(3661.0) },
 		"walhook    down: no walhook is connected to the slot, env": func(s *status.Status) { s.Role = "down" },
+		"slot       unknown\n":                                      func(s *status.Status) { s.Role, s.SlotExists, s.LagBytes, s.SafeWALBytes = "unknown", false, nil, nil },
+		"disabled               0  44444444-4444-4444-8444-444444444444  org_1\n        https://example.com  answered 410 Gone\n": func(s *status.Status) {
+			s.Stopped = []status.Failing{{Endpoint: "44444444-4444-4444-8444-444444444444", Organization: "org_1", URL: "https://example.com", State: "disabled", Error: "answered 410 Gone"}}
+		},
 	} {
 		s := well
 		change(&s)

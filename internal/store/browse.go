@@ -11,18 +11,20 @@ import (
 	"github.com/walhook/walhook/internal/webhook"
 )
 
-// This file reads endpoints for the page of the admin server; browsedeliveries.go reads its
+// This file reads endpoints for the page of the admin server and for walhook status; browsedeliveries.go reads its
 // deliveries, and acts.go has its buttons. Every statement reads a bounded number of deliveries
 // and events by an index, whatever is in the tables, and ends after browseTimeout. The list of
 // endpoints in trouble reads all endpoints.
+
+// WaitingCounted bounds the deliveries of one endpoint that are counted: about 2 ms of PostgreSQL.
+const WaitingCounted = 2000
 
 // browseTimeout ends a statement of the page: ten times what the slowest takes.
 const browseTimeout = "2s"
 
 const (
 	prepareBrowse      = `SELECT set_config('statement_timeout', '` + browseTimeout + `', true)`
-	endpointsShown     = 25   // of a list of endpoints
-	waitingCounted     = 1000 // deliveries of each endpoint that are counted: 25 endpoints cost some 30 ms
+	rowsNear           = 20   // of each endpoint, in which its last failure is looked for, and what is due first
 	deliveriesShown    = 25   // of a list of deliveries: each may have a payload of 256 KiB to be cut
 	deliveriesScanned  = 5000 // rows that one list reads at most: some 15 ms
 	daysScanned        = 7    // so far back one list looks, so that few partitions are touched
@@ -58,7 +60,7 @@ func (e *EndpointView) Trouble() bool {
 	return !e.Enabled || e.FailingSince != nil || e.PausedAt != nil
 }
 
-// A LastFailure is the newest failed delivery that is still in the table as such.
+// A LastFailure is the failed delivery that changed last, of those near the ends of its lists.
 type LastFailure struct {
 	Delivery   uuid.UUID
 	At         time.Time
@@ -81,37 +83,43 @@ ORDER BY CASE WHEN NOT e.enabled THEN 3 WHEN e.paused_at IS NOT NULL THEN 2 WHEN
 	selectOrganizationOf = endpointView + `e.organization_id = @organization::text` + worstFirst
 	selectEndpointView   = endpointView + `e.id = @id::uuid`
 
-	// The dead letters' index has the order (endpoint_id, id). A row comparison, where endpoint_id
-	// = … would do, leaves no other index with that order to be chosen.
+	// Two indexes have what an endpoint's attempts came to last: that of what waits, from the row that is due last, and that of
+	// dead letters, from the newest. The latter has the order (endpoint_id, id). A row comparison, where endpoint_id = … would
+	// do, leaves no other index with that order to be chosen.
 	selectStanding = `
 SELECT r.id, least(w.n, @counted::int), w.n > @counted::int, CASE WHEN isfinite(w.next_at) THEN w.next_at END,
-       l.id, l.updated_at, coalesce(l.status_code, 0), coalesce(l.error_class, ''), coalesce(left(l.error, 500), '')
+       failed.id, failed.updated_at, coalesce(failed.status_code, 0), coalesce(failed.error_class, ''), coalesce(left(failed.error, 500), '')
 FROM pg_catalog.unnest(@ids::uuid[]) AS r(id)
 CROSS JOIN LATERAL (
-    SELECT count(*) AS n, min(greatest(d.next_attempt_at, d.created_at)) AS next_at,
-           (array_agg(d.id ORDER BY d.updated_at DESC) FILTER (WHERE d.attempts > 0 AND d.error_class IS NOT NULL))[1] AS failed
-    FROM (SELECT * FROM webhook_deliveries AS d WHERE d.endpoint_id = r.id AND d.status IN ` + unfinishedStatuses + `
-          ORDER BY d.next_attempt_at, d.id LIMIT @counted::int + 1) AS d) AS w
+    SELECT (SELECT count(*) FROM (SELECT FROM webhook_deliveries AS d WHERE d.endpoint_id = r.id AND d.status IN ` + unfinishedStatuses + `
+                                  ORDER BY d.next_attempt_at, d.id LIMIT @counted::int + 1) AS counted) AS n,
+           (SELECT min(greatest(d.next_attempt_at, d.created_at))
+            FROM (SELECT d.next_attempt_at, d.created_at FROM webhook_deliveries AS d WHERE d.endpoint_id = r.id AND d.status IN ` + unfinishedStatuses + `
+                  ORDER BY d.next_attempt_at, d.id LIMIT @near::int) AS d) AS next_at) AS w
 LEFT JOIN LATERAL (
-    SELECT d.id FROM webhook_deliveries AS d
-    WHERE d.status IN ('failed', 'cancelled') AND w.failed IS NULL AND (d.endpoint_id, d.id) <= (r.id, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
-      AND (d.endpoint_id, d.id) >= (r.id, '00000000-0000-0000-0000-000000000000'::uuid)
-    ORDER BY d.endpoint_id DESC, d.id DESC LIMIT 1) AS dead ON true
-LEFT JOIN webhook_deliveries AS l ON l.id = coalesce(w.failed, dead.id)`
+    SELECT l.* FROM (
+        (SELECT d.id, d.updated_at, d.status_code, d.error_class, d.error FROM webhook_deliveries AS d
+         WHERE d.endpoint_id = r.id AND d.status IN ` + unfinishedStatuses + ` ORDER BY d.next_attempt_at DESC, d.id DESC LIMIT @near::int)
+        UNION ALL
+        (SELECT d.id, d.updated_at, d.status_code, d.error_class, d.error FROM webhook_deliveries AS d
+         WHERE d.status IN ('failed', 'cancelled') AND (d.endpoint_id, d.id) <= (r.id, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+           AND (d.endpoint_id, d.id) >= (r.id, '00000000-0000-0000-0000-000000000000'::uuid)
+         ORDER BY d.endpoint_id DESC, d.id DESC LIMIT @near::int)) AS l
+    WHERE l.error_class IS NOT NULL OR l.error IS NOT NULL ORDER BY l.updated_at DESC LIMIT 1) AS failed ON true`
 )
 
-// EndpointViews returns the endpoints in trouble, the worst first; of an organization, all of its
-// endpoints, in that order. There may be more than it returns: more says so.
-func (s *Store) EndpointViews(ctx context.Context, organization string) (found []EndpointView, more bool, err error) {
-	sql, args := selectTroubled, pgx.NamedArgs{"limit": endpointsShown + 1}
+// EndpointViews returns at most limit of the endpoints in trouble, the worst first; of an
+// organization, of all its endpoints, in that order. There may be more than it returns: more says so.
+func (s *Store) EndpointViews(ctx context.Context, organization string, limit int) (found []EndpointView, more bool, err error) {
+	sql, args := selectTroubled, pgx.NamedArgs{"limit": limit + 1}
 	if organization != "" {
 		sql, args["organization"] = selectOrganizationOf, organization
 	}
 	if found, err = s.endpointViews(ctx, sql, args); err != nil {
 		return nil, false, err
 	}
-	if more = len(found) > endpointsShown; more {
-		found = found[:endpointsShown]
+	if more = len(found) > limit; more {
+		found = found[:limit]
 	}
 	return found, more, s.standing(ctx, found)
 }
@@ -143,11 +151,14 @@ func (s *Store) endpointViews(ctx context.Context, sql string, args pgx.NamedArg
 
 // standing adds how many deliveries wait for each endpoint, and its last failure.
 func (s *Store) standing(ctx context.Context, endpoints []EndpointView) error {
+	if len(endpoints) == 0 {
+		return nil
+	}
 	ids, at := make([]uuid.UUID, len(endpoints)), make(map[uuid.UUID]*EndpointView, len(endpoints))
 	for i := range endpoints {
 		ids[i], at[endpoints[i].ID] = endpoints[i].ID, &endpoints[i]
 	}
-	err := s.browse(ctx, prepareRead, selectStanding, pgx.NamedArgs{"ids": asUUIDs(ids), "counted": waitingCounted}, func(rows pgx.Rows) error {
+	err := s.browse(ctx, prepareRead, selectStanding, pgx.NamedArgs{"ids": asUUIDs(ids), "counted": WaitingCounted, "near": rowsNear}, func(rows pgx.Rows) error {
 		for rows.Next() {
 			var id uuid.UUID
 			var read EndpointView
@@ -179,4 +190,12 @@ func (s *Store) browse(ctx context.Context, prepare, sql string, args pgx.NamedA
 	b.Queue(prepareBrowse)
 	b.Queue(sql, args).Query(collect)
 	return s.send(ctx, &b)
+}
+
+const selectVersion = `SELECT webhook_schema_version()`
+
+// InstalledVersion returns the version of the schema in the database.
+func (s *Store) InstalledVersion(ctx context.Context) (version int, err error) {
+	err = s.overview(ctx, prepareRead, selectVersion, nil, &version)
+	return version, err
 }

@@ -128,7 +128,7 @@ var hotStatements = []hotStatement{
 		pages(t, st, store.DeliveryFilter{EndpointID: b.endpoints[3], Statuses: []string{"failed"}}, 0)
 	}},
 	{"the page: 25 endpoints", "AS failed", 25 * (1001*2 + backlogPartitions*20), func(t testing.TB, st *store.Store, _ webhook.Fence, b *backlog) {
-		if found, more, err := st.EndpointViews(t.Context(), ""); err != nil || len(found) != 25 || !more {
+		if found, more, err := st.EndpointViews(t.Context(), "", 25); err != nil || len(found) != 25 || !more {
 			t.Errorf("%d, more %t, %v", len(found), more, err)
 		}
 	}},

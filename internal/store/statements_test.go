@@ -325,7 +325,7 @@ func TestSessionDefaults(t *testing.T) {
 // browsed runs what the page of the admin server reads.
 func browsed(t *testing.T, st *store.Store, endpoint, failed uuid.UUID) {
 	t.Helper()
-	views, more, err := st.EndpointViews(t.Context(), "org_1")
+	views, more, err := st.EndpointViews(t.Context(), "org_1", 25)
 	if err != nil || more || len(views) != 1 || views[0].ID != endpoint || views[0].Waiting == 0 || views[0].Last == nil {
 		t.Errorf("endpoints: %+v, %t, %v", views, more, err)
 	}

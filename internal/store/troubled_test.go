@@ -11,7 +11,7 @@ import (
 )
 
 // The worst come first, each with its last error and what waits for it.
-func TestFailing(t *testing.T) {
+func TestEndpointsInTrouble(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	st, fence := acquired(t, db)
@@ -37,24 +37,24 @@ func TestFailing(t *testing.T) {
 	insert(t, st, fence, outcome(dead[1], webhook.Failed, 1, 500))
 	insert(t, st, fence, outcome(dead[0], webhook.Failed, 1, 404))
 
-	failing, err := st.Failing(t.Context(), 10)
-	if err != nil {
-		t.Fatal(err)
+	troubled, more, err := st.EndpointViews(t.Context(), "", 10)
+	if err != nil || more {
+		t.Fatal(more, err)
 	}
-	if len(failing) != 2 {
-		t.Fatalf("got %+v, want two", failing)
+	if len(troubled) != 4 || troubled[2].ID.String() != paused || troubled[3].ID.String() != disabled {
+		t.Fatalf("got %+v, want four", troubled)
 	}
-	ago := func(f store.FailingEndpoint) string { return time.Since(f.Since).Round(time.Minute).String() }
+	ago := func(e store.EndpointView) string { return time.Since(*e.FailingSince).Round(time.Minute).String() }
 	for i, want := range []string{
-		fmt.Sprint(open, " org_3 https://example.com/hook 1h0m0s true answered 503 40"), fmt.Sprint(long, " org_2 https://example.com/hook 3h0m0s false answered 404 0"),
+		fmt.Sprint(open, " org_3 https://example.com 1h0m0s true answered 503 40"), fmt.Sprint(long, " org_2 https://example.com 3h0m0s false answered 404 0"),
 	} {
-		f := failing[i]
-		if got := fmt.Sprint(f.EndpointID, " ", f.OrganizationID, " ", f.URL, " ", ago(f), " ", f.Open, " ", f.Error, " ", f.Waiting); got != want {
+		e := troubled[i]
+		if got := fmt.Sprint(e.ID, " ", e.OrganizationID, " ", e.Host, " ", ago(e), " ", e.BreakerOpenedAt != nil, " ", e.Last.Error, " ", e.Waiting); got != want {
 			t.Errorf("%d: got %s, want %s", i, got, want)
 		}
 	}
-	if failing, err = st.Failing(t.Context(), 1); err != nil || len(failing) != 1 || failing[0].EndpointID.String() != open {
-		t.Errorf("the worst one: %+v, %v", failing, err)
+	if troubled, more, err = st.EndpointViews(t.Context(), "", 1); err != nil || !more || len(troubled) != 1 || troubled[0].ID.String() != open {
+		t.Errorf("the worst one: %+v, %v", troubled, err)
 	}
 	if version, err := st.InstalledVersion(t.Context()); err != nil || version != store.SchemaVersion {
 		t.Errorf("version %d, %v", version, err)
@@ -63,7 +63,7 @@ func TestFailing(t *testing.T) {
 
 // Where all endpoints fail and everything waits, looking at the worst of them touches what they
 // have, and no more.
-func TestFailingCostsNoMoreWhereMoreWaits(t *testing.T) {
+func TestEndpointsInTroubleCostNoMoreWhereMoreWaits(t *testing.T) {
 	t.Parallel()
 	const rows, listed = 60_000, 20
 	db := pgtest.New(t)
@@ -81,9 +81,9 @@ func TestFailingCostsNoMoreWhereMoreWaits(t *testing.T) {
 		for _, mode := range []string{"force_custom_plan", "force_generic_plan", "auto"} {
 			st, plans := explaining(t, db, mode)
 			plans.take(t, "")
-			failing, err := st.Failing(t.Context(), listed)
-			if err != nil || len(failing) != listed || failing[0].Waiting != store.WaitingCounted || failing[listed-1].Waiting != rows/backlogEndpoints {
-				t.Errorf("%s, %s: %d, %+v, %v", state, mode, len(failing), failing[0], err)
+			troubled, more, err := st.EndpointViews(t.Context(), "", listed)
+			if err != nil || len(troubled) != listed || !more || troubled[0].Waiting != store.WaitingCounted || !troubled[0].WaitingMore || troubled[listed-1].Waiting != rows/backlogEndpoints {
+				t.Errorf("%s, %s: %d, %+v, %v", state, mode, len(troubled), troubled[0], err)
 			}
 			// Rows that nobody has vacuumed since are looked at in the table too.
 			most := len(worst)*store.WaitingCounted*2 + (listed-len(worst))*rows/backlogEndpoints*2 + listed*3*backlogPartitions*4
