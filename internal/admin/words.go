@@ -118,7 +118,10 @@ func aboutEndpoints(e *store.EndpointsOverview) verdict {
 	}
 	if failing := e.Failing + e.Open; failing > 0 {
 		v.Level, v.Short = unsure, number(failing, "fails", "fail")
-		v.Words = fmt.Sprintf("%s answered the last attempt with success or had none. Of those that fail, %s had so many failures in a row that they get one probe at a time.", count(e.OK), count(e.Open))
+		v.Words = number(e.OK, "is well.", "are well.")
+		if e.Open > 0 {
+			v.Words += " " + number(e.Open, "has an open breaker", "have open breakers") + ", after failures in a row: one probe at a time."
+		}
 	}
 	if e.Paused > 0 {
 		v.Words += " " + number(e.Paused, "is paused.", "are paused.")
