@@ -135,7 +135,7 @@ func (s *Store) lacks(ctx context.Context, privilege, table string) error {
 	if err := s.pool.QueryRow(ctx, selectGrant, pgx.NamedArgs{"privilege": privilege, "table": table}).Scan(&grant); err != nil {
 		return fmt.Errorf("check the schema: %w", err)
 	}
-	return fmt.Errorf("%w: this role lacks a privilege; as the owner of the table, run: %s", ErrNotPrepared, grant)
+	return fmt.Errorf("%w: this role lacks a privilege that walhook needs; take the role of `walhook run`, or, as the owner of the table, run: %s", ErrNotPrepared, grant)
 }
 
 // The identity of the publication: the oid and xmin of its row, and the oid of the outbox's

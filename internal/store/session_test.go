@@ -154,7 +154,7 @@ func TestWhatARoleLacksCanBePasted(t *testing.T) {
 			return
 		}
 		_, grant, found := strings.Cut(err.Error(), "of the table, run: ")
-		if !errors.Is(err, store.ErrNotPrepared) || !found {
+		if !errors.Is(err, store.ErrNotPrepared) || !found || !strings.Contains(err.Error(), "take the role of `walhook run`") {
 			t.Fatalf("got %v", err)
 		}
 		exec(t, db.Pool, grant)
