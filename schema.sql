@@ -199,6 +199,25 @@ BEGIN
 END $do$;
 
 
+-- A recording transaction of a running walhook locks webhook_state first, and then the other tables. So does this file: locked
+-- the other way round, both would wait for each other, and this file would give up.
+DO $do$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_state'::regclass::oid AND attname = 'published') THEN
+        ALTER TABLE webhook_state ADD COLUMN published text; -- versions 1 and 2 had none
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_state'::regclass::oid AND attname = 'open_since') THEN
+        ALTER TABLE webhook_state ADD COLUMN open_since timestamptz; -- versions 1 to 3 had none
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_state'::regclass::oid AND attname = 'progress') THEN
+        ALTER TABLE webhook_state ADD COLUMN progress jsonb; -- versions 1 to 7 had none
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_state'::regclass::oid AND attname = 'max_endpoints') THEN
+        ALTER TABLE webhook_state ADD COLUMN max_endpoints int NOT NULL DEFAULT 1000; -- versions 1 to 7 had none
+    END IF;
+END $do$;
+
+
 -- --- 1. Ids ---------------------------------------------------------------------------------------------------------
 -- A body of the form RETURN ... is bound when the function is created, so no search_path can change its meaning.
 
@@ -1213,21 +1232,6 @@ COMMENT ON TABLE webhook_deliveries_default IS 'Deliveries of days without a par
 -- --- 6. walhook's own state -----------------------------------------------------------------------------------------
 
 -- The table was created at the beginning of this file, with all present columns, for its lock.
-DO $do$
-BEGIN
-    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_state'::regclass::oid AND attname = 'published') THEN
-        ALTER TABLE webhook_state ADD COLUMN published text; -- versions 1 and 2 had none
-    END IF;
-    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_state'::regclass::oid AND attname = 'open_since') THEN
-        ALTER TABLE webhook_state ADD COLUMN open_since timestamptz; -- versions 1 to 3 had none
-    END IF;
-    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_state'::regclass::oid AND attname = 'progress') THEN
-        ALTER TABLE webhook_state ADD COLUMN progress jsonb; -- versions 1 to 7 had none
-    END IF;
-    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'webhook_state'::regclass::oid AND attname = 'max_endpoints') THEN
-        ALTER TABLE webhook_state ADD COLUMN max_endpoints int NOT NULL DEFAULT 1000; -- versions 1 to 7 had none
-    END IF;
-END $do$;
 COMMENT ON TABLE webhook_state IS 'walhook''s position: one row per replication slot, updated in the transactions that record outcomes.';
 COMMENT ON COLUMN webhook_state.slot IS 'WALHOOK_SLOT.';
 COMMENT ON COLUMN webhook_state.epoch IS 'Incremented when another process takes over the slot: writes with an older epoch do nothing.';

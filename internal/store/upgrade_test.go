@@ -365,6 +365,36 @@ func TestUpgradeBesideAnOpenTransaction(t *testing.T) {
 	}
 }
 
+// Whatever walhook records begins with webhook_state, and goes on with the other tables. An upgrade that locks them the other way
+// round keeps the running former version waiting, until it gives up itself.
+func TestUpgradeBesideARecording(t *testing.T) {
+	t.Parallel()
+	for _, version := range []string{"4", "7"} {
+		t.Run("of version "+version, func(t *testing.T) {
+			t.Parallel()
+			db, _ := versionInUse(t, version)
+			schema := readSchema(t)
+			st := store.New(db.Pool, db.Slot, 0)
+			st.ApplyFor(time.Minute) // a slow machine may need another try
+			tx := begin(t, db.Pool)
+			exec(t, tx, `UPDATE webhook_state SET updated_at = now()`)
+			upgraded := make(chan error, 1)
+			go func() { upgraded <- st.Migrate(t.Context(), schema) }()
+			waiting(t, db, 1)
+			exec(t, tx, `SET LOCAL lock_timeout = '100ms'`)
+			exec(t, tx, `UPDATE webhook_deliveries SET updated_at = now()`)
+			exec(t, tx, `INSERT INTO webhook_endpoint_failures (endpoint_id, failing_since) SELECT id, now() FROM webhook_endpoints ON CONFLICT (endpoint_id) DO NOTHING`)
+			newEvent(t, tx, "org_1", "payment.failed")
+			if err := tx.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-upgraded; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // insertAllTheTime inserts events as an application that waits for no lock, until it is told to stop and says how many.
 func insertAllTheTime(t testing.TB, db *pgtest.DB, role string) (stop func() int) {
 	t.Helper()
