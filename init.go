@@ -67,12 +67,16 @@ func initialize(ctx context.Context, cfg *config.Config, o initOptions, stdout i
 	if err != nil {
 		return db.refusedReplication(err)
 	}
+	version, err := db.store.Installed(ctx) // a newer walhook may have been here
+	if err != nil {
+		return err
+	}
 	how := "exists"
 	if created {
 		how = "created"
 	}
 	fmt.Fprintf(stdout, "schema version %d, publication %s, slot %s (%s): ready for `walhook run`\n",
-		store.SchemaVersion, store.Publication, cfg.Slot, how)
+		version, store.Publication, cfg.Slot, how)
 	if o.roles {
 		fmt.Fprintln(stdout, "the tables belong to walhook_owner; roles walhook_run, walhook_app, walhook_backend, walhook_ops and walhook_tenant have their grants: "+
 			"give them passwords (ALTER ROLE walhook_run PASSWORD '...'), or make roles of yours members (GRANT walhook_app TO app)")

@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -250,5 +252,22 @@ func TestRunWaitsForAFreeSlot(t *testing.T) {
 	cancel()
 	if err := <-ended; err != nil {
 		t.Errorf("run: %v", err)
+	}
+}
+
+// A former version leaves the newer schema, works with it, and does not say that its own is there.
+func TestInitBesideANewerSchema(t *testing.T) {
+	w := newWorld(t)
+	cfg := load(t, w.env...)
+	w.exec(`CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int LANGUAGE sql IMMUTABLE RETURN ` + strconv.Itoa(store.SchemaVersion+1))
+	var said, logged bytes.Buffer
+	if err := initialize(t.Context(), cfg, initOptions{}, &said, slog.New(slog.NewTextHandler(&logged, nil))); err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf("schema version %d, ", store.SchemaVersion+1); !strings.HasPrefix(said.String(), want) {
+		t.Errorf("it says %q, want %q", said.String(), want)
+	}
+	if !strings.Contains(logged.String(), "newer walhook") {
+		t.Errorf("it logs %s", logged.String())
 	}
 }

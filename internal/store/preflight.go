@@ -163,8 +163,9 @@ func (s *Store) readNames(ctx context.Context, f *facts) (err error) {
 
 // readState reads the installed version, the stored environment and other slots.
 func (s *Store) readState(ctx context.Context, f *facts) error {
-	if err := s.pool.QueryRow(ctx, `SELECT `+installedVersion).Scan(&f.installed); err != nil {
-		return fmt.Errorf("read the schema's version: %w", err)
+	var err error
+	if f.installed, err = s.Installed(ctx); err != nil {
+		return err
 	}
 	if err := s.pool.QueryRow(ctx, selectEnvironment).Scan(&f.environment); err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		if hasCode(err, "42P01", "42501", "42703") { // missing, or this role may not read it: CheckSchema reports that

@@ -31,6 +31,14 @@ var (
 const installedVersion = `coalesce((SELECT substring(pg_get_function_sqlbody(v.oid), '^RETURN ([0-9]+)'::text)::int
     FROM pg_proc v WHERE v.oid = to_regprocedure('webhook_schema_version()')::oid), -1)`
 
+// Installed returns the version that the database has; -1: there is none, or none of ours.
+func (s *Store) Installed(ctx context.Context) (version int, err error) {
+	if err := s.pool.QueryRow(ctx, `SELECT `+installedVersion).Scan(&version); err != nil {
+		return 0, fmt.Errorf("read the schema's version: %w", err)
+	}
+	return version, nil
+}
+
 // checkSchema reads catalogues only and takes no lock, so it works while somebody has locked
 // the tables. It reads the publication's row filter and column list as JSON, because
 // PostgreSQL 14 has no such columns. It checks every partition, because a row's triggers are
