@@ -588,10 +588,25 @@ CREATE OR REPLACE FUNCTION webhook_retry_schedule_problem(schedule interval[]) R
     END;
 COMMENT ON FUNCTION webhook_retry_schedule_problem(interval[]) IS 'Returns what is wrong with an endpoint''s retry schedule, or null.';
 
--- A filter runs in the application's INSERT, whoever chose it, and PostgreSQL bounds no expression's time. So a filter may walk
--- through the payload once for each of its paths. Refused are two values compared (each item with each), $ within ?(...), ** twice,
--- lists of subscripts (which double the items), keyvalue() (which triples them), and regular expressions that look back or ahead
--- or count. So the largest payload takes the worst filter half a second, and one of 2 KiB some tens of microseconds.
+-- A filter runs in the application's INSERT, whoever chose it, and PostgreSQL bounds no expression's time. So each part of a filter
+-- may go through the payload once. Refused are two values compared (each item with each), $ within ?(...), ** twice, lists of
+-- subscripts (which double the items), keyvalue() (which triples them), and regular expressions that look back or ahead or count.
+-- Then the filter's length bounds the time: with the largest payload 1 ms for each character, or 4 ms where it goes through lists or
+-- has a regular expression. So one filter, which may count 512, takes half a second at worst, and all of an organization, which may
+-- count 4096, take four. With a usual payload a filter takes a microsecond or two.
+CREATE OR REPLACE FUNCTION webhook_filter_cost(filter jsonpath) RETURNS int
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path FROM CURRENT AS $fn$
+DECLARE
+    written text := filter::text;
+    bare    text := replace(regexp_replace(written, E'"([^"\\\\]|\\\\.)*"', '""'::text, 'g'::text), '.""', '.k');
+BEGIN
+    RETURN CASE WHEN strpos(bare, 'like_regex') > 0 THEN length(written) ELSE length(bare) END
+         * CASE WHEN bare ~ E'like_regex|[*?@+/%[]|-([^0-9]|$)|\\.[a-z_]+\\(' THEN 4 ELSE 1 END;
+END $fn$;
+COMMENT ON FUNCTION webhook_filter_cost(jsonpath) IS
+    'What a filter counts for the limits of one (512) and of all of an organization (4096): its length without texts and names of fields; four times that '
+    'if it has *, [, ?(, a method or arithmetic; four times its whole length if it has like_regex.';
+
 CREATE OR REPLACE FUNCTION webhook_filter_problem(filter jsonpath) RETURNS text
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path FROM CURRENT AS $fn$
 DECLARE
@@ -612,9 +627,15 @@ BEGIN
     IF bare ~ E'\\?\\(.*\\$|\\$.*\\$.*\\?\\(' THEN RETURN 'it has ?(...) and more than one $'; END IF;
     bare := regexp_replace(bare, compare || literal, ' '::text, 'g'::text);
     bare := regexp_replace(bare, literal || compare, ' '::text, 'g'::text);
-    IF bare ~ compare THEN RETURN 'it compares two values of the payload, and needs a constant on one side'; END IF;
+    -- A strict path without *, [ and ?( selects one value, which is not compared item by item even where it is a list.
+    IF bare ~ compare AND bare !~ '^strict [^*?[]*$' THEN
+        RETURN 'it compares two values of the payload: it needs a constant on one side, or strict in front and no *, [ or ?(';
+    END IF;
     IF strpos(bare, 'like_regex') > 0 AND written ~ E'\\\\\\\\[0-9]|\\(\\?|[{]' THEN
         RETURN 'its regular expression looks back, ahead or counts, with (?, { or a number after a backslash';
+    END IF;
+    IF webhook_filter_cost(filter) > 512 THEN
+        RETURN 'it costs ' || webhook_filter_cost(filter)::text || ', more than 512: its length counts, four times if it has *, [, ?(, like_regex, a method or arithmetic';
     END IF;
     RETURN NULL;
 END $fn$;
@@ -845,6 +866,8 @@ CREATE OR REPLACE FUNCTION webhook_endpoints_bounds() RETURNS trigger
 DECLARE
     most bigint;
     crowded text;
+    filtered text[]; -- organizations with more to evaluate than before
+    cost bigint;
 BEGIN
     IF tg_relid <> 'webhook_endpoints'::regclass::oid THEN
         RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_endpoints_bounds', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
@@ -852,17 +875,32 @@ BEGIN
     IF webhook_restoring() THEN
         RETURN NULL;
     END IF;
-    most := coalesce((SELECT max(s.max_endpoints) FROM webhook_state AS s), 1000);
-    SELECT o.organization_id INTO crowded FROM (SELECT DISTINCT c.organization_id FROM came AS c) AS o
-    WHERE (SELECT count(*) FROM (SELECT FROM webhook_endpoints AS e WHERE e.organization_id = o.organization_id LIMIT most + 1::bigint) AS n) > most
-    LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION 'webhook_endpoints: organization % cannot have more than % endpoints: delete those that it no longer needs (DELETE FROM webhook_endpoints WHERE id = ...), or restart walhook with a larger WALHOOK_MAX_ENDPOINTS',
-            quote_literal(crowded), most USING ERRCODE = 'check_violation';
+    IF tg_op = 'INSERT' THEN
+        most := coalesce((SELECT max(s.max_endpoints) FROM webhook_state AS s), 1000);
+        SELECT o.organization_id INTO crowded FROM (SELECT DISTINCT c.organization_id FROM came AS c) AS o
+        WHERE (SELECT count(*) FROM (SELECT FROM webhook_endpoints AS e WHERE e.organization_id = o.organization_id LIMIT most + 1::bigint) AS n) > most
+        LIMIT 1;
+        IF FOUND THEN
+            RAISE EXCEPTION 'webhook_endpoints: organization % cannot have more than % endpoints: delete those that it no longer needs (DELETE FROM webhook_endpoints WHERE id = ...), or restart walhook with a larger WALHOOK_MAX_ENDPOINTS',
+                quote_literal(crowded), most USING ERRCODE = 'check_violation';
+        END IF;
+        filtered := ARRAY(SELECT DISTINCT c.organization_id FROM came AS c WHERE c.filter IS NOT NULL);
+    ELSE
+        filtered := ARRAY(SELECT n.organization_id FROM gone AS o JOIN came AS n ON n.id = o.id WHERE n.filter::text IS DISTINCT FROM o.filter::text
+                          GROUP BY n.organization_id HAVING coalesce(sum(webhook_filter_cost(n.filter)), 0::bigint) > coalesce(sum(webhook_filter_cost(o.filter)), 0::bigint));
+    END IF;
+    IF pg_catalog.cardinality(filtered) > 0 THEN
+        SELECT e.organization_id, sum(webhook_filter_cost(e.filter)) INTO crowded, cost FROM webhook_endpoints AS e
+        WHERE e.organization_id = ANY (filtered) AND e.filter IS NOT NULL
+        GROUP BY e.organization_id HAVING sum(webhook_filter_cost(e.filter)) > 4096::bigint LIMIT 1;
+        IF FOUND THEN
+            RAISE EXCEPTION 'webhook_endpoints.filter: the filters of organization % cost % with this one, more than 4096, and each of its events is compared with all: give a shorter one, or remove others (SELECT id, filter, webhook_filter_cost(filter) FROM webhook_endpoints WHERE organization_id = % ORDER BY 3 DESC)',
+                quote_literal(crowded), cost, quote_literal(crowded) USING ERRCODE = 'check_violation';
+        END IF;
     END IF;
     RETURN NULL;
 END $fn$;
-COMMENT ON FUNCTION webhook_endpoints_bounds() IS 'Trigger: refuses more endpoints of one organization than WALHOOK_MAX_ENDPOINTS.';
+COMMENT ON FUNCTION webhook_endpoints_bounds() IS 'Trigger: refuses more endpoints of one organization than WALHOOK_MAX_ENDPOINTS, and more filters than its events can be compared with.';
 
 CREATE OR REPLACE FUNCTION webhook_secrets_restored() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
@@ -934,6 +972,10 @@ BEGIN
     END IF;
     IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass::oid AND tgname = 'webhook_endpoints_bounds_insert') THEN
         CREATE TRIGGER webhook_endpoints_bounds_insert AFTER INSERT ON webhook_endpoints REFERENCING NEW TABLE AS came
+            FOR EACH STATEMENT EXECUTE FUNCTION webhook_endpoints_bounds();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass::oid AND tgname = 'webhook_endpoints_bounds_update') THEN
+        CREATE TRIGGER webhook_endpoints_bounds_update AFTER UPDATE ON webhook_endpoints REFERENCING OLD TABLE AS gone NEW TABLE AS came
             FOR EACH STATEMENT EXECUTE FUNCTION webhook_endpoints_bounds();
     END IF;
     IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_secrets'::regclass::oid AND tgname = 'webhook_secrets_restored') THEN
@@ -2529,7 +2571,8 @@ END $do$;
 -- PUBLIC may execute functions that run with the caller's rights and are useful to callers: those for ids (webhook_uuidv7,
 -- webhook_uuid_at, webhook_uuid_time, webhook_delivery_id), the one of a generated column (webhook_event_patterns),
 -- webhook_schema_version, and those that need privileges on the tables: webhook_send_test, webhook_replay,
--- webhook_replay_failed, webhook_explain, webhook_stats and webhook_waiting. webhook_explain needs webhook_filter_matches.
+-- webhook_replay_failed, webhook_explain, webhook_stats and webhook_waiting. webhook_explain needs webhook_filter_matches, and whoever
+-- chooses filters webhook_filter_cost.
 -- EXECUTE on all others is revoked from PUBLIC each time, trigger functions first: whoever may execute a trigger function can put
 -- it on a table of their own. Grants to named roles are kept.
 REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_restoring(), webhook_event_types_restored(), webhook_secrets_restored(),

@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -44,6 +45,11 @@ func TestFilterDecidesWhoIsOwed(t *testing.T) {
 		{`$.at.datetime() > "2026-01-01".datetime()`, `{"at": "yesterday"}`, false},
 		{`$.at.datetime("no template") > "2026-01-01".datetime()`, `{"at": "2026-02-01"}`, false},
 		{`($.n * 99999999999999999999) > 1`, `{"n": 1e131060}`, false},
+		{`strict $.refunded > $.amount`, `{"amount": 5, "refunded": 6}`, true},
+		{`strict $.refunded > $.amount`, `{"amount": 5, "refunded": 5}`, false},
+		{`strict $.refunded > $.amount`, `{"amount": 5}`, false},
+		{`strict $.refunded > $.amount`, `{"amount": [5], "refunded": [6]}`, false},
+		{`strict $.items.size() != $.count`, `{"items": [1, 2], "count": 1}`, true},
 		{`$.** == 7`, strings.Repeat("[", 4000) + "7" + strings.Repeat("]", 4000), true},
 	} {
 		exec(t, db.Pool, `UPDATE webhook_endpoints SET filter = $2::text::jsonpath WHERE id = $1`, endpoint, c.filter)
@@ -81,19 +87,26 @@ func TestFilterIsRefused(t *testing.T) {
 		`$.a == $.b`:            "it compares two values of the payload",
 		`$.a[*] == $.b."== 1 "`: "it compares two values of the payload",
 		`exists($ ? ((@.a[*] ? (@ > 1 && 1 == 1)) == (@.b[*])))`: "it compares two values of the payload",
-		`$.a == -$.b`: "it compares two values of the payload",
-		`exists($[*] ? (exists($[*] ? (@ == 1))))`:      "more than one $",
-		`$.a == 1 && exists($.b ? (@ == 1))`:            "more than one $",
-		`exists($.b ? (@ == 1)) && $.a == 1`:            "more than one $",
-		`exists($.** ? (@.** == 1))`:                    "** twice",
-		`$[0, 0][0, 0] == 1`:                            "list of subscripts",
-		`$.keyvalue().keyvalue().value == 1`:            "keyvalue()",
-		`$.items[*] ? (@.sku == "A")`:                   "needs exists(...) around it",
-		`$.a like_regex "(a*)*\\1"`:                     "looks back",
-		`$.a like_regex "(?=.*a)b"`:                     "looks back",
-		`$.a like_regex "((a{1,200}){1,200}){1,9}"`:     "",
-		strings.Repeat(`$.a == 1 || `, 16) + `$.a == 2`: "it has more than 16 paths",
-		`$.a == "` + strings.Repeat("x", 1024) + `"`:    "it is longer than 1 KiB",
+		`$.a == -$.b`:          "it compares two values of the payload",
+		`strict $.a[*] == $.b`: "it compares two values of the payload",
+		`strict $.a == $.b.*`:  "it compares two values of the payload",
+		`strict exists($.c[*] ? (@ == 1)) || $.a == 1`:                      "more than one $",
+		`$.**` + strings.Repeat(`[*]`, 300) + ` == 2`:                       "it costs 36",
+		`exists($.a[*] ? (` + strings.Repeat(`1 == 2 || `, 80) + `@ == 2))`: "more than 512",
+		`$.a like_regex "` + strings.Repeat(`(a|b)?`, 75) + `c"`:            "more than 512",
+		strings.TrimSuffix(strings.Repeat(`$.a[*] == 2 || `, 16), "|| "):    "more than 512",
+		`exists($[*] ? (exists($[*] ? (@ == 1))))`:                          "more than one $",
+		`$.a == 1 && exists($.b ? (@ == 1))`:                                "more than one $",
+		`exists($.b ? (@ == 1)) && $.a == 1`:                                "more than one $",
+		`exists($.** ? (@.** == 1))`:                                        "** twice",
+		`$[0, 0][0, 0] == 1`:                                                "list of subscripts",
+		`$.keyvalue().keyvalue().value == 1`:                                "keyvalue()",
+		`$.items[*] ? (@.sku == "A")`:                                       "needs exists(...) around it",
+		`$.a like_regex "(a*)*\\1"`:                                         "looks back",
+		`$.a like_regex "(?=.*a)b"`:                                         "looks back",
+		`$.a like_regex "((a{1,200}){1,200}){1,9}"`:                         "",
+		strings.Repeat(`$.a == 1 || `, 16) + `$.a == 2`:                     "it has more than 16 paths",
+		`$.a == "` + strings.Repeat("x", 1024) + `"`:                        "it is longer than 1 KiB",
 	} {
 		refused(t, db.Pool, want, `UPDATE webhook_endpoints SET filter = $2::text::jsonpath WHERE id = $1`, endpoint, filter)
 		refused(t, db.Pool, want, `INSERT INTO webhook_endpoints (organization_id, url, filter) VALUES ('o', 'https://example.com', $1::text::jsonpath)`, filter)
@@ -104,22 +117,71 @@ func TestFilterIsRefused(t *testing.T) {
 func TestFilterTakesABoundedTime(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	endpoint := newEndpoint(t, db.Pool, "org_1")
 	tx := begin(t, db.Pool)
 	exec(t, tx, `SET LOCAL statement_timeout = '1min'`)
-	for _, payload := range []string{
-		`jsonb_build_object('a', (SELECT jsonb_agg(1) FROM generate_series(1, 85000)))`,
-		`(repeat('[', 5000) || '1' || repeat(']', 5000))::jsonb`,
-		`jsonb_build_object('a', repeat('a', 260000))`,
+	const endpoints = `INSERT INTO webhook_endpoints (organization_id, url, filter) SELECT $1, 'https://example.com', $2::text::jsonpath FROM generate_series(1, $3::int)`
+	const event = `INSERT INTO webhook_outbox (organization_id, event_type, payload) SELECT $1, 'payment.failed', `
+	const chains = `(SELECT jsonb_agg((repeat('[', 300) || repeat(']', 300))::jsonb) FROM generate_series(1, 430))`
+	repeat := strings.Repeat
+	worst := `exists($.** ? (` + repeat(`@[*] == 2 || `, 6) + `@[*] == 2))`
+	for i, filter := range []string{
+		worst,
+		strings.TrimSuffix(repeat(`$.a[*] == 2 || `, 7), "|| "),
+		strings.TrimSuffix(repeat(`$.a[*] like_regex "(a|aa)+b" || `, 3), "|| "),
+		`$.a like_regex "` + repeat(`(a|b)?`, 16) + `c"`,
+		strings.TrimSuffix(repeat(`$.a == 2 || `, 16), "|| "),
+		repeat(`-`, 36) + `$.a[*] == 2`,
+		`exists($.**` + repeat(`[*] ? (exists(@`, 4) + `[*]` + repeat(`))`, 4) + `)`,
+		`exists($.a[*] ? (` + repeat(`1 == 2 || `, 7) + `@ == 2))`,
+		`$.**` + repeat(`[*]`, 36) + ` == 2`,
+		`$.**` + repeat(`.type()`, 16) + ` == "x"`,
 	} {
-		for _, filter := range []string{
-			strings.TrimSuffix(strings.Repeat(`$.a[*] == 2 || `, 16), "|| "),
-			strings.TrimSuffix(strings.Repeat(`$.a[*] like_regex "(a|aa)+b" || `, 16), "|| "),
-			`exists($.**` + strings.Repeat(`[*] ? (exists(@`, 15) + `[*]` + strings.Repeat(`))`, 15) + `)`,
-			`$.**` + strings.Repeat(`[*]`, 300) + ` == 2`,
+		organization := fmt.Sprint("org_", i)
+		exec(t, tx, endpoints, organization, filter, 1)
+		for _, payload := range []string{
+			`jsonb_build_object('a', (SELECT jsonb_agg(1) FROM generate_series(1, 85000)))`,
+			`jsonb_build_object('a', (SELECT jsonb_agg('a'::text) FROM generate_series(1, 50000)))`,
+			chains,
+			`(repeat('[', 5000) || '1' || repeat(']', 5000))::jsonb`,
+			`jsonb_build_object('a', repeat('a', 260000))`,
 		} {
-			exec(t, tx, `UPDATE webhook_endpoints SET filter = $2::text::jsonpath WHERE id = $1`, endpoint, filter)
-			exec(t, tx, `INSERT INTO webhook_outbox (organization_id, event_type, payload) SELECT 'org_1', 'payment.failed', `+payload)
+			exec(t, tx, event+payload, organization)
 		}
 	}
+	// As often as one organization can have it: some seconds, on a machine that does nothing else.
+	exec(t, tx, endpoints, "org_full", worst, 4096/query[int](t, tx, `SELECT webhook_filter_cost($1::text::jsonpath)`, worst))
+	exec(t, tx, event+chains, "org_full")
+}
+
+// An organization's filters are bounded together: a hundred ordinary ones fit.
+func TestFiltersOfAnOrganization(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	const some = `INSERT INTO webhook_endpoints (organization_id, url, filter) SELECT $1, 'https://example.com', $2::text::jsonpath FROM generate_series(1, $3::int)`
+	const ordinary, costly = `$.amount > 1000 && $.currency == "EUR"`, `exists($.items[*] ? (@.sku == "A" && @.count > 1))`
+	const full = "the filters of organization 'org_1' cost"
+	exec(t, db.Pool, some, "org_1", ordinary, 100)
+	cost := query[int](t, db.Pool, `SELECT sum(webhook_filter_cost(filter)) FROM webhook_endpoints`)
+	left := 4096 - cost
+	refused(t, db.Pool, full, some, "org_1", ordinary, left/(cost/100)+1)
+	exec(t, db.Pool, some, "org_1", ordinary, left/(cost/100))
+	refused(t, db.Pool, full, some, "org_1", ordinary, 1)
+	refused(t, db.Pool, full, `UPDATE webhook_endpoints SET filter = $1::text::jsonpath WHERE id = (SELECT id FROM webhook_endpoints LIMIT 1)`, costly)
+	exec(t, db.Pool, some, "org_1", nil, 1)
+	exec(t, db.Pool, some, "org_2", costly, 25)
+
+	t.Run("as they are, they can be changed for cheaper ones, and everything else too", func(t *testing.T) {
+		exec(t, db.Pool, `UPDATE webhook_endpoints SET url = 'https://example.org', enabled = NOT enabled`)
+		exec(t, db.Pool, `UPDATE webhook_endpoints SET filter = '$.amount > 2000 && $.currency == "USD"' WHERE organization_id = 'org_1' AND filter IS NOT NULL`)
+	})
+	t.Run("what was restored stays, and can be reduced", func(t *testing.T) {
+		tx := begin(t, db.Pool)
+		exec(t, tx, `SET LOCAL session_replication_role = replica`)
+		exec(t, tx, some, "org_1", costly, 50)
+		exec(t, tx, `SET LOCAL session_replication_role = origin`)
+		exec(t, tx, `UPDATE webhook_endpoints SET enabled = NOT enabled WHERE organization_id = 'org_1'`)
+		exec(t, tx, `UPDATE webhook_endpoints SET filter = NULL WHERE id = (SELECT id FROM webhook_endpoints WHERE organization_id = 'org_1' AND filter IS NOT NULL LIMIT 1)`)
+		exec(t, tx, `UPDATE webhook_endpoints SET filter = '$.amount > 1' WHERE id = (SELECT id FROM webhook_endpoints WHERE organization_id = 'org_1' AND webhook_filter_cost(filter) > 50 LIMIT 1)`)
+		refused(t, tx, full, some, "org_1", `$.a == 1`, 1)
+	})
 }

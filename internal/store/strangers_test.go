@@ -47,7 +47,7 @@ func stranger(t testing.TB, db *pgtest.DB) *pgx.Conn {
 
 // What PUBLIC may execute, of all that schema.sql makes: it runs with the caller's rights.
 var publicFunctions = []string{
-	"webhook_delivery_id", "webhook_event_patterns", "webhook_explain", "webhook_filter_matches", "webhook_replay", "webhook_replay_failed", "webhook_schema_version",
+	"webhook_delivery_id", "webhook_event_patterns", "webhook_explain", "webhook_filter_cost", "webhook_filter_matches", "webhook_replay", "webhook_replay_failed", "webhook_schema_version",
 	"webhook_send_test", "webhook_stats", "webhook_uuid_at", "webhook_uuid_time", "webhook_uuidv7", "webhook_waiting",
 }
 
