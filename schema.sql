@@ -466,7 +466,7 @@ COMMENT ON COLUMN webhook_endpoints.timeout IS 'How long one request may take, a
 COMMENT ON COLUMN webhook_endpoints.retry_schedule IS
     'The waits from the end of an attempt to the next: at most 30, each more than 0 and at most 7 days; {}: there is one attempt. Null: WALHOOK_RETRY_SCHEDULE.';
 COMMENT ON COLUMN webhook_endpoints.all_organizations IS
-    'For operators: it gets the types webhook.* that it lists of every organization, and nothing else. Only whoever may act as the table''s owner sets it.';
+    'For operators: it gets the types webhook.* of every organization, and nothing else; {*} means all of them. At most 20 endpoints. Only whoever may act as the table''s owner sets it.';
 
 CREATE TABLE IF NOT EXISTS webhook_secrets (
     id          bigint PRIMARY KEY DEFAULT (('x' || right(translate(gen_random_uuid()::text, '-', ''), 16))::bit(64)::bigint & 9223372036854775807),
@@ -765,6 +765,12 @@ BEGIN
         RAISE EXCEPTION 'webhook_endpoints.all_organizations: only the owner of the tables makes such an endpoint, or changes where it sends what: leave the column out, or use the role %',
             (SELECT pg_get_userbyid(c.relowner) FROM pg_class AS c WHERE c.oid = tg_relid) USING ERRCODE = 'insufficient_privilege';
     END IF;
+    -- Every event of walhook's own looks at all of them, and is sent to each.
+    IF new.all_organizations AND (is_new OR NOT old.all_organizations) AND NOT webhook_restoring()
+       AND (SELECT count(*) FROM webhook_endpoints AS e WHERE e.all_organizations) >= 20::bigint THEN
+        RAISE EXCEPTION 'webhook_endpoints.all_organizations: there are 20 such endpoints, and no more are allowed: SELECT id, url FROM webhook_endpoints WHERE all_organizations shows them; delete one that is no longer needed'
+            USING ERRCODE = 'check_violation';
+    END IF;
     IF new.created_at IS NULL THEN
         new.created_at := now();
     END IF;
@@ -938,6 +944,10 @@ BEGIN
         CREATE INDEX webhook_endpoints_organization_idx ON webhook_endpoints (organization_id);
         COMMENT ON INDEX webhook_endpoints_organization_idx IS 'Every INSERT into webhook_outbox looks up its organization''s endpoints here.';
     END IF;
+    IF to_regclass('webhook_endpoints_operators_idx') IS NULL AND strpos(large, 'webhook_endpoints') = 0 THEN
+        CREATE INDEX webhook_endpoints_operators_idx ON webhook_endpoints (id) WHERE all_organizations;
+        COMMENT ON INDEX webhook_endpoints_operators_idx IS 'walhook''s own events find the endpoints of operators here.';
+    END IF;
     IF to_regclass('webhook_secrets_endpoint_idx') IS NULL AND strpos(large, 'webhook_secrets') = 0 THEN
         CREATE INDEX webhook_secrets_endpoint_idx ON webhook_secrets (endpoint_id);
     END IF;
@@ -1020,8 +1030,8 @@ COMMENT ON COLUMN webhook_outbox.event_type IS 'A name in webhook_event_types.';
 COMMENT ON COLUMN webhook_outbox.payload IS 'Sent as "data". At most 256 KiB as text.';
 COMMENT ON COLUMN webhook_outbox.created_at IS 'Sent as "timestamp". Default: the start of the transaction.';
 COMMENT ON COLUMN webhook_outbox.endpoint_ids IS
-    'The endpoints that the event is owed to. The trigger sets it, in the inserting transaction, to the enabled endpoints that subscribe to the type. A given '
-    'value is checked to belong to the organization. {}: to nobody.';
+    'The endpoints that the event is owed to. The trigger sets it, in the inserting transaction, to the enabled endpoints that subscribe to the type: the '
+    'organization''s, and for a type webhook.* those with all_organizations. A given value is checked to belong to the organization. {}: to nobody.';
 COMMENT ON COLUMN webhook_outbox.shard IS '0 to 1023, a hash of the organization. Always set by the trigger; the default is for mappers that need one.';
 
 -- SECURITY DEFINER, so that the application needs no privilege on endpoints or event types.
@@ -1031,6 +1041,7 @@ DECLARE
     bytes    bytea;
     size     bigint;
     wanted   text[];
+    own      boolean; -- a type of walhook's
     testing  boolean;
     mine     uuid[];
     stranger text;
@@ -1095,29 +1106,34 @@ BEGIN
 
     new.shard := hashtextextended(new.organization_id, 0::bigint) & 1023::bigint;
 
-    IF new.endpoint_ids IS NULL THEN
-        new.endpoint_ids := ARRAY(SELECT e.id FROM webhook_endpoints AS e
-                                  WHERE e.organization_id = new.organization_id AND e.enabled AND e.event_types OPERATOR(pg_catalog.&&) wanted
-                                    AND (e.filter IS NULL OR webhook_filter_matches(new.payload, e.filter)));
-        RETURN new;
-    END IF;
-
+    own := starts_with(new.event_type, 'webhook.'::text);
     -- A test webhook gives endpoint_ids, {} for all that subscribe. So no other event has to look whether it is one.
-    testing := current_setting('walhook.testing'::text, true) = 'on';
-    IF pg_catalog.cardinality(new.endpoint_ids) > 0 AND NOT webhook_restoring() THEN
+    testing := new.endpoint_ids IS NOT NULL AND current_setting('walhook.testing'::text, true) = 'on';
+    IF new.endpoint_ids IS NULL OR testing AND pg_catalog.cardinality(new.endpoint_ids) = 0 THEN
+        new.endpoint_ids := ARRAY(SELECT e.id FROM webhook_endpoints AS e
+                                  WHERE e.organization_id = new.organization_id AND e.enabled AND NOT e.all_organizations
+                                    AND e.event_types OPERATOR(pg_catalog.&&) wanted
+                                    AND (e.filter IS NULL OR webhook_filter_matches(new.payload, e.filter)));
+        IF own THEN
+            new.endpoint_ids := new.endpoint_ids OPERATOR(pg_catalog.||) ARRAY(SELECT e.id FROM webhook_endpoints AS e
+                                  WHERE e.all_organizations AND e.enabled
+                                    AND e.event_types OPERATOR(pg_catalog.&&) pg_catalog.array_append(wanted, '*')
+                                    AND (e.filter IS NULL OR webhook_filter_matches(new.payload, e.filter)));
+        END IF;
+    ELSIF pg_catalog.cardinality(new.endpoint_ids) > 0 AND NOT webhook_restoring() THEN
+        -- No endpoint of another organization, for operators or not: applications may pass on what a tenant has named.
         mine := ARRAY(SELECT e.id FROM webhook_endpoints AS e
-                      WHERE e.organization_id = new.organization_id AND e.id = ANY (new.endpoint_ids));
+                      WHERE e.organization_id = new.organization_id AND e.id = ANY (new.endpoint_ids) AND (own OR NOT e.all_organizations));
         SELECT coalesce(g.id::text, 'null') INTO stranger FROM pg_catalog.unnest(new.endpoint_ids) AS g(id)
         WHERE g.id IS NULL OR g.id <> ALL (mine) LIMIT 1;
-        IF FOUND THEN
+        IF FOUND AND EXISTS (SELECT FROM webhook_endpoints AS e WHERE e.organization_id = new.organization_id AND e.id::text = stranger) THEN
+            RAISE EXCEPTION 'webhook_outbox.endpoint_ids: % has all_organizations set, so it gets the types webhook.* and nothing else: send webhook.test, or name other endpoints', stranger
+                USING ERRCODE = 'invalid_parameter_value';
+        ELSIF stranger IS NOT NULL THEN
             RAISE EXCEPTION 'webhook_outbox.endpoint_ids: % is not an endpoint of organization %: leave the column out to reach every endpoint that subscribes, or name endpoints of this organization',
                 stranger, quote_literal(new.organization_id) USING ERRCODE = 'invalid_parameter_value';
         END IF;
         new.endpoint_ids := mine;
-    ELSIF testing THEN
-        new.endpoint_ids := ARRAY(SELECT e.id FROM webhook_endpoints AS e
-                                  WHERE e.organization_id = new.organization_id AND e.enabled AND e.event_types OPERATOR(pg_catalog.&&) wanted
-                                    AND (e.filter IS NULL OR webhook_filter_matches(new.payload, e.filter)));
     END IF;
     IF testing THEN
         INSERT INTO webhook_audit (who, action, organization_id, endpoint_id, count, detail)
@@ -2201,7 +2217,7 @@ CREATE OR REPLACE FUNCTION webhook_explain(event_id uuid)
     LANGUAGE sql STABLE SET search_path FROM CURRENT SET jit = off AS $fn$
     WITH event AS MATERIALIZED (
         SELECT o.id, o.organization_id, o.event_type, o.payload, o.endpoint_ids, t.patterns,
-               greatest(o.created_at, webhook_uuid_time(o.id)) AS at
+               greatest(o.created_at, webhook_uuid_time(o.id)) AS at, starts_with(o.event_type, 'webhook.'::text) AS own
         FROM webhook_outbox AS o LEFT JOIN webhook_event_types AS t ON t.name = o.event_type
         WHERE o.id = webhook_explain.event_id
     ), endpoints AS (
@@ -2209,10 +2225,11 @@ CREATE OR REPLACE FUNCTION webhook_explain(event_id uuid)
         UNION
         SELECT pg_catalog.unnest(event.endpoint_ids) FROM event
     )
-    SELECT x.id, e.url,
+    SELECT x.id, CASE WHEN e.organization_id = event.organization_id THEN e.url END,
         CASE
             WHEN NOT owed.yes AND e.created_at > event.at THEN 'not owed: the endpoint was created after the event'
-            WHEN NOT owed.yes AND NOT e.event_types OPERATOR(pg_catalog.&&) event.patterns THEN 'not owed: not subscribed to ' || event.event_type
+            WHEN NOT owed.yes AND e.all_organizations AND NOT event.own THEN 'not owed: all_organizations is set, so it gets the types webhook.* and nothing else'
+            WHEN NOT owed.yes AND NOT e.event_types OPERATOR(pg_catalog.&&) CASE WHEN e.all_organizations THEN pg_catalog.array_append(event.patterns, '*') ELSE event.patterns END THEN 'not owed: not subscribed to ' || event.event_type
             WHEN NOT owed.yes AND NOT e.enabled AND e.disabled_at <= event.at THEN 'not owed: disabled when the event was inserted'
             WHEN NOT owed.yes AND e.filter IS NOT NULL AND NOT webhook_filter_matches(event.payload, e.filter) THEN 'not owed: the filter does not match'
             WHEN NOT owed.yes THEN 'not owed: disabled when the event was inserted, or not subscribed to ' || event.event_type
@@ -2227,6 +2244,7 @@ CREATE OR REPLACE FUNCTION webhook_explain(event_id uuid)
         END || CASE
             WHEN e.id IS NULL THEN ' (the endpoint is deleted)'
             WHEN NOT owed.yes THEN ''
+            WHEN e.organization_id <> event.organization_id AND NOT e.all_organizations THEN ' (the endpoint is another organization''s)'
             WHEN NOT e.enabled THEN ' (the endpoint is disabled)'
             WHEN d.status IN ('success', 'failed', 'cancelled') THEN ''
             ELSE CASE WHEN e.paused_at IS NOT NULL THEN pg_catalog.format(' (the endpoint is paused since %s)', e.paused_at) ELSE '' END
@@ -2235,7 +2253,7 @@ CREATE OR REPLACE FUNCTION webhook_explain(event_id uuid)
               || CASE WHEN e.rate_per_second IS NOT NULL
                       THEN pg_catalog.format(' (it gets at most %s requests per second)', e.rate_per_second) ELSE '' END
               || CASE WHEN connected.yes THEN '' ELSE ' (no walhook is connected to the slot)' END
-        END,
+        END || CASE WHEN e.organization_id <> event.organization_id AND e.all_organizations THEN ' (an endpoint of operators)' ELSE '' END,
         CASE WHEN owed.yes THEN webhook_delivery_id(event.id, x.id) END,
         d.status
     FROM event
@@ -2251,7 +2269,8 @@ CREATE OR REPLACE FUNCTION webhook_explain(event_id uuid)
     ORDER BY owed.yes DESC, e.created_at, x.id
 $fn$;
 COMMENT ON FUNCTION webhook_explain(uuid) IS
-    'For every endpoint of an event''s organization: whether the event is owed to it, the outcome or what delays it, or why it is not owed (as far as the present rows tell).';
+    'For every endpoint of an event''s organization, and every other that is owed it: whether the event is owed to it, the outcome or what delays it, or why it is not owed (as far as the present rows tell). '
+    'url is null if the endpoint is deleted, or another organization''s.';
 
 CREATE OR REPLACE FUNCTION webhook_stats(organization_id text)
     RETURNS TABLE (events_24h bigint, deliveries_24h bigint, success_24h bigint, failed_24h bigint, cancelled_24h bigint,
@@ -2272,7 +2291,10 @@ CREATE OR REPLACE FUNCTION webhook_stats(organization_id text)
                        count(*) FILTER (WHERE d.status = 'retrying') AS retrying
                 FROM webhook_deliveries AS d
                 WHERE d.organization_id = webhook_stats.organization_id
-                  AND d.id >= webhook_uuid_at(now() - interval '24 hours') AND d.id < webhook_uuid_at(now() + interval '2 hours')) AS d
+                  AND d.id >= webhook_uuid_at(now() - interval '24 hours') AND d.id < webhook_uuid_at(now() + interval '2 hours')
+                  -- not what operators get about the organization
+                  AND (NOT starts_with(d.event_type, 'webhook.'::text) OR EXISTS (
+                      SELECT FROM webhook_endpoints AS e WHERE e.id = d.endpoint_id AND e.organization_id = d.organization_id OFFSET 0))) AS d
     CROSS JOIN (SELECT coalesce(sum(w.n), 0)::bigint AS n, min(w.oldest) AS oldest
                 FROM webhook_endpoints AS e
                 CROSS JOIN LATERAL (SELECT count(*) AS n, min(d.created_at) AS oldest
@@ -2282,8 +2304,8 @@ CREATE OR REPLACE FUNCTION webhook_stats(organization_id text)
                 WHERE e.organization_id = webhook_stats.organization_id) AS waiting
 $fn$;
 COMMENT ON FUNCTION webhook_stats(text) IS
-    'One row about an organization: events and deliveries of the last 24 hours by status, the share of successes among those that ended in success or '
-    'failure, and what waits now, of any age.';
+    'One row about an organization: events and deliveries to its endpoints of the last 24 hours by status, the share of successes among those that ended in '
+    'success or failure, and what waits now, of any age.';
 
 
 -- --- 9. Views -------------------------------------------------------------------------------------------------------
@@ -2456,7 +2478,8 @@ CREATE OR REPLACE FUNCTION webhook_ops_explain(event_id uuid)
 $fn$;
 COMMENT ON FUNCTION webhook_ops_explain(uuid) IS 'webhook_explain for operators: url is scheme, host and port.';
 
--- A session without the setting, or with an empty one, sees no row: no organization is ''.
+-- A session without the setting, or with an empty one, sees no row: no organization is ''. Deliveries of walhook's own events
+-- go to endpoints of operators too, which are another organization's: what those answered is not the tenant's.
 CREATE OR REPLACE VIEW webhook_tenant_endpoints WITH (security_barrier = true) AS
     SELECT e.id, e.organization_id, e.url, e.event_types, e.description, e.enabled, e.disabled_at, e.disabled_reason,
            e.max_in_flight, e.rate_per_second, e.created_at, e.updated_at, e.filter, e.paused_at, e.timeout, e.retry_schedule
@@ -2467,9 +2490,12 @@ COMMENT ON VIEW webhook_tenant_endpoints IS
 CREATE OR REPLACE VIEW webhook_tenant_deliveries WITH (security_barrier = true) AS
     SELECT d.id, d.event_id, d.endpoint_id, d.organization_id, d.event_type, d.status, d.attempts, d.next_attempt_at, d.status_code, d.error_class,
            d.error, d.response, d.duration_ms, d.created_at, d.updated_at, d.completed_at
-    FROM webhook_deliveries AS d WHERE d.organization_id = current_setting('walhook.organization', true);
+    FROM webhook_deliveries AS d
+    WHERE d.organization_id = current_setting('walhook.organization', true)
+      AND (NOT starts_with(d.event_type, 'webhook.'::text) OR EXISTS (
+          SELECT FROM webhook_endpoints AS e WHERE e.id = d.endpoint_id AND e.organization_id = d.organization_id OFFSET 0));
 COMMENT ON VIEW webhook_tenant_deliveries IS
-    'The deliveries of the organization that the setting walhook.organization names. Give a range of id, as webhook_uuid_at returns it: else every day is read. '
+    'The deliveries of the organization that the setting walhook.organization names, without those to endpoints of operators. Give a range of id, as webhook_uuid_at returns it: else every day is read. '
     'Columns as in webhook_deliveries.';
 
 CREATE OR REPLACE VIEW webhook_tenant_attempts WITH (security_barrier = true) AS
@@ -2483,9 +2509,11 @@ CREATE OR REPLACE VIEW webhook_tenant_attempts WITH (security_barrier = true) AS
         SELECT 1, d.updated_at - d.duration_ms::float8 * interval '1 millisecond', d.status_code, d.error_class, d.error, d.duration_ms
         WHERE d.attempt_log IS NULL AND d.attempts = 1
     ) AS a
-    WHERE d.organization_id = current_setting('walhook.organization', true);
+    WHERE d.organization_id = current_setting('walhook.organization', true)
+      AND (NOT starts_with(d.event_type, 'webhook.'::text) OR EXISTS (
+          SELECT FROM webhook_endpoints AS e WHERE e.id = d.endpoint_id AND e.organization_id = d.organization_id OFFSET 0));
 COMMENT ON VIEW webhook_tenant_attempts IS
-    'The attempts of the organization that the setting walhook.organization names. Give the delivery_id. Columns as in webhook_attempts.';
+    'The attempts of the organization that the setting walhook.organization names, without those to endpoints of operators. Give the delivery_id. Columns as in webhook_attempts.';
 
 DO $do$
 DECLARE

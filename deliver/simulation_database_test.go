@@ -72,7 +72,7 @@ func (db *database) fallBack(newTimeline bool) {
 		for _, e := range c.Endpoints { // the fall back may have paused or sealed it, or undone that
 			if now := db.Endpoint(e.ID); now != nil {
 				db.s.journal.stands(now)
-				db.s.journal.belongs(e.ID, now.OrganizationID)
+				db.s.journal.belongs(now)
 			}
 		}
 	}

@@ -21,13 +21,15 @@ type journal struct {
 	known     map[uuid.UUID]*journaled
 	order     []*journaled
 	closed    map[uuid.UUID]time.Time // endpoints that are paused, or whose secret cannot be opened, since when
-	given     map[uuid.UUID]belonging // endpoints whose id has changed hands
+	given     map[uuid.UUID]belonging // to whom each endpoint belongs
+	customers map[uuid.UUID]bool      // endpoints that were ever not operators'
+	demoted   map[uuid.UUID]bool      // endpoints that were operators', and then not
 }
 
 // A belonging is to whom an endpoint belongs, and since when.
 type belonging struct {
-	organization string
-	since        time.Time
+	of    *storetest.Endpoint
+	since time.Time
 }
 
 // A journaled has all facts about one delivery.
@@ -50,7 +52,7 @@ type journaled struct {
 
 func newJournal(s *simulation) *journal {
 	return &journal{s: s, receivers: map[uuid.UUID]answering{}, refused: map[uuid.UUID]bool{}, known: map[uuid.UUID]*journaled{},
-		closed: map[uuid.UUID]time.Time{}, given: map[uuid.UUID]belonging{}}
+		closed: map[uuid.UUID]time.Time{}, given: map[uuid.UUID]belonging{}, customers: map[uuid.UUID]bool{}, demoted: map[uuid.UUID]bool{}}
 }
 
 func (j *journal) committed(e *outbox.Event) {
@@ -100,11 +102,22 @@ func (j *journal) stands(e *storetest.Endpoint) {
 	}
 }
 
-// belongs notes to whom an endpoint belongs.
-func (j *journal) belongs(id uuid.UUID, organization string) {
-	if j.given[id].organization != organization {
-		j.given[id] = belonging{organization, time.Now()}
+// belongs notes to whom an endpoint belongs, if that has changed.
+func (j *journal) belongs(e *storetest.Endpoint) {
+	was := j.given[e.ID].of
+	if was != nil && was.OrganizationID == e.OrganizationID && was.ForAll == e.ForAll {
+		return
 	}
+	j.given[e.ID] = belonging{e, time.Now()}
+	if !e.ForAll {
+		j.customers[e.ID], j.demoted[e.ID] = true, j.demoted[e.ID] || was != nil && was.ForAll
+	}
+}
+
+// withdrawn reports whether a delivery may be cancelled because its endpoint is its operators'
+// no longer.
+func (j *journal) withdrawn(d *journaled) bool {
+	return j.demoted[d.endpoint] && j.given[d.endpoint].of.OrganizationID != d.event.OrganizationID
 }
 
 // lost notes that the database lost a version of a row.
@@ -158,8 +171,8 @@ func (j *journal) request(p *process, r send.Request) (status int, after time.Du
 	if closed := j.closed[d.endpoint]; !closed.IsZero() && now.Sub(closed) > time.Second && now.Sub(p.thaws) > 2*time.Second {
 		j.s.violate("delivery %s was sent %v after its endpoint was paused, or its secret sealed", d.id, now.Sub(closed))
 	}
-	if to := j.given[d.endpoint]; to.organization != "" && to.organization != d.event.OrganizationID && now.Sub(to.since) > 2*time.Second && now.Sub(p.thaws) > 2*time.Second {
-		j.s.violate("delivery %s of %s was sent %v after its endpoint's id went to %s", d.id, d.event.OrganizationID, now.Sub(to.since), to.organization)
+	if to := j.given[d.endpoint]; !to.of.Gets(d.event.OrganizationID, d.event.Type) && now.Sub(to.since) > 2*time.Second && now.Sub(p.thaws) > 2*time.Second {
+		j.s.violate("delivery %s of %s was sent %v after its endpoint went to %s, for all %t", d.id, d.event.OrganizationID, now.Sub(to.since), to.of.OrganizationID, to.of.ForAll)
 	}
 	if why := p.mayNotSend(); why != "" {
 		j.s.violate("delivery %s was sent %s", d.id, why)

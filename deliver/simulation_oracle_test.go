@@ -58,9 +58,29 @@ func (s *simulation) judge() {
 		s.violate("%d rows for %d owed deliveries", len(s.db.Rows), owed)
 	}
 	s.judgeMemory(active)
+	s.judgeOperators()
 	for _, e := range s.db.EndpointRows {
 		if !s.journal.refused[e.ID] {
 			s.judgeTold(e.ID)
+		}
+	}
+}
+
+// judgeOperators checks that nothing was told about endpoints that were operators' all along, and
+// so got nothing but what walhook itself tells: however they fail, they cause no events.
+func (s *simulation) judgeOperators() {
+	operators := map[string]bool{}
+	for _, e := range s.db.EndpointRows {
+		operators[fmt.Sprintf(`{"about":%q}`, e.ID)] = !s.journal.customers[e.ID]
+	}
+	for _, d := range s.journal.order {
+		operators[fmt.Sprintf(`{"about":%q}`, d.id)] = !s.journal.customers[d.endpoint]
+	}
+	for _, c := range s.db.WAL {
+		for _, e := range c.Events {
+			if operators[string(e.Payload)] {
+				s.violate("%s tells %s about operators", e.Type, e.Payload)
+			}
 		}
 	}
 }
@@ -109,7 +129,7 @@ func (s *simulation) judgeDelivery(d *journaled) {
 			s.violate("delivery %s was cancelled by hand, and is failed", d.id)
 		}
 	case webhook.Cancelled:
-		if !s.journal.refused[d.endpoint] && !d.byHand && !d.unsure {
+		if !s.journal.refused[d.endpoint] && !s.journal.withdrawn(d) && !d.byHand && !d.unsure {
 			s.violate("delivery %s is cancelled, and neither by hand nor was its endpoint ever disabled", d.id)
 		}
 	}

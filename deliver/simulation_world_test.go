@@ -187,11 +187,13 @@ func (s *simulation) populate() {
 
 func (s *simulation) newEndpoint() *storetest.Endpoint {
 	e := &storetest.Endpoint{Own: s.chance(30)}
+	forAll := s.chance(15)
 	e.Endpoint = webhook.Endpoint{ID: s.id(time.Now()), OrganizationID: fmt.Sprint("org_", s.rng.IntN(2)), URL: "https://example.com/",
-		Enabled: true, Secrets: []webhook.Secret{"a secret of sixteen"}, MaxInFlight: s.rng.IntN(3)}
+		ForAll: forAll, Enabled: true, Secrets: []webhook.Secret{"a secret of sixteen"}, MaxInFlight: s.rng.IntN(3)}
 	if s.chance(20) {
 		e.RatePerSecond = 5
 	}
+	s.journal.belongs(e)
 	s.journal.receivers[e.ID] = s.newReceiver()
 	return e
 }
@@ -250,7 +252,9 @@ func (s *simulation) changeEndpoint(e storetest.Endpoint) {
 		}
 		return
 	}
-	switch s.rng.IntN(9) {
+	switch s.rng.IntN(10) {
+	case 9:
+		e.ForAll = !e.ForAll
 	case 0:
 		e.Deleted = true
 	case 1, 2:
@@ -270,7 +274,8 @@ func (s *simulation) changeEndpoint(e storetest.Endpoint) {
 		s.journal.refused[e.ID] = true
 	}
 	s.journal.stands(&e)
-	s.note("endpoint %s: enabled %v, deleted %v, paused %v", e.ID, e.Enabled, e.Deleted, e.Paused)
+	s.journal.belongs(&e)
+	s.note("endpoint %s: enabled %v, deleted %v, paused %v, for all %v", e.ID, e.Enabled, e.Deleted, e.Paused, e.ForAll)
 	s.db.Write(&storetest.Commit{Visible: true, Endpoints: []*storetest.Endpoint{&e}})
 	if e.Deleted && s.chance(50) { // before anybody has noticed
 		s.giveAway(e)
@@ -283,7 +288,7 @@ func (s *simulation) giveAway(e storetest.Endpoint) {
 	e.Deleted, e.Enabled, e.Sealed, e.Paused = false, true, "", false
 	e.OrganizationID = map[string]string{"org_0": "org_1", "org_1": "org_0"}[e.OrganizationID]
 	s.note("endpoint %s belongs to %s", e.ID, e.OrganizationID)
-	s.journal.belongs(e.ID, e.OrganizationID)
+	s.journal.belongs(&e)
 	s.journal.stands(&e)
 	s.db.Write(&storetest.Commit{Visible: true, Endpoints: []*storetest.Endpoint{&e}})
 }

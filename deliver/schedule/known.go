@@ -30,6 +30,11 @@ func (k *known) stale(now time.Time) bool {
 	return k.asOf.IsZero() || now.Sub(k.asOf) >= refreshAfter
 }
 
+// gets reports whether an event may be sent to the endpoint.
+func (k *known) gets(e *event) bool {
+	return k.endpoint != nil && k.endpoint.Gets(e.organization, e.typ)
+}
+
 func (k *known) refusal() string {
 	if k.endpoint == nil {
 		return "the endpoint was deleted"

@@ -43,7 +43,11 @@ func (r *rig) lookUp(id uuid.UUID, enabled bool) {
 
 // event offers one event of its own transaction, and reports whether it was taken in.
 func (r *rig) event(endpoints ...uuid.UUID) (id uuid.UUID, admitted bool) {
-	e := newEvent(&outbox.Event{ID: uuid.Must(uuid.NewV7()), OrganizationID: "org_1", Type: "payment.succeeded", Payload: []byte(`{}`)})
+	return r.eventOf("payment.succeeded", endpoints...)
+}
+
+func (r *rig) eventOf(typ string, endpoints ...uuid.UUID) (id uuid.UUID, admitted bool) {
+	e := newEvent(&outbox.Event{ID: uuid.Must(uuid.NewV7()), OrganizationID: "org_1", Type: typ, Payload: []byte(`{}`)})
 	for _, endpoint := range endpoints {
 		if !r.w.admit(e, endpoint, outbox.DeliveryID(e.id, endpoint), time.Now(), time.Now().Add(r.w.limits.ParkAfter), time.Now()) {
 			return e.id, false
@@ -349,6 +353,35 @@ func TestWindow(t *testing.T) {
 			inserts, _ := r.commit()
 			if statuses(inserts)[webhook.Pending] != 1 || !l.rows {
 				t.Errorf("it does not wait in the table, to be cancelled there: %v, rows %v", inserts, l.rows)
+			}
+			r.wantEmpty()
+		},
+		"operators hear of every organization, as long as they are operators": func(t *testing.T) {
+			r := newRig(t, small)
+			endpoint := r.endpoint()
+			l := r.w.lane(endpoint, time.Now())
+			lookUp := func(forAll bool) {
+				e := &webhook.Endpoint{ID: endpoint, OrganizationID: "ops", ForAll: forAll, Enabled: true}
+				r.w.lookedUp(l, e, r.target, time.Now(), time.Now())
+			}
+			lookUp(true)
+			r.event(endpoint) // of org_1's business
+			if len(r.started) != 0 {
+				t.Fatal("operators get another organization's payment")
+			}
+			for range small.EndpointInFlight + 1 {
+				r.eventOf(outbox.TypeEndpointFailing, endpoint)
+			}
+			if len(r.started) != small.EndpointInFlight {
+				t.Fatalf("%d requests, want %d", len(r.started), small.EndpointInFlight)
+			}
+			lookUp(false)
+			for len(r.started) > 0 {
+				r.answer(r.started[0], 200)
+			}
+			inserts, _ := r.commit()
+			if got := statuses(inserts); got[webhook.Success] != small.EndpointInFlight || got[webhook.Pending] != 2 || !l.rows {
+				t.Errorf("%v, rows %v: want the payment, and what was queued when they were operators no more, to wait for being cancelled", got, l.rows)
 			}
 			r.wantEmpty()
 		},

@@ -59,12 +59,11 @@ func (s *Scheduler) start(l *lane, now time.Time) *Delivery {
 	return d
 }
 
-// requeueReassigned requeues deliveries of another organization from the heads of a
-// lane's queues. Their endpoint was deleted, and a new one has the same id: it must not
-// get them. The retrier cancels their rows.
+// requeueReassigned requeues deliveries from the heads of a lane's queues that the endpoint
+// must not get: it belongs to another organization now. The retrier cancels their rows.
 func (s *Scheduler) requeueReassigned(l *lane, now time.Time) {
 	for _, queue := range []*[]*Delivery{&l.first, &l.low} {
-		for len(*queue) > 0 && ((*queue)[0].stage != queued || (*queue)[0].event.organization != l.organization) {
+		for len(*queue) > 0 && ((*queue)[0].stage != queued || !l.gets((*queue)[0].event)) {
 			d := (*queue)[0]
 			(*queue)[0] = nil
 			if *queue = (*queue)[1:]; d.stage == queued {

@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/walhook/walhook/internal/webhook"
+	"github.com/walhook/walhook/outbox"
 )
 
 // cancelChunk bounds one transaction that cancels: about 10 ms of row locks.
@@ -88,21 +89,26 @@ func (s *Store) CancelOrphans(ctx context.Context, fence webhook.Fence, ids []uu
 	return nil
 }
 
+// reassigned is true of a delivery and its endpoint if the endpoint no longer gets the events
+// of that organization. See webhook.Endpoint's Gets.
+const reassigned = `(e.organization_id <> d.organization_id AND NOT (e.all_organizations AND starts_with(d.event_type, '` + outbox.OwnCategory + `.'::text)))`
+
 // The condition on status is as in orphans.
 const cancelReassigned = `
 WITH gone AS (
     SELECT d.id FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_deliveries d ON d.id = r.id
-    JOIN webhook_endpoints e ON e.id = d.endpoint_id AND e.organization_id <> d.organization_id
+    JOIN webhook_endpoints e ON e.id = d.endpoint_id AND ` + reassigned + `
     WHERE d.status NOT IN ('success', 'failed', 'cancelled') AND ` + fenced + `
     FOR NO KEY UPDATE OF d SKIP LOCKED
 )
 UPDATE webhook_deliveries d SET status = 'cancelled', next_attempt_at = NULL, updated_at = now(), completed_at = now(),
        attempt_log = ` + keptLog + `,
-       error = 'the endpoint was deleted, and its id belongs to an endpoint of another organization'
+       error = 'the endpoint belongs to another organization: its id was given again, or it no longer has all_organizations'
 FROM gone WHERE d.id = gone.id`
 
-// CancelReassigned cancels deliveries whose endpoint's id now belongs to another
-// organization: what was owed to the deleted endpoint must not reach that one.
+// CancelReassigned cancels deliveries whose endpoint is another organization's now: what was
+// owed to a deleted endpoint must not reach one that has its id, and what operators were to
+// hear must not reach a customer.
 func (s *Store) CancelReassigned(ctx context.Context, fence webhook.Fence, ids []uuid.UUID) error {
 	args := s.fenceArgs(fence)
 	args["ids"] = asUUIDs(ids)

@@ -23,7 +23,7 @@ const allVisible = `age(d.xmin) > age(pg_snapshot_xmin(pg_current_snapshot())::x
 const selectDue = `
 SELECT d.id, d.endpoint_id, d.status, d.attempts, d.series_start, d.event_id, d.organization_id, d.event_type,
        o.payload::text, coalesce(o.created_at, d.created_at), o.id IS NULL AND d.all_visible, o.id IS NULL AND NOT d.all_visible, d.next_attempt_at,
-       coalesce(e.organization_id <> d.organization_id, false)
+       coalesce(` + reassigned + `, false)
 FROM unnest(@ids::uuid[], @after_due::timestamptz[], @after_id::uuid[], @limits::int[]) AS p(id, after_due, after_id, size)
 LEFT JOIN webhook_endpoints e ON e.id = p.id
 CROSS JOIN LATERAL (

@@ -14,7 +14,7 @@ import (
 )
 
 const selectEndpoints = `
-SELECT e.id, e.organization_id, e.url, e.headers, e.enabled, coalesce(e.max_in_flight, 0), coalesce(e.rate_per_second, 0)::float8,
+SELECT e.id, e.organization_id, e.all_organizations, e.url, e.headers, e.enabled, coalesce(e.max_in_flight, 0), coalesce(e.rate_per_second, 0)::float8,
        array(SELECT s.secret FROM webhook_secrets s
              WHERE s.endpoint_id = e.id AND (s.expires_at IS NULL OR s.expires_at > now())
              ORDER BY s.created_at, s.id),
@@ -67,7 +67,7 @@ func (s *Store) Endpoints(ctx context.Context, ids []uuid.UUID) ([]webhook.Endpo
 			var secrets []string
 			var timeout *int64
 			var schedule []int64 // milliseconds, likewise
-			err := row.Scan(&e.ID, &e.OrganizationID, &e.URL, &headers, &e.Enabled, &e.MaxInFlight, &e.RatePerSecond, &secrets, &e.BreakerOpen, &e.RetriedAt,
+			err := row.Scan(&e.ID, &e.OrganizationID, &e.ForAll, &e.URL, &headers, &e.Enabled, &e.MaxInFlight, &e.RatePerSecond, &secrets, &e.BreakerOpen, &e.RetriedAt,
 				&e.Paused, &e.DisabledReason, &timeout, &schedule)
 			if timeout != nil {
 				e.Timeout = max(time.Duration(*timeout)*time.Millisecond, minTimeout)

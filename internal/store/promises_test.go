@@ -58,6 +58,10 @@ func (w *world) GiveAgain(endpoint uuid.UUID, organization string) {
 	w.commit(tx)
 }
 
+func (w *world) ForAll(endpoint uuid.UUID, forAll bool) {
+	exec(w.t, w.db.Pool, `UPDATE webhook_endpoints SET all_organizations = $2 WHERE id = $1`, endpoint, forAll)
+}
+
 func (w *world) commit(tx pgx.Tx) {
 	w.t.Helper()
 	if err := tx.Commit(w.t.Context()); err != nil {

@@ -25,9 +25,11 @@ type TestWebhook struct {
 // one has endpoints.
 var ErrWhichOrganization = errors.New("no organization is given")
 
-// It reads both ends of an index: with one organization they are equal.
+// It reads both ends of an index: with one organization they are equal. Endpoints of operators
+// are passed over: their organization is none of the application's.
 const selectOnlyOrganization = `
-SELECT coalesce(min(organization_id), ''), coalesce(min(organization_id) = max(organization_id), false) FROM webhook_endpoints`
+SELECT coalesce(min(organization_id), ''), coalesce(min(organization_id) = max(organization_id), false) FROM webhook_endpoints
+WHERE NOT all_organizations`
 
 // markTest makes the outbox's trigger write the test webhook into webhook_audit, take {} for
 // all endpoints that subscribe, and no payload for the type's example.

@@ -18,7 +18,7 @@ type Due struct {
 	Event       outbox.Event // EndpointIDs is not read
 	Orphaned    bool         // the event was deleted, so there is nothing to send
 	Unseen      bool         // the event is missing, but may be about to become visible
-	Reassigned  bool         // the endpoint's id now belongs to another organization
+	Reassigned  bool         // the endpoint is another organization's now, see Endpoint.Gets
 	DueAt       DueTime
 }
 

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/walhook/walhook/outbox"
 )
 
 // An Endpoint is a URL of an organization, as in the database now, with everything that
@@ -21,6 +23,7 @@ import (
 type Endpoint struct {
 	ID             uuid.UUID
 	OrganizationID string
+	ForAll         bool // all_organizations: it gets walhook's own events of every organization
 	URL            string
 	Headers        map[string]string
 	Enabled        bool
@@ -35,6 +38,12 @@ type Endpoint struct {
 	RetriedAt      time.Time       // the last webhook_retry_now, while the breaker is open
 	Problem        string          // why nothing can be sent to it; "": no problem
 	Sealed         string          // why walhook cannot open its secrets; "": it can
+}
+
+// Gets reports whether an event of an organization that is owed to the endpoint may be sent to
+// it. Its own organization's may: who is owed an event was decided when it was inserted.
+func (e *Endpoint) Gets(organization, eventType string) bool {
+	return organization == e.OrganizationID || e.ForAll && outbox.IsOwnType(eventType)
 }
 
 // A Secret is the text of a signing secret. It prints as a placeholder.

@@ -25,6 +25,8 @@ type World interface {
 	Delete(endpoint uuid.UUID)
 	Erase(organization string)
 	GiveAgain(endpoint uuid.UUID, organization string)
+	// ForAll makes it an endpoint of operators, or no longer.
+	ForAll(endpoint uuid.UUID, forAll bool)
 
 	// Begin inserts an event that other sessions see only once it is committed.
 	// Forget deletes one.
@@ -91,6 +93,7 @@ func Run(t *testing.T, open func(*testing.T) World) {
 		{"Due hands out what is due, those that have waited longest first", handsOutDue},
 		{"Due tells events that were deleted from those that are not visible yet", tellsOrphans},
 		{"Due and CancelReassigned know endpoints whose id was given again", knowsReassigned},
+		{"operators are owed what walhook itself tells of any organization, and get it while they are operators", operatorsHear},
 		{"NewlyDue and Waiting find who has rows", findsWaiting},
 		{"CancelRows cancels what is owed to an endpoint that is disabled or deleted", cancelsRows},
 		{"CancelRows waits for what is not visible yet", cancelsWhatIsSettled},

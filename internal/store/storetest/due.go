@@ -78,7 +78,7 @@ func (m *Memory) page(p webhook.Page) (due []*webhook.Due) {
 
 func (m *Memory) isReassigned(r *Row) bool {
 	e := m.Endpoint(r.EndpointID)
-	return e != nil && e.OrganizationID != r.OrganizationID
+	return e != nil && !e.Gets(r.OrganizationID, r.EventType)
 }
 
 // Event is an event as other sessions see it, or nil.

@@ -6,7 +6,9 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/internal/webhook"
+	"github.com/walhook/walhook/outbox"
 )
 
 func handsOutDue(b *bench) {
@@ -91,6 +93,48 @@ func knowsReassigned(b *bench) {
 	b.ok(b.CancelReassigned(b.Context(), b.fence, ids))
 	b.has(r.ID, "cancelled 0")
 	b.has(done.ID, "success 1")
+}
+
+func operatorsHear(b *bench) {
+	operators, customer := b.NewEndpoint("ops"), b.NewEndpoint(organization)
+	b.ForAll(operators, true)
+	r := outcome(b.owed(customer), webhook.Failed, 3)
+	r.Exhausted = true
+	b.insert(r)
+	owed := b.owedTo(outbox.TypeDeliveryExhausted, operators, customer)
+	b.insert(owed...)
+	ids := []uuid.UUID{owed[0].ID, owed[1].ID}
+	b.ok(b.CancelReassigned(b.Context(), b.fence, ids))
+	if d := b.one(operators); d.Reassigned || d.Event.OrganizationID != organization {
+		b.Errorf("operators are another organization's: %+v", d)
+	}
+	b.ForAll(operators, false)
+	if d := b.one(operators); !d.Reassigned {
+		b.Error("what operators were to hear would reach them")
+	}
+	b.ok(b.CancelReassigned(b.Context(), b.fence, ids))
+	b.has(owed[0].ID, "cancelled 0")
+	b.has(owed[1].ID, "pending 0")
+}
+
+// owedTo returns the due deliveries of the only event of a type, which has to be owed to these endpoints.
+func (b *bench) owedTo(eventType string, endpoints ...uuid.UUID) (records []webhook.Record) {
+	b.Helper()
+	c, err := b.Missing(b.Context(), store.Position{Event: outbox.TimeID(time.Now().Add(-time.Hour))}, outbox.TimeID(time.Now().Add(time.Hour)), 100)
+	b.ok(err)
+	for _, endpoint := range endpoints {
+		at := slices.IndexFunc(c.Missing, func(m store.Candidate) bool { return m.EndpointID == endpoint && m.EventType == eventType })
+		if at < 0 {
+			b.Fatalf("%s is not owed to %s, but %+v", eventType, endpoint, c.Missing)
+		}
+		m := c.Missing[at]
+		records = append(records, webhook.Record{ID: m.ID, EventID: m.EventID, EndpointID: endpoint, OrganizationID: m.OrganizationID, EventType: m.EventType,
+			Status: webhook.Pending, Wait: -time.Minute})
+	}
+	if len(c.Missing) != len(endpoints) {
+		b.Errorf("%d deliveries are owed, want %d: %+v", len(c.Missing), len(endpoints), c.Missing)
+	}
+	return records
 }
 
 func findsWaiting(b *bench) {

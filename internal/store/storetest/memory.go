@@ -185,7 +185,11 @@ func (t *Tables) enabled(id uuid.UUID) bool {
 func (t *Tables) Owed(organization, typ string, made ...*Endpoint) (ids []uuid.UUID) {
 	for _, e := range slices.Concat(t.EndpointRows, made) {
 		mine := e.by == nil || e.by.Visible
-		if mine && e.Enabled && !e.Deleted && e.OrganizationID == organization && (e.Own || !outbox.IsOwnType(typ)) {
+		gets := e.OrganizationID == organization && (e.Own || !outbox.IsOwnType(typ))
+		if e.ForAll {
+			gets = outbox.IsOwnType(typ)
+		}
+		if mine && e.Enabled && !e.Deleted && gets {
 			ids = append(ids, e.ID)
 		}
 	}

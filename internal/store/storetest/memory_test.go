@@ -67,6 +67,12 @@ func (m *memory) GiveAgain(endpoint uuid.UUID, organization string) {
 	m.change(e)
 }
 
+func (m *memory) ForAll(endpoint uuid.UUID, forAll bool) {
+	e := *m.Endpoint(endpoint)
+	e.ForAll = forAll
+	m.change(e)
+}
+
 func (m *memory) Begin(e outbox.Event) (commit func()) {
 	c := &storetest.Commit{Events: []*outbox.Event{&e}}
 	m.Write(c)
