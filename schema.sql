@@ -2071,7 +2071,7 @@ DECLARE
     upto   uuid;
     before bigint;
     many   bigint;
-    found  bigint;
+    seen   bigint;
     done   boolean := false;
     total  bigint;
     oldest timestamptz;
@@ -2160,9 +2160,9 @@ BEGIN
             ), gone AS (
                 DELETE FROM webhook_deliveries AS d USING picked WHERE d.id = picked.id RETURNING d.id
             )
-            SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM mine) INTO many, found;
+            SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM mine) INTO many, seen;
             f.erased := f.erased + many;
-            EXIT WHEN many < found;
+            EXIT WHEN many < seen;
             WITH mine AS MATERIALIZED (
                 SELECT o.id FROM webhook_outbox AS o WHERE o.id >= f.reached AND o.id < upto AND o.organization_id = org
             ), picked AS MATERIALIZED (
@@ -2170,9 +2170,9 @@ BEGIN
             ), gone AS (
                 DELETE FROM webhook_outbox AS o USING picked WHERE o.id = picked.id RETURNING o.id
             )
-            SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM mine) INTO many, found;
+            SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM mine) INTO many, seen;
             f.erased := f.erased + many;
-            EXIT WHEN many < found;
+            EXIT WHEN many < seen;
             IF upto = last THEN
                 done := NOT EXISTS (SELECT FROM webhook_endpoint_failures AS x WHERE x.endpoint_id = ANY (f.endpoint_ids));
                 EXIT;
