@@ -59,7 +59,7 @@ bench: ## measure the release binary beside a bare client and a poller: some fif
 	$(GO) run ./internal/bench
 
 bench-smoke: ## go through every measurement once with small numbers, in under two minutes: whether it runs, not how fast
-	$(GO) run ./internal/bench -smoke
+	$(GO) run ./internal/bench -smoke -plots bin/plots
 
 faults: ## every fault in full, more than an hour on two cores, into docs/faults.md; one of them: make faults RUN=Freeze; on one version: PG=17
 	WALHOOK_TEST_POSTGRES_VERSION=$(PG) $(GO) test -count=1 -v -timeout 180m ./internal/faults -run 'TestFaults/$(RUN)' -faults -faults.write $(CURDIR)/docs/faults.md

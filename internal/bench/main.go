@@ -7,6 +7,8 @@
 //	go run ./internal/bench -only drain -n 5000 -rounds 1
 //	go run ./internal/bench -only all            everything, some fifty minutes
 //	go run ./internal/bench -smoke               everything once with small numbers, under two minutes
+//	go run ./internal/bench -only workloads,latency -plots docs/plots
+//	go run ./internal/bench -receiver 127.0.0.1:9000    only receives, what any other program sends
 //
 // It starts a throwaway PostgreSQL that really writes to the disk. The receiver is a
 // process of its own, so that its CPU time is counted apart. Run it on a machine that
@@ -40,7 +42,8 @@
 //	receiver.go  client.go lean.go poller.go   the other processes; child.go starts them
 //	events.go    the events, the same for all
 //	proc.go      clock, CPU and memory of processes
-//	report.go    the table
+//	report.go    the table; plots.go draws from it
+//	received.go  what -receiver prints
 package main
 
 import (
@@ -69,6 +72,8 @@ type options struct {
 	only             string
 	walhook, profile string
 	version          string
+	plots, redraw    string
+	receive          string
 	pollers          bool
 	smoke            bool
 }
@@ -115,6 +120,9 @@ func main() {
 	flag.StringVar(&o.profile, "profile", "", "drain and endpoints: folder for CPU profiles of walhook and the bare client (slows both by some per cent)")
 	flag.BoolVar(&o.pollers, "pollers", true, "drain: run the pollers too, which take the most time")
 	flag.StringVar(&o.version, "postgres", "", "major version of PostgreSQL; empty: the first one found")
+	flag.StringVar(&o.plots, "plots", "", "folder for the figures as JSON, and plots of them as SVG: of workloads and latency, if these are run")
+	flag.StringVar(&o.redraw, "redraw", "", "draw the plots in a folder again from its figures, and measure nothing")
+	flag.StringVar(&o.receive, "receiver", "", "measure nothing: receive at an address, such as 127.0.0.1:9000, what any program sends there, and print how much of it each second")
 	flag.Parse()
 	if o.smoke {
 		o = o.small()
@@ -122,14 +130,24 @@ func main() {
 
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	err := measure(ctx, o)
-	if ctx.Err() != nil {
+	err := o.do(ctx)
+	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx) // the errors that follow from it say nothing more
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
+}
+
+func (o options) do(ctx context.Context) error {
+	switch {
+	case o.redraw != "":
+		return redraw(o.redraw)
+	case o.receive != "":
+		return watchReceived(ctx, o.receive, os.Stdout)
+	}
+	return measure(ctx, o)
 }
 
 // A bench is shared by all scenarios.
@@ -232,5 +250,8 @@ func measure(ctx context.Context, o options) error {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
-	return nil
+	if o.plots == "" {
+		return nil
+	}
+	return writePlots(o.plots, b.report.figures)
 }

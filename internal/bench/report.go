@@ -8,19 +8,21 @@ import (
 	"math"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
 )
 
-// A report writes tables: figure, median of the rounds, aim, and every round.
+// A report writes tables: figure, median of the rounds, aim, and every round. It keeps the figures for plots.
 type report struct {
 	out io.Writer
 	*tabwriter.Writer
+	figures figures
 }
 
 func newReport(out io.Writer) *report {
-	return &report{out, tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)}
+	return &report{out: out, Writer: tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)}
 }
 
 // progress goes to stderr: it is not part of the result.
@@ -30,16 +32,35 @@ func (r *report) progress(format string, args ...any) {
 
 // about describes the machine and the versions.
 func (r *report) about(server string) {
-	load, _ := os.ReadFile("/proc/loadavg") // absent: not shown
-	fmt.Fprintf(r.out, "%s; %d CPUs; load before %s\n", server, cpus(), strings.Join(strings.Fields(string(load))[:min(3, len(strings.Fields(string(load))))], " "))
+	r.figures.Date = time.Now().UTC().Format(time.DateOnly)
+	r.figures.Machine = fmt.Sprintf("%s; %d CPUs; %s", server, cpus(), loadBefore())
+	fmt.Fprintln(r.out, r.figures.Machine)
+}
+
+// loadBefore says how much other work ran in the minutes before.
+func loadBefore() string {
+	text, _ := os.ReadFile("/proc/loadavg") // absent: not shown
+	fields := strings.Fields(string(text))
+	said := "load before " + strings.Join(fields[:min(3, len(fields))], " ")
+	const quiet = 1 // a machine that does nothing else
+	if len(fields) > 0 {
+		if last, err := strconv.ParseFloat(fields[0], 64); err == nil && last > quiet {
+			said += ": other work ran too"
+		}
+	}
+	return said
 }
 
 func (r *report) title(format string, args ...any) {
-	fmt.Fprintf(r.Writer, "\n"+format+"\n\tmedian\taim\trounds\n", args...)
+	title := fmt.Sprintf(format, args...)
+	r.figures.Tables = append(r.figures.Tables, table{Title: title})
+	fmt.Fprintf(r.Writer, "\n%s\n\tmedian\taim\trounds\n", title)
 }
 
 // row prints one figure of every round.
 func (r *report) row(name string, rounds []float64, format, aim string) {
+	t := &r.figures.Tables[len(r.figures.Tables)-1]
+	t.Rows = append(t.Rows, figure{name, rounds})
 	texts := make([]string, len(rounds))
 	for i, x := range rounds {
 		texts[i] = fmt.Sprintf(format, x)
