@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -139,9 +140,7 @@ func render(t *testing.T, values string) (map[string]any, error) {
 	made := map[string]any{}
 	for name, text := range files {
 		if strings.HasSuffix(name, ".yaml") {
-			for key, object := range objects(t, []byte(text)) {
-				made[key] = object
-			}
+			maps.Copy(made, objects(t, []byte(text)))
 		}
 	}
 	return made, nil

@@ -1,6 +1,6 @@
 <?php
 // A receiver with a table in SQLite. A request cannot work on after its answer, so that is another process. From the root of
-// the repository, the two of them:
+// the repository, the two of them (in production the first is PHP-FPM's):
 //
 //   WEBHOOK_SECRETS=whsec_… php -S 0.0.0.0:3000 examples/receivers/receiver.php
 //   php examples/receivers/receiver.php
