@@ -99,10 +99,32 @@ func Node(t testing.TB, packages string, files ...string) (node, folder string) 
 			t.Fatal(err)
 		}
 	}
+	npmInstall(t, npm, packages, folder)
+	return node, folder
+}
+
+// NodeProject returns node, and a copy of a folder that has a package.json and its lock, with what these ask for.
+func NodeProject(t testing.TB, project string) (node, folder string) {
+	t.Helper()
+	node, npm := Program(t, "node"), Program(t, "npm")
+	folder = filepath.Join(t.TempDir(), "project")
+	if err := os.CopyFS(folder, os.DirFS(project)); err != nil {
+		t.Fatal(err)
+	}
+	for _, made := range []string{"node_modules", "generated"} { // by whoever tries the project where it is
+		if err := os.RemoveAll(filepath.Join(folder, made)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	npmInstall(t, npm, project, folder)
+	return node, folder
+}
+
+func npmInstall(t testing.TB, npm, packages, folder string) {
+	t.Helper()
 	install := exec.CommandContext(t.Context(), npm, "ci", "--prefer-offline", "--ignore-scripts", "--no-audit", "--no-fund")
 	install.Dir = folder
 	if out, err := install.CombinedOutput(); err != nil {
 		missing(t, "npm ci of %s: %v: %s", packages, err, out)
 	}
-	return node, folder
 }

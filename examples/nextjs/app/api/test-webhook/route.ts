@@ -1,0 +1,20 @@
+// Sends a test webhook to the endpoints of the organization that is logged in, by walhook's admin server.
+import { WEBHOOK_EVENTS } from '../../../lib/webhooks/events'
+import { organizationOf } from '../../../lib/session'
+
+export const runtime = 'nodejs'
+
+export async function POST(request: Request): Promise<Response> {
+  const organizationId = await organizationOf(request)
+  if (!organizationId) return Response.json({ error: 'log in first' }, { status: 401 })
+  const { event } = (await request.json().catch(() => ({}))) as { event?: unknown }
+  if (!Object.values<unknown>(WEBHOOK_EVENTS).includes(event)) return Response.json({ error: 'unknown event type' }, { status: 400 })
+
+  const answer = await fetch(new URL('/api/test-webhook', process.env.WALHOOK_ADMIN_URL), {
+    method: 'POST',
+    headers: { authorization: `Bearer ${process.env.WALHOOK_ADMIN_TOKEN}`, 'content-type': 'application/json' },
+    body: JSON.stringify({ event, organizationId }),
+    signal: AbortSignal.timeout(5_000),
+  })
+  return Response.json(await answer.json(), { status: answer.status }) // 202: eventId and deliveryIds; 4xx: error
+}
