@@ -106,6 +106,9 @@ func (db *database) confirm(lsn pglogrepl.LSN) {
 		}
 		for _, e := range c.Events {
 			for _, id := range e.EndpointIDs {
+				if erased := db.Erased(id); erased != nil && erased.End <= db.replicated {
+					continue
+				}
 				d := outbox.DeliveryID(e.ID, id)
 				if r := db.Rows[d]; (r == nil || r.First.End > db.replicated) && !db.isNoted(d) {
 					db.s.violate("confirmed %d, but delivery %s of an event at %d has no durable row", lsn, d, c.End)

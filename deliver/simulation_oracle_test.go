@@ -19,6 +19,7 @@ func (s *simulation) unsettled() string {
 		r, by := s.db.Rows[d.id], s.db.Inserted[d.event.ID]
 		switch {
 		case by == nil: // the database lost it
+		case s.db.Erased(d.endpoint) != nil:
 		case r == nil:
 			return fmt.Sprintf("delivery %s (event at %d, endpoint %s) has no row", d.id, by.End, d.endpoint)
 		case r.Waits():
@@ -47,9 +48,9 @@ func (s *simulation) judge() {
 			p.excuse()
 		}
 	}
-	owed := 0
+	owed := 0 // with a row: erased ones have none
 	for _, d := range s.journal.order {
-		if s.db.Inserted[d.event.ID] != nil {
+		if s.db.Inserted[d.event.ID] != nil && s.db.Erased(d.endpoint) == nil {
 			s.judgeDelivery(d)
 			owed++
 		}

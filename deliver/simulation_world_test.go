@@ -247,7 +247,7 @@ func (s *simulation) operator() {
 
 func (s *simulation) changeEndpoint(e storetest.Endpoint) {
 	if e.Deleted {
-		if s.chance(50) {
+		if !e.Erased && s.chance(50) {
 			s.giveAway(e)
 		}
 		return
@@ -276,8 +276,17 @@ func (s *simulation) changeEndpoint(e storetest.Endpoint) {
 	s.journal.stands(&e)
 	s.journal.belongs(&e)
 	s.note("endpoint %s: enabled %v, deleted %v, paused %v, for all %v", e.ID, e.Enabled, e.Deleted, e.Paused, e.ForAll)
-	s.db.Write(&storetest.Commit{Visible: true, Endpoints: []*storetest.Endpoint{&e}})
-	if e.Deleted && s.chance(50) { // before anybody has noticed
+	c := &storetest.Commit{Visible: true, Endpoints: []*storetest.Endpoint{&e}}
+	if e.Erased = e.Deleted && s.chance(50); e.Erased {
+		for _, r := range s.db.Order {
+			if r.EndpointID == e.ID {
+				c.Gone = append(c.Gone, r.ID)
+			}
+		}
+		s.note("endpoint %s is erased, with %d rows", e.ID, len(c.Gone))
+	}
+	s.db.Write(c)
+	if e.Deleted && !e.Erased && s.chance(50) { // before anybody has noticed
 		s.giveAway(e)
 	}
 }

@@ -5,8 +5,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/webhook"
+	"github.com/walhook/walhook/outbox"
 )
 
 func forget(t testing.TB, db *pgtest.DB, organization string) (left int) {
@@ -153,6 +156,44 @@ func TestForget(t *testing.T) {
 		}
 		if n := rowsOf(t, db, "org_4"); n != 0 {
 			t.Errorf("%d rows are left", n)
+		}
+	})
+
+	t.Run("another organization's endpoint, an operator's, gets its delivery first", func(t *testing.T) {
+		deliver(newEndpoint(t, db.Pool, "org_5"), 3)
+		tx := begin(t, db.Pool)
+		exec(t, tx, `SET LOCAL session_replication_role = replica`) // as the trigger does for all_organizations
+		event := query[string](t, tx, `INSERT INTO webhook_outbox (organization_id, event_type, payload, endpoint_ids) VALUES ('org_5', 'webhook.test', '{}', ARRAY[$1::uuid]) RETURNING id::text`, other)
+		if err := tx.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			if left := forget(t, db, "org_5"); left == 0 {
+				t.Fatal("nothing is left, and the event is under way")
+			}
+		}
+		e := uuid.MustParse(event)
+		r := webhook.Record{ID: outbox.DeliveryID(e, uuid.MustParse(other)), EventID: e, EndpointID: uuid.MustParse(other), OrganizationID: "org_5", EventType: "webhook.test"}
+		insert(t, st, fence, outcome(r, webhook.Success, 1, 200))
+		if left := forget(t, db, "org_5"); left != 0 {
+			t.Errorf("%d are left", left)
+		}
+		if n := rowsOf(t, db, "org_5"); n != 0 {
+			t.Errorf("%d rows are left", n)
+		}
+	})
+
+	t.Run("what was owed to an endpoint that was deleted before", func(t *testing.T) {
+		endpoint := newEndpoint(t, db.Pool, "org_6")
+		held := owed(t, db, endpoint, 1)[0]
+		exec(t, db.Pool, `DELETE FROM webhook_endpoints WHERE id = $1`, endpoint)
+		calls := 1
+		for forget(t, db, "org_6") != 0 && calls < 10 {
+			calls++
+		}
+		insert(t, st, fence, outcome(held, webhook.Cancelled, 1, 500))
+		if n := rowsOf(t, db, "org_6"); n != 0 {
+			t.Errorf("%d rows are left, after %d calls", n, calls)
 		}
 	})
 

@@ -57,6 +57,7 @@ type Commit struct {
 	Visible   bool // to other sessions
 	Events    []*outbox.Event
 	Rows      []*Row
+	Gone      []uuid.UUID // deliveries whose rows were deleted
 	Endpoints []*Endpoint
 	Failures  []Failure
 	State     *State
@@ -141,6 +142,10 @@ func (t *Tables) apply(c *Commit) {
 		}
 		t.Rows[r.ID] = r
 	}
+	for _, id := range c.Gone {
+		delete(t.Rows, id)
+		t.Order = slices.DeleteFunc(t.Order, func(r *Row) bool { return r.ID == id })
+	}
 	for _, e := range c.Endpoints {
 		if at := slices.IndexFunc(t.EndpointRows, func(o *Endpoint) bool { return o.ID == e.ID }); at >= 0 {
 			t.EndpointRows[at] = e
@@ -170,9 +175,14 @@ func (t *Tables) Endpoint(id uuid.UUID) *Endpoint {
 	return nil
 }
 
-// erased says whether nothing that is owed to an endpoint gets a row any more.
-func (t *Tables) erased(id uuid.UUID) bool {
-	return slices.ContainsFunc(t.EndpointRows, func(e *Endpoint) bool { return e.ID == id && e.Deleted && e.Erased && e.by.Visible })
+// Erased is the commit since which nothing that is owed to an endpoint gets a row, or nil.
+func (t *Tables) Erased(id uuid.UUID) *Commit {
+	for _, e := range t.EndpointRows {
+		if e.ID == id && e.Deleted && e.Erased && e.by.Visible {
+			return e.by
+		}
+	}
+	return nil
 }
 
 func (t *Tables) enabled(id uuid.UUID) bool {

@@ -106,7 +106,7 @@ func (m *Memory) Insert(_ context.Context, fence webhook.Fence, mark webhook.Mar
 		return false, err
 	}
 	for _, r := range records {
-		if m.Rows[r.ID] == nil && !m.erased(r.EndpointID) {
+		if m.Rows[r.ID] == nil && m.Erased(r.EndpointID) == nil {
 			c.Rows = append(c.Rows, newRow(r))
 		}
 	}
