@@ -1041,7 +1041,6 @@ DECLARE
     bytes    bytea;
     size     bigint;
     wanted   text[];
-    own      boolean; -- a type of walhook's
     testing  boolean;
     mine     uuid[];
     stranger text;
@@ -1106,15 +1105,16 @@ BEGIN
 
     new.shard := hashtextextended(new.organization_id, 0::bigint) & 1023::bigint;
 
-    own := starts_with(new.event_type, 'webhook.'::text);
     -- A test webhook gives endpoint_ids, {} for all that subscribe. So no other event has to look whether it is one.
-    testing := new.endpoint_ids IS NOT NULL AND current_setting('walhook.testing'::text, true) = 'on';
+    IF new.endpoint_ids IS NOT NULL THEN
+        testing := current_setting('walhook.testing'::text, true) = 'on';
+    END IF;
     IF new.endpoint_ids IS NULL OR testing AND pg_catalog.cardinality(new.endpoint_ids) = 0 THEN
         new.endpoint_ids := ARRAY(SELECT e.id FROM webhook_endpoints AS e
                                   WHERE e.organization_id = new.organization_id AND e.enabled AND NOT e.all_organizations
                                     AND e.event_types OPERATOR(pg_catalog.&&) wanted
                                     AND (e.filter IS NULL OR webhook_filter_matches(new.payload, e.filter)));
-        IF own THEN
+        IF starts_with(new.event_type, 'webhook.'::text) THEN
             new.endpoint_ids := new.endpoint_ids OPERATOR(pg_catalog.||) ARRAY(SELECT e.id FROM webhook_endpoints AS e
                                   WHERE e.all_organizations AND e.enabled
                                     AND e.event_types OPERATOR(pg_catalog.&&) pg_catalog.array_append(wanted, '*')
@@ -1123,7 +1123,8 @@ BEGIN
     ELSIF pg_catalog.cardinality(new.endpoint_ids) > 0 AND NOT webhook_restoring() THEN
         -- No endpoint of another organization, for operators or not: applications may pass on what a tenant has named.
         mine := ARRAY(SELECT e.id FROM webhook_endpoints AS e
-                      WHERE e.organization_id = new.organization_id AND e.id = ANY (new.endpoint_ids) AND (own OR NOT e.all_organizations));
+                      WHERE e.organization_id = new.organization_id AND e.id = ANY (new.endpoint_ids)
+                        AND (NOT e.all_organizations OR starts_with(new.event_type, 'webhook.'::text)));
         SELECT coalesce(g.id::text, 'null') INTO stranger FROM pg_catalog.unnest(new.endpoint_ids) AS g(id)
         WHERE g.id IS NULL OR g.id <> ALL (mine) LIMIT 1;
         IF FOUND AND EXISTS (SELECT FROM webhook_endpoints AS e WHERE e.organization_id = new.organization_id AND e.id::text = stranger) THEN
