@@ -37,7 +37,7 @@ func TestChanges(t *testing.T) {
 		}
 		h.sleep(time.Second)
 		taken("many", BreakerOpened)
-		h.sleep(time.Minute)
+		h.sleep(2 * time.Minute) // the retries are due after one, and jitter
 		taken("a success", BreakerClosed)
 		h.change(endpoint, paused(true))
 		h.event(endpoint)
