@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -264,7 +265,7 @@ func TestOperatorsPlans(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { conn.Close(t.Context()) }) //nolint:contextcheck // as everywhere
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
 	const insert = `INSERT INTO webhook_outbox (organization_id, event_type, payload) VALUES ('org_1', '%s', '{}')`
 	touched := func(eventType string) int {
 		t.Helper()
