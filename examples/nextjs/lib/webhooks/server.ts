@@ -3,10 +3,11 @@ import { sql, type SQL } from 'drizzle-orm' // leave Drizzle's lines out if you 
 
 import type { WebhookEvent, WebhookPayloads } from './events'
 
-// The transaction of each client, as far as it is needed here.
-type Drizzle = { execute(query: SQL): PromiseLike<unknown> }
-type Prisma = { $queryRawUnsafe<T>(query: string, ...values: unknown[]): PromiseLike<T> }
-type Pg = { query(query: string, values: unknown[]): PromiseLike<unknown> }
+// The transaction of each client, as far as it is needed here. A pool, Prisma's client and Drizzle's database do not fit:
+// what they execute is committed by itself.
+type Drizzle = { execute(query: SQL): PromiseLike<unknown>; rollback(): never }
+type Prisma = { $queryRawUnsafe<T>(query: string, ...values: unknown[]): PromiseLike<T>; $connect?: never }
+type Pg = { query(query: string, values: unknown[]): PromiseLike<unknown>; totalCount?: never } // which a pool has
 export type Transaction = Drizzle | Prisma | Pg
 
 // WALHOOK_SCHEMA of your walhook. Named here, because clients have a search_path of their own.
