@@ -217,7 +217,7 @@ func (p plot) draw(f figures) (string, error) {
 		}
 		y += groupSpace
 	}
-	fmt.Fprintf(&b, `<line class="axis" x1="%d" y1="%d" x2="%[1]d" y2="%d"/>`+"\n", plotLeft, plotTop-6, y-groupSpace+4)
+	fmt.Fprintf(&b, `<line class="axis" x1="%d" y1="%d" x2="%[1]d" y2="%[3]d"/>`+"\n", plotLeft, plotTop-6, y-groupSpace+4)
 	server, machine, _ := strings.Cut(f.Machine, "; ")
 	say("note", 16, height+16, "start", f.Date+", "+server)
 	say("note", 16, height+34, "start", "everything on one machine: "+machine)
