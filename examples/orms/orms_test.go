@@ -115,6 +115,9 @@ func TestMigrationToolsLeaveWalhookAlone(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			db := withWalhook(t, c.schema)
+			if strings.HasPrefix(c.name, "prisma") {
+				prismaReads(t, db)
+			}
 			before := objects(t, db)
 			said, err := c.run(t, db)
 			if err != nil || !strings.Contains(said, c.want) || strings.Contains(said, "webhook_") {
@@ -141,6 +144,18 @@ func (o tools) pull(t *testing.T, db *pgtest.DB, config string) (string, error) 
 	return string(text), os.RemoveAll(filepath.Join(o.folder, "out"))
 }
 
+// prismaReads skips the test on a server whose catalogue Prisma's WebAssembly cannot read.
+func prismaReads(t *testing.T, db *pgtest.DB) {
+	t.Helper()
+	var version int
+	if err := db.Pool.QueryRow(t.Context(), `SELECT current_setting('server_version_num')::int / 10000`).Scan(&version); err != nil {
+		t.Fatal(err)
+	}
+	if version >= 18 {
+		t.Skipf("Prisma's schema engine of 6.19, as WebAssembly, fails on the catalogue of PostgreSQL %d", version)
+	}
+}
+
 // The checks can fail: the tools would drop what is in public and not in their schemas.
 func (o tools) wouldDrop(t *testing.T) {
 	db := withWalhook(t, "public")
@@ -148,6 +163,7 @@ func (o tools) wouldDrop(t *testing.T) {
 		t.Errorf("drizzle-kit push says %q, want that it would delete webhook_event_types", said)
 	}
 	db = withWalhook(t, "webhooks")
+	prismaReads(t, db)
 	script(t, db, `CREATE TABLE public.webhook_stranger (id int PRIMARY KEY); INSERT INTO public.webhook_stranger VALUES (1)`)
 	if said, err := o.prisma(t, db, "db", "push", "--skip-generate"); err == nil || !strings.Contains(said, "drop the `webhook_stranger` table") {
 		t.Errorf("prisma db push says %q (%v), want that it would drop webhook_stranger", said, err)
