@@ -210,6 +210,7 @@ var troubles = []trouble{
 		r, url := through(t, w.db.URL)
 		w.fails = true // it cannot record its end
 		w.run("WALHOOK_DATABASE_URL=" + url)
+		w.settled()
 		r.stop()
 	}},
 	{name: "cut", fires: []string{"WalhookNoneActive", "WalhookOverdue", "WalhookSlotInactive", "WalhookStreamTrouble"}, make: func(t *testing.T, w *world) {
@@ -240,10 +241,25 @@ var troubles = []trouble{
 	{name: "full", fires: []string{"WalhookReconcilesForLong", "WalhookSlotRunsOut"}, make: oldTransaction, db: smallServer},
 }
 
-// settled waits until what may have been committed before the slot is looked for.
+// settled waits until what may have been committed before the slot is looked for, and walhook
+// knows it: one that loses its database before would have to compare.
 func (w *world) settled() {
 	w.t.Helper()
 	w.eventually("the comparison is done", `SELECT reconcile_from IS NULL FROM webhook_state WHERE slot = $1`, w.db.Slot)
+	address, _ := strings.CutPrefix(w.env[0], "WALHOOK_ADMIN_ADDR=")
+	pgtest.Eventually(w.t, patience, "walhook knows it", func() bool {
+		r, err := http.NewRequestWithContext(w.t.Context(), http.MethodGet, "http://"+address+"/metrics", nil)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		answer, err := http.DefaultClient.Do(r)
+		if err != nil {
+			return false
+		}
+		defer answer.Body.Close()
+		text, err := io.ReadAll(answer.Body)
+		return err == nil && strings.Contains(string(text), "\nwalhook_reconcile_pending 0\n")
+	})
 }
 
 // deadCustomers has endpoints that fail in all ways until their breakers open and their
@@ -333,6 +349,11 @@ func TestAlertsFire(t *testing.T) {
 	}
 	alerts := startPrometheus(t, program, jobs)
 	var got map[string][]string
+	defer func() {
+		if t.Failed() {
+			t.Logf("got  %v\nwant %v", got, want)
+		}
+	}()
 	pgtest.Eventually(t, patience, "all alerts fire, and no others", func() bool {
 		for _, x := range troubles {
 			if x.each != nil {
