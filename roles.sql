@@ -134,7 +134,7 @@ DECLARE
         'webhook_secret_problem,webhook_secrets_before_write,webhook_endpoints_after_insert,webhook_endpoints_bounds,webhook_secrets_restored,webhook_endpoints_notify,'
         'webhook_outbox_before_insert,webhook_outbox_before_update,webhook_deliveries_notify,webhook_revoke_default_privileges,webhook_add_partition,'
         'webhook_drop_day,webhook_delete_old,webhook_create_endpoint,webhook_replace_secret,webhook_rotate_secret,webhook_set_secret,webhook_send_test,'
-        'webhook_replay,webhook_replay_failed,webhook_retry_now,webhook_pause,webhook_resume,webhook_forget,webhook_note_forgotten,webhook_recorders_ended,webhook_explain,webhook_stats,webhook_waiting,webhook_url_host,webhook_ops_explain,webhook_audit_who,'
+        'webhook_replay,webhook_replay_failed,webhook_retry_now,webhook_pause,webhook_resume,webhook_forget,webhook_note_forgotten,webhook_writers,webhook_explain,webhook_stats,webhook_waiting,webhook_url_host,webhook_ops_explain,webhook_audit_who,'
         'webhook_endpoints_audit,webhook_secrets_audit,webhook_deliveries_audit,'
         'webhook_schema_version}';
     object    record;

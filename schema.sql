@@ -614,6 +614,7 @@ DECLARE
     written text := filter::text;
     bare    text;
     compare CONSTANT text := ' (==|!=|<|>|<=|>=) ';
+    divide  CONSTANT text := ' [*/%] ';
     literal CONSTANT text := '(""|-?[0-9]|true|false|null)';
 BEGIN
     IF octet_length(written) > 1024 THEN RETURN 'it is longer than 1 KiB'; END IF;
@@ -625,6 +626,10 @@ BEGIN
     IF strpos(bare, '.keyvalue(') > 0 THEN RETURN 'it has keyvalue()'; END IF;
     IF bare ~ E'\\*\\*.*\\*\\*' THEN RETURN 'it has ** twice'; END IF;
     IF bare ~ E'\\?\\(.*\\$|\\$.*\\$.*\\?\\(' THEN RETURN 'it has ?(...) and more than one $'; END IF;
+    -- Numbers may have a hundred thousand digits, and take time by their square.
+    IF regexp_replace(regexp_replace(bare, divide || literal, ' '::text, 'g'::text), literal || divide, ' '::text, 'g'::text) ~ divide THEN
+        RETURN 'it multiplies or divides two values of the payload, and needs a constant on one side';
+    END IF;
     bare := regexp_replace(bare, compare || literal, ' '::text, 'g'::text);
     bare := regexp_replace(bare, literal || compare, ' '::text, 'g'::text);
     -- A strict path without *, [ and ?( selects one value, which is not compared item by item even where it is a list.
@@ -867,8 +872,10 @@ COMMENT ON FUNCTION webhook_endpoints_after_insert() IS 'Trigger: a new endpoint
 
 -- A statement's endpoints are counted together, or many at once would be counted again for each. Transactions that insert at the
 -- same time do not see each other's endpoints, and together may exceed the limit: a lock would make an application wait.
+-- A session keeps the plan, which may be that of a statement about one row: a nested loop over the rows of thousands.
 CREATE OR REPLACE FUNCTION webhook_endpoints_bounds() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off
+    SET enable_nestloop = off SET enable_hashjoin = on SET enable_mergejoin = on AS $fn$
 DECLARE
     most bigint;
     crowded text;
@@ -1417,8 +1424,10 @@ CREATE OR REPLACE FUNCTION webhook_audit_who() RETURNS text
 $fn$;
 COMMENT ON FUNCTION webhook_audit_who() IS 'Who makes the present change, for webhook_audit.';
 
+-- A session keeps the plan, which may be that of a statement about one row: a nested loop over the rows of thousands.
 CREATE OR REPLACE FUNCTION webhook_endpoints_audit() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off
+    SET enable_nestloop = off SET enable_hashjoin = on SET enable_mergejoin = on AS $fn$
 DECLARE
     -- More endpoints than this in one statement are one row for each action.
     most    CONSTANT bigint := 100;
@@ -1760,8 +1769,10 @@ BEGIN
                                                     AND d.id < webhook_uuid_at(webhook_uuid_time(o.id) + interval '1 millisecond') OFFSET 0) AS d
                                      WHERE d.event_id = o.id AND d.status IN ('pending', 'retrying'))
                      -- Nor an event that walhook has not recorded yet: an id may be late.
+                     -- What is owed to a deleted endpoint would only be cancelled, and gets no row if webhook_forget has deleted it.
                      AND NOT EXISTS (SELECT FROM pg_catalog.unnest(o.endpoint_ids) AS e(id)
-                                     WHERE NOT EXISTS (SELECT FROM webhook_deliveries AS d WHERE d.id = webhook_delivery_id(o.id, e.id) OFFSET 0))
+                                     WHERE NOT EXISTS (SELECT FROM webhook_deliveries AS d WHERE d.id = webhook_delivery_id(o.id, e.id) OFFSET 0)
+                                       AND EXISTS (SELECT FROM webhook_endpoints AS w WHERE w.id = e.id OFFSET 0))
                    ORDER BY o.id LIMIT most);
     GET DIAGNOSTICS events = ROW_COUNT;
 
@@ -2029,30 +2040,24 @@ CREATE OR REPLACE FUNCTION webhook_note_forgotten(ids uuid[]) RETURNS void
 $fn$;
 COMMENT ON FUNCTION webhook_note_forgotten(uuid[]) IS 'Used by webhook_forget.';
 
--- Whatever walhook records begins by updating webhook_state. So transactions that have not locked it yet see what is committed now.
-CREATE OR REPLACE FUNCTION webhook_recorders_ended() RETURNS boolean
-    LANGUAGE plpgsql SET search_path FROM CURRENT AS $fn$
-DECLARE
-    recorders text[];
-BEGIN
-    FOR try IN 1..40 LOOP -- for 200 ms
-        recorders := ARRAY(SELECT l.virtualtransaction FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database
-                           WHERE d.datname = current_database() AND l.relation = 'webhook_state'::regclass::oid AND l.mode = 'RowExclusiveLock'
-                             AND l.pid IS DISTINCT FROM pg_backend_pid() AND (recorders IS NULL OR l.virtualtransaction = ANY (recorders)));
-        IF recorders OPERATOR(pg_catalog.=) '{}'::text[] THEN
-            RETURN true;
-        END IF;
-        PERFORM pg_sleep(0.005::float8);
-    END LOOP;
-    RETURN false;
-END $fn$;
-COMMENT ON FUNCTION webhook_recorders_ended() IS 'Waits a moment for the transactions in which walhook is recording now. Returns whether all have ended.';
+-- Whatever walhook records begins by updating webhook_state, and events come by an INSERT into webhook_outbox or a partition. So
+-- transactions that have locked neither yet see what is committed now.
+CREATE OR REPLACE FUNCTION webhook_writers() RETURNS text[]
+    LANGUAGE sql SET search_path FROM CURRENT AS $fn$
+    SELECT ARRAY(SELECT DISTINCT l.virtualtransaction FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database
+                 WHERE d.datname = current_database() AND l.mode = 'RowExclusiveLock' AND l.pid IS DISTINCT FROM pg_backend_pid()
+                   AND l.relation IN (SELECT 'webhook_state'::regclass::oid UNION ALL SELECT 'webhook_outbox'::regclass::oid
+                                      UNION ALL SELECT i.inhrelid FROM pg_inherits AS i WHERE i.inhparent = 'webhook_outbox'::regclass::oid))
+$fn$;
+COMMENT ON FUNCTION webhook_writers() IS 'The other transactions that record now, or have inserted events.';
 
 -- Erasing goes through all rows in the order of their ids, because no index has the organization: one would cost every delivery. An
 -- event and its deliveries have the same milliseconds, so a range of whole milliseconds has all of them.
--- walhook may be recording outcomes of the organization meanwhile. The notes in webhook_retries keep those out, except for statements
--- that began before the notes were committed. So as long as one of these may be under way, a range is left to the next call if
--- walhook may hold a delivery of it: one that has no row yet, or that waits.
+-- walhook may be recording outcomes of the organization meanwhile, and the application may have inserted events that it commits
+-- later. The notes in webhook_retries keep outcomes out, except for statements that began before the notes were committed. So as
+-- long as one of these may be under way, a range is left to the next call if walhook may hold a delivery of it: one that has no row
+-- yet, or that waits. Once all transactions of before have ended, it goes through all rows once more. Only where there was no other
+-- transaction is the first call enough.
 CREATE OR REPLACE FUNCTION webhook_forget(organization_id text) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '200ms'
     SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $fn$
@@ -2062,12 +2067,13 @@ DECLARE
     enough CONSTANT interval := '200 milliseconds';
     ranges CONSTANT int := 20;
     size   int;
-    -- How much earlier than now an event of walhook's own may be that it has just inserted: its clock may be behind.
-    slack  CONSTANT interval := '1 minute';
     last   CONSTANT uuid := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
     org    CONSTANT text := webhook_forget.organization_id;
     began  CONSTANT timestamptz := clock_timestamp();
     f      webhook_forgetting;
+    first  int;
+    others text[];
+    quiet  boolean;
     ids    uuid[];
     upto   uuid;
     before bigint;
@@ -2088,7 +2094,12 @@ BEGIN
     -- Endpoints first, so that nothing more is sent. In the order in which others take these locks.
     BEGIN
         INSERT INTO webhook_forgetting AS w (organization_id) VALUES (org) ON CONFLICT DO NOTHING;
+        GET DIAGNOSTICS first = ROW_COUNT;
         SELECT * INTO STRICT f FROM webhook_forgetting AS w WHERE w.organization_id = org FOR UPDATE;
+        IF first = 0 AND f.noted_by = pg_current_xact_id() THEN
+            RAISE EXCEPTION 'webhook_forget: a second call in one transaction cannot end it, because walhook does not see the first: commit after each call'
+                USING ERRCODE = 'invalid_transaction_state';
+        END IF;
         -- Locks the DEFAULT partitions, so that no rows are moved out of them meanwhile and missed.
         PERFORM FROM webhook_deliveries AS d WHERE d.id = '00000000-0000-0000-0000-000000000000'::uuid;
         PERFORM FROM webhook_outbox AS o WHERE o.id = '00000000-0000-0000-0000-000000000000'::uuid;
@@ -2111,9 +2122,18 @@ BEGIN
     DELETE FROM webhook_endpoint_failures AS x
     WHERE x.endpoint_id IN (SELECT x.endpoint_id FROM webhook_endpoint_failures AS x WHERE x.endpoint_id = ANY (f.endpoint_ids) FOR UPDATE SKIP LOCKED);
 
-    IF NOT f.settled AND f.noted_by <> pg_current_xact_id() AND webhook_recorders_ended() THEN
-        f.settled := true;
-        f.reached := least(f.reached, webhook_uuid_at(began - slack));
+    others := webhook_writers();
+    quiet := others OPERATOR(pg_catalog.=) '{}'::text[];
+    IF NOT f.settled AND f.noted_by <> pg_current_xact_id() THEN
+        FOR try IN 1..40 LOOP -- for 200 ms
+            EXIT WHEN others OPERATOR(pg_catalog.=) '{}'::text[];
+            PERFORM pg_sleep(0.005::float8);
+            others := ARRAY(SELECT o.id FROM pg_catalog.unnest(webhook_writers()) AS o(id) WHERE o.id = ANY (others));
+        END LOOP;
+        IF others OPERATOR(pg_catalog.=) '{}'::text[] THEN
+            f.settled := true;
+            f.reached := '00000000-0000-0000-0000-000000000000';
+        END IF;
     END IF;
 
     FOR range IN 1..ranges LOOP
@@ -2175,7 +2195,8 @@ BEGIN
             f.erased := f.erased + many;
             EXIT WHEN many < seen;
             IF upto = last THEN
-                done := NOT EXISTS (SELECT FROM webhook_endpoint_failures AS x WHERE x.endpoint_id = ANY (f.endpoint_ids));
+                done := (f.settled OR quiet AND webhook_writers() OPERATOR(pg_catalog.=) '{}'::text[])
+                AND NOT EXISTS (SELECT FROM webhook_endpoint_failures AS x WHERE x.endpoint_id = ANY (f.endpoint_ids));
                 EXIT;
             END IF;
             f.reached := upto;
@@ -2611,7 +2632,7 @@ REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_rest
     webhook_add_partition(text, date), webhook_drop_day(date), webhook_delete_old(timestamptz, int),
     webhook_create_endpoint(text, text, text[], text), webhook_rotate_secret(uuid, interval),
     webhook_set_secret(uuid, text, interval), webhook_replace_secret(uuid, text, interval), webhook_secret_problem(text),
-    webhook_retry_now(uuid), webhook_pause(uuid), webhook_resume(uuid), webhook_forget(text), webhook_note_forgotten(uuid[]), webhook_recorders_ended(),
+    webhook_retry_now(uuid), webhook_pause(uuid), webhook_resume(uuid), webhook_forget(text), webhook_note_forgotten(uuid[]), webhook_writers(),
     webhook_ops_explain(uuid), webhook_url_host(text), webhook_audit_who(), webhook_endpoints_audit(), webhook_secrets_audit(), webhook_deliveries_audit() FROM PUBLIC;
 -- An application's role needs only its grants on webhook_outbox, even if functions are not PUBLIC by default.
 GRANT EXECUTE ON FUNCTION webhook_uuidv7() TO PUBLIC;

@@ -227,3 +227,16 @@ func TestUpgradeFromVersion6(t *testing.T) {
 		t.Errorf("a fresh installation has\n%s\nthe upgraded one\n%s", strings.Join(missing, "\n"), strings.Join(extra, "\n"))
 	}
 }
+
+// A session keeps the plans of a trigger's statements. Those of an UPDATE of one endpoint do not
+// suit one of thousands: they compared each row with each, which took minutes.
+func TestManyEndpointsAreChangedAfterOne(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	exec(t, db.Pool, `INSERT INTO webhook_endpoints (organization_id, url) SELECT 'org_' || g % 20, 'https://example.com/' || g FROM generate_series(1, 12000) AS g`)
+	exec(t, db.Pool, `ANALYZE webhook_endpoints`)
+	tx := begin(t, db.Pool)
+	exec(t, tx, `SET LOCAL statement_timeout = '1min'`) // it takes some seconds
+	exec(t, tx, `UPDATE webhook_endpoints SET description = 'one' WHERE id = (SELECT id FROM webhook_endpoints LIMIT 1)`)
+	exec(t, tx, `UPDATE webhook_endpoints SET description = 'all'`)
+}

@@ -6,8 +6,10 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/internal/store"
 	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
@@ -41,7 +43,7 @@ func TestForget(t *testing.T) {
 	exec(t, db.Pool, `INSERT INTO webhook_endpoint_failures (endpoint_id, failing_since) VALUES ($1, now())`, customer)
 	others := rowsOf(t, db, "org_2")
 
-	t.Run("one call ends it where nothing is under way", func(t *testing.T) {
+	t.Run("one call ends it where no other transaction is open", func(t *testing.T) {
 		if left := forget(t, db, "org_1"); left != 0 {
 			t.Errorf("%d are left", left)
 		}
@@ -270,4 +272,98 @@ func TestForgetAmongAMillionRows(t *testing.T) {
 	if got := query[string](t, db.Pool, `SELECT string_agg(count || coalesce(detail, ''), ', ') FROM webhook_audit WHERE action = 'organization.forgotten'`); got != "600" {
 		t.Errorf("the audit says %s", got)
 	}
+}
+
+// idAt returns an id of a time ago.
+func idAt(t testing.TB, db *pgtest.DB, ago string) string {
+	t.Helper()
+	return query[string](t, db.Pool, `SELECT webhook_delivery_id(webhook_uuid_at(now() - $1::interval), gen_random_uuid())::text`, ago)
+}
+
+// What was inserted before the first call, and is committed after it, is erased too.
+func TestForgetWaitsForOpenTransactions(t *testing.T) {
+	t.Parallel()
+	for what, write := range map[string]func(db *pgtest.DB, tx pgx.Tx, endpoint string){
+		"an application's event": func(db *pgtest.DB, tx pgx.Tx, _ string) {
+			exec(t, tx, `INSERT INTO webhook_outbox (id, organization_id, event_type, payload) VALUES ($1, 'org_1', 'payment.failed', '{}')`, idAt(t, db, "2 minutes"))
+		},
+		"an event of walhook's own": func(_ *pgtest.DB, tx pgx.Tx, endpoint string) {
+			exec(t, tx, `UPDATE webhook_state SET updated_at = now()`)
+			exec(t, tx, `INSERT INTO webhook_outbox (organization_id, event_type, payload) SELECT organization_id, 'webhook.endpoint.recovered', '{}' FROM webhook_endpoints WHERE id = $1`, endpoint)
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t)
+			_, _ = acquired(t, db)
+			endpoint := newEndpoint(t, db.Pool, "org_1")
+			tx := begin(t, db.Pool)
+			write(db, tx, endpoint)
+			// So many that a call does not come to the end of them.
+			exec(t, db.Pool, `INSERT INTO webhook_outbox (id, organization_id, event_type, payload)
+				SELECT webhook_delivery_id(webhook_uuid_at(now() - interval '90 s' + g * interval '1 ms'), gen_random_uuid()), 'org_2', 'payment.failed', '{}' FROM generate_series(1, 25000) AS g`)
+			for range 3 {
+				if left := forget(t, db, "org_1"); left == 0 {
+					t.Fatal("nothing is left, and a transaction is open")
+				}
+			}
+			if err := tx.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			for calls := 0; forget(t, db, "org_1") > 0; calls++ {
+				if calls == 20 {
+					t.Fatal("it does not end")
+				}
+			}
+			if n := rowsOf(t, db, "org_1"); n != 0 {
+				t.Errorf("%d rows are left", n)
+			}
+		})
+	}
+
+	t.Run("of its own transaction it says so", func(t *testing.T) {
+		t.Parallel()
+		db := pgtest.New(t)
+		_, _ = acquired(t, db)
+		_ = owed(t, db, newEndpoint(t, db.Pool, "org_1"), 1)
+		tx := begin(t, db.Pool)
+		if left := query[int](t, tx, `SELECT webhook_forget('org_1')`); left == 0 {
+			t.Error("nothing is left of a delivery that walhook may hold")
+		}
+		refused(t, tx, "commit after each call", `SELECT webhook_forget('org_1')`)
+	})
+}
+
+// An event that is owed to an erased endpoint gets no row, and keeps no day.
+func TestForgottenEventsKeepNoDay(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	st, fence := acquired(t, db)
+	endpoint := newEndpoint(t, db.Pool, "org_1")
+	name := addDay(t, db.Pool, 9*day)
+	tx := begin(t, db.Pool)
+	event := idAt(t, db, "9 days")
+	exec(t, tx, `INSERT INTO webhook_outbox (id, organization_id, event_type, payload) VALUES ($1, 'org_1', 'payment.failed', '{}')`, event)
+	exec(t, tx, `INSERT INTO webhook_outbox (id, organization_id, event_type, payload) VALUES ($1, 'org_1', 'payment.failed', '{}')`, idAt(t, db, "40 days"))
+	if left := forget(t, db, "org_1"); left == 0 {
+		t.Fatal("nothing is left, and a transaction is open")
+	}
+	if err := tx.Commit(t.Context()); err != nil { // and nobody calls it again
+		t.Fatal(err)
+	}
+	id := outbox.DeliveryID(uuid.MustParse(event), uuid.MustParse(endpoint))
+	insert(t, st, fence, outcome(webhook.Record{ID: id, EventID: uuid.MustParse(event), EndpointID: uuid.MustParse(endpoint), OrganizationID: "org_1", EventType: "payment.failed"}, webhook.Cancelled, 0, 0))
+	if n := query[int](t, db.Pool, `SELECT count(*) FROM webhook_deliveries`); n != 0 {
+		t.Fatalf("%d rows", n)
+	}
+	exec(t, db.Pool, `UPDATE webhook_state SET reconcile_from = NULL`)
+	p := store.NewPartitions(store.New(db.Pool, db.Slot, 0), 7*day)
+	pgtest.Eventually(t, time.Minute, "the day is dropped, and the DEFAULT partition is empty", func() bool {
+		catchUp(t, db)
+		u := upkeep(t, p)
+		if len(u.Kept) > 0 {
+			t.Fatalf("%s is kept: %s", name, u.Kept[0].Why)
+		}
+		return query[bool](t, db.Pool, `SELECT to_regclass('webhook_outbox_p' || replace($1, '-', '')) IS NULL AND NOT EXISTS (SELECT FROM webhook_outbox)`, name)
+	})
 }

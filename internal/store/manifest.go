@@ -21,7 +21,7 @@ type manifest struct {
 var convenienceFunctions = []string{
 	"webhook_create_endpoint", "webhook_replace_secret", "webhook_rotate_secret", "webhook_set_secret", "webhook_send_test", "webhook_replay",
 	"webhook_replay_failed", "webhook_retry_now", "webhook_pause", "webhook_resume", "webhook_forget", "webhook_note_forgotten",
-	"webhook_recorders_ended", "webhook_explain", "webhook_stats", "webhook_waiting",
+	"webhook_writers", "webhook_explain", "webhook_stats", "webhook_waiting",
 	"webhook_ops_explain",
 }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -177,6 +178,23 @@ func undroppable(pg *pgconn.PgError, day time.Time) string {
 const selectDayWaits = `
 SELECT EXISTS (SELECT FROM webhook_deliveries d WHERE d.id >= @low::uuid AND d.id < @high::uuid AND d.status IN ('pending', 'retrying'))`
 
+const selectEndpointIDs = `SELECT id FROM webhook_endpoints WHERE id = ANY(@ids::uuid[])`
+
+// ofEndpoints returns those of the deliveries whose endpoint exists. What is owed to a deleted
+// one would only be cancelled, and gets no row if webhook_forget has deleted it.
+func (s *Store) ofEndpoints(ctx context.Context, owed []Candidate) ([]Candidate, error) {
+	if len(owed) == 0 {
+		return nil, nil
+	}
+	ids := make([]uuid.UUID, len(owed))
+	for i := range owed {
+		ids[i] = owed[i].EndpointID
+	}
+	there := map[uuid.UUID]bool{}
+	err := s.read(ctx, selectEndpointIDs, pgx.NamedArgs{"ids": asUUIDs(ids)}, func(rows pgx.Rows) error { return collectIDs(rows, there) })
+	return slices.DeleteFunc(owed, func(c Candidate) bool { return !there[c.EndpointID] }), err
+}
+
 // compareDay compares the events of a day with their rows, no longer than until end. It skips
 // a day with waiting deliveries. If an event lacks a row it returns why the day stays.
 func (p *Partitions) compareDay(ctx context.Context, day, end time.Time) (complete bool, why string, err error) {
@@ -198,9 +216,14 @@ func (p *Partitions) compareDay(ctx context.Context, day, end time.Time) (comple
 			continue
 		case err != nil:
 			return false, "", err
-		case len(c.Missing) > 0: // the next round compares this page again
+		}
+		missing, err := p.store.ofEndpoints(ctx, c.Missing)
+		if err != nil {
+			return false, "", err
+		}
+		if len(missing) > 0 { // the next round compares this page again
 			return false, fmt.Sprintf("event %s is owed to an endpoint but has no delivery; if this persists, see \"Beyond the recovery window\" in docs/operations.md for the query that finds such events and how to deliver them",
-				c.Missing[0].EventID), nil
+				missing[0].EventID), nil
 		}
 		w.upto, w.end, w.events = c.Upto, c.End, w.events+int64(c.Events)
 	}

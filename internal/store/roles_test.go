@@ -101,7 +101,7 @@ func TestWhatEachRoleMay(t *testing.T) {
 		`SELECT webhook_new_secret()`:                                                        "",
 		`SELECT webhook_forget('org_9')`:                                                     backend,
 		`SELECT webhook_note_forgotten('{}')`:                                                "",
-		`SELECT webhook_recorders_ended()`:                                                   "",
+		`SELECT webhook_writers()`:                                                           "",
 		`SELECT * FROM webhook_forgetting`:                                                   "",
 		`SELECT webhook_send_test('` + endpoint + `')`:                                       run + backend,
 		`SELECT * FROM webhook_deliveries`:                                                   run + ops,
