@@ -43,7 +43,7 @@ var breaches = []breach{
 	{failpoint.SkipLookUp, "Failpoints", direct, "requests were sent for them again", "", nil},
 	{failpoint.NoFence, "Thawed", direct, "the zombie wrote", "", nil},
 	{failpoint.NoWatchdog, "Wedged", direct, "walhook-2 sends", "", nil},
-	{failpoint.NoRoom, "ReadOnly", direct, "requests were sent while nothing could be recorded", "", nil},
+	{failpoint.NoRoom, "ReadOnly", direct, "attempts were made while nothing could be recorded", "", nil},
 	{failpoint.NoLease, "Lease", direct, "after an attempt that may take", "", nil},
 	{failpoint.StayOn, "StopPostgresWhileHanging", direct, "PostgreSQL stopped after", "", nil},
 	{failpoint.NoReconciler, "DroppedSlot", direct, "everything that was committed before has its rows", "", nil},
