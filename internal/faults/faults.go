@@ -3,6 +3,7 @@
 //
 //	file      responsibility
 //	trial     the parts of one scenario: database, receivers, driver, walhook processes
+//	running   what its walhook processes are told, and their start and end
 //	finish    how a scenario ends: drained, and judged
 //	standby   a second PostgreSQL that follows the first; backups
 //	report    the figures of a scenario, and the table of them all
