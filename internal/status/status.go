@@ -87,8 +87,8 @@ func Take(ctx context.Context, st *store.Store, version, slot string) (*Status, 
 		}
 	}
 	s.fill(overview)
-	installed, errVersion := st.InstalledVersion(ctx)
-	if errVersion == nil {
+	installed, errVersion := st.Installed(ctx)
+	if errVersion == nil && installed > 0 {
 		s.SchemaVersion = &installed
 	}
 	troubled, _, errTroubled := st.EndpointViews(ctx, "", listed)

@@ -191,11 +191,3 @@ func (s *Store) browse(ctx context.Context, prepare, sql string, args pgx.NamedA
 	b.Queue(sql, args).Query(collect)
 	return s.send(ctx, &b)
 }
-
-const selectVersion = `SELECT webhook_schema_version()`
-
-// InstalledVersion returns the version of the schema in the database.
-func (s *Store) InstalledVersion(ctx context.Context) (version int, err error) {
-	err = s.overview(ctx, prepareRead, selectVersion, nil, &version)
-	return version, err
-}

@@ -48,9 +48,9 @@ func (s *Store) insert(ctx context.Context, sql string, fence webhook.Fence, mar
 // Update writes outcomes of deliveries that have a row, in one transaction. It never waits
 // for a row: rows that someone else has locked are returned as locked, to be tried again. An
 // outcome is applied only if its attempt is later than the row's; rows that are gone are
-// skipped. A pending record with a lease gives that lease back: the row is due. If an operator has replayed or cancelled a delivery meanwhile, the attempt is
-// counted and logged, and the operator's change stands: replayed are the deliveries that wait
-// because of it.
+// skipped. A pending record with a lease gives that lease back: the row is due. If an operator
+// has replayed or cancelled a delivery meanwhile, the attempt is counted and logged, and the
+// operator's change stands: replayed are the deliveries that wait because of it.
 func (s *Store) Update(ctx context.Context, fence webhook.Fence, mark webhook.Mark, records []webhook.Record) (locked, replayed []uuid.UUID, err error) {
 	rows := newColumns(records)
 	held := make(map[uuid.UUID]bool, len(records))

@@ -56,7 +56,7 @@ func TestEndpointsInTrouble(t *testing.T) {
 	if troubled, more, err = st.EndpointViews(t.Context(), "", 1); err != nil || !more || len(troubled) != 1 || troubled[0].ID.String() != open {
 		t.Errorf("the worst one: %+v, %v", troubled, err)
 	}
-	if version, err := st.InstalledVersion(t.Context()); err != nil || version != store.SchemaVersion {
+	if version, err := st.Installed(t.Context()); err != nil || version != store.SchemaVersion {
 		t.Errorf("version %d, %v", version, err)
 	}
 }
