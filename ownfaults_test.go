@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"fmt"
 	"io"
 	"net"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/process"
+	"github.com/walhook/walhook/internal/testkit"
 )
 
 // A proxy answers CONNECT as it is told; "": it makes tunnels.
@@ -75,37 +75,6 @@ func (p *proxy) connect(conn net.Conn) {
 	wg.Wait()
 }
 
-// A lockedBuffer is a log that a test reads while it is written.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-func (l *lockedBuffer) lines(with ...string) (n int) {
-	for line := range strings.Lines(l.String()) {
-		has := true
-		for _, text := range with {
-			has = has && strings.Contains(line, text)
-		}
-		if has {
-			n++
-		}
-	}
-	return n
-}
-
 // get returns a status and a body of the admin server, 0 where it does not answer.
 func get(w *world, url string) (int, string) {
 	w.t.Helper()
@@ -138,7 +107,7 @@ func TestAProxyThatDoesNotConnectCostsNoAttempt(t *testing.T) {
 				}
 				return fmt.Sprintf("127.0.0.1:%d", port)
 			}
-			log := &lockedBuffer{}
+			log := &testkit.Output{}
 			w.log = io.MultiWriter(log, t.Output())
 			r := newReceiver(t, always(204))
 			for range 4 {
@@ -186,14 +155,14 @@ func TestAProxyThatDoesNotConnectCostsNoAttempt(t *testing.T) {
 			startProxy(t, at, "")
 			insert()
 			w.eventually("everything is delivered", `SELECT count(*) = $1 AND bool_and(status = 'success' AND attempts = 1) FROM webhook_deliveries`, owed)
-			pgtest.Eventually(t, patience, "its end is logged", func() bool { return log.lines("INFO", "is mended", "kind=proxy") == 1 })
+			pgtest.Eventually(t, patience, "its end is logged", func() bool { return log.Lines("INFO", "is mended", "kind=proxy") == 1 })
 			if status, body := get(w, "http://"+admin+"/readyz"); status != http.StatusOK {
 				t.Errorf("/readyz: %d %s", status, body)
 			}
-			if n := log.lines("WARN", "kind=proxy"); n != 1 {
+			if n := log.Lines("WARN", "kind=proxy"); n != 1 {
 				t.Errorf("%d warnings", n)
 			}
-			if log.lines("a proxy dials endpoints") != 1 || strings.Contains(log.String(), "not-told") {
+			if log.Lines("a proxy dials endpoints") != 1 || strings.Contains(log.String(), "not-told") {
 				t.Error("the log does not tell of the proxy, or tells its password")
 			}
 			if n := len(r.requests()); n != owed {

@@ -17,6 +17,7 @@ import (
 	"github.com/walhook/walhook/internal/postgres"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/testkit"
 )
 
 func load(t *testing.T, env ...string) *config.Config {
@@ -236,10 +237,10 @@ func TestRunWaitsForAFreeSlot(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	var said logBuffer
+	var said testkit.Output
 	go func() { ended <- run(ctx, cfg, slog.New(slog.NewTextHandler(&said, nil))) }()
 	pgtest.Eventually(t, 20*time.Second, "it says that no slot is left", func() bool {
-		return said.count("no replication slot is left") > 0 || len(ended) > 0
+		return said.Lines("no replication slot is left") > 0 || len(ended) > 0
 	})
 	if len(ended) > 0 {
 		t.Fatalf("run ended: %v", <-ended)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -14,25 +13,8 @@ import (
 	"github.com/walhook/walhook/deliver"
 	"github.com/walhook/walhook/internal/postgres"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/internal/testkit"
 )
-
-// A logBuffer collects a log, and hands it on.
-type logBuffer struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logBuffer) count(text string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.text.String(), text)
-}
 
 // free waits until nobody streams from the slot.
 func (w *world) free() {
@@ -60,7 +42,7 @@ func TestASlotMovedBySomebodyElseLosesNothing(t *testing.T) {
 			w := newWorld(t)
 			rcv := newReceiver(t, always(200))
 			w.endpoint(rcv.URL)
-			log := &logBuffer{}
+			log := &testkit.Output{}
 			w.log = log
 			w.run()
 			insert := func(n int) {
@@ -78,7 +60,7 @@ func TestASlotMovedBySomebodyElseLosesNothing(t *testing.T) {
 			w.run()
 			w.eventually("all", `SELECT count(*) = 60 FROM webhook_deliveries WHERE status = 'success'`)
 			w.eventually("it need not be looked for any more", `SELECT reconcile_from IS NULL FROM webhook_state`)
-			if n := log.count(movedSlot); n != 1 {
+			if n := log.Lines(movedSlot); n != 1 {
 				t.Errorf("it was said %d times", n)
 			}
 			if n := len(rcv.requests()); n != 60 {
@@ -95,7 +77,7 @@ func TestWhatIsConfirmedWhileIdleIsNotLookedForAfterARestart(t *testing.T) {
 	w := newWorld(t)
 	rcv := newReceiver(t, always(200))
 	w.endpoint(rcv.URL)
-	log := &logBuffer{}
+	log := &testkit.Output{}
 	w.log = log
 	w.run()
 	w.insert("payment.succeeded")
@@ -103,7 +85,7 @@ func TestWhatIsConfirmedWhileIdleIsNotLookedForAfterARestart(t *testing.T) {
 	w.eventually("the slot passes what others wrote", `SELECT s.confirmed_flush_lsn > t.durable_lsn AND t.reconcile_from IS NULL
 		FROM pg_replication_slots s JOIN webhook_state t ON t.slot = s.slot_name WHERE slot_name = $1`, w.db.Slot)
 	w.exec(`SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1`, w.db.Slot)
-	pgtest.Eventually(t, patience, "another session", func() bool { return log.count("claimed the slot") == 2 })
+	pgtest.Eventually(t, patience, "another session", func() bool { return log.Lines("claimed the slot") == 2 })
 	w.exec(`CREATE TABLE others (); DROP TABLE others`)
 	w.eventually("and passes it again", `SELECT s.confirmed_flush_lsn > t.durable_lsn FROM pg_replication_slots s JOIN webhook_state t ON t.slot = s.slot_name
 		WHERE slot_name = $1`, w.db.Slot)
@@ -112,8 +94,8 @@ func TestWhatIsConfirmedWhileIdleIsNotLookedForAfterARestart(t *testing.T) {
 	}
 	w.free()
 	w.run()
-	pgtest.Eventually(t, patience, "a third session", func() bool { return log.count("claimed the slot") == 3 })
-	if n := log.count(movedSlot); n != 0 {
+	pgtest.Eventually(t, patience, "a third session", func() bool { return log.Lines("claimed the slot") == 3 })
+	if n := log.Lines(movedSlot); n != 0 {
 		t.Errorf("it was taken for moved %d times", n)
 	}
 }
@@ -167,12 +149,12 @@ func TestASessionThatTheDatabaseDoesNotKnowIsReported(t *testing.T) {
 	if _, err := pool.Exec(t.Context(), `CREATE PUBLICATION walhook`); err != nil {
 		t.Fatal(err)
 	}
-	log := &logBuffer{}
+	log := &testkit.Output{}
 	w.log = log
 	w.start("WALHOOK_REPLICATION_URL=" + elsewhere.URL())
-	pgtest.Eventually(t, patience, "the log says what is between", func() bool { return log.count("set WALHOOK_REPLICATION_URL to") > 0 })
-	pgtest.Eventually(t, patience, "some sessions", func() bool { return log.count("the stream ended before the slot was claimed") > 3 })
-	if n := log.count("set WALHOOK_REPLICATION_URL to"); n != 1 {
+	pgtest.Eventually(t, patience, "the log says what is between", func() bool { return log.Lines("set WALHOOK_REPLICATION_URL to") > 0 })
+	pgtest.Eventually(t, patience, "some sessions", func() bool { return log.Lines("the stream ended before the slot was claimed") > 3 })
+	if n := log.Lines("set WALHOOK_REPLICATION_URL to"); n != 1 {
 		t.Errorf("it was said %d times", n)
 	}
 }

@@ -12,10 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/internal/testkit"
 )
 
 // newTerminal returns a terminal, and what a person reads from it.
-func newTerminal(t *testing.T) (*os.File, *transcript) {
+func newTerminal(t *testing.T) (*os.File, *testkit.Output) {
 	t.Helper()
 	person, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
@@ -34,7 +35,7 @@ func newTerminal(t *testing.T) (*os.File, *transcript) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { program.Close() })
-	read := &transcript{}
+	read := &testkit.Output{}
 	go func() { _, _ = person.WriteTo(read) }() // until the terminal is closed
 	return program, read
 }

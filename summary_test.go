@@ -12,6 +12,7 @@ import (
 	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/internal/config"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/testkit"
 	"github.com/walhook/walhook/internal/webhook"
 )
 
@@ -42,7 +43,7 @@ func has(t *testing.T, line map[string]any, want map[string]any) {
 // The log begins with what was understood, and ends with what it came to.
 func TestTheLogsFirstAndLastLine(t *testing.T) {
 	w := newWorld(t, "WALHOOK_ENVIRONMENT=test", "WALHOOK_PROXY_URL=", "WALHOOK_DENY_NETS=10.0.0.0/8")
-	var log lockedBuffer
+	var log testkit.Output
 	rcv := newReceiver(t, func(n int) int { return []int{500, 200}[min(n, 1)] })
 	w.endpoint(rcv.URL)
 	cfg, err := config.Load(w.env)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"io"
 	"net"
@@ -12,7 +11,6 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/google/uuid"
@@ -20,6 +18,7 @@ import (
 	"github.com/walhook/walhook/internal/config"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/process"
+	"github.com/walhook/walhook/internal/testkit"
 	"github.com/walhook/walhook/sign"
 )
 
@@ -34,28 +33,10 @@ func (w *world) command(args ...string) (code int, stdout, stderr string) {
 	return typed(w.t, args...)
 }
 
-// A transcript is what a program prints, while it prints.
-type transcript struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (o *transcript) Write(b []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.Write(b)
-}
-
-func (o *transcript) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.String()
-}
-
 // listening runs walhook listen until the test ends.
-func listening(t *testing.T, args ...string) (url string, printed *transcript) {
+func listening(t *testing.T, args ...string) (url string, printed *testkit.Output) {
 	t.Helper()
-	printed = new(transcript)
+	printed = new(testkit.Output)
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan int, 1)
 	go func() {
@@ -85,7 +66,7 @@ func TestTriggerAndListen(t *testing.T) {
 		t.Fatal(err)
 	}
 	app := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
-	received := new(transcript)
+	received := new(testkit.Output)
 	cmd := exec.CommandContext(t.Context(), node, "examples/receivers/receiver.mjs")
 	cmd.Env = append(os.Environ(), "PORT="+strconv.Itoa(port), "WEBHOOK_SECRETS="+secret, "WEBHOOK_STORE="+filepath.Join(t.TempDir(), "store"))
 	cmd.Stdout, cmd.Stderr = received, t.Output()

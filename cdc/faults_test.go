@@ -250,7 +250,7 @@ func TestStandbyTakesOver(t *testing.T) {
 	if got := standby.Status(); got.Err != "" {
 		t.Errorf("a standby is not an error: %q", got.Err)
 	}
-	standby.eventually(10*time.Second, "the holder's name", func() bool { return standby.log.count("another process is streaming from the slot") == 1 })
+	standby.eventually(10*time.Second, "the holder's name", func() bool { return standby.log.Lines("another process is streaming from the slot") == 1 })
 	d.insert(1)
 	active.wantPayloads(number(1))
 	active.eventually(5*time.Second, "the confirmation", func() bool { return d.confirmed() >= active.newest() })
@@ -406,7 +406,7 @@ func TestAnUnreachableServerIsTriedForEver(t *testing.T) {
 	r.eventually(5*time.Second, "the reason", func() bool { return r.Status().Err != "" })
 	since := time.Now()
 	r.eventually(5*time.Second, "some attempts", func() bool { return time.Since(since) > 3*time.Second })
-	if n := r.log.count("stream interrupted"); n != 1 {
+	if n := r.log.Lines("stream interrupted"); n != 1 {
 		t.Errorf("said %d times", n)
 	}
 	if strings.Contains(r.log.String(), "secret") {

@@ -1,12 +1,10 @@
 package cdc
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -18,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/internal/testkit"
 	"github.com/walhook/walhook/internal/webhook"
 	"github.com/walhook/walhook/outbox"
 )
@@ -117,7 +116,7 @@ type run struct {
 	t      testing.TB
 	cancel context.CancelFunc
 	done   chan struct{}
-	log    *logBuffer
+	log    *testkit.Output
 
 	mu       sync.Mutex
 	err      error
@@ -135,7 +134,7 @@ type run struct {
 // start runs a stream until the test's end.
 func start(t testing.TB, config Config, change ...func(*Stream)) *run {
 	t.Helper()
-	r := &run{t: t, done: make(chan struct{}), log: &logBuffer{}}
+	r := &run{t: t, done: make(chan struct{}), log: &testkit.Output{}}
 	config.Logger = slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	r.Stream = New(config)
 	for _, f := range change {
@@ -291,26 +290,6 @@ func (r *run) wantPayloads(want ...string) {
 
 // number is the payload that insert makes.
 func number(n int) string { return fmt.Sprintf(`{"n": %d}`, n) }
-
-// A logBuffer collects a log.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-func (l *logBuffer) count(text string) int { return strings.Count(l.String(), text) }
 
 func newUUIDs(n int) []uuid.UUID {
 	ids := make([]uuid.UUID, n)

@@ -64,7 +64,7 @@ func TestASessionIsLiveOnlyWhileTheSlotIsItsOwn(t *testing.T) {
 		}
 		r.eventually(time.Second, "the status says so", func() bool { return strings.Contains(r.Status().Err, "sending suspended") })
 		r.eventually(20*time.Second, "the session ends", func() bool { return !strings.Contains(r.Status().Err, "sending suspended") })
-		if n := r.log.count("slot ownership verified"); n != 0 {
+		if n := r.log.Lines("slot ownership verified"); n != 0 {
 			t.Errorf("the end of a session was %d times said to be certainty", n)
 		}
 	})
@@ -131,7 +131,7 @@ func TestAVoidSessionEndsAndSaysWhatIsBetween(t *testing.T) {
 	r := start(t, config)
 	r.eventually(30*time.Second, "the status names the variable", func() bool { return strings.Contains(r.Status().Err, "WALHOOK_REPLICATION_URL") })
 	r.streaming(4)
-	if n := r.log.count("set WALHOOK_REPLICATION_URL"); n != 1 {
+	if n := r.log.Lines("set WALHOOK_REPLICATION_URL"); n != 1 {
 		t.Errorf("it was said %d times", n)
 	}
 	r.end()

@@ -68,7 +68,7 @@ func TestBlockedSlotCreationNamesTheBlocker(t *testing.T) {
 	}
 	r := start(t, d.config())
 	r.eventually(10*time.Second, "the blocker's pid in the log", func() bool {
-		return r.log.count(fmt.Sprintf("SELECT pg_terminate_backend(%d)", pid)) == 1
+		return r.log.Lines(fmt.Sprintf("SELECT pg_terminate_backend(%d)", pid)) == 1
 	})
 	if got := r.Status(); got.Role != Connecting || !strings.Contains(got.Err, fmt.Sprint(pid)) {
 		t.Errorf("status %+v", got)
@@ -181,7 +181,7 @@ func TestASlotWhoseWALIsGoneIsMadeAnew(t *testing.T) {
 	if session := s.streaming(1); !session.SlotCreated {
 		t.Error("the session does not say that the slot is new")
 	}
-	if s.log.count("level=ERROR") != 1 {
+	if s.log.Lines("level=ERROR") != 1 {
 		t.Error("not one alarm")
 	}
 	d.insert(2)
@@ -219,7 +219,7 @@ func TestPublicationDroppedAndMadeAgain(t *testing.T) {
 	if d.confirmed() < stuck {
 		t.Error("backwards")
 	}
-	if n := r.log.count("stream interrupted"); n > 8 {
+	if n := r.log.Lines("stream interrupted"); n > 8 {
 		t.Errorf("%d warnings", n)
 	}
 }
@@ -246,7 +246,7 @@ func TestNothingIsConfirmedWhileTheCheckFails(t *testing.T) {
 	if got := d.confirmed(); got != s.Confirmed {
 		t.Errorf("confirmed %s, the session began at %s", got, s.Confirmed)
 	}
-	if n := r.log.count("confirming suspended"); n != 1 {
+	if n := r.log.Lines("confirming suspended"); n != 1 {
 		t.Errorf("said %d times", n)
 	}
 	failing.Store(false)
@@ -273,7 +273,7 @@ func TestAnotherPublicationEndsTheSession(t *testing.T) {
 	if got := d.confirmed(); got != s.Confirmed {
 		t.Errorf("confirmed %s, the session began at %s", got, s.Confirmed)
 	}
-	if n := r.log.count("the publication has changed"); n != 1 {
+	if n := r.log.Lines("the publication has changed"); n != 1 {
 		t.Errorf("said %d times", n)
 	}
 }
@@ -303,7 +303,7 @@ func TestColumnsComeAndGo(t *testing.T) {
 	if got := d.confirmed(); got != stuck {
 		t.Errorf("confirmed moved from %s to %s", stuck, got)
 	}
-	if n := r.log.count("payload is missing"); n != 1 {
+	if n := r.log.Lines("payload is missing"); n != 1 {
 		t.Errorf("said %d times:\n%s", n, r.log)
 	}
 	select {

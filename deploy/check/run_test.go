@@ -3,7 +3,6 @@
 package check
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"net"
@@ -21,6 +20,7 @@ import (
 	"github.com/walhook/walhook/internal/postgres"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/process"
+	"github.com/walhook/walhook/internal/testkit"
 )
 
 const (
@@ -108,9 +108,9 @@ func run(t *testing.T, program string, args, env []string) {
 }
 
 // start runs a program until the test ends.
-func start(t *testing.T, program string, args, env []string) *output {
+func start(t *testing.T, program string, args, env []string) *testkit.Output {
 	t.Helper()
-	out := &output{}
+	out := &testkit.Output{}
 	cmd := exec.Command(program, args...)
 	cmd.Env, cmd.Stdout, cmd.Stderr = append(env, "PATH="+os.Getenv("PATH")), out, out
 	running, err := process.Start(cmd)
@@ -132,23 +132,6 @@ func start(t *testing.T, program string, args, env []string) *output {
 		}
 	})
 	return out
-}
-
-type output struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (o *output) Write(b []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.Write(b)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.String()
 }
 
 // answers waits until a URL answers with 200.

@@ -11,8 +11,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -22,7 +20,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
-	"github.com/walhook/walhook/internal/process"
+	"github.com/walhook/walhook/internal/testkit"
 )
 
 const (
@@ -122,24 +120,7 @@ SELECT concat_ws(E'\n',
 
 func (f fabrk) run(t *testing.T) {
 	t.Helper()
-	program := filepath.Join(t.TempDir(), "walhook")
-	if err := process.Build(t.Context(), program); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(program, "run")
-	cmd.Env = append(os.Environ(), "WALHOOK_DATABASE_URL="+f.db.URL, "WALHOOK_SCHEMA=webhooks", "WALHOOK_SLOT="+f.db.Slot, "WALHOOK_ADMIN_ADDR=",
-		"WALHOOK_ALLOW_HTTP=true", "WALHOOK_ALLOW_NETS=127.0.0.0/8", "WALHOOK_LOG_LEVEL=warn")
-	cmd.Stderr = t.Output()
-	running, err := process.Start(cmd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := running.Signal(os.Interrupt); err != nil {
-			t.Error(err)
-		}
-		<-running.Exited
-	})
+	testkit.Walhook(t, f.db.URL, f.db.Slot, "WALHOOK_SCHEMA=webhooks")
 }
 
 // A receiver knows of Fabrk's documentation, and of walhook nothing.

@@ -17,6 +17,7 @@ import (
 	"github.com/walhook/walhook/internal/languages"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/process"
+	"github.com/walhook/walhook/internal/testkit"
 )
 
 const (
@@ -68,16 +69,7 @@ func (app application) walhook(t *testing.T) (admin string) {
 		t.Fatal(err)
 	}
 	admin = fmt.Sprintf("127.0.0.1:%d", port)
-	program := filepath.Join(t.TempDir(), "walhook")
-	if err := process.Build(t.Context(), program); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(program, "run")
-	cmd.Env = append(os.Environ(), "WALHOOK_DATABASE_URL="+app.db.URL, "WALHOOK_SLOT="+app.db.Slot, "WALHOOK_SCHEMA=webhooks",
-		"WALHOOK_ADMIN_ADDR="+admin, "WALHOOK_ADMIN_TOKEN="+adminToken, "WALHOOK_ALLOW_HTTP=true", "WALHOOK_ALLOW_NETS=127.0.0.0/8",
-		"WALHOOK_RETRY_SCHEDULE=24h", "WALHOOK_LOG_LEVEL=warn")
-	cmd.Stderr = t.Output()
-	start(t, cmd)
+	testkit.Walhook(t, app.db.URL, app.db.Slot, "WALHOOK_SCHEMA=webhooks", "WALHOOK_ADMIN_ADDR="+admin, "WALHOOK_ADMIN_TOKEN="+adminToken, "WALHOOK_RETRY_SCHEDULE=24h")
 	pgtest.Eventually(t, patience, "walhook is ready", func() bool {
 		answer, err := http.Get("http://" + admin + "/readyz")
 		if err != nil {
@@ -102,26 +94,13 @@ func serve(t *testing.T, node, folder string, env ...string) string {
 	}
 	defer read.Close()
 	cmd.Stdout = write
-	start(t, cmd)
+	testkit.Start(t, cmd)
 	write.Close()
 	port, err := bufio.NewReader(read).ReadString('\n')
 	if err != nil {
 		t.Fatalf("test/serve.ts says no port: %v", err)
 	}
 	return "127.0.0.1:" + strings.TrimSpace(port)
-}
-
-// start starts a program that is interrupted at the test's end.
-func start(t *testing.T, cmd *exec.Cmd) {
-	t.Helper()
-	running, err := process.Start(cmd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = running.Signal(os.Interrupt)
-		<-running.Exited
-	})
 }
 
 func (app application) exec(t *testing.T, sql string, args ...any) {

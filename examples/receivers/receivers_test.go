@@ -26,6 +26,7 @@ import (
 	"github.com/walhook/walhook/internal/languages"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/process"
+	"github.com/walhook/walhook/internal/testkit"
 	"github.com/walhook/walhook/sign"
 )
 
@@ -281,24 +282,7 @@ type sender struct{ db *pgtest.DB }
 func newSender(t *testing.T) sender {
 	t.Helper()
 	db := pgtest.New(t)
-	program := filepath.Join(t.TempDir(), "walhook")
-	if err := process.Build(t.Context(), program); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(program, "run")
-	cmd.Env = append(os.Environ(), "WALHOOK_DATABASE_URL="+db.URL, "WALHOOK_SLOT="+db.Slot, "WALHOOK_ADMIN_ADDR=",
-		"WALHOOK_ALLOW_HTTP=true", "WALHOOK_ALLOW_NETS=127.0.0.0/8", "WALHOOK_RETRY_SCHEDULE=24h", "WALHOOK_LOG_LEVEL=warn")
-	cmd.Stderr = t.Output()
-	running, err := process.Start(cmd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := running.Signal(os.Interrupt); err != nil {
-			t.Error(err)
-		}
-		<-running.Exited
-	})
+	testkit.Walhook(t, db.URL, db.Slot, "WALHOOK_RETRY_SCHEDULE=24h")
 	return sender{db}
 }
 

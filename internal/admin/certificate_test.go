@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/internal/testkit"
 )
 
 // issue writes a new certificate and its key, as PEM.
@@ -62,7 +63,7 @@ func TestARenewedCertificateNeedsNoRestart(t *testing.T) {
 	t.Parallel()
 	cert, key := filepath.Join(t.TempDir(), "tls.crt"), filepath.Join(t.TempDir(), "tls.key")
 	issue(t, cert, key, 1)
-	log := &lockedLog{}
+	log := &testkit.Output{}
 	c, err := LoadCertificate(cert, key, slog.New(slog.NewTextHandler(log, nil)))
 	if err != nil {
 		t.Fatal(err)

@@ -2,23 +2,23 @@ package admin
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"strings"
-	"sync"
 	"testing"
 	"time"
+
+	"github.com/walhook/walhook/internal/testkit"
 )
 
 // A served is a server that runs as long as its test.
 type served struct {
 	*testing.T
 	addr string
-	log  *lockedLog
+	log  *testkit.Output
 }
 
 func serve(t *testing.T, c *Certificate, h http.Handler) *served {
@@ -27,7 +27,7 @@ func serve(t *testing.T, c *Certificate, h http.Handler) *served {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &served{T: t, addr: l.Addr().String(), log: &lockedLog{}}
+	s := &served{T: t, addr: l.Addr().String(), log: &testkit.Output{}}
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- Serve(ctx, l, c, h, slog.New(slog.NewTextHandler(s.log, nil))) }()
@@ -38,24 +38,6 @@ func serve(t *testing.T, c *Certificate, h http.Handler) *served {
 		}
 	})
 	return s
-}
-
-// A lockedLog is written by the server, and read by the test.
-type lockedLog struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *lockedLog) Write(line []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(line)
-}
-
-func (l *lockedLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
 }
 
 // dial opens a connection, and writes to it.

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/walhook/walhook/internal/testkit"
 )
 
 // The log says who has asked to change something and what came of it, and that there are
@@ -15,14 +17,16 @@ func TestTheLogSaysWhoAsked(t *testing.T) {
 	t.Parallel()
 	pool := away(t)
 	synctest.Test(t, func(t *testing.T) {
-		log := &lockedLog{}
+		log := &testkit.Output{}
 		o := options(t, pool)
 		o.Log = slog.New(slog.NewTextHandler(log, nil))
 		o.Tokens = []string{"t0ken", "t0ken-to-come"}
 		h := New(o)
+		read := 0
 		said := func() string {
-			text := log.String()
-			log.buf.Reset()
+			all := log.String()
+			text := all[read:]
+			read = len(all)
 			return text
 		}
 		ask(h, "POST", "/api/test-webhook", `{"events":1}`, "Authorization: Bearer t0ken")

@@ -13,13 +13,13 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
 	"github.com/walhook/walhook/internal/listen"
+	"github.com/walhook/walhook/internal/testkit"
 	"github.com/walhook/walhook/sign"
 )
 
@@ -30,28 +30,10 @@ const (
 	id     = "0193a1f0-7c00-7abc-8def-0123456789ab"
 )
 
-// An output is what listen prints, while it prints.
-type output struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (o *output) Write(b []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.Write(b)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.String()
-}
-
 // start listens until the test ends, and returns the URL.
-func start(t *testing.T, cfg listen.Config) (base string, out *output) {
+func start(t *testing.T, cfg listen.Config) (base string, out *testkit.Output) {
 	t.Helper()
-	out = new(output)
+	out = new(testkit.Output)
 	cfg.Addr, cfg.Out = "127.0.0.1:0", out
 	if cfg.Status == 0 {
 		cfg.Status = http.StatusOK
