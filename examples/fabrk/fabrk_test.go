@@ -2,25 +2,26 @@
 package fabrk
 
 import (
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
-	"errors"
-	"io"
+	"context"
+	"fmt"
+	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
+	"os/exec"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/walhook/walhook/internal/languages"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/internal/process"
 	"github.com/walhook/walhook/internal/testkit"
+	"github.com/walhook/walhook/sign"
 )
 
 const (
@@ -32,23 +33,24 @@ const (
 
 // A fabrk is a database of an application made from Fabrk, in which walhook has a schema of its own.
 type fabrk struct {
-	db       *pgtest.DB
-	receiver *receiver
+	db   *pgtest.DB
+	urls *strings.Replacer // of what stands for URLs and secrets
 }
 
-func newFabrk(t *testing.T) fabrk {
+// newFabrk returns one with the webhooks of two organizations, whose receivers are at these URLs.
+func newFabrk(t *testing.T, first, second string) fabrk {
 	t.Helper()
-	f := fabrk{pgtest.Empty(t), newReceiver(t)}
+	f := fabrk{pgtest.Empty(t), strings.NewReplacer("URL1", first, "URL2", second, "SECRET", secret, "ANOTHER", another)}
 	f.mustScript(t, `CREATE SCHEMA webhooks; ALTER DATABASE `+f.db.Slot+` SET search_path = "$user", public, webhooks`)
 	f.mustScript(t, "SET search_path = webhooks;"+read(t, "../../schema.sql"))
 	f.mustScript(t, read(t, "testdata/fabrk.sql"))
-	f.mustScript(t, strings.NewReplacer("URL", f.receiver.url, "SECRET", secret, "ANOTHER", another).Replace(`
+	f.mustScript(t, f.urls.Replace(`
 		INSERT INTO "Organization" VALUES ('org_1', 'One'), ('org_2', 'Two');
 		INSERT INTO "Webhook" ("id", "organizationId", "url", "secret", "events", "enabled", "updatedAt") VALUES
-			('hook_1',        'org_1', 'URL/hook_1',        'SECRET',  '{org.member.added,payment.succeeded}', true,  now()),
-			('hook_2',        'org_2', 'URL/hook_2',        'ANOTHER', '{payment.succeeded}',                  true,  now()),
-			('hook_disabled', 'org_1', 'URL/hook_disabled', 'SECRET',  '{payment.succeeded}',                  false, now()),
-			('hook_nothing',  'org_1', 'URL/hook_nothing',  'SECRET',  '{}',                                   true,  now());
+			('hook_1',        'org_1', 'URL1/hook_1',        'SECRET',  '{org.member.added,payment.succeeded}', true,  now()),
+			('hook_2',        'org_2', 'URL2/hook_2',        'ANOTHER', '{payment.succeeded}',                  true,  now()),
+			('hook_disabled', 'org_1', 'URL1/hook_disabled', 'SECRET',  '{payment.succeeded}',                  false, now()),
+			('hook_nothing',  'org_1', 'URL1/hook_nothing',  'SECRET',  '{}',                                   true,  now());
 		INSERT INTO "WebhookDelivery" ("id", "webhookId", "event", "payload", "status", "attempts", "nextRetryAt", "createdAt")
 		SELECT d.id, d.hook, 'payment.succeeded',
 		       jsonb_build_object('event', 'payment.succeeded', 'data', jsonb_build_object('paymentId', d.id), 'organizationId', 'org_1', 'timestamp', '2026-11-23T12:00:00.123Z'),
@@ -105,7 +107,7 @@ func (f fabrk) state(t *testing.T) string {
 	t.Helper()
 	const all = `
 SELECT concat_ws(E'\n',
-    (SELECT string_agg(concat_ws(' ', e.organization_id, e.url, e.event_types, e.enabled, e.disabled_reason, s.secret), E'\n' ORDER BY e.url)
+    (SELECT string_agg(concat_ws(' ', e.organization_id, e.url, e.event_types, e.enabled, e.disabled_reason, s.secret), E'\n' ORDER BY split_part(e.url, '/', 4))
      FROM webhooks.webhook_endpoints AS e JOIN webhooks.webhook_secrets AS s ON s.endpoint_id = e.id),
     (SELECT string_agg(concat_ws(' ', o.organization_id, o.event_type, o.payload, o.created_at AT TIME ZONE 'UTC', e.url), E'\n' ORDER BY o.payload)
      FROM webhooks.webhook_outbox AS o JOIN webhooks.webhook_endpoints AS e ON ARRAY[e.id] = o.endpoint_ids),
@@ -123,83 +125,101 @@ func (f fabrk) run(t *testing.T) {
 	testkit.Walhook(t, f.db.URL, f.db.Slot, "WALHOOK_SCHEMA=webhooks")
 }
 
-// A receiver knows of Fabrk's documentation, and of walhook nothing.
+// A receiver is a receiver.mjs, which knows of Fabrk's documentation, and of walhook nothing.
 type receiver struct {
-	url      string
-	received chan string // path and body's fields of what verified
+	url     string
+	printed testkit.Output
 }
 
-func newReceiver(t *testing.T) *receiver {
+func newReceiver(t *testing.T, secret string) *receiver {
 	t.Helper()
-	r := &receiver{received: make(chan string, 100)}
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
-		said, err := fabrkWebhook(request)
-		if err != nil {
-			t.Error(err)
-			w.WriteHeader(http.StatusUnauthorized)
-			return
+	node := languages.Program(t, "node")
+	port, err := process.ForWalhook.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &receiver{url: fmt.Sprintf("http://127.0.0.1:%d", port)}
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), node, "receiver.mjs") // Start ends it
+	cmd.Env = append(os.Environ(), "WEBHOOK_SECRET="+secret, "PORT="+strconv.Itoa(port))
+	cmd.Stdout, cmd.Stderr = &r.printed, t.Output()
+	testkit.Start(t, cmd)
+	pgtest.Eventually(t, patience, "the receiver listens", func() bool {
+		conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", r.url[len("http://"):])
+		if err == nil {
+			err = conn.Close()
 		}
-		r.received <- said
-	}))
-	t.Cleanup(server.Close)
-	r.url = server.URL
+		return err == nil
+	})
 	return r
 }
 
-// fabrkWebhook verifies a request as Fabrk documents it.
-func fabrkWebhook(r *http.Request) (string, error) {
-	body, err := io.ReadAll(r.Body)
-	if err != nil {
-		return "", err
+// took waits until the receiver has printed these lines, in any order, and no other.
+func (r *receiver) took(t *testing.T, want ...string) {
+	t.Helper()
+	pgtest.Eventually(t, patience, "the receiver takes "+strings.Join(want, " and "), func() bool { return r.printed.Lines() >= len(want) })
+	got := slices.Sorted(strings.Lines(r.printed.String()))
+	slices.Sort(want)
+	if text := strings.Join(got, ""); text != strings.Join(want, "\n")+"\n" {
+		t.Errorf("the receiver took\n%swant\n%s", text, strings.Join(want, "\n"))
 	}
-	key := secret
-	if r.URL.Path == "/hook_2" {
-		key = another
-	}
-	mac := hmac.New(sha256.New, []byte(key))
-	mac.Write(body)
-	if signature := r.Header.Get("X-Webhook-Signature"); signature != hex.EncodeToString(mac.Sum(nil)) {
-		return "", errors.New(r.URL.Path + ": X-Webhook-Signature " + signature + " does not verify")
-	}
-	var fields struct {
-		Event, OrganizationID, Timestamp string
-		Data                             json.RawMessage
-	}
-	if err := json.Unmarshal(body, &fields); err != nil {
-		return "", err
-	}
-	if _, err := uuid.Parse(r.Header.Get("X-Webhook-Delivery-ID")); err != nil || r.Header.Get("X-Webhook-Event") != fields.Event ||
-		r.Header.Get("User-Agent") != "Fabrk-Webhooks/1.0" || r.Header.Get("Content-Type") != "application/json" {
-		return "", errors.New("the headers are not Fabrk's: " + r.Header.Get("X-Webhook-Delivery-ID") + " " + r.Header.Get("X-Webhook-Event") + " " + r.Header.Get("User-Agent"))
-	}
-	return strings.Join([]string{r.URL.Path, fields.Event, fields.OrganizationID, fields.Timestamp, string(fields.Data)}, " "), nil
 }
 
-// wants waits for requests, in any order, and takes no other.
-func (r *receiver) wants(t *testing.T, want ...string) {
+// answers sends a request with the headers that are given by twos, and returns the status.
+func (r *receiver) answers(t *testing.T, body string, headers ...string) int {
 	t.Helper()
-	expected := map[string]bool{}
-	for _, w := range want {
-		expected[w] = true
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, r.url+"/", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
 	}
-	for len(expected) > 0 {
-		select {
-		case got := <-r.received:
-			if !expected[got] {
-				t.Fatalf("received %s, want one of %v", got, expected)
-			}
-			delete(expected, got)
-		case <-time.After(patience):
-			t.Fatalf("not received within %s: %v", patience, expected)
+	for pair := range slices.Chunk(headers, 2) {
+		request.Header.Set(pair[0], pair[1])
+	}
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := answer.Body.Close(); err != nil {
+		t.Error(err)
+	}
+	return answer.StatusCode
+}
+
+func TestReceiver(t *testing.T) {
+	t.Parallel()
+	r := newReceiver(t, secret)
+	signer, err := sign.New(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const fabrks, walhooks = `{"event":"payment.succeeded","data":{"n":1},"organizationId":"org_1","timestamp":"T"}`,
+		`{"id":"e1","event":"payment.succeeded","data":{"n": 2},"organizationId":"org_1","timestamp":"T"}`
+	for _, c := range []struct {
+		what, body, signature, delivery string
+		want                            int
+	}{
+		{"Fabrk's", fabrks, signer.Body([]byte(fabrks)), "d1", http.StatusNoContent},
+		{"Fabrk's, retried", fabrks, signer.Body([]byte(fabrks)), "d1", http.StatusNoContent},
+		{"Fabrk's next", fabrks, signer.Body([]byte(fabrks)), "d2", http.StatusNoContent},
+		{"walhook's", walhooks, signer.Body([]byte(walhooks)), "d3", http.StatusNoContent},
+		{"walhook's, captured and given another id", walhooks, signer.Body([]byte(walhooks)), "d4", http.StatusNoContent},
+		{"not signed", walhooks, "", "d5", http.StatusUnauthorized},
+		{"cut", walhooks, signer.Body([]byte(walhooks))[:63], "d6", http.StatusUnauthorized},
+		{"of another body", fabrks, signer.Body([]byte(walhooks)), "d7", http.StatusUnauthorized},
+		{"of no JSON", "{", signer.Body([]byte("{")), "d8", http.StatusInternalServerError},
+		{"too large", strings.Repeat(" ", 1<<20) + "{}", "", "d9", http.StatusRequestEntityTooLarge},
+	} {
+		if got := r.answers(t, c.body, sign.HeaderBodySignature, c.signature, "X-Webhook-Delivery-ID", c.delivery, "X-Webhook-Event", "payment.succeeded"); got != c.want {
+			t.Errorf("%s: answered %d, want %d", c.what, got, c.want)
 		}
 	}
+	r.took(t, `/ payment.succeeded org_1 T {"n":1}`, `/ payment.succeeded org_1 T {"n":1}`, `/ payment.succeeded org_1 T {"n":2}`)
 }
 
-const moved = `org_1 URL/hook_1 {org.member.added,payment.succeeded} t SECRET
-org_2 URL/hook_2 {payment.succeeded} t ANOTHER
-org_1 URL/hook_disabled {payment.succeeded} f it was disabled in Fabrk SECRET
-org_1 payment.succeeded {"paymentId": "crashed"} 2026-11-23 12:00:00.123 URL/hook_1
-org_1 payment.succeeded {"paymentId": "failed"} 2026-11-23 12:00:00.123 URL/hook_1
+const moved = `org_1 URL1/hook_1 {org.member.added,payment.succeeded} t SECRET
+org_2 URL2/hook_2 {payment.succeeded} t ANOTHER
+org_1 URL1/hook_disabled {payment.succeeded} f it was disabled in Fabrk SECRET
+org_1 payment.succeeded {"paymentId": "crashed"} 2026-11-23 12:00:00.123 URL1/hook_1
+org_1 payment.succeeded {"paymentId": "failed"} 2026-11-23 12:00:00.123 URL1/hook_1
 crashed failed moved to walhook as event
 failed failed moved to walhook as event
 given_up failed
@@ -209,9 +229,10 @@ succeeded success`
 
 func TestMigrate(t *testing.T) {
 	t.Parallel()
-	f := newFabrk(t)
+	one, two := newReceiver(t, secret), newReceiver(t, another)
+	f := newFabrk(t, one.url, two.url)
 	f.move(t, "moved 3 endpoints and 2 deliveries; 1 deliveries may be in flight", `"Webhook" hook_nothing subscribes to nothing, and is not moved`)
-	want := strings.NewReplacer("URL", f.receiver.url, "SECRET", secret, "ANOTHER", another).Replace(moved)
+	want := f.urls.Replace(moved)
 	if got := f.state(t); got != want {
 		t.Fatalf("moved were\n%s\nwant\n%s", got, want)
 	}
@@ -221,23 +242,26 @@ func TestMigrate(t *testing.T) {
 	}
 
 	f.run(t)
-	const at = `2026-11-23T12:00:00.123Z {"paymentId": `
-	f.receiver.wants(t, `/hook_1 payment.succeeded org_1 `+at+`"failed"}`, `/hook_1 payment.succeeded org_1 `+at+`"crashed"}`)
+	const moved = `/hook_1 payment.succeeded org_1 2026-11-23T12:00:00.123Z {"paymentId":`
+	want1 := []string{moved + `"failed"}`, moved + `"crashed"}`}
+	one.took(t, want1...)
 
 	// The application now inserts its events itself, and what Fabrk had in flight has failed.
 	f.mustScript(t, `INSERT INTO webhook_outbox (organization_id, event_type, payload, created_at) VALUES
 		('org_1', 'org.member.added',  '{"memberId": "m_1"}', '2026-11-24 12:00:00Z'),
 		('org_2', 'payment.succeeded', '{"amount": 5000}',    '2026-11-24 12:00:00Z')`)
-	f.receiver.wants(t, `/hook_1 org.member.added org_1 2026-11-24T12:00:00.000Z {"memberId": "m_1"}`, `/hook_2 payment.succeeded org_2 2026-11-24T12:00:00.000Z {"amount": 5000}`)
+	want1 = append(want1, `/hook_1 org.member.added org_1 2026-11-24T12:00:00.000Z {"memberId":"m_1"}`)
+	one.took(t, want1...)
+	two.took(t, `/hook_2 payment.succeeded org_2 2026-11-24T12:00:00.000Z {"amount":5000}`)
 	f.mustScript(t, `UPDATE "WebhookDelivery" SET status = 'failed', "nextRetryAt" = now() WHERE id = 'in_flight'`)
 	f.move(t, "moved 0 endpoints and 1 deliveries; 0 deliveries may be in flight")
-	f.receiver.wants(t, `/hook_1 payment.succeeded org_1 `+at+`"in_flight"}`)
+	one.took(t, append(want1, moved+`"in_flight"}`)...)
 }
 
 // What cannot be moved is named, and nothing is moved.
 func TestRefused(t *testing.T) {
 	t.Parallel()
-	f := newFabrk(t)
+	f := newFabrk(t, "http://127.0.0.1:1", "http://127.0.0.1:2")
 	before := f.state(t)
 	for _, c := range []struct{ name, spoil, want, mend string }{
 		{
