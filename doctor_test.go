@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/base64"
+	"fmt"
 	"io"
 	"log/slog"
 	"regexp"
@@ -122,6 +123,28 @@ func TestDoctorMends(t *testing.T) {
 		if state, left, _ := p.told("other publications"); state != "ok" {
 			t.Errorf("%s, after %s: %s %s", found, fix, state, left)
 		}
+	}
+}
+
+// An organization is told of from nine tenths of WALHOOK_MAX_ENDPOINTS on.
+func TestDoctorOfManyEndpoints(t *testing.T) {
+	p := newPatient(t)
+	p.do(`UPDATE webhooks.webhook_state SET max_endpoints = 20`)
+	add := func(n int) {
+		p.do(fmt.Sprintf(`INSERT INTO webhooks.webhook_endpoints (organization_id, url) SELECT E'org\x1b', 'https://example.com' FROM generate_series(1, %d)`, n))
+	}
+	add(17)
+	if state, found, _ := p.told("endpoints"); state != "ok" {
+		t.Errorf("17 of 20: %s %s", state, found)
+	}
+	add(1)
+	if state, found, fix := p.told("endpoints"); state != "warn" || !strings.Contains(found, `"org\x1b" has 18 of 20`) || !strings.Contains(fix, "a larger WALHOOK_MAX_ENDPOINTS") {
+		t.Errorf("18 of 20: %s %s -> %s", state, found, fix)
+	}
+	p.do(`UPDATE webhooks.webhook_state SET max_endpoints = 1`)
+	p.do(`INSERT INTO webhooks.webhook_endpoints (organization_id, url) SELECT 'org_' || n, 'https://example.com' FROM generate_series(1, 12) AS n`)
+	if state, found, _ := p.told("endpoints"); state != "warn" || !strings.Contains(found, `has 18 of 1,`) || !strings.Contains(found, "and 3 more") {
+		t.Errorf("18 of 1: %s %s", state, found)
 	}
 }
 

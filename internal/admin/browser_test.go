@@ -288,6 +288,7 @@ func TestPageInABrowser(t *testing.T) {
 	t.Run("a keyboard is enough", func(t *testing.T) { b.keyboard(t, s) })
 	t.Run("each button does what it says", func(t *testing.T) { b.buttons(t, s) })
 	t.Run("it looks again by itself", func(t *testing.T) { b.refreshes(t, s) })
+	t.Run("on a phone a row is two lines, until it is opened", func(t *testing.T) { b.phone(t, s) })
 	t.Run("it can be read with five thousand endpoints, and with none", func(t *testing.T) {
 		for _, organization := range []struct {
 			name string
@@ -305,6 +306,10 @@ func TestPageInABrowser(t *testing.T) {
 			}
 			b.open(t, "/")
 			b.shoot(t, organization.name, look{1280, "light"}, look{390, "dark"})
+			b.do(t, "phone", chromedp.EmulateViewport(390, 800))
+			if high := value(t, b, chromedp.Evaluate[int](`document.documentElement.scrollHeight`)); high > phoneHigh {
+				t.Errorf("%s: on a phone the page is %d px high", organization.name, high)
+			}
 		}
 	})
 
@@ -316,6 +321,28 @@ func TestPageInABrowser(t *testing.T) {
 
 	stop()
 	pgtest.Eventually(t, time.Minute, "it says that walhook does not answer", func() bool { return b.stale(t) })
+}
+
+// phoneHigh bounds the page on a phone: 25 endpoints at 60 px, and all that stands around them.
+const phoneHigh = 3500
+
+func (b *browser) phone(t *testing.T, s *shop) {
+	b.open(t, "/")
+	b.do(t, "phone", chromedp.EmulateViewport(390, 800))
+	defer b.do(t, "window", chromedp.EmulateViewport(1280, 800))
+	for button, row := range map[string]string{"retry-" + s.failing.String(): "more-" + s.failing.String(), "replay-" + s.retrying.String(): "more-" + s.retrying.String()} {
+		shown := func() bool {
+			return value(t, b, chromedp.Evaluate[bool](`document.getElementById("`+button+`").checkVisibility()`))
+		}
+		if shown() {
+			t.Errorf("%s shows in a row that is closed", button)
+		}
+		b.do(t, row, chromedp.Click(chromedp.CSS("#"+row+" summary")))
+		if !shown() {
+			t.Errorf("%s does not show in a row that is open", button)
+		}
+	}
+	b.shoot(t, "opened", look{390, "light"})
 }
 
 // changes checks that something changes in the database.

@@ -106,6 +106,23 @@ func tokenFor(t *testing.T, page, action string) string {
 
 const formType = "Content-Type: application/x-www-form-urlencoded"
 
+// An operators' endpoint is marked wherever it stands, and others are not.
+func TestOperatorsAreMarked(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	id := one[uuid.UUID](t, s.db, `INSERT INTO webhook_endpoints (organization_id, url, all_organizations, enabled) VALUES ('ops', 'https://ops.example.com/hook', true, false) RETURNING id`)
+	h := New(options(t, s.db.Pool))
+	for path, want := range map[string]int{"/": 1, "/endpoints/" + id.String(): 1, "/endpoints/" + s.failing.String(): 0} {
+		body := ask(h, "GET", path, "").Body.String()
+		if got := strings.Count(body, ">for operators</span>"); got != want {
+			t.Errorf("%s: %d are marked, want %d: %s", path, got, want, body)
+		}
+	}
+	if body := ask(h, "GET", "/", "").Body.String(); strings.Index(body, id.String()) > strings.Index(body, s.failing.String()) {
+		t.Error("it is not the first of those in trouble")
+	}
+}
+
 // Every button does what it says, and nobody else's form does.
 func TestButtons(t *testing.T) {
 	t.Parallel()

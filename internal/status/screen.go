@@ -197,7 +197,11 @@ func (s *Status) troubledRows(p *screen, now time.Time) {
 		}
 		p.line(words{fmt.Sprintf("%-8s", f.State), color},
 			plain("%7s %8s  %-36s  %s", since, waiting, f.Endpoint, terminal.Printable(f.Organization)))
-		p.line(plain("        %s  %s", f.URL, terminal.Printable(f.Error)))
+		whose := ""
+		if f.ForAll {
+			whose = "for operators: "
+		}
+		p.line(plain("        %s  %s%s", f.URL, whose, terminal.Printable(f.Error)))
 	}
 	if more := s.FailingMore + int64(max(len(s.Failing)-shown, 0)); more > 0 {
 		p.line(plain("and %s more: SELECT * FROM webhook_endpoint_failures ORDER BY 2", number(more)))

@@ -69,7 +69,8 @@ type Endpoints struct {
 type Failing struct {
 	Endpoint     string    `json:"endpoint"`
 	Organization string    `json:"organization"`
-	URL          string    `json:"url"` // scheme and host
+	ForAll       bool      `json:"all_organizations"` // operators are told by it
+	URL          string    `json:"url"`               // scheme and host
 	State        string    `json:"state"`
 	Since        time.Time `json:"since"`
 	Error        string    `json:"error"` // the last one; of a disabled endpoint, why it is
@@ -121,7 +122,7 @@ func (s *Status) fill(o store.Overview) {
 // list takes the endpoints in trouble in.
 func (s *Status) list(troubled []store.EndpointView) {
 	for _, e := range troubled {
-		f := Failing{Endpoint: e.ID.String(), Organization: e.OrganizationID, URL: terminal.Printable(e.Host), Waiting: int(e.Waiting), WaitingMore: e.WaitingMore}
+		f := Failing{Endpoint: e.ID.String(), Organization: e.OrganizationID, ForAll: e.ForAll, URL: terminal.Printable(e.Host), Waiting: int(e.Waiting), WaitingMore: e.WaitingMore}
 		since := e.FailingSince
 		if e.Last != nil {
 			f.Error = cmp.Or(e.Last.Error, e.Last.Class)

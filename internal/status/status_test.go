@@ -76,8 +76,8 @@ func TestKeys(t *testing.T) {
 		SELECT webhook_delivery_id(webhook_uuidv7(), gen_random_uuid()), webhook_uuidv7(), $1, 'org_1', 'payment.failed', 'retrying', 1, now() - interval '2 minutes', 'answered 503', now() - interval '1 hour'
 		FROM generate_series(1, 3)`, id)
 	check(`"environment":"production".*"slot_exists":true,"wal_status":"reserved","lag_bytes":\d+,"safe_wal_bytes":null,"pending":0,"retrying":3,"waiting_estimated":false,"overdue_seconds":1[2-9]\d\..*` +
-		`"endpoints":{"ok":0,"failing":1,"open":0,"paused":1,"disabled":0},"failing":\[{"endpoint":"` + id.String() + `","organization":"org_1","url":"https://example.com","state":"failing","since":"20[^"]*Z","error":"answered 503","waiting":3,"waiting_more":false}\],"failing_more":0,` +
-		`"stopped":\[{"endpoint":"[^"]*","organization":"org_2","url":"https://example.com","state":"paused","since":"20[^"]*Z","error":"","waiting":0,"waiting_more":false}\]`)
+		`"endpoints":{"ok":0,"failing":1,"open":0,"paused":1,"disabled":0},"failing":\[{"endpoint":"` + id.String() + `","organization":"org_1","all_organizations":false,"url":"https://example.com","state":"failing","since":"20[^"]*Z","error":"answered 503","waiting":3,"waiting_more":false}\],"failing_more":0,` +
+		`"stopped":\[{"endpoint":"[^"]*","organization":"org_2","all_organizations":false,"url":"https://example.com","state":"paused","since":"20[^"]*Z","error":"","waiting":0,"waiting_more":false}\]`)
 }
 
 // Where more fail than are listed, it says how many.
@@ -190,6 +190,9 @@ tables     schema version 8, partitions for 14 days ahead
 		"slot       unknown\n":                                      func(s *status.Status) { s.Role, s.SlotExists, s.LagBytes, s.SafeWALBytes = "unknown", false, nil, nil },
 		"disabled               0  44444444-4444-4444-8444-444444444444  org_1\n        https://example.com  answered 410 Gone\n": func(s *status.Status) {
 			s.Stopped = []status.Failing{{Endpoint: "44444444-4444-4444-8444-444444444444", Organization: "org_1", URL: "https://example.com", State: "disabled", Error: "answered 410 Gone"}}
+		},
+		"\n        https://ops.example.com  for operators: answered 503\n": func(s *status.Status) {
+			s.Failing = []status.Failing{{Endpoint: "44444444-4444-4444-8444-444444444444", Organization: "ops", ForAll: true, URL: "https://ops.example.com", State: "open", Error: "answered 503"}}
 		},
 	} {
 		s := well

@@ -42,6 +42,7 @@ type EndpointView struct {
 	Host            string // scheme, host and port: the rest of a URL may hold credentials
 	Description     string
 	EventTypes      []string
+	ForAll          bool // all_organizations: operators are told by it
 	Enabled         bool
 	DisabledAt      *time.Time
 	DisabledReason  string
@@ -71,12 +72,13 @@ type LastFailure struct {
 
 const (
 	endpointView = `
-SELECT e.id, e.organization_id, e.url, coalesce(e.description, ''), e.event_types, e.enabled, e.disabled_at, coalesce(e.disabled_reason, ''),
+SELECT e.id, e.organization_id, e.url, coalesce(e.description, ''), e.event_types, e.all_organizations, e.enabled, e.disabled_at, coalesce(e.disabled_reason, ''),
        f.failing_since, f.breaker_opened_at, e.paused_at
 FROM webhook_endpoints AS e LEFT JOIN webhook_endpoint_failures AS f ON f.endpoint_id = e.id
 WHERE `
+	// Nobody is told of the trouble of an operators' endpoint, so it comes first.
 	worstFirst = `
-ORDER BY CASE WHEN NOT e.enabled THEN 3 WHEN e.paused_at IS NOT NULL THEN 2 WHEN f.breaker_opened_at IS NOT NULL THEN 0 WHEN f.failing_since IS NOT NULL THEN 1 ELSE 4 END,
+ORDER BY NOT e.all_organizations, CASE WHEN NOT e.enabled THEN 3 WHEN e.paused_at IS NOT NULL THEN 2 WHEN f.breaker_opened_at IS NOT NULL THEN 0 WHEN f.failing_since IS NOT NULL THEN 1 ELSE 4 END,
          coalesce(f.failing_since, e.disabled_at, e.paused_at, e.created_at), e.id LIMIT @limit::int`
 
 	selectTroubled       = endpointView + `f.endpoint_id IS NOT NULL OR NOT e.enabled OR e.paused_at IS NOT NULL` + worstFirst
@@ -137,7 +139,7 @@ func (s *Store) endpointViews(ctx context.Context, sql string, args pgx.NamedArg
 	err = s.browse(ctx, prepareCount, sql, args, func(rows pgx.Rows) error {
 		found, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (e EndpointView, err error) {
 			var url string
-			err = row.Scan(&e.ID, &e.OrganizationID, &url, &e.Description, &e.EventTypes, &e.Enabled, &e.DisabledAt, &e.DisabledReason, &e.FailingSince, &e.BreakerOpenedAt, &e.PausedAt)
+			err = row.Scan(&e.ID, &e.OrganizationID, &url, &e.Description, &e.EventTypes, &e.ForAll, &e.Enabled, &e.DisabledAt, &e.DisabledReason, &e.FailingSince, &e.BreakerOpenedAt, &e.PausedAt)
 			e.Host = webhook.Site(url)
 			return e, err
 		})

@@ -12,7 +12,8 @@ import (
 )
 
 // This file looks at what no start needs, and an operator should know. Preflight has what a
-// start needs. Every statement reads catalogues, or a bounded part of a small table.
+// start needs. Every statement reads catalogues, or a bounded part of a small table; one counts
+// the endpoints.
 
 // inspectWithin bounds one look: catalogues answer in milliseconds, unless somebody has them
 // locked.
@@ -31,7 +32,7 @@ func (s *Store) Inspect(ctx context.Context) (checks []Check) {
 	if err := s.pool.QueryRow(ctx, `SELECT pg_catalog.to_regclass('webhook_outbox') IS NOT NULL`).Scan(&installed); err == nil && installed {
 		looks = append(looks, look{"grants", s.inspectGrants}, look{"row security", s.inspectRowSecurity}, look{"objects of others", s.inspectForeign},
 			look{"other publications", s.inspectPublications}, look{"unused slots", s.inspectSlots}, look{"partitions ahead", s.inspectPartitions},
-			look{"sealing", s.inspectSealing}, look{"schema", s.inspectSchema})
+			look{"endpoints", s.inspectEndpoints}, look{"sealing", s.inspectSealing}, look{"schema", s.inspectSchema})
 	}
 	for _, l := range looks {
 		checks = append(checks, s.inspect(ctx, l))
@@ -168,6 +169,39 @@ func (s *Store) inspectPartitions(ctx context.Context) (Check, error) {
 				"walhook run does the same every ten minutes, and its log says why it could not", partitionsAhead), nil
 	}
 	return good(name, found), nil
+}
+
+// The limit is the one that the trigger of webhook_endpoints applies. 100,000 endpoints take PostgreSQL 20 ms.
+const selectCrowded = `
+SELECT e.organization_id, count(*), most.n, count(*) OVER ()
+FROM webhook_endpoints AS e CROSS JOIN (SELECT coalesce(max(s.max_endpoints), 1000) AS n FROM webhook_state AS s) AS most
+GROUP BY e.organization_id, most.n HAVING count(*) * 10 >= most.n::bigint * 9 ORDER BY 2 DESC, 1 LIMIT @most`
+
+// inspectEndpoints warns of organizations that have nine tenths of WALHOOK_MAX_ENDPOINTS, before
+// their next INSERT is refused.
+func (s *Store) inspectEndpoints(ctx context.Context) (Check, error) {
+	const name = "endpoints"
+	rows, err := s.pool.Query(ctx, selectCrowded, pgx.NamedArgs{"most": maxFindings})
+	if err != nil {
+		return Check{}, err
+	}
+	var organization string
+	var n, most, total int
+	var crowded []string
+	if _, err := pgx.ForEachRow(rows, []any{&organization, &n, &most, &total}, func() error {
+		crowded = append(crowded, fmt.Sprintf("%q has %d of %d", organization, n, most))
+		return nil
+	}); err != nil {
+		return Check{}, err
+	}
+	if len(crowded) == 0 {
+		return good(name, "no organization is near WALHOOK_MAX_ENDPOINTS"), nil
+	}
+	if more := total - len(crowded); more > 0 {
+		crowded = append(crowded, fmt.Sprintf("and %d more", more))
+	}
+	return warn(name, "organizations at or near WALHOOK_MAX_ENDPOINTS, beyond which an INSERT is refused: "+strings.Join(crowded, ", "),
+		"delete endpoints that they no longer need (DELETE FROM webhook_endpoints WHERE id = ...), or restart walhook with a larger WALHOOK_MAX_ENDPOINTS"), nil
 }
 
 // Of the secrets that CheckSecrets tries: how many each key has sealed.
