@@ -11,8 +11,10 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/walhook/walhook/deliver/schedule"
@@ -67,6 +69,18 @@ func TestHelpIsNoFailure(t *testing.T) {
 			t.Errorf("%v: exit %d, %q, %q", args, code, stdout, stderr)
 		}
 	}
+}
+
+// Supervisors repeat a SIGTERM. (A process that does not hold it ends here.)
+func TestASecondSIGTERMDoesNotCutAStop(t *testing.T) {
+	ctx := untilSignal(t.Context())
+	t.Cleanup(func() { signal.Reset(syscall.SIGTERM) })
+	for range 1000 { // the first ends the context, and what follows that runs beside the others
+		if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-ctx.Done()
 }
 
 // The last line is of the log's format, so that what reads the log finds why.

@@ -268,6 +268,29 @@ func TestWhatCanNeverWorkEnds(t *testing.T) {
 	w.run("WALHOOK_DATABASE_URL=" + base + "&schema=app&pgbouncer=true&connection_limit=5&pool_max_conns=3&keepalives_idle=3&gssencmode=prefer")
 }
 
+// A stop is no failure, also while walhook waits for the answer of a database that is silent.
+func TestAStopWhileTheDatabaseIsSilent(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	ctx, stop := context.WithCancel(t.Context())
+	go func() {
+		silent, err := listener.Accept()
+		stop()
+		<-t.Context().Done()
+		if err == nil {
+			silent.Close()
+		}
+	}()
+	cfg := load(t, "WALHOOK_DATABASE_URL=postgres://walhook@"+listener.Addr().String()+"/app")
+	if err := run(ctx, cfg, slog.New(slog.NewTextHandler(t.Output(), nil))); err != nil {
+		t.Errorf("run returned %v", err)
+	}
+}
+
 // keywords is a connection string of the other form.
 func keywords(t *testing.T, text string) string {
 	t.Helper()

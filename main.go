@@ -89,9 +89,16 @@ Environment variables configure it; see docs/configuration.md.
 `
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	os.Exit(command(ctx, os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(command(untilSignal(context.Background()), os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// untilSignal returns a context that ends with the first SIGINT or SIGTERM. A second Ctrl-C ends
+// the process at once. A second SIGTERM changes nothing: supervisors repeat it, a stop is bounded
+// without it, and what it cut would be sent again.
+func untilSignal(ctx context.Context) context.Context {
+	ctx, _ = signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, func() { signal.Reset(syscall.SIGINT) })
+	return ctx
 }
 
 // command runs one command and returns its exit code.

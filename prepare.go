@@ -30,8 +30,10 @@ func prepare(ctx context.Context, db *database, r *readiness, log *slog.Logger) 
 			warnings(ctx, checks, log)
 			db.sayWarned(ctx, log)
 		}
-		if err == nil || ctx.Err() != nil || errors.Is(err, errConfig) ||
-			errors.Is(err, store.ErrNotPrepared) || errors.Is(err, store.ErrHeldBack) {
+		if ctx.Err() != nil {
+			return nil // what the stop cut is no failure
+		}
+		if err == nil || errors.Is(err, errConfig) || errors.Is(err, store.ErrNotPrepared) || errors.Is(err, store.ErrHeldBack) {
 			return err
 		}
 		r.waiting(err)
