@@ -18,6 +18,7 @@ import (
 	"github.com/walhook/walhook/cdc"
 	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/terminal"
 	"github.com/walhook/walhook/outbox"
 )
 
@@ -44,7 +45,7 @@ var (
 	pageTemplates = template.Must(template.New("").Funcs(template.FuncMap{
 		"style":   func() template.HTML { return template.HTML("<style>" + pageStyle + "</style>") },
 		"script":  func() template.HTML { return template.HTML(`<script type="module">` + pageScript + "</script>") },
-		"because": because, "bytes": humanBytes, "count": count, "line": oneLine, "lines": manyLines, "outcome": outcome, "past": past,
+		"because": because, "bytes": humanBytes, "count": terminal.Number[int64], "line": oneLine, "lines": manyLines, "outcome": outcome, "past": past,
 		"since": since, "standing": standing, "when": when,
 		"dict": dict,
 		"ms":   func(n int) string { return short(time.Duration(n) * time.Millisecond) },

@@ -94,8 +94,8 @@ func aboutWaiting(o store.Overview) verdict {
 	if o.Waiting == nil || o.Overdue == nil {
 		return v
 	}
-	v.Short = count(o.Waiting.Pending + o.Waiting.Retrying)
-	kinds := fmt.Sprintf("%s for a first attempt or a replay, %s to be tried again.", count(o.Waiting.Pending), count(o.Waiting.Retrying))
+	v.Short = terminal.Number(o.Waiting.Pending + o.Waiting.Retrying)
+	kinds := fmt.Sprintf("%s for a first attempt or a replay, %s to be tried again.", terminal.Number(o.Waiting.Pending), terminal.Number(o.Waiting.Retrying))
 	switch late := *o.Overdue; {
 	case late >= overdueLong:
 		v.Level, v.Words = trouble, "The first that could be sent has been due for "+short(late)+": walhook does not keep up. "+kinds
@@ -112,7 +112,7 @@ func aboutEndpoints(e *store.EndpointsOverview) verdict {
 	if e == nil {
 		return verdict{Name: "Endpoints", Level: unsure, Short: "Unknown", Words: "The database did not answer in time."}
 	}
-	v := verdict{Name: "Endpoints", Level: well, Short: "All are well", Words: count(e.OK) + " get what they are owed."}
+	v := verdict{Name: "Endpoints", Level: well, Short: "All are well", Words: terminal.Number(e.OK) + " get what they are owed."}
 	if *e == (store.EndpointsOverview{}) {
 		v.Short, v.Words = "None yet", "Nobody is owed anything: “Endpoints” in docs/sending.md has how to make one."
 	}
@@ -209,16 +209,7 @@ func number(n int64, one, many string) string {
 	if n == 1 {
 		return "1 " + one
 	}
-	return count(n) + " " + many
-}
-
-// count groups a number's digits.
-func count(n int64) string {
-	digits := fmt.Sprint(n)
-	for i := len(digits) - 3; i > 0 && digits[i-1] != '-'; i -= 3 {
-		digits = digits[:i] + "," + digits[i:]
-	}
-	return digits
+	return terminal.Number(n) + " " + many
 }
 
 // short prints a duration in its largest units.

@@ -21,7 +21,7 @@ describes each scenario and what must hold.
 
 PostgreSQL, walhook, the receivers and the driver share the cores; the rate is events per second. A duplicate is a request
 that was not necessary; in CutHolder and FrozenHolder 2,000 replayed deliveries count as duplicates. One crash may repeat
-3,072 deliveries (WALHOOK_MAX_IN_FLIGHT + 2,048).
+3,072 deliveries (WALHOOK_MAX_IN_FLIGHT + 2,048). MiB are the most memory that a walhook had.
 
 | # | scenario | PostgreSQL | mode | measured | result | figures |
 |---|---|---|---|---|---|---|

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/walhook/walhook/internal/oracle"
+	"github.com/walhook/walhook/internal/terminal"
 )
 
 // How a trial ends: everything is drained, and judged.
@@ -104,11 +105,13 @@ func (x *Trial) finish(within time.Duration, figures ...string) {
 	x.monitor.mu.Unlock()
 	x.expectWhole(x.receiver, x.killed())
 	x.expect(peak > 0 && peak < maxMemory, "a walhook used %d MiB", peak>>20)
-	figures = append([]string{
-		fmt.Sprintf("events=%d deliveries=%d requests=%d duplicates=%d resent=%d failed=%d crashes=%d", verdict.Events,
-			verdict.Deliveries, verdict.Requests, verdict.Duplicates, verdict.Resent, verdict.Failed, len(x.crashes)),
-	}, figures...)
-	x.setup.Report.add("%s drain=%.1fs %s rss=%dMiB", strings.Join(figures, " "), drained.Seconds(), watched, peak>>20)
+	x.Logf("deliveries=%d requests=%d resent=%d failed=%d drain=%.1fs %s", verdict.Deliveries, verdict.Requests, verdict.Resent, verdict.Failed,
+		drained.Seconds(), watched)
+	x.setup.Report.add("%s events, %s duplicates%s", terminal.Number(verdict.Events+x.tallied), terminal.Number(verdict.Duplicates), inCrashes(len(x.crashes)))
+	if len(figures) > 0 {
+		x.setup.Report.add("%s", strings.Join(figures, " "))
+	}
+	x.setup.Report.add("%d MiB", peak>>20)
 	if err := verdict.Err(); err != nil {
 		x.Error(err)
 	}
@@ -116,6 +119,16 @@ func (x *Trial) finish(within time.Duration, figures ...string) {
 		x.Error(f)
 	}
 	x.judged = true
+}
+
+func inCrashes(n int) string {
+	switch n {
+	case 0:
+		return ""
+	case 1:
+		return " in one crash"
+	}
+	return fmt.Sprintf(" in %d crashes", n)
 }
 
 // allHaveRows reports whether all deliveries of the events have their rows.

@@ -181,9 +181,5 @@ func freeze(t *testing.T, s Setup) {
 	}
 	written := x.writtenBy(zombie) - before
 	x.expect(written == 0, "the zombie wrote %d rows", written)
-	fate := "runs"
-	if !zombie.Running() {
-		fate = fmt.Sprint(zombie.Err)
-	}
-	x.finish(time.Minute, fmt.Sprintf("takeover=%s zombie wrote=%d sent=%d (%s)", took.Round(time.Millisecond), written, sent, fate))
+	x.finish(time.Minute, fmt.Sprintf("takeover=%s zombie wrote=%d sent=%d (%s)", took.Round(time.Millisecond), written, sent, zombie.fate()))
 }

@@ -73,6 +73,17 @@ func (p *Process) stop(within time.Duration) (time.Duration, error) {
 	}
 }
 
+// fate says whether the process still runs, or how it ended.
+func (p *Process) fate() string {
+	switch {
+	case p.Running():
+		return "stands by"
+	case p.Err != nil:
+		return p.Err.Error()
+	}
+	return "ended well"
+}
+
 // adminToken is every process's WALHOOK_ADMIN_TOKEN.
 const adminToken = "the-operators-own-token"
 

@@ -100,5 +100,5 @@ func thawed(t *testing.T, s Setup) {
 	})
 	x.expect(written == 0, "the zombie wrote %d rows", written)
 	release()
-	x.finish(time.Minute, fmt.Sprintf("zombie wrote=%d (%v)", written, zombie.Err))
+	x.finish(time.Minute, fmt.Sprintf("zombie wrote=%d (%s)", written, zombie.fate()))
 }

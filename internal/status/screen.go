@@ -117,7 +117,7 @@ func (s *Status) waitingRow() []words {
 	if s.WaitingEstimated {
 		about = "about "
 	}
-	row := []words{plain("%s%s pending, %s%s retrying; ", about, number(*s.Pending), about, number(*s.Retrying))}
+	row := []words{plain("%s%s pending, %s%s retrying; ", about, terminal.Number(*s.Pending), about, terminal.Number(*s.Retrying))}
 	switch overdue := s.OverdueSeconds; {
 	case overdue == nil:
 		return append(row, words{"overdue: unknown", terminal.Yellow})
@@ -135,7 +135,7 @@ func (s *Status) endpointsRow() []words {
 	if e == nil {
 		return notRead
 	}
-	row := []words{plain("%s ok", number(e.OK))}
+	row := []words{plain("%s ok", terminal.Number(e.OK))}
 	for _, part := range []struct {
 		n     int64
 		state string
@@ -146,7 +146,7 @@ func (s *Status) endpointsRow() []words {
 		if part.n == 0 {
 			part.color = terminal.Plain
 		}
-		row = append(row, plain(", "), words{number(part.n) + " " + part.state, part.color})
+		row = append(row, plain(", "), words{terminal.Number(part.n) + " " + part.state, part.color})
 	}
 	return row
 }
@@ -164,7 +164,7 @@ func (s *Status) tablesRow() []words {
 		row = append(row, ahead)
 	}
 	if s.StrayRows != nil && *s.StrayRows > 0 {
-		row = append(row, alarm(", %s stray rows", number(*s.StrayRows)))
+		row = append(row, alarm(", %s stray rows", terminal.Number(*s.StrayRows)))
 	}
 	if row == nil {
 		return notRead
@@ -187,7 +187,7 @@ func (s *Status) troubledRows(p *screen, now time.Time) {
 		case "disabled":
 			color = terminal.Plain
 		}
-		waiting := number(int64(f.Waiting))
+		waiting := terminal.Number(int64(f.Waiting))
 		if f.WaitingMore {
 			waiting += "+"
 		}
@@ -204,17 +204,8 @@ func (s *Status) troubledRows(p *screen, now time.Time) {
 		p.line(plain("        %s  %s%s", f.URL, whose, terminal.Printable(f.Error)))
 	}
 	if more := s.FailingMore + int64(max(len(s.Failing)-shown, 0)); more > 0 {
-		p.line(plain("and %s more: SELECT * FROM webhook_endpoint_failures ORDER BY 2", number(more)))
+		p.line(plain("and %s more: SELECT * FROM webhook_endpoint_failures ORDER BY 2", terminal.Number(more)))
 	}
-}
-
-// number writes thousands apart.
-func number(n int64) string {
-	text := strconv.FormatInt(n, 10)
-	for at := len(text) - 3; at > 0; at -= 3 {
-		text = text[:at] + "," + text[at:]
-	}
-	return text
 }
 
 // ago writes seconds in the two units that people would choose.

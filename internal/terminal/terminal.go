@@ -88,3 +88,12 @@ func Cut(text string, most int) string {
 	}
 	return string(runes[:most-1]) + "…"
 }
+
+// Number writes thousands apart: 1,234,567.
+func Number[N int | int64](n N) string {
+	text := strconv.FormatInt(int64(n), 10)
+	for at := len(text) - 3; at > 0 && text[at-1] != '-'; at -= 3 {
+		text = text[:at] + "," + text[at:]
+	}
+	return text
+}

@@ -65,3 +65,12 @@ func TestNoColorButOnATerminal(t *testing.T) {
 		t.Errorf("a terminal: %q", got)
 	}
 }
+
+func TestNumber(t *testing.T) {
+	t.Parallel()
+	for n, want := range map[int]string{0: "0", 999: "999", 1000: "1,000", 1234567: "1,234,567", -1: "-1", -123: "-123", -1234: "-1,234"} {
+		if got := terminal.Number(n); got != want {
+			t.Errorf("%d is written %s, want %s", n, got, want)
+		}
+	}
+}
