@@ -58,43 +58,37 @@ func (d *directory) run(ctx context.Context) error {
 			changes, exhausted := d.scheduler.TakeChanges()
 			d.endpoints.update(changes, exhausted, time.Now())
 		default:
-			d.lookUpAll(ctx)
+			d.lookUpPage(ctx)
 		}
 	}
 }
 
-// lookUpAll looks up the endpoints of all lanes that ask. A lane without a fresh
+// lookUpPage looks up a page of the endpoints whose lanes ask. With many endpoints in use
+// there is always another page, so each is a turn of the loop. A lane without a fresh
 // answer sends nothing: while the database is away, an endpoint may have been
 // disabled. Nothing is sent either while the clock is off.
-func (d *directory) lookUpAll(ctx context.Context) {
-	warned := false
-	for {
-		d.heartbeat.beat()
-		wanted := d.scheduler.TakeLookUps(directoryPage, time.Now())
-		if len(wanted) == 0 {
-			return
-		}
-		attempt, cancel := context.WithTimeout(ctx, statementTimeout)
-		asOf := time.Now()
-		err := d.lookUp(attempt, wanted)
-		cancel()
-		d.scheduler.LookedUp(wanted, err != nil, asOf, time.Now())
-		if err == nil {
-			d.lastErr.Store(nil)
-			continue
-		}
-		if ctx.Err() != nil {
-			return
-		}
-		d.lastErr.Store(&err)
-		if !warned {
-			warned = true
-			d.log.Warn("cannot look up endpoints; nothing new is sent meanwhile; retrying", "error", err)
-		}
-		if !d.heartbeat.sleep(ctx, 4*retryPause) {
-			return
-		}
+func (d *directory) lookUpPage(ctx context.Context) {
+	wanted := d.scheduler.TakeLookUps(directoryPage, time.Now())
+	if len(wanted) == 0 {
+		return
 	}
+	attempt, cancel := context.WithTimeout(ctx, statementTimeout)
+	asOf := time.Now()
+	err := d.lookUp(attempt, wanted)
+	cancel()
+	d.scheduler.LookedUp(wanted, err != nil, asOf, time.Now())
+	d.scheduler.ToLookUp.Raise()
+	if err == nil {
+		d.lastErr.Store(nil)
+		return
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	if d.lastErr.Swap(&err) == nil {
+		d.log.Warn("cannot look up endpoints; nothing new is sent meanwhile; retrying", "error", err)
+	}
+	d.heartbeat.sleep(ctx, 4*retryPause)
 }
 
 func (d *directory) lookUp(ctx context.Context, wanted []schedule.LookUp) error {

@@ -77,31 +77,32 @@ func (l writerLock) acquire(ctx context.Context, h *heartbeat) bool {
 func (l writerLock) release() { l.free.Raise() }
 
 // run records until the context ends. Outcomes that are not recorded by then are lost;
-// the next process sends those deliveries again.
+// the next process sends those deliveries again. Each turn writes one batch: under load
+// there is always another one, and what the tick brings must not wait for the end of that.
 func (r *recorder) run(ctx context.Context) error {
 	tick := time.NewTicker(lockedRetry)
 	defer tick.Stop()
-	for {
+	for more := false; ; {
+		var err error
 		switch r.heartbeat.wait(ctx, tick.C, r.scheduler.ToRecord, nil) {
 		case stopped:
 			return nil
 		case timerFired:
-			r.retryWaiting()
-			if r.deferred.due() {
-				if err := r.deferred.retry(ctx); err != nil {
-					return err
-				}
-			}
+			err = r.retryWaiting(ctx)
 		default:
-			r.waitForBatch(ctx)
-		}
-		for some, _ := r.scheduler.Unwritten(); some; some, _ = r.scheduler.Unwritten() {
-			if err := r.recordOnce(ctx); err != nil {
-				if ctx.Err() != nil {
-					return nil
-				}
-				return err
+			if !more { // what came while the last batch was written has waited
+				r.waitForBatch(ctx)
 			}
+		}
+		if more, _ = r.scheduler.Unwritten(); more && err == nil {
+			err = r.recordOnce(ctx)
+			r.scheduler.ToRecord.Raise()
+		}
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			return err
 		}
 	}
 }
@@ -118,8 +119,8 @@ func (r *recorder) waitForBatch(ctx context.Context) {
 }
 
 // retryWaiting requeues deliveries with locked rows, and every refusedRetry those with
-// refused rows.
-func (r *recorder) retryWaiting() {
+// refused rows. It tries deferred consequences again.
+func (r *recorder) retryWaiting(ctx context.Context) error {
 	again := r.locked
 	r.locked = nil
 	if time.Since(r.refusedTried) >= refusedRetry {
@@ -132,6 +133,10 @@ func (r *recorder) retryWaiting() {
 		r.refused, r.refusedTried = nil, time.Now()
 	}
 	r.scheduler.Requeue(again)
+	if r.deferred.due() {
+		return r.deferred.retry(ctx)
+	}
+	return nil
 }
 
 // recordOnce writes one batch of new rows and one of existing ones.

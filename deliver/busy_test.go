@@ -1,0 +1,98 @@
+package deliver
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/walhook/walhook/deliver/schedule"
+	"github.com/walhook/walhook/deliver/send"
+	"github.com/walhook/walhook/internal/store"
+	"github.com/walhook/walhook/internal/webhook"
+	"github.com/walhook/walhook/outbox"
+)
+
+// A busyDatabase takes as long for each batch and each look-up as the next ones need to come
+// together.
+type busyDatabase struct {
+	refusingConsequences
+	paused time.Time // from then on, one of the endpoints is
+}
+
+const busyFor = 5 * time.Millisecond
+
+// Insert is Store's.
+func (*busyDatabase) Insert(context.Context, webhook.Fence, webhook.Mark, []webhook.Record) (bool, error) {
+	time.Sleep(busyFor)
+	return true, nil
+}
+
+// Endpoints is Store's.
+func (db *busyDatabase) Endpoints(_ context.Context, ids []uuid.UUID) (found []webhook.Endpoint, err error) {
+	time.Sleep(busyFor)
+	for _, id := range ids {
+		found = append(found, webhook.Endpoint{ID: id, OrganizationID: "org_1", URL: "https://example.com", Enabled: true,
+			Secrets: []webhook.Secret{"a secret of sixteen"}, Paused: id == busyEndpoint(0) && time.Now().After(db.paused)})
+	}
+	return found, nil
+}
+
+// Now is Store's.
+func (*busyDatabase) Now(context.Context) (time.Time, error) { return time.Now(), nil }
+
+// NewlyDue is Store's.
+func (*busyDatabase) NewlyDue(context.Context, time.Time) ([]uuid.UUID, time.Time, bool, error) {
+	return nil, time.Now(), true, nil
+}
+
+// Waiting is Store's.
+func (*busyDatabase) Waiting(context.Context, uuid.UUID, int) ([]webhook.Waiting, error) {
+	return nil, nil
+}
+
+// Due is Store's.
+func (*busyDatabase) Due(context.Context, []webhook.Page, func(*webhook.Due)) error { return nil }
+
+func busyEndpoint(n int) uuid.UUID { return uuid.UUID{14: byte(n >> 8), 15: byte(n)} }
+
+func TestLoopsThatAreNeverIdleDoWhatTimeBrings(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		db := &busyDatabase{paused: time.Now().Add(time.Second)}
+		limits := schedule.Limits{ParkAfter: time.Second, MaxInFlight: 256, EndpointInFlight: 8, Window: 4096, MaxMemory: 1 << 20, Timeout: time.Second}
+		e := New(Config{Limits: limits, Store: db, Sender: targets, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		e.send = func(context.Context, send.Request) (webhook.Attempt, bool) {
+			return webhook.Attempt{StatusCode: 200, EndedAt: time.Now()}, true
+		}
+		e.scheduler.BeginSession(&webhook.Session{}, webhook.Fence{Epoch: 1}, 0, time.Now())
+		e.recorder.deferred.active = true
+		e.recorder.deferred.kept = store.Consequences(nil, []webhook.Record{{ID: uuid.New(), EventType: "payment.failed", Exhausted: true, Attempt: &webhook.Attempt{}}})
+
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error)
+		stream := make(emptyStream)
+		go func() { ended <- e.Run(ctx, stream) }()
+		for n := range 10_000 { // each endpoint gets one in 600 ms, and is looked up for it
+			event := outbox.Event{ID: outbox.TimeID(time.Now()), OrganizationID: "org_1", Type: "payment.failed", Payload: []byte("{}"), EndpointIDs: []uuid.UUID{busyEndpoint(n % 600)}}
+			stream <- webhook.Batch{Events: []outbox.Event{event}, CommitTime: time.Now()}
+			time.Sleep(time.Millisecond)
+		}
+		if db.written == 0 {
+			t.Error("the recorder has not tried again what the database had refused")
+		}
+		if !strings.Contains(log.String(), "an endpoint is paused") {
+			t.Errorf("the directory has not logged what has changed: %s", log.String())
+		}
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
