@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/walhook/walhook/internal/config"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
@@ -48,6 +49,7 @@ func TestAStartWithTheWrongKeyIsRefused(t *testing.T) {
 		}
 	}
 	w.run("WALHOOK_SECRET_KEY="+key(2), "WALHOOK_SECRET_KEY_OLD="+key(1))
+	began := time.Now()
 	new2, err := store.NewSealer(bytes.Repeat([]byte{2}, 32), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -55,6 +57,11 @@ func TestAStartWithTheWrongKeyIsRefused(t *testing.T) {
 	st := store.New(w.db.Pool, w.db.Slot, 0)
 	st.Sealing(new2)
 	pgtest.Eventually(t, patience, "the secret is sealed anew with the first key", func() bool { return st.CheckSecrets(context.Background()) == nil })
+	w.endpoint("https://example.com/")
+	w.eventually("a new one is sealed", `SELECT bool_and(starts_with(secret, 'sealed:')) FROM webhook_secrets`)
+	if took := time.Since(began); took > 2*sealRetry {
+		t.Errorf("sealing anew and sealing took %s", took)
+	}
 	if n := query[int](w, `SELECT count(*) FROM webhook_secrets WHERE endpoint_id = $1`, id); n != 1 {
 		t.Errorf("%d secrets", n)
 	}

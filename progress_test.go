@@ -162,9 +162,12 @@ func TestResealingKnowsItsLength(t *testing.T) {
 		t.Fatal(err)
 	}
 	total, err := st.Sealable(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	var walk store.Resealing
 	var told []webhook.Progress
-	resealAll(t.Context(), st, &walk, func(_ context.Context, p webhook.Progress) { told = append(told, p) }, slog.New(slog.DiscardHandler))
+	err = resealAll(t.Context(), st, &walk, func(_ context.Context, p webhook.Progress) { told = append(told, p) }, slog.New(slog.DiscardHandler))
 	if err != nil || total != 4 || walk.Rows != total || walk.Seen != 5 || !walk.Done {
 		t.Errorf("%d rows of %d, %d texts, %v", walk.Rows, total, walk.Seen, err)
 	}

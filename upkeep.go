@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"strconv"
 	"time"
@@ -118,8 +119,13 @@ func errorText(err error) string {
 	return err.Error()
 }
 
-// sealEvery bounds how long a secret or a header that was inserted as text stays unsealed.
-const sealEvery = 10 * time.Second
+// sealEvery bounds how long a secret or a header that was inserted as text stays unsealed. Each
+// round looks into two indexes, which are empty as a rule. A failure is logged in each round, so
+// the next one comes after sealRetry.
+const (
+	sealEvery = 2 * time.Second
+	sealRetry = 10 * time.Second
+)
 
 // seal seals new signing secrets and headers while this process is the active one. First it
 // seals anew what another key or an earlier version has sealed.
@@ -132,37 +138,37 @@ func seal(ctx context.Context, st *store.Store, current *pipelines, progress *te
 	for wait := sealEvery; pause(ctx, wait); {
 		wait = sealEvery
 		current.engine().WhileLive(ctx, func(held context.Context) {
-			if !walk.Done {
-				resealAll(held, st, &walk, progress.tell, log)
-			}
+			stale := resealAll(held, st, &walk, progress.tell, log)
 			n, err := st.SealAll(held)
-			if err != nil && held.Err() == nil {
-				log.WarnContext(ctx, "cannot seal signing secrets and headers; retrying", "error", err)
-			}
 			if n > 0 {
 				log.InfoContext(ctx, "sealed signing secrets and headers", "count", n)
 				wait = time.Millisecond // there may be more
+			}
+			if err = errors.Join(stale, err); err != nil && held.Err() == nil {
+				log.WarnContext(ctx, "cannot seal signing secrets and headers; retrying", "error", err)
+				wait = sealRetry
 			}
 		})
 	}
 	return nil
 }
 
-// resealAll makes one pass over all signing secrets and headers, in chunks.
-func resealAll(ctx context.Context, st *store.Store, walk *store.Resealing, tell func(context.Context, webhook.Progress), log *slog.Logger) {
+// resealAll makes one pass over all signing secrets and headers, in chunks, or ends the one that
+// an error has interrupted.
+func resealAll(ctx context.Context, st *store.Store, walk *store.Resealing, tell func(context.Context, webhook.Progress), log *slog.Logger) error {
+	if walk.Done {
+		return nil
+	}
 	var meter webhook.Meter
 	total, err := st.Sealable(ctx)
+	if err != nil {
+		return err
+	}
 	for !walk.Done {
-		if err == nil {
-			err = st.Reseal(ctx, walk)
+		if err := st.Reseal(ctx, walk); err != nil {
+			return err
 		}
-		switch now := time.Now(); {
-		case ctx.Err() != nil:
-			return
-		case err != nil:
-			log.WarnContext(ctx, "cannot reseal signing secrets and headers; retrying", "error", err)
-			return
-		case meter.Due(now):
+		if now := time.Now(); meter.Due(now) {
 			p := meter.Progress(webhook.Resealing, now, float64(walk.Rows)/float64(max(total, 1)))
 			p.Done = walk.Stale
 			tell(ctx, p)
@@ -173,6 +179,7 @@ func resealAll(ctx context.Context, st *store.Store, walk *store.Resealing, tell
 		log.InfoContext(ctx, "resealed signing secrets and headers with WALHOOK_SECRET_KEY; if cannot_be_opened is 0, WALHOOK_SECRET_KEY_OLD can be removed",
 			"count", walk.Stale, "cannot_be_opened", walk.Unopened)
 	}
+	return nil
 }
 
 // watchEvery is how often the stream is checked.
