@@ -26,13 +26,14 @@ package faults
 import "time"
 
 // Prefixes of organizations whose deliveries the scenario judges, and not the oracle:
-// their endpoints come and go, or they have too many events.
+// their endpoints come and go, they have too many events, or they are erased.
 const (
 	comingAndGoing = "churn_"
 	tallied        = "tally_"
+	forgotten      = "gone_"
 )
 
-var judgedApart = []string{comingAndGoing, tallied}
+var judgedApart = []string{comingAndGoing, tallied, forgotten}
 
 const (
 	// timeout is WALHOOK_TIMEOUT: half of the default, so that leases end sooner.

@@ -117,6 +117,8 @@ var scenarios = []Scenario{
 	{"46", "UpgradeFrom5", 0, upgradeFrom(5)},
 	{"46", "UpgradeFrom6", 0, upgradeFrom(6)},
 	{"46", "UpgradeFrom7", inQuick, upgradeFrom(7)},
+	{"47", "Forgotten", on14 | on18, forgottenCustomer},
+	{"48", "DeadOperators", inQuick, deadOperators},
 	{"", "InvisibleCommit", 0, invisibleCommit},
 	{"", "Lease", 0, lease},
 	{"", "UnechoedOutcome", from17, unechoedOutcome},

@@ -202,6 +202,9 @@ func (x *Trial) initialize() {
 		if err != nil {
 			x.Fatalf("create an endpoint at %s: %v", at, err)
 		}
+		if e.ForAll {
+			x.exec(`UPDATE webhook_endpoints SET all_organizations = true WHERE id = $1`, e.ID)
+		}
 		x.receiver.Add(path(i), e.Secret)
 	}
 	x.exec(recordAudit)

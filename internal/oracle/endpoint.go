@@ -12,6 +12,7 @@ type Endpoint struct {
 	ID     uuid.UUID
 	Org    string
 	Types  []string // as in the table
+	ForAll bool     // all_organizations
 	Secret string
 	URL    string // "": a path of the receiver
 	Secure bool   // its URL says https, and the receiver does not
@@ -21,6 +22,9 @@ type Endpoint struct {
 // reading of the contract, independent of the trigger's.
 func (e *Endpoint) Owed(org, eventType string) bool {
 	category, _, _ := strings.Cut(eventType, ".")
+	if e.ForAll {
+		return category == "webhook" && (slices.Contains(e.Types, "*") || slices.Contains(e.Types, eventType) || slices.Contains(e.Types, "webhook.*"))
+	}
 	return e.Org == org && (slices.Contains(e.Types, eventType) || slices.Contains(e.Types, category+".*") ||
 		slices.Contains(e.Types, "*") && category != "webhook")
 }
