@@ -30,6 +30,9 @@ const (
 	errClosed  = words("the receiver closed the connection before its response was complete")
 )
 
+// notLive reports whether this process may not send.
+func (f *failure) notLive() bool { return f != nil && errors.Is(f.err, errNotLive) }
+
 // timeout is the failure of an attempt whose time is over.
 func timeout() *failure { return &failure{class: webhook.ErrTimeout, err: errTimeout} }
 

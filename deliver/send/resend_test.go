@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"net/url"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -139,6 +140,62 @@ func TestAResendObeys(t *testing.T) {
 			a, completed := s.Send(ctx, req)
 			if completed != tc.completed || a.Class != tc.class {
 				t.Errorf("Send = %+v, %v, want %q, %v", a, completed, tc.class, tc.completed)
+			}
+			if served.Load() != 2 || s.Resent() != 0 {
+				t.Errorf("%d requests came, %d were sent again", served.Load(), s.Resent())
+			}
+		})
+	}
+}
+
+// A request that broke has been sent, whatever keeps it from going out again. That it did
+// not go out again is not counted.
+func TestAResendThatCannotConnect(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name    string
+		proxied bool // so that it is a fault of our own
+		class   webhook.ErrorClass
+	}{
+		{"to the receiver", false, webhook.ErrConnect},
+		{"to the proxy", true, webhook.ErrReset},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			var served atomic.Int32
+			var gone net.Listener
+			r := newReceiver(t, afterFirst(&served, func(_ int32, c net.Conn) bool {
+				gone.Close()
+				return reset("")(c)
+			}))
+			gone = r.listener
+			s := testSender(t, func(c *SenderConfig) {
+				if !tc.proxied {
+					return
+				}
+				l, err := net.Listen("tcp", "127.0.0.1:0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				gone = l
+				p := &testProxy{map[string]string{"80": r.addr()}, make(chan string, 10)}
+				go func() {
+					if conn, err := l.Accept(); err == nil {
+						p.connect(conn)
+					}
+				}()
+				c.ProxyURL, c.Guard.Nets = &url.URL{Scheme: "http", Host: l.Addr().String(), User: url.UserPassword(proxyUser, proxyPassword)}, nil
+			})
+			req := testRequest(s, r.url("http"))
+			if tc.proxied {
+				req = testRequest(s, "http://example.com/")
+			}
+			if a, _ := s.Send(t.Context(), req); Judge(a) != Delivered {
+				t.Fatalf("Send = %+v", a)
+			}
+			a, completed := s.Send(t.Context(), req)
+			if !completed || a.Class != tc.class || a.OwnFault != "" {
+				t.Errorf("Send = %+v, %v, want class %q", a, completed, tc.class)
 			}
 			if served.Load() != 2 || s.Resent() != 0 {
 				t.Errorf("%d requests came, %d were sent again", served.Load(), s.Resent())

@@ -21,7 +21,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/x509"
-	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -123,7 +122,7 @@ func (s *Sender) Send(ctx context.Context, r Request) (webhook.Attempt, bool) {
 	switch {
 	case f == nil:
 		return a, true
-	case errors.Is(f.err, errNotLive), ctx.Err() != nil && time.Since(begun) < r.Endpoint.timeout:
+	case f.notLive(), ctx.Err() != nil && time.Since(begun) < r.Endpoint.timeout:
 		return webhook.Attempt{}, false
 	default:
 		s.log.DebugContext(ctx, "attempt failed", "delivery", r.DeliveryID, "class", f.class, "reason", f.err)
@@ -135,31 +134,29 @@ func (s *Sender) Send(ctx context.Context, r Request) (webhook.Attempt, bool) {
 
 // attempt sends a request on an idle connection, and otherwise, or if that one breaks
 // unanswered, on a new one.
-func (s *Sender) attempt(ctx context.Context, r *Request, begun time.Time) (webhook.Attempt, *failure) {
-	c := s.pool.take(r.Endpoint.key, begun)
-	if c == nil {
-		return s.attemptAnew(ctx, r, begun)
+func (s *Sender) attempt(ctx context.Context, r *Request, begun time.Time) (a webhook.Attempt, f *failure) {
+	if c := s.pool.take(r.Endpoint.key, begun); c != nil {
+		if a, f = s.exchange(ctx, c, r, begun); f == nil || !f.unanswered || ctx.Err() != nil {
+			return a, f
+		}
 	}
-	a, broken := s.exchange(ctx, c, r, begun)
-	if broken == nil || !broken.unanswered || ctx.Err() != nil {
-		return a, broken
-	}
-	a, f := s.attemptAnew(ctx, r, begun)
-	if f != nil && errors.Is(f.err, errNotLive) {
-		return a, broken // what was sent before may have arrived
-	}
-	s.resent.Add(1)
-	return a, f
-}
-
-func (s *Sender) attemptAnew(ctx context.Context, r *Request, begun time.Time) (webhook.Attempt, *failure) {
+	broken := f
 	dialling, cancel := context.WithDeadline(ctx, begun.Add(r.Endpoint.timeout))
 	defer cancel()
 	c, f := s.dialer.dial(dialling, r.Endpoint.key)
-	if f != nil {
-		return webhook.Attempt{}, f
+	sent := f == nil
+	if sent {
+		a, f = s.exchange(ctx, c, r, begun)
+		sent = !f.notLive()
 	}
-	return s.exchange(ctx, c, r, begun)
+	switch {
+	case broken == nil:
+	case sent:
+		s.resent.Add(1)
+	case f.notLive(), f.fault != "":
+		return a, broken // what was sent before may have arrived, so it counts
+	}
+	return a, f
 }
 
 // answeredAttempt returns the Attempt for a response, and reports whether its body was
