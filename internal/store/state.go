@@ -84,7 +84,9 @@ const selectHoldsSlot = `
 SELECT coalesce(bool_or(active_pid = @pid::int), false), coalesce(max(confirmed_flush_lsn), '0/0')::text
 FROM pg_replication_slots WHERE slot_name = @slot`
 
-const selectLastWrite = `SELECT updated_at FROM webhook_state WHERE slot = @slot AND holder IS NOT NULL FOR UPDATE`
+// What is durable was committed before that was written, unless the clock was set back
+// between the two: then what was committed with it is later than the write.
+const selectLastWrite = `SELECT greatest(updated_at, durable_at) FROM webhook_state WHERE slot = @slot AND holder IS NOT NULL FOR UPDATE`
 
 // reconcileStart is where comparing has to begin if the stream is lost at the durable
 // position. A time in the future was noted by a clock that was ahead, and does not count.

@@ -23,8 +23,8 @@ type Fence struct {
 	Holder uuid.UUID // this process
 	Epoch  int64
 
-	// LastWrite is when the last holder last wrote, by PostgreSQL's clock: what was
-	// committed later can have no rows. Zero: never.
+	// LastWrite is when the last holder last wrote, by PostgreSQL's clock, and no earlier than
+	// what it wrote of was committed: what was committed later can have no rows. Zero: never.
 	LastWrite time.Time
 
 	// Server is when the server was started. What this process knows to be recorded is

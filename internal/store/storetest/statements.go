@@ -24,6 +24,9 @@ func (m *Memory) Acquire(_ context.Context, holder uuid.UUID, session *webhook.S
 	}
 	next := m.NextState()
 	fence := webhook.Fence{Holder: holder, LastWrite: next.UpdatedAt, Server: m.Server}
+	if next.DurableAt.After(fence.LastWrite) {
+		fence.LastWrite = next.DurableAt
+	}
 	if next.Epoch == 0 || next.Holder != holder {
 		next.Epoch++
 	}
