@@ -24,6 +24,9 @@ func newTeller(st *store.Store, log *slog.Logger) *teller {
 	return &teller{note: st.NoteProgress, log: log, said: map[string]time.Time{}}
 }
 
+// noteTimeout bounds the note, for which the task waits.
+const noteTimeout = 5 * time.Second
+
 // saidShare bounds a task's lines: none before it has taken a tenth longer than at the last one.
 const saidShare = 10
 
@@ -32,7 +35,9 @@ func (t *teller) tell(ctx context.Context, p webhook.Progress) {
 	if p.Ended && first {
 		return // it was quick, and nobody heard of it
 	}
-	if err := t.note(ctx, p); err != nil && ctx.Err() == nil {
+	noting, cancel := context.WithTimeout(ctx, noteTimeout)
+	defer cancel()
+	if err := t.note(noting, p); err != nil && ctx.Err() == nil {
 		t.log.DebugContext(ctx, "webhook_status does not show how far a task is", "error", err)
 	}
 	if say {

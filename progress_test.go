@@ -49,6 +49,19 @@ func TestTasksAreToldLessOftenTheLongerTheyTake(t *testing.T) {
 	})
 }
 
+func TestATaskDoesNotWaitForItsNoteForLong(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		teller := teller{said: map[string]time.Time{}, log: slog.New(slog.DiscardHandler),
+			note: func(ctx context.Context, _ webhook.Progress) error { <-ctx.Done(); return ctx.Err() }}
+		if teller.tell(ctx, webhook.Progress{Task: webhook.Reconciling}); ctx.Err() != nil {
+			t.Error("it waited for as long as it could")
+		}
+	})
+}
+
 // A backlog is told while it drains: how much waits, how fast it goes, how long still.
 func TestABacklogIsToldWhileItDrains(t *testing.T) {
 	t.Parallel()

@@ -27,7 +27,7 @@ const (
 // noteAndMake calls Config.Creating, and creates the slot only if that succeeds.
 func (s *Stream) noteAndMake(ctx context.Context, pg *pgconn.PgConn, makeSlot func(context.Context, *pgconn.PgConn) error) error {
 	if s.config.Creating != nil {
-		if err := s.config.Creating(ctx); err != nil {
+		if err := bounded(ctx, s.config.Creating); err != nil {
 			return err
 		}
 	}

@@ -104,7 +104,8 @@ func (s *Stream) start(ctx context.Context, pg *pgconn.PgConn, sieve *sieve) (*c
 	}
 	session.SlotCreated = created
 	if s.config.Start != nil {
-		if err := s.config.Start(ctx, session, flushed); err != nil {
+		start := func(ctx context.Context) error { return s.config.Start(ctx, session, flushed) }
+		if err := bounded(ctx, start); err != nil {
 			return nil, fmt.Errorf("find the start position: %w", err)
 		}
 	}
@@ -123,6 +124,14 @@ func (s *Stream) start(ctx context.Context, pg *pgconn.PgConn, sieve *sieve) (*c
 		return nil, err
 	}
 	return newConnection(s, pg, sieve, session), nil
+}
+
+// bounded calls what asks the database on another connection, for at most commandTimeout:
+// that one may lead to a server that is gone without a word, as after a failover.
+func bounded(ctx context.Context, call func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	return call(ctx)
 }
 
 const serverSQL = `SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('wal_level'),

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
@@ -310,5 +311,28 @@ func TestColumnsComeAndGo(t *testing.T) {
 	case <-r.done:
 		t.Errorf("Run ended: %v", r.error())
 	default:
+	}
+}
+
+// Both ask on connections of their own, of which one may be dead.
+func TestNoOtherConnectionIsWaitedForWithoutEnd(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	config, calls := d.config(), 0
+	within := func(ctx context.Context, what string) {
+		calls++
+		if end, bounded := ctx.Deadline(); !bounded || time.Until(end) > commandTimeout {
+			t.Errorf("%s may take until %v", what, end)
+		}
+	}
+	config.Creating = func(ctx context.Context) error { within(ctx, "Creating"); return nil }
+	config.Start = func(ctx context.Context, s *webhook.Session, flushed pglogrepl.LSN) error {
+		within(ctx, "Start")
+		return d.start(ctx, s, flushed)
+	}
+	r := start(t, config)
+	r.streaming(1)
+	if r.end(); calls != 2 {
+		t.Errorf("%d calls", calls)
 	}
 }

@@ -122,8 +122,11 @@ func (i *inserter) write(ctx context.Context, fence webhook.Fence, records []web
 // marker moves the position of an idle database. Deliveries to slow receivers are parked
 // meanwhile. It fails in another session, whose positions may mean something else.
 func (i *inserter) awaitConfirmed(ctx context.Context, session *webhook.Session) error {
-	lsn, err := i.store.InsertLSN(ctx)
-	if err != nil {
+	var lsn pglogrepl.LSN
+	if err := bounded(ctx, func(ctx context.Context) (err error) {
+		lsn, err = i.store.InsertLSN(ctx)
+		return err
+	}); err != nil {
 		return err
 	}
 	if err := i.recorder.writeMarker(ctx, i.heartbeat); err != nil {

@@ -109,8 +109,11 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 		return nil
 	}
 	if c := &r.comparison; c.from.IsZero() || c.cause != cause {
-		now, err := r.store.Now(ctx)
-		if err != nil {
+		var now time.Time
+		if err := bounded(ctx, func(ctx context.Context) (err error) {
+			now, err = r.store.Now(ctx)
+			return err
+		}); err != nil {
 			return err
 		}
 		start, from := r.span(fence.ReconcileFrom, now)

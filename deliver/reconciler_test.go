@@ -72,6 +72,18 @@ type owing struct {
 	perRow   time.Duration // of inserting
 	slower   int           // factor of perRow once half of the rows are in
 	slow     int           // transactions of more than half a second
+	silent   []string      // calls whose first answer does not come: the server's address is another's now
+}
+
+// hear waits for an answer, which comes unless the call is silent.
+func (o *owing) hear(ctx context.Context, call string) error {
+	i := slices.Index(o.silent, call)
+	if i < 0 {
+		return nil
+	}
+	o.silent = slices.Delete(o.silent, i, i+1)
+	<-ctx.Done()
+	return ctx.Err()
 }
 
 var (
@@ -82,7 +94,10 @@ var (
 )
 
 // Missing is Store's.
-func (o *owing) Missing(_ context.Context, from store.Position, _ uuid.UUID, limit int) (c store.Compared, err error) {
+func (o *owing) Missing(ctx context.Context, from store.Position, _ uuid.UUID, limit int) (c store.Compared, err error) {
+	if err := o.hear(ctx, "Missing"); err != nil {
+		return c, err
+	}
 	o.pages = append(o.pages, from)
 	if limit > o.most {
 		return c, fmt.Errorf("a page of %d: %w", limit, context.DeadlineExceeded)
@@ -107,6 +122,9 @@ func (o *owing) InsertMissing(ctx context.Context, _ webhook.Fence, records []we
 	if took > time.Second/2 {
 		o.slow++
 	}
+	if err := o.hear(ctx, "InsertMissing"); err != nil {
+		return 0, err
+	}
 	select {
 	case <-time.After(took):
 	case <-ctx.Done():
@@ -124,22 +142,29 @@ func (o *owing) InsertMissing(ctx context.Context, _ webhook.Fence, records []we
 }
 
 // Now is Store's.
-func (o *owing) Now(context.Context) (time.Time, error) { return time.Now(), nil }
+func (o *owing) Now(ctx context.Context) (time.Time, error) { return time.Now(), o.hear(ctx, "Now") }
 
 // InsertLSN is Store's.
-func (o *owing) InsertLSN(context.Context) (pglogrepl.LSN, error) {
+func (o *owing) InsertLSN(ctx context.Context) (pglogrepl.LSN, error) {
 	o.waits++
-	return 0, nil
+	return 0, o.hear(ctx, "InsertLSN")
 }
 
 // Mark is Store's.
-func (o *owing) Mark(context.Context, webhook.Fence, webhook.Mark) error { return nil }
+func (o *owing) Mark(ctx context.Context, _ webhook.Fence, _ webhook.Mark) error {
+	return o.hear(ctx, "Mark")
+}
 
 // AnyMissing is Store's.
-func (o *owing) AnyMissing(context.Context, time.Time, time.Time) (bool, error) { return false, nil }
+func (o *owing) AnyMissing(ctx context.Context, _, _ time.Time) (bool, error) {
+	return false, o.hear(ctx, "AnyMissing")
+}
 
 // Reconciled is Store's.
-func (o *owing) Reconciled(_ context.Context, fence webhook.Fence) (time.Time, error) {
+func (o *owing) Reconciled(ctx context.Context, fence webhook.Fence) (time.Time, error) {
+	if err := o.hear(ctx, "Reconciled"); err != nil {
+		return time.Time{}, err
+	}
 	o.done++
 	if o.unheard--; o.unheard >= 0 {
 		return time.Time{}, errors.New("the answer is lost")
@@ -214,6 +239,30 @@ func TestComparisonInsertsVeryManyRows(t *testing.T) {
 				}
 				if db.waits > 1+c.owed/50_000 {
 					t.Errorf("it waited %d times for the confirmed position", db.waits)
+				}
+			})
+		})
+	}
+}
+
+// A server that is gone without a word, as after a failover, may answer nothing for as long
+// as TCP tries. A comparison does not wait for that.
+func TestComparisonGoesOnWhereAnAnswerDoesNotCome(t *testing.T) {
+	t.Parallel()
+	for _, call := range []string{"Now", "Missing", "InsertLSN", "Mark", "InsertMissing", "AnyMissing", "Reconciled"} {
+		t.Run(call, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				db := &owing{owed: 10, most: comparePageMax, rows: map[uuid.UUID]bool{}, silent: []string{call}}
+				r := newReconciler(db)
+				ctx, stop := context.WithTimeout(t.Context(), 3*statementTimeout)
+				defer stop()
+				r.wake.Raise()
+				if err := r.run(ctx); err != nil || len(db.silent) > 0 {
+					t.Fatal(err, db.silent)
+				}
+				if db.done != 1 || len(db.rows) != db.owed {
+					t.Errorf("noted %d times as done, with %d rows, want %d", db.done, len(db.rows), db.owed)
 				}
 			})
 		})
