@@ -45,12 +45,13 @@ vulncheck: ## known vulnerabilities of what is called, in the binary and in Go; 
 release: ## everything that a release has, for VERSION: dist/
 	$(GO) run ./internal/release -version $(VERSION)
 
-release-check: ## make a release of one target twice, in two checkouts and with two caches: the same bytes. Needs a clean checkout
+release-check: ## make a release of the last commit twice, in two checkouts and with two caches: the same bytes, and complete
 	@folder="$$(mktemp -d)"; trap 'chmod -R u+w "$$folder"; rm -rf "$$folder"' EXIT; \
-	git clone -q . "$$folder/checkout" && \
-	$(GO) run ./internal/release -o "$$folder/one" -version $(VERSION) -targets linux/amd64 && \
-	cd "$$folder/checkout" && GOCACHE="$$folder/cache" $(GO) run ./internal/release -o "$$folder/two" -version $(VERSION) -targets linux/amd64 && \
-	diff "$$folder/one/SHA256SUMS" "$$folder/two/SHA256SUMS" && cat "$$folder/two/SHA256SUMS"
+	git clone -q . "$$folder/one" && git clone -q "$$folder/one" "$$folder/two" && \
+	( cd "$$folder/one" && $(GO) run ./internal/release -version $(VERSION) ) && \
+	( cd "$$folder/two" && $(GO) run ./internal/release -version $(VERSION) -cache "$$folder/cache" ) && \
+	diff "$$folder/one/dist/SHA256SUMS" "$$folder/two/dist/SHA256SUMS" && cat "$$folder/two/dist/SHA256SUMS" && \
+	WALHOOK_TEST_RELEASE="$$folder/two/dist" $(GO) test -count=1 -run '^TestTheRelease$$' ./internal/release
 
 image-check: ## build the image with what is on this machine, look into it, and deliver with it; without a Docker engine it says so
 	@.ci/image

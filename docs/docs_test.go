@@ -22,7 +22,7 @@ import (
 
 // pages are those that people read, in the order in which they read them.
 var pages = []string{
-	"README.md", "docs/sending.md", "examples/nextjs/README.md", "docs/from-fabrk.md", "docs/orms.md", "docs/configuration.md", "docs/operations.md", "docs/deploying.md", "docs/endpoints.md", "docs/page.md", "docs/status.md", "docs/upgrades.md", "docs/settings-page.md", "docs/questions.md", "docs/managed.md",
+	"README.md", "docs/sending.md", "examples/nextjs/README.md", "docs/from-fabrk.md", "docs/orms.md", "docs/configuration.md", "docs/operations.md", "docs/deploying.md", "docs/commands.md", "docs/endpoints.md", "docs/page.md", "docs/status.md", "docs/upgrades.md", "docs/settings-page.md", "docs/questions.md", "docs/managed.md",
 	"docs/guarantees.md", "docs/faults.md",
 	"docs/design.md", "docs/performance.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md",
 }

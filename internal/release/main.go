@@ -1,8 +1,8 @@
 // Command release makes what a release has, in a folder:
 //
 //	walhook-linux-amd64 …   static binaries
-//	….cdx.json              a software bill of materials for each, in CycloneDX
-//	walhook.md              what `walhook --help` and that of each command say
+//	….cdx.json              a software bill of materials for each, in CycloneDX, with licences
+//	walhook.md              docs/commands.md: what `walhook --help` says
 //	THIRD_PARTY_NOTICES     the licences of everything that is in the binaries
 //	SHA256SUMS              of all of them, for `sha256sum -c`
 //
@@ -21,7 +21,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 )
 
@@ -33,161 +32,101 @@ func main() {
 	r := release{}
 	flag.StringVar(&r.folder, "o", "dist", "folder, which is emptied first")
 	flag.StringVar(&r.version, "version", "dev", "what `walhook version` says")
-	targets := flag.String("targets", "linux/amd64,linux/arm64,darwin/amd64,darwin/arm64", "operating systems and architectures")
+	flag.StringVar(&r.cache, "cache", "", "build cache of the binaries; empty: the usual one")
 	flag.Parse()
-	r.targets = strings.Split(*targets, ",")
 	if err := r.make(context.Background()); err != nil {
 		log.Fatal("release: ", err)
 	}
 }
 
+// targets are operating systems with architectures.
+var targets = []string{"linux/amd64", "linux/arm64", "darwin/amd64", "darwin/arm64"}
+
 // A release is made from the module in the working directory.
-type release struct {
-	folder, version string
-	targets         []string // GOOS/GOARCH
-}
+type release struct{ folder, version, cache string }
 
 func (r *release) make(ctx context.Context) error {
 	if err := errors.Join(os.RemoveAll(r.folder), os.MkdirAll(r.folder, 0o755)); err != nil {
 		return err
 	}
-	modules := map[module]bool{}
-	for _, target := range r.targets {
-		env, name, err := r.target(target)
-		if err != nil {
-			return err
-		}
-		if err := r.binary(ctx, env, name); err != nil {
-			return err
-		}
-		if err := r.sbom(ctx, name); err != nil {
-			return err
-		}
-		if err := addModules(ctx, env, modules); err != nil {
-			return err
-		}
-	}
-	if err := r.notices(ctx, modules); err != nil {
+	contents, err := standard(ctx, r.version)
+	if err != nil {
 		return err
 	}
-	if err := r.help(ctx); err != nil {
+	for _, target := range targets {
+		if err := r.target(ctx, target, contents); err != nil {
+			return err
+		}
+	}
+	if err := r.notices(contents); err != nil {
 		return err
 	}
-	return r.sums()
-}
-
-// target returns the environment that builds for a target, and the binary's name.
-func (r *release) target(target string) (env []string, name string, err error) {
-	system, architecture, ok := strings.Cut(target, "/")
-	if !ok {
-		return nil, "", fmt.Errorf("%q is no target: want GOOS/GOARCH, such as linux/amd64", target)
+	help, err := os.ReadFile("docs/commands.md")
+	if err != nil {
+		return err
 	}
-	return []string{"CGO_ENABLED=0", "GOOS=" + system, "GOARCH=" + architecture}, "walhook-" + system + "-" + architecture, nil
+	return errors.Join(r.write("walhook.md", help), r.sums())
 }
 
-// binary builds one.
-func (r *release) binary(ctx context.Context, env []string, name string) error {
-	_, err := output(ctx, env, "go", "build", "-trimpath", "-ldflags", "-s -w -X main.version="+r.version, "-o", filepath.Join(r.folder, name), ".")
-	return err
+// target makes what there is for each target, and adds the modules of the binary to contents.
+func (r *release) target(ctx context.Context, target string, contents modules) error {
+	system, architecture, _ := strings.Cut(target, "/")
+	env, name := []string{"CGO_ENABLED=0", "GOOS=" + system, "GOARCH=" + architecture}, "walhook-"+system+"-"+architecture
+	if r.cache != "" {
+		env = append(env, "GOCACHE="+r.cache)
+	}
+	if _, err := output(ctx, env, "go", "build", "-trimpath", "-ldflags", "-s -w -X main.version="+r.version, "-o", filepath.Join(r.folder, name), "."); err != nil {
+		return err
+	}
+	if err := contents.add(ctx, env); err != nil {
+		return err
+	}
+	return r.sbom(ctx, name, contents)
 }
 
-// sbom describes a binary by what the linker has written into it. The time of this run, and
-// the hashes of the tool's own binary, would make each run's bytes others.
-func (r *release) sbom(ctx context.Context, name string) error {
+// sbom describes a binary by what the linker has written into it, and adds the licences. The time
+// of this run, and the hashes of the tool's own binary, would make each run's bytes others.
+func (r *release) sbom(ctx context.Context, name string, contents modules) error {
 	said, err := output(ctx, nil, "go", "run", sbomTool, "bin", "-json", "-std", "-noserial", "-version", r.version, filepath.Join(r.folder, name))
 	if err != nil {
 		return err
 	}
-	var bom map[string]any
-	if err := json.Unmarshal(said, &bom); err != nil {
+	var bom struct {
+		Schema       string           `json:"$schema"`
+		Format       string           `json:"bomFormat"`
+		Spec         string           `json:"specVersion"`
+		Version      int              `json:"version"`
+		Metadata     map[string]any   `json:"metadata"`
+		Components   []map[string]any `json:"components"`
+		Dependencies any              `json:"dependencies"`
+		Compositions any              `json:"compositions"`
+	}
+	decoder := json.NewDecoder(bytes.NewReader(said))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&bom); err != nil {
 		return fmt.Errorf("read the SBOM of %s: %w", name, err)
 	}
-	metadata, ok := bom["metadata"].(map[string]any)
+	delete(bom.Metadata, "timestamp")
+	delete(bom.Metadata, "tools")
+	main, ok := bom.Metadata["component"].(map[string]any)
 	if !ok {
-		return fmt.Errorf("the SBOM of %s has no metadata", name)
+		return fmt.Errorf("the SBOM of %s does not name it", name)
 	}
-	delete(metadata, "timestamp")
-	delete(metadata, "tools")
+	for _, component := range append(bom.Components, main) {
+		of := fmt.Sprint(component["name"], " ", component["version"])
+		m, known := contents[of]
+		if !known {
+			return fmt.Errorf("the SBOM of %s names %s, and `go list` does not", name, of)
+		}
+		if component["licenses"], err = m.spdx(); err != nil {
+			return err
+		}
+	}
 	text, err := json.MarshalIndent(bom, "", "  ")
 	if err != nil {
 		return err
 	}
 	return r.write(name+".cdx.json", append(text, '\n'))
-}
-
-// A module is one whose packages are in a binary.
-type module struct{ path, version, folder string }
-
-func addModules(ctx context.Context, env []string, modules map[module]bool) error {
-	said, err := output(ctx, env, "go", "list", "-deps", "-f", "{{with .Module}}{{if not .Main}}{{.Path}} {{.Version}} {{.Dir}}{{end}}{{end}}", ".")
-	if err != nil {
-		return err
-	}
-	for line := range strings.Lines(string(said)) {
-		if f := strings.Fields(line); len(f) == 3 {
-			modules[module{f[0], f[1], f[2]}] = true
-		}
-	}
-	return nil
-}
-
-// notices collects the licences of Go and of all modules. One without is an error: nobody may
-// pass it on.
-func (r *release) notices(ctx context.Context, modules map[module]bool) error {
-	said, err := output(ctx, nil, "go", "env", "GOROOT", "GOVERSION")
-	if err != nil {
-		return err
-	}
-	root, version, _ := strings.Cut(strings.TrimSpace(string(said)), "\n")
-	all := []module{{"Go and its standard library", version, root}}
-	for m := range modules {
-		all = append(all, m)
-	}
-	slices.SortFunc(all[1:], func(a, b module) int { return strings.Compare(a.path+" "+a.version, b.path+" "+b.version) })
-	var text bytes.Buffer
-	fmt.Fprint(&text, "walhook's binaries contain the following software.\n")
-	for _, m := range all {
-		licences, err := m.licences()
-		if err != nil {
-			return err
-		}
-		for _, name := range licences {
-			content, err := os.ReadFile(name)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(&text, "\n%s\n%s %s: %s\n\n%s\n", strings.Repeat("=", 80), m.path, m.version, filepath.Base(name), bytes.TrimSpace(content))
-		}
-	}
-	return r.write("THIRD_PARTY_NOTICES", text.Bytes())
-}
-
-// licences returns the files at a module's top that have to be passed on.
-func (m module) licences() ([]string, error) {
-	entries, err := os.ReadDir(m.folder)
-	if err != nil {
-		return nil, err
-	}
-	var found []string
-	for _, e := range entries {
-		name, _, _ := strings.Cut(strings.ToUpper(e.Name()), ".")
-		if e.Type().IsRegular() && slices.Contains([]string{"LICENSE", "LICENCE", "COPYING", "NOTICE", "LICENSE-MIT", "LICENSE-APACHE"}, name) {
-			found = append(found, filepath.Join(m.folder, e.Name()))
-		}
-	}
-	if len(found) == 0 {
-		return nil, fmt.Errorf("%s %s has no licence in %s", m.path, m.version, m.folder)
-	}
-	return found, nil
-}
-
-// help has each command say its usage.
-func (r *release) help(ctx context.Context) error {
-	usage, err := output(ctx, nil, "go", "run", ".", "help")
-	if err != nil {
-		return err
-	}
-	return r.write("walhook.md", fmt.Appendf(nil, "# walhook %s\n\n```\n%s```\n", r.version, usage))
 }
 
 // sums writes the checksums of all files.
