@@ -173,7 +173,14 @@ func (s *Status) tablesRow() []words {
 }
 
 func (s *Status) troubledRows(p *screen, now time.Time) {
-	troubled := slices.Concat(s.Failing, s.Stopped)
+	var troubled []Failing
+	for _, forAll := range []bool{true, false} { // nobody else tells of an operators' endpoint
+		for _, f := range slices.Concat(s.Failing, s.Stopped) {
+			if f.ForAll == forAll {
+				troubled = append(troubled, f)
+			}
+		}
+	}
 	if len(troubled) == 0 {
 		return
 	}
@@ -203,7 +210,13 @@ func (s *Status) troubledRows(p *screen, now time.Time) {
 		}
 		p.line(plain("        %s  %s%s", f.URL, whose, terminal.Printable(f.Error)))
 	}
-	if more := s.FailingMore + int64(max(len(s.Failing)-shown, 0)); more > 0 {
+	more := s.FailingMore
+	for _, f := range troubled[min(shown, len(troubled)):] {
+		if f.State == "open" || f.State == "failing" {
+			more++
+		}
+	}
+	if more > 0 {
 		p.line(plain("and %s more: SELECT * FROM webhook_endpoint_failures ORDER BY 2", terminal.Number(more)))
 	}
 }

@@ -194,6 +194,10 @@ tables     schema version 8, partitions for 14 days ahead
 		"\n        https://ops.example.com  for operators: answered 503\n": func(s *status.Status) {
 			s.Failing = []status.Failing{{Endpoint: "44444444-4444-4444-8444-444444444444", Organization: "ops", ForAll: true, URL: "https://ops.example.com", State: "open", Error: "answered 503"}}
 		},
+		"\ndisabled               0  44444444-4444-4444-8444-444444444444  ops\n": func(s *status.Status) { // whatever fails beside it
+			s.Failing = burning.Failing
+			s.Stopped = []status.Failing{{Endpoint: "44444444-4444-4444-8444-444444444444", Organization: "ops", ForAll: true, URL: "https://ops.example.com", State: "disabled"}}
+		},
 	} {
 		s := well
 		change(&s)
