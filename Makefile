@@ -19,8 +19,9 @@ demo: ## show it all, on a throwaway PostgreSQL: needs nothing but Go and a sour
 build: ## a static binary: bin/walhook
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/walhook .
 
-test: ## all tests, with the race detector; each has a real PostgreSQL
+test: ## all tests, with the race detector; each has a real PostgreSQL. Then the simulations at full size, without it
 	$(GO) test -race -shuffle=on ./...
+	$(GO) test -shuffle=on ./deliver ./deliver/schedule
 
 test-pg: ## the tests that speak to PostgreSQL, with another major version of it: make test-pg PG=17 (14 to 18)
 	WALHOOK_TEST_POSTGRES_VERSION=$(or $(PG),$(error say which: make test-pg PG=17)) $(GO) test . ./cdc ./outbox ./internal/store ./internal/admin

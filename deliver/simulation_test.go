@@ -32,7 +32,7 @@ import (
 
 var (
 	simSeed = flag.Uint64("sim.seed", 0, "replay this seed of the simulation, and log each step")
-	simRuns = flag.Int("sim.runs", 0, "how many random seeds the simulation runs for each value of ParkAfter; 0: seeds from 1 on, for ten seconds")
+	simRuns = flag.Int("sim.runs", 0, "how many random seeds the simulation runs for each value of ParkAfter; 0: seeds from 1 on, for ten seconds, or three with the race detector")
 )
 
 var parkAfters = map[string]time.Duration{"park=500ms": 500 * time.Millisecond, "park=0": 0}
@@ -48,7 +48,7 @@ func TestSimulation(t *testing.T) {
 				return
 			}
 			runs, steps := 0, 0
-			for begun := time.Now(); !t.Failed() && (*simRuns > runs || *simRuns == 0 && time.Since(begun) < 10*time.Second); runs++ {
+			for begun := time.Now(); !t.Failed() && (*simRuns > runs || *simRuns == 0 && time.Since(begun) < simulated); runs++ {
 				seed := uint64(runs + 1) // the same in every run of the tests
 				if *simRuns > 0 {
 					seed = 1 + rand.Uint64N(math.MaxUint64)

@@ -50,7 +50,7 @@ func TestFaults(t *testing.T) {
 		"thousands of endpoints do not storm a proxy that is away": func(t *testing.T) {
 			h := newHouse(t, usual)
 			var endpoints []uuid.UUID
-			for range 2000 {
+			for range thousands {
 				endpoints = append(endpoints, h.open(outageOf(10*time.Millisecond)))
 			}
 			h.event(endpoints...)

@@ -1,0 +1,7 @@
+//go:build !race
+
+package deliver
+
+import "time"
+
+const simulated = 10 * time.Second
