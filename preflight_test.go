@@ -106,6 +106,46 @@ func TestAFirstRunThatCannotGoOnMakesNothing(t *testing.T) {
 	}
 }
 
+// An application's own tables may have walhook's names. run, init and doctor say the same, and
+// make nothing beside them.
+func TestWhatHasOurNames(t *testing.T) {
+	t.Parallel()
+	for what, c := range map[string]struct {
+		new         func(testing.TB) *pgtest.DB
+		prepare, it string
+	}{
+		"a table":               {pgtest.Empty, `CREATE TABLE webhook_endpoints (id int)`, "webhook_endpoints"},
+		"an outbox":             {pgtest.Empty, `CREATE TABLE webhook_outbox (id int)`, "webhook_outbox"},
+		"a partitioned one":     {pgtest.Empty, `CREATE TABLE webhook_outbox (id uuid) PARTITION BY RANGE (id)`, "webhook_outbox"},
+		"a view":                {pgtest.Empty, `CREATE VIEW webhook_status AS SELECT 1 AS a`, "webhook_status"},
+		"a column that is gone": {pgtest.New, `ALTER TABLE webhook_outbox RENAME COLUMN payload TO body`, "webhook_outbox"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			db := c.new(t)
+			do(t, db.Pool, c.prepare)
+			const count = `SELECT count(*) FROM pg_class WHERE relname LIKE 'webhook%'`
+			var before, after int
+			if err := db.Pool.QueryRow(t.Context(), count).Scan(&before); err != nil {
+				t.Fatal(err)
+			}
+			cfg, log := load(t, "WALHOOK_DATABASE_URL="+db.URL, "WALHOOK_SLOT="+db.Slot), slog.New(slog.DiscardHandler)
+			for name, err := range map[string]error{
+				"run":    run(t.Context(), cfg, log),
+				"init":   initialize(t.Context(), cfg, initOptions{}, io.Discard, log),
+				"doctor": doctor(t.Context(), cfg, io.Discard),
+			} {
+				if want := "tables: " + c.it + " in schema public is not walhook's"; exitCode(err) != exitNotPrepared || !strings.Contains(err.Error(), want) {
+					t.Errorf("%s: exit code %d, %v; want %q", name, exitCode(err), err, want)
+				}
+			}
+			if err := db.Pool.QueryRow(t.Context(), count).Scan(&after); err != nil || after != before {
+				t.Errorf("%d things of walhook's names, before %d, %v", after, before, err)
+			}
+		})
+	}
+}
+
 func do(t *testing.T, pool *pgxpool.Pool, sql string) {
 	t.Helper()
 	if _, err := pool.Exec(t.Context(), sql); err != nil {

@@ -77,6 +77,7 @@ type facts struct {
 	applyAs                string // the role as which a superuser applies the schema; "": its own
 	installed              int    // schema version; 0: not installed
 	made                   []madeObject
+	taken                  string // what has a name of walhook's, and keeps the schema from being applied; "": nothing
 	publication            publicationFacts
 	slot                   slotFacts
 	others                 []otherSlot
@@ -187,6 +188,9 @@ func (f *facts) tables(want Intent) Check {
 			"set WALHOOK_SCHEMA to the schema that walhook's tables are or will be in, or GRANT CREATE, USAGE ON SCHEMA %s TO %s", f.schema, f.user)
 	case !f.createSchema:
 		return fail(ErrNotPrepared, name, f.user+" may not create "+in, "GRANT CREATE, USAGE ON SCHEMA %s TO %s", f.schema, f.user)
+	case f.taken != "":
+		return fail(ErrNotPrepared, name, f.taken+" "+in+" is not walhook's, or has lost columns",
+			"rename it (ALTER TABLE %s RENAME TO another_name), or give walhook a schema of its own with WALHOOK_SCHEMA", f.taken)
 	case f.installed == 0:
 		return good(name, "none yet; walhook will create them "+in)
 	}

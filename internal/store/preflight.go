@@ -44,6 +44,32 @@ FROM me CROSS JOIN (
     WHERE n.nspname = pg_catalog.current_schema() AND p.proname::text = ANY (@functions::text[]) AND p.proowner IN (SELECT made.owner FROM made)
 ) AS o`
 
+// Whether the webhook_outbox that is there can be walhook's. The schema is applied in one
+// transaction and never adds these columns, so without them, or without any outbox, what has
+// walhook's names is somebody else's.
+const selectOutbox = `
+SELECT c.relkind::text = 'p' AND NOT EXISTS (
+    SELECT FROM pg_catalog.unnest(@columns::text[]) AS name
+    WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname::text = name AND a.attnum > 0 AND NOT a.attisdropped))
+FROM pg_catalog.pg_class AS c WHERE c.oid = pg_catalog.to_regclass('webhook_outbox')::oid`
+
+// readTaken reads what keeps the schema from being applied: an object with one of its names.
+func (s *Store) readTaken(ctx context.Context, f *facts) error {
+	var ours bool
+	err := s.pool.QueryRow(ctx, selectOutbox, pgx.NamedArgs{"columns": requiredColumns}).Scan(&ours)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		if f.installed == 0 && len(f.made) > 0 {
+			f.taken = f.made[0].name
+		}
+	case err != nil:
+		return fmt.Errorf("read the columns of webhook_outbox: %w", err)
+	case !ours:
+		f.taken = "webhook_outbox"
+	}
+	return nil
+}
+
 // What the publication includes: all tables, our outbox, others. Schemas (PostgreSQL 15) are
 // found as their tables.
 const selectPublication = `
@@ -119,6 +145,9 @@ func (s *Store) Preflight(ctx context.Context, want Intent) ([]Check, error) {
 		if err := s.readState(ctx, &f); err != nil {
 			return nil, err
 		}
+	}
+	if err := s.readTaken(ctx, &f); err != nil {
+		return nil, err
 	}
 	return assess(&f, s.slot, want), nil
 }
