@@ -67,8 +67,36 @@ func (s *Scheduler) Verify(now time.Time) error {
 	if found != counted {
 		return fmt.Errorf("counted %+v, found %+v", counted, found)
 	}
+	if err := s.verifyPending(); err != nil {
+		return err
+	}
 	if n := s.unwritten() + s.aside; n > len(s.deliveries) {
 		return fmt.Errorf("%d deliveries are to be written, or wait aside, and %d are in memory", n, len(s.deliveries))
+	}
+	return nil
+}
+
+// verifyPending compares what keeps transactions from being confirmed with the deliveries that
+// wait to be written.
+func (s *Scheduler) verifyPending() error {
+	enlisted, pending := 0, map[*transaction]int{}
+	for _, d := range s.deliveries {
+		enlisted += one(d.enlisted)
+		if d.tx != nil && d.tx.generation == s.ledger.generation {
+			pending[d.tx]++
+		}
+	}
+	if enlisted != s.unwritten() {
+		return fmt.Errorf("%d deliveries are enlisted, and %d wait for the recorder", enlisted, s.unwritten())
+	}
+	for _, t := range s.ledger.transactions {
+		if n := pending[t]; n > t.pending || n < t.pending && !s.stopping { // a stop gives up what is still to come
+			return fmt.Errorf("a transaction that ends at %s counts %d deliveries without a row, and has %d", t.end.lsn, t.pending, n)
+		}
+		delete(pending, t)
+	}
+	for t, n := range pending {
+		return fmt.Errorf("a transaction that ends at %s is recorded, and has %d deliveries without a row", t.end.lsn, n)
 	}
 	return nil
 }
