@@ -67,8 +67,7 @@ func (e *Engine) attempt(ctx context.Context, d *schedule.Delivery) *schedule.De
 		e.cutOff.Add(1)
 		e.scheduler.Unsent(d, now)
 		return nil
-	case !completed && ctx.Err() != nil: // the process is being killed
-		e.scheduler.Abandon(d, now)
+	case !completed && ctx.Err() != nil: // the process is being killed, and nobody waits for the permit
 		return nil
 	case !completed: // the right to send was lost: no receiver can have acted on it
 		e.scheduler.Unsent(d, now)

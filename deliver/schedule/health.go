@@ -110,8 +110,10 @@ func (s *Scheduler) takeHealth() []webhook.EndpointHealth {
 	return health
 }
 
-// returnHealth gives back what could not be recorded. Newer reports win.
-func (s *Scheduler) returnHealth(health []webhook.EndpointHealth, now time.Time) {
+// ReturnHealth gives back what could not be recorded. Newer reports win.
+func (s *Scheduler) ReturnHealth(health []webhook.EndpointHealth, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, h := range health {
 		l := s.lane(h.EndpointID, now)
 		if l.unreported == nil {
@@ -145,11 +147,4 @@ func (s *Scheduler) TakeHealth() []webhook.EndpointHealth {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.takeHealth()
-}
-
-// ReturnHealth gives back health that could not be recorded. Newer reports win.
-func (s *Scheduler) ReturnHealth(health []webhook.EndpointHealth, now time.Time) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.returnHealth(health, now)
 }

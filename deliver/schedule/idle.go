@@ -16,9 +16,11 @@ const (
 	maxIdleLanes = 8192
 )
 
-// dropIdle drops lanes that have been idle for laneMemory. A lane that only has rows
-// waiting in the table drops its endpoint.
-func (s *Scheduler) dropIdle(now time.Time) {
+// DropIdle drops lanes that have been idle for laneMemory, a few at a time. A lane that only
+// has rows waiting in the table drops its endpoint.
+func (s *Scheduler) DropIdle(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	looked := 0
 	for _, l := range s.lanes {
 		switch {
@@ -40,11 +42,4 @@ func (s *Scheduler) drop(l *lane) {
 	}
 	s.changeBreaker(l, func(b *breaker) { *b = breaker{} })
 	s.unshut(l)
-}
-
-// DropIdle drops lanes that have been idle for a while, a few at a time.
-func (s *Scheduler) DropIdle(now time.Time) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.dropIdle(now)
 }

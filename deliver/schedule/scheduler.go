@@ -243,14 +243,6 @@ func (s *Scheduler) Unsent(d *Delivery, now time.Time) {
 	s.reconsiderTouched(now)
 }
 
-// Abandon returns the permit of an attempt that the end of the process cut off. It has
-// no outcome.
-func (s *Scheduler) Abandon(d *Delivery, now time.Time) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.release(d, &webhook.Attempt{}, now)
-}
-
 // InMemory adds the deliveries that are in memory to known.
 func (s *Scheduler) InMemory(ids []uuid.UUID, known map[uuid.UUID]bool) {
 	s.mu.Lock()

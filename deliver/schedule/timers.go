@@ -23,8 +23,10 @@ const (
 	pausedAgain = staleAfter - holdAgain
 )
 
-// tick does what is due and returns when to call it again.
-func (s *Scheduler) tick(now time.Time) time.Duration {
+// Tick does what is due and returns when to call it again.
+func (s *Scheduler) Tick(now time.Time) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.parkOverdue(now)
 	for len(s.timed) > 0 && !s.timed[0].touchAt.After(now) {
 		l := heap.Pop(&s.timed).(*lane)
@@ -85,11 +87,4 @@ func (p *timedLanes) Pop() any {
 	*p = (*p)[:last]
 	l.touchAt = time.Time{}
 	return l
-}
-
-// Tick does what is due and returns when to call it again.
-func (s *Scheduler) Tick(now time.Time) time.Duration {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.tick(now)
 }
