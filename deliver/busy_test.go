@@ -96,3 +96,56 @@ func TestLoopsThatAreNeverIdleDoWhatTimeBrings(t *testing.T) {
 		}
 	})
 }
+
+// An overloadedDatabase answers each statement just in time.
+type overloadedDatabase struct{ busyDatabase }
+
+func justInTime() { time.Sleep(statementTimeout - time.Second) }
+
+// NewlyDue is Store's.
+func (*overloadedDatabase) NewlyDue(context.Context, time.Time) ([]uuid.UUID, time.Time, bool, error) {
+	justInTime()
+	return []uuid.UUID{busyEndpoint(0)}, time.Now(), true, nil
+}
+
+// Waiting is Store's.
+func (*overloadedDatabase) Waiting(context.Context, uuid.UUID, int) ([]webhook.Waiting, error) {
+	justInTime()
+	return []webhook.Waiting{{EndpointID: busyEndpoint(0), Enabled: true}}, nil
+}
+
+// Due is Store's.
+func (*overloadedDatabase) Due(context.Context, []webhook.Page, func(*webhook.Due)) error {
+	justInTime()
+	return nil
+}
+
+// ClaimVisible is Store's.
+func (*overloadedDatabase) ClaimVisible(context.Context, webhook.Fence) (bool, error) {
+	justInTime()
+	return false, nil
+}
+
+func TestALoopWhoseDatabaseIsSlowIsNotStuck(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		e := New(Config{Limits: small, Store: &overloadedDatabase{}, Sender: targets, Log: slog.New(slog.DiscardHandler)})
+		fence := webhook.Fence{Epoch: 1, ClaimXID: "7"}
+		e.scheduler.BeginSession(&webhook.Session{}, fence, 0, time.Now())
+		e.retrier.claims.sessionClaimed(fence)
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- e.Run(ctx, make(emptyStream)) }()
+		synctest.Wait()
+		for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Second) {
+			if err := e.Alive(); err != nil {
+				t.Error(err)
+				break
+			}
+		}
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -19,8 +19,9 @@ type claimStore interface {
 type claims struct {
 	scheduler *schedule.Scheduler
 	store     claimStore
-	compare   func()    // starts a comparison of outbox and deliveries
-	asked     time.Time // the last check whether the claim is visible
+	heartbeat *heartbeat // the retrier's
+	compare   func()     // starts a comparison of outbox and deliveries
+	asked     time.Time  // the last check whether the claim is visible
 
 	mu      sync.Mutex    // guards the rest, which the fan-out sets
 	claim   webhook.Fence // of the session that claimed last
@@ -58,7 +59,7 @@ func (c *claims) compareWhenVisible(ctx context.Context) error {
 		return nil
 	}
 	c.asked = time.Now()
-	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	ctx, cancel := c.heartbeat.statement(ctx)
 	defer cancel()
 	visible, err := c.store.ClaimVisible(ctx, fence)
 	if err != nil {

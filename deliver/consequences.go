@@ -151,9 +151,8 @@ func (d *deferred) write(ctx context.Context, all []store.Consequence) (kept int
 	for tries := 0; len(all) > 0 && tries < maxConsequenceTries; tries++ {
 		c := all[0]
 		all = all[1:]
-		d.heartbeat.beat()
 		var rest []store.Consequence
-		err := bounded(ctx, func(ctx context.Context) (err error) {
+		err := d.heartbeat.bounded(ctx, func(ctx context.Context) (err error) {
 			rest, err = d.store.WriteConsequence(ctx, fence, c)
 			return err
 		})

@@ -72,7 +72,7 @@ func (d *directory) lookUpPage(ctx context.Context) {
 	if len(wanted) == 0 {
 		return
 	}
-	attempt, cancel := context.WithTimeout(ctx, statementTimeout)
+	attempt, cancel := d.heartbeat.statement(ctx)
 	asOf := time.Now()
 	err := d.lookUp(attempt, wanted)
 	cancel()

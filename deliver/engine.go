@@ -101,11 +101,11 @@ func New(c Config) *Engine {
 
 func newEngine(c Config, s *schedule.Scheduler) *Engine {
 	e := &Engine{scheduler: s, send: c.Sender.Send, observe: c.Observe, log: c.Log, timeout: c.Timeout, stopped: make(chan struct{})}
-	recording, reconciling := e.newHeartbeat("recorder"), newHeartbeat("reconciler")
+	recording, fetching, reconciling := e.newHeartbeat("recorder"), e.newHeartbeat("retrier"), newHeartbeat("reconciler")
 	e.recorder = &recorder{store: c.Store, lock: newWriterLock(), writer: writer{scheduler: s, heartbeat: recording, log: c.Log,
 		deferred: deferred{scheduler: s, store: c.Store, heartbeat: recording, log: c.Log}}}
-	e.retrier = &retrier{scheduler: s, store: c.Store, heartbeat: e.newHeartbeat("retrier"), log: c.Log, notVisible: map[uuid.UUID]bool{},
-		claims: &claims{scheduler: s, store: c.Store}}
+	e.retrier = &retrier{scheduler: s, store: c.Store, heartbeat: fetching, log: c.Log, notVisible: map[uuid.UUID]bool{},
+		claims: &claims{scheduler: s, store: c.Store, heartbeat: fetching}}
 	e.finder = &finder{scheduler: s, store: c.Store, heartbeat: e.newHeartbeat("finder"), log: c.Log, changeHint: s.ToScan}
 	e.directory = &directory{scheduler: s, store: c.Store, sender: c.Sender, heartbeat: e.newHeartbeat("directory"), log: c.Log,
 		faults: faultLog{c.Log, map[webhook.OwnFault]time.Time{}}, endpoints: endpointLog{log: c.Log}}

@@ -198,8 +198,7 @@ const maxLookUp = 1000
 // sent twice.
 func (f *fanOut) lookUp(ctx context.Context, ids []uuid.UUID, known map[uuid.UUID]bool) error {
 	for warned, begun := false, time.Now(); ; {
-		f.heartbeat.beat()
-		attempt, cancel := context.WithTimeout(ctx, statementTimeout)
+		attempt, cancel := f.heartbeat.statement(ctx)
 		err := f.store.Existing(attempt, ids, known)
 		cancel()
 		if err == nil || ctx.Err() != nil {
@@ -252,8 +251,7 @@ func (f *fanOut) begin(ctx context.Context, s *webhook.Session) error {
 func (f *fanOut) acquire(ctx context.Context, s *webhook.Session, marker uint64) (webhook.Fence, error) {
 	defer f.failure.clear()
 	for warned, begun := false, time.Now(); ; {
-		f.heartbeat.beat()
-		attempt, cancel := context.WithTimeout(ctx, statementTimeout)
+		attempt, cancel := f.heartbeat.statement(ctx)
 		asked := time.Now()
 		fence, err := f.store.Acquire(attempt, f.holder, s, marker)
 		cancel()

@@ -115,7 +115,7 @@ func (f *finder) pollDue() bool { return time.Since(f.polled) >= pollEvery/2 }
 
 // poll asks for rows that have become due since the last poll.
 func (f *finder) poll(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	ctx, cancel := f.heartbeat.statement(ctx)
 	defer cancel()
 	if f.since.IsZero() {
 		now, err := f.store.Now(ctx)
@@ -146,8 +146,7 @@ func (f *finder) scanDue() bool {
 }
 
 func (f *finder) readPage(ctx context.Context) error {
-	f.heartbeat.beat()
-	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	ctx, cancel := f.heartbeat.statement(ctx)
 	defer cancel()
 	found, err := f.store.Waiting(ctx, f.cursor, scanPage)
 	if err != nil {

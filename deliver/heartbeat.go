@@ -9,9 +9,14 @@ import (
 	"github.com/walhook/walhook/deliver/schedule"
 )
 
-// wedgedAfter is how long a loop may go without a heartbeat. Every statement and
-// every wait in a loop is shorter, so a loop that is silent for longer is stuck.
-const wedgedAfter = 12 * time.Second
+const (
+	// wedgedAfter is how long a loop may go without a heartbeat. Every statement and
+	// every wait in a loop is shorter, so a loop that is silent for longer is stuck.
+	wedgedAfter = 12 * time.Second
+
+	// statementTimeout bounds every statement.
+	statementTimeout = 8 * time.Second
+)
 
 // A heartbeat shows that a loop makes progress. A loop beats while it waits, too.
 type heartbeat struct {
@@ -65,6 +70,19 @@ func (h *heartbeat) sleep(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	return h.wait(ctx, timer.C, nil, nil) != stopped
+}
+
+// statement beats, and returns the context of a statement.
+func (h *heartbeat) statement(ctx context.Context) (context.Context, context.CancelFunc) {
+	h.beat()
+	return context.WithTimeout(ctx, statementTimeout)
+}
+
+// bounded beats, and runs a statement.
+func (h *heartbeat) bounded(ctx context.Context, statement func(context.Context) error) error {
+	ctx, cancel := h.statement(ctx)
+	defer cancel()
+	return statement(ctx)
 }
 
 func (h *heartbeat) beat() {

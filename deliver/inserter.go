@@ -95,7 +95,7 @@ func (i *inserter) write(ctx context.Context, fence webhook.Fence, records []web
 			part[n].Wait = i.scheduler.PendingWait(part[n].ID)
 		}
 		began := time.Now()
-		err := bounded(ctx, func(ctx context.Context) error {
+		err := i.heartbeat.bounded(ctx, func(ctx context.Context) error {
 			n, err := i.store.InsertMissing(ctx, fence, part)
 			i.inserted += n
 			i.scheduler.InsertedMissing(n)
@@ -123,7 +123,7 @@ func (i *inserter) write(ctx context.Context, fence webhook.Fence, records []web
 // meanwhile. It fails in another session, whose positions may mean something else.
 func (i *inserter) awaitConfirmed(ctx context.Context, session *webhook.Session) error {
 	var lsn pglogrepl.LSN
-	if err := bounded(ctx, func(ctx context.Context) (err error) {
+	if err := i.heartbeat.bounded(ctx, func(ctx context.Context) (err error) {
 		lsn, err = i.store.InsertLSN(ctx)
 		return err
 	}); err != nil {

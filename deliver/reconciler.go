@@ -110,7 +110,7 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 	}
 	if c := &r.comparison; c.from.IsZero() || c.cause != cause {
 		var now time.Time
-		if err := bounded(ctx, func(ctx context.Context) (err error) {
+		if err := r.heartbeat.bounded(ctx, func(ctx context.Context) (err error) {
 			now, err = r.store.Now(ctx)
 			return err
 		}); err != nil {
@@ -142,7 +142,7 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 	}
 	r.reportBeyondWindow(ctx, r.comparison.start, r.comparison.from)
 	var since time.Time
-	err := bounded(ctx, func(ctx context.Context) (err error) {
+	err := r.heartbeat.bounded(ctx, func(ctx context.Context) (err error) {
 		since, err = r.store.Reconciled(ctx, fence)
 		return err
 	})
@@ -196,7 +196,7 @@ func (r *reconciler) collect(ctx context.Context) (candidates []store.Candidate,
 	for !end && len(candidates) < maxCandidates {
 		began := time.Now()
 		var c store.Compared
-		err := bounded(ctx, func(ctx context.Context) (err error) {
+		err := r.heartbeat.bounded(ctx, func(ctx context.Context) (err error) {
 			// No upper end: a clock that was set back may have made later ids.
 			c, err = r.store.Missing(ctx, upto, uuid.Max, r.pageSize)
 			return err
@@ -246,7 +246,7 @@ func (r *reconciler) reportBeyondWindow(ctx context.Context, start, from time.Ti
 		return
 	}
 	var missing bool
-	err := bounded(ctx, func(ctx context.Context) (err error) {
+	err := r.heartbeat.bounded(ctx, func(ctx context.Context) (err error) {
 		missing, err = r.store.AnyMissing(ctx, start, from)
 		return err
 	})
@@ -275,11 +275,4 @@ func (r *reconciler) insert(ctx context.Context, session *webhook.Session, fence
 		r.announce()
 	}
 	return nil
-}
-
-// bounded runs a statement within statementTimeout.
-func bounded(ctx context.Context, statement func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
-	defer cancel()
-	return statement(ctx)
 }

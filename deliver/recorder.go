@@ -236,7 +236,7 @@ func (r *recorder) writeMarker(ctx context.Context, h *heartbeat) error {
 	defer r.lock.release()
 	seq := r.scheduler.NextSeq()
 	for {
-		err := bounded(ctx, func(ctx context.Context) error { return r.store.Mark(ctx, r.scheduler.Fence(), webhook.Mark{Seq: seq}) })
+		err := h.bounded(ctx, func(ctx context.Context) error { return r.store.Mark(ctx, r.scheduler.Fence(), webhook.Mark{Seq: seq}) })
 		if err == nil || errors.Is(err, store.ErrFenced) {
 			return err
 		}

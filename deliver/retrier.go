@@ -82,7 +82,6 @@ func (r *retrier) runOnce(ctx context.Context) error {
 // fetch reads pages back to back while lanes have room, for at most pollEvery.
 func (r *retrier) fetch(ctx context.Context) error {
 	for end := time.Now().Add(pollEvery); ctx.Err() == nil; {
-		r.heartbeat.beat()
 		more, err := r.fetchPages(ctx)
 		if err != nil || !more {
 			return err
@@ -96,7 +95,7 @@ func (r *retrier) fetch(ctx context.Context) error {
 }
 
 func (r *retrier) fetchPages(ctx context.Context) (more bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	ctx, cancel := r.heartbeat.statement(ctx)
 	defer cancel()
 	pages := r.scheduler.TakePages(lanesPerFetch, time.Now())
 	if len(pages) == 0 {
@@ -147,8 +146,7 @@ func (r *retrier) cancel(ctx context.Context) error {
 }
 
 func (r *retrier) cancelChunk(ctx context.Context, fence webhook.Fence, x *schedule.Cancellation) error {
-	r.heartbeat.beat()
-	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	ctx, cancel := r.heartbeat.statement(ctx)
 	defer cancel()
 	n, more, err := r.store.CancelRows(ctx, fence, x.EndpointID, x.Reason)
 	if err != nil {

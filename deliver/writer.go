@@ -15,9 +15,6 @@ import (
 )
 
 const (
-	// statementTimeout bounds every statement, so that each loop beats within wedgedAfter.
-	statementTimeout = 8 * time.Second
-
 	// retryPause and retryPauseMax bound the pause before a failed statement is tried
 	// again.
 	retryPause    = 50 * time.Millisecond
@@ -108,8 +105,7 @@ func (w *writer) writePart(ctx context.Context, b *batch, part []webhook.Record,
 // writes the rows alone and defers the consequences.
 func (w *writer) try(ctx context.Context, b *batch, mark webhook.Mark, part []webhook.Record) error {
 	send := func(mark webhook.Mark) error {
-		w.heartbeat.beat()
-		return bounded(ctx, func(ctx context.Context) error { return b.send(ctx, mark, part) })
+		return w.heartbeat.bounded(ctx, func(ctx context.Context) error { return b.send(ctx, mark, part) })
 	}
 	consequences := store.Consequences(mark.Health, part)
 	var refused error
@@ -136,8 +132,7 @@ func (w *writer) passOver(ctx context.Context, b *batch, of webhook.Record, caus
 	}
 	b.refused[of.ID] = true
 	for {
-		w.heartbeat.beat()
-		err := bounded(ctx, func(ctx context.Context) error { return b.skip(ctx, of) })
+		err := w.heartbeat.bounded(ctx, func(ctx context.Context) error { return b.skip(ctx, of) })
 		switch {
 		case errors.Is(err, store.ErrFenced), ctx.Err() != nil:
 			return err
