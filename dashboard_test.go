@@ -131,7 +131,6 @@ func TestQueriesNameMetrics(t *testing.T) {
 		t.Fatalf("GET /metrics: %d", status)
 	}
 	exported := parseSeries(metrics)
-	exported["walhook_slot_safe_wal_bytes"] = nil // with max_slot_wal_keep_size
 	shipped := queries(t)
 	for _, where := range slices.Sorted(maps.Keys(shipped)) {
 		for _, problem := range exported.problems(shipped[where]) {

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"math"
 	"net/http"
 	"time"
 
@@ -135,9 +136,7 @@ var (
 	slotSamples = []sample[store.SlotOverview]{
 		gauge("walhook_slot_lag_bytes", "WAL that PostgreSQL keeps for the slot.", func(o *store.SlotOverview) float64 { return float64(o.LagBytes) }),
 		gauge("walhook_slot_active", "1 while a walhook is connected to the slot.", func(o *store.SlotOverview) float64 { return oneIf(o.Active) }),
-	}
-	safeSamples = []sample[int64]{
-		gauge("walhook_slot_safe_wal_bytes", "WAL that may be written before the slot may be lost; not there where max_slot_wal_keep_size sets no limit.", func(n *int64) float64 { return float64(*n) }),
+		gauge("walhook_slot_safe_wal_bytes", "WAL that may be written before the slot may be lost; +Inf where max_slot_wal_keep_size sets no limit.", safeBytes),
 	}
 	waitingSamples = []sample[store.WaitingOverview]{
 		gauge("walhook_deliveries_pending", "Deliveries that wait for their first attempt or a replay. Exact while no more than 2,000 wait, with those that retry; else an estimate from PostgreSQL's statistics.", func(o *store.WaitingOverview) float64 { return float64(o.Pending) }),
@@ -190,7 +189,6 @@ func (c *snapshots) Describe(ch chan<- *prometheus.Desc) {
 	describe(ch, engineSamples)
 	describe(ch, streamSamples)
 	describe(ch, slotSamples)
-	describe(ch, safeSamples)
 	describe(ch, waitingSamples)
 	describe(ch, overdueSamples)
 	describe(ch, straySamples)
@@ -231,14 +229,23 @@ func (c *snapshots) Collect(ch chan<- prometheus.Metric) {
 	overview, _ := c.db.overview(ctx) // what is wrong is on the status page
 	ch <- prometheus.MustNewConstMetric(databaseDesc, prometheus.GaugeValue, oneIf(overview != store.Overview{}))
 	send(ch, slotSamples, overview.Slot)
-	if overview.Slot != nil {
-		send(ch, safeSamples, overview.Slot.SafeBytes)
-	}
 	send(ch, waitingSamples, overview.Waiting)
 	sendEndpoints(ch, overview.Endpoints)
 	send(ch, overdueSamples, overview.Overdue)
 	send(ch, straySamples, overview.Strays)
 	send(ch, aheadSamples, overview.Ahead)
+}
+
+// safeBytes tells a slot without a limit from one that is lost: PostgreSQL has no figure for either.
+func safeBytes(o *store.SlotOverview) float64 {
+	switch {
+	case o.SafeBytes != nil:
+		return float64(*o.SafeBytes)
+	case o.WALStatus == "lost":
+		return 0
+	default:
+		return math.Inf(1)
+	}
 }
 
 func sendEndpoints(ch chan<- prometheus.Metric, o *store.EndpointsOverview) {
