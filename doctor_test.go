@@ -92,6 +92,7 @@ func TestDoctorMends(t *testing.T) {
 		{"objects of others", `CREATE TABLE theirs (endpoint uuid REFERENCES webhooks.webhook_endpoints)`, `theirs refers to webhooks.webhook_endpoints`},
 		{"objects of others", `CREATE TABLE more () INHERITS (webhooks.webhook_endpoints)`, `more inherits from webhooks.webhook_endpoints`},
 		{"objects of others", `CREATE TABLE old PARTITION OF webhooks.webhook_outbox FOR VALUES FROM ('00000000-0000-7000-8000-000000000000') TO ('00000000-0001-7000-8000-000000000000')`, `partition public.old of webhooks.webhook_outbox`},
+		{"objects of others", `ALTER TABLE webhooks.webhook_deliveries_default SET UNLOGGED`, "table webhooks.webhook_deliveries_default is UNLOGGED"},
 		{"other publications", `CREATE PUBLICATION cdc FOR TABLE webhooks.webhook_secrets, webhooks.webhook_endpoints`, "publication cdc also publishes webhooks.webhook_endpoints, webhooks.webhook_secrets, signing secrets included"},
 		{"unused slots", `SELECT pg_create_logical_replication_slot('cdc', 'pgoutput')`, "cdc is unused and keeps"},
 		{"other slots", `SELECT pg_create_logical_replication_slot('former', 'pgoutput'); INSERT INTO webhooks.webhook_state (slot) VALUES ('former')`, "former is unused and keeps"},

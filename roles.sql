@@ -37,6 +37,9 @@ BEGIN
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Apply schema.sql first, and set search_path to the schema of walhook''s tables.';
     END IF;
     PERFORM set_config('search_path', quote_ident(current_schema()::text) || ', pg_temp', true);
+    IF current_setting('transaction_timeout', true) IS NOT NULL THEN -- from PostgreSQL 17 on
+        PERFORM set_config('transaction_timeout', '0', true);
+    END IF;
 END $do$;
 
 
@@ -135,7 +138,7 @@ DECLARE
         'webhook_outbox_before_insert,webhook_outbox_before_update,webhook_deliveries_notify,webhook_revoke_default_privileges,webhook_add_partition,'
         'webhook_drop_day,webhook_delete_old,webhook_create_endpoint,webhook_replace_secret,webhook_rotate_secret,webhook_set_secret,webhook_send_test,'
         'webhook_replay,webhook_replay_failed,webhook_retry_now,webhook_pause,webhook_resume,webhook_forget,webhook_note_forgotten,webhook_writers,webhook_explain,webhook_stats,webhook_waiting,webhook_url_host,webhook_ops_explain,webhook_audit_who,'
-        'webhook_endpoints_audit,webhook_secrets_audit,webhook_deliveries_audit,'
+        'webhook_endpoints_audit,webhook_secrets_audit,webhook_event_types_audit,webhook_deliveries_audit,'
         'webhook_schema_version}';
     object    record;
 BEGIN

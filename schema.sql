@@ -72,6 +72,7 @@ SET LOCAL row_security = off;
 SET LOCAL quote_all_identifiers = off;
 SET LOCAL array_nulls = on;
 SET LOCAL transform_null_equals = off;
+SET LOCAL default_table_access_method = heap; -- walhook updates rows, and skips locked ones: not every table access method can
 SET LOCAL DateStyle = 'ISO, YMD';
 SET LOCAL IntervalStyle = 'postgres';
 SET LOCAL TimeZone = 'UTC';
@@ -96,6 +97,9 @@ BEGIN
             USING ERRCODE = 'invalid_schema_name', HINT = 'Create the schema, or set search_path to an existing one.';
     END IF;
     PERFORM set_config('search_path', quote_ident(current_schema()::text) || ', pg_temp', true);
+    IF current_setting('transaction_timeout', true) IS NOT NULL THEN -- from PostgreSQL 17 on
+        PERFORM set_config('transaction_timeout', '0', true);
+    END IF;
 END $do$;
 
 -- One session at a time applies this file; a second one waits. The lock is on a table of walhook's, so only a role that may
@@ -191,8 +195,8 @@ BEGIN
 
     IF to_regprocedure('webhook_schema_version()') IS NOT NULL THEN
         EXECUTE 'SELECT webhook_schema_version()' INTO have;
-        IF have > 8 THEN
-            RAISE EXCEPTION 'this schema is version %, made by a newer walhook; this file is version 8', have
+        IF have > 9 THEN
+            RAISE EXCEPTION 'this schema is version %, made by a newer walhook; this file is version 9', have
                 USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Use the newer walhook, and its schema.sql.';
         END IF;
     END IF;
@@ -233,7 +237,8 @@ COMMENT ON FUNCTION webhook_uuidv7() IS
 
 CREATE OR REPLACE FUNCTION webhook_uuid_at(at timestamptz) RETURNS uuid
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-    RETURN encode(substring(int8send(floor(extract(epoch FROM at) * 1000::numeric)::bigint) FROM 3)
+    -- Times that no id can have, infinity among them, are before or after all ids.
+    RETURN encode(substring(int8send(least(greatest(floor(extract(epoch FROM at) * 1000::numeric), 0::numeric), 281474976710655::numeric)::bigint) FROM 3)
         || E'\\x00000000000000000000'::bytea, 'hex')::uuid;
 COMMENT ON FUNCTION webhook_uuid_at(timestamptz) IS
     'Returns the smallest id of a time: ids made since then are id >= webhook_uuid_at(time). Such a range prunes partitions.';
@@ -287,14 +292,15 @@ COMMENT ON COLUMN webhook_event_types.patterns IS 'Every entry of webhook_endpoi
 
 -- A restore brings rows that were checked elsewhere, in an order of its own: types may come after the endpoints that list them,
 -- secrets after their endpoints, and events may name deleted endpoints. pg_restore and psql restore by COPY; a logical
--- subscriber writes as a replica. Only the tables' owner restores.
+-- subscriber writes as a replica. Only the tables' owner restores. (Triggers call it for each row, and PL/pgSQL keeps the plan.)
 CREATE OR REPLACE FUNCTION webhook_restoring() RETURNS boolean
-    LANGUAGE sql STABLE SET search_path FROM CURRENT AS $fn$
-    SELECT current_setting('session_replication_role') = 'replica'
+    LANGUAGE plpgsql STABLE SET search_path FROM CURRENT AS $fn$
+BEGIN
+    RETURN current_setting('session_replication_role') = 'replica'
         OR current_query() ~* E'^\\s*copy\\s'
            AND pg_has_role(CASE current_setting('role'::text) WHEN 'none' THEN session_user ELSE current_setting('role'::text)::name END,
-                           (SELECT c.relowner FROM pg_class AS c WHERE c.oid = 'webhook_event_types'::regclass::oid), 'USAGE'::text)
-$fn$;
+                           (SELECT c.relowner FROM pg_class AS c WHERE c.oid = 'webhook_event_types'::regclass::oid), 'USAGE'::text);
+END $fn$;
 COMMENT ON FUNCTION webhook_restoring() IS 'Whether the rows come from a dump or a publisher, where they were already checked.';
 
 CREATE OR REPLACE FUNCTION webhook_event_types_restored() RETURNS trigger
@@ -679,10 +685,10 @@ BEGIN
     -- given id cannot be told from the column's default, and is replaced. (current_user is this function's owner.)
     as_owner := pg_has_role(CASE current_setting('role'::text) WHEN 'none' THEN session_user ELSE current_setting('role'::text)::name END,
                             (SELECT c.relowner FROM pg_class AS c WHERE c.oid = tg_relid), 'USAGE'::text);
-    IF is_new AND NOT as_owner THEN
+    IF is_new AND (new.id IS NULL OR NOT as_owner) THEN
         new.id := gen_random_uuid();
     END IF;
-    IF NOT is_new AND (new.id <> old.id OR new.organization_id IS DISTINCT FROM old.organization_id) THEN
+    IF NOT is_new AND (new.id IS DISTINCT FROM old.id OR new.organization_id IS DISTINCT FROM old.organization_id) THEN
         RAISE EXCEPTION 'webhook_endpoints.id and organization_id cannot be changed: delete the endpoint and insert a new one; what is owed to the old one is cancelled'
             USING ERRCODE = 'check_violation';
     END IF;
@@ -830,8 +836,8 @@ BEGIN
     END IF;
     -- Everything that a constraint of the table would refuse is refused here: the constraint would show the whole row, secret
     -- included.
-    IF new.endpoint_id IS NULL THEN
-        RAISE EXCEPTION 'webhook_secrets.endpoint_id is null: give the id of an endpoint, or call webhook_set_secret' USING ERRCODE = 'check_violation';
+    IF new.id IS NULL OR new.endpoint_id IS NULL THEN
+        RAISE EXCEPTION 'webhook_secrets.id or endpoint_id is null: leave id out and give the id of an endpoint, or call webhook_set_secret' USING ERRCODE = 'check_violation';
     END IF;
     IF is_new OR new.secret IS DISTINCT FROM old.secret THEN
         IF new.secret !~ '^sealed:v(1|2:[0-9a-f]{8}):[A-Za-z0-9+/]+={0,2}$' OR length(new.secret) > 1024 OR new.secret IS NULL THEN
@@ -1406,22 +1412,23 @@ COMMENT ON COLUMN webhook_audit.id IS 'A UUIDv7: since a time means id >= webhoo
 COMMENT ON COLUMN webhook_audit.at IS 'When. It counts from its transaction''s commit on.';
 COMMENT ON COLUMN webhook_audit.who IS 'The role that logged in (session_user). walhook: walhook itself, because of failures.';
 COMMENT ON COLUMN webhook_audit.action IS
-    'endpoint.created, endpoint.changed, endpoint.enabled, endpoint.disabled, endpoint.paused, endpoint.resumed, endpoint.deleted; secret.changed: rotated or set; deliveries.replayed: '
-    'webhook_deliveries was updated, by a replay, webhook_retry_now or a cancelling; test.sent: a test webhook; organization.forgotten: webhook_forget was called.';
+    'endpoint.created, endpoint.changed, endpoint.enabled, endpoint.disabled, endpoint.paused, endpoint.resumed, endpoint.deleted; secret.changed: rotated, set, '
+    'ended or deleted; type.created, type.changed, type.deleted: webhook_event_types; deliveries.replayed: webhook_deliveries was updated, by a replay, webhook_retry_now or a cancelling; test.sent: a test webhook; organization.forgotten: webhook_forget was called.';
 COMMENT ON COLUMN webhook_audit.organization_id IS 'Whose endpoint it is. Null for many.';
 COMMENT ON COLUMN webhook_audit.endpoint_id IS 'The endpoint. Null for many, and for deliveries.';
-COMMENT ON COLUMN webhook_audit.count IS 'How many endpoints, secrets, deliveries or events. organization.forgotten: all of these together. Null: unknown, because track_counts is off.';
-COMMENT ON COLUMN webhook_audit.detail IS 'The names of the changed columns; the scheme and host of a URL; walhook''s reason; the type of a test event; unfinished: webhook_forget has not returned 0 yet.';
+COMMENT ON COLUMN webhook_audit.count IS 'How many endpoints, secrets, types, deliveries or events. organization.forgotten: all of these together. Null: unknown, because of a TRUNCATE, or because track_counts is off.';
+COMMENT ON COLUMN webhook_audit.detail IS 'The names of the changed columns; the scheme and host of a URL; walhook''s reason; the type, or that of a test event; unfinished: webhook_forget has not returned 0 yet.';
 
 -- Whose rights count: with SECURITY DEFINER, current_user is the function's owner. Only a role that may write webhook_state can
 -- be walhook; a setting alone, which anybody can set, would hide who it was.
 CREATE OR REPLACE FUNCTION webhook_audit_who() RETURNS text
-    LANGUAGE sql STABLE SET search_path FROM CURRENT AS $fn$
-    SELECT CASE WHEN current_setting('walhook.recording'::text, true) = 'on'
+    LANGUAGE plpgsql STABLE SET search_path FROM CURRENT AS $fn$
+BEGIN
+    RETURN CASE WHEN current_setting('walhook.recording'::text, true) = 'on'
                  AND has_table_privilege(CASE current_setting('role'::text) WHEN 'none' THEN session_user ELSE current_setting('role'::text)::name END,
                                          'webhook_state'::regclass::oid, 'UPDATE'::text)
-                THEN 'walhook' ELSE session_user::text END
-$fn$;
+                THEN 'walhook' ELSE session_user::text END;
+END $fn$;
 COMMENT ON FUNCTION webhook_audit_who() IS 'Who makes the present change, for webhook_audit.';
 
 -- A session keeps the plan, which may be that of a statement about one row: a nested loop over the rows of thousands.
@@ -1440,7 +1447,9 @@ BEGIN
     IF webhook_restoring() THEN
         RETURN NULL;
     END IF;
-    IF tg_op = 'INSERT' THEN
+    IF tg_op = 'TRUNCATE' THEN
+        INSERT INTO webhook_audit (who, action) VALUES (session_user::text, 'endpoint.deleted');
+    ELSIF tg_op = 'INSERT' THEN
         SELECT count(*) INTO many FROM came;
         INSERT INTO webhook_audit (who, action, organization_id, endpoint_id, count, detail)
         SELECT webhook_audit_who(), 'endpoint.created', c.organization_id, c.id, 1, webhook_url_host(c.url) FROM came AS c WHERE many <= most
@@ -1461,6 +1470,7 @@ BEGIN
                        (SELECT string_agg(k.key, ', '::text ORDER BY k.key) FROM jsonb_object_keys(pg_catalog.to_jsonb(n)) AS k(key)
                         WHERE k.key NOT IN ('url', 'updated_at', 'enabled', 'disabled_at', 'disabled_reason', 'paused_at')
                           AND (pg_catalog.to_jsonb(n) -> k.key) IS DISTINCT FROM (pg_catalog.to_jsonb(o) -> k.key)),
+                       CASE WHEN n.enabled <> o.enabled AND (n.paused_at IS NULL) <> (o.paused_at IS NULL) THEN 'paused_at' END,
                        CASE WHEN NOT n.enabled AND webhook_audit_who() = 'walhook' THEN n.disabled_reason
                             WHEN n.disabled_reason IS DISTINCT FROM o.disabled_reason THEN 'disabled_reason' END) AS detail
             FROM gone AS o JOIN came AS n ON n.id = o.id
@@ -1474,21 +1484,52 @@ BEGIN
 END $fn$;
 COMMENT ON FUNCTION webhook_endpoints_audit() IS 'Trigger: writes changes of endpoints into webhook_audit.';
 
+-- A rotation changes several rows, and is one row here: walhook.noted is the last that this transaction has written. Whoever sets it
+-- to hide a change needs a row of this transaction's time, about the same endpoint and role. A plan of when webhook_audit was small
+-- must not read it all when it has grown.
 CREATE OR REPLACE FUNCTION webhook_secrets_audit() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off SET enable_seqscan = off AS $fn$
+DECLARE
+    changed record;
+    noted   uuid;
 BEGIN
     IF tg_relid <> 'webhook_secrets'::regclass::oid THEN
         RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_secrets_audit', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
     END IF;
-    -- An endpoint's first secret comes with the endpoint.
-    IF webhook_restoring() OR tg_op = 'INSERT' AND NOT EXISTS (SELECT FROM webhook_secrets AS s WHERE s.endpoint_id = new.endpoint_id AND s.id <> new.id) THEN
+    IF tg_op = 'TRUNCATE' THEN
+        INSERT INTO webhook_audit (who, action) VALUES (session_user::text, 'secret.changed');
         RETURN NULL;
     END IF;
-    INSERT INTO webhook_audit (who, action, organization_id, endpoint_id, count)
-    SELECT session_user::text, 'secret.changed', (SELECT e.organization_id FROM webhook_endpoints AS e WHERE e.id = new.endpoint_id), new.endpoint_id, 1;
+    FOR changed IN SELECT e.id, e.organization_id FROM webhook_endpoints AS e WHERE e.id IN (old.endpoint_id, new.endpoint_id) LOOP -- none: it is deleted
+        -- An endpoint's trigger makes its first secret.
+        CONTINUE WHEN webhook_restoring()
+            OR tg_op = 'INSERT' AND pg_trigger_depth() > 1 AND NOT EXISTS (SELECT FROM webhook_secrets AS s WHERE s.endpoint_id = new.endpoint_id AND s.id <> new.id);
+        CONTINUE WHEN EXISTS (SELECT FROM webhook_audit AS a WHERE a.id = nullif(current_setting('walhook.noted'::text, true), ''::text)::uuid
+                              AND a.at >= now() AND a.who = session_user::text AND a.action = 'secret.changed' AND a.endpoint_id = changed.id);
+        INSERT INTO webhook_audit AS a (who, action, organization_id, endpoint_id, count)
+        VALUES (session_user::text, 'secret.changed', changed.organization_id, changed.id, 1) RETURNING a.id INTO noted;
+        PERFORM set_config('walhook.noted', noted::text, true);
+    END LOOP;
     RETURN NULL;
 END $fn$;
-COMMENT ON FUNCTION webhook_secrets_audit() IS 'Trigger: writes into webhook_audit that an endpoint has another secret.';
+COMMENT ON FUNCTION webhook_secrets_audit() IS 'Trigger: writes into webhook_audit that an endpoint''s secrets have changed.';
+
+CREATE OR REPLACE FUNCTION webhook_event_types_audit() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
+BEGIN
+    IF tg_relid <> 'webhook_event_types'::regclass::oid THEN
+        RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_event_types_audit', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF NOT webhook_restoring() THEN
+        INSERT INTO webhook_audit (who, action, count, detail)
+        VALUES (session_user::text, CASE tg_op WHEN 'INSERT' THEN 'type.created' WHEN 'UPDATE' THEN 'type.changed' ELSE 'type.deleted' END, 1,
+                pg_catalog.concat_ws(', ', coalesce(old.name, new.name), CASE WHEN new.name <> old.name THEN 'name (' || new.name || ')' END,
+                    CASE WHEN new.category <> old.category THEN 'category' END, CASE WHEN new.description <> old.description THEN 'description' END,
+                    CASE WHEN tg_op = 'UPDATE' AND new.example IS DISTINCT FROM old.example THEN 'example' END));
+    END IF;
+    RETURN NULL;
+END $fn$;
+COMMENT ON FUNCTION webhook_event_types_audit() IS 'Trigger: writes changes of event types into webhook_audit.';
 
 -- How many rows a statement updates is the difference of PostgreSQL's own counters of this transaction. A transition table would
 -- cost walhook a copy of every row that it records.
@@ -1527,14 +1568,30 @@ BEGIN
         CREATE TRIGGER webhook_endpoints_audit_delete AFTER DELETE ON webhook_endpoints REFERENCING OLD TABLE AS gone
             FOR EACH STATEMENT EXECUTE FUNCTION webhook_endpoints_audit();
     END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass::oid AND tgname = 'webhook_endpoints_audit_truncate') THEN
+        CREATE TRIGGER webhook_endpoints_audit_truncate AFTER TRUNCATE ON webhook_endpoints FOR EACH STATEMENT EXECUTE FUNCTION webhook_endpoints_audit();
+    END IF;
     IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_secrets'::regclass::oid AND tgname = 'webhook_secrets_audit_insert') THEN
         CREATE TRIGGER webhook_secrets_audit_insert AFTER INSERT ON webhook_secrets FOR EACH ROW EXECUTE FUNCTION webhook_secrets_audit();
     END IF;
-    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_secrets'::regclass::oid AND tgname = 'webhook_secrets_audit_update') THEN
-        CREATE TRIGGER webhook_secrets_audit_update AFTER UPDATE OF secret ON webhook_secrets -- sealing changes no secret
-            FOR EACH ROW WHEN (new.secret <> old.secret AND NOT starts_with(new.secret, 'sealed:')) EXECUTE FUNCTION webhook_secrets_audit();
+    -- The conditions are webhook_audit_who() <> 'walhook', which not every role may execute.
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_secrets'::regclass::oid AND tgname = 'webhook_secrets_audit_update'
+                   AND tgattr::text = '') THEN -- versions 7 and 8 had it for the column secret alone
+        CREATE OR REPLACE TRIGGER webhook_secrets_audit_update AFTER UPDATE ON webhook_secrets
+            FOR EACH ROW WHEN (old.* IS DISTINCT FROM new.* AND (current_setting('walhook.recording', true) IS DISTINCT FROM 'on' -- walhook only seals
+                OR NOT has_table_privilege(CASE current_setting('role') WHEN 'none' THEN session_user ELSE current_setting('role')::name END, 'webhook_state'::regclass::oid, 'UPDATE')))
+            EXECUTE FUNCTION webhook_secrets_audit();
     END IF;
-    -- The condition is webhook_audit_who() <> 'walhook', which not every role may execute.
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_secrets'::regclass::oid AND tgname = 'webhook_secrets_audit_delete') THEN
+        CREATE TRIGGER webhook_secrets_audit_delete AFTER DELETE ON webhook_secrets FOR EACH ROW EXECUTE FUNCTION webhook_secrets_audit();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_secrets'::regclass::oid AND tgname = 'webhook_secrets_audit_truncate') THEN
+        CREATE TRIGGER webhook_secrets_audit_truncate AFTER TRUNCATE ON webhook_secrets FOR EACH STATEMENT EXECUTE FUNCTION webhook_secrets_audit();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_event_types'::regclass::oid AND tgname = 'webhook_event_types_audit') THEN
+        CREATE TRIGGER webhook_event_types_audit AFTER INSERT OR UPDATE OR DELETE ON webhook_event_types
+            FOR EACH ROW EXECUTE FUNCTION webhook_event_types_audit();
+    END IF;
     IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_deliveries'::regclass::oid AND tgname = 'webhook_deliveries_audit_before') THEN
         CREATE TRIGGER webhook_deliveries_audit_before BEFORE UPDATE ON webhook_deliveries
             FOR EACH STATEMENT WHEN (current_setting('walhook.recording', true) IS DISTINCT FROM 'on'
@@ -1598,7 +1655,8 @@ COMMENT ON FUNCTION webhook_revoke_default_privileges(oid, oid) IS
     'Grants on columns stay. Returns the roles that had something.';
 
 CREATE OR REPLACE FUNCTION webhook_add_partition(parent text, day date, OUT made boolean, OUT moved bigint)
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '200ms' AS $fn$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '200ms'
+    SET default_table_access_method = heap AS $fn$
 DECLARE
     -- These bound how long INSERTs wait while rows are moved: less than half a second. ATTACH scans all of the DEFAULT partition
     -- for rows of the day.
@@ -1695,6 +1753,7 @@ DECLARE
     -- How many events of the day walhook has compared with their rows. Null: they are compared here.
     compared   bigint := nullif(current_setting('walhook.compared', true), ''::text)::bigint;
     present    bigint;
+    part       text;
     events     text := 'webhook_outbox_p' || to_char(day::timestamp, 'YYYYMMDD'::text);
     deliveries text := 'webhook_deliveries_p' || to_char(day::timestamp, 'YYYYMMDD'::text);
     low        uuid := webhook_uuid_at(day::timestamp AT TIME ZONE 'UTC');
@@ -1740,13 +1799,11 @@ BEGIN
         EXECUTE pg_catalog.format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', events);
     END IF;
     LOCK TABLE ONLY webhook_outbox IN ACCESS EXCLUSIVE MODE;
-    IF to_regclass(events) IS NOT NULL THEN
-        EXECUTE pg_catalog.format('DROP TABLE %I', events);
-    END IF;
-    IF to_regclass(deliveries) IS NOT NULL THEN
-        EXECUTE pg_catalog.format('DROP TABLE %I', deliveries);
-    END IF;
-    RETURN true;
+    FOR part IN SELECT i.inhrelid::regclass::text FROM pg_inherits AS i -- a table that was detached is its owner's to keep
+                WHERE i.inhparent IN ('webhook_outbox'::regclass::oid, 'webhook_deliveries'::regclass::oid) AND i.inhrelid IN (to_regclass(events)::oid, to_regclass(deliveries)::oid) LOOP
+        EXECUTE 'DROP TABLE ' || part;
+    END LOOP;
+    RETURN FOUND;
 END $fn$;
 COMMENT ON FUNCTION webhook_drop_day(date) IS
     'Drops a day (UTC) of events and deliveries, unless a delivery of that day still waits, or an event of it is owed without a row.';
@@ -2633,7 +2690,7 @@ REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_rest
     webhook_create_endpoint(text, text, text[], text), webhook_rotate_secret(uuid, interval),
     webhook_set_secret(uuid, text, interval), webhook_replace_secret(uuid, text, interval), webhook_secret_problem(text),
     webhook_retry_now(uuid), webhook_pause(uuid), webhook_resume(uuid), webhook_forget(text), webhook_note_forgotten(uuid[]), webhook_writers(),
-    webhook_ops_explain(uuid), webhook_url_host(text), webhook_audit_who(), webhook_endpoints_audit(), webhook_secrets_audit(), webhook_deliveries_audit() FROM PUBLIC;
+    webhook_ops_explain(uuid), webhook_url_host(text), webhook_audit_who(), webhook_endpoints_audit(), webhook_secrets_audit(), webhook_event_types_audit(), webhook_deliveries_audit() FROM PUBLIC;
 -- An application's role needs only its grants on webhook_outbox, even if functions are not PUBLIC by default.
 GRANT EXECUTE ON FUNCTION webhook_uuidv7() TO PUBLIC;
 
@@ -2669,12 +2726,12 @@ END $do$;
 
 
 -- --- 11. Version ----------------------------------------------------------------------------------------------------
--- If this function returns 8, all of this file was applied, because all but new columns is one transaction. (Except indexes of
+-- If this function returns 9, all of this file was applied, because all but new columns is one transaction. (Except indexes of
 -- large tables: see section 3.)
 
 CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN 8;
+    RETURN 9;
 COMMENT ON FUNCTION webhook_schema_version() IS 'The version of the schema.sql that was applied. walhook applies its own if this is older or missing.';
 
 

@@ -51,8 +51,12 @@ func IDTime(id uuid.UUID) time.Time {
 	return time.UnixMilli(ms)
 }
 
-// TimeID returns the smallest UUID with the time t: a bound for ranges of ids.
+// maxMillis is the last time that 48 bits hold.
+const maxMillis = 1<<48 - 1
+
+// TimeID returns the smallest UUID with the time t: a bound for ranges of ids. A time that no
+// id can have, such as the zero time, is before or after all ids.
 func TimeID(t time.Time) uuid.UUID {
-	ms := uint64(t.UnixMilli())
+	ms := min(max(t.UnixMilli(), 0), maxMillis)
 	return uuid.UUID{byte(ms >> 40), byte(ms >> 32), byte(ms >> 24), byte(ms >> 16), byte(ms >> 8), byte(ms)}
 }

@@ -97,4 +97,15 @@ func TestUUIDv7(t *testing.T) {
 			t.Errorf("webhook_uuid_time gives %s, want %s", got, want)
 		}
 	}
+
+	// Bounds of ranges that no id can have: a range from the zero time on has all ids.
+	for at, want := range map[string]string{
+		"-infinity": uuid.Nil.String(), "0001-01-01": outbox.TimeID(time.Time{}).String(), "1969-12-31": outbox.TimeID(time.Unix(-1, 0)).String(),
+		"infinity": "ffffffff-ffff-0000-0000-000000000000", "290000-01-01": outbox.TimeID(time.Date(290000, 1, 1, 0, 0, 0, 0, time.UTC)).String(),
+	} {
+		got := query[string](t, db.Pool, `SELECT webhook_uuid_at($1::text::timestamptz)::text`, at)
+		if wantFirst := at < "1970"; got != want || wantFirst != (got == uuid.Nil.String()) {
+			t.Errorf("webhook_uuid_at(%s) = %s, want %s", at, got, want)
+		}
+	}
 }

@@ -53,6 +53,8 @@ func TestAudit(t *testing.T) {
 		{`UPDATE webhook_endpoints SET rate_per_second = 3 WHERE id = ENDPOINT`, nil},
 		{`UPDATE webhook_endpoints SET enabled = false, disabled_reason = 'hunter2' WHERE id = ENDPOINT`, []string{"endpoint.disabled org_1 endpoint 1 disabled_reason"}},
 		{`UPDATE webhook_endpoints SET enabled = true WHERE id = ENDPOINT`, []string{"endpoint.enabled org_1 endpoint 1 disabled_reason"}},
+		{`UPDATE webhook_endpoints SET enabled = false, paused_at = now() WHERE id = ENDPOINT`, []string{"endpoint.disabled org_1 endpoint 1 paused_at"}},
+		{`UPDATE webhook_endpoints SET enabled = true, paused_at = NULL WHERE id = ENDPOINT`, []string{"endpoint.enabled org_1 endpoint 1 paused_at"}},
 		{`SELECT webhook_pause(ENDPOINT)`, []string{"endpoint.paused org_1 endpoint 1"}},
 		{`SELECT webhook_pause(ENDPOINT)`, nil},
 		{`SELECT webhook_resume(ENDPOINT)`, []string{"endpoint.resumed org_1 endpoint 1"}},
@@ -61,8 +63,22 @@ func TestAudit(t *testing.T) {
 		{`UPDATE webhook_endpoints SET paused_at = NULL WHERE id = ENDPOINT`, []string{"endpoint.resumed org_1 endpoint 1"}},
 		{`SELECT webhook_rotate_secret(ENDPOINT)`, []string{"secret.changed org_1 endpoint 1"}},
 		{`SELECT webhook_set_secret(ENDPOINT, 'hunter2 and more of it')`, []string{"secret.changed org_1 endpoint 1"}},
-		{`UPDATE webhook_secrets SET secret = 'sealed:v1:aGFsbG8=' WHERE endpoint_id = ENDPOINT`, nil},
+		{`SELECT webhook_set_secret(ENDPOINT, 'hunter2 and more of it', '1 hour')`, []string{"secret.changed org_1 endpoint 1"}}, // deletes that secret first
+		{`UPDATE webhook_secrets SET secret = 'sealed:v1:aGFsbG8=' WHERE endpoint_id = ENDPOINT`, []string{"secret.changed org_1 endpoint 1"}},
+		{`UPDATE webhook_secrets SET secret = secret`, nil},
 		{`UPDATE webhook_secrets SET secret = 'hunter2 in plain text' WHERE endpoint_id = ENDPOINT AND expires_at IS NULL`, []string{"secret.changed org_1 endpoint 1"}},
+		{`UPDATE webhook_secrets SET expires_at = now() WHERE endpoint_id = ENDPOINT`, []string{"secret.changed org_1 endpoint 1"}},
+		{`UPDATE webhook_secrets SET endpoint_id = (SELECT id FROM webhook_endpoints WHERE organization_id = 'org_2' LIMIT 1)
+			WHERE id = (SELECT id FROM webhook_secrets WHERE endpoint_id = ENDPOINT LIMIT 1)`,
+			[]string{"secret.changed org_1 endpoint 1", "secret.changed org_2 endpoint 1"}},
+		{`INSERT INTO webhook_secrets (endpoint_id, secret) VALUES (ENDPOINT, 'hunter2 and no other')`, []string{"secret.changed org_1 endpoint 1"}},
+		{`DELETE FROM webhook_secrets WHERE endpoint_id = ENDPOINT`, []string{"secret.changed org_1 endpoint 1"}},
+		{`SELECT webhook_rotate_secret(id) FROM webhook_endpoints`, []string{"secret.changed org_1 endpoint 1", "secret.changed org_2 endpoint 1",
+			"secret.changed org_2 endpoint 1", "secret.changed org_2 endpoint 1"}},
+		{`INSERT INTO webhook_event_types (name, category) VALUES ('a.b', 'a') ON CONFLICT DO NOTHING`, []string{"type.created - - 1 a.b"}},
+		{`INSERT INTO webhook_event_types (name, category) VALUES ('a.b', 'a') ON CONFLICT (name) DO UPDATE SET category = 'b'`, []string{"type.changed - - 1 a.b, category"}},
+		{`UPDATE webhook_event_types SET name = 'a.c', example = '{"hunter2": 1}' WHERE name = 'a.b'`, []string{"type.changed - - 1 a.b, name (a.c), example"}},
+		{`DELETE FROM webhook_event_types WHERE name = 'a.c'`, []string{"type.deleted - - 1 a.c"}},
 		{`UPDATE webhook_deliveries SET status = 'pending', next_attempt_at = now() WHERE endpoint_id = ENDPOINT`, []string{"deliveries.replayed - - 150"}},
 		{`SELECT webhook_replay(DELIVERY)`, []string{"deliveries.replayed - - 1"}},
 		{`SELECT webhook_replay(gen_random_uuid())`, nil},
@@ -78,6 +94,8 @@ func TestAudit(t *testing.T) {
 		{`UPDATE webhook_endpoints SET description = 'hunter2' WHERE organization_id = 'org_3'`, []string{"endpoint.changed - - 101"}},
 		{`DELETE FROM webhook_endpoints WHERE organization_id = 'org_3'`, []string{"endpoint.deleted - - 101"}},
 		{`DELETE FROM webhook_endpoints WHERE id = ENDPOINT`, []string{"endpoint.deleted org_1 endpoint 1 https://v.example"}},
+		{`TRUNCATE webhook_secrets`, []string{"secret.changed - -"}},
+		{`TRUNCATE webhook_endpoints CASCADE`, []string{"endpoint.deleted - -", "secret.changed - -"}},
 	} {
 		exec(t, db.Pool, in.Replace(c.sql))
 		want := make([]string, len(c.want))
@@ -177,12 +195,13 @@ func TestNobodyHidesFromTheAudit(t *testing.T) {
 	newDelivery(t, db.Pool, newEvent(t, db.Pool, "org_1", "payment.failed"), endpoint, "failed")
 	audited(t, db)
 	role := newRole(t, db)
-	exec(t, db.Pool, `GRANT SELECT, UPDATE ON webhook_endpoints, webhook_deliveries TO `+role)
+	exec(t, db.Pool, `GRANT SELECT, UPDATE ON webhook_endpoints, webhook_secrets, webhook_deliveries TO `+role)
 	exec(t, db.Pool, `GRANT EXECUTE ON FUNCTION webhook_retry_now TO `+role)
 	pool := newPool(t, db, asRole(role))
 	tx := begin(t, pool)
 	for _, sql := range []string{
-		`SET LOCAL walhook.recording = 'on'`, `UPDATE webhook_endpoints SET enabled = false`, `SELECT webhook_replay(id) FROM webhook_deliveries`,
+		`SET LOCAL walhook.recording = 'on'`, `SET LOCAL walhook.noted = '` + uuid.NewString() + `'`,
+		`UPDATE webhook_secrets SET expires_at = now()`, `UPDATE webhook_endpoints SET enabled = false`, `SELECT webhook_replay(id) FROM webhook_deliveries`,
 		`UPDATE webhook_deliveries SET next_attempt_at = now() + interval '1 hour'`, fmt.Sprintf(`SELECT webhook_retry_now('%s')`, endpoint),
 	} {
 		exec(t, tx, sql)
@@ -190,7 +209,8 @@ func TestNobodyHidesFromTheAudit(t *testing.T) {
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{role + " deliveries.replayed - - 1", role + " deliveries.replayed - - 1", role + " deliveries.replayed - - 1", role + " endpoint.disabled org_1 endpoint 1"}
+	want := []string{role + " deliveries.replayed - - 1", role + " deliveries.replayed - - 1", role + " deliveries.replayed - - 1", role + " endpoint.disabled org_1 endpoint 1",
+		role + " secret.changed org_1 endpoint 1"}
 	if got := audited(t, db); !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}

@@ -200,6 +200,14 @@ func TestSecrets(t *testing.T) {
 	for _, secret := range []string{"", "fifteen chars..", strings.Repeat("x", 257), "sixteen and a line\n", "sixteen and an ümlaut", "sealed:v1:!!!!!!!!!!!!!", "sealed:v2:AAAAAAAAAAAAAAA", "sealed:v1:" + strings.Repeat("A", 1015)} {
 		refused(t, db.Pool, "webhook_secrets.secret is not usable", add, endpoint, secret)
 	}
+	exec(t, db.Pool, `INSERT INTO webhook_endpoints (id, organization_id, url, headers) VALUES (NULL, 'org_1', 'https://example.com', '{"Authorization": "hunter2"}')`)
+	for sql, want := range map[string]string{
+		`INSERT INTO webhook_secrets (id, endpoint_id, secret) SELECT NULL, id, 'hunter2 and more of it' FROM webhook_endpoints`: "id or endpoint_id is null",
+		`UPDATE webhook_secrets SET id = NULL`:   "id or endpoint_id is null",
+		`UPDATE webhook_endpoints SET id = NULL`: "cannot be changed", // as a constraint's error would show the row
+	} {
+		refused(t, db.Pool, want, sql)
+	}
 	exec(t, db.Pool, `DELETE FROM webhook_endpoints`)
 	if n := query[int](t, db.Pool, `SELECT count(*) FROM webhook_secrets`); n != 0 {
 		t.Errorf("%d secrets without their endpoint", n)

@@ -99,6 +99,12 @@ func TestDeliveriesReplay(t *testing.T) {
 	if got := query[int64](t, db.Pool, `SELECT webhook_replay_failed($1, now() - interval '4 days', now() - interval '2 days')`, endpoint); got != 1 {
 		t.Errorf("replayed %d of an old day, want 1", got)
 	}
+	for _, since := range []string{`'-infinity', 'infinity'`, `'0001-01-01'`} { // the latter is the zero time of some languages
+		exec(t, db.Pool, `UPDATE webhook_deliveries SET status = 'failed' WHERE id = $1`, old)
+		if got := query[int64](t, db.Pool, `SELECT webhook_replay_failed($1, `+since+`)`, endpoint); got != 1 {
+			t.Errorf("replayed %d since %s, want 1", got, since)
+		}
+	}
 	for _, id := range []string{success, retrying} {
 		if !query[bool](t, db.Pool, `SELECT webhook_replay($1)`, id) {
 			t.Error("webhook_replay says false")

@@ -45,6 +45,7 @@ func TestCheckSchema(t *testing.T) {
 		{`DROP TABLE webhook_state CASCADE`, "missing tables: webhook_state", true, false},
 		{`CREATE OR REPLACE FUNCTION webhook_schema_version() RETURNS int LANGUAGE sql IMMUTABLE RETURN 0`, "version 0", true, false},
 		{`ALTER TABLE webhook_outbox ENABLE TRIGGER webhook_outbox_before_insert`, "ENABLE ALWAYS", true, false},
+		{`ALTER TABLE webhook_outbox_default SET UNLOGGED`, "webhook_outbox_default is UNLOGGED", false, false},
 		{`ALTER TABLE webhook_outbox RENAME COLUMN payload TO body`, "missing columns of webhook_outbox: payload", false, false},
 	} {
 		if c.newer && !newer {

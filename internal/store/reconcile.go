@@ -201,7 +201,7 @@ SELECT EXISTS (
 // AnyMissing reports whether an event with an id from [after, until) is owed without a row
 // now. If none is, it has scanned all of them.
 func (s *Store) AnyMissing(ctx context.Context, after, until time.Time) (any bool, err error) {
-	args := pgx.NamedArgs{"after": outbox.TimeID(time.UnixMilli(max(0, after.UnixMilli()))), "until": outbox.TimeID(until)}
+	args := pgx.NamedArgs{"after": outbox.TimeID(after), "until": outbox.TimeID(until)}
 	err = s.read(ctx, selectAnyMissing, args, func(rows pgx.Rows) error {
 		for rows.Next() {
 			if err := rows.Scan(&any); err != nil {

@@ -131,6 +131,21 @@ func TestAnotherPublicationIsNoticed(t *testing.T) {
 		}
 		reconciled(f)
 	}
+
+	// What is inserted into an unlogged table is not in the WAL.
+	s := begin()
+	for _, sql := range []string{`ALTER TABLE webhook_outbox_default SET UNLOGGED`, `ALTER TABLE webhook_outbox_default SET LOGGED`} {
+		exec(t, db.Pool, sql)
+		if err := st.CheckSession(t.Context(), s); !errors.Is(err, store.ErrRepublished) {
+			t.Errorf("after %s: %v, want %v", sql, err, store.ErrRepublished)
+		}
+		s = begin()
+		f := claim(s)
+		if !f.Reconcile {
+			t.Errorf("after %s nothing is looked for", sql)
+		}
+		reconciled(f)
+	}
 }
 
 func TestASlotThatSomebodyElseHasMovedIsReconciled(t *testing.T) {

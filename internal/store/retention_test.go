@@ -333,4 +333,16 @@ func TestDropDayAsAPair(t *testing.T) {
 	if query[bool](t, db.Pool, drop) {
 		t.Error("a day that is not there was dropped")
 	}
+
+	// Somebody keeps a day's deliveries, and not its events.
+	addDay(t, db.Pool, 9*day)
+	exec(t, db.Pool, `DO $do$ BEGIN EXECUTE 'ALTER TABLE webhook_deliveries DETACH PARTITION webhook_deliveries_p' || to_char(now() AT TIME ZONE 'UTC' - interval '9 days', 'YYYYMMDD'); END $do$`)
+	for _, want := range []bool{true, false} {
+		if got := query[bool](t, db.Pool, drop); got != want {
+			t.Errorf("webhook_drop_day says %t", got)
+		}
+	}
+	if query[bool](t, db.Pool, `SELECT to_regclass('webhook_deliveries_p' || to_char(now() AT TIME ZONE 'UTC' - interval '9 days', 'YYYYMMDD')) IS NULL`) {
+		t.Error("a table that was detached is dropped")
+	}
 }

@@ -15,7 +15,7 @@ import (
 
 // SchemaVersion is the version of the schema.sql that belongs to this code, as
 // webhook_schema_version() returns it.
-const SchemaVersion = 8
+const SchemaVersion = 9
 
 // The tables, and the outbox's columns, that the code uses. A newer schema may have more.
 var (
@@ -69,6 +69,8 @@ SELECT ` + installedVersion + `,
                  WHERE p.pronamespace = o.relnamespace AND p.proowner = o.relowner AND p.proname::text = ANY (@functions::text[])
                    AND starts_with(setting, 'search_path=') AND strpos(' ' || substr(setting, 13) || ',', ' ' || quote_ident(o.nspname::text) || ',') = 0
                  LIMIT 1), ''),
+       coalesce((SELECT pg_catalog.format('%1$s is UNLOGGED, so its events are not in the WAL (ALTER TABLE %1$s SET LOGGED)', c.oid::regclass)
+                 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = o.oid AND c.relpersistence::text = 'u' ORDER BY c.oid LIMIT 1), ''),
        p.oid IS NOT NULL,
        coalesce(p.pubinsert AND p.pubviaroot, false),
        coalesce(p.puballtables OR EXISTS (
@@ -95,11 +97,11 @@ func (s *Store) compare(ctx context.Context, made manifest) error {
 	made = made.needed()
 	var version int
 	var tables, columns, others []string
-	var trigger, renamed string
+	var trigger, renamed, unlogged string
 	var publication, inserts, member, updates, retries bool
 	err := s.pool.QueryRow(ctx, checkSchema, pgx.NamedArgs{"tables": made.tables, "columns": requiredColumns, "triggers": made.triggers,
 		"functions": made.functions}).
-		Scan(&version, &tables, &columns, &others, &trigger, &renamed, &publication, &inserts, &member, &updates, &retries)
+		Scan(&version, &tables, &columns, &others, &trigger, &renamed, &unlogged, &publication, &inserts, &member, &updates, &retries)
 	var missing string
 	switch {
 	case err == nil && version < 0:
@@ -118,6 +120,8 @@ func (s *Store) compare(ctx context.Context, made manifest) error {
 		missing = trigger
 	case renamed != "":
 		missing = renamed
+	case unlogged != "":
+		missing = unlogged
 	case !publication:
 		missing = "the publication walhook is missing"
 	case !inserts:
@@ -149,7 +153,7 @@ func (s *Store) lacks(ctx context.Context, privilege, table string) error {
 // The identity of the publication: the oid and xmin of its row, and the oid of the outbox's
 // row in it. It changes if the publication, or the outbox in it, was dropped and added again,
 // and if its settings were changed for a while. published adds the outbox's own oid, which
-// matters if the publication is FOR ALL TABLES.
+// matters if the publication is FOR ALL TABLES. A partition that is unlogged is not published either.
 //
 // Before version 15, a walsender caches for its lifetime that a table is not published.
 // It keeps passing over a table that had rows before it was attached to the outbox.
@@ -161,7 +165,9 @@ SELECT coalesce((
     FROM pg_publication p WHERE p.pubname = 'walhook'), 'nothing') ||
     CASE WHEN current_setting('server_version_num')::int < 150000 THEN ' ' || coalesce((
         SELECT string_agg(i.inhrelid::text, ',' ORDER BY i.inhrelid) FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-        WHERE i.inhparent = to_regclass('webhook_outbox')::oid AND c.relname::text !~ '^webhook_outbox_(p[0-9]{8}|default)$'), '') ELSE '' END,
+        WHERE i.inhparent = to_regclass('webhook_outbox')::oid AND c.relname::text !~ '^webhook_outbox_(p[0-9]{8}|default)$'), '') ELSE '' END || coalesce((
+        SELECT ' unlogged ' || string_agg(i.inhrelid::text, ',' ORDER BY i.inhrelid) FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+        WHERE i.inhparent = to_regclass('webhook_outbox')::oid AND c.relpersistence::text = 'u'), ''),
     coalesce(to_regclass('webhook_outbox')::oid, 0::oid)`
 
 // published returns the identity of what is published, and the outbox's OID (0: there is no outbox).

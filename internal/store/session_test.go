@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/store"
@@ -73,6 +74,27 @@ func TestADatabaseThatIsNotUTF8IsRefused(t *testing.T) {
 		if _, err := conn.PgConn().Exec(t.Context(), readSchema(t)).ReadAll(); err == nil || !strings.Contains(err.Error(), "walhook needs UTF8") {
 			t.Errorf("%s, by psql: %v", encoding, err)
 		}
+	}
+}
+
+// What a session may do by default, psql's with the file included, does not decide how tables are stored, nor whether it ends.
+func TestSchemaOverridesDefaults(t *testing.T) {
+	t.Parallel()
+	db := pgtest.Empty(t)
+	exec(t, db.Pool, `CREATE ACCESS METHOD columns TYPE TABLE HANDLER heap_tableam_handler`) // a table of columns could not be updated
+	pool := newPool(t, db, func(c *pgxpool.Config) {
+		c.ConnConfig.RuntimeParams["default_table_access_method"] = "columns"
+	})
+	if query[int](t, db.Pool, `SELECT current_setting('server_version_num')::int`) >= 170000 {
+		exec(t, db.Pool, `ALTER DATABASE `+db.Slot+` SET transaction_timeout = '100ms'`)
+	}
+	if err := apply(t.Context(), pool, readSchema(t)); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, pool, `SELECT webhook_add_partition('webhook_deliveries', (now() AT TIME ZONE 'UTC')::date + 20)`)
+	if others := column[string](t, db.Pool, `SELECT c.relname::text FROM pg_class AS c JOIN pg_am AS a ON a.oid = c.relam
+		WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND a.amname <> 'heap'`); len(others) > 0 {
+		t.Errorf("not in the heap: %q", others)
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 // anywhere.
 const ourTables = `
 ours AS MATERIALIZED (
-    SELECT c.oid, c.relowner, c.relacl, c.relkind::text AS kind, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name, c.relforcerowsecurity, c.relrowsecurity
+    SELECT c.oid, c.relowner, c.relacl, c.relkind::text AS kind, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name, c.relforcerowsecurity, c.relrowsecurity, c.relpersistence::text AS persistence
     FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
     WHERE c.oid IN (SELECT pg_catalog.to_regclass(t)::oid FROM pg_catalog.unnest(@tables::text[]) AS t
                     UNION SELECT i.inhrelid FROM pg_catalog.pg_inherits AS i WHERE i.inhparent IN (pg_catalog.to_regclass('webhook_outbox')::oid, pg_catalog.to_regclass('webhook_deliveries')::oid))
@@ -77,6 +77,9 @@ FROM ours AS o JOIN pg_catalog.pg_inherits AS i ON i.inhparent = o.oid WHERE o.k
 UNION ALL
 SELECT pg_catalog.format('%s inherits from %s', o.name, i.inhparent::regclass), pg_catalog.format('ALTER TABLE %s NO INHERIT %s', o.name, i.inhparent::regclass)
 FROM ours AS o JOIN pg_catalog.pg_inherits AS i ON i.inhrelid = o.oid WHERE i.inhparent NOT IN (SELECT ours.oid FROM ours)
+UNION ALL
+SELECT pg_catalog.format('table %s is UNLOGGED: a crash of PostgreSQL empties it', o.name), pg_catalog.format('ALTER TABLE %s SET LOGGED', o.name)
+FROM ours AS o WHERE o.persistence = 'u'
 UNION ALL
 SELECT pg_catalog.format('partition %s of %s is not walhook''s: it is never dropped', c.oid::regclass, o.name), pg_catalog.format('ALTER TABLE %s DETACH PARTITION %s', o.name, c.oid::regclass)
 FROM ours AS o JOIN pg_catalog.pg_inherits AS i ON i.inhparent = o.oid JOIN pg_catalog.pg_class AS c ON c.oid = i.inhrelid
