@@ -664,6 +664,17 @@ END $fn$;
 COMMENT ON FUNCTION webhook_filter_matches(jsonb, jsonpath) IS
     'Whether an endpoint''s filter matches a payload. A filter that cannot be evaluated does not match. To try one: SELECT webhook_filter_matches(''{"amount": 5}'', ''$.amount > 1'').';
 
+-- Whoever may pause endpoints is an operator, and walhook's own role may write webhook_state. It is the session's role that counts,
+-- as in webhook_restoring: for a function with SECURITY DEFINER current_user is its owner.
+CREATE OR REPLACE FUNCTION webhook_is_operator() RETURNS boolean
+    LANGUAGE sql STABLE SET search_path FROM CURRENT AS $fn$
+    SELECT pg_has_role(me.role, c.relowner, 'USAGE'::text) OR has_table_privilege(me.role, c.oid, 'UPDATE'::text)
+        OR coalesce(has_function_privilege(me.role, to_regprocedure('webhook_pause(uuid)')::oid, 'EXECUTE'::text), false)
+    FROM pg_class AS c, (SELECT CASE current_setting('role'::text) WHEN 'none' THEN session_user ELSE current_setting('role'::text)::name END AS role) AS me
+    WHERE c.oid = 'webhook_state'::regclass::oid
+$fn$;
+COMMENT ON FUNCTION webhook_is_operator() IS 'Whether the session''s role may change endpoints that have all_organizations set.';
+
 CREATE OR REPLACE FUNCTION webhook_endpoints_before_write() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET row_security = off AS $fn$
 DECLARE
@@ -674,6 +685,14 @@ DECLARE
 BEGIN
     IF tg_relid <> 'webhook_endpoints'::regclass::oid THEN
         RAISE EXCEPTION 'table % is not walhook''s: drop its trigger that calls webhook_endpoints_before_write', tg_relid::regclass USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    -- Whoever disables, filters or deletes an operators' endpoint silences alarms.
+    IF NOT is_new AND old.all_organizations AND NOT webhook_is_operator() THEN
+        RAISE EXCEPTION 'webhook_endpoints: only the owner of the tables (%) and operators, who may execute webhook_pause, change or delete endpoint %, because it has all_organizations set: leave it out, with WHERE NOT all_organizations',
+            (SELECT pg_get_userbyid(c.relowner) FROM pg_class AS c WHERE c.oid = tg_relid), old.id USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF tg_op = 'DELETE' THEN
+        RETURN old;
     END IF;
     -- An UPDATE is checked only for the columns that it changes, so that an old row can always be disabled.
     IF is_new AND (new.organization_id IS NULL OR btrim(new.organization_id) = '' OR octet_length(new.organization_id) > 512) THEN
@@ -804,7 +823,7 @@ BEGIN
     RETURN new;
 END $fn$;
 COMMENT ON FUNCTION webhook_endpoints_before_write() IS
-    'Trigger: refuses endpoints that could never be sent to, and sets disabled_at, disabled_reason and updated_at.';
+    'Trigger: refuses endpoints that could never be sent to, keeps those of operators from others, and sets disabled_at, disabled_reason and updated_at.';
 
 CREATE OR REPLACE FUNCTION webhook_new_secret() RETURNS text
     LANGUAGE sql VOLATILE PARALLEL SAFE
@@ -988,6 +1007,10 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass::oid AND tgname = 'webhook_endpoints_before_write') THEN
         CREATE TRIGGER webhook_endpoints_before_write BEFORE INSERT OR UPDATE ON webhook_endpoints
             FOR EACH ROW EXECUTE FUNCTION webhook_endpoints_before_write();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass::oid AND tgname = 'webhook_endpoints_before_delete') THEN
+        CREATE TRIGGER webhook_endpoints_before_delete BEFORE DELETE ON webhook_endpoints
+            FOR EACH ROW WHEN (old.all_organizations) EXECUTE FUNCTION webhook_endpoints_before_write();
     END IF;
     IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhook_endpoints'::regclass::oid AND tgname = 'webhook_endpoints_after_insert') THEN
         CREATE TRIGGER webhook_endpoints_after_insert AFTER INSERT ON webhook_endpoints
@@ -1940,6 +1963,10 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'there is no endpoint %', coalesce(webhook_replace_secret.endpoint_id::text, 'null') USING ERRCODE = 'no_data_found';
     END IF;
+    IF EXISTS (SELECT FROM webhook_endpoints AS e WHERE e.id = webhook_replace_secret.endpoint_id AND e.all_organizations) AND NOT webhook_is_operator() THEN
+        RAISE EXCEPTION 'endpoint % has all_organizations set: only the owner of the tables and operators, who may execute webhook_pause, change its secret', webhook_replace_secret.endpoint_id
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
     DELETE FROM webhook_secrets AS s WHERE s.endpoint_id = webhook_replace_secret.endpoint_id AND s.secret = webhook_replace_secret.secret;
     UPDATE webhook_secrets AS s
     SET expires_at = CASE WHEN live.age = 1 THEN least(s.expires_at, now() + overlap) ELSE now() END
@@ -2682,7 +2709,7 @@ END $do$;
 -- chooses filters webhook_filter_cost.
 -- EXECUTE on all others is revoked from PUBLIC each time, trigger functions first: whoever may execute a trigger function can put
 -- it on a table of their own. Grants to named roles are kept.
-REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_restoring(), webhook_event_types_restored(), webhook_secrets_restored(),
+REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_restoring(), webhook_is_operator(), webhook_event_types_restored(), webhook_secrets_restored(),
     webhook_event_types_keep(), webhook_endpoints_before_write(), webhook_endpoints_after_insert(), webhook_endpoints_bounds(), webhook_endpoints_notify(),
     webhook_secrets_before_write(), webhook_outbox_before_insert(), webhook_outbox_before_update(), webhook_deliveries_notify(),
     webhook_url_problem(text), webhook_headers_problem(jsonb), webhook_filter_problem(jsonpath), webhook_retry_schedule_problem(interval[]), webhook_new_secret(),

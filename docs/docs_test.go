@@ -147,7 +147,8 @@ func TestSQLOfThePages(t *testing.T) {
 		{"app", insert + "*", false},
 		{"app", secret, false},
 		{"backend", `SELECT * FROM webhook_create_endpoint('org_1', 'https://example.com/')`, true},
-		{"backend", `UPDATE webhook_endpoints SET max_in_flight = 4`, true},
+		{"backend", `UPDATE webhook_endpoints SET max_in_flight = 4 WHERE NOT all_organizations`, true},
+		{"backend", `UPDATE webhook_endpoints SET max_in_flight = 4`, false}, // a page has made an operators' endpoint
 		{"backend", `SELECT webhook_rotate_secret('44444444-4444-4444-8444-444444444444', '1 hour')`, true},
 		{"backend", secret, true},
 		{"backend", `SELECT webhook_send_test('44444444-4444-4444-8444-444444444444')`, true},

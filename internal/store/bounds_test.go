@@ -164,6 +164,14 @@ func TestAllOrganizationsIsTheOwners(t *testing.T) {
 	for _, set := range []string{`url = 'https://example.com/mine'`, `event_types = '{webhook.test}'`, `all_organizations = false`} {
 		refused(t, conn, want, `UPDATE webhook_endpoints SET `+set+` WHERE id = $1`, operators)
 	}
+	for _, sql := range []string{
+		`UPDATE webhook_endpoints SET enabled = false`, `UPDATE webhook_endpoints SET paused_at = now()`, `UPDATE webhook_endpoints SET filter = '$.a == 1'`,
+		`UPDATE webhook_endpoints SET headers = '{}'`, `UPDATE webhook_endpoints SET rate_per_second = 0.0001`, `DELETE FROM webhook_endpoints`,
+	} {
+		refused(t, conn, want, sql)
+		exec(t, conn, sql+` WHERE NOT all_organizations`)
+	}
+	exec(t, db.Pool, `GRANT UPDATE ON webhook_state TO `+conn.Config().User)
 	exec(t, conn, `UPDATE webhook_endpoints SET enabled = false, disabled_reason = 'as walhook does' WHERE id = $1`, operators)
 	exec(t, db.Pool, `UPDATE webhook_endpoints SET all_organizations = false, enabled = true WHERE id = $1`, operators)
 }

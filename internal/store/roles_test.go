@@ -186,6 +186,45 @@ func TestWhatEachRoleMay(t *testing.T) {
 	})
 }
 
+// The application's role cannot silence operators' endpoints, whatever it calls. Operators and walhook do what they are for.
+func TestOperatorsEndpointsAreNotTheApplications(t *testing.T) {
+	t.Parallel()
+	db := rolesServer(t, readSchema(t))
+	if err := store.New(db.Pool, db.Slot, disableAfter).ApplyRoles(t.Context(), readRoles(t)); err != nil {
+		t.Fatal(err)
+	}
+	operators := newOperators(t, db, "")
+	in := strings.NewReplacer("ENDPOINT", "'"+operators+"'")
+	backend := asLogin(t, db, "walhook_backend")
+	exec(t, backend, `SELECT webhook_create_endpoint('ops', 'https://example.com')`)
+	for _, sql := range []string{
+		`UPDATE webhook_endpoints SET enabled = false WHERE id = ENDPOINT`, `UPDATE webhook_endpoints SET filter = '$.a == 1'`, `DELETE FROM webhook_endpoints`,
+		`SET walhook.organization = 'ops'; UPDATE webhook_tenant_endpoints SET paused_at = now()`, `SET walhook.organization = 'ops'; DELETE FROM webhook_tenant_endpoints`,
+		`SELECT webhook_rotate_secret(ENDPOINT)`, `SELECT webhook_set_secret(ENDPOINT, 'a secret of its own')`, `SELECT webhook_forget('ops')`,
+	} {
+		refused(t, backend, "only the owner of the tables", in.Replace(sql))
+	}
+	exec(t, backend, in.Replace(`SELECT webhook_send_test(ENDPOINT)`))
+	exec(t, backend, `DELETE FROM webhook_endpoints WHERE NOT all_organizations`)
+
+	ops, run := asLogin(t, db, "walhook_ops"), asLogin(t, db, "walhook_run")
+	for _, may := range []struct {
+		db  querier
+		sql string
+	}{
+		{ops, `SELECT webhook_pause(ENDPOINT)`},
+		{ops, `SELECT webhook_resume(ENDPOINT)`},
+		{run, `SELECT webhook_pause(ENDPOINT)`},
+		{run, `UPDATE webhook_endpoints SET enabled = false, disabled_reason = 'answered 410 Gone' WHERE id = ENDPOINT`},
+		{db.Pool, `SET ROLE walhook_owner; SELECT webhook_rotate_secret(ENDPOINT); SELECT webhook_forget('ops'); RESET ROLE`},
+	} {
+		exec(t, may.db, in.Replace(may.sql))
+	}
+	if n := query[int](t, db.Pool, `SELECT count(*) FROM webhook_endpoints`); n != 0 {
+		t.Errorf("%d endpoints are left", n)
+	}
+}
+
 func TestTenantsSeeTheirOwn(t *testing.T) {
 	t.Parallel()
 	db := rolesServer(t, readSchema(t))
