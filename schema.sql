@@ -2263,10 +2263,14 @@ BEGIN
             ), picked AS MATERIALIZED (
                 SELECT d.id FROM mine JOIN webhook_deliveries AS d ON d.id = mine.id FOR UPDATE OF d SKIP LOCKED
             ), gone AS (
-                DELETE FROM webhook_deliveries AS d USING picked WHERE d.id = picked.id RETURNING d.id
+                DELETE FROM webhook_deliveries AS d USING picked WHERE d.id = picked.id RETURNING d.endpoint_id
             )
-            SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM mine) INTO many, seen;
+            SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM mine),
+                   ARRAY(SELECT DISTINCT g.endpoint_id FROM gone AS g WHERE g.endpoint_id <> ALL (f.endpoint_ids)
+                         AND NOT EXISTS (SELECT FROM webhook_endpoints AS e WHERE e.id = g.endpoint_id))
+            INTO many, seen, ids;
             f.erased := f.erased + many;
+            PERFORM webhook_note_forgotten(ids); -- of endpoints that were deleted before: after a crash their events may be read again
             EXIT WHEN many < seen;
             WITH mine AS MATERIALIZED (
                 SELECT o.id FROM webhook_outbox AS o WHERE o.id >= f.reached AND o.id < upto AND o.organization_id = org

@@ -199,6 +199,20 @@ func TestForget(t *testing.T) {
 		}
 	})
 
+	t.Run("what was cancelled at an endpoint that was deleted before, and is read again after a crash", func(t *testing.T) {
+		endpoint := newEndpoint(t, db.Pool, "org_7")
+		held := outcome(owed(t, db, endpoint, 1)[0], webhook.Cancelled, 1, 500)
+		insert(t, st, fence, held)
+		exec(t, db.Pool, `DELETE FROM webhook_endpoints WHERE id = $1`, endpoint)
+		if left := forget(t, db, "org_7"); left != 0 {
+			t.Errorf("%d are left", left)
+		}
+		insert(t, st, fence, held)
+		if n := rowsOf(t, db, "org_7"); n != 0 {
+			t.Errorf("%d rows came back", n)
+		}
+	})
+
 	t.Run("it is one transaction's own", func(t *testing.T) {
 		refused(t, db.Pool, "READ COMMITTED", `BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT webhook_forget('org_2')`)
 		refused(t, db.Pool, "null, empty", `SELECT webhook_forget(' ')`)
