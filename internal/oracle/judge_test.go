@@ -140,6 +140,24 @@ func (e *Evidence) undo() {
 	}
 }
 
+// An operators' endpoint is owed walhook's own events of every organization, and nothing else.
+func TestOperatorsAreOwed(t *testing.T) {
+	t.Parallel()
+	all, exhausted := Endpoint{Org: "ops", Types: []string{"*"}, ForAll: true}, Endpoint{Org: "ops", Types: []string{"webhook.delivery.exhausted"}, ForAll: true}
+	for _, c := range []struct {
+		org, event     string
+		all, exhausted bool
+	}{
+		{"org_1", "webhook.endpoint.failing", true, false},
+		{"org_1", "webhook.delivery.exhausted", true, true},
+		{"ops", "payment.failed", false, false},
+	} {
+		if got, few := all.Owed(c.org, c.event), exhausted.Owed(c.org, c.event); got != c.all || few != c.exhausted {
+			t.Errorf("%s of %s: %t and %t, want %t and %t", c.event, c.org, got, few, c.all, c.exhausted)
+		}
+	}
+}
+
 func TestOracleFindsNothingWrong(t *testing.T) {
 	t.Parallel()
 	v := Judge(clean())
