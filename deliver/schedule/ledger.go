@@ -16,6 +16,7 @@ import (
 // position without events, is ever confirmed.
 type ledger struct {
 	transactions []*transaction // in commit order; the last may be open
+	mergeAt      int            // as many are too many
 	recorded     position       // the end of the longest recorded prefix
 	gates        []gate         // recorded positions that wait for an echo, ascending in both fields
 	taken        uint64         // number of the last batch that was handed to the database
@@ -38,6 +39,11 @@ type gate struct {
 // it, neighbours are merged, which only confirms later.
 const maxGates = 4096
 
+// mergeFrom is how many transactions are always kept, at some 100 bytes each. Beyond it,
+// recorded ones that stand behind one that is not are merged. So there are no more than
+// twice as many as deliveries without a row, however long one of those takes.
+const mergeFrom = 4096
+
 // A transaction is one that the stream has begun to bring.
 type transaction struct {
 	end     position // zero while more of it may come
@@ -59,9 +65,27 @@ func (l *ledger) current() *transaction {
 	if n := len(l.transactions); n > 0 && l.transactions[n-1].end.lsn == 0 {
 		return l.transactions[n-1]
 	}
+	if len(l.transactions) >= max(l.mergeAt, mergeFrom) {
+		l.merge()
+	}
 	t := &transaction{generation: l.generation}
 	l.transactions = append(l.transactions, t)
 	return t
+}
+
+// merge has a recorded transaction end with the one before it: until that is recorded too,
+// neither may be confirmed.
+func (l *ledger) merge() {
+	kept := l.transactions[:0]
+	for _, t := range l.transactions {
+		if n := len(kept); n > 0 && t.pending == 0 && t.end.lsn != 0 {
+			kept[n-1].end = position{lsn: t.end.lsn, at: later(kept[n-1].end.at, t.end.at)}
+		} else {
+			kept = append(kept, t)
+		}
+	}
+	clear(l.transactions[len(kept):])
+	l.transactions, l.mergeAt = kept, 2*len(kept)
 }
 
 // end closes the open transaction. If none is open, it is a position without events and

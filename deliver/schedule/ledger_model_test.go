@@ -14,7 +14,7 @@ const interleavings = 100_000
 
 // modelActions are the names of what can happen to a ledger. A failing sequence
 // is minimized towards the first.
-var modelActions = []string{"keepalive", "begin", "commit", "recorded", "parked", "echoed", "reconnect", "adopt"}
+var modelActions = []string{"keepalive", "begin", "commit", "recorded", "parked", "echoed", "reconnect", "adopt", "merge"}
 
 // TestLedgerModel compares the ledger with the definition of what may be
 // confirmed, over sequences of everything that can happen to it. They have ten
@@ -80,6 +80,8 @@ func (m *model) do(t *rapid.T, action string) {
 		m.reconnect(t)
 	case "adopt":
 		m.adopt(t)
+	case "merge":
+		m.ledger.merge()
 	}
 }
 

@@ -132,6 +132,38 @@ func TestLedgerKeepsTheCommitTimeOfTheLastTransaction(t *testing.T) {
 	}
 }
 
+// A delivery may wait for its outcome for WALHOOK_PARK_AFTER, and others pass by meanwhile.
+func TestLedgerMergesTransactionsBehindOneThatWaits(t *testing.T) {
+	t.Parallel()
+	const passing = 50 * mergeFrom
+	l := &ledger{}
+	commit := func(lsn pglogrepl.LSN) *transaction {
+		tx := l.current()
+		tx.pending++
+		l.end(lsn, time.Time{})
+		return tx
+	}
+	record := func(tx *transaction) {
+		batch := l.take()
+		tx.pending--
+		l.advance()
+		l.echo(batch)
+	}
+	slow := commit(1)
+	for i := range passing {
+		record(commit(pglogrepl.LSN(2 + i)))
+	}
+	if n := len(l.transactions); n > mergeFrom {
+		t.Errorf("%d transactions are kept, of which one has a delivery without a row", n)
+	}
+	if l.confirmed != 0 {
+		t.Errorf("confirmed %v", l.confirmed)
+	}
+	if record(slow); l.confirmed != 1+passing {
+		t.Errorf("confirmed %v, want everything", l.confirmed)
+	}
+}
+
 func TestLedgerMergesGatesBehindAHugeTransaction(t *testing.T) {
 	t.Parallel()
 	const batches = 3 * maxGates
