@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -16,7 +17,13 @@ import (
 
 	"github.com/walhook/walhook/internal/config"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
+	"github.com/walhook/walhook/internal/testkit"
 )
+
+func TestMain(m *testing.M) {
+	testkit.MostlyWaiting()
+	os.Exit(m.Run())
+}
 
 // A world is a database with a walhook beside it.
 type world struct {

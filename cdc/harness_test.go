@@ -299,4 +299,7 @@ func newUUIDs(n int) []uuid.UUID {
 	return ids
 }
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	testkit.MostlyWaiting()
+	goleak.VerifyTestMain(m)
+}
