@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/x509"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -81,6 +83,34 @@ func TestASecondSIGTERMDoesNotCutAStop(t *testing.T) {
 		}
 	}
 	<-ctx.Done()
+}
+
+// Whoever reads the log may end before walhook does, which is no reason to end.
+func TestALogThatNobodyReads(t *testing.T) {
+	const child = "TEST_AS_WALHOOK"
+	if os.Getenv(child) != "" {
+		os.Exit(command(untilSignal(t.Context()), []string{"run"}, os.Stdout, os.Stderr))
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$")
+	cmd.Env = []string{child + "=1", "WALHOOK_DATABASE_URL=postgres://walhook@127.0.0.1:1/app", "WALHOOK_ADMIN_ADDR="}
+	log, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(log).ReadString('\n')
+	if err != nil || !strings.Contains(line, "waiting for the database") {
+		t.Errorf("it began with %q, %v", line, err)
+	}
+	log.Close()
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil { // it says that it has ended
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("it ended with %v", err)
+	}
 }
 
 // The last line is of the log's format, so that what reads the log finds why.

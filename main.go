@@ -111,6 +111,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	switch name {
 	case "run":
 		err = withConfig(newFlags("run"), args, stderr, func(cfg *config.Config, log *slog.Logger) error {
+			signal.Ignore(syscall.SIGPIPE) // whoever reads the log may restart
 			tuneMemory(cfg)
 			return run(ctx, cfg, log)
 		})
