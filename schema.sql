@@ -590,7 +590,8 @@ CREATE OR REPLACE FUNCTION webhook_retry_schedule_problem(schedule interval[]) R
         WHEN pg_catalog.array_ndims(schedule) > 1 THEN 'it is a list of lists'
         WHEN pg_catalog.cardinality(schedule) > 30 THEN 'it has ' || pg_catalog.cardinality(schedule)::text || ' waits'
         ELSE (SELECT CASE WHEN w.wait IS NULL THEN 'a wait is null' ELSE 'a wait is ' || w.wait::text END
-              FROM pg_catalog.unnest(schedule) AS w(wait) WHERE (w.wait > interval '0' AND w.wait <= interval '7 days') IS NOT TRUE LIMIT 1)
+              FROM pg_catalog.unnest(schedule) AS w(wait) -- in seconds, as walhook waits: to compare intervals, PostgreSQL takes a year for 360 days
+              WHERE (extract(epoch FROM w.wait) > 0::numeric AND extract(epoch FROM w.wait) <= 604800::numeric) IS NOT TRUE LIMIT 1)
     END;
 COMMENT ON FUNCTION webhook_retry_schedule_problem(interval[]) IS 'Returns what is wrong with an endpoint''s retry schedule, or null.';
 
@@ -776,7 +777,7 @@ BEGIN
             RAISE EXCEPTION 'webhook_endpoints.filter is not usable: %; give a condition such as $.amount > 1000, or null', problem USING ERRCODE = 'check_violation';
         END IF;
     END IF;
-    IF (is_new OR new.timeout IS DISTINCT FROM old.timeout) AND new.timeout NOT BETWEEN interval '100 milliseconds' AND interval '60 seconds' THEN
+    IF (is_new OR new.timeout IS DISTINCT FROM old.timeout) AND extract(epoch FROM new.timeout) NOT BETWEEN 0.1 AND 60::numeric THEN
         RAISE EXCEPTION 'webhook_endpoints.timeout is %: give null, or 100 milliseconds to 60 seconds', new.timeout USING ERRCODE = 'check_violation';
     END IF;
     IF is_new OR old.retry_schedule IS NULL OR new.retry_schedule OPERATOR(pg_catalog.<>) old.retry_schedule THEN

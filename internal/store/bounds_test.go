@@ -43,6 +43,9 @@ func TestTenantsChooseWithinBounds(t *testing.T) {
 		{"timeout is 00:00:00.099: give null, or 100 milliseconds to 60 seconds", `UPDATE webhook_endpoints SET timeout = '99 ms'`},
 		{"timeout is 00:01:00.001", `UPDATE webhook_endpoints SET timeout = '60001 ms'`},
 		{"timeout is -00:00:01", `UPDATE webhook_endpoints SET timeout = '-1 s'`},
+		{"timeout is 1 year -360 days", `UPDATE webhook_endpoints SET timeout = '1 year -360 days 1 s'`}, // no more than 1 s for interval's operators
+		{"a wait is 1 year -357 days", `UPDATE webhook_endpoints SET retry_schedule = '{1 s,1 year -357 days}'`},
+		{"a wait is -1 years +360 days", `UPDATE webhook_endpoints SET retry_schedule = '{-1 year 360 days 1 s}'`},
 		{"retry_schedule is not usable: it has 31 waits", `UPDATE webhook_endpoints SET retry_schedule = array_fill('1 s'::interval, '{31}')`},
 		{"a wait is 00:00:00; give at most 30 waits, each more than 0 and at most 7 days", `UPDATE webhook_endpoints SET retry_schedule = '{5s,0s}'`},
 		{"a wait is -00:00:05", `UPDATE webhook_endpoints SET retry_schedule = '{-5s}'`},

@@ -19,9 +19,9 @@ SELECT e.id, e.organization_id, e.all_organizations, e.url, e.headers, e.enabled
              WHERE s.endpoint_id = e.id AND (s.expires_at IS NULL OR s.expires_at > now())
              ORDER BY s.created_at, s.id),
        coalesce(f.breaker_opened_at > coalesce(n.asked_at, '-infinity'), false), coalesce(n.asked_at, 'epoch'), e.paused_at IS NOT NULL, coalesce(e.disabled_reason, ''),
-       CASE WHEN e.timeout IS NOT NULL THEN (extract(epoch FROM least(e.timeout, interval '60 s'))::float8 * 1000::float8)::bigint END,
+       CASE WHEN e.timeout IS NOT NULL THEN (least(greatest(extract(epoch FROM e.timeout), 0::numeric), 60::numeric) * 1000::numeric)::bigint END,
        CASE WHEN e.retry_schedule IS NOT NULL THEN array(
-           SELECT (extract(epoch FROM least(w.wait, interval '7 days'))::float8 * 1000::float8)::bigint
+           SELECT (least(greatest(extract(epoch FROM w.wait), 0::numeric), 604800::numeric) * 1000::numeric)::bigint
            FROM pg_catalog.unnest(e.retry_schedule) WITH ORDINALITY AS w(wait, n) ORDER BY w.n) END
 FROM pg_catalog.unnest(@ids::uuid[]) AS r(id) JOIN webhook_endpoints e ON e.id = r.id
 LEFT JOIN webhook_endpoint_failures f ON f.endpoint_id = e.id
