@@ -149,3 +149,66 @@ func TestALoopWhoseDatabaseIsSlowIsNotStuck(t *testing.T) {
 		}
 	})
 }
+
+// A sweepingDatabase has one endpoint with rows that are due, and very many that are disabled.
+// Cancelling the rows of those goes on for ever.
+type sweepingDatabase struct {
+	busyDatabase
+	asked time.Time     // when it was last asked for due rows
+	most  time.Duration // between two times
+}
+
+const disabledEndpoints = 2000
+
+// Endpoints is Store's.
+func (*sweepingDatabase) Endpoints(_ context.Context, ids []uuid.UUID) (found []webhook.Endpoint, err error) {
+	for _, id := range ids {
+		found = append(found, webhook.Endpoint{ID: id, OrganizationID: "org_1", URL: "https://example.com", Enabled: id == busyEndpoint(0)})
+	}
+	return found, nil
+}
+
+// NewlyDue is Store's.
+func (*sweepingDatabase) NewlyDue(context.Context, time.Time) ([]uuid.UUID, time.Time, bool, error) {
+	return []uuid.UUID{busyEndpoint(0)}, time.Now(), true, nil
+}
+
+// Waiting is Store's.
+func (*sweepingDatabase) Waiting(_ context.Context, after uuid.UUID, limit int) (found []webhook.Waiting, err error) {
+	for n := range disabledEndpoints {
+		if id := busyEndpoint(n); schedule.CompareIDs(id, after) > 0 && len(found) < limit {
+			found = append(found, webhook.Waiting{EndpointID: id, Enabled: n == 0})
+		}
+	}
+	return found, nil
+}
+
+// Due is Store's.
+func (db *sweepingDatabase) Due(context.Context, []webhook.Page, func(*webhook.Due)) error {
+	db.most = max(db.most, time.Since(db.asked))
+	db.asked = time.Now()
+	return nil
+}
+
+// CancelRows is Store's.
+func (*sweepingDatabase) CancelRows(context.Context, webhook.Fence, uuid.UUID, string) (int, bool, error) {
+	time.Sleep(busyFor)
+	return 1, true, nil
+}
+
+func TestDueRowsDoNotWaitUntilVeryManyEndpointsAreSwept(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		db := &sweepingDatabase{asked: time.Now()}
+		e := New(Config{Limits: small, Store: db, Sender: targets, Log: slog.New(slog.DiscardHandler)})
+		e.scheduler.BeginSession(&webhook.Session{}, webhook.Fence{Epoch: 1}, 0, time.Now())
+		ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+		defer stop()
+		if err := e.Run(ctx, make(emptyStream)); err != nil {
+			t.Fatal(err)
+		}
+		if db.most > time.Second {
+			t.Errorf("%v passed between two looks at due rows", db.most)
+		}
+	})
+}

@@ -15,8 +15,14 @@ import (
 	"github.com/walhook/walhook/internal/webhook"
 )
 
-// lanesPerFetch bounds the lanes that one query fetches for.
-const lanesPerFetch = 32
+const (
+	// lanesPerFetch bounds the lanes that one query fetches for.
+	lanesPerFetch = 32
+
+	// cancelsPerRound bounds the endpoints of which a chunk of rows is cancelled before due
+	// rows are fetched again: a third of a second of PostgreSQL's time.
+	cancelsPerRound = 32
+)
 
 // A retrierStore has the retrier's statements.
 type retrierStore interface {
@@ -130,10 +136,13 @@ func (r *retrier) fetchPages(ctx context.Context) (more bool, err error) {
 	return err == nil, err
 }
 
-// cancel cancels the deliveries of disabled and deleted endpoints: one chunk of each, so
-// that due rows do not wait for long.
+// cancel cancels the deliveries of disabled and deleted endpoints: one chunk of each, and
+// of few, so that due rows do not wait for long.
 func (r *retrier) cancel(ctx context.Context) error {
-	cancellations, fence := r.scheduler.TakeCancellations(), r.scheduler.Fence()
+	cancellations, fence := r.scheduler.TakeCancellations(cancelsPerRound), r.scheduler.Fence()
+	if len(cancellations) == cancelsPerRound {
+		r.scheduler.ToFetch.Raise() // there may be more
+	}
 	for i, x := range cancellations {
 		if err := r.cancelChunk(ctx, fence, x); err != nil {
 			for _, left := range cancellations[i:] {

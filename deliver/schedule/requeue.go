@@ -84,12 +84,17 @@ func (s *Scheduler) cancelRows(l *lane) {
 	s.touch(l)
 }
 
-// TakeCancellations takes the disabled and deleted endpoints that have rows to cancel.
-func (s *Scheduler) TakeCancellations() []*Cancellation {
+// TakeCancellations takes up to n of the disabled and deleted endpoints that have rows to
+// cancel, in turn.
+func (s *Scheduler) TakeCancellations(n int) []*Cancellation {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var cancellations []*Cancellation
-	for l := s.takeFirst(toCancel); l != nil; l = s.takeFirst(toCancel) {
+	for len(cancellations) < n {
+		l := s.takeFirst(toCancel)
+		if l == nil {
+			break
+		}
 		l.cancelling = true
 		cancellations = append(cancellations, &Cancellation{EndpointID: l.id, Reason: l.refusal(), lane: l})
 	}
