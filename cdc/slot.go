@@ -78,21 +78,17 @@ func Prepare(ctx context.Context, config Config) (created bool, err error) {
 	if _, _, err := s.identify(ctx, pg); err != nil {
 		return false, err
 	}
-	slot, err := s.lookUpSlot(ctx, pg)
-	switch {
-	case err != nil:
-		return false, err
-	case slot != nil && slot.activePID != 0 && s.checkOwner(slot) == nil: // ensureSlot would stand by
+	if created, err = s.ensureSlot(ctx, pg, false); errors.Is(err, errSlotHeld) {
 		return false, nil
 	}
-	return s.ensureSlot(ctx, pg)
+	return created, err
 }
 
 func (s *Stream) start(ctx context.Context, pg *pgconn.PgConn, sieve *sieve) (*connection, error) {
 	if _, _, err := s.identify(ctx, pg); err != nil {
 		return nil, err
 	}
-	created, err := s.ensureSlot(ctx, pg)
+	created, err := s.ensureSlot(ctx, pg, true)
 	if err != nil {
 		return nil, err
 	}
@@ -240,8 +236,8 @@ func (s *Stream) checkOwner(slot *slotRow) error {
 }
 
 // ensureSlot returns when there is a usable slot that nobody holds, and reports whether
-// it has just created the slot.
-func (s *Stream) ensureSlot(ctx context.Context, pg *pgconn.PgConn) (created bool, err error) {
+// it has just created the slot. Unless it waits, errSlotHeld means that somebody holds it.
+func (s *Stream) ensureSlot(ctx context.Context, pg *pgconn.PgConn, waits bool) (created bool, err error) {
 	since, named := time.Now(), false
 	for {
 		slot, err := s.lookUpSlot(ctx, pg)
@@ -252,6 +248,8 @@ func (s *Stream) ensureSlot(ctx context.Context, pg *pgconn.PgConn) (created boo
 			return true, s.noteAndMake(ctx, pg, s.createSlot)
 		case s.checkOwner(slot) != nil:
 			return false, s.checkOwner(slot)
+		case slot.activePID != 0 && !waits:
+			return false, errSlotHeld
 		case slot.activePID != 0:
 			s.standBy()
 			if !named && time.Since(since) > nameHolderAfter {

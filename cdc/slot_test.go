@@ -123,6 +123,20 @@ func TestPrepare(t *testing.T) {
 	}
 }
 
+// Of an init and a run that begin together, both find no slot, and one creates it.
+func TestPrepareBesideAStart(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	config := d.config()
+	config.Creating = func(context.Context) error {
+		start(t, d.config()).streaming(1)
+		return nil
+	}
+	if created, err := Prepare(t.Context(), config); err != nil || created {
+		t.Errorf("got %v, %v", created, err)
+	}
+}
+
 func TestNotPrepared(t *testing.T) {
 	t.Parallel()
 	cases := map[string]struct {
