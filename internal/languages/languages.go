@@ -111,7 +111,7 @@ func NodeProject(t testing.TB, project string) (node, folder string) {
 	if err := os.CopyFS(folder, os.DirFS(project)); err != nil {
 		t.Fatal(err)
 	}
-	for _, made := range []string{"node_modules", "generated"} { // by whoever tries the project where it is
+	for _, made := range []string{"node_modules", "generated", ".next"} { // by whoever tries the project where it is
 		if err := os.RemoveAll(filepath.Join(folder, made)); err != nil {
 			t.Fatal(err)
 		}

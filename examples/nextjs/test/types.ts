@@ -2,7 +2,7 @@
 import type { NodePgDatabase } from 'drizzle-orm/node-postgres'
 import type { Pool } from 'pg'
 
-import type { PrismaClient } from '../generated/client.ts'
+import type { PrismaClient } from '../generated/client'
 import { WEBHOOK_EVENTS, type Webhook } from '../lib/webhooks/events'
 import { triggerWebhook, type Transaction } from '../lib/webhooks/server'
 

@@ -1,6 +1,5 @@
-// Webhooks that have arrived, in a table: CREATE TABLE received_webhooks (delivery_id uuid PRIMARY KEY, body jsonb NOT NULL,
-// received_at timestamptz NOT NULL DEFAULT now(), done_at timestamptz)
-import { pool } from '../db'
+// Webhooks that have arrived, in the table of received.sql.
+import { pool, transaction } from '../db'
 import type { Webhook } from './events'
 
 /** Stores a webhook. One that came before, with the same delivery id, is not stored again. */
@@ -12,24 +11,15 @@ export async function store(deliveryId: string, body: string): Promise<void> {
  * Works on one webhook that is stored, and returns whether there was one. Call it from a cron route or a worker, as often as it
  * returns true. What fails is tried again by the next call, and no two calls work on the same one.
  */
-export async function work(handle: (webhook: Webhook) => Promise<void>): Promise<boolean> {
-  const client = await pool.connect()
-  try {
-    await client.query('BEGIN')
+export function work(handle: (webhook: Webhook) => Promise<void>): Promise<boolean> {
+  return transaction(async (client) => {
     const { rows } = await client.query<{ delivery_id: string; body: Webhook }>(
       'SELECT delivery_id, body FROM received_webhooks WHERE done_at IS NULL ORDER BY received_at LIMIT 1 FOR UPDATE SKIP LOCKED',
     )
     const next = rows[0]
-    if (next) {
-      await handle(next.body)
-      await client.query('UPDATE received_webhooks SET done_at = now() WHERE delivery_id = $1', [next.delivery_id])
-    }
-    await client.query('COMMIT')
-    return next !== undefined
-  } catch (error) {
-    await client.query('ROLLBACK')
-    throw error
-  } finally {
-    client.release()
-  }
+    if (!next) return false
+    await handle(next.body)
+    await client.query('UPDATE received_webhooks SET done_at = now() WHERE delivery_id = $1', [next.delivery_id])
+    return true
+  })
 }

@@ -2,8 +2,6 @@
 import { store } from '../../../lib/webhooks/received'
 import { verified } from '../../../lib/webhooks/verify'
 
-export const runtime = 'nodejs' // node:crypto and pg
-
 const maxBody = 1 << 20 // bytes; walhook sends 256 KiB of payload at most, and little around it
 
 export async function POST(request: Request): Promise<Response> {
