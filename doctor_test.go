@@ -93,11 +93,14 @@ func TestDoctorMends(t *testing.T) {
 		{"objects of others", `CREATE TABLE more () INHERITS (webhooks.webhook_endpoints)`, `more inherits from webhooks.webhook_endpoints`},
 		{"objects of others", `CREATE TABLE old PARTITION OF webhooks.webhook_outbox FOR VALUES FROM ('00000000-0000-7000-8000-000000000000') TO ('00000000-0001-7000-8000-000000000000')`, `partition public.old of webhooks.webhook_outbox`},
 		{"objects of others", `ALTER TABLE webhooks.webhook_deliveries_default SET UNLOGGED`, "table webhooks.webhook_deliveries_default is UNLOGGED"},
+		{"objects of others", `ALTER TABLE webhooks.webhook_outbox DETACH PARTITION webhooks.webhook_outbox_default`, "webhook_outbox_default is no partition of webhooks.webhook_outbox: INSERTs"},
 		{"other publications", `CREATE PUBLICATION cdc FOR TABLE webhooks.webhook_secrets, webhooks.webhook_endpoints`, "publication cdc also publishes webhooks.webhook_endpoints, webhooks.webhook_secrets, signing secrets included"},
 		{"unused slots", `SELECT pg_create_logical_replication_slot('cdc', 'pgoutput')`, "cdc is unused and keeps"},
 		{"other slots", `SELECT pg_create_logical_replication_slot('former', 'pgoutput'); INSERT INTO webhooks.webhook_state (slot) VALUES ('former')`, "former is unused and keeps"},
 		{"partitions ahead", `DO $do$ DECLARE day text; BEGIN FOR day IN SELECT to_char(now() AT TIME ZONE 'UTC' + n * interval '1 day', 'YYYYMMDD') FROM generate_series(3, 14) AS n
 			LOOP EXECUTE 'DROP TABLE webhooks.webhook_outbox_p' || day || ', webhooks.webhook_deliveries_p' || day; END LOOP; END $do$`, "2 days"},
+		{"objects of others", `DO $do$ BEGIN EXECUTE 'ALTER TABLE webhooks.webhook_deliveries DETACH PARTITION webhooks.webhook_deliveries_p' || to_char(now() AT TIME ZONE 'UTC' + interval '13 days', 'YYYYMMDD'); END $do$`,
+			"is no partition of webhooks.webhook_deliveries: that day"},
 	} {
 		p.do(c.harm)
 		state, found, fix := p.told(c.check)

@@ -182,7 +182,8 @@ func (s *Store) upkeep(ctx context.Context, sql string, args pgx.NamedArgs, into
 // A day counts if both tables have it.
 const selectPartitionsAhead = `
 SELECT coalesce(min(n) - 1, @most::int) FROM generate_series(1, @most::int) AS n, pg_catalog.unnest('{webhook_outbox,webhook_deliveries}'::text[]) AS parent
-WHERE to_regclass(parent || '_p' || to_char(((now() AT TIME ZONE 'UTC')::date + n)::timestamp, 'YYYYMMDD'::text)) IS NULL`
+WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.relispartition
+                  AND c.oid = to_regclass(parent || '_p' || to_char(((now() AT TIME ZONE 'UTC')::date + n)::timestamp, 'YYYYMMDD'::text))::oid)`
 
 // PartitionsAhead returns how many days from tomorrow on have partitions.
 func (s *Store) PartitionsAhead(ctx context.Context) (days int, err error) {

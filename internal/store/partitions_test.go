@@ -269,6 +269,8 @@ func TestPartitionsAhead(t *testing.T) {
 	want(14)
 	exec(t, db.Pool, `DROP TABLE webhook_deliveries_p`+query[string](t, db.Pool, `SELECT to_char(now() AT TIME ZONE 'UTC' + interval '5 days', 'YYYYMMDD')`))
 	want(4)
+	exec(t, db.Pool, `ALTER TABLE webhook_outbox DETACH PARTITION webhook_outbox_p`+query[string](t, db.Pool, `SELECT to_char(now() AT TIME ZONE 'UTC' + interval '3 days', 'YYYYMMDD')`))
+	want(2)
 
 	// Without the right to make more, it is said who needs which.
 	if _, err := db.Pool.Exec(t.Context(), `CREATE ROLE `+pgx.Identifier{db.Slot + "_owner"}.Sanitize()); err != nil {

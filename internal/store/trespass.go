@@ -81,6 +81,14 @@ UNION ALL
 SELECT pg_catalog.format('table %s is UNLOGGED: a crash of PostgreSQL empties it', o.name), pg_catalog.format('ALTER TABLE %s SET LOGGED', o.name)
 FROM ours AS o WHERE o.persistence = 'u'
 UNION ALL
+SELECT pg_catalog.format('%I.%I is no partition of %s: %s', n.nspname, c.relname, o.name, CASE WHEN d.suffix = 'default' THEN 'INSERTs for days without one fail' ELSE 'that day goes into the DEFAULT partition' END),
+       CASE WHEN d.suffix = 'default' THEN pg_catalog.format('ALTER TABLE %s ATTACH PARTITION %I.%I DEFAULT', o.name, n.nspname, c.relname)
+            ELSE pg_catalog.format('ALTER TABLE %I.%I RENAME TO %I', n.nspname, c.relname, 'kept_' || c.relname::text) END
+FROM ours AS o JOIN pg_catalog.pg_namespace AS n ON n.nspname = current_schema() JOIN pg_catalog.pg_class AS c ON c.relnamespace = n.oid AND NOT c.relispartition
+CROSS JOIN LATERAL (SELECT substring(c.relname::text, '^webhook_(?:outbox|deliveries)_p?([0-9]{8}|default)$'::text) AS suffix) AS d
+WHERE o.kind = 'p' AND starts_with(c.relname::text, CASE WHEN o.oid = pg_catalog.to_regclass('webhook_outbox')::oid THEN 'webhook_outbox_'::text ELSE 'webhook_deliveries_'::text END)
+  AND (d.suffix = 'default' OR d.suffix >= to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD'::text)) -- earlier days are somebody's to keep
+UNION ALL
 SELECT pg_catalog.format('partition %s of %s is not walhook''s: it is never dropped', c.oid::regclass, o.name), pg_catalog.format('ALTER TABLE %s DETACH PARTITION %s', o.name, c.oid::regclass)
 FROM ours AS o JOIN pg_catalog.pg_inherits AS i ON i.inhparent = o.oid JOIN pg_catalog.pg_class AS c ON c.oid = i.inhrelid
 WHERE o.kind = 'p' AND c.relname::text !~ '^webhook_(outbox|deliveries)_(p[0-9]{8}|default)$'
