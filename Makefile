@@ -66,8 +66,8 @@ bench-smoke: ## go through every measurement once with small numbers, in under t
 faults: ## every fault in full, more than an hour on two cores, into docs/faults.md; one of them: make faults RUN=Freeze; on one version: PG=17
 	WALHOOK_TEST_POSTGRES_VERSION=$(PG) $(GO) test -count=1 -v -timeout 180m ./internal/faults -run 'TestFaults/$(RUN)' -faults -faults.write $(CURDIR)/docs/faults.md
 
-faults-quick: ## the faults that every change has to survive, for a shorter time: less than ten minutes
-	WALHOOK_TEST_POSTGRES_VERSION=$(PG) $(GO) test -count=1 -v -timeout 20m ./internal/faults -run 'TestFaults/$(RUN)' -faults.quick
+faults-quick: ## the faults that every change has to survive, for a shorter time, two scenarios at once: some five minutes
+	WALHOOK_TEST_POSTGRES_VERSION=$(PG) $(GO) test -count=1 -v -timeout 20m ./internal/faults -run 'TestFaults/$(RUN)' -faults.quick -parallel 4
 
 faults-switches: ## break each rule of the design in turn, and see a scenario go red for it: some three minutes
 	$(GO) test -count=1 -v -timeout 30m ./internal/faults -run '^TestSwitches$$' -faults.switches

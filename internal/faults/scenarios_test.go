@@ -139,6 +139,9 @@ func TestFaults(t *testing.T) {
 			if *quick && s.how&inQuick == 0 {
 				t.Skipf("not one of the quick ones: make faults RUN=%s", s.name)
 			}
+			if *quick && s.how&alone == 0 {
+				t.Parallel() // with as many others as -parallel allows: at a fifth of the rate both modes take a third of a core
+			}
 			for _, version := range s.versions() {
 				if version == "" {
 					s.inBothModes(t, version)
