@@ -20,16 +20,21 @@ const (
 	// all 1xx responses. Servers send 8 to 32 KiB at most by default.
 	maxResponseHead = 64 << 10
 
+	// maxHeadLines bounds their lines, of which each takes some hundred bytes of memory
+	// while a receiver keeps the next one to itself. Proxies take 100 headers.
+	maxHeadLines = 500
+
 	// readSize is the size of the buffer that most responses fit in.
 	readSize = 4 << 10
 )
 
-// A reader reads one response. It counts the bytes of the head, and remembers the error
-// that the connection ended with, which http.ReadResponse does not always return.
+// A reader reads one response. It counts the bytes and lines of the head, and remembers the
+// error that the connection ended with, which http.ReadResponse does not always return.
 type reader struct {
 	conn  *conn
 	buf   *bufio.Reader // over the reader itself
 	left  int           // bytes that may still come
+	lines int           // of the head, that have come
 	began bool          // any byte has come
 	err   error         // of the connection
 }
@@ -43,7 +48,7 @@ var readers = sync.Pool{New: func() any {
 // newReader returns a reader for a connection's next response. It must be released.
 func newReader(c *conn) *reader {
 	r := readers.Get().(*reader)
-	r.conn, r.left, r.began, r.err = c, maxResponseHead, false, nil
+	r.conn, r.left, r.lines, r.began, r.err = c, maxResponseHead, 0, false, nil
 	r.buf.Reset(r)
 	return r
 }
@@ -55,13 +60,14 @@ func (r *reader) release() {
 
 var errHeadTooLong = errors.New("the response's head is too long")
 
-// Read is for buf.
+// Read is for buf. What it has read before belongs to the head, or the head would be over.
 func (r *reader) Read(b []byte) (int, error) {
-	if r.left <= 0 {
+	if r.left <= 0 || r.lines > maxHeadLines {
 		return 0, errHeadTooLong
 	}
 	n, err := r.conn.Read(b[:min(len(b), r.left)])
 	r.left -= n
+	r.lines += bytes.Count(b[:n], []byte("\n"))
 	r.began = r.began || n > 0
 	r.err = err
 	return n, err
@@ -75,7 +81,7 @@ func (r *reader) head(req *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 		if resp.StatusCode/100 != 1 || resp.StatusCode == http.StatusSwitchingProtocols {
-			r.left = math.MaxInt // keep bounds the body
+			r.left, r.lines = math.MaxInt, math.MinInt // keep bounds the body
 			return resp, nil
 		}
 	}
@@ -91,7 +97,7 @@ func (r *reader) failure(err error) *failure {
 	return &failure{class: webhook.ErrProtocol, err: errNotHTTP}
 }
 
-const errNotHTTP = words("the response is not valid HTTP, or its headers are larger than 64 KiB")
+const errNotHTTP = words("the response is not valid HTTP, or it has more than 64 KiB or 500 lines of headers")
 
 // Bounds of texts that others wrote, in bytes.
 const (
