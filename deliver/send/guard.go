@@ -194,10 +194,10 @@ func isLabel(host string) bool {
 	return err != nil && !strings.Contains(strings.TrimSuffix(host, "."), ".")
 }
 
-// allowedURL checks what is known before a name is resolved: the scheme, and a host that
-// is an address. A proxy resolves names itself, so then this is the only check. It then
-// also checks a name's port, and refuses spellings of addresses that a proxy might
-// understand.
+// allowedURL checks what is known before a name is resolved: the scheme, a host that is an
+// address, and, unless WALHOOK_ALLOW_NETS has any, the port. A proxy resolves names itself, so
+// then this is the only check. It then also checks a name's port in any case, and refuses
+// spellings of addresses that a proxy might understand.
 func (g *Guard) allowedURL(u *url.URL, proxied bool) error {
 	if u.Scheme == "http" && !g.allowHTTP {
 		return blocked(ReasonScheme, "http:// is not allowed: WALHOOK_ALLOW_HTTP would allow it")
@@ -209,13 +209,15 @@ func (g *Guard) allowedURL(u *url.URL, proxied bool) error {
 	if looksNumeric(host) {
 		return blocked(ReasonHost, "the host looks like a number: write an IP address in its usual form")
 	}
-	if isLabel(host) && len(g.nets) == 0 {
+	switch {
+	case isLabel(host) && len(g.nets) == 0:
 		return errLabel
+	case proxied:
+		return g.allowedProxiedName(host, port)
+	case len(g.nets) == 0: // whatever it resolves to, the public internet is all that is left
+		return g.allowedPort(port)
 	}
-	if !proxied {
-		return nil
-	}
-	return g.allowedProxiedName(host, port)
+	return nil
 }
 
 func (g *Guard) allowedProxiedName(host string, port uint16) error {

@@ -246,7 +246,7 @@ func TestAllowedURL(t *testing.T) {
 		proxied Reason
 	}{
 		{"a name", "https://example.com/hook", "", ""},
-		{"a name on another port is for the dialler to judge", "https://example.com:8443/", "", ReasonPort},
+		{"a name on another port", "https://example.com:8443/", ReasonPort, ReasonPort},
 		{"a name over http", "http://example.com/", ReasonScheme, ReasonScheme},
 		{"a private address", "https://10.0.0.1/", ReasonAddress, ReasonAddress},
 		{"a private IPv6 address", "https://[fd00::1]/", ReasonAddress, ReasonAddress},
@@ -278,6 +278,13 @@ func TestAllowedURL(t *testing.T) {
 			checkReason(t, g.allowedURL(u, true), tc.proxied)
 		})
 	}
+}
+
+// A name may lead to a net that is allowed on any port, so the dialler judges.
+func TestAllowedNetsAllowNamesOnAnyPort(t *testing.T) {
+	t.Parallel()
+	g := NewGuard(GuardConfig{Nets: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}})
+	checkReason(t, g.allowedURL(&url.URL{Scheme: "https", Host: "example.com:8443"}, false), "")
 }
 
 func TestAllowedNetsAllowNamesWithoutADot(t *testing.T) {
