@@ -168,7 +168,7 @@ func (o tools) wouldDrop(t *testing.T) {
 	for command, want := range map[string]string{
 		"migrate diff": `DROP TABLE \"webhook_outbox\"`,
 		"migrate dev":  `"tag":"reset","reason":"Drift detected`,
-		"db push":      "about to drop the `webhook_event_types` table", // it drops those that are empty without a word
+		"db push":      "about to drop the `webhook_event_types` table",
 	} {
 		if said, err := o.prisma(t, db, command, ""); err != nil || !strings.Contains(said, want) {
 			t.Errorf("prisma %s says %q (%v), want %s", command, said, err, want)
