@@ -180,25 +180,14 @@ BEGIN
           AND c.oid::text IS DISTINCT FROM current_setting('walhook.made_state', true) -- which was created above
         UNION ALL
         SELECT p.oid FROM pg_proc AS p WHERE p.pronamespace = here AND starts_with(p.proname::text, 'webhook_'::text)) AS o), true);
-END $do$;
 
-DO $do$
-DECLARE
-    have int;
-BEGIN
-    IF EXISTS (SELECT FROM pg_class c
-               WHERE c.relnamespace = quote_ident(current_schema()::text)::regnamespace AND c.relkind <> 'p'
-                 AND c.relname IN ('webhook_outbox', 'webhook_deliveries')) THEN
+    IF EXISTS (SELECT FROM pg_class AS c WHERE c.relnamespace = here AND c.relkind <> 'p' AND c.relname IN ('webhook_outbox', 'webhook_deliveries')) THEN
         RAISE EXCEPTION 'schema % has a webhook_outbox or webhook_deliveries that is not walhook''s', current_schema()
             USING ERRCODE = 'duplicate_table', HINT = 'Rename that table, or set search_path to a schema for walhook alone.';
     END IF;
-
-    IF to_regprocedure('webhook_schema_version()') IS NOT NULL THEN
-        EXECUTE 'SELECT webhook_schema_version()' INTO have;
-        IF have > 9 THEN
-            RAISE EXCEPTION 'this schema is version %, made by a newer walhook; this file is version 9', have
-                USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Use the newer walhook, and its schema.sql.';
-        END IF;
+    IF have > 9 THEN
+        RAISE EXCEPTION 'this schema is version %, made by a newer walhook; this file is version 9', have
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Use the newer walhook, and its schema.sql.';
     END IF;
 END $do$;
 
