@@ -2,13 +2,16 @@ package main
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -17,11 +20,18 @@ import (
 
 	"github.com/walhook/walhook/internal/config"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
-	"github.com/walhook/walhook/internal/testkit"
 )
 
+// atOnce is how many tests run at once, unless -parallel says it: they mostly wait, and six keep one processor busy.
+const atOnce = 6
+
 func TestMain(m *testing.M) {
-	testkit.MostlyWaiting()
+	flag.Parse()
+	said := false
+	flag.Visit(func(f *flag.Flag) { said = said || f.Name == "test.parallel" })
+	if !said {
+		_ = flag.Set("test.parallel", strconv.Itoa(max(atOnce, runtime.GOMAXPROCS(0)))) // it is a number
+	}
 	os.Exit(m.Run())
 }
 

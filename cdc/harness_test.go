@@ -299,7 +299,4 @@ func newUUIDs(n int) []uuid.UUID {
 	return ids
 }
 
-func TestMain(m *testing.M) {
-	testkit.MostlyWaiting()
-	goleak.VerifyTestMain(m)
-}
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

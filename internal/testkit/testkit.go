@@ -4,13 +4,10 @@ package testkit
 import (
 	"bytes"
 	"context"
-	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -46,19 +43,6 @@ func (o *Output) Lines(with ...string) (n int) {
 		}
 	}
 	return n
-}
-
-// atOnce is how many tests that mostly wait two processors carry: with six, those of main keep one of them busy.
-const atOnce = 6
-
-// MostlyWaiting has more tests of a package run at once than there are processors, unless -parallel says how many.
-func MostlyWaiting() {
-	flag.Parse()
-	said := false
-	flag.Visit(func(f *flag.Flag) { said = said || f.Name == "test.parallel" })
-	if !said {
-		_ = flag.Set("test.parallel", strconv.Itoa(max(atOnce, runtime.GOMAXPROCS(0)))) // it is a number
-	}
 }
 
 // Start starts a program, which is interrupted, and waited for, when the test ends.
