@@ -1767,12 +1767,13 @@ DECLARE
     compared   bigint := nullif(current_setting('walhook.compared', true), ''::text)::bigint;
     present    bigint;
     part       text;
-    events     text := 'webhook_outbox_p' || to_char(day::timestamp, 'YYYYMMDD'::text);
-    deliveries text := 'webhook_deliveries_p' || to_char(day::timestamp, 'YYYYMMDD'::text);
+    -- Null: there is none. A table that was detached is its owner's to keep.
+    events     text := (SELECT c.relname FROM pg_class AS c WHERE c.relispartition AND c.oid = to_regclass('webhook_outbox_p' || to_char(day::timestamp, 'YYYYMMDD'::text))::oid);
+    deliveries text := (SELECT c.relname FROM pg_class AS c WHERE c.relispartition AND c.oid = to_regclass('webhook_deliveries_p' || to_char(day::timestamp, 'YYYYMMDD'::text))::oid);
     low        uuid := webhook_uuid_at(day::timestamp AT TIME ZONE 'UTC');
     high       uuid := webhook_uuid_at((day + 1)::timestamp AT TIME ZONE 'UTC');
 BEGIN
-    IF to_regclass(events) IS NULL AND to_regclass(deliveries) IS NULL THEN
+    IF events IS NULL AND deliveries IS NULL THEN
         RETURN false;
     END IF;
     -- First without locks, so that a day with unfinished deliveries delays nobody.
@@ -1780,7 +1781,7 @@ BEGIN
        OR EXISTS (SELECT FROM webhook_outbox_default AS o WHERE o.id >= low AND o.id < high) THEN
         RETURN false;
     END IF;
-    IF to_regclass(events) IS NOT NULL THEN
+    IF events IS NOT NULL THEN
         IF compared IS NULL THEN
             SELECT count(*) INTO compared FROM webhook_outbox AS o WHERE o.id >= low AND o.id < high;
             IF EXISTS (SELECT FROM webhook_outbox AS o CROSS JOIN LATERAL pg_catalog.unnest(o.endpoint_ids) AS e(id)
@@ -1801,18 +1802,18 @@ BEGIN
     -- wait no longer than one lock_timeout and the drop itself.
     LOCK TABLE ONLY webhook_deliveries IN ACCESS EXCLUSIVE MODE;
     LOCK TABLE webhook_deliveries_default IN ACCESS EXCLUSIVE MODE;
-    IF to_regclass(deliveries) IS NOT NULL THEN
+    IF deliveries IS NOT NULL THEN
         EXECUTE pg_catalog.format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', deliveries);
     END IF;
     IF EXISTS (SELECT FROM webhook_deliveries AS d WHERE d.id >= low AND d.id < high AND d.status IN ('pending', 'retrying')) THEN
         RETURN false;
     END IF;
     LOCK TABLE webhook_outbox_default IN ACCESS EXCLUSIVE MODE;
-    IF to_regclass(events) IS NOT NULL THEN
+    IF events IS NOT NULL THEN
         EXECUTE pg_catalog.format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', events);
     END IF;
     LOCK TABLE ONLY webhook_outbox IN ACCESS EXCLUSIVE MODE;
-    FOR part IN SELECT i.inhrelid::regclass::text FROM pg_inherits AS i -- a table that was detached is its owner's to keep
+    FOR part IN SELECT i.inhrelid::regclass::text FROM pg_inherits AS i -- which are partitions still
                 WHERE i.inhparent IN ('webhook_outbox'::regclass::oid, 'webhook_deliveries'::regclass::oid) AND i.inhrelid IN (to_regclass(events)::oid, to_regclass(deliveries)::oid) LOOP
         EXECUTE 'DROP TABLE ' || part;
     END LOOP;

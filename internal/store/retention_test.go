@@ -342,7 +342,15 @@ func TestDropDayAsAPair(t *testing.T) {
 			t.Errorf("webhook_drop_day says %t", got)
 		}
 	}
-	if query[bool](t, db.Pool, `SELECT to_regclass('webhook_deliveries_p' || to_char(now() AT TIME ZONE 'UTC' - interval '9 days', 'YYYYMMDD')) IS NULL`) {
-		t.Error("a table that was detached is dropped")
+	// Or the other way round.
+	addDay(t, db.Pool, 10*day)
+	eventAt(t, db.Pool, 10*day, "success")
+	exec(t, db.Pool, `DO $do$ BEGIN EXECUTE 'ALTER TABLE webhook_outbox DETACH PARTITION webhook_outbox_p' || to_char(now() AT TIME ZONE 'UTC' - interval '10 days', 'YYYYMMDD'); END $do$`)
+	if !query[bool](t, db.Pool, `SELECT webhook_drop_day((now() AT TIME ZONE 'UTC' - interval '10 days')::date)`) {
+		t.Error("the deliveries of a day whose events were detached stay")
+	}
+	if n := query[int](t, db.Pool, `SELECT count(to_regclass(format('webhook_%s_p%s', t, to_char(now() AT TIME ZONE 'UTC' - n * interval '1 day', 'YYYYMMDD'))))
+		FROM (VALUES ('deliveries', 9), ('outbox', 10)) AS v(t, n)`); n != 2 {
+		t.Errorf("%d of the tables that were detached are left", n)
 	}
 }
