@@ -395,7 +395,7 @@ WITH seeds (name, category, description, example) AS (
         ('webhook.test',               'webhook',      'A test event, see webhook_send_test',
          '{"test": true, "message": "A test webhook"}'),
         ('webhook.endpoint.disabled',  'webhook',      'walhook disabled an endpoint',
-         '{"endpointId": "44444444-4444-4444-8444-444444444444", "reason": "answered 410 Gone"}'),
+         '{"endpointId": "44444444-4444-4444-8444-444444444444", "url": "https://receiver.example.com", "reason": "answered 410 Gone"}'),
         ('webhook.endpoint.failing',   'webhook',      'The breaker of an endpoint opened, because it only fails',
          '{"endpointId": "44444444-4444-4444-8444-444444444444", "url": "https://receiver.example.com", "since": "2026-11-23T12:00:00.000Z", "errorClass": "timeout"}'),
         ('webhook.endpoint.recovered', 'webhook',      'The breaker of an endpoint closed',

@@ -291,7 +291,7 @@ WITH picked AS (
 ), off AS (
     UPDATE webhook_endpoints e SET enabled = false, disabled_at = now(), disabled_reason = @reason::text
     FROM picked WHERE e.id = picked.id AND e.enabled
-    RETURNING e.id, e.organization_id
+    RETURNING e.id, e.organization_id, ` + siteOfEndpoint + ` AS url
 ), anew AS (
     DELETE FROM webhook_endpoint_failures f USING off WHERE f.endpoint_id = off.id
 )` + then
@@ -307,7 +307,7 @@ const (
 	insertDisabledEvents = `
 INSERT INTO webhook_outbox (id, organization_id, event_type, payload)
 SELECT DISTINCT ON (off.id) r.own_id, off.organization_id, '` + outbox.TypeEndpointDisabled + `',
-       pg_catalog.jsonb_build_object('endpointId', off.id, 'reason', @reason::text)
+       pg_catalog.jsonb_build_object('endpointId', off.id, 'url', off.url, 'reason', @reason::text)
 FROM off JOIN unnest(@ids::uuid[], @own_ids::uuid[], @tell::bool[]) AS r(id, own_id, tell) ON r.id = off.id
 WHERE r.tell
 ORDER BY off.id, r.own_id
@@ -327,7 +327,8 @@ var (
 // An endpoint that was enabled again meanwhile needs no notice.
 const insertDisabled = `
 INSERT INTO webhook_outbox (id, organization_id, event_type, payload)
-SELECT r.own_id, e.organization_id, '` + outbox.TypeEndpointDisabled + `', pg_catalog.jsonb_build_object('endpointId', e.id, 'reason', @reason::text)
+SELECT r.own_id, e.organization_id, '` + outbox.TypeEndpointDisabled + `',
+       pg_catalog.jsonb_build_object('endpointId', e.id, 'url', ` + siteOfEndpoint + `, 'reason', @reason::text)
 FROM unnest(@ids::uuid[], @own_ids::uuid[]) AS r(id, own_id) JOIN webhook_endpoints e ON e.id = r.id
 WHERE NOT e.enabled AND e.disabled_reason = @reason::text AND ` + fenced + `
 ON CONFLICT (id) DO NOTHING`

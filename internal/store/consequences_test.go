@@ -102,7 +102,8 @@ func TestGoneDisables(t *testing.T) {
 	st, fence := acquired(t, db)
 	listener := newEndpoint(t, db.Pool, "org_1", outbox.TypeEndpointDisabled)
 	told := func(endpoint string) []string {
-		return column[string](t, db.Pool, `SELECT array_to_string(endpoint_ids, ',') FROM webhook_outbox WHERE event_type = $1 AND payload ->> 'endpointId' = $2 AND payload ->> 'reason' LIKE '%410%'`,
+		return column[string](t, db.Pool, `SELECT array_to_string(endpoint_ids, ',') FROM webhook_outbox WHERE event_type = $1 AND payload ->> 'endpointId' = $2
+			AND payload - 'endpointId' = '{"url": "https://example.com", "reason": "answered 410 Gone"}'`,
 			outbox.TypeEndpointDisabled, endpoint)
 	}
 	enabled := func(endpoint string) bool {
@@ -401,9 +402,9 @@ func TestRowsAlone(t *testing.T) {
 			}
 		}
 	}
-	got := column[string](t, db.Pool, `SELECT event_type || ' ' || coalesce(payload ->> 'endpointId', '') || ' ' || coalesce(payload ->> 'reason', payload ->> 'deliveryId')
+	got := column[string](t, db.Pool, `SELECT event_type || ' ' || coalesce(payload ->> 'endpointId', '') || ' ' || coalesce((payload ->> 'url') || ' ' || (payload ->> 'reason'), payload ->> 'deliveryId')
 		FROM webhook_outbox WHERE starts_with(event_type, 'webhook.') ORDER BY 1`)
-	want := []string{fmt.Sprint(outbox.TypeDeliveryExhausted, " ", other, " ", rs[2].ID), fmt.Sprint(outbox.TypeEndpointDisabled, " ", endpoint, " answered 410 Gone")}
+	want := []string{fmt.Sprint(outbox.TypeDeliveryExhausted, " ", other, " ", rs[2].ID), fmt.Sprint(outbox.TypeEndpointDisabled, " ", endpoint, " https://example.com answered 410 Gone")}
 	if !slices.Equal(got, want) {
 		t.Errorf("told: %q, want %q", got, want)
 	}
