@@ -34,6 +34,7 @@ func load(t *testing.T, env ...string) *config.Config {
 func TestAFirstRunThatCannotGoOnMakesNothing(t *testing.T) {
 	t.Parallel()
 	replica := pgtest.Server(t, postgres.Options{Settings: map[string]string{"wal_level": "replica"}})
+	mute := pgtest.Server(t, postgres.Options{Settings: map[string]string{"wal_level": "logical", "max_wal_senders": "0"}})
 	full := pgtest.Server(t, postgres.Options{Settings: map[string]string{"max_replication_slots": "1"}})
 	for what, c := range map[string]struct {
 		server      string // "": the shared one
@@ -42,6 +43,7 @@ func TestAFirstRunThatCannotGoOnMakesNothing(t *testing.T) {
 		code        int
 	}{
 		"wal_level":                  {replica.URL(), nil, "wal_level is replica", "ALTER SYSTEM SET wal_level", exitNotPrepared},
+		"max_wal_senders":            {mute.URL(), nil, "max_wal_senders is 0", "ALTER SYSTEM SET max_wal_senders", exitNotPrepared},
 		"no slot is left":            {full.URL(), []string{`SELECT pg_create_physical_replication_slot('theirs')`}, "max_replication_slots = 1 are used", "raise max_replication_slots", exitNotPrepared},
 		"the role may not replicate": {"", []string{`ALTER ROLE "<role>" NOREPLICATION`}, "may not replicate", `ALTER ROLE <role> REPLICATION`, exitNotPrepared},
 		"nor create in the schema":   {"", []string{`REVOKE CREATE ON SCHEMA public FROM PUBLIC, "<role>"`}, "may not create in schema", `set WALHOOK_SCHEMA to the schema that walhook's tables are or will be in, or GRANT CREATE, USAGE ON SCHEMA public TO <role>`, exitNotPrepared},

@@ -65,6 +65,7 @@ type facts struct {
 	versionText            string
 	recovery               bool
 	walLevel               string
+	maxSenders             int // max_wal_senders
 	slots, maxSlots        int
 	walKept                string // max_slot_wal_keep_size
 	user, database         string
@@ -149,6 +150,9 @@ func (f *facts) decoding() Check {
 	if f.walLevel != "logical" {
 		return fail(ErrNotPrepared, "wal_level", "wal_level is "+f.walLevel, "ALTER SYSTEM SET wal_level = 'logical', then restart PostgreSQL "+
 			"(on managed services a parameter such as rds.logical_replication)")
+	}
+	if f.maxSenders == 0 {
+		return fail(ErrNotPrepared, "max_wal_senders", "max_wal_senders is 0", "ALTER SYSTEM SET max_wal_senders = 10, then restart PostgreSQL")
 	}
 	return good("wal_level", f.walLevel)
 }

@@ -13,7 +13,7 @@ import (
 
 const selectServer = `
 SELECT pg_catalog.current_setting('server_version_num')::int, pg_catalog.current_setting('server_version'), pg_catalog.pg_is_in_recovery(),
-       pg_catalog.current_setting('wal_level'),
+       pg_catalog.current_setting('wal_level'), pg_catalog.current_setting('max_wal_senders')::int,
        (SELECT pg_catalog.count(*)::int FROM pg_catalog.pg_replication_slots), pg_catalog.current_setting('max_replication_slots')::int,
        pg_catalog.current_setting('max_slot_wal_keep_size'), pg_catalog.quote_ident(current_user::text), pg_catalog.quote_ident(pg_catalog.current_database()::text),
        pg_catalog.quote_ident(@schema::text), coalesce(pg_catalog.quote_ident(n.nspname::text), ''),
@@ -128,7 +128,7 @@ ORDER BY r.active_pid IS NULL, r.slot_name`
 func (s *Store) Preflight(ctx context.Context, want Intent) ([]Check, error) {
 	var f facts
 	var installed bool
-	err := s.pool.QueryRow(ctx, selectServer, pgx.NamedArgs{"schema": want.Schema}).Scan(&f.version, &f.versionText, &f.recovery, &f.walLevel, &f.slots, &f.maxSlots, &f.walKept,
+	err := s.pool.QueryRow(ctx, selectServer, pgx.NamedArgs{"schema": want.Schema}).Scan(&f.version, &f.versionText, &f.recovery, &f.walLevel, &f.maxSenders, &f.slots, &f.maxSlots, &f.walKept,
 		&f.user, &f.database, &f.wanted, &f.schema, &f.createDatabase, &f.createSchema, &installed)
 	if err != nil {
 		return nil, fmt.Errorf("read the server's settings: %w", err)
