@@ -19,7 +19,7 @@ func (v visibleClaims) ClaimVisible(_ context.Context, f webhook.Fence) (bool, e
 
 func newClaims() (*claims, *schedule.Scheduler) {
 	s := schedule.New(schedule.Options{Limits: schedule.Limits{MaxInFlight: 1, Window: 8, MaxMemory: 1 << 20}})
-	return &claims{scheduler: s, compare: func() {}}, s
+	return &claims{scheduler: s, heartbeat: newHeartbeat("clock"), compare: func() {}}, s
 }
 
 // The process reconnects while the database is asked whether the first claim is visible.
