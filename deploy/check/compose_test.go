@@ -48,6 +48,19 @@ func TestComposeFilesAreThere(t *testing.T) {
 	}
 }
 
+// Docker Compose itself accepts the file, where it is installed.
+func TestDockerComposeTakesTheFile(t *testing.T) {
+	t.Parallel()
+	if out, err := exec.CommandContext(t.Context(), "docker", "compose", "version").CombinedOutput(); err != nil {
+		t.Skipf("there is no docker compose here, and its own library alone has read the file: %v: %s", err, out)
+	}
+	config := exec.CommandContext(t.Context(), "docker", "compose", "config", "--quiet")
+	config.Dir = root
+	if out, err := config.CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
 // here is the stack on this machine: its programs and settings as compose.yaml has them, but for the addresses.
 type here struct {
 	project *types.Project
