@@ -75,7 +75,8 @@ func (r *release) target(ctx context.Context, target string, contents modules) e
 	if r.cache != "" {
 		env = append(env, "GOCACHE="+r.cache)
 	}
-	if _, err := output(ctx, env, "go", "build", "-trimpath", "-ldflags", "-s -w -X main.version="+r.version, "-o", filepath.Join(r.folder, name), "."); err != nil {
+	// A machine's GOFLAGS may leave the commit out, or the build does so where it finds no git.
+	if _, err := output(ctx, env, "go", "build", "-buildvcs=true", "-trimpath", "-ldflags", "-s -w -X main.version="+r.version, "-o", filepath.Join(r.folder, name), "."); err != nil {
 		return err
 	}
 	if err := contents.add(ctx, env); err != nil {
