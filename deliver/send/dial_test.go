@@ -29,11 +29,6 @@ func TestConnectionsThatCannotBeMade(t *testing.T) {
 	t.Cleanup(old.Close)
 	pool := x509.NewCertPool()
 	pool.AddCert(trusted.Certificate())
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	closed.Close()
 	plain := httptest.NewServer(nil)
 	t.Cleanup(plain.Close)
 	raw := func(play func(net.Conn)) string { return "https://" + listen(t, play) }
@@ -53,7 +48,7 @@ func TestConnectionsThatCannotBeMade(t *testing.T) {
 		{"closed in the handshake", raw(func(c net.Conn) { c.Read(make([]byte, 1)) }), nil, webhook.ErrTLS},
 		{"garbage in the handshake", raw(func(c net.Conn) { io.WriteString(c, strings.Repeat("\xff", 100)) }), nil, webhook.ErrTLS},
 		{"silence in the handshake", raw(func(c net.Conn) { io.Copy(io.Discard, c) }), nil, webhook.ErrTimeout},
-		{"refused", "https://" + closed.Addr().String(), nil, webhook.ErrConnect},
+		{"refused", "https://127.0.0.1:" + closedPort(t), nil, webhook.ErrConnect},
 		{"no such name", "https://nowhere.test", nil, webhook.ErrDNS},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
