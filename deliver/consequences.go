@@ -151,11 +151,9 @@ func (d *deferred) write(ctx context.Context, all []store.Consequence) (kept int
 	for tries := 0; len(all) > 0 && tries < maxConsequenceTries; tries++ {
 		c := all[0]
 		all = all[1:]
-		var rest []store.Consequence
-		err := d.heartbeat.bounded(ctx, func(ctx context.Context) (err error) {
-			rest, err = d.store.WriteConsequence(ctx, fence, c)
-			return err
-		})
+		attempt, cancel := d.heartbeat.statement(ctx)
+		rest, err := d.store.WriteConsequence(attempt, fence, c)
+		cancel()
 		switch {
 		case errors.Is(err, store.ErrFenced), ctx.Err() != nil:
 			return 0, err

@@ -78,13 +78,6 @@ func (h *heartbeat) statement(ctx context.Context) (context.Context, context.Can
 	return context.WithTimeout(ctx, statementTimeout)
 }
 
-// bounded beats, and runs a statement.
-func (h *heartbeat) bounded(ctx context.Context, statement func(context.Context) error) error {
-	ctx, cancel := h.statement(ctx)
-	defer cancel()
-	return statement(ctx)
-}
-
 func (h *heartbeat) beat() {
 	h.at.Store(int64(time.Since(started)))
 }

@@ -95,12 +95,11 @@ func (i *inserter) write(ctx context.Context, fence webhook.Fence, records []web
 			part[n].Wait = i.scheduler.PendingWait(part[n].ID)
 		}
 		began := time.Now()
-		err := i.heartbeat.bounded(ctx, func(ctx context.Context) error {
-			n, err := i.store.InsertMissing(ctx, fence, part)
-			i.inserted += n
-			i.scheduler.InsertedMissing(n)
-			return err
-		})
+		attempt, cancel := i.heartbeat.statement(ctx)
+		inserted, err := i.store.InsertMissing(attempt, fence, part)
+		cancel()
+		i.inserted += inserted
+		i.scheduler.InsertedMissing(inserted)
 		switch took := time.Since(began); {
 		case err != nil && store.TimedOut(err):
 			i.size = max(i.size/4, 1)
@@ -122,11 +121,10 @@ func (i *inserter) write(ctx context.Context, fence webhook.Fence, records []web
 // marker moves the position of an idle database. Deliveries to slow receivers are parked
 // meanwhile. It fails in another session, whose positions may mean something else.
 func (i *inserter) awaitConfirmed(ctx context.Context, session *webhook.Session) error {
-	var lsn pglogrepl.LSN
-	if err := i.heartbeat.bounded(ctx, func(ctx context.Context) (err error) {
-		lsn, err = i.store.InsertLSN(ctx)
-		return err
-	}); err != nil {
+	attempt, cancel := i.heartbeat.statement(ctx)
+	lsn, err := i.store.InsertLSN(attempt)
+	cancel()
+	if err != nil {
 		return err
 	}
 	if err := i.recorder.writeMarker(ctx, i.heartbeat); err != nil {

@@ -109,11 +109,10 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 		return nil
 	}
 	if c := &r.comparison; c.from.IsZero() || c.cause != cause {
-		var now time.Time
-		if err := r.heartbeat.bounded(ctx, func(ctx context.Context) (err error) {
-			now, err = r.store.Now(ctx)
-			return err
-		}); err != nil {
+		attempt, cancel := r.heartbeat.statement(ctx)
+		now, err := r.store.Now(attempt)
+		cancel()
+		if err != nil {
 			return err
 		}
 		start, from := r.span(fence.ReconcileFrom, now)
@@ -141,11 +140,9 @@ func (r *reconciler) reconcile(ctx context.Context) error {
 		return nil
 	}
 	r.reportBeyondWindow(ctx, r.comparison.start, r.comparison.from)
-	var since time.Time
-	err := r.heartbeat.bounded(ctx, func(ctx context.Context) (err error) {
-		since, err = r.store.Reconciled(ctx, fence)
-		return err
-	})
+	attempt, cancel := r.heartbeat.statement(ctx)
+	since, err := r.store.Reconciled(attempt, fence)
+	cancel()
 	switch {
 	case err != nil:
 		return err
@@ -195,12 +192,10 @@ func (r *reconciler) collect(ctx context.Context) (candidates []store.Candidate,
 	upto = r.comparison.upto
 	for !end && len(candidates) < maxCandidates {
 		began := time.Now()
-		var c store.Compared
-		err := r.heartbeat.bounded(ctx, func(ctx context.Context) (err error) {
-			// No upper end: a clock that was set back may have made later ids.
-			c, err = r.store.Missing(ctx, upto, uuid.Max, r.pageSize)
-			return err
-		})
+		attempt, cancel := r.heartbeat.statement(ctx)
+		// No upper end: a clock that was set back may have made later ids.
+		c, err := r.store.Missing(attempt, upto, uuid.Max, r.pageSize)
+		cancel()
 		if err != nil {
 			if store.TimedOut(err) && ctx.Err() == nil && r.pageSize > 1 {
 				r.pageSize = max(r.pageSize/4, 1)
@@ -245,11 +240,9 @@ func (r *reconciler) reportBeyondWindow(ctx context.Context, start, from time.Ti
 	if !start.Before(from) {
 		return
 	}
-	var missing bool
-	err := r.heartbeat.bounded(ctx, func(ctx context.Context) (err error) {
-		missing, err = r.store.AnyMissing(ctx, start, from)
-		return err
-	})
+	attempt, cancel := r.heartbeat.statement(ctx)
+	missing, err := r.store.AnyMissing(attempt, start, from)
+	cancel()
 	const query = `docs/operations.md, "Beyond the recovery window", has the query that finds them and how to have them delivered`
 	switch {
 	case ctx.Err() != nil:

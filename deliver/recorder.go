@@ -236,7 +236,9 @@ func (r *recorder) writeMarker(ctx context.Context, h *heartbeat) error {
 	defer r.lock.release()
 	seq := r.scheduler.NextSeq()
 	for {
-		err := h.bounded(ctx, func(ctx context.Context) error { return r.store.Mark(ctx, r.scheduler.Fence(), webhook.Mark{Seq: seq}) })
+		attempt, cancel := h.statement(ctx)
+		err := r.store.Mark(attempt, r.scheduler.Fence(), webhook.Mark{Seq: seq})
+		cancel()
 		if err == nil || errors.Is(err, store.ErrFenced) {
 			return err
 		}

@@ -105,7 +105,9 @@ func (w *writer) writePart(ctx context.Context, b *batch, part []webhook.Record,
 // writes the rows alone and defers the consequences.
 func (w *writer) try(ctx context.Context, b *batch, mark webhook.Mark, part []webhook.Record) error {
 	send := func(mark webhook.Mark) error {
-		return w.heartbeat.bounded(ctx, func(ctx context.Context) error { return b.send(ctx, mark, part) })
+		ctx, cancel := w.heartbeat.statement(ctx)
+		defer cancel()
+		return b.send(ctx, mark, part)
 	}
 	consequences := store.Consequences(mark.Health, part)
 	var refused error
@@ -132,7 +134,9 @@ func (w *writer) passOver(ctx context.Context, b *batch, of webhook.Record, caus
 	}
 	b.refused[of.ID] = true
 	for {
-		err := w.heartbeat.bounded(ctx, func(ctx context.Context) error { return b.skip(ctx, of) })
+		attempt, cancel := w.heartbeat.statement(ctx)
+		err := b.skip(attempt, of)
+		cancel()
 		switch {
 		case errors.Is(err, store.ErrFenced), ctx.Err() != nil:
 			return err
