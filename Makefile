@@ -69,7 +69,7 @@ faults: ## every fault in full, more than an hour on two cores, into docs/faults
 faults-quick: ## the faults that every change has to survive, for a shorter time, two scenarios at once: some five minutes
 	WALHOOK_TEST_POSTGRES_VERSION=$(PG) $(GO) test -count=1 -v -timeout 20m ./internal/faults -run 'TestFaults/$(RUN)' -faults.quick -parallel 4
 
-faults-switches: ## break each rule of the design in turn, and see a scenario go red for it: some three minutes
+faults-switches: ## break each rule of the design in turn, and see a scenario go red for it: some five minutes
 	$(GO) test -count=1 -v -timeout 30m ./internal/faults -run '^TestSwitches$$' -faults.switches
 
 clean: ## remove what was built
