@@ -1699,6 +1699,11 @@ BEGIN
             part, current_user, quote_ident(current_schema()::text), quote_ident(current_user::text)
             USING ERRCODE = 'insufficient_privilege', HINT = 'Partitions are created every day, two weeks ahead.';
     END IF;
+    -- One session at a time: this lock conflicts with itself, and not with INSERT.
+    EXECUTE pg_catalog.format('LOCK TABLE %I IN SHARE UPDATE EXCLUSIVE MODE', fallback);
+    IF to_regclass(part) IS NOT NULL THEN
+        RETURN;
+    END IF;
     EXECUTE pg_catalog.format('SELECT count(*) FROM (SELECT FROM %I WHERE id >= $1 AND id < $2 LIMIT $3) AS s', fallback)
         INTO moved USING low, high, most + 1;
     IF moved > most THEN
@@ -1767,16 +1772,18 @@ DECLARE
     compared   bigint := nullif(current_setting('walhook.compared', true), ''::text)::bigint;
     present    bigint;
     part       text;
-    -- Null: there is none. A table that was detached is its owner's to keep.
-    events     text := (SELECT c.relname FROM pg_class AS c WHERE c.relispartition AND c.oid = to_regclass('webhook_outbox_p' || to_char(day::timestamp, 'YYYYMMDD'::text))::oid);
-    deliveries text := (SELECT c.relname FROM pg_class AS c WHERE c.relispartition AND c.oid = to_regclass('webhook_deliveries_p' || to_char(day::timestamp, 'YYYYMMDD'::text))::oid);
+    events     text; -- null: there is none. A table that was detached is its owner's to keep.
+    deliveries text;
     low        uuid := webhook_uuid_at(day::timestamp AT TIME ZONE 'UTC');
     high       uuid := webhook_uuid_at((day + 1)::timestamp AT TIME ZONE 'UTC');
 BEGIN
+    LOCK TABLE webhook_deliveries_default IN SHARE UPDATE EXCLUSIVE MODE; -- one session at a time, as in webhook_add_partition
+    SELECT c.relname INTO events FROM pg_class AS c WHERE c.relispartition AND c.oid = to_regclass('webhook_outbox_p' || to_char(day::timestamp, 'YYYYMMDD'::text))::oid;
+    SELECT c.relname INTO deliveries FROM pg_class AS c WHERE c.relispartition AND c.oid = to_regclass('webhook_deliveries_p' || to_char(day::timestamp, 'YYYYMMDD'::text))::oid;
     IF events IS NULL AND deliveries IS NULL THEN
         RETURN false;
     END IF;
-    -- First without locks, so that a day with unfinished deliveries delays nobody.
+    -- First without other locks, so that a day with unfinished deliveries delays nobody.
     IF EXISTS (SELECT FROM webhook_deliveries AS d WHERE d.id >= low AND d.id < high AND d.status IN ('pending', 'retrying'))
        OR EXISTS (SELECT FROM webhook_outbox_default AS o WHERE o.id >= low AND o.id < high) THEN
         RETURN false;

@@ -2,13 +2,16 @@ package store_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
@@ -285,5 +288,51 @@ func TestPartitionsAhead(t *testing.T) {
 	_, err := store.NewPartitions(st, 0).Upkeep(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "GRANT CREATE ON SCHEMA public TO "+strings.Trim(owner, `"`)) {
 		t.Errorf("%v, want the GRANT that mends it", err)
+	}
+}
+
+// An old and a new walhook, or an operator beside them, keep the same days at the same time. One of them makes or drops a
+// day; the others find nothing to do, or try again.
+func TestDaysAreKeptByTwoAtOnce(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	atOnce := func(want, sql string, args ...any) {
+		t.Helper()
+		results := make(chan string)
+		const sessions = 4
+		for range sessions {
+			go func() {
+				var result string
+				err := db.Pool.QueryRow(t.Context(), sql, args...).Scan(&result)
+				for pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "55P03"; pg, ok = errors.AsType[*pgconn.PgError](err) {
+					err = db.Pool.QueryRow(t.Context(), sql, args...).Scan(&result)
+				}
+				if err != nil {
+					result = err.Error()
+				}
+				results <- result
+			}()
+		}
+		var got []string
+		for range sessions {
+			got = append(got, <-results)
+		}
+		slices.Sort(got)
+		if strings.Join(got, ", ") != want {
+			t.Errorf("%s %v: %q, want %s", sql, args, got, want)
+		}
+	}
+	for age := 10; age < 20; age++ {
+		if age%2 == 0 { // moved from the DEFAULT partition
+			eventAt(t, db.Pool, time.Duration(age)*day, "success")
+		}
+		const add = `SELECT made::text || ' ' || moved FROM webhook_add_partition($1, (now() AT TIME ZONE 'UTC')::date - $2::int)`
+		one := "true " + strconv.Itoa(1-age%2)
+		atOnce("false 0, false 0, false 0, "+one, add, "webhook_outbox", age)
+		atOnce("false 0, false 0, false 0, "+one, add, "webhook_deliveries", age)
+	}
+	for age := 10; age < 20; age++ {
+		exec(t, db.Pool, `DELETE FROM webhook_outbox`) // what is owed without a row keeps its day
+		atOnce("false, false, false, true", `SELECT webhook_drop_day((now() AT TIME ZONE 'UTC')::date - $1::int)::text`, age)
 	}
 }
