@@ -61,65 +61,76 @@ func TestMonitorWaitsForWhatIsCommitted(t *testing.T) {
 	x.exec(`CREATE TABLE kept AS SELECT * FROM webhook_deliveries`)
 	x.exec(`ALTER TABLE kept DROP COLUMN faults_inserted`) // the last column: a reinserted row gets a new one
 	for what, inWAL := range map[string]bool{"committed, and waits for a standby": true, "inserted": false} {
-		var tx pgx.Tx
-		appears := make(chan error, 1)
-		begin := func() {
-			x.exec(`DELETE FROM webhook_deliveries`)
-			var err error
-			if tx, err = x.pool.Begin(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := tx.Exec(t.Context(), `SET LOCAL synchronous_commit = on`); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := tx.Exec(t.Context(), `INSERT INTO webhook_deliveries SELECT * FROM kept`); err != nil {
-				t.Fatal(err)
-			}
-		}
-		commit := func() { appears <- tx.Commit(context.WithoutCancel(t.Context())) }
-		begin()
-		x.synchronousStandby("nobody")
-		if inWAL {
-			go commit()
-			x.eventually(time.Minute, "the commit waits", func() bool {
-				select {
-				case err := <-appears: // the checkpointer, which makes commits wait, has not read the setting yet
-					if err != nil {
-						t.Fatal(err)
-					}
-					begin()
-					go commit()
-				default:
-				}
-				var waits bool
-				err := x.pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')`).Scan(&waits)
-				return err == nil && waits
-			})
-		}
-		x.monitor.mu.Lock()
-		clear(x.monitor.seen)
-		x.monitor.problems, x.monitor.unseen = nil, 0
-		var later sync.WaitGroup
-		later.Go(func() {
-			time.Sleep(visibleWithin / 4)
-			x.synchronousStandby("")
-			if !inWAL {
-				commit()
-			}
-		})
-		x.monitor.mu.Unlock()
-		x.monitor.look(t.Context())
-		err := <-appears
-		later.Wait()
-		if err != nil {
-			t.Fatal(err)
-		}
-		x.monitor.mu.Lock()
-		if x.monitor.unseen == 0 || inWAL != (len(x.monitor.problems) == 0) {
-			t.Errorf("a row that was %s: the monitor found %q, after %s", what, x.monitor.problems, x.monitor.unseen)
-		}
-		x.monitor.mu.Unlock()
+		x.eventually(time.Minute, "the monitor looks before the row is visible", func() bool { return x.lookWhileItAppears(what, inWAL) })
 	}
+}
+
+// lookWhileItAppears makes the monitor look at a row that is not visible yet, and reports
+// whether it looked in time.
+func (x *Trial) lookWhileItAppears(what string, inWAL bool) (inTime bool) {
+	x.Helper()
+	var tx pgx.Tx
+	appears := make(chan error, 1)
+	begin := func() {
+		x.exec(`DELETE FROM webhook_deliveries`)
+		var err error
+		if tx, err = x.pool.Begin(x.Context()); err != nil {
+			x.Fatal(err)
+		}
+		if _, err := tx.Exec(x.Context(), `SET LOCAL synchronous_commit = on`); err != nil {
+			x.Fatal(err)
+		}
+		if _, err := tx.Exec(x.Context(), `INSERT INTO webhook_deliveries SELECT * FROM kept`); err != nil {
+			x.Fatal(err)
+		}
+	}
+	commit := func() { appears <- tx.Commit(context.WithoutCancel(x.Context())) }
+	begin()
+	x.synchronousStandby("nobody")
+	if inWAL {
+		go commit()
+		x.eventually(time.Minute, "the commit waits", func() bool {
+			select {
+			case err := <-appears: // the checkpointer, which makes commits wait, has not read the setting yet
+				if err != nil {
+					x.Fatal(err)
+				}
+				begin()
+				go commit()
+			default:
+			}
+			var waits bool
+			err := x.pool.QueryRow(x.Context(), `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')`).Scan(&waits)
+			return err == nil && waits
+		})
+	}
+	x.monitor.mu.Lock()
+	clear(x.monitor.seen)
+	x.monitor.problems, x.monitor.unseen = nil, 0
+	var later sync.WaitGroup
+	later.Go(func() {
+		time.Sleep(visibleWithin / 4)
+		x.synchronousStandby("")
+		if !inWAL {
+			commit()
+		}
+	})
+	x.monitor.mu.Unlock()
+	x.monitor.look(x.Context())
+	err := <-appears
+	later.Wait()
+	if err != nil {
+		x.Fatal(err)
+	}
+	x.monitor.mu.Lock()
+	defer x.monitor.mu.Unlock()
+	if x.monitor.unseen == 0 {
+		return false
+	}
+	if inWAL != (len(x.monitor.problems) == 0) {
+		x.Errorf("a row that was %s: the monitor found %q, after %s", what, x.monitor.problems, x.monitor.unseen)
+	}
+	return true
 }
 
 func TestMonitorMustHaveLooked(t *testing.T) {
