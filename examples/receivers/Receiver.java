@@ -14,6 +14,7 @@ import java.sql.Statement;
 import java.util.Base64;
 import java.util.List;
 import java.util.concurrent.Executors;
+import java.util.stream.Stream;
 import javax.crypto.Mac;
 import javax.crypto.spec.SecretKeySpec;
 
@@ -24,7 +25,8 @@ import javax.crypto.spec.SecretKeySpec;
  * java -cp postgresql.jar examples/receivers/Receiver.java</pre>
  */
 public class Receiver {
-    static final List<String> SECRETS = List.of(System.getenv("WEBHOOK_SECRETS").split(",")); // during a rotation: the old and the new one
+    static final List<String> SECRETS = Stream.of(System.getenv().getOrDefault("WEBHOOK_SECRETS", "").split(","))
+        .filter(secret -> !secret.isEmpty()).toList(); // during a rotation: the old and the new one
     static final int MAX_BODY = 1 << 20; // bytes; walhook sends 256 KiB of payload at most, and little around it
     static final long TOLERANCE = 300; // seconds that webhook-timestamp may be off
     // work_at is when to work on it; null: done. Keep what is done for 30 days: so long walhook can send it again.
@@ -132,13 +134,18 @@ public class Receiver {
     }
 
     public static void main(String[] args) throws IOException, SQLException {
+        if (SECRETS.isEmpty()) {
+            System.err.println("set WEBHOOK_SECRETS to the secret that webhook_create_endpoint returned");
+            System.exit(2);
+        }
+        System.setProperty("sun.net.httpserver.maxReqTime", "60"); // seconds that a request may take to arrive; for ever otherwise
         try (Connection db = connect(); Statement statement = db.createStatement()) {
             statement.execute(TABLE);
         }
         new Thread(Receiver::workOff).start();
         String port = System.getenv("PORT");
         HttpServer server = HttpServer.create(new InetSocketAddress(port == null ? 3000 : Integer.parseInt(port)), 0);
-        server.setExecutor(Executors.newFixedThreadPool(16));
+        server.setExecutor(Executors.newCachedThreadPool()); // of a fixed number, requests that do not go on arriving would keep all
         server.createContext("/", request -> {
             int status = 500;
             try {

@@ -109,8 +109,8 @@ func work(_ context.Context, _ pgx.Tx, body []byte) error {
 }
 
 func run(ctx context.Context) error {
-	secrets := strings.Split(os.Getenv("WEBHOOK_SECRETS"), ",") // during a rotation: the old and the new one
-	if secrets[0] == "" {
+	secrets := strings.FieldsFunc(os.Getenv("WEBHOOK_SECRETS"), func(r rune) bool { return r == ',' }) // during a rotation: the old and the new one
+	if len(secrets) == 0 {
 		return errors.New("set WEBHOOK_SECRETS to the secret that webhook_create_endpoint returned")
 	}
 	db, err := pgxpool.New(ctx, "")
@@ -123,7 +123,8 @@ func run(ctx context.Context) error {
 	rcv := &receiver{verifier: sign.Verifier{Secrets: secrets}, db: db, wake: make(chan struct{}, 1)}
 	go rcv.workOff(ctx)
 	http.Handle("POST /", rcv)
-	return http.ListenAndServe(":"+cmp.Or(os.Getenv("PORT"), "3000"), nil)
+	server := &http.Server{Addr: ":" + cmp.Or(os.Getenv("PORT"), "3000"), ReadTimeout: time.Minute} // for ever otherwise
+	return server.ListenAndServe()
 }
 
 func main() {

@@ -2,7 +2,7 @@
 //
 //   WEBHOOK_SECRETS=whsec_… node examples/receivers/receiver.mjs
 import { createHmac, timingSafeEqual } from 'node:crypto'
-import { fsyncSync, openSync, readFileSync, writeSync } from 'node:fs'
+import { appendFileSync, fsyncSync, openSync, readFileSync } from 'node:fs'
 import { createServer } from 'node:http'
 import { setTimeout } from 'node:timers/promises'
 
@@ -13,7 +13,10 @@ if (secrets.length === 0) {
 }
 const maxBody = 1 << 20 // bytes; walhook sends 256 KiB of payload at most, and little around it
 
-const equal = (a, b) => a.length === b.length && timingSafeEqual(Buffer.from(a), Buffer.from(b))
+function equal(a, b) {
+  const [x, y] = [Buffer.from(a), Buffer.from(b)] // timingSafeEqual throws where the bytes differ in number
+  return x.length === y.length && timingSafeEqual(x, y)
+}
 
 // The key of Standard Webhooks: strip whsec_ and decode base64. A secret that is not base64 is its own key.
 function key(secret) {
@@ -44,7 +47,7 @@ for (const line of readFileSync(store, 'utf8').split('\n')) {
 }
 
 function save(delivery, body) {
-  writeSync(file, '\n' + JSON.stringify({ delivery, body })) // behind a line that a crash has cut
+  appendFileSync(file, '\n' + JSON.stringify({ delivery, body })) // behind a line that a crash has cut; all of it, or it throws
   fsyncSync(file)
   received.set(delivery, body)
 }

@@ -99,6 +99,8 @@ class Receiver(BaseHTTPRequestHandler):
 
     def answer(self, status):
         self.send_response(status)
+        if self.close_connection:
+            self.send_header("Connection", "close")
         if status != 204:
             self.send_header("Content-Length", "0")
         self.end_headers()
@@ -112,5 +114,6 @@ if __name__ == "__main__":
         sys.exit("set WEBHOOK_SECRETS to the secret that webhook_create_endpoint returned")
     with closing(connect()) as setup:
         setup.execute(TABLE)
-    threading.Thread(target=work_off, daemon=True).start()
-    ThreadingHTTPServer(("", int(os.environ.get("PORT") or 3000)), Receiver).serve_forever()
+    server = ThreadingHTTPServer(("", int(os.environ.get("PORT") or 3000)), Receiver)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    work_off()  # an exception ends the process, and does not leave it receiving without working: whoever starts it starts it again

@@ -7,7 +7,8 @@ require 'openssl'
 require 'pg'
 require 'webrick'
 
-SECRETS = ENV.fetch('WEBHOOK_SECRETS', '').split(',') # during a rotation: the old and the new one
+# During a rotation: the old and the new one. With an empty one everybody could sign.
+SECRETS = ENV.fetch('WEBHOOK_SECRETS', '').split(',').reject(&:empty?)
 abort 'set WEBHOOK_SECRETS to the secret that webhook_create_endpoint returned' if SECRETS.empty?
 MAX_BODY = 1 << 20 # bytes; walhook sends 256 KiB of payload at most, and little around it
 TOLERANCE = 300 # seconds that webhook-timestamp may be off
@@ -74,7 +75,10 @@ end
 
 class Receiver < WEBrick::HTTPServlet::AbstractServlet
   def do_POST(request, response)
+    response.status = 500 # and walhook tries again. WEBrick has 200 there, and would send it if this process ended now
     response.status = judge(request)
+  rescue StandardError => e
+    warn e.full_message # WEBrick would answer with it
   end
 
   def judge(request)
@@ -84,14 +88,13 @@ class Receiver < WEBrick::HTTPServlet::AbstractServlet
     return 401 unless verified?(request, body)
 
     store(request['webhook-id'], body) # the delivery's id, which is signed, unlike X-Webhook-Delivery-ID
-    204 # an exception in front of it becomes 500, and walhook tries again
+    204
   end
 end
 
 $stdout.sync = true
 PG.connect { |db| db.exec('SET client_min_messages = warning') && db.exec(TABLE) }
-Thread.new { work_off }.abort_on_exception = true # whoever starts this process starts it again
 server = WEBrick::HTTPServer.new(Port: ENV.fetch('PORT', 3000).to_i, AccessLog: [], Logger: WEBrick::Log.new($stderr, WEBrick::Log::WARN))
 server.mount('/', Receiver)
-trap('TERM') { server.shutdown }
-server.start
+Thread.new { server.start }.abort_on_exception = true
+work_off # an exception ends the process, and does not leave it receiving without working: whoever starts it starts it again

@@ -3,6 +3,8 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"crypto/hmac"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -15,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -46,6 +49,7 @@ const (
 type language struct {
 	name     string
 	commands func(t *testing.T, port string) [][]string
+	goesOn   bool // without its table. The others end, and whoever starts them starts them again
 }
 
 var inAllLanguages = []language{
@@ -55,20 +59,21 @@ var inAllLanguages = []language{
 			t.Fatalf("go build: %v\n%s", err, out)
 		}
 		return [][]string{{program}}
-	}},
+	}, true},
 	{"Node", func(t *testing.T, _ string) [][]string {
 		return [][]string{{languages.Program(t, "node"), "receiver.mjs"}}
-	}},
+	}, true},
 	{"Python", func(t *testing.T, _ string) [][]string {
 		return [][]string{{languages.Python(t), "receiver.py"}}
-	}},
+	}, false},
 	{"Ruby", func(t *testing.T, _ string) [][]string {
 		return [][]string{{languages.With(t, "ruby", "-e", `require "pg"; require "webrick"`), "receiver.rb"}}
-	}},
+	}, false},
 	{"PHP", func(t *testing.T, port string) [][]string {
 		php := languages.With(t, "php", "-r", `new ReflectionExtension("pdo_sqlite");`)
-		return [][]string{{php, "-q", "-S", "127.0.0.1:" + port, "receiver.php"}, {php, "receiver.php"}}
-	}},
+		// Without a php.ini, as in its official image, PHP shows errors, and answers them with 200 unless it is told otherwise.
+		return [][]string{{php, "-q", "-d", "display_errors=1", "-S", "127.0.0.1:" + port, "receiver.php"}, {php, "receiver.php"}}
+	}, false},
 	{"Java", func(t *testing.T, _ string) [][]string {
 		java, classPath := languages.JDBC(t)
 		classes := t.TempDir()
@@ -76,7 +81,7 @@ var inAllLanguages = []language{
 			t.Fatalf("javac: %v\n%s", err, out)
 		}
 		return [][]string{{java, "-Xshare:auto", "-cp", classes + ":" + classPath, "Receiver"}}
-	}},
+	}, false},
 }
 
 // A receiver is of one language, with a port and a store of its own. It can be killed and started again.
@@ -84,6 +89,8 @@ type program struct {
 	addr     string
 	commands [][]string
 	env      []string
+	store    string // a file
+	db       *pgtest.DB
 	running  []*process.Process
 
 	lines chan string // what it prints, one for each webhook that it has worked on
@@ -99,15 +106,15 @@ func newProgram(t *testing.T, l language) *program {
 	}
 	p := &program{addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), lines: make(chan string, 100)}
 	p.commands = l.commands(t, strconv.Itoa(port))
-	db := pgtest.Empty(t)
-	u, err := url.Parse(db.URL)
+	p.store, p.db = filepath.Join(t.TempDir(), "store"), pgtest.Empty(t)
+	u, err := url.Parse(p.db.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
 	password, _ := u.User.Password()
-	p.env = append(os.Environ(), "PORT="+strconv.Itoa(port), "WEBHOOK_STORE="+filepath.Join(t.TempDir(), "store"),
-		"PGHOST="+u.Hostname(), "PGPORT="+u.Port(), "PGDATABASE="+db.Slot, "PGUSER="+u.User.Username(), "PGPASSWORD="+password,
-		"JDBC_DATABASE_URL=jdbc:postgresql://"+u.Host+"/"+db.Slot+"?"+url.Values{"user": {u.User.Username()}, "password": {password}}.Encode())
+	p.env = append(os.Environ(), "PORT="+strconv.Itoa(port), "WEBHOOK_STORE="+p.store,
+		"PGHOST="+u.Hostname(), "PGPORT="+u.Port(), "PGDATABASE="+p.db.Slot, "PGUSER="+u.User.Username(), "PGPASSWORD="+password,
+		"JDBC_DATABASE_URL=jdbc:postgresql://"+u.Host+"/"+p.db.Slot+"?"+url.Values{"user": {u.User.Username()}, "password": {password}}.Encode())
 	t.Cleanup(func() { p.kill(t) })
 	return p
 }
@@ -206,6 +213,14 @@ var requests = []request{
 	{"a secret that is odd base64", "d4", []string{oddSecret}, 0, nil, 204},
 	{"the body's signature alone", "x", []string{oldSecret}, 0, onlyBody, 401},
 	{"a stranger's secret", "x", []string{"a stranger's secret"}, 0, nil, 401},
+	{"an empty secret", "x", []string{"a stranger's secret"}, 0, func(h http.Header, b *string) {
+		mac := hmac.New(sha256.New, nil)
+		fmt.Fprintf(mac, "x.%s.%s", h.Get(sign.HeaderTimestamp), *b)
+		h.Set(sign.HeaderSignature, "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil)))
+	}, 401},
+	{"a signature that is no ASCII", "x", []string{oldSecret}, 0, func(h http.Header, _ *string) {
+		h.Set(sign.HeaderSignature, "v1,"+strings.Repeat("\xe9", 44)) // as many characters as a right one, and not as many bytes
+	}, 401},
 	{"an old request", "x", []string{oldSecret}, 10 * time.Minute, nil, 401},
 	{"a request of the future", "x", []string{oldSecret}, -10 * time.Minute, nil, 401},
 	{"another body", "x", []string{oldSecret}, 0, func(_ http.Header, b *string) { *b = strings.Replace(*b, "42", "43", 1) }, 401},
@@ -230,6 +245,7 @@ func TestReceivers(t *testing.T) {
 			p := newProgram(t, l)
 			p.judges(t)
 			p.answersFirst(t)
+			p.losesItsTable(t, l.goesOn)
 			p.isSentTo(t, sender)
 		})
 	}
@@ -239,14 +255,22 @@ func TestReceivers(t *testing.T) {
 // judges sends requests good and bad.
 func (p *program) judges(t *testing.T) {
 	t.Helper()
-	p.start(t, []string{oldSecret, newSecret, oddSecret})
+	p.start(t, []string{"", oldSecret, newSecret, oddSecret, ""}) // the empty ones are a variable that was not set
 	leave(t, p.addr)
+	hold(t, p.addr)
 	for _, r := range requests {
 		if got := deliver(t, p.addr, r, body); got != r.want {
 			t.Errorf("%s: answered with %d, want %d", r.what, got, r.want)
 		}
 	}
-	for range 4 { // of the six that verify, one came three times
+	tooLarge := strings.Repeat(" ", 1<<20) + body
+	if got, _, err := try(t, p.addr, request{delivery: "x", secrets: []string{oldSecret}}, tooLarge); err == nil && got != http.StatusRequestEntityTooLarge {
+		t.Errorf("too large a body: answered with %d, want 413, or the connection closed before all of it is there", got)
+	}
+	if got := deliver(t, p.addr, requests[0], body); got != http.StatusNoContent {
+		t.Errorf("after too large a body: answered with %d, want 204", got)
+	}
+	for range 4 { // of the seven that verify, one came four times
 		p.works(t, received)
 	}
 }
@@ -274,6 +298,74 @@ func (p *program) answersFirst(t *testing.T) {
 	p.works(t, strings.Replace(received, "42", "5", 1))
 	p.works(t, strings.Replace(received, "42", "6", 1)) // and not d5 again
 	p.kill(t)
+}
+
+// losesItsTable has what is stored taken away. What cannot be stored is not answered with a 2xx, and the answer says nothing
+// of the store; the work is not given up for ever while the answers go on.
+func (p *program) losesItsTable(t *testing.T, goesOn bool) {
+	t.Helper()
+	p.start(t, []string{oldSecret})
+	if _, err := p.db.Pool.Exec(t.Context(), `DROP TABLE IF EXISTS received_webhooks`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(p.store); err == nil {
+		if err := errors.Join(os.Truncate(p.store, 0), os.Rename(p.store, p.store+".lost"), os.Mkdir(p.store, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := request{what: "without a table", delivery: "d7", secrets: []string{oldSecret}}
+	stored := func() bool { // it may have kept the file open
+		text, _ := os.ReadFile(p.store + ".lost")
+		return bytes.Contains(text, []byte(r.delivery))
+	}
+	switch status, answer, err := try(t, p.addr, r, body); {
+	case err != nil: // it has ended
+	case status < 300 && !stored():
+		t.Errorf("without a table it answered with %d %s", status, answer)
+	case strings.Contains(answer, "received") || strings.Contains(answer, p.store):
+		t.Errorf("its answer of %d tells of the store: %s", status, answer)
+	}
+	if !goesOn {
+		select {
+		case <-p.running[len(p.running)-1].Exited:
+		case <-time.After(patience):
+			t.Error("what works on webhooks goes on without its table")
+		}
+	}
+	p.kill(t)
+	if err := os.RemoveAll(p.store); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A webhook that the disk has no room for is not answered with a 2xx, or it would be lost.
+func TestAFullDisk(t *testing.T) {
+	t.Parallel()
+	p := newProgram(t, inAllLanguages[1]) // the others leave it to a database
+	p.commands[0] = append([]string{"sh", "-c", `ulimit -f 1; exec "$@"`, "sh"}, p.commands[0]...)
+	p.start(t, []string{oldSecret})
+	var answered []string
+	for {
+		delivery := "d" + strconv.Itoa(len(answered))
+		if deliver(t, p.addr, request{what: delivery, delivery: delivery, secrets: []string{oldSecret}}, body) != http.StatusNoContent {
+			break
+		}
+		answered = append(answered, delivery)
+	}
+	text, err := os.ReadFile(p.store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stored []string
+	for line := range bytes.Lines(text) {
+		var webhook struct{ Delivery, Body string }
+		if err := json.Unmarshal(line, &webhook); err == nil && webhook.Body != "" {
+			stored = append(stored, webhook.Delivery)
+		}
+	}
+	if !slices.Equal(stored, answered) {
+		t.Errorf("stored are %v, and answered with a 2xx %v", stored, answered)
+	}
 }
 
 // A sender is a walhook with a database.
@@ -481,6 +573,21 @@ func testLibraries(t *testing.T, s sender) {
 	verify(tampered, rotated, false)
 }
 
+// hold keeps connections open that have half a request, until the test ends. They must not keep others out.
+func hold(t *testing.T, addr string) {
+	t.Helper()
+	for range 20 {
+		conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		if _, err := io.WriteString(conn, "POST / HTTP/1.1\r\nHost: receiver\r\nContent-Length: 100\r\n\r\nhalf"); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // leave sends half a request and closes the connection, which must not end the receiver.
 func leave(t *testing.T, addr string) {
 	t.Helper()
@@ -508,6 +615,15 @@ var client = &http.Client{Timeout: patience}
 // deliver signs and sends a request, and returns the status.
 func deliver(t *testing.T, addr string, r request, body string) int {
 	t.Helper()
+	status, _, err := try(t, addr, r, body)
+	if err != nil {
+		t.Fatalf("%s: %v", r.what, err)
+	}
+	return status
+}
+
+func try(t *testing.T, addr string, r request, body string) (status int, answer string, err error) {
+	t.Helper()
 	signer, err := sign.New(r.secrets...)
 	if err != nil {
 		t.Fatal(err)
@@ -529,10 +645,9 @@ func deliver(t *testing.T, addr string, r request, body string) int {
 	req.Header = h
 	resp, err := client.Do(req)
 	if err != nil {
-		t.Fatalf("%s: %v", r.what, err)
+		return 0, "", err
 	}
-	if err := resp.Body.Close(); err != nil {
-		t.Error(err)
-	}
-	return resp.StatusCode
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(text), err
 }
