@@ -50,7 +50,8 @@ func newFabrk(t *testing.T, first, second string) fabrk {
 			('hook_1',        'org_1', 'URL1/hook_1',        'SECRET',  '{org.member.added,payment.succeeded}', true,  now()),
 			('hook_2',        'org_2', 'URL2/hook_2',        'ANOTHER', '{payment.succeeded}',                  true,  now()),
 			('hook_disabled', 'org_1', 'URL1/hook_disabled', 'SECRET',  '{payment.succeeded}',                  false, now()),
-			('hook_nothing',  'org_1', 'URL1/hook_nothing',  'SECRET',  '{}',                                   true,  now());
+			('hook_nothing',  'org_1', 'URL1/hook_nothing',  'SECRET',  '{}',                                   true,  now()),
+			('hook_null',     'org_1', 'URL1/hook_null',     'SECRET',  NULL,                                   true,  now());
 		INSERT INTO "WebhookDelivery" ("id", "webhookId", "event", "payload", "status", "attempts", "nextRetryAt", "createdAt")
 		SELECT d.id, d.hook, 'payment.succeeded',
 		       jsonb_build_object('event', 'payment.succeeded', 'data', jsonb_build_object('paymentId', d.id), 'organizationId', 'org_1', 'timestamp', '2026-11-23T12:00:00.123Z'),
@@ -231,7 +232,8 @@ func TestMigrate(t *testing.T) {
 	t.Parallel()
 	one, two := newReceiver(t, secret), newReceiver(t, another)
 	f := newFabrk(t, one.url, two.url)
-	f.move(t, "moved 3 endpoints and 2 deliveries; 1 deliveries may be in flight", `"Webhook" hook_nothing subscribes to nothing, and is not moved`)
+	f.move(t, "moved 3 endpoints and 2 deliveries; 1 deliveries may be in flight", `"Webhook" hook_nothing subscribes to nothing, and is not moved`,
+		`"Webhook" hook_null subscribes to nothing`, `"Webhook" hook_1 has an http:// URL: walhook sends there only with WALHOOK_ALLOW_HTTP=true`)
 	want := f.urls.Replace(moved)
 	if got := f.state(t); got != want {
 		t.Fatalf("moved were\n%s\nwant\n%s", got, want)
@@ -278,6 +280,11 @@ func TestRefused(t *testing.T) {
 			"a secret and a URL", `UPDATE "Webhook" SET secret = 'short' WHERE id = 'hook_1'; UPDATE "Webhook" SET url = '/relative' WHERE id = 'hook_2'`,
 			`these rows of Fabrk cannot be moved: "Webhook" hook_1, secret: it is not 16 to 256 printable ASCII characters; "Webhook" hook_2, url: it does not start with http:// or https://: nothing was moved`,
 			`UPDATE "Webhook" SET secret = '` + secret + `' WHERE id = 'hook_1'; UPDATE "Webhook" SET url = 'https://example.com' WHERE id = 'hook_2'`,
+		},
+		{
+			"a large delivery", `UPDATE "WebhookDelivery" SET payload = jsonb_set(payload, '{data,paymentId}', to_jsonb(repeat('x', 262144))) WHERE id = 'failed'`,
+			`these rows of Fabrk cannot be moved: "WebhookDelivery" failed: its "data" is longer than 256 KiB: nothing was moved`,
+			`UPDATE "WebhookDelivery" SET payload = jsonb_set(payload, '{data,paymentId}', '"failed"') WHERE id = 'failed'`,
 		},
 		{
 			"no walhook", `ALTER TABLE webhooks.webhook_outbox RENAME TO elsewhere`,

@@ -66,7 +66,10 @@ BEGIN
           UNION ALL
           SELECT format('"Webhook" %s, url: %s', w.id, webhook_url_problem(w.url)) FROM "Webhook" AS w WHERE webhook_url_problem(w.url) IS NOT NULL
           UNION ALL
-          SELECT format('"WebhookDelivery" %s: its payload has no "data"', s.id) FROM to_send AS s WHERE s.payload -> 'data' IS NULL) AS p(text);
+          SELECT format('"WebhookDelivery" %s: its payload has no "data"', s.id) FROM to_send AS s WHERE s.payload -> 'data' IS NULL
+          UNION ALL
+          SELECT format('"WebhookDelivery" %s: its "data" is longer than 256 KiB', s.id) FROM to_send AS s
+          WHERE octet_length((s.payload -> 'data')::text) > 262144) AS p(text);
     IF problems IS NOT NULL THEN
         RAISE EXCEPTION 'these rows of Fabrk cannot be moved: %: nothing was moved', problems
             USING HINT = 'UPDATE or DELETE them, and run the script again.';
@@ -75,9 +78,12 @@ BEGIN
     FOR moved IN SELECT w.* FROM "Webhook" AS w
                  WHERE NOT EXISTS (SELECT FROM fabrk_moved AS m WHERE m.fabrk_table = 'Webhook' AND m.fabrk_id = w.id::text)
                  ORDER BY w.id LOOP
-        IF cardinality(moved.events) = 0 THEN
+        IF coalesce(cardinality(moved.events), 0) = 0 THEN -- Prisma's lists can be null
             RAISE WARNING '"Webhook" % subscribes to nothing, and is not moved', moved.id;
             CONTINUE;
+        END IF;
+        IF moved.enabled AND moved.url ~* '^http:' THEN
+            RAISE WARNING '"Webhook" % has an http:// URL: walhook sends there only with WALHOOK_ALLOW_HTTP=true', moved.id;
         END IF;
         SELECT c.endpoint_id INTO new_id FROM webhook_create_endpoint(moved."organizationId"::text, moved.url, moved.events, moved.secret) AS c;
         IF NOT moved.enabled THEN
