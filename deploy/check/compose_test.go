@@ -21,7 +21,8 @@ import (
 // stack reads compose.yaml as Docker Compose does: against the specification's schema, with unknown fields refused.
 func stack(t *testing.T) *types.Project {
 	t.Helper()
-	options, err := cli.NewProjectOptions([]string{filepath.Join(root, "compose.yaml")}, cli.WithWorkingDirectory(root))
+	options, err := cli.NewProjectOptions([]string{filepath.Join(root, "compose.yaml")}, cli.WithWorkingDirectory(root),
+		cli.WithEnv([]string{"POSTGRES_PASSWORD=a/b+c=@:%", "RUN_PASSWORD=d/e+f=@:%#"})) // as openssl rand -base64 makes them, and worse
 	if err != nil {
 		t.Fatal(err)
 	}

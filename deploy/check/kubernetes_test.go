@@ -121,6 +121,11 @@ func rendered(t *testing.T, values string) map[string]any {
 
 func render(t *testing.T, values string) (map[string]any, error) {
 	t.Helper()
+	return renderAs(t, "walhook", values)
+}
+
+func renderAs(t *testing.T, release, values string) (map[string]any, error) {
+	t.Helper()
 	chart, err := loader.Load(chartFolder)
 	if err != nil {
 		t.Fatal(err)
@@ -129,7 +134,7 @@ func render(t *testing.T, values string) (map[string]any, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all, err := chartutil.ToRenderValues(chart, given, chartutil.ReleaseOptions{Name: "walhook", Namespace: "default", IsInstall: true}, nil)
+	all, err := chartutil.ToRenderValues(chart, given, chartutil.ReleaseOptions{Name: release, Namespace: "default", IsInstall: true}, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -325,6 +330,35 @@ func TestChartLints(t *testing.T) {
 	}
 }
 
+// What looks like a number stays the text that it is, and the longest name of a release makes names that Kubernetes takes.
+func TestChartNames(t *testing.T) {
+	t.Parallel()
+	const values = `{existingSecret: "1", init: {existingSecret: "2"}, schema: "3", env: {WALHOOK_ENVIRONMENT: "4"}, networkPolicy: {monitoringNamespace: "5"},
+		image: {repository: "6", tag: "7"}}`
+	for _, release := range []string{"1e3", "true", strings.Repeat("x", 53)} {
+		made, err := renderAs(t, release, values) // which decodes strictly
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name := range made {
+			if _, name, _ = strings.Cut(name, "/"); len(name) > 63 {
+				t.Errorf("%s has %d characters, more than 63", name, len(name))
+			}
+		}
+	}
+}
+
+// A node can be drained while PostgreSQL is away, and so neither walhook is ready.
+func TestBudgetsLetUnreadyPodsGo(t *testing.T) {
+	t.Parallel()
+	for where, objects := range map[string]map[string]any{"walhook.yaml": manifests(t)["walhook.yaml"], "chart": rendered(t, "")} {
+		budget := objects["PodDisruptionBudget/walhook"].(*policyv1.PodDisruptionBudget)
+		if p := budget.Spec.UnhealthyPodEvictionPolicy; p == nil || *p != policyv1.AlwaysAllow {
+			t.Errorf("%s: evicted are %v", where, p)
+		}
+	}
+}
+
 // Each value does what it says.
 func TestChartValues(t *testing.T) {
 	t.Parallel()
@@ -363,7 +397,11 @@ tolerations: [{key: webhooks, operator: Exists}]`)
 	if to := policy.Spec.Egress[1]; len(to.To) != 2 || to.To[1].IPBlock.CIDR != "fd00::5/128" || to.Ports[0].Port.IntVal != 6432 {
 		t.Errorf("PostgreSQL is reached by %v", to)
 	}
+	if got := pod(rendered(t, `terminationGracePeriodSeconds: 70`)["Deployment/walhook"]).Spec.TerminationGracePeriodSeconds; *got != 70 {
+		t.Errorf("it is given %d seconds to end", *got)
+	}
 	for _, bad := range []string{
+		`env: {WALHOOK_DATABASE_URL: x}`, `env: {WALHOOK_DATABASE_URL_FILE: x}`, `env: {WALHOOK_SCHEMA: x}`, `env: {WALHOOK_ADMIN_ADDR: ":9"}`, // there already
 		`replica: 2`, `replicas: 0`, `env: {DATABASE_URL: x}`, `env: {WALHOOK_MAX_IN_FLIGHT: 5}`, `networkPolicy: {postgres: {cidrs: []}}`, `goMemoryLimit: lots`, `existingSecret: ""`,
 	} {
 		if _, err := render(t, bad); err == nil {

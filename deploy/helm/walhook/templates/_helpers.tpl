@@ -1,10 +1,11 @@
 {{- define "walhook.name" -}}
-{{- if contains "walhook" .Release.Name }}{{ .Release.Name }}{{ else }}{{ .Release.Name }}-walhook{{ end }}
+{{- /* 63 characters at most, also with -init. */}}
+{{- if contains "walhook" .Release.Name }}{{ .Release.Name | trunc 58 | trimSuffix "-" }}{{ else }}{{ .Release.Name | trunc 50 | trimSuffix "-" }}-walhook{{ end }}
 {{- end }}
 
 {{- define "walhook.selector" -}}
 app.kubernetes.io/name: walhook
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "walhook.labels" -}}
