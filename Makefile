@@ -18,14 +18,15 @@ demo: ## show it all, on a throwaway PostgreSQL: needs nothing but Go and a sour
 build: ## a static binary: bin/walhook
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/walhook .
 
-# internal/store takes longest: what begins first does not end alone.
+# internal/store takes longest: what begins first does not end alone. On two busy cores it takes more than the ten minutes that
+# go test grants.
 test: ## all tests, with the race detector; each has a real PostgreSQL. Then the simulations at full size, without it
-	$(GO) test -race -shuffle=on ./internal/store ./...
+	$(GO) test -race -shuffle=on -timeout 40m ./internal/store ./...
 	$(GO) test -shuffle=on ./deliver ./deliver/schedule
 
 # The alerts are Prometheus's.
 test-pg: ## the tests that speak to PostgreSQL, with another major version of it: make test-pg PG=17 (14 to 18)
-	WALHOOK_TEST_POSTGRES_VERSION=$(or $(PG),$(error say which: make test-pg PG=17)) $(GO) test -skip '^TestAlert' ./internal/store . ./cdc ./outbox ./internal/admin
+	WALHOOK_TEST_POSTGRES_VERSION=$(or $(PG),$(error say which: make test-pg PG=17)) $(GO) test -timeout 40m -skip '^TestAlert' ./internal/store . ./cdc ./outbox ./internal/admin
 
 check: ## read-only checks: format, vet, go.mod, lint (staticcheck is in it)
 	@unformatted="$$(gofmt -l .)"; if [ -n "$$unformatted" ]; then echo "gofmt has changes for:"; echo "$$unformatted"; exit 1; fi
