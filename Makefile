@@ -68,7 +68,7 @@ faults: ## every fault in full, more than an hour on two cores, into docs/faults
 	WALHOOK_TEST_POSTGRES_VERSION=$(PG) $(GO) test -count=1 -v -timeout 180m ./internal/faults -run 'TestFaults/$(RUN)' -faults -faults.write $(CURDIR)/docs/faults.md
 
 faults-quick: ## the faults that every change has to survive, for a shorter time, two scenarios at once: some five minutes
-	WALHOOK_TEST_POSTGRES_VERSION=$(PG) $(GO) test -count=1 -v -timeout 20m ./internal/faults -run 'TestFaults/$(RUN)' -faults.quick -parallel 4
+	WALHOOK_TEST_POSTGRES_VERSION=$(PG) $(GO) test -count=1 -v -timeout 40m ./internal/faults -run 'TestFaults/$(RUN)' -faults.quick -parallel 4
 
 faults-switches: ## break each rule of the design in turn, and see a scenario go red for it: some five minutes
 	$(GO) test -count=1 -v -timeout 30m ./internal/faults -run '^TestSwitches$$' -faults.switches
