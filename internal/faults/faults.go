@@ -19,7 +19,7 @@
 // The scenarios are tests. A plain `go test` runs the short ones. To run the others:
 //
 //	go test ./internal/faults -run TestFaults -faults -v -timeout 180m
-//	go test ./internal/faults -run TestFaults -faults.quick -v -timeout 20m
+//	go test ./internal/faults -run TestFaults -faults.quick -v -timeout 40m
 //	go test ./internal/faults -run TestFaults/KillMinus9 -faults -faults.duration 5m -faults.rate 500 -v
 package faults
 
