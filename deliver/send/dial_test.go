@@ -54,7 +54,7 @@ func TestConnectionsThatCannotBeMade(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			s := testSender(t, func(c *SenderConfig) {
-				c.Timeout, c.RootCAs, c.Resolver = time.Second, tc.pool, names
+				c.Timeout, c.RootCAs, c.Resolver = runsOut(time.Second, tc.class), tc.pool, names
 			})
 			a, completed := s.Send(t.Context(), testRequest(s, tc.url))
 			if !completed || a.Class != tc.class {
@@ -114,7 +114,7 @@ func TestTheCanaryIsNotReached(t *testing.T) {
 	var n uint16
 	fmt.Sscan(port, &n)
 	s := testSender(t, func(c *SenderConfig) {
-		c.Timeout, c.Resolver = 2*time.Second, names
+		c.Resolver = names
 		c.Guard.Ports = []uint16{n} // so that it is the address that is refused
 		c.Guard.Nets = []netip.Prefix{netip.MustParsePrefix("127.0.0.2/32")}
 	})

@@ -218,7 +218,7 @@ func TestProxiesThatDoNotConnect(t *testing.T) {
 				t.Fatal(err)
 			}
 			s := testSender(t, func(c *SenderConfig) {
-				c.ProxyURL, c.Timeout, c.Guard.Nets, c.Resolver = through, 500*time.Millisecond, nil, dnsServer(t, nil)
+				c.ProxyURL, c.Timeout, c.Guard.Nets, c.Resolver = through, runsOut(500*time.Millisecond, tc.class), nil, dnsServer(t, nil)
 			})
 			a, completed := s.Send(t.Context(), testRequest(s, "https://name.test/"))
 			if !completed || a.Class != tc.class || a.OwnFault != tc.fault {

@@ -54,7 +54,7 @@ func TestAnUnansweredRequestOnAReusedConnectionIsResentOnce(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			var served atomic.Int32
-			s := testSender(t, func(c *SenderConfig) { c.Timeout = time.Second })
+			s := testSender(t, func(c *SenderConfig) { c.Timeout = runsOut(time.Second, tc.class) })
 			r := newReceiver(t, afterFirst(&served, tc.play))
 			req := testRequest(s, r.url("http"))
 			if a, _ := s.Send(t.Context(), req); Judge(a) != Delivered {
@@ -207,7 +207,7 @@ func TestAResendThatCannotConnect(t *testing.T) {
 // The resend has what is left of the attempt's time.
 func TestAResendEndsInTime(t *testing.T) {
 	t.Parallel()
-	const timeout = 400 * time.Millisecond
+	const timeout = 4 * time.Second
 	var served atomic.Int32
 	s := testSender(t, func(c *SenderConfig) { c.Timeout = timeout })
 	r := newReceiver(t, afterFirst(&served, func(n int32, c net.Conn) bool {

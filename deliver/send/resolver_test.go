@@ -51,7 +51,7 @@ func TestWhoseFaultItIsThatANameDoesNotResolve(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			s := testSender(t, func(c *SenderConfig) { c.Timeout, c.Resolver = 500*time.Millisecond, tc.names })
+			s := testSender(t, func(c *SenderConfig) { c.Timeout, c.Resolver = runsOut(500*time.Millisecond, tc.class), tc.names })
 			a, completed := s.Send(t.Context(), testRequest(s, "http://name.test/"))
 			if !completed || a.Class != tc.class || a.OwnFault != tc.fault {
 				t.Errorf("Send = %+v, %v, want class %s and fault %q", a, completed, tc.class, tc.fault)

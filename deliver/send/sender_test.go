@@ -40,7 +40,7 @@ func TestATricklingBodyHoldsAnAttemptForASecond(t *testing.T) {
 	s := testSender(t, nil)
 	r := newReceiver(t, trickle("HTTP/1.1 200 OK\r\n\r\n"))
 	a, _ := s.Send(t.Context(), testRequest(s, r.url("http")))
-	if Judge(a) != Delivered || a.Duration < bodyTimeout || a.Duration > 3*bodyTimeout {
+	if Judge(a) != Delivered || a.Duration < bodyTimeout || a.Duration > unhurried/2 {
 		t.Errorf("Send = %v after %v", Judge(a), a.Duration)
 	}
 }
@@ -109,17 +109,22 @@ func TestCancellationFromOutsideIsNoOutcome(t *testing.T) {
 func TestCancellationAfterTheStatusLineIsAnOutcome(t *testing.T) {
 	t.Parallel()
 	s := testSender(t, nil)
-	ctx, cancel := context.WithCancel(t.Context())
-	r := newReceiver(t, func(c net.Conn) bool {
-		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab")
-		time.AfterFunc(200*time.Millisecond, cancel)
-		return silent("")(c)
-	})
-	a, completed := s.Send(ctx, testRequest(s, r.url("http")))
-	if !completed || Judge(a) != Delivered || a.Response != "ab" {
-		t.Errorf("Send = %+v, %v", a, completed)
-	}
-	if a.Duration >= bodyTimeout {
-		t.Errorf("it took %v, as if nobody had cancelled it", a.Duration)
+	for tries := 1; ; tries++ { // a machine that does other things too may take a second for nothing
+		ctx, cancel := context.WithCancel(t.Context())
+		r := newReceiver(t, func(c net.Conn) bool {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab")
+			time.AfterFunc(200*time.Millisecond, cancel)
+			return silent("")(c)
+		})
+		a, completed := s.Send(ctx, testRequest(s, r.url("http")))
+		if !completed || Judge(a) != Delivered || a.Response != "ab" {
+			t.Errorf("Send = %+v, %v", a, completed)
+		}
+		if a.Duration < bodyTimeout {
+			return
+		}
+		if tries == 10 {
+			t.Fatalf("it took %v, as if nobody had cancelled it", a.Duration)
+		}
 	}
 }

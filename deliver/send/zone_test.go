@@ -7,7 +7,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
 
@@ -115,7 +114,7 @@ func TestNoAnswerOfANameServerReachesTheCanary(t *testing.T) {
 		"good":                     always("127.0.0.2"),
 	}}
 	s := testSender(t, func(c *SenderConfig) {
-		c.Timeout, c.Resolver = 2*time.Second, server.resolver(t)
+		c.Resolver = server.resolver(t)
 		c.Guard.Ports = nil
 		c.Guard.Nets, c.Guard.Deny = nil, []netip.Prefix{netip.MustParsePrefix("127.0.0.4/32"), netip.MustParsePrefix("2a00:64::/96")}
 		for _, net := range []string{"127.0.0.2/32", "127.0.0.4/32", "64:ff9b::/96", "64:ff9b:1::/48", "2a00:64::/96"} {
