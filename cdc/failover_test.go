@@ -4,7 +4,6 @@ import (
 	"net/url"
 	"strconv"
 	"testing"
-	"time"
 )
 
 // failoverSlots says whether the server knows slots that go with a failover.
@@ -95,5 +94,5 @@ func TestAnOlderServerMakesAnOrdinarySlot(t *testing.T) {
 	}
 	r := start(t, d.config())
 	r.streaming(1)
-	r.eventually(5*time.Second, "the slot is in use", func() bool { return d.walsender() != "" })
+	r.eventually("the slot is in use", func() bool { return d.walsender() != "" })
 }

@@ -267,22 +267,25 @@ func (r *run) session(i int) *webhook.Session {
 	return r.sessions[i]
 }
 
-func (r *run) eventually(within time.Duration, what string, cond func() bool) {
+// patience is no promise, which internal/faults holds: the server and the processors are shared with other tests.
+const patience = time.Minute
+
+func (r *run) eventually(what string, cond func() bool) {
 	r.t.Helper()
-	pgtest.Eventually(r.t, within, what, cond)
+	pgtest.Eventually(r.t, patience, what, cond)
 }
 
 // streaming waits for a number of sessions.
 func (r *run) streaming(sessions int) *webhook.Session {
 	r.t.Helper()
 	// The making of a slot waits for other tests' transactions.
-	r.eventually(time.Minute, fmt.Sprintf("session %d", sessions), func() bool { return r.session(sessions-1) != nil })
+	r.eventually(fmt.Sprintf("session %d", sessions), func() bool { return r.session(sessions-1) != nil })
 	return r.session(sessions - 1)
 }
 
 func (r *run) wantPayloads(want ...string) {
 	r.t.Helper()
-	r.eventually(time.Minute, fmt.Sprintf("%d events", len(want)), func() bool { return r.count() >= len(want) })
+	r.eventually(fmt.Sprintf("%d events", len(want)), func() bool { return r.count() >= len(want) })
 	if got := r.payloads(); !slices.Equal(got, want) {
 		r.t.Fatalf("got events %s\nwant %s", got, want)
 	}

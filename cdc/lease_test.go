@@ -23,14 +23,14 @@ func TestASessionIsLiveOnlyWhileTheSlotIsItsOwn(t *testing.T) {
 		d := newDatabase(t)
 		r := start(t, d.config())
 		s := r.streaming(1)
-		r.eventually(10*time.Second, "the session is live", func() bool { return s.Live(time.Now()) })
+		r.eventually("the session is live", func() bool { return s.Live(time.Now()) })
 		if got := strconv.FormatUint(uint64(s.PID), 10); got != d.walsender() {
 			t.Errorf("pid %s, want %s", got, d.walsender())
 		}
 		d.exec(`SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1`, d.slot)
-		r.eventually(5*time.Second, "the first is over", func() bool { return !s.Live(time.Now()) })
+		r.eventually("the first is over", func() bool { return !s.Live(time.Now()) })
 		s = r.streaming(2)
-		r.eventually(10*time.Second, "the second is live", func() bool { return s.Live(time.Now()) })
+		r.eventually("the second is live", func() bool { return s.Live(time.Now()) })
 	})
 	t.Run("also while the consumer is not taking", func(t *testing.T) {
 		t.Parallel()
@@ -39,9 +39,9 @@ func TestASessionIsLiveOnlyWhileTheSlotIsItsOwn(t *testing.T) {
 		s := r.streaming(1)
 		r.pause()
 		d.exec(`INSERT INTO webhook_outbox (payload) SELECT jsonb_build_object('x', repeat('x', 1000)) FROM generate_series(1, 30000)`)
-		r.eventually(20*time.Second, "a full channel", func() bool { return len(r.batchesChannel()) == batchesAhead })
+		r.eventually("a full channel", func() bool { return len(r.batchesChannel()) == batchesAhead })
 		full := time.Now()
-		r.eventually(20*time.Second, "three timeouts later it is live", func() bool {
+		r.eventually("three timeouts later it is live", func() bool {
 			return time.Since(full) > 3*time.Second && s.Live(time.Now())
 		})
 		if r.session(1) != nil {
@@ -56,14 +56,14 @@ func TestASessionIsLiveOnlyWhileTheSlotIsItsOwn(t *testing.T) {
 		config.Server = at(hole.URL)
 		r := start(t, config, func(s *Stream) { s.walSenderTimeout = 3 * time.Second })
 		s := r.streaming(1)
-		r.eventually(10*time.Second, "the session is live", func() bool { return s.Live(time.Now()) })
+		r.eventually("the session is live", func() bool { return s.Live(time.Now()) })
 		hole.Swallow()
-		r.eventually(10*time.Second, "it is live no more", func() bool { return !s.Live(time.Now()) })
+		r.eventually("it is live no more", func() bool { return !s.Live(time.Now()) })
 		if d.walsender() == "" {
 			t.Error("the slot was free before")
 		}
-		r.eventually(time.Second, "the status says so", func() bool { return strings.Contains(r.Status().Err, "sending suspended") })
-		r.eventually(20*time.Second, "the session ends", func() bool { return !strings.Contains(r.Status().Err, "sending suspended") })
+		r.eventually("the status says so", func() bool { return strings.Contains(r.Status().Err, "sending suspended") })
+		r.eventually("the session ends", func() bool { return !strings.Contains(r.Status().Err, "sending suspended") })
 		if n := r.log.Lines("slot ownership verified"); n != 0 {
 			t.Errorf("the end of a session was %d times said to be certainty", n)
 		}
@@ -81,7 +81,7 @@ func TestTheHolderIsKnownBehindAProxy(t *testing.T) {
 	if got := fmt.Sprint(s.PID); got != d.walsender() {
 		t.Errorf("pid %s, want the walsender's, %s", got, d.walsender())
 	}
-	r.eventually(10*time.Second, "the session is live", func() bool { return s.Live(time.Now()) })
+	r.eventually("the session is live", func() bool { return s.Live(time.Now()) })
 }
 
 // Where several hosts are given, a standby answers while the primary takes no more connections.
@@ -105,7 +105,7 @@ func TestWhatAnotherServerSaysOfTheSlotIsNoAnswer(t *testing.T) {
 	}
 	r := start(t, config, shortTimeout)
 	s := r.streaming(1)
-	r.eventually(20*time.Second, "three questions to another server", func() bool { return asked.Load() > 3 || s.IsVoid() })
+	r.eventually("three questions to another server", func() bool { return asked.Load() > 3 || s.IsVoid() })
 	if s.IsVoid() || r.session(1) != nil {
 		t.Errorf("void %t, and another session %t", s.IsVoid(), r.session(1) != nil)
 	}
@@ -129,7 +129,7 @@ func TestAVoidSessionEndsAndSaysWhatIsBetween(t *testing.T) {
 		return nil
 	}
 	r := start(t, config)
-	r.eventually(30*time.Second, "the status names the variable", func() bool { return strings.Contains(r.Status().Err, "WALHOOK_REPLICATION_URL") })
+	r.eventually("the status names the variable", func() bool { return strings.Contains(r.Status().Err, "WALHOOK_REPLICATION_URL") })
 	r.streaming(4)
 	if n := r.log.Lines("set WALHOOK_REPLICATION_URL"); n != 1 {
 		t.Errorf("it was said %d times", n)
@@ -146,12 +146,12 @@ func TestWhatTheSlotWasTold(t *testing.T) {
 	}
 	d.insert(1)
 	r.wantPayloads(number(1))
-	r.eventually(5*time.Second, "the confirmation", func() bool { return d.confirmed() >= r.newest() })
+	r.eventually("the confirmation", func() bool { return d.confirmed() >= r.newest() })
 	d.exec(`SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1`, d.slot)
 	if s := r.streaming(2); s.Reported < s.Confirmed {
 		t.Errorf("told %s, and the slot is at %s", s.Reported, s.Confirmed)
 	}
-	r.eventually(20*time.Second, "somebody moves the slot", func() bool {
+	r.eventually("somebody moves the slot", func() bool {
 		_, err := d.pool.Exec(t.Context(), `SELECT pg_terminate_backend(active_pid, 1000) FROM pg_replication_slots WHERE slot_name = $1`, d.slot)
 		if err == nil {
 			d.insert(2) // while nobody streams
@@ -159,7 +159,7 @@ func TestWhatTheSlotWasTold(t *testing.T) {
 		}
 		return err == nil
 	})
-	r.eventually(20*time.Second, "a session that tells", func() bool {
+	r.eventually("a session that tells", func() bool {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		s := r.sessions[len(r.sessions)-1]

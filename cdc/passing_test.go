@@ -5,7 +5,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -29,7 +28,7 @@ func TestAResumedStreamWaitsForItsConfiguration(t *testing.T) {
 	}
 	config.Resumed = true
 	r := start(t, config)
-	r.eventually(10*time.Second, "a status that says so", func() bool { return strings.Contains(r.Status().Err, "the file is empty") || r.error() != nil })
+	r.eventually("a status that says so", func() bool { return strings.Contains(r.Status().Err, "the file is empty") || r.error() != nil })
 	whole.Store(true)
 	r.streaming(1)
 }
@@ -55,10 +54,10 @@ func TestAPasswordThatIsRotatedWhileTheSlotIsMade(t *testing.T) {
 	})
 	r := start(t, config)
 	const making = `SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'CREATE_REPLICATION_SLOT%' AND query LIKE '%' || $1 || '%'`
-	r.eventually(20*time.Second, "the making of the slot", func() bool { return d.value(making, d.slot) == "1" })
+	r.eventually("the making of the slot", func() bool { return d.value(making, d.slot) == "1" })
 	rotated.Store(true)
 	d.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'CREATE_REPLICATION_SLOT%' AND query LIKE '%' || $1 || '%'`, d.slot)
-	r.eventually(20*time.Second, "a status that says so", func() bool { return strings.Contains(r.Status().Err, "does not exist") || r.error() != nil })
+	r.eventually("a status that says so", func() bool { return strings.Contains(r.Status().Err, "does not exist") || r.error() != nil })
 	if err := r.error(); err != nil {
 		t.Fatalf("Run ended: %v", err)
 	}

@@ -35,23 +35,23 @@ func TestASlotDroppedUnderLoadIsMadeAgain(t *testing.T) {
 			}
 		}
 	})
-	r.eventually(10*time.Second, "some events", func() bool { return r.count() > 50 })
+	r.eventually("some events", func() bool { return r.count() > 50 })
 	dropped := time.Now()
-	r.eventually(10*time.Second, "the slot is gone", func() bool {
+	r.eventually("the slot is gone", func() bool {
 		_, err := d.pool.Exec(context.Background(), `SELECT pg_terminate_backend(active_pid, 1000) FROM pg_replication_slots WHERE slot_name = $1`, d.slot)
 		if err == nil {
 			_, err = d.pool.Exec(context.Background(), `SELECT pg_drop_replication_slot($1)`, d.slot)
 		}
 		return err == nil
 	})
-	r.eventually(30*time.Second, "a new slot", func() bool {
+	r.eventually("a new slot", func() bool {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		return r.sessions[len(r.sessions)-1].SlotCreated && len(r.sessions) > 1
 	})
 	t.Logf("again after %s", time.Since(dropped))
 	before := r.count()
-	r.eventually(10*time.Second, "events by the new slot", func() bool { return r.count() > before+50 })
+	r.eventually("events by the new slot", func() bool { return r.count() > before+50 })
 	close(stop)
 	load.Wait()
 }
@@ -68,7 +68,7 @@ func TestBlockedSlotCreationNamesTheBlocker(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := start(t, d.config())
-	r.eventually(10*time.Second, "the blocker's pid in the log", func() bool {
+	r.eventually("the blocker's pid in the log", func() bool {
 		return r.log.Lines(fmt.Sprintf("SELECT pg_terminate_backend(%d)", pid)) == 1
 	})
 	if got := r.Status(); got.Role != Connecting || !strings.Contains(got.Err, fmt.Sprint(pid)) {
@@ -97,13 +97,13 @@ func TestBlockedSlotCreationCanBeCancelled(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := start(t, d.config())
-	r.eventually(5*time.Second, "a waiting creation", func() bool {
+	r.eventually("a waiting creation", func() bool {
 		return d.value(`SELECT count(*) FROM pg_replication_slots`) == "1"
 	})
 	if err := r.end(); err != nil {
 		t.Error(err)
 	}
-	r.eventually(5*time.Second, "no slot left behind", func() bool {
+	r.eventually("no slot left behind", func() bool {
 		return d.value(`SELECT count(*) FROM pg_replication_slots`) == "0"
 	})
 }
@@ -169,7 +169,7 @@ func TestNotPrepared(t *testing.T) {
 			r := start(t, config)
 			select {
 			case <-r.done:
-			case <-time.After(20 * time.Second):
+			case <-time.After(patience):
 				t.Fatal("Run goes on")
 			}
 			if err := r.error(); !errors.Is(err, store.ErrNotPrepared) || !strings.Contains(err.Error(), c.want) {
@@ -191,7 +191,7 @@ func TestASlotWhoseWALIsGoneIsMadeAnew(t *testing.T) {
 		d.exec(`CHECKPOINT`)
 		return d.value(`SELECT wal_status FROM pg_replication_slots`) == "lost"
 	}
-	pgtest.Eventually(t, 60*time.Second, "a lost slot", r)
+	pgtest.Eventually(t, patience, "a lost slot", r)
 	s := start(t, d.config())
 	if session := s.streaming(1); !session.SlotCreated {
 		t.Error("the session does not say that the slot is new")
@@ -222,10 +222,10 @@ func TestPublicationDroppedAndMadeAgain(t *testing.T) {
 	r.streaming(1)
 	d.exec(`DROP PUBLICATION walhook`)
 	d.insert(1) // in the WAL where there is no publication
-	r.eventually(30*time.Second, "a status that says so", func() bool { return strings.Contains(r.Status().Err, "publication") })
+	r.eventually("a status that says so", func() bool { return strings.Contains(r.Status().Err, "publication") })
 	stuck := d.confirmed()
 	d.exec(`CREATE PUBLICATION walhook FOR TABLE webhook_outbox WITH (publish = 'insert')`)
-	r.eventually(30*time.Second, "streaming again", func() bool {
+	r.eventually("streaming again", func() bool {
 		events.Add(1)
 		d.insert(100)
 		p := r.payloads()
@@ -255,9 +255,9 @@ func TestNothingIsConfirmedWhileTheCheckFails(t *testing.T) {
 	s := r.streaming(1)
 	d.insert(1)
 	r.wantPayloads(number(1))
-	r.eventually(10*time.Second, "the reason in the status", func() bool { return strings.Contains(r.Status().Err, "not in the publication") })
+	r.eventually("the reason in the status", func() bool { return strings.Contains(r.Status().Err, "not in the publication") })
 	watched := time.Now()
-	r.eventually(10*time.Second, "some answers", func() bool { return time.Since(watched) > 4*time.Second })
+	r.eventually("some answers", func() bool { return time.Since(watched) > 4*time.Second })
 	if got := d.confirmed(); got != s.Confirmed {
 		t.Errorf("confirmed %s, the session began at %s", got, s.Confirmed)
 	}
@@ -265,7 +265,7 @@ func TestNothingIsConfirmedWhileTheCheckFails(t *testing.T) {
 		t.Errorf("said %d times", n)
 	}
 	failing.Store(false)
-	r.eventually(10*time.Second, "the confirmation", func() bool { return d.confirmed() >= r.newest() })
+	r.eventually("the confirmation", func() bool { return d.confirmed() >= r.newest() })
 	if got := r.Status().Err; got != "" {
 		t.Errorf("status still says %q", got)
 	}
@@ -309,10 +309,10 @@ func TestColumnsComeAndGo(t *testing.T) {
 	d.insert(4)
 	r.wantPayloads(number(1), number(2), number(3), number(4))
 
-	r.eventually(5*time.Second, "the confirmation", func() bool { return d.confirmed() >= r.newest() })
+	r.eventually("the confirmation", func() bool { return d.confirmed() >= r.newest() })
 	d.exec(`BEGIN; ALTER TABLE webhook_outbox RENAME COLUMN payload TO body;
 		INSERT INTO webhook_outbox (body) VALUES ('{"n": 5}'); COMMIT`)
-	r.eventually(5*time.Second, "the column in the status", func() bool { return strings.Contains(r.Status().Err, "webhook_outbox.payload is missing") })
+	r.eventually("the column in the status", func() bool { return strings.Contains(r.Status().Err, "webhook_outbox.payload is missing") })
 	stuck := d.confirmed()
 	r.streaming(4) // it keeps trying
 	if got := d.confirmed(); got != stuck {

@@ -29,7 +29,7 @@ func TestEventsComeAsTheyWereCommitted(t *testing.T) {
 		!e.CreatedAt.Equal(time.Date(2026, 11, 23, 12, 16, 17, 123456000, time.UTC)) {
 		t.Errorf("got %+v", e)
 	}
-	r.eventually(5*time.Second, "the confirmation", func() bool {
+	r.eventually("the confirmation", func() bool {
 		_, _, ends := r.snapshot()
 		return len(ends) > 0 && d.confirmed() >= ends[0]
 	})
@@ -87,7 +87,7 @@ func TestALargeTransactionComesInPieces(t *testing.T) {
 	const rows = 100_000
 	d.exec(`INSERT INTO webhook_outbox (payload) SELECT jsonb_build_object('n', n, 'x', repeat('x', 500)) FROM generate_series(1, $1::int) n`, rows)
 	d.insert(0)
-	r.eventually(60*time.Second, "all events", func() bool { return r.count() == rows+1 })
+	r.eventually("all events", func() bool { return r.count() == rows+1 })
 	for i, p := range r.payloads()[:rows] {
 		if want := fmt.Sprintf(`{"n": %d,`, i+1); p[:len(want)] != want {
 			t.Fatalf("event %d is %.40s", i, p)
