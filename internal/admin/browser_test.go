@@ -110,10 +110,17 @@ func value[T any](t *testing.T, b *browser, action chromedp.Action[T]) T {
 	return v
 }
 
-// open shows a page.
+// open shows a page, which does not look again by itself: that would replace what is just being pressed.
 func (b *browser) open(t *testing.T, path string) {
 	t.Helper()
 	b.do(t, path, chromedp.Navigate(b.url+path), chromedp.WaitVisible(chromedp.CSS("#main")))
+	b.looksAgain(t, false)
+}
+
+// looksAgain has a page that can look again by itself do so, or not.
+func (b *browser) looksAgain(t *testing.T, itself bool) {
+	t.Helper()
+	value(t, b, chromedp.Evaluate[bool](fmt.Sprintf(`document.querySelectorAll("#refreshing").forEach(box => box.checked = %t) === undefined`, itself)))
 }
 
 // press presses the button of an id, and waits for what the next page says.
@@ -319,6 +326,7 @@ func TestPageInABrowser(t *testing.T) {
 	}
 	b.mu.Unlock()
 
+	b.looksAgain(t, true)
 	stop()
 	pgtest.Eventually(t, time.Minute, "it says that walhook does not answer", func() bool { return b.stale(t) })
 }
@@ -417,6 +425,7 @@ func (b *browser) keyboard(t *testing.T, s *shop) {
 
 func (b *browser) refreshes(t *testing.T, s *shop) {
 	b.open(t, "/")
+	b.looksAgain(t, true)
 	if b.stale(t) {
 		t.Error("it says that walhook does not answer, and has not asked yet")
 	}
