@@ -84,7 +84,7 @@ func TestTriggerAndListen(t *testing.T) {
 	url, printed := listening(t, "--secret", secret, "--fail", "1", "--forward", "http://"+app)
 	w.exec(`SELECT webhook_create_endpoint('org_1', $1, '{payment.*}', $2)`, url+"/hooks?token=hunter2", secret)
 	w.exec(`SELECT webhook_create_endpoint('org_1', 'https://example.com/hooks?token=hunter2', '{org.*}')`)
-	w.run()
+	w.run("WALHOOK_RETRY_SCHEDULE=1s") // trigger looks five times a second, and has to see that the delivery waits
 
 	code, stdout, stderr := w.command("trigger", "org_1", "payment.succeeded", `{"amount": 4200}`)
 	if code != exitClean || stderr != "" {
