@@ -219,8 +219,9 @@ const (
 
 var errNoTemplate = errors.New("there is no template database for this schema")
 
-func templateName(schema string) string {
-	sum := sha256.Sum256([]byte(schema))
+// templateName is another one each day: the schema makes days ahead of the one on which it is applied.
+func templateName(schema string, at time.Time) string {
+	sum := sha256.Sum256([]byte(at.UTC().Format(time.DateOnly) + schema))
 	return templatePrefix + hex.EncodeToString(sum[:8])
 }
 
@@ -229,25 +230,26 @@ func copyTemplate(ctx context.Context, conn *pgx.Conn, name, schema string) erro
 		return err
 	}
 	defer conn.Exec(context.WithoutCancel(ctx), "SELECT pg_advisory_unlock_shared($1)", templateLock)
-	exists, err := databaseExists(ctx, conn, templateName(schema))
+	template := templateName(schema, time.Now())
+	exists, err := databaseExists(ctx, conn, template)
 	if err != nil {
 		return err
 	}
 	if !exists {
 		return errNoTemplate
 	}
-	_, err = conn.Exec(ctx, "CREATE DATABASE "+quote(name)+" TEMPLATE "+quote(templateName(schema)))
+	_, err = conn.Exec(ctx, "CREATE DATABASE "+quote(name)+" TEMPLATE "+quote(template))
 	return err
 }
 
-// makeTemplate makes the template database of a schema, and drops those of earlier schemas: a server that is not ours
-// keeps one.
+// makeTemplate makes the template database of a schema, and drops those of earlier schemas and days: a server that is not
+// ours keeps one.
 func makeTemplate(ctx context.Context, conn *pgx.Conn, server, schema string) error {
 	if _, err := conn.Exec(ctx, "SELECT pg_advisory_lock($1)", templateLock); err != nil {
 		return err
 	}
 	defer conn.Exec(context.WithoutCancel(ctx), "SELECT pg_advisory_unlock($1)", templateLock)
-	name := templateName(schema)
+	name := templateName(schema, time.Now())
 	if exists, err := databaseExists(ctx, conn, name); err != nil || exists {
 		return err
 	}

@@ -73,6 +73,13 @@ func TestSchema(t *testing.T) {
 			})
 		}
 	})
+	t.Run("is applied anew each day", func(t *testing.T) {
+		day := time.Date(2026, 11, 28, 0, 0, 0, 0, time.UTC)
+		name := templateName(first, day)
+		if templateName(first, day.Add(24*time.Hour-1)) != name || templateName(first, day.Add(24*time.Hour)) == name {
+			t.Error("a database has days ahead of another one")
+		}
+	})
 	t.Run("with an error says which", func(t *testing.T) {
 		url, err := sharedURL(t.Context())
 		if err != nil {
