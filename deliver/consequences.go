@@ -16,9 +16,10 @@ const (
 	// maxDeferred bounds the deferred consequences in memory: some 100 bytes each.
 	maxDeferred = 16 << 10
 
-	// maxConsequenceTries bounds the statements that search for the refused consequences
-	// in one round, so that recording continues.
-	maxConsequenceTries = 64
+	// consequencesFor bounds one round of writing deferred consequences, beyond the statement
+	// under way: recording waits meanwhile. So many statements find what is refused among
+	// thousands.
+	consequencesFor = 500 * time.Millisecond
 )
 
 // A consequenceStore has the statement that writes a consequence separately.
@@ -125,50 +126,44 @@ func (d *deferred) flush(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, flushWithin)
 	defer cancel()
-	before := 0
-	for _, c := range d.kept {
-		before += c.Len()
-	}
-	if err := d.retry(ctx); err != nil { // those under way are not kept
-		d.log.Error("deferred consequences of outcomes are lost: they could not be written before the end", "count", before, "error", err)
-		return
-	}
+	_ = d.retry(ctx) // keeps what it could not write
 	left := 0
 	for _, c := range d.kept {
 		left += c.Len()
 	}
 	if left > 0 {
-		d.log.Error("deferred consequences of outcomes are lost: the database still refuses them at the end", "count", left)
+		d.log.Error("deferred consequences of outcomes are lost: they could not be written before the end", "count", left)
 	}
 }
 
-// write writes what the database accepts. It bisects what is refused, and keeps that and
-// the rest after maxConsequenceTries, the rest first for the next round. It returns how
-// many it keeps.
+// write writes what the database accepts, for consequencesFor. It bisects what is refused, and
+// keeps that and the rest, the rest first for the next round. It returns how many it keeps, and
+// ErrFenced if another process holds the slot.
 func (d *deferred) write(ctx context.Context, all []store.Consequence) (kept int, err error) {
 	fence := d.scheduler.Fence()
 	var refused []store.Consequence
-	for tries := 0; len(all) > 0 && tries < maxConsequenceTries; tries++ {
+	for begun := time.Now(); len(all) > 0 && err == nil && ctx.Err() == nil && time.Since(begun) < consequencesFor; {
 		c := all[0]
 		all = all[1:]
 		attempt, cancel := d.heartbeat.statement(ctx)
-		rest, err := d.store.WriteConsequence(attempt, fence, c)
+		rest, failed := d.store.WriteConsequence(attempt, fence, c)
 		cancel()
 		switch {
-		case errors.Is(err, store.ErrFenced), ctx.Err() != nil:
-			return 0, err
-		case err == nil:
+		case failed == nil:
 			all = append(rest, all...)
-		case isRefusal(err) && c.Len() > 1:
+		case isRefusal(failed) && c.Len() > 1:
 			halves := c.Halves()
 			all = append(halves[:], all...)
 		default:
 			refused = append(refused, c)
+			if errors.Is(failed, store.ErrFenced) {
+				err = failed
+			}
 		}
 	}
 	left := append(all, refused...)
 	for _, c := range left {
 		d.keep(c)
 	}
-	return len(left), nil
+	return len(left), err
 }
