@@ -81,6 +81,7 @@ func TestHostileReceivers(t *testing.T) {
 			{"reset in the status", reset("HTTP/1.1 20"), webhook.ErrReset, 0, ""},
 			{"reset in the headers", reset("HTTP/1.1 200 OK\r\nX: y"), webhook.ErrReset, 0, ""},
 			{"closed in the headers", func(c net.Conn) bool { io.WriteString(c, "HTTP/1.1 200 OK\r\nX: y\r\n"); return false }, webhook.ErrReset, 0, ""},
+			{"closed within a header", func(c net.Conn) bool { io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Le"); return false }, webhook.ErrReset, 0, ""},
 			{"redirect loop", func(c net.Conn) bool {
 				fmt.Fprintf(c, "HTTP/1.1 302 Found\r\nLocation: http://%s/\r\nContent-Length: 0\r\n\r\n", c.LocalAddr())
 				return true

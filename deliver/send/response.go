@@ -88,10 +88,11 @@ func (r *reader) head(req *http.Request) (*http.Response, error) {
 }
 
 // failure classifies an error of head: where the connection broke, or else what came is
-// not HTTP. It does not use the parser's text: that quotes the response, where a receiver
-// may have echoed our URL's query.
+// not HTTP. The parser takes a header that was cut for one that is malformed. failure does
+// not use the parser's text: that quotes the response, where a receiver may have echoed our
+// URL's query.
 func (r *reader) failure(err error) *failure {
-	if r.err != nil && (isEnd(err) || !isEnd(r.err)) {
+	if r.err != nil && (isEnd(err) || !isEnd(r.err) || r.lines > 0) {
 		return r.conn.brokenFailure(r.err)
 	}
 	return &failure{class: webhook.ErrProtocol, err: errNotHTTP}
