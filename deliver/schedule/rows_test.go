@@ -151,3 +151,16 @@ func TestRows(t *testing.T) {
 		},
 	})
 }
+
+// Else a row of the largest body would be read again and again, and wait until nothing is in
+// memory. config has the least MaxMemory.
+func TestTheLargestBodyFitsWhereverRowsAreFetched(t *testing.T) {
+	t.Parallel()
+	limits := small
+	limits.MaxMemory = 1 << 20
+	s := New(Options{Limits: limits})
+	s.bytes = limits.MaxMemory/2 - 1
+	if !s.fetchRoom() || !s.fits(&event{body: make([]byte, 256<<10+4<<10)}) {
+		t.Error("the largest body does not fit, and rows are fetched")
+	}
+}

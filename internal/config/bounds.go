@@ -44,8 +44,10 @@ const (
 	// of a second.
 	maxMaxEndpoints = 100_000
 
-	// One payload of the largest size has to fit, and beyond this is a typing error.
-	minMaxMemory = 256 << 10
+	// Rows are fetched while less than half is taken, and then the largest body, of some more
+	// than 256 KiB, has to fit into the rest: else it would wait until nothing is in memory,
+	// so for ever. Beyond a terabyte is a typing error.
+	minMaxMemory = 1 << 20
 	maxMaxMemory = 1 << 40
 
 	// 0 could be taken for "for ever" or "at once". Ten years is for ever.
