@@ -98,6 +98,24 @@ func TestAdoption(t *testing.T) {
 			}
 			r.wantEmpty()
 		},
+		"a row that was read before a new session stands for nothing that the session brings": func(t *testing.T) {
+			r := newRig(t, small)
+			endpoint := r.endpoint()
+			event := uuid.Must(uuid.NewV7())
+			id := outbox.DeliveryID(event, endpoint)
+			r.w.hasRows(r.w.lane(endpoint, time.Now()))
+			pages := r.w.TakePages(1, time.Now())
+			r.w.BeginSession(&webhook.Session{}, webhook.Fence{Epoch: 1}, r.w.NextSeq(), time.Now()) // after a failover that lost the row
+			r.w.AdmitDue(pages[0], &webhook.Due{ID: id, EndpointID: endpoint, Status: webhook.Pending,
+				Event: outbox.Event{ID: event, OrganizationID: "org_1", Payload: []byte(`{}`)}}, time.Now())
+			if r.w.adopt(id) && r.w.deliveries[id].tx == nil {
+				t.Error("the repeated event holds nothing, and its delivery has no row")
+			}
+			r.w.Fetched(pages, false, time.Now())
+			if l := r.w.lane(endpoint, time.Now()); l.paging || !l.rows || l.prefetched != 0 {
+				t.Errorf("paging %t, rows %t, prefetched %d; want the page to be read again", l.paging, l.rows, l.prefetched)
+			}
+		},
 		"an old event that is repeated while it is in memory holds no later transaction": func(t *testing.T) {
 			r := newRig(t, small)
 			endpoint := r.endpoint()

@@ -32,6 +32,8 @@ type Page struct {
 	size int
 	got  int
 	end  webhook.PageEnd // of what was taken in
+
+	generation int // of the session: the database of another one may not have these rows
 }
 
 // Query returns the page as a query for the store.
@@ -111,7 +113,7 @@ func (s *Scheduler) toAsk(n int, now time.Time) []*Page {
 			continue
 		}
 		free -= size
-		asked = append(asked, &Page{lane: l, size: size, end: l.begin()})
+		asked = append(asked, &Page{lane: l, size: size, end: l.begin(), generation: s.ledger.generation})
 	}
 	return asked
 }
@@ -211,10 +213,13 @@ func (s *Scheduler) TakePages(n int, now time.Time) []*Page {
 }
 
 // AdmitDue takes one row of a page. It is admitted unless it is in memory, has no room, or
-// must not be sent.
+// must not be sent, or a new session has begun since the page was asked for.
 func (s *Scheduler) AdmitDue(p *Page, due *webhook.Due, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if p.generation != s.ledger.generation {
+		return
+	}
 	p.got++
 	if !due.Orphaned && !due.Reassigned && !due.Unseen {
 		s.admitDue(due, now)
@@ -230,7 +235,7 @@ func (s *Scheduler) Fetched(pages []*Page, failed bool, now time.Time) {
 	defer s.mu.Unlock()
 	s.removed = nil
 	for _, p := range pages {
-		if failed {
+		if failed || p.generation != s.ledger.generation {
 			p.lane.paging = false
 			s.hasRows(p.lane)
 			continue
