@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -82,7 +83,18 @@ func parseConnection(text string) (*pgxpool.Config, []string, error) {
 		return nil, nil, err
 	}
 	parsed.ConnConfig.DialFunc = dialer.DialContext // ConnectTimeout bounds it
+	onlyPrimary(parsed.ConnConfig)
 	return parsed, dropped, nil
+}
+
+// onlyPrimary has a list of hosts mean the primary among them, unless the string says otherwise.
+// While that has no connection left, a standby would answer, which is behind: what it shows as
+// due may have been delivered, and would be sent again.
+func onlyPrimary(cc *pgx.ConnConfig) {
+	another := func(f *pgconn.FallbackConfig) bool { return f.Host != cc.Host || f.Port != cc.Port }
+	if cc.ValidateConnect == nil && slices.ContainsFunc(cc.Fallbacks, another) {
+		cc.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsPrimary
+	}
 }
 
 // dialer makes all connections to PostgreSQL. If the host is gone without a word, the kernel

@@ -98,6 +98,20 @@ func noPieceIsPrinted(t *testing.T, text string) {
 	}
 }
 
+// A standby of a list is behind: what it shows as due may have been delivered.
+func TestOfSeveralHostsOnlyThePrimaryWillDo(t *testing.T) {
+	t.Parallel()
+	for url, checked := range map[string]bool{
+		"postgres://u@a/app": false, "postgres://u@a/app?sslmode=disable": false, // whatever it is, preflight tells
+		"postgres://u@a,b/app": true, "postgres://u@a:1,a:2/app?sslmode=disable": true, "host=a,b user=u dbname=app": true,
+		"postgres://u@a,b/app?target_session_attrs=any": true, "postgres://u@a,b/app?target_session_attrs=read-write": true,
+	} {
+		if parsed, _, err := parseConnection(url); err != nil || parsed.ConnConfig.ValidateConnect != nil != checked {
+			t.Errorf("%s: a server is checked: %t, want %t; %v", url, !checked, checked, err)
+		}
+	}
+}
+
 func FuzzNoPieceOfAPasswordIsPrinted(f *testing.F) {
 	f.Add(0, "", "")
 	f.Add(3, "%", "@")
