@@ -66,6 +66,7 @@ type reconciler struct {
 	tell      func(context.Context, webhook.Progress) // nil: nobody asks
 	log       *slog.Logger
 	wake      schedule.Signal
+	failure   failure
 	heartbeat *heartbeat // not checked: the reconciler waits until a comparison is due
 
 	comparison comparison
@@ -90,14 +91,18 @@ func (r *reconciler) run(ctx context.Context) error {
 			return nil
 		}
 		for {
+			begun := time.Now()
 			err := r.reconcile(ctx)
-			if ctx.Err() != nil {
+			switch {
+			case ctx.Err() != nil:
 				return nil
+			case errors.Is(err, store.ErrFenced):
+				return err
 			}
+			r.failure.observe(r.log, begun, err, "cannot reconcile the outbox with its deliveries; retrying from where it stopped", "reconciling resumed")
 			if err == nil {
 				break
 			}
-			r.log.Warn("cannot reconcile the outbox with its deliveries; retrying from where it stopped", "error", err)
 			r.heartbeat.sleep(ctx, time.Second)
 		}
 	}

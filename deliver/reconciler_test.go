@@ -1,11 +1,13 @@
 package deliver
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -72,6 +74,7 @@ type owing struct {
 	perRow   time.Duration // of inserting
 	slower   int           // factor of perRow once half of the rows are in
 	slow     int           // transactions of more than half a second
+	fenced   bool          // another process holds the slot
 	silent   []string      // calls whose first answer does not come: the server's address is another's now
 }
 
@@ -152,6 +155,9 @@ func (o *owing) InsertLSN(ctx context.Context) (pglogrepl.LSN, error) {
 
 // Mark is Store's.
 func (o *owing) Mark(ctx context.Context, _ webhook.Fence, _ webhook.Mark) error {
+	if o.fenced {
+		return store.ErrFenced
+	}
 	return o.hear(ctx, "Mark")
 }
 
@@ -267,6 +273,40 @@ func TestComparisonGoesOnWhereAnAnswerDoesNotCome(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A process that has lost the slot may have nothing to record, and then only its comparison
+// learns of it. It would go on for ever, and never be confirmed.
+func TestComparisonOfAFormerHolderEnds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newReconciler(&owing{owed: 1, most: comparePageMax, fenced: true})
+		ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+		defer stop()
+		r.wake.Raise()
+		if err := r.run(ctx); !errors.Is(err, store.ErrFenced) {
+			t.Errorf("it ends with %v", err)
+		}
+	})
+}
+
+// An outage is logged when it begins, and when it ends.
+func TestComparisonLogsAnOutageOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		r := newReconciler(&owing{owed: 1, most: comparePageMax, rows: map[uuid.UUID]bool{}, refusals: 30})
+		r.log = slog.New(slog.NewTextHandler(&log, nil))
+		ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+		defer stop()
+		r.wake.Raise()
+		if err := r.run(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if text := log.String(); strings.Count(text, "level=WARN") != 1 || strings.Count(text, "reconciling resumed") != 1 {
+			t.Error(text)
+		}
+	})
 }
 
 func TestComparisonContinuesWhereItStopped(t *testing.T) {
