@@ -53,7 +53,7 @@ func (s *Store) Due(ctx context.Context, pages []webhook.Page, take func(*webhoo
 			var status string
 			var payload []byte
 			var dueAt pgtype.Timestamptz
-			if err := rows.Scan(&d.ID, &d.EndpointID, &status, &d.Attempts, &d.SeriesStart, &d.Event.ID, &d.Event.OrganizationID,
+			if err := rows.Scan(asBytes(&d.ID), asBytes(&d.EndpointID), &status, &d.Attempts, &d.SeriesStart, &d.Event.ID, &d.Event.OrganizationID,
 				&d.Event.Type, &payload, &d.Event.CreatedAt, &d.Orphaned, &d.Unseen, &dueAt, &d.Reassigned); err != nil {
 				return err
 			}

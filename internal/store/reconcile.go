@@ -89,7 +89,7 @@ func (s *Store) Missing(ctx context.Context, from Position, until uuid.UUID, lim
 		for ; rows.Next(); n++ {
 			var d Candidate
 			var ordinal int
-			if err := rows.Scan(&d.EventID, &ordinal, &d.EndpointID, &d.OrganizationID, &d.EventType); err != nil {
+			if err := rows.Scan(asBytes(&d.EventID), &ordinal, asBytes(&d.EndpointID), &d.OrganizationID, &d.EventType); err != nil {
 				return err
 			}
 			at := Position{d.EventID, ordinal}
@@ -141,7 +141,7 @@ func (s *Store) withoutRow(ctx context.Context, owed []Candidate) ([]Candidate, 
 	err := s.read(ctx, selectRowsOfTimes, pgx.NamedArgs{"low": low, "high": high}, func(rows pgx.Rows) error {
 		var id uuid.UUID
 		for rows.Next() {
-			if err := rows.Scan(&id); err != nil {
+			if err := rows.Scan(asBytes(&id)); err != nil {
 				return err
 			}
 			if _, ours := there[id]; ours { // there may be very many others of that millisecond

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"math"
@@ -59,7 +60,7 @@ func (s *Store) Update(ctx context.Context, fence webhook.Fence, mark webhook.Ma
 	b.Queue(updateDeliveries, rows.args(s.fenceArgs(fence))).Query(func(r pgx.Rows) error {
 		var id uuid.UUID
 		var waits bool
-		_, err := pgx.ForEachRow(r, []any{&id, &waits}, func() error {
+		_, err := pgx.ForEachRow(r, []any{asBytes(&id), &waits}, func() error {
 			if held[id] = true; waits {
 				replayed = append(replayed, id)
 			}
@@ -243,7 +244,7 @@ SELECT id, false FROM r UNION ALL SELECT id, true FROM applied WHERE waits`, rec
 // columns hold the records column by column, for unnest.
 type columns struct {
 	id, event, endpoint        []pgtype.UUID
-	org, typ, status           []string
+	org, typ, status           []pgtype.Text
 	attempts, series           []int32
 	wait, ago                  []pgtype.Int8
 	code                       []pgtype.Int4
@@ -258,7 +259,7 @@ func newColumns(records []webhook.Record) *columns {
 	n := len(records)
 	c := &columns{
 		id: make([]pgtype.UUID, n), event: make([]pgtype.UUID, n), endpoint: make([]pgtype.UUID, n),
-		org: make([]string, n), typ: make([]string, n), status: make([]string, n),
+		org: make([]pgtype.Text, n), typ: make([]pgtype.Text, n), status: make([]pgtype.Text, n),
 		attempts: make([]int32, n), series: make([]int32, n), wait: make([]pgtype.Int8, n), ago: make([]pgtype.Int8, n),
 		code: make([]pgtype.Int4, n), class: make([]pgtype.Text, n), errorText: make([]pgtype.Text, n),
 		response: make([]pgtype.Text, n), duration: make([]pgtype.Int4, n),
@@ -268,7 +269,7 @@ func newColumns(records []webhook.Record) *columns {
 	for i := range records {
 		r := &records[i]
 		c.id[i], c.event[i], c.endpoint[i] = asUUID(r.ID), asUUID(r.EventID), asUUID(r.EndpointID)
-		c.org[i], c.typ[i], c.status[i] = r.OrganizationID, r.EventType, string(r.Status)
+		c.org[i], c.typ[i], c.status[i] = asText(r.OrganizationID), asText(r.EventType), asText(string(r.Status))
 		c.attempts[i], c.series[i] = int32(r.Attempts), int32(r.SeriesStart)
 		if r.Status == webhook.Pending || r.Status == webhook.Retrying {
 			c.wait[i] = pgtype.Int8{Int64: r.Wait.Milliseconds(), Valid: true}
@@ -287,16 +288,38 @@ func newColumns(records []webhook.Record) *columns {
 }
 
 func (c *columns) args(args pgx.NamedArgs) pgx.NamedArgs {
-	args["id"], args["event_id"], args["endpoint_id"] = c.id, c.event, c.endpoint
-	args["organization_id"], args["event_type"], args["status"] = c.org, c.typ, c.status
-	args["attempts"], args["series_start"], args["wait_ms"], args["ended_ago_ms"] = c.attempts, c.series, c.wait, c.ago
-	args["status_code"], args["error_class"], args["error"] = c.code, c.class, c.errorText
-	args["response"], args["duration_ms"] = c.response, c.duration
-	args["seen_status"], args["seen_due"], args["lease_ms"] = c.seenStatus, c.seenDue, c.lease
+	args["id"], args["event_id"], args["endpoint_id"] = column(c.id), column(c.event), column(c.endpoint)
+	args["organization_id"], args["event_type"], args["status"] = column(c.org), column(c.typ), column(c.status)
+	args["attempts"], args["series_start"], args["wait_ms"], args["ended_ago_ms"] = c.attempts, c.series, column(c.wait), column(c.ago)
+	args["status_code"], args["error_class"], args["error"] = column(c.code), column(c.class), column(c.errorText)
+	args["response"], args["duration_ms"] = column(c.response), column(c.duration)
+	args["seen_status"], args["seen_due"], args["lease_ms"] = column(c.seenStatus), column(c.seenDue), column(c.lease)
 	return args
 }
 
+// column returns an array for unnest, without the NULLs at its end: unnest fills up the shorter
+// ones of its arrays, and the outcomes of most batches have no value in half of the columns. It
+// has pointers because pgx would allocate for each value.
+func column[T driver.Valuer](values []T) []*T {
+	n := len(values)
+	for ; n > 0; n-- {
+		if v, err := values[n-1].Value(); v != nil || err != nil {
+			break
+		}
+	}
+	array := make([]*T, n)
+	for i := range array {
+		array[i] = &values[i]
+	}
+	return array
+}
+
+func asText(s string) pgtype.Text { return pgtype.Text{String: s, Valid: true} }
+
 func asUUID(id uuid.UUID) pgtype.UUID { return pgtype.UUID{Bytes: id, Valid: true} }
+
+// asBytes is where a uuid of a row is scanned to: pgx reads into a uuid.UUID by way of its text.
+func asBytes(id *uuid.UUID) *[16]byte { return (*[16]byte)(id) }
 
 func asUUIDs(ids []uuid.UUID) []pgtype.UUID {
 	out := make([]pgtype.UUID, len(ids))
