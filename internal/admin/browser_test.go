@@ -145,6 +145,7 @@ const lookOver = `(() => {
 	for (const e of all('svg')) if (e.getAttribute('aria-hidden') !== 'true' && !(e.getAttribute('role') === 'img' && name(e))) wrong.push('a drawing says nothing: ' + e.outerHTML.slice(0, 80));
 	for (const e of all('form')) if (new URL(e.action).origin !== location.origin) wrong.push('a form leads elsewhere: ' + e.action);
 	for (const e of all('[aria-labelledby], label[for]')) if (!document.getElementById(e.getAttribute('aria-labelledby') ?? e.htmlFor)) wrong.push('a name points nowhere: ' + e.outerHTML.slice(0, 80));
+	for (const e of all('#live :is(a, button, input:not([type=hidden]), select, summary)')) if (!e.id) wrong.push('it loses the focus when the page looks again: ' + e.outerHTML.slice(0, 80));
 	const ids = all('[id]').map(e => e.id);
 	for (const id of new Set(ids.filter((id, i) => ids.indexOf(id) !== i))) wrong.push('an id is there twice: ' + id);
 	// WCAG wants a contrast of 4.5 for text of this size.

@@ -223,7 +223,7 @@ func TestHostileText(t *testing.T) {
 	h := New(options(t, s.db.Pool))
 	markup := regexp.MustCompile(`<script>|<img|org_<b>|\x1b|\x{202e}`)
 	for path, want := range map[string][]string{
-		"/":                                 {`<a href="/endpoints/` + s.failing.String() + `"><bdi>https://hooks.example.com:8443</bdi>`, `org_&lt;b&gt;2&lt;/b&gt;`, `\x1b[31mred \u202egnp.exe\nsecond line`},
+		"/":                                 {` href="/endpoints/` + s.failing.String() + `"><bdi>https://hooks.example.com:8443</bdi>`, `org_&lt;b&gt;2&lt;/b&gt;`, `\x1b[31mred \u202egnp.exe\nsecond line`},
 		"/live":                             {`breaker open`, `disabled`},
 		"/endpoints/" + s.failing.String():  {`https://hooks.example.com:8443`, "\\x1b[31mred \\u202egnp.exe\nsecond line"},
 		"/endpoints/" + s.disabled.String(): {`\x1b[31mred \u202egnp.exe\nsecond line`},
