@@ -7,8 +7,10 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -18,11 +20,13 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/walhook/walhook/deliver/schedule"
 	"github.com/walhook/walhook/deliver/send"
 	"github.com/walhook/walhook/internal/admin"
 	"github.com/walhook/walhook/internal/config"
+	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/process"
 )
 
@@ -110,6 +114,79 @@ func TestALogThatNobodyReads(t *testing.T) {
 	}
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("it ended with %v", err)
+	}
+}
+
+// Whoever reads the log may hang, and then a line never ends, the last one least of all.
+func TestALogThatIsFull(t *testing.T) {
+	t.Parallel()
+	const child = "TEST_AS_WALHOOK"
+	if os.Getenv(child) != "" {
+		os.Exit(command(untilSignal(t.Context()), []string{"run"}, os.Stdout, os.Stderr))
+	}
+	port, err := process.ForWalhook.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	admin := fmt.Sprintf("127.0.0.1:%d", port)
+	for _, tt := range []struct {
+		name, database string
+		stop           bool
+		code           int
+	}{
+		{"a stop", "postgres://walhook@127.0.0.1:1/app", true, exitFailure},
+		{"an error", "mysql://", false, exitConfig},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			reader, full, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer reader.Close()
+			defer full.Close()
+			fill(t, full)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^"+strings.Split(t.Name(), "/")[0]+"$")
+			cmd.Env = []string{child + "=1", "WALHOOK_DATABASE_URL=" + tt.database, "WALHOOK_ADMIN_ADDR=" + admin, "WALHOOK_TIMEOUT=100ms"}
+			cmd.Stderr = full
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if tt.stop {
+				pgtest.Eventually(t, patience, "it runs", func() bool {
+					conn, err := net.Dial("tcp", admin)
+					if err == nil {
+						conn.Close()
+					}
+					return err == nil
+				})
+				if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := cmd.Wait(); cmd.ProcessState.ExitCode() != tt.code {
+				t.Errorf("it ended with %v, not exit %d", err, tt.code)
+			}
+		})
+	}
+}
+
+// fill writes into a pipe until it has no room for a byte.
+func fill(t *testing.T, pipe *os.File) {
+	t.Helper()
+	raw, err := pipe.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wrote error
+	if err := raw.Write(func(fd uintptr) bool {
+		for wrote == nil || errors.Is(wrote, syscall.EINTR) {
+			_, wrote = syscall.Write(int(fd), []byte("x"))
+		}
+		return true
+	}); err != nil || !errors.Is(wrote, syscall.EAGAIN) {
+		t.Fatal(err, wrote)
 	}
 }
 

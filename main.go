@@ -29,6 +29,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/walhook/walhook/internal/config"
 	"github.com/walhook/walhook/internal/store"
@@ -175,12 +176,19 @@ func help(name string) string {
 // sayLast writes why the process ends. For `run` it is a line of the log's format, because the
 // same programs read it. Other commands write text, unless a format was chosen.
 func sayLast(stderr io.Writer, command string, err error) {
+	defer exitUnlessSaid(time.Second, exitCode(err)).Stop()
 	format, chosen := config.LogFormat(os.Environ())
 	if format != "json" || !chosen && command != "run" {
 		fmt.Fprintln(stderr, "walhook:", err)
 		return
 	}
 	slog.New(slog.NewJSONHandler(stderr, nil)).Error("walhook stopped", "command", command, "exit_code", exitCode(err), "error", err.Error())
+}
+
+// exitUnlessSaid exits the process after a moment, unless the timer is stopped: where nobody
+// reads a pipe that is full, the last line never ends.
+func exitUnlessSaid(within time.Duration, code int) *time.Timer {
+	return time.AfterFunc(within, func() { os.Exit(code) })
 }
 
 // errConfig marks errors in the environment or the command line.

@@ -125,6 +125,7 @@ func exitAfter(ctx context.Context, d time.Duration, ended <-chan struct{}, log 
 		select {
 		case <-ended:
 		case <-time.After(d):
+			defer exitUnlessSaid(100*time.Millisecond, exitFailure).Stop() // stopMargin leaves more
 			log.Error("did not stop in time; the next process sends again what was not recorded", "reason", context.Cause(ctx))
 			os.Exit(exitFailure)
 		}
