@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -14,9 +15,11 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/walhook/walhook/internal/config"
+	"github.com/walhook/walhook/internal/postgres"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 )
 
@@ -288,6 +291,57 @@ func TestAStopWhileTheDatabaseIsSilent(t *testing.T) {
 	cfg := load(t, "WALHOOK_DATABASE_URL=postgres://walhook@"+listener.Addr().String()+"/app")
 	if err := run(ctx, cfg, slog.New(slog.NewTextHandler(t.Output(), nil))); err != nil {
 		t.Errorf("run returned %v", err)
+	}
+}
+
+// A standby answers while the primary has no connection left, and shows rows as due that have
+// been delivered.
+func TestOfSeveralHostsThePrimaryIsTaken(t *testing.T) {
+	t.Parallel()
+	primary, err := postgres.Start(t.Context(), postgres.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { primary.Close() })
+	backup, err := primary.Backup(t.Context(), false)
+	if errors.Is(err, postgres.ErrNoBackup) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { backup.Close() })
+	standby, err := backup.Standby(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { standby.Close() })
+	at, err := url.Parse(primary.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	both := strings.Replace(standby.URL(), "/postgres?", ","+at.Host+"/postgres?", 1)
+	d, err := openDatabase(t.Context(), load(t, "WALHOOK_DATABASE_URL="+both))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(d.close)
+	var recovers bool
+	if err := d.pool.QueryRow(t.Context(), `SELECT pg_is_in_recovery()`).Scan(&recovers); err != nil || recovers {
+		t.Errorf("the pool is at a standby: %t, %v", recovers, err)
+	}
+	cc, err := d.replication()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cc.RuntimeParams["replication"] = "database"
+	stream, err := pgconn.ConnectConfig(t.Context(), cc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stream.Close(context.WithoutCancel(t.Context())) })
+	if r, err := stream.Exec(t.Context(), `SELECT pg_is_in_recovery()`).ReadAll(); err != nil || string(r[0].Rows[0][0]) != "f" {
+		t.Errorf("the stream is at a standby: %v, %v", r, err)
 	}
 }
 
