@@ -2,6 +2,7 @@
 package nextjs
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -29,8 +30,10 @@ const (
 
 // An application is the example with routes for the test and a database of its own, and a walhook beside it in the schema webhooks.
 type application struct {
-	db  *pgtest.DB
-	url string
+	db       *pgtest.DB
+	url      string
+	stranger string // the same application with a wrong token of the admin server
+	says     *testkit.Output
 }
 
 func newApplication(t *testing.T) application {
@@ -51,7 +54,7 @@ func newApplication(t *testing.T) application {
 	tool("node_modules/prisma/build/index.js", "generate")
 	tool(next, "build") // which checks the types of every file
 
-	app := application{db: pgtest.Empty(t)}
+	app := application{db: pgtest.Empty(t), says: &testkit.Output{}}
 	received, err := os.ReadFile("lib/webhooks/received.sql")
 	if err != nil {
 		t.Fatal(err)
@@ -62,14 +65,18 @@ func newApplication(t *testing.T) application {
 	testkit.Walhook(t, app.db.URL, app.db.Slot, "WALHOOK_SCHEMA=webhooks", "WALHOOK_ADMIN_ADDR="+admin, "WALHOOK_ADMIN_TOKEN="+adminToken, "WALHOOK_RETRY_SCHEDULE=24h")
 	answers(t, "http://"+admin+"/readyz", http.StatusOK)
 
-	host, port, _ := strings.Cut(address(t), ":")
-	serve := command(node, folder, next, "start", "-H", host, "-p", port)
-	serve.Env = append(serve.Env, "DATABASE_URL="+app.db.URL, "WEBHOOK_SECRETS="+ownSecret,
-		"WALHOOK_ADMIN_URL=http://"+admin, "WALHOOK_ADMIN_TOKEN="+adminToken, "EXAMPLE_ORGANIZATION=org_pg")
-	serve.Stdout, serve.Stderr = t.Output(), t.Output()
-	testkit.Start(t, serve)
-	app.url = "http://" + host + ":" + port
-	answers(t, app.url+"/api/webhooks", http.StatusMethodNotAllowed) // it takes POST alone
+	serve := func(token string) (url string) {
+		host, port, _ := strings.Cut(address(t), ":")
+		serve := command(node, folder, next, "start", "-H", host, "-p", port)
+		serve.Env = append(serve.Env, "DATABASE_URL="+app.db.URL, "WEBHOOK_SECRETS="+ownSecret,
+			"WALHOOK_ADMIN_URL=http://"+admin, "WALHOOK_ADMIN_TOKEN="+token, "EXAMPLE_ORGANIZATION=org_pg")
+		serve.Stdout, serve.Stderr = io.MultiWriter(t.Output(), app.says), io.MultiWriter(t.Output(), app.says)
+		testkit.Start(t, serve)
+		url = "http://" + host + ":" + port
+		answers(t, url+"/api/webhooks", http.StatusMethodNotAllowed) // it takes POST alone
+		return url
+	}
+	app.url, app.stranger = serve(adminToken), serve("another-token-than-walhook-has")
 	return app
 }
 
@@ -142,7 +149,14 @@ func (app application) text(t *testing.T, sql string, args ...any) (text string)
 // post posts a body of JSON, or none.
 func (app application) post(t *testing.T, path, body string) (status int, answer string) {
 	t.Helper()
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, app.url+path, strings.NewReader(body))
+	return post(t, app.url+path, strings.NewReader(body))
+}
+
+func post(t *testing.T, url string, body io.Reader) (status int, answer string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url, body)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -214,8 +228,46 @@ func TestNextJS(t *testing.T) {
 		if _, answer := app.post(t, "/work", ""); answer != `["payment.succeeded"]` {
 			t.Errorf("worked on %s", answer)
 		}
+		if status, answer := post(t, app.stranger+"/api/test-webhook", strings.NewReader(`{"event": "payment.succeeded"}`)); status != http.StatusBadGateway || strings.Contains(answer, "TOKEN") {
+			t.Errorf("with a token that walhook refuses: %d %s, want 502, and nothing of walhook's", status, answer)
+		}
 		if status, answer := app.post(t, "/api/test-webhook", `{"event": "payment.maybe"}`); status != http.StatusBadRequest {
 			t.Errorf("an unknown type: %d %s", status, answer)
 		}
 	})
+
+	t.Run("work that fails", func(t *testing.T) {
+		for _, event := range []string{"payment.failed", "payment.refunded"} {
+			app.exec(t, `INSERT INTO received_webhooks (delivery_id, body) VALUES (gen_random_uuid(), jsonb_build_object('event', $1::text))`, event)
+		}
+		if status, answer := app.post(t, "/work", ""); status != http.StatusOK || answer != `["payment.refunded"]` {
+			t.Errorf("worked on %d %s, want all but the one that fails", status, answer)
+		}
+		const later = `SELECT string_agg(body ->> 'event', ' ') FROM received_webhooks WHERE work_at > now()`
+		if got := app.text(t, later); got != "payment.failed" {
+			t.Errorf("%s waits for the next time", got)
+		}
+	})
+
+	t.Run("a body without an end", func(t *testing.T) {
+		body, writer := io.Pipe()
+		defer body.Close()
+		defer time.AfterFunc(patience, func() { _ = body.Close() }).Stop() // the client waits for a body, whatever its context says
+		go func() { _, _ = io.CopyN(writer, endless{}, 2<<20) }()          // and then nothing comes
+		if status, answer := post(t, app.url+"/api/webhooks", body); status != http.StatusRequestEntityTooLarge {
+			t.Errorf("%d %s, want 413", status, answer)
+		}
+	})
+
+	t.Run("PostgreSQL ends the connections", func(t *testing.T) {
+		app.exec(t, `SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle' AND query = 'COMMIT'`)
+		pgtest.Eventually(t, patience, "the application says so", func() bool { return strings.Contains(app.says.String(), "terminating connection") })
+		if status, answer := app.post(t, "/work", ""); status != http.StatusOK || strings.Contains(app.says.String(), "uncaughtException") {
+			t.Errorf("%d %s, or an exception that nothing has caught", status, answer)
+		}
+	})
 }
+
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { return len(p), nil }

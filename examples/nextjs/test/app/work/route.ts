@@ -4,6 +4,9 @@ import { work } from '@/lib/webhooks/received'
 
 export async function POST(): Promise<Response> {
   const done: string[] = []
-  while (await work(async (webhook) => void done.push(webhook.event === WEBHOOK_EVENTS.ORG_MEMBER_ADDED ? webhook.data.email : webhook.event)));
+  while (await work(async (webhook, client) => {
+    if (webhook.event === WEBHOOK_EVENTS.PAYMENT_FAILED) await client.query('SELECT 1/0')
+    done.push(webhook.event === WEBHOOK_EVENTS.ORG_MEMBER_ADDED ? webhook.data.email : webhook.event)
+  }));
   return Response.json(done)
 }
