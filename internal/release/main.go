@@ -3,6 +3,7 @@
 //	walhook-linux-amd64 …   static binaries
 //	….cdx.json              a software bill of materials for each, in CycloneDX, with licences
 //	walhook.md              docs/commands.md: what `walhook --help` says
+//	LICENSE                 walhook's own: whoever passes a binary on has to pass it on too
 //	THIRD_PARTY_NOTICES     the licences of everything that is in the binaries
 //	SHA256SUMS              of all of them, for `sha256sum -c`
 //
@@ -13,6 +14,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"debug/buildinfo"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -61,11 +63,16 @@ func (r *release) make(ctx context.Context) error {
 	if err := r.notices(contents); err != nil {
 		return err
 	}
-	help, err := os.ReadFile("docs/commands.md")
-	if err != nil {
-		return err
+	for name, file := range map[string]string{"walhook.md": "docs/commands.md", "LICENSE": "LICENSE"} {
+		content, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		if err := r.write(name, content); err != nil {
+			return err
+		}
 	}
-	return errors.Join(r.write("walhook.md", help), r.sums())
+	return r.sums()
 }
 
 // target makes what there is for each target, and adds the modules of the binary to contents.
@@ -75,14 +82,34 @@ func (r *release) target(ctx context.Context, target string, contents modules) e
 	if r.cache != "" {
 		env = append(env, "GOCACHE="+r.cache)
 	}
-	// A machine's GOFLAGS may leave the commit out, or the build does so where it finds no git.
+	// A machine's GOFLAGS may leave the commit out.
 	if _, err := output(ctx, env, "go", "build", "-buildvcs=true", "-trimpath", "-ldflags", "-s -w -X main.version="+r.version, "-o", filepath.Join(r.folder, name), "."); err != nil {
 		return err
 	}
-	if err := contents.add(ctx, env); err != nil {
+	if err := errors.Join(committed(filepath.Join(r.folder, name)), contents.add(ctx, env)); err != nil {
 		return err
 	}
 	return r.sbom(ctx, name, contents)
+}
+
+// committed holds that a binary names the commit that it is made of, and nothing else. Without a folder .git, as in an archive of the
+// source or in a worktree of git, go build leaves the commit out, and says nothing.
+func committed(binary string) error {
+	info, err := buildinfo.ReadFile(binary)
+	if err != nil {
+		return err
+	}
+	set := map[string]string{}
+	for _, s := range info.Settings {
+		set[s.Key] = s.Value
+	}
+	switch {
+	case set["vcs.revision"] == "":
+		return fmt.Errorf("%s names no commit: make releases in a clone", binary)
+	case set["vcs.modified"] != "false":
+		return fmt.Errorf("%s has changes that are not committed", binary)
+	}
+	return nil
 }
 
 // sbom describes a binary by what the linker has written into it, and adds the licences. The time

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
@@ -28,7 +29,7 @@ func TestTheRelease(t *testing.T) {
 		t.Skip("WALHOOK_TEST_RELEASE names no release: make release-check makes one")
 	}
 	schema := cycloneDX(t)
-	files := []string{"THIRD_PARTY_NOTICES", "walhook.md"}
+	files := []string{"LICENSE", "THIRD_PARTY_NOTICES", "walhook.md"}
 	linked := map[string]bool{}
 	for _, target := range targets {
 		name := "walhook-" + strings.ReplaceAll(target, "/", "-")
@@ -60,8 +61,10 @@ func TestTheRelease(t *testing.T) {
 	}
 	same(t, "THIRD_PARTY_NOTICES", sorted(told), sorted(linked))
 
-	if !bytes.Equal(content(t, folder, "walhook.md"), content(t, "../../docs/commands.md")) {
-		t.Error("walhook.md is not docs/commands.md")
+	for name, file := range map[string]string{"walhook.md": "docs/commands.md", "LICENSE": "LICENSE"} {
+		if !bytes.Equal(content(t, folder, name), content(t, "../..", file)) {
+			t.Errorf("%s is not %s", name, file)
+		}
 	}
 
 	var sums []string
@@ -69,6 +72,43 @@ func TestTheRelease(t *testing.T) {
 		sums = append(sums, fmt.Sprintf("%x  %s", sha256.Sum256(content(t, folder, name)), name))
 	}
 	same(t, "SHA256SUMS", strings.Split(strings.TrimSpace(string(content(t, folder, "SHA256SUMS"))), "\n"), sums)
+}
+
+// A release is made of a commit, and of all that is in it.
+func TestCommitted(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(folder, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run := func(name string, args ...string) {
+		t.Helper()
+		cmd := exec.CommandContext(t.Context(), name, args...)
+		cmd.Dir = folder
+		if said, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s %v: %v: %s", name, args, err, said)
+		}
+	}
+	is := func(want string) {
+		t.Helper()
+		run("go", "build", "-buildvcs=true", "-o", "program", ".")
+		if err := committed(filepath.Join(folder, "program")); fmt.Sprint(err) != want && (want == "<nil>" || !strings.Contains(fmt.Sprint(err), want)) {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+	write("go.mod", "module program\n")
+	write("main.go", "package main\n\nfunc main() {}\n")
+	write(".gitignore", "program\n")
+	is("names no commit")
+	run("git", "init", "-q")
+	run("git", "add", "-A")
+	run("git", "-c", "user.name=test", "-c", "user.email=test@example.com", "commit", "-q", "-m", "all")
+	is("<nil>")
+	write("main.go", "package main\n\nfunc main() { println() }\n")
+	is("changes that are not committed")
 }
 
 func content(t *testing.T, path ...string) []byte {
