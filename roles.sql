@@ -26,8 +26,7 @@ SET LOCAL idle_in_transaction_session_timeout = '1min';
 SET LOCAL row_security = off;
 SET LOCAL quote_all_identifiers = off;
 SET LOCAL client_min_messages = warning;
--- An INSERT waits no longer for the change of the owner than this, and for the change itself.
-SET LOCAL lock_timeout = '200ms';
+SET LOCAL lock_timeout = '5s'; -- until section 2, no INSERT, UPDATE or SELECT waits for what is locked here
 
 DO $do$
 BEGIN
@@ -40,6 +39,17 @@ BEGIN
     IF current_setting('transaction_timeout', true) IS NOT NULL THEN -- from PostgreSQL 17 on
         PERFORM set_config('transaction_timeout', '0', true);
     END IF;
+
+    -- One session at a time, as in schema.sql.
+    BEGIN
+        LOCK TABLE webhook_state IN SHARE UPDATE EXCLUSIVE MODE;
+    EXCEPTION
+        WHEN insufficient_privilege THEN
+            NULL; -- a member of walhook_owner that does not inherit its rights: section 3 locks it
+        WHEN lock_not_available THEN
+            RAISE EXCEPTION 'another session is applying walhook''s schema or roles, or has webhook_state locked: nothing was changed'
+                USING ERRCODE = 'lock_not_available', HINT = 'Try again later, or end that session: pg_locks and pg_stat_activity show which one it is.';
+    END;
 END $do$;
 
 
@@ -67,7 +77,11 @@ BEGIN
     -- make itself a member, and is none yet.
     IF NOT (CASE WHEN current_setting('server_version_num')::int >= 160000 THEN pg_has_role('walhook_owner'::regrole::oid, 'SET'::text)
                  ELSE pg_has_role('walhook_owner'::regrole::oid, 'MEMBER'::text) END) THEN
-        EXECUTE 'GRANT walhook_owner TO ' || me;
+        BEGIN
+            EXECUTE 'GRANT walhook_owner TO ' || me;
+        EXCEPTION WHEN unique_violation THEN
+            NULL; -- likewise
+        END;
     END IF;
 EXCEPTION WHEN insufficient_privilege THEN
     RAISE EXCEPTION 'role % cannot make walhook''s roles, or cannot become a member of walhook_owner: %', me, sqlerrm
@@ -78,13 +92,22 @@ END $do$;
 -- REPLICATION is a superuser's to give, or, from PostgreSQL 16 on, that of a role that has it. Amazon has a role for it instead.
 DO $do$
 BEGIN
-    IF NOT (SELECT r.rolreplication FROM pg_roles AS r WHERE r.rolname = 'walhook_run') THEN
-        IF to_regrole('rds_replication') IS NOT NULL THEN
-            GRANT rds_replication TO walhook_run;
-        ELSE
-            ALTER ROLE walhook_run REPLICATION;
-        END IF;
-    END IF;
+    FOR try IN 1..3 LOOP
+        BEGIN
+            IF NOT (SELECT r.rolreplication FROM pg_roles AS r WHERE r.rolname = 'walhook_run') THEN
+                IF to_regrole('rds_replication') IS NOT NULL THEN
+                    GRANT rds_replication TO walhook_run;
+                ELSE
+                    ALTER ROLE walhook_run REPLICATION;
+                END IF;
+            END IF;
+            RETURN;
+        EXCEPTION WHEN internal_error OR unique_violation THEN -- the role was changed meanwhile, as for another database of this server
+            IF try = 3 THEN
+                RAISE;
+            END IF;
+        END;
+    END LOOP;
 EXCEPTION WHEN insufficient_privilege THEN
     RAISE WARNING 'walhook_run cannot replicate yet: as a superuser, ALTER ROLE walhook_run REPLICATION';
 END $do$;
@@ -122,8 +145,10 @@ END $do$;
 -- Only what belongs to the owner of webhook_outbox is given away: a function that a stranger made under one of our names would
 -- otherwise run with the rights of walhook_owner.
 -- An ALTER ... OWNER locks its table against everybody until COMMIT. The tables come last, the outbox at the very end, and the
--- first lock that is not available in 200 ms ends it all with nothing changed.
+-- first lock that is not available in 200 ms ends it all with nothing changed: an INSERT waits no longer than this, and for the
+-- change itself.
 
+SET LOCAL lock_timeout = '200ms';
 DO $do$
 DECLARE
     owner     CONSTANT oid := 'walhook_owner'::regrole::oid;

@@ -1,9 +1,11 @@
 package store_test
 
 import (
+	"errors"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -42,6 +44,31 @@ func asLogin(t testing.TB, db *pgtest.DB, role string) *pgxpool.Pool {
 	t.Helper()
 	exec(t, db.Pool, `ALTER ROLE `+role+` PASSWORD '`+role+`'`)
 	return newPool(t, db, asRole(role))
+}
+
+// Of two at once, in one database or in two of a server, the second waits: nothing fails, whether the roles are made or are there.
+func TestRolesAtOnce(t *testing.T) {
+	t.Parallel()
+	db := rolesServer(t, readSchema(t))
+	exec(t, db.Pool, `CREATE DATABASE other`)
+	other := newPool(t, db, func(c *pgxpool.Config) { c.ConnConfig.Database = "other" })
+	if err := apply(t.Context(), other, readSchema(t)); err != nil {
+		t.Fatal(err)
+	}
+	for _, state := range []string{"roles that are made", "roles that are there"} {
+		var wg sync.WaitGroup
+		errs := make([]error, 6)
+		for i := range errs {
+			wg.Go(func() { errs[i] = apply(t.Context(), []*pgxpool.Pool{db.Pool, other}[i%2], readRoles(t)) })
+		}
+		wg.Wait()
+		if err := errors.Join(errs...); err != nil {
+			t.Errorf("%s: %v", state, err)
+		}
+	}
+	if !query[bool](t, db.Pool, `SELECT rolreplication FROM pg_roles WHERE rolname = 'walhook_run'`) {
+		t.Error("walhook_run cannot replicate")
+	}
 }
 
 const denied = "permission denied"
