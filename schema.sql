@@ -29,18 +29,21 @@ BEGIN
     END IF;
     PERFORM set_config('search_path', here || ', pg_temp', true);
     PERFORM set_config('lock_timeout', '50ms', true);
-    bare := ARRAY(
-        SELECT c.oid FROM (VALUES ('webhook_event_types'::text, 'example'::text), ('webhook_endpoints', 'all_organizations')) AS w(name, added)
-        JOIN pg_class AS c ON c.oid = to_regclass(w.name)::oid AND c.relkind = 'r'
-        JOIN pg_class AS o ON o.oid = to_regclass('webhook_outbox')::oid AND o.relkind = 'p' AND o.relowner = c.relowner
-        WHERE pg_has_role(c.relowner, 'USAGE'::text)
-          AND NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname::text = w.added AND NOT a.attisdropped));
-    IF bare OPERATOR(pg_catalog.=) '{}'::oid[] THEN
-        RETURN;
-    END IF;
-    users := ARRAY(SELECT l.virtualtransaction FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database
-                   WHERE d.datname = current_database() AND l.relation = ANY (bare) AND l.granted);
-    PERFORM pg_sleep(0.05::float8);
+    FOR look IN 1..2 LOOP -- again, because another session may add them meanwhile
+        bare := ARRAY(
+            SELECT c.oid FROM (VALUES ('webhook_event_types'::text, 'example'::text), ('webhook_endpoints', 'all_organizations')) AS w(name, added)
+            JOIN pg_class AS c ON c.oid = to_regclass(w.name)::oid AND c.relkind = 'r'
+            JOIN pg_class AS o ON o.oid = to_regclass('webhook_outbox')::oid AND o.relkind = 'p' AND o.relowner = c.relowner
+            WHERE pg_has_role(c.relowner, 'USAGE'::text)
+              AND NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname::text = w.added AND NOT a.attisdropped));
+        IF bare OPERATOR(pg_catalog.=) '{}'::oid[] THEN
+            RETURN;
+        END IF;
+        EXIT WHEN look = 2;
+        users := ARRAY(SELECT l.virtualtransaction FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database
+                       WHERE d.datname = current_database() AND l.relation = ANY (bare) AND l.granted);
+        PERFORM pg_sleep(0.05::float8);
+    END LOOP;
     SELECT coalesce('of pid ' || l.pid::text, 'that is prepared (see pg_prepared_xacts)') INTO other
     FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database
     WHERE d.datname = current_database() AND l.relation = ANY (bare) AND l.granted AND l.virtualtransaction = ANY (users) LIMIT 1;

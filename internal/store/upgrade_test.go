@@ -365,6 +365,32 @@ func TestUpgradeBesideAnOpenTransaction(t *testing.T) {
 	}
 }
 
+// Of two that upgrade at once, the second has looked before the first has added the columns, and goes on while the first changes
+// the tables: it no longer needs the lock for which it would wait then.
+func TestUpgradeByTwoAtOnce(t *testing.T) {
+	t.Parallel()
+	db, _ := versionInUse(t, "7")
+	const commit, wait = "\nCOMMIT;\n", "pg_sleep(0.05::float8)"
+	columns, _, _ := strings.Cut(readSchema(t), commit)
+	if !strings.Contains(columns, wait) {
+		t.Fatalf("the first transaction has no %s", wait)
+	}
+	columns += commit
+	second := make(chan error, 1)
+	go func() { second <- apply(t.Context(), db.Pool, strings.Replace(columns, wait, "pg_sleep(2)", 1)) }()
+	pgtest.Eventually(t, 10*time.Second, "the second has looked", func() bool {
+		return query[bool](t, db.Pool, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep')`)
+	})
+	if err := apply(t.Context(), db.Pool, columns); err != nil {
+		t.Fatal(err)
+	}
+	first := begin(t, db.Pool)
+	exec(t, first, `LOCK TABLE webhook_event_types, webhook_endpoints IN SHARE ROW EXCLUSIVE MODE`) // as CREATE TRIGGER does
+	if err := <-second; err != nil {
+		t.Error(err)
+	}
+}
+
 // Whatever walhook records begins with webhook_state, and goes on with the other tables. An upgrade that locks them the other way
 // round keeps the running former version waiting, until it gives up itself.
 func TestUpgradeBesideARecording(t *testing.T) {
