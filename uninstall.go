@@ -93,7 +93,7 @@ func uninstall(ctx context.Context, cfg *config.Config, st *store.Store, tables 
 		return nil
 	}
 	var meter webhook.Meter
-	err = st.DropTables(ctx, schema, func(done, total int) {
+	dropped, err = st.DropTables(ctx, schema, func(done, total int) {
 		if now := time.Now(); meter.Due(now) {
 			p := meter.Progress("", now, float64(done)/float64(total))
 			fmt.Fprintf(stdout, "%d of %d partitions dropped, %s left\n", done, total, p.Left)
@@ -101,6 +101,10 @@ func uninstall(ctx context.Context, cfg *config.Config, st *store.Store, tables 
 	})
 	if err != nil {
 		return err
+	}
+	if !dropped {
+		fmt.Fprintln(stdout, "there are no tables of walhook's")
+		return nil
 	}
 	fmt.Fprintln(stdout, "tables, views and functions dropped")
 	return nil

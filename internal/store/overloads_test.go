@@ -348,7 +348,8 @@ func walkThrough(t *testing.T, db *pgtest.DB) {
 	run(`SELECT public.webhook_drop_day((pg_catalog.now() - '4 days'::interval)::date)`)
 	run(`SELECT public.webhook_drop_day((pg_catalog.now())::date)`)
 	run(`DELETE FROM public.webhook_endpoints WHERE id = $1`, second)
-	fine("drop the tables", st.DropTables(t.Context(), readSchema(t), func(int, int) {}))
+	_, err = st.DropTables(t.Context(), readSchema(t), func(int, int) {})
+	fine("drop the tables", err)
 }
 
 // storeWalk runs every statement of the Store's, whatever comes of it.

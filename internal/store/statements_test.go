@@ -271,7 +271,7 @@ func TestRoleOfRun(t *testing.T) {
 			t.Fatal(err)
 		}
 		asRun(t, db, pool)
-		if err := store.New(pool, db.Slot, 0).DropTables(t.Context(), readSchema(t), func(int, int) {}); err != nil {
+		if _, err := store.New(pool, db.Slot, 0).DropTables(t.Context(), readSchema(t), func(int, int) {}); err != nil {
 			t.Error(err)
 		}
 	})

@@ -34,7 +34,11 @@ func (s *Store) DropSlot(ctx context.Context) (dropped bool, err error) {
 	if exists, err := s.slotToDrop(ctx); !exists || err != nil {
 		return false, err
 	}
-	if _, err := s.pool.Exec(ctx, `SELECT pg_drop_replication_slot($1)`, s.slot); err != nil {
+	_, err = s.pool.Exec(ctx, `SELECT pg_drop_replication_slot($1)`, s.slot)
+	switch {
+	case hasCode(err, "42704"): // undefined_object: another uninstall was faster
+		return false, nil
+	case err != nil:
 		return false, fmt.Errorf("drop slot %s: %w", s.slot, err)
 	}
 	return true, nil
@@ -44,12 +48,12 @@ func (s *Store) DropSlot(ctx context.Context) (dropped bool, err error) {
 // nothing else. It returns a line about what it did.
 func (s *Store) DropPublication(ctx context.Context) (did string, err error) {
 	p, err := s.readPublication(ctx)
-	do := "DROP PUBLICATION " + Publication
+	do, none := "DROP PUBLICATION "+Publication, "there is no publication "+Publication
 	switch {
 	case err != nil:
 		return "", err
 	case !p.exists:
-		return "there is no publication " + Publication, nil
+		return none, nil
 	case p.all:
 		return "publication " + Publication + " was kept: it is FOR ALL TABLES, so it is not walhook's", nil
 	case !p.carries && p.others != "":
@@ -60,7 +64,11 @@ func (s *Store) DropPublication(ctx context.Context) (did string, err error) {
 	default:
 		did = "publication " + Publication + " dropped"
 	}
-	if _, err := s.pool.Exec(ctx, do); err != nil {
+	_, err = s.pool.Exec(ctx, do)
+	switch {
+	case hasCode(err, "42704"): // likewise
+		return none, nil
+	case err != nil:
 		return "", fmt.Errorf("%s: %w", do, err)
 	}
 	return did, nil
@@ -142,20 +150,21 @@ func (s *Store) MayUninstall(ctx context.Context, schema string, tables bool) er
 	return err
 }
 
-// DropTables drops all objects of the schema, with their contents, in one transaction. If an
+// DropTables drops all objects of the schema, with their contents, in one transaction. It
+// returns false if there are none. If an
 // object of the application depends on one of them (a view, a column's default), nothing is
 // dropped, and the error names that object. It does not wait for transactions of the
-// application, because later ones would queue behind it. dropped is called after each
+// application, because later ones would queue behind it. each is called after each
 // partition, of which years may be there: that is what takes long, and it is undone if the
 // rest fails.
-func (s *Store) DropTables(ctx context.Context, schema string, dropped func(done, total int)) error {
+func (s *Store) DropTables(ctx context.Context, schema string, each func(done, total int)) (dropped bool, err error) {
 	made, err := s.readTables(ctx, schema)
-	if err != nil {
-		return err
+	if err != nil || len(made) == 0 {
+		return false, err
 	}
 	partitions, err := s.partitions(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, prepareRead); err != nil {
@@ -175,20 +184,23 @@ func (s *Store) DropTables(ctx context.Context, schema string, dropped func(done
 			if err := drop("TABLE", name); err != nil {
 				return err
 			}
-			dropped(i+1, len(partitions))
+			each(i+1, len(partitions))
 		}
 		if err := drop("TABLE", made["TABLE"]...); err != nil {
 			return err
 		}
 		return drop("FUNCTION", made["FUNCTION"]...)
 	})
+	if err == nil {
+		return true, nil
+	}
+	if left, again := s.readTables(ctx, schema); again == nil && len(left) == 0 { // another uninstall was faster
+		return false, nil
+	}
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Detail != "" {
-		return fmt.Errorf("drop walhook's tables: %w: %s", err, pg.Detail)
+		return false, fmt.Errorf("drop walhook's tables: %w: %s", err, pg.Detail)
 	}
-	if err != nil {
-		return fmt.Errorf("drop walhook's tables: %w", err)
-	}
-	return nil
+	return false, fmt.Errorf("drop walhook's tables: %w", err)
 }
 
 // Those that readTables drops by their names, the DEFAULT partitions, are left to it.

@@ -5,10 +5,13 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
@@ -75,7 +78,7 @@ func TestUninstall(t *testing.T) {
 		{`ALTER TABLE webhook_mine ADD other uuid DEFAULT webhook_uuidv7()`, `ALTER TABLE webhook_mine DROP other`, "column other of table webhook_mine"},
 	} {
 		exec(t, db.Pool, c.make)
-		if err := st.DropTables(t.Context(), readSchema(t), func(int, int) {}); err == nil || !strings.Contains(err.Error(), c.what) {
+		if _, err := st.DropTables(t.Context(), readSchema(t), func(int, int) {}); err == nil || !strings.Contains(err.Error(), c.what) {
 			t.Errorf("%s: %v, want an error that names %s", c.make, err, c.what)
 		}
 		if n := ours(); n != before {
@@ -88,7 +91,7 @@ func TestUninstall(t *testing.T) {
 		tx := begin(t, db.Pool)
 		newEvent(t, tx, "org_1", "payment.failed")
 		began := time.Now()
-		if err := st.DropTables(t.Context(), readSchema(t), func(int, int) {}); err == nil {
+		if _, err := st.DropTables(t.Context(), readSchema(t), func(int, int) {}); err == nil {
 			t.Error("it dropped a table that somebody writes")
 		}
 		if took := time.Since(began); took > 10*time.Second {
@@ -99,12 +102,33 @@ func TestUninstall(t *testing.T) {
 		}
 	})
 
-	for range 2 { // again, it finds nothing
-		if _, err := st.DropPublication(t.Context()); err != nil {
-			t.Fatal(err)
+	exec(t, db.Pool, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, db.Slot)
+	for what, drop := range map[string]func() (bool, error){ // by two at once, one of them finds nothing
+		"slot": func() (bool, error) { return st.DropSlot(t.Context()) },
+		"publication": func() (bool, error) {
+			did, err := st.DropPublication(t.Context())
+			return did == "publication walhook dropped", err
+		},
+		"tables": func() (bool, error) { return st.DropTables(t.Context(), readSchema(t), func(int, int) {}) },
+	} {
+		var wg sync.WaitGroup
+		var times atomic.Int32
+		for range 3 {
+			wg.Go(func() {
+				dropped, err := drop()
+				for pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "55P03"; pg, ok = errors.AsType[*pgconn.PgError](err) {
+					dropped, err = drop() // the other takes longer than a lock is waited for
+				}
+				if err != nil {
+					t.Errorf("%s: %v", what, err)
+				}
+				if dropped {
+					times.Add(1)
+				}
+			})
 		}
-		if err := st.DropTables(t.Context(), readSchema(t), func(int, int) {}); err != nil {
-			t.Fatal(err)
+		if wg.Wait(); times.Load() != 1 {
+			t.Errorf("%s: %d have dropped it, want one", what, times.Load())
 		}
 	}
 	if n := ours(); n != 0 {
@@ -202,7 +226,7 @@ func TestDropTablesOfOthers(t *testing.T) {
 	db := pgtest.Empty(t)
 	st := store.New(db.Pool, db.Slot, 0)
 	exec(t, db.Pool, `CREATE TABLE webhook_endpoints (id int); CREATE FUNCTION webhook_replay(text) RETURNS int LANGUAGE sql RETURN 1`)
-	if err := st.DropTables(t.Context(), readSchema(t), func(int, int) {}); err != nil {
+	if _, err := st.DropTables(t.Context(), readSchema(t), func(int, int) {}); err != nil {
 		t.Errorf("without a walhook: %v", err)
 	}
 	exec(t, db.Pool, `SELECT FROM webhook_endpoints; SELECT webhook_replay('x')`)
@@ -213,11 +237,11 @@ func TestDropTablesOfOthers(t *testing.T) {
 	role := newRole(t, db)
 	exec(t, db.Pool, `ALTER FUNCTION webhook_replay(text) OWNER TO `+role)
 	exec(t, db.Pool, `ALTER TABLE webhook_endpoint_failures OWNER TO `+role)
-	if err := st.DropTables(t.Context(), readSchema(t), func(int, int) {}); !errors.Is(err, store.ErrNotPrepared) || !strings.Contains(err.Error(), "ALTER TABLE webhook_endpoint_failures OWNER TO") {
+	if _, err := st.DropTables(t.Context(), readSchema(t), func(int, int) {}); !errors.Is(err, store.ErrNotPrepared) || !strings.Contains(err.Error(), "ALTER TABLE webhook_endpoint_failures OWNER TO") {
 		t.Errorf("with a table of another owner: %v", err)
 	}
 	exec(t, db.Pool, `ALTER TABLE webhook_endpoint_failures OWNER TO CURRENT_USER`)
-	if err := st.DropTables(t.Context(), readSchema(t), func(int, int) {}); err != nil {
+	if _, err := st.DropTables(t.Context(), readSchema(t), func(int, int) {}); err != nil {
 		t.Error(err)
 	}
 	if left := column[string](t, db.Pool, `SELECT relname::text FROM pg_class WHERE relname LIKE 'webhook%'
