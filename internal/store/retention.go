@@ -132,7 +132,7 @@ func (p *Partitions) dropOld(ctx context.Context, before time.Time, u *Upkeep) e
 		}
 		dropped, why, err := p.dropOne(ctx, day, end)
 		switch {
-		case lockUnavailable(err):
+		case passes(err):
 			// One try per round: each may delay an INSERT for the lock timeout.
 			u.LockNotAvailable, p.busy = true, day
 			return nil
@@ -160,9 +160,17 @@ func (p *Partitions) dropOne(ctx context.Context, day, end time.Time) (dropped b
 	return dropped, "", err
 }
 
+// passes reports whether others are in the way at this moment, such as somebody who drops the
+// same day by hand. Nobody has to act.
+func passes(err error) bool {
+	return lockUnavailable(err) || hasCode(err,
+		"40001", // serialization_failure
+		"42P01") // undefined_table
+}
+
 // isRefusal reports whether a healthy server refused the statement itself.
 func isRefusal(pg *pgconn.PgError) bool {
-	return !lockUnavailable(pg) && !slices.Contains([]string{"08", "53", "57", "58", "XX"}, pg.Code[:min(len(pg.Code), 2)])
+	return !passes(pg) && !slices.Contains([]string{"08", "53", "57", "58", "XX"}, pg.Code[:min(len(pg.Code), 2)])
 }
 
 // undroppable returns why a day cannot be dropped, and what to do.

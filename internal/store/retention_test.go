@@ -219,6 +219,29 @@ func TestUpkeepDropsOldDays(t *testing.T) {
 		}
 	})
 
+	for _, code := range []string{"55P03", "40P01", "40001", "42P01"} {
+		t.Run("later, and says nothing, where others are in the way: "+code, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t)
+			addDay(t, db.Pool, 9*day)
+			exec(t, db.Pool, `ALTER FUNCTION webhook_drop_day(date) RENAME TO drops_day`)
+			exec(t, db.Pool, `CREATE FUNCTION webhook_drop_day(day date) RETURNS boolean LANGUAGE plpgsql AS $fn$
+				BEGIN RAISE EXCEPTION 'in the way' USING ERRCODE = '`+code+`'; END $fn$`)
+			p := newPartitions(t, db, 7*day)
+			pgtest.Eventually(t, 30*time.Second, "the day is tried", func() bool {
+				catchUp(t, db)
+				u := upkeep(t, p)
+				if len(u.Kept) > 0 {
+					t.Fatalf("kept %+v, as if somebody had to act", u.Kept)
+				}
+				return u.LockNotAvailable
+			})
+			exec(t, db.Pool, `DROP FUNCTION webhook_drop_day(date)`)
+			exec(t, db.Pool, `ALTER FUNCTION drops_day(date) RENAME TO webhook_drop_day`)
+			drops(t, p, func() { catchUp(t, db) })
+		})
+	}
+
 	t.Run("gives way to a reader, and holds no INSERT up", func(t *testing.T) {
 		t.Parallel()
 		db := pgtest.New(t)
