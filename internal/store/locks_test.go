@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -96,12 +97,18 @@ func TestLockedTable(t *testing.T) {
 }
 
 // Everybody at once: the recorder's two kinds of batches, the sweep, the
-// reconciler and operators who update the same rows in whatever order.
+// reconciler, sealing and the upkeep; operators who update the same rows in
+// whatever order, and who call the functions; and the application's INSERTs.
 func TestNoDeadlocks(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	pool := newPool(t, db, func(c *pgxpool.Config) { c.MaxConns = 8 })
+	pool := newPool(t, db, func(c *pgxpool.Config) { c.MaxConns = 12 })
 	st := store.New(pool, db.Slot, disableAfter)
+	sealer, err := store.NewSealer(make([]byte, 32), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	st.Sealing(sealer)
 	fence := acquire(t, st)
 	a, b := newEndpoint(t, db.Pool, "org_1", "*", "webhook.*"), newEndpoint(t, db.Pool, "org_1", "*", "webhook.*")
 	rs := slices.Concat(owed(t, db, a, 200), owed(t, db, b, 200))
@@ -161,9 +168,66 @@ func TestNoDeadlocks(t *testing.T) {
 			return err
 		})
 	}
-	run("operator of endpoints", func(round int) error {
-		_, err := pool.Exec(t.Context(), `UPDATE webhook_endpoints SET enabled = true WHERE id = $1`, rs[round%2*200].EndpointID)
+	unlessBusy := func(err error) error { // these give way, and are tried again
+		if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "55P03" {
+			return nil
+		}
 		return err
+	}
+	run("sealing", func(int) error {
+		_, err := st.SealAll(t.Context())
+		return unlessBusy(err)
 	})
+	call := func(isolation pgx.TxIsoLevel, sql string) func(round int) error {
+		return func(round int) error {
+			return pgx.BeginTxFunc(t.Context(), pool, pgx.TxOptions{IsoLevel: isolation}, func(tx pgx.Tx) error {
+				_, err := tx.Exec(t.Context(), sql, rs[round%2*200].EndpointID)
+				return err
+			})
+		}
+	}
+	twice := func(what string, once func(round int) error) { // so with itself too
+		run(what, once)
+		run(what, once)
+	}
+	for _, sql := range []string{
+		`UPDATE webhook_endpoints SET enabled = true WHERE id = $1`,
+		`SELECT webhook_pause($1)`,
+		`SELECT webhook_resume($1)`,
+		`SELECT webhook_retry_now($1)`,
+		`SELECT webhook_rotate_secret($1)`,
+		`SELECT webhook_set_secret($1, 'a secret of its own', '1 hour')`,
+		`SELECT webhook_send_test($1)`,
+		`SELECT webhook_create_endpoint('org_2', 'https://example.com') WHERE $1::uuid IS NOT NULL`,
+		`DELETE FROM webhook_endpoints WHERE organization_id = 'org_2' AND id <> $1 AND id IN (SELECT id FROM webhook_endpoints ORDER BY id FOR UPDATE SKIP LOCKED)`,
+		`SELECT webhook_forget('org_2') WHERE $1::uuid IS NOT NULL`,
+		`INSERT INTO webhook_event_types (name, category) SELECT 'made.by.two', 'made' WHERE $1::uuid IS NOT NULL ON CONFLICT DO NOTHING`,
+	} {
+		twice(sql, call(pgx.ReadCommitted, sql))
+	}
+	for _, sql := range []string{
+		`SELECT webhook_add_partition('webhook_outbox', (now() AT TIME ZONE 'UTC')::date - 40) WHERE $1::uuid IS NOT NULL`,
+		`SELECT webhook_add_partition('webhook_deliveries', (now() AT TIME ZONE 'UTC')::date - 40) WHERE $1::uuid IS NOT NULL`,
+		`SELECT webhook_delete_old(now() - interval '30 days', 100) WHERE $1::uuid IS NOT NULL`,
+		`SELECT webhook_drop_day((now() AT TIME ZONE 'UTC')::date - 40) WHERE $1::uuid IS NOT NULL`,
+	} {
+		once := call(pgx.ReadCommitted, sql)
+		twice(sql, func(round int) error { return unlessBusy(once(round)) })
+	}
+	for _, isolation := range []pgx.TxIsoLevel{pgx.ReadCommitted, pgx.RepeatableRead, pgx.Serializable} {
+		twice("INSERT, "+string(isolation), call(isolation, `INSERT INTO webhook_outbox (organization_id, event_type, payload)
+			SELECT o, 'payment.failed', '{}' FROM (VALUES ('org_1'), ('org_2')) AS v(o) WHERE $1::uuid IS NOT NULL`))
+	}
 	wg.Wait()
+
+	if crowded := query[int](t, db.Pool, `SELECT count(*) FROM (SELECT FROM webhook_secrets WHERE expires_at IS NULL OR expires_at > now()
+		GROUP BY endpoint_id HAVING count(*) > 2 OR count(*) FILTER (WHERE expires_at IS NULL) <> 1) AS c`); crowded != 0 {
+		t.Errorf("%d endpoints have other secrets than a new one and the one before", crowded)
+	}
+	pgtest.Eventually(t, 30*time.Second, "org_2 is erased", func() bool {
+		return query[int](t, db.Pool, `SELECT webhook_forget('org_2')`) == 0
+	})
+	if left := query[int](t, db.Pool, `SELECT (SELECT count(*) FROM webhook_outbox WHERE organization_id = 'org_2') + (SELECT count(*) FROM webhook_endpoints WHERE organization_id = 'org_2')`); left != 0 {
+		t.Errorf("%d events and endpoints of an organization that is erased are left", left)
+	}
 }
