@@ -184,6 +184,29 @@ func TestDoctor(t *testing.T) {
 	}
 }
 
+// The stream of another walhook's database would carry its events, and none of this one's.
+func TestAReplicationURLOfAnotherDatabaseEndsAtTheStart(t *testing.T) {
+	w := newWorld(t)
+	other := makeWorld(t, pgtest.New(t))
+	cfg := load(t, append([]string{"WALHOOK_REPLICATION_URL=" + other.db.URL}, w.env...)...)
+	log := slog.New(slog.DiscardHandler)
+	within, cancel := context.WithTimeout(t.Context(), 20*time.Second) // one that goes on would stream for ever
+	defer cancel()
+	for name, err := range map[string]error{
+		"run":    run(within, cfg, log),
+		"init":   initialize(t.Context(), cfg, initOptions{}, io.Discard, log),
+		"doctor": doctor(t.Context(), cfg, io.Discard),
+	} {
+		want := fmt.Sprintf("WALHOOK_REPLICATION_URL leads to database %q, and WALHOOK_DATABASE_URL to %q", other.db.Slot, w.db.Slot)
+		if exitCode(err) != exitConfig || !strings.Contains(fmt.Sprint(err), want) {
+			t.Errorf("%s: exit code %d, %v; want %q", name, exitCode(err), err, want)
+		}
+	}
+	if n := query[int](w, `SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1`, w.db.Slot); n != 0 {
+		t.Error("a slot was made in the other database")
+	}
+}
+
 // A second slot on the same tables would send everything twice, and it is not even made.
 func TestASecondSlotEndsAtTheStart(t *testing.T) {
 	w := newWorld(t)

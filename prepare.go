@@ -125,8 +125,8 @@ func preflight(ctx context.Context, db *database, want store.Intent) ([]store.Ch
 		return nil, db.refusedSQL(err)
 	}
 	replication := store.Check{Name: "replication", State: store.CheckOK, Found: "the role may replicate"}
-	if err := cdc.Probe(ctx, cdc.Config{Server: db.replication, Slot: db.cfg.Slot}); err != nil {
-		replication = store.FailedCheck(replication.Name, db.refusedReplication(err))
+	if err := probeReplication(ctx, db); err != nil {
+		replication = store.FailedCheck(replication.Name, err)
 	}
 	checks = append(checks, replication)
 	if db.store.CheckSchema(ctx) == nil { // else there are no secrets yet, or they cannot be read
@@ -137,6 +137,26 @@ func preflight(ctx context.Context, db *database, want store.Intent) ([]store.Ch
 		checks = append(checks, keys)
 	}
 	return checks, nil
+}
+
+// probeReplication checks that the role may replicate, and that both connection strings lead to
+// one database: the stream of another one would carry none of this one's events, and say nothing.
+func probeReplication(ctx context.Context, db *database) error {
+	streamed, err := cdc.Probe(ctx, cdc.Config{Server: db.replication, Slot: db.cfg.Slot})
+	if err != nil {
+		return db.refusedReplication(err)
+	}
+	if !db.cfg.Pooled() {
+		return nil
+	}
+	name, err := db.store.DatabaseName(ctx) // a pooler may have another name for it in its connection string
+	if err != nil {
+		return db.refusedSQL(err)
+	}
+	if streamed != name {
+		return fmt.Errorf("%w: WALHOOK_REPLICATION_URL leads to database %q, and WALHOOK_DATABASE_URL to %q: give both the same database", errConfig, streamed, name)
+	}
+	return nil
 }
 
 // intent returns what run does with the database.

@@ -141,17 +141,22 @@ func TestBehindAProxyThatTellsAnotherPidEverythingIsDelivered(t *testing.T) {
 func TestASessionThatTheDatabaseDoesNotKnowIsReported(t *testing.T) {
 	w := newWorld(t)
 	elsewhere := pgtest.Server(t, postgres.Options{})
-	pool, err := pgxpool.New(t.Context(), elsewhere.URL())
+	server, err := pgxpool.New(t.Context(), elsewhere.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	do(t, server, `CREATE DATABASE "`+w.db.Slot+`"`) // the same name, so that only the server differs
+	url := strings.Replace(elsewhere.URL(), "/postgres?", "/"+w.db.Slot+"?", 1)
+	pool, err := pgxpool.New(t.Context(), url)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer pool.Close()
-	if _, err := pool.Exec(t.Context(), `CREATE PUBLICATION walhook`); err != nil {
-		t.Fatal(err)
-	}
+	do(t, pool, `CREATE PUBLICATION walhook`)
 	log := &testkit.Output{}
 	w.log = log
-	w.start("WALHOOK_REPLICATION_URL=" + elsewhere.URL())
+	w.start("WALHOOK_REPLICATION_URL=" + url)
 	pgtest.Eventually(t, patience, "the log says what is between", func() bool { return log.Lines("set WALHOOK_REPLICATION_URL to") > 0 })
 	pgtest.Eventually(t, patience, "some sessions", func() bool { return log.Lines("the stream ended before the slot was claimed") > 3 })
 	if n := log.Lines("set WALHOOK_REPLICATION_URL to"); n != 1 {

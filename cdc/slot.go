@@ -50,20 +50,22 @@ func (s *Stream) open(ctx context.Context) (*connection, error) {
 	return c, nil
 }
 
-// Probe connects as a stream would, and changes nothing. It finds out whether the role
-// may replicate: no catalogue tells, because managed services have privileges of
-// their own for it.
-func Probe(ctx context.Context, config Config) error {
+// Probe connects as a stream would, changes nothing, and returns the name of the database
+// that it reached. It finds out whether the role may replicate: no catalogue tells, because
+// managed services have privileges of their own for it.
+func Probe(ctx context.Context, config Config) (database string, err error) {
 	s := New(config)
 	pg, err := s.connectReplicating(ctx, &sieve{})
 	if err == nil {
 		defer hangUp(pg)
-		_, err = s.identifySystem(ctx, pg)
+		var system pglogrepl.IdentifySystemResult
+		system, err = s.identifySystem(ctx, pg)
+		database = system.DBName
 	}
 	if e, ok := errors.AsType[*preparationError](err); ok && e.temporary {
-		return errors.New(e.Error()) // not ErrNotPrepared: it may go away by itself
+		return "", errors.New(e.Error()) // not ErrNotPrepared: it may go away by itself
 	}
-	return err
+	return database, err
 }
 
 // Prepare checks what a stream needs, creates the slot if it is missing, and reports
