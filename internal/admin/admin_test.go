@@ -187,6 +187,7 @@ func TestWhoMayAsk(t *testing.T) {
 		{"an address of loopback", open, []string{"Host: 127.0.0.2:8080"}, fine},
 		{"IPv6", open, []string{"Host: [::1]:8080"}, fine},
 		{"IPv6 without a port", open, []string{"Host: [::1]"}, fine},
+		{"no name, as HTTP/1.0 may have it", open, []string{"Host: "}, fine},
 		{"a name that was rebound", open, []string{"Host: rebound.example:8080"}, tooFar},
 		{"a name that looks like it", open, []string{"Host: localhost.example"}, tooFar},
 		{"another address", open, []string{"Host: 10.0.0.1:8080"}, tooFar},

@@ -105,8 +105,11 @@ func isToken(got string, tokens []string) bool {
 }
 
 // toLoopback reports whether a Host header names this machine in a way that no
-// DNS server can make up.
+// DNS server can make up. Without one it is a probe of HTTP/1.0: every browser names a host.
 func toLoopback(hostport string) bool {
+	if hostport == "" {
+		return true
+	}
 	host := hostport
 	if h, _, err := net.SplitHostPort(hostport); err == nil {
 		host = h
