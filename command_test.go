@@ -28,6 +28,7 @@ import (
 	"github.com/walhook/walhook/internal/config"
 	"github.com/walhook/walhook/internal/postgres/pgtest"
 	"github.com/walhook/walhook/internal/process"
+	"github.com/walhook/walhook/internal/testkit"
 )
 
 // typed runs a command, as from the command line.
@@ -187,6 +188,32 @@ func fill(t *testing.T, pipe *os.File) {
 		return true
 	}); err != nil || !errors.Is(wrote, syscall.EAGAIN) {
 		t.Fatal(err, wrote)
+	}
+}
+
+// A server that is gone without a word closes no connection, and walhook has recorded everything.
+func TestAStopWhileTheServerIsSilent(t *testing.T) {
+	const child = "TEST_AS_WALHOOK"
+	if os.Getenv(child) != "" {
+		os.Exit(command(untilSignal(t.Context()), []string{"run"}, os.Stdout, os.Stderr))
+	}
+	w := newWorld(t)
+	proxy := pgtest.NewProxy(t, w.db.URL, nil)
+	log := &testkit.Output{}
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$")
+	cmd.Stderr = log
+	cmd.Env = append([]string{child + "=1"}, w.env...)
+	cmd.Env = append(cmd.Env, "WALHOOK_DATABASE_URL="+proxy.URL) // the last of two counts
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Eventually(t, patience, "it streams", func() bool { return log.Lines(`"streaming"`) > 0 })
+	proxy.Swallow()
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("it ended with %v:\n%s", err, log.String())
 	}
 }
 

@@ -60,7 +60,21 @@ func openDatabase(ctx context.Context, cfg *config.Config) (*database, error) {
 	return d, nil
 }
 
-func (d *database) close() { d.pool.Close() }
+// closeWithin bounds how long PostgreSQL may take to hear that connections close. Where it is gone
+// without a word, the pool would wait for 15 s, longer than a stop may take.
+const closeWithin = time.Second
+
+func (d *database) close() {
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		d.pool.Close()
+	}()
+	select {
+	case <-closed:
+	case <-time.After(closeWithin):
+	}
+}
 
 // newStore returns the store. It seals secrets if there is a key.
 func newStore(cfg *config.Config, pool *pgxpool.Pool) (*store.Store, error) {
