@@ -2,6 +2,7 @@ package schedule
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/uuid"
@@ -149,6 +150,23 @@ func TestRows(t *testing.T) {
 				t.Errorf("%d rows in memory, starved %v; want %d and true", r.w.held, r.w.starved, small.Window/2)
 			}
 		},
+	})
+}
+
+// An id may come back to the organization that had it. Until the look-up knows, the row is
+// taken in and put back, page by page, as fast as the database answers.
+func TestARowOfAnotherOrganizationHasTheEndpointLookedUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, small)
+		endpoint := r.endpoint()
+		l := r.w.lane(endpoint, time.Now())
+		l.endpoint.OrganizationID = "org_2"
+		r.w.hasRows(l)
+		r.page(endpoint, webhook.Record{ID: uuid.New(), EventID: uuid.New(), Status: webhook.Pending})
+		if asked := r.w.lookUpNext(1, time.Now()); len(r.started) != 0 || !l.rows || len(asked) != 1 {
+			t.Errorf("%d attempts, rows left %t, %d endpoints looked up; want none, true, 1", len(r.started), l.rows, len(asked))
+		}
 	})
 }
 

@@ -70,6 +70,7 @@ func (s *Scheduler) requeueReassigned(l *lane, now time.Time) {
 				s.requeue(d, now)
 				l.restart()
 				s.hasRows(l)
+				l.ask = true // if it is the endpoint's again, its rows would come and go until then
 			}
 		}
 	}
