@@ -157,7 +157,7 @@ DECLARE
     tables    CONSTANT text[] := '{webhook_event_types,webhook_endpoints,webhook_secrets,webhook_outbox,webhook_outbox_default,webhook_deliveries,'
         'webhook_deliveries_default,webhook_state,webhook_endpoint_failures,webhook_retries,webhook_forgetting,webhook_audit,webhook_attempts,webhook_endpoint_health,webhook_overdue,webhook_status,'
         'webhook_ops_endpoints,webhook_tenant_endpoints,webhook_tenant_deliveries,webhook_tenant_attempts}';
-    functions CONSTANT text[] := '{webhook_uuidv7,webhook_uuid_at,webhook_uuid_time,webhook_delivery_id,webhook_event_patterns,webhook_restoring,webhook_is_operator,'
+    functions CONSTANT text[] := '{webhook_uuidv7,webhook_uuid_at,webhook_uuid_time,webhook_delivery_id,webhook_event_patterns,webhook_session_role,webhook_restoring,webhook_is_operator,'
         'webhook_event_types_restored,webhook_event_types_keep,webhook_url_problem,webhook_headers_problem,webhook_filter_cost,webhook_filter_problem,webhook_filter_matches,webhook_retry_schedule_problem,webhook_endpoints_before_write,webhook_new_secret,'
         'webhook_secret_problem,webhook_secrets_before_write,webhook_endpoints_after_insert,webhook_endpoints_bounds,webhook_secrets_restored,webhook_endpoints_notify,'
         'webhook_outbox_before_insert,webhook_outbox_before_update,webhook_deliveries_notify,webhook_revoke_default_privileges,webhook_add_partition,'

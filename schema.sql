@@ -282,6 +282,13 @@ COMMENT ON COLUMN webhook_event_types.description IS 'For people.';
 COMMENT ON COLUMN webhook_event_types.example IS 'A payload of this type, as receivers get it: the data of test webhooks. Null: there is none.';
 COMMENT ON COLUMN webhook_event_types.patterns IS 'Every entry of webhook_endpoints.event_types that matches this type. Computed.';
 
+-- With SECURITY DEFINER current_user is the function's owner. (What not every role may execute, such as a trigger's condition, has
+-- the expression itself.)
+CREATE OR REPLACE FUNCTION webhook_session_role() RETURNS name
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN CASE current_setting('role'::text) WHEN 'none' THEN session_user ELSE current_setting('role'::text)::name END;
+COMMENT ON FUNCTION webhook_session_role() IS 'The role whose rights count: that of SET ROLE, or else the one that logged in.';
+
 -- A restore brings rows that were checked elsewhere, in an order of its own: types may come after the endpoints that list them,
 -- secrets after their endpoints, and events may name deleted endpoints. pg_restore and psql restore by COPY; a logical
 -- subscriber writes as a replica. Only the tables' owner restores. (Triggers call it for each row, and PL/pgSQL keeps the plan.)
@@ -290,8 +297,7 @@ CREATE OR REPLACE FUNCTION webhook_restoring() RETURNS boolean
 BEGIN
     RETURN current_setting('session_replication_role') = 'replica'
         OR current_query() ~* E'^\\s*copy\\s'
-           AND pg_has_role(CASE current_setting('role'::text) WHEN 'none' THEN session_user ELSE current_setting('role'::text)::name END,
-                           (SELECT c.relowner FROM pg_class AS c WHERE c.oid = 'webhook_event_types'::regclass::oid), 'USAGE'::text);
+           AND pg_has_role(webhook_session_role(), (SELECT c.relowner FROM pg_class AS c WHERE c.oid = 'webhook_event_types'::regclass::oid), 'USAGE'::text);
 END $fn$;
 COMMENT ON FUNCTION webhook_restoring() IS 'Whether the rows come from a dump or a publisher, where they were already checked.';
 
@@ -657,13 +663,12 @@ END $fn$;
 COMMENT ON FUNCTION webhook_filter_matches(jsonb, jsonpath) IS
     'Whether an endpoint''s filter matches a payload. A filter that cannot be evaluated does not match. To try one: SELECT webhook_filter_matches(''{"amount": 5}'', ''$.amount > 1'').';
 
--- Whoever may pause endpoints is an operator, and walhook's own role may write webhook_state. It is the session's role that counts,
--- as in webhook_restoring: for a function with SECURITY DEFINER current_user is its owner.
+-- Whoever may pause endpoints is an operator, and walhook's own role may write webhook_state.
 CREATE OR REPLACE FUNCTION webhook_is_operator() RETURNS boolean
     LANGUAGE sql STABLE SET search_path FROM CURRENT AS $fn$
     SELECT pg_has_role(me.role, c.relowner, 'USAGE'::text) OR has_table_privilege(me.role, c.oid, 'UPDATE'::text)
         OR coalesce(has_function_privilege(me.role, to_regprocedure('webhook_pause(uuid)')::oid, 'EXECUTE'::text), false)
-    FROM pg_class AS c, (SELECT CASE current_setting('role'::text) WHEN 'none' THEN session_user ELSE current_setting('role'::text)::name END AS role) AS me
+    FROM pg_class AS c, (SELECT webhook_session_role() AS role) AS me
     WHERE c.oid = 'webhook_state'::regclass::oid
 $fn$;
 COMMENT ON FUNCTION webhook_is_operator() IS 'Whether the session''s role may change endpoints that have all_organizations set.';
@@ -694,9 +699,8 @@ BEGIN
     END IF;
     -- Nobody chooses an id: with the id of a deleted endpoint an endpoint would get what is still owed to that one, perhaps from
     -- another organization. Whoever may act as the tables' owner keeps the given id, because a restore needs that. Otherwise a
-    -- given id cannot be told from the column's default, and is replaced. (current_user is this function's owner.)
-    as_owner := pg_has_role(CASE current_setting('role'::text) WHEN 'none' THEN session_user ELSE current_setting('role'::text)::name END,
-                            (SELECT c.relowner FROM pg_class AS c WHERE c.oid = tg_relid), 'USAGE'::text);
+    -- given id cannot be told from the column's default, and is replaced.
+    as_owner := pg_has_role(webhook_session_role(), (SELECT c.relowner FROM pg_class AS c WHERE c.oid = tg_relid), 'USAGE'::text);
     IF is_new AND (new.id IS NULL OR NOT as_owner) THEN
         new.id := gen_random_uuid();
     END IF;
@@ -1435,14 +1439,12 @@ COMMENT ON COLUMN webhook_audit.endpoint_id IS 'The endpoint. Null for many, and
 COMMENT ON COLUMN webhook_audit.count IS 'How many endpoints, secrets, types, deliveries or events. organization.forgotten: all of these together. Null: unknown, because of a TRUNCATE, or because track_counts is off.';
 COMMENT ON COLUMN webhook_audit.detail IS 'The names of the changed columns; the scheme and host of a URL; walhook''s reason; the type, or that of a test event; unfinished: webhook_forget has not returned 0 yet.';
 
--- Whose rights count: with SECURITY DEFINER, current_user is the function's owner. Only a role that may write webhook_state can
--- be walhook; a setting alone, which anybody can set, would hide who it was.
+-- Only a role that may write webhook_state can be walhook; a setting alone, which anybody can set, would hide who it was.
 CREATE OR REPLACE FUNCTION webhook_audit_who() RETURNS text
     LANGUAGE plpgsql STABLE SET search_path FROM CURRENT AS $fn$
 BEGIN
     RETURN CASE WHEN current_setting('walhook.recording'::text, true) = 'on'
-                 AND has_table_privilege(CASE current_setting('role'::text) WHEN 'none' THEN session_user ELSE current_setting('role'::text)::name END,
-                                         'webhook_state'::regclass::oid, 'UPDATE'::text)
+                 AND has_table_privilege(webhook_session_role(), 'webhook_state'::regclass::oid, 'UPDATE'::text)
                 THEN 'walhook' ELSE session_user::text END;
 END $fn$;
 COMMENT ON FUNCTION webhook_audit_who() IS 'Who makes the present change, for webhook_audit.';
@@ -2714,7 +2716,7 @@ END $do$;
 -- chooses filters webhook_filter_cost.
 -- EXECUTE on all others is revoked from PUBLIC each time, trigger functions first: whoever may execute a trigger function can put
 -- it on a table of their own. Grants to named roles are kept.
-REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_restoring(), webhook_is_operator(), webhook_event_types_restored(), webhook_secrets_restored(),
+REVOKE ALL ON FUNCTION webhook_revoke_default_privileges(oid, oid), webhook_session_role(), webhook_restoring(), webhook_is_operator(), webhook_event_types_restored(), webhook_secrets_restored(),
     webhook_event_types_keep(), webhook_endpoints_before_write(), webhook_endpoints_after_insert(), webhook_endpoints_bounds(), webhook_endpoints_notify(),
     webhook_secrets_before_write(), webhook_outbox_before_insert(), webhook_outbox_before_update(), webhook_deliveries_notify(),
     webhook_url_problem(text), webhook_headers_problem(jsonb), webhook_filter_problem(jsonpath), webhook_retry_schedule_problem(interval[]), webhook_new_secret(),
