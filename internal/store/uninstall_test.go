@@ -116,8 +116,8 @@ func TestUninstall(t *testing.T) {
 		for range 3 {
 			wg.Go(func() {
 				dropped, err := drop()
-				for pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "55P03"; pg, ok = errors.AsType[*pgconn.PgError](err) {
-					dropped, err = drop() // the other takes longer than a lock is waited for
+				for inTheWay(err) {
+					dropped, err = drop()
 				}
 				if err != nil {
 					t.Errorf("%s: %v", what, err)
@@ -141,6 +141,12 @@ func TestUninstall(t *testing.T) {
 	if err := apply(t.Context(), db.Pool, readSchema(t)); err != nil {
 		t.Errorf("installed again: %v", err)
 	}
+}
+
+// inTheWay reports whether another is just dropping it: a table's lock was waited for in vain, or it holds the slot.
+func inTheWay(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && (pg.Code == "55P03" || pg.Code == "55006") || err != nil && strings.Contains(err.Error(), "in use by pid")
 }
 
 // A slot of our name may be anybody's: it stays, and nothing else is dropped either.
