@@ -21,7 +21,7 @@ func (x *Trial) crash(p *Process) (over func()) {
 		c.Agent = p.Name
 	}
 	x.crashes = append(x.crashes, c)
-	return func() { x.crashes[i].Until = time.Now() }
+	return func() { x.crashes[i].Until, x.crashes[i].Ended = time.Now(), p != nil && !p.Running() }
 }
 
 // evidence reads journal and tables. Nothing may be under way.

@@ -32,12 +32,14 @@ type Evidence struct {
 type Crash struct {
 	From, Until time.Time // before it began and when it was over; Until is zero where nobody noted its end
 	Agent       string    // the walhook that it befell; "": any of them
+	Ended       bool      // that walhook is no more: what arrives of it later was under way
 }
 
 // excuses reports whether a request may be repeated for the crash: it lies between the
 // two requests, and befell one of their senders.
 func (c *Crash) excuses(before, again *Request) bool {
-	return !before.At.After(c.Until.Add(seenWithin)) && !again.At.Before(c.From) &&
+	sentBefore := !before.At.After(c.Until.Add(seenWithin)) || c.Ended && c.Agent == before.Agent
+	return sentBefore && !again.At.Before(c.From) &&
 		(c.Agent == "" || c.Agent == before.Agent || c.Agent == again.Agent)
 }
 

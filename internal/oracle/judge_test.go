@@ -294,6 +294,11 @@ func TestOracleGoesRed(t *testing.T) {
 			e.crash(-time.Second, 0, "")
 			e.repeat(unchanged)
 		}},
+		"a duplicate of what came after another walhook was killed": {Repeated, func(e *Evidence) {
+			e.crash(-2*seenWithin, 0, "walhook-2")
+			e.Crashes[0].Ended = true
+			e.repeat(func(r *Request) { r.Agent = "walhook-2" })
+		}},
 		"a duplicate after a crash that nobody has ended": {Repeated, func(e *Evidence) {
 			e.crash(time.Second, 0, "")
 			e.Crashes[0].Until = time.Time{}
@@ -398,6 +403,11 @@ func TestOracleAccepts(t *testing.T) {
 		"a duplicate of what was on its way at the crash": func(e *Evidence) {
 			e.crash(-seenWithin/2, 0, "")
 			e.repeat(func(*Request) {})
+		},
+		"a duplicate of what was on its way for long when its sender was killed": func(e *Evidence) {
+			e.crash(-2*seenWithin, 0, e.last().Agent)
+			e.Crashes[0].Ended = true
+			e.repeat(func(r *Request) { r.Agent = "walhook-2" })
 		},
 		"as many duplicates as two crashes allow": func(e *Evidence) {
 			e.crash(time.Second, 0, "")
