@@ -41,9 +41,9 @@ func (m manifest) needed() manifest {
 }
 
 var (
-	madeBySchema = regexp.MustCompile(`(?m)^ *CREATE (?:OR REPLACE )?(TABLE|VIEW|FUNCTION|INDEX|TRIGGER)(?: IF NOT EXISTS)? (webhook_\w+)(?: ON (webhook_\w+))?`)
+	madeBySchema = regexp.MustCompile(`^ *CREATE (?:OR REPLACE )?(TABLE|VIEW|FUNCTION|INDEX|TRIGGER)(?: IF NOT EXISTS)? (webhook_\w+)(?: ON (webhook_\w+))?`)
 	constrained  = regexp.MustCompile(`\bCONSTRAINT (webhook_\w+)`)
-	ownTypeRow   = regexp.MustCompile(`(?m)^ *\('(webhook\.[a-z_.]+)', +'` + outbox.OwnCategory + `'`)
+	ownTypeRow   = regexp.MustCompile(`^ *\('(webhook\.[a-z_.]+)', +'` + outbox.OwnCategory + `'`)
 )
 
 // readManifest parses the text of schema.sql. For "" it returns what this code needs at
@@ -51,20 +51,32 @@ var (
 func readManifest(schema string) manifest {
 	m := manifest{tables: slices.Clone(requiredTables), triggers: []string{"webhook_outbox_before_insert"}}
 	kinds := map[string]*[]string{"TABLE": &m.tables, "VIEW": &m.views, "FUNCTION": &m.functions, "INDEX": &m.indexes, "TRIGGER": &m.triggers}
-	for _, made := range madeBySchema.FindAllStringSubmatch(schema, -1) {
-		if names := kinds[made[1]]; !slices.Contains(*names, made[2]) {
-			*names = append(*names, made[2])
+	m.constraints = []string{"webhook_secrets_endpoint_id_fkey"} // PostgreSQL names it
+	for line := range strings.Lines(schema) {
+		m.read(line, kinds)
+	}
+	return m
+}
+
+// read adds what a line of schema.sql makes. An expression is slow, and every command reads the
+// file as it starts: so most lines are not shown to any.
+func (m *manifest) read(line string, kinds map[string]*[]string) {
+	if strings.Contains(line, "CREATE ") {
+		if made := madeBySchema.FindStringSubmatch(line); made != nil && !slices.Contains(*kinds[made[1]], made[2]) {
+			*kinds[made[1]] = append(*kinds[made[1]], made[2])
 			if made[1] == "INDEX" {
 				m.indexed = append(m.indexed, made[3])
 			}
 		}
 	}
-	m.constraints = []string{"webhook_secrets_endpoint_id_fkey"} // PostgreSQL names it
-	for _, c := range constrained.FindAllStringSubmatch(schema, -1) {
-		m.constraints = append(m.constraints, c[1])
+	if strings.Contains(line, "CONSTRAINT ") {
+		for _, c := range constrained.FindAllStringSubmatch(line, -1) {
+			m.constraints = append(m.constraints, c[1])
+		}
 	}
-	for _, row := range ownTypeRow.FindAllStringSubmatch(schema, -1) {
-		m.eventTypes = append(m.eventTypes, row[1])
+	if strings.Contains(line, "'"+outbox.OwnCategory+"'") {
+		if row := ownTypeRow.FindStringSubmatch(line); row != nil {
+			m.eventTypes = append(m.eventTypes, row[1])
+		}
 	}
-	return m
 }
