@@ -1782,7 +1782,7 @@ DECLARE
     low        uuid := webhook_uuid_at(day::timestamp AT TIME ZONE 'UTC');
     high       uuid := webhook_uuid_at((day + 1)::timestamp AT TIME ZONE 'UTC');
 BEGIN
-    LOCK TABLE webhook_deliveries_default IN SHARE UPDATE EXCLUSIVE MODE; -- one session at a time, as in webhook_add_partition
+    LOCK TABLE webhook_deliveries_default, webhook_outbox_default IN SHARE UPDATE EXCLUSIVE MODE; -- one session at a time, as in webhook_add_partition
     SELECT c.relname INTO events FROM pg_class AS c WHERE c.relispartition AND c.oid = to_regclass('webhook_outbox_p' || to_char(day::timestamp, 'YYYYMMDD'::text))::oid;
     SELECT c.relname INTO deliveries FROM pg_class AS c WHERE c.relispartition AND c.oid = to_regclass('webhook_deliveries_p' || to_char(day::timestamp, 'YYYYMMDD'::text))::oid;
     IF events IS NULL AND deliveries IS NULL THEN

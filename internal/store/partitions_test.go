@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -335,4 +336,29 @@ func TestDaysAreKeptByTwoAtOnce(t *testing.T) {
 		exec(t, db.Pool, `DELETE FROM webhook_outbox`) // what is owed without a row keeps its day
 		atOnce("false, false, false, true", `SELECT webhook_drop_day((now() AT TIME ZONE 'UTC')::date - $1::int)::text`, age)
 	}
+}
+
+// Nor is a day that is made in the way of another that is dropped, other than by a lock that is not available for a moment.
+func TestDaysAreMadeAndDroppedAtOnce(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	var wg sync.WaitGroup
+	for age := 10; age < 14; age++ {
+		wg.Go(func() {
+			for range 15 {
+				for _, sql := range []string{
+					`SELECT webhook_add_partition('webhook_outbox', (now() AT TIME ZONE 'UTC')::date - $1::int)`,
+					`SELECT webhook_add_partition('webhook_deliveries', (now() AT TIME ZONE 'UTC')::date - $1::int)`,
+					`SELECT webhook_drop_day((now() AT TIME ZONE 'UTC')::date - $1::int)`,
+				} {
+					_, err := db.Pool.Exec(t.Context(), sql, age)
+					if pg, ok := errors.AsType[*pgconn.PgError](err); err != nil && (!ok || pg.Code != "55P03") {
+						t.Errorf("%s, %d: %v", sql, age, err)
+						return
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
