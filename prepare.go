@@ -149,7 +149,7 @@ func probeReplication(ctx context.Context, db *database) error {
 	if !db.cfg.Pooled() {
 		return nil
 	}
-	name, err := db.store.DatabaseName(ctx) // a pooler may have another name for it in its connection string
+	name, err := db.store.Database(ctx) // a pooler may have another name for it in its connection string
 	if err != nil {
 		return db.refusedSQL(err)
 	}

@@ -259,6 +259,12 @@ func checkRefusal(t testing.TB, err error, want, what string) {
 	}
 }
 
+// isBusy reports whether a lock was not available: whoever gets that tries again.
+func isBusy(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pg.Code == "55P03"
+}
+
 func begin(t testing.TB, pool *pgxpool.Pool) pgx.Tx {
 	t.Helper()
 	tx, err := pool.Begin(t.Context())

@@ -1,7 +1,6 @@
 package store_test
 
 import (
-	"errors"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -10,7 +9,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
@@ -68,7 +66,7 @@ func TestLockedTable(t *testing.T) {
 	} {
 		began := time.Now()
 		err := run()
-		if pg, ok := errors.AsType[*pgconn.PgError](err); !ok || pg.Code != "55P03" {
+		if !isBusy(err) {
 			t.Errorf("%s: %v, want lock_not_available", what, err)
 		}
 		if took := time.Since(began); took > 5*time.Second {
@@ -169,7 +167,7 @@ func TestNoDeadlocks(t *testing.T) {
 		})
 	}
 	unlessBusy := func(err error) error { // these give way, and are tried again
-		if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "55P03" {
+		if isBusy(err) {
 			return nil
 		}
 		return err

@@ -2,7 +2,6 @@ package store_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -12,7 +11,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/walhook/walhook/internal/postgres/pgtest"
@@ -305,7 +303,7 @@ func TestDaysAreKeptByTwoAtOnce(t *testing.T) {
 			go func() {
 				var result string
 				err := db.Pool.QueryRow(t.Context(), sql, args...).Scan(&result)
-				for pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "55P03"; pg, ok = errors.AsType[*pgconn.PgError](err) {
+				for isBusy(err) {
 					err = db.Pool.QueryRow(t.Context(), sql, args...).Scan(&result)
 				}
 				if err != nil {
@@ -352,7 +350,7 @@ func TestDaysAreMadeAndDroppedAtOnce(t *testing.T) {
 					`SELECT webhook_drop_day((now() AT TIME ZONE 'UTC')::date - $1::int)`,
 				} {
 					_, err := db.Pool.Exec(t.Context(), sql, age)
-					if pg, ok := errors.AsType[*pgconn.PgError](err); err != nil && (!ok || pg.Code != "55P03") {
+					if err != nil && !isBusy(err) {
 						t.Errorf("%s, %d: %v", sql, age, err)
 						return
 					}

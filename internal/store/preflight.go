@@ -152,16 +152,6 @@ func (s *Store) Preflight(ctx context.Context, want Intent) ([]Check, error) {
 	return assess(&f, s.slot, want), nil
 }
 
-const selectDatabaseName = `SELECT pg_catalog.current_database()::text`
-
-// DatabaseName returns the name of the database that the tables are in.
-func (s *Store) DatabaseName(ctx context.Context) (name string, err error) {
-	if err = s.pool.QueryRow(ctx, selectDatabaseName).Scan(&name); err != nil {
-		return "", fmt.Errorf("read the name of the database: %w", err)
-	}
-	return name, nil
-}
-
 // readObjects reads which objects of schema.sql exist, and their owners.
 func (s *Store) readObjects(ctx context.Context, f *facts) error {
 	if f.incomplete = s.compare(ctx, s.made); f.incomplete != nil && !errors.Is(f.incomplete, ErrNotPrepared) {

@@ -151,12 +151,11 @@ func (s *Store) MayUninstall(ctx context.Context, schema string, tables bool) er
 }
 
 // DropTables drops all objects of the schema, with their contents, in one transaction. It
-// returns false if there are none. If an
-// object of the application depends on one of them (a view, a column's default), nothing is
-// dropped, and the error names that object. It does not wait for transactions of the
-// application, because later ones would queue behind it. each is called after each
-// partition, of which years may be there: that is what takes long, and it is undone if the
-// rest fails.
+// returns false if there are none. If an object of the application depends on one of them (a
+// view, a column's default), nothing is dropped, and the error names that object. It does not
+// wait for transactions of the application, because later ones would queue behind it. each is
+// called after each partition, of which years may be there: that is what takes long, and it is
+// undone if the rest fails.
 func (s *Store) DropTables(ctx context.Context, schema string, each func(done, total int)) (dropped bool, err error) {
 	made, err := s.readTables(ctx, schema)
 	if err != nil || len(made) == 0 {

@@ -146,7 +146,7 @@ func TestUninstall(t *testing.T) {
 // inTheWay reports whether another is just dropping it: a table's lock was waited for in vain, or it holds the slot.
 func inTheWay(err error) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && (pg.Code == "55P03" || pg.Code == "55006") || err != nil && strings.Contains(err.Error(), "in use by pid")
+	return isBusy(err) || ok && pg.Code == "55006" || err != nil && strings.Contains(err.Error(), "in use by pid")
 }
 
 // A slot of our name may be anybody's: it stays, and nothing else is dropped either.
